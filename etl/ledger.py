@@ -1,16 +1,20 @@
 """The ledger of a job: its plan, and which of its planned ranges are done.
 
 It lies in `OUTPUT/.work/` while the job runs. A range is a fixed span of input rows. What a range
-became is written first, its receipt last and atomically: a range without a receipt was not done.
+became lies in a folder of its own, which appears whole or not at all, and never changes: a range
+without one was not done, and a second worker that does it again, or one that outlived its killed
+job, comes too late.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import json
 import shutil
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +26,9 @@ from etl.atomic import atomic_file, file_sha256, remove_partials, write_json
 from etl.command import UserError
 from etl.shards import MANIFEST, Shard, read_manifest
 from etl.steps import StepYield
+
+STAGED, KEYS, DROPPED, RECEIPT = "rows.arrow", "keys.arrow", "drops.arrow", "receipt.json"
+"""What lies in the folder of a range that was done."""
 
 CODE_VERSION = 1
 """Raise it when the same input and options give other rows, so that runs are not mixed."""
@@ -151,43 +158,70 @@ class Ledger:
         )
 
     def clear(self) -> None:
-        """Remove what a killed run left half-written."""
+        """Remove what a killed run left half-written, and ranges whose shard was damaged since."""
         for folder in (self.output, self.work):
             remove_partials(folder)
+        for folder in self.work.glob("range-*"):
+            receipt = self.receipt(int(folder.name.rpartition("-")[2]))
+            shard = receipt and receipt.shard
+            if not receipt or (shard and not _has_size(folder / shard.path, shard.bytes)):
+                shutil.rmtree(folder)
 
     def discard(self) -> None:
-        """Remove the ledger, once its job is complete or has come to nothing."""
-        shutil.rmtree(self.work, ignore_errors=True)
+        """Remove the ledger, once its job is complete or has come to nothing.
+
+        It goes as a whole: of a half-removed one a later run might take parts for its own.
+        """
+        with contextlib.suppress(FileNotFoundError):
+            self.work.rename(self.output / f".work.{uuid.uuid4().hex}.partial")
+        remove_partials(self.output)
         with contextlib.suppress(OSError):
             self.output.rmdir()  # only if empty
 
     # Ranges.
 
+    def range_path(self, number: int) -> Path:
+        """Folder of a range that was done."""
+        return self.work / f"range-{number:05d}"
+
     def keys_path(self, number: int) -> Path:
         """Table of a range's staged rows, in order: row, id, url and the key of their identity."""
-        return self.work / f"range-{number:05d}.keys.arrow"
+        return self.range_path(number) / KEYS
 
     def drops_path(self, number: int) -> Path:
         """Table of a range's dropped candidates."""
-        return self.work / f"range-{number:05d}.drops.arrow"
+        return self.range_path(number) / DROPPED
 
-    def staged_name(self, number: int) -> str:
-        """File in `work` that holds a range's sound samples, before deduplication over the job."""
-        return f"range-{number:05d}.arrow"
+    def staged_path(self, number: int) -> Path:
+        """Shard of a range's sound samples, before deduplication over the job."""
+        return self.range_path(number) / STAGED
 
-    def save_receipt(self, receipt: Receipt) -> None:
-        """Declare a range done."""
-        write_json(self.work / f"range-{receipt.number:05d}.json", dataclasses.asdict(receipt))
+    @contextlib.contextmanager
+    def draft(self, number: int) -> Iterator[Path]:
+        """A folder in which to put what a range becomes; it goes unless `save_receipt` takes it."""
+        folder = self.work / f".range-{number:05d}.{uuid.uuid4().hex}.partial"
+        folder.mkdir()  # without parents: whoever outlives the job shall not bring its ledger back
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def save_receipt(self, draft: Path, receipt: Receipt) -> None:
+        """Declare a range done by what lies in its draft, unless another worker was first."""
+        write_json(draft / RECEIPT, dataclasses.asdict(receipt))
+        try:
+            draft.rename(self.range_path(receipt.number))
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
 
     def receipt(self, number: int) -> Receipt | None:
-        """A range's receipt, if it was done and its shard is still whole."""
-        path = self.work / f"range-{number:05d}.json"
+        """A range's receipt, if it was done."""
+        path = self.range_path(number) / RECEIPT
         if not path.exists():
             return None
         value = json.loads(path.read_bytes())
         shard = Shard(**value["shard"]) if value["shard"] else None
-        if shard and not _has_size(self.work / shard.path, shard.bytes):
-            return None
         yields = tuple(StepYield(**found) for found in value["yields"])
         return Receipt(number=number, yields=yields, shard=shard)
 

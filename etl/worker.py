@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from etl.atomic import atomic_file, file_sha256
 from etl.backends import make_backend
 from etl.download import BackendName, Fetched, FetchOptions, dns_trouble
-from etl.ledger import Ledger, Receipt, read_table, write_table
+from etl.ledger import DROPPED, KEYS, STAGED, Ledger, Receipt, read_table, write_table
 from etl.media import (
     STEPS,
     Anywhere,
@@ -107,25 +107,28 @@ class RangeWorker:
         if len(numbers) != 1:
             raise ValueError(f"rows of the ranges {sorted(numbers)} in one batch, want one range")
         (number,) = numbers
-        books = _Books()
-        samples = self._samples(table.drop_columns(["range"]), books)
-        first = next(samples, None)
-        shard = None
-        if first:  # without a sound row there is no shard
-            name = self._ledger.staged_name(number)
-            shard = write_shard(self._ledger.work, name, itertools.chain([first], samples))
-        kept = pa.Table.from_pylist(books.kept, schema=KEPT)
-        write_table(self._ledger.keys_path(number), kept)
-        drops = pa.Table.from_pylist(books.drops, schema=DROPS)
-        write_table(self._ledger.drops_path(number), drops)
-        yields = books.yields(table.num_rows)
-        trouble = None
-        if self._spec.stop_on_dns:
-            trouble = dns_trouble(table["url"].to_pylist(), books.drops)
-        if trouble is None:
-            self._ledger.save_receipt(Receipt(number=number, yields=yields, shard=shard))
+        trouble = self._do(number, table.drop_columns(["range"]))
         told = pa.array([trouble], pa.string())
         return pa.table({"range": [number], "rows": [table.num_rows], "trouble": told})
+
+    def _do(self, number: int, candidates: pa.Table) -> str | None:
+        """Do a range; it counts unless there was trouble."""
+        books = _Books()
+        samples = self._samples(candidates, books)
+        with self._ledger.draft(number) as draft:
+            first = next(samples, None)
+            shard = None
+            if first:  # without a sound row there is no shard
+                shard = write_shard(draft, STAGED, itertools.chain([first], samples))
+            write_table(draft / KEYS, pa.Table.from_pylist(books.kept, schema=KEPT))
+            write_table(draft / DROPPED, pa.Table.from_pylist(books.drops, schema=DROPS))
+            if self._spec.stop_on_dns:
+                trouble = dns_trouble(candidates["url"].to_pylist(), books.drops)
+                if trouble:
+                    return trouble
+            yields = books.yields(candidates.num_rows)
+            self._ledger.save_receipt(draft, Receipt(number=number, yields=yields, shard=shard))
+        return None
 
     def _samples(self, candidates: pa.Table, books: _Books) -> Iterator[Sample]:
         """Samples of the sound records, as their media come; the books tell of all."""
@@ -222,7 +225,7 @@ class WriteFinal:
         path = self._ledger.output / shard_name(number)
         rows = read_table(self._ledger.keys_path(number))["row"]
         kept = pc.is_in(rows, pa.array(row["keep"], pa.int64()))
-        staged = read_table(self._ledger.work / self._ledger.staged_name(number))
+        staged = read_table(self._ledger.staged_path(number))
         with atomic_file(path) as stream, pa.ipc.new_file(stream, SCHEMA) as writer:
             writer.write_table(staged.filter(kept))
         size = path.stat().st_size

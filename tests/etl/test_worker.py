@@ -100,8 +100,8 @@ def staged(ledger: Ledger, number: int) -> list[Sample]:
         drops={},
         shards=(receipt.shard,),
     )
-    write_manifest(ledger.work, manifest)
-    found = ShardSet([ledger.work])
+    write_manifest(ledger.range_path(number), manifest)
+    found = ShardSet([ledger.range_path(number)])
     return [found[index] for index in range(len(found))]
 
 
@@ -170,10 +170,35 @@ def test_final_shards_leave_duplicates_out(tmp_path: Path) -> None:
 def test_a_receipt_without_its_shard_counts_for_nothing(tmp_path: Path) -> None:
     ledger = stage(tmp_path / "out", [["http://web/0"]])
     assert ledger.receipt(0)
-    (ledger.work / ledger.staged_name(0)).write_bytes(b"")
+    ledger.clear()
+    assert ledger.receipt(0)
+    ledger.staged_path(0).write_bytes(b"")
+    ledger.clear()
     assert ledger.receipt(0) is None
     assert ledger.receipt(1) is None
     assert ledger.written(0) is None
+
+
+def test_whoever_does_a_range_again_comes_too_late(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = stage(tmp_path / "out", [["http://web/0", "http://web/1"]])
+    before = {path.name: path.read_bytes() for path in ledger.range_path(0).iterdir()}
+    monkeypatch.setitem(WEB, "http://web/1", Fetched(reason="timeout"))  # the web has changed
+    worker = RangeWorker(spec(ledger.output))
+    worker(ReadCandidates(ledger.output)(pa.table({"range": [0]})))
+    assert {path.name: path.read_bytes() for path in ledger.range_path(0).iterdir()} == before
+    assert [path.name for path in ledger.work.glob(".*")] == []
+
+
+def test_a_worker_that_outlives_its_job_does_not_bring_its_ledger_back(tmp_path: Path) -> None:
+    ledger = stage(tmp_path / "out", [["http://web/0"]])
+    table = ReadCandidates(ledger.output)(pa.table({"range": [0]}))
+    (ledger.output / "kept").touch()
+    ledger.discard()
+    with pytest.raises(FileNotFoundError):
+        RangeWorker(spec(ledger.output))(table)
+    assert [path.name for path in ledger.output.iterdir()] == ["kept"]
 
 
 def test_tables_survive_the_ledger(tmp_path: Path) -> None:
