@@ -167,6 +167,14 @@ class Ledger:
             if not receipt or (shard and not _has_size(folder / shard.path, shard.bytes)):
                 shutil.rmtree(folder)
 
+    def empty(self) -> None:
+        """Remove all but the lock."""
+        for path in self.work.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != "lock":
+                path.unlink()
+
     def discard(self) -> None:
         """Remove the ledger, once its job is complete or has come to nothing.
 

@@ -53,8 +53,9 @@ def plan_ranges(ledger: Ledger, outcomes: Iterable[Outcome], rows_per_shard: int
         How many rows each range has; those that the job had before have none now.
     """
     planned = ledger.planned()
-    if planned:
+    if planned and "retry" in planned["plan"]["config"]:
         return planned["rows"] if unfinished(ledger) else []
+    ledger.empty()  # of a job that was killed between its manifest and its end
     wanted = _transient(pq.read_table(ledger.output / DROPS_FILE))
     if not wanted.num_rows:
         _log.info("%s: nothing failed that might not now", ledger.output)

@@ -66,22 +66,25 @@ def run_job(job: Job) -> None:
     """
     plan = make_plan(job.name, job.source.files, job.options.config)
     ledger = Ledger(job.options.output)
-    if ledger.complete(plan):
+    if ledger.complete(plan) and not (job.options.retry_failed or ledger.work.exists()):
         _log.info("%s: already complete, nothing to do", ledger.output)
     else:
         with ledger.lock():
             ledger.clear()
-            _work(job, plan, ledger)
-        ledger.discard()
+            _go_on(job, plan, ledger)
+    print_summary(ledger.output, read_manifest(ledger.output), as_json=job.options.json)
+
+
+def _go_on(job: Job, plan: Plan, ledger: Ledger) -> None:
+    """Do what is left to do, while nobody else is at it."""
+    if not ledger.complete(plan):  # a run that ended since may have completed it
+        _work(job, plan, ledger)
     if job.options.retry_failed:
-        with ledger.lock():
-            ledger.clear()
-            _retry(job, ledger)
+        _retry(job, ledger)
     if retry.unfinished(ledger):
         _log.warning("%s: --retry-failed was cut off; give it again to go on", ledger.output)
     else:
         ledger.discard()
-    print_summary(ledger.output, read_manifest(ledger.output), as_json=job.options.json)
 
 
 def _work(job: Job, plan: Plan, ledger: Ledger) -> None:
@@ -107,7 +110,6 @@ def _retry(job: Job, ledger: Ledger) -> None:
                 late = _duplicates(job, ledger, ranges, kept=kept)
                 shards = _write_shards(ledger, late, progress)
             retry.finish(ledger, late, shards)
-    ledger.discard()
 
 
 def _progress() -> Progress:
