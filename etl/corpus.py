@@ -10,9 +10,9 @@ from typing import Any
 
 from etl.command import UserError
 from etl.media import MediaPlan
-from etl.ops import records, text
+from etl.ops import records
 from etl.ops.dedup import FirstSeen
-from etl.options import JobOptions
+from etl.options import CaptionOptions, JobOptions
 from etl.places import Places
 from etl.run import Job, run_job
 from etl.sources.base import Format, Records
@@ -44,7 +44,7 @@ class CorpusOptions(JobOptions):
     def config(self) -> dict[str, Any]:
         """See `JobOptions.config`; local media count by what they are, not where they lie."""
         local = self.plan.local()
-        lying = Places(local, max_bytes=self.max_bytes).fingerprint() if local else self.media
+        lying = Places(local, max_bytes=self.max_bytes).fingerprint() if local else list(self.media)
         return {**super().config, "media": lying}
 
     def steps(self) -> tuple[Step, ...]:
@@ -63,29 +63,15 @@ class CorpusOptions(JobOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PairOptions(CorpusOptions):
+class PairOptions(CaptionOptions, CorpusOptions):
     """Options of a job of media and their captions."""
-
-    min_caption: int = 5
-    """The fewest characters of a caption."""
-    max_caption: int = 1000
-    """The most characters of a caption."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.min_caption > self.max_caption:
-            raise UserError(
-                f"--min-caption {self.min_caption}: want at most --max-caption {self.max_caption}"
-            )
 
     def steps(self) -> tuple[Step, ...]:
         """See `CorpusOptions.steps`."""
-        bound = functools.partial(
-            text.caption_length, minimum=self.min_caption, maximum=self.max_caption
-        )
-        only = functools.partial(records.pairs_only, operation=bound)
+        length, *others = self.caption_steps()
+        only = functools.partial(records.pairs_only, operation=length.operation)
         first, *rest = super().steps()
-        return (first, Step(name="caption length", operation=only), *rest)
+        return (first, Step(name=length.name, operation=only), *others, *rest)
 
 
 def run_corpus(

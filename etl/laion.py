@@ -9,82 +9,91 @@ import functools
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
-from etl.command import UserError, main, parse
+from etl.command import main, parse
 from etl.ops import text
 from etl.ops.dedup import FirstSeen
 from etl.ops.host import check_urls
-from etl.options import JobOptions
+from etl.ops.policy import Bound, Policy, read_bounds
+from etl.options import CaptionOptions
 from etl.run import Job, run_job
-from etl.sources.parquet import Laion
+from etl.sources.parquet import SCORES, Laion
 from etl.steps import Step
 
 _log = logging.getLogger("etl.laion")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(JobOptions):
+class Options(CaptionOptions):
     """Download, check, filter and deduplicate a LAION-style list of images and captions.
 
-    Reads parquet with URL and TEXT and, if they are there, WIDTH, HEIGHT, similarity, punsafe and
-    pwatermark. Going on after a kill needs only the same command again.
+    Reads parquet with URL and TEXT and, if they are there, sizes and scores, as LAION, COYO-700M
+    and DataComp publish them. All scores become columns of the samples. Going on after a kill needs
+    only the same command again.
+
+    The defaults are LAION's: similarity 0.28 is LAION-5B's for English (arXiv:2210.08402;
+    LAION-400M had 0.3), punsafe 0.5 and pwatermark 0.8 are LAION-aesthetic's
+    (github.com/LAION-AI/laion-datasets). COYO-700M publishes scores but was filtered by none of
+    these, except unsafe content above 0.5 by either of two models (`punsafe`, `gantman`); its other
+    rules (github.com/kakaobrain/coyo-dataset) are --min-side 200, --max-aspect 3, --min-caption 6,
+    --min-words 3 and --max-words 256.
     """
 
-    min_caption: int = 5
-    """The fewest characters of a caption."""
-    max_caption: int = 1000
-    """The most characters of a caption."""
     min_similarity: float = 0.28
-    """The least published CLIP similarity of image and caption."""
+    """The least published CLIP similarity (ViT-B/32) of image and caption."""
     max_punsafe: float = 0.5
     """The largest published probability of unsafe content."""
     max_pwatermark: float = 0.8
     """The largest published probability of a watermark."""
+    minimum: tuple[str, ...] = ()
+    """The least of further scores, such as aesthetic=5; rows that lack a score are kept."""
+    maximum: tuple[str, ...] = ()
+    """The most of further scores, such as gantman=0.5 faces=0; so, too."""
+    policy: Literal["before", "after"] = "before"
+    """When scores decide: before the download, or after. After, every row is downloaded and kept
+    with its scores, and etl/refilter.py applies this or another policy to the shards."""
 
     def steps(self) -> tuple[Step, ...]:
         """What happens before the download, in order."""
-        bounds = functools.partial(functools.partial, text.score_bounds)
+        length, *captions = self.caption_steps()
+        urls = functools.partial(check_urls, allow_private=self.allow_private_addresses)
+        size = functools.partial(
+            text.declared_size, minimum=self.min_side, max_aspect=self.max_aspect
+        )
         return (
-            Step(
-                name="url",
-                operation=functools.partial(check_urls, allow_private=self.allow_private_addresses),
-            ),
-            Step(
-                name="caption length",
-                operation=functools.partial(
-                    text.caption_length, minimum=self.min_caption, maximum=self.max_caption
-                ),
-            ),
+            Step(name="url", operation=urls),
+            length,
             Step(name="placeholders", operation=text.no_placeholders),
-            Step(
-                name="similarity", operation=bounds(score="similarity", minimum=self.min_similarity)
-            ),
-            Step(name="punsafe", operation=bounds(score="punsafe", maximum=self.max_punsafe)),
-            Step(
-                name="pwatermark", operation=bounds(score="pwatermark", maximum=self.max_pwatermark)
-            ),
-            Step(
-                name="declared size",
-                operation=functools.partial(
-                    text.declared_size, minimum=self.min_side, max_aspect=self.max_aspect
-                ),
-            ),
+            *captions,
+            *([Step(name="policy", operation=self.scores)] if self.policy == "before" else []),
+            Step(name="declared size", operation=size),
             Step(name="url dedup", operation=FirstSeen("url", "duplicate_url")),
+        )
+
+    @property
+    def scores(self) -> Policy:
+        """What the published scores must be."""
+        more = read_bounds(self.minimum, self.maximum, SCORES)
+        return Policy(
+            bounds=(
+                Bound(score="similarity", least=self.min_similarity),
+                Bound(score="punsafe", most=self.max_punsafe),
+                Bound(score="pwatermark", most=self.max_pwatermark),
+                *more.bounds,
+            )
         )
 
 
 def run(args: Sequence[str]) -> None:
     """Run the job with the words after the command's name."""
     options = parse(Options, prog="python etl/laion.py", args=args)
-    if options.min_caption > options.max_caption:
-        raise UserError(
-            f"--min-caption {options.min_caption}: want at most --max-caption {options.max_caption}"
-        )
     source = Laion(options.input)
-    if source.missing:
-        _log.warning(
-            "%s: no %s; rows are not judged by that", options.input, ", ".join(source.missing)
-        )
+    asked = [bound.score for bound in options.scores.bounds]
+    missing = [*source.missing, *(name for name in asked if name not in source.scores)]
+    if missing:
+        names = ", ".join(dict.fromkeys(missing))
+        _log.warning("%s: no %s; rows are not judged by that", options.input, names)
     run_job(
         Job(
             name="laion",

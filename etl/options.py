@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ from typing import Any
 from etl.command import UserError
 from etl.download import BackendName, FetchOptions
 from etl.guard import Bounds
+from etl.ops import language, text
 from etl.ops.image import ImageLimits
+from etl.steps import Step
 
 _NOT_PLANNED = (
     *("input", "output", "json", "workers", "threads", "connections_per_host", "timeout"),
@@ -104,6 +107,65 @@ class JobOptions:
 
     @property
     def config(self) -> dict[str, Any]:
-        """What decides which rows come out, for the plan."""
+        """What decides which rows come out, for the plan; as JSON has it, in which that is kept."""
         values = dataclasses.asdict(self)
-        return {name: value for name, value in values.items() if name not in _NOT_PLANNED}
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in values.items()
+            if name not in _NOT_PLANNED
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionOptions(JobOptions):
+    """Options of a job whose records have captions."""
+
+    min_caption: int = 5
+    """The fewest characters of a caption; LAION-400M's (arXiv:2111.02114)."""
+    max_caption: int = 1000
+    """The most characters of a caption; COYO-700M's."""
+    min_words: int = 0
+    """The fewest words of a caption, parted by blanks. COYO-700M, all English, has 3."""
+    max_words: int | None = None
+    """The most words of a caption. COYO-700M has 256."""
+    languages: tuple[str, ...] = ()
+    """Keep captions in these languages only (ISO 639, such as en zh); und is one whose language is
+    not clear. What the list itself publishes is believed."""
+    min_language_confidence: float = 0.2
+    """The least confidence at which a language is clear."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.min_caption > self.max_caption:
+            raise UserError(
+                f"--min-caption {self.min_caption}: want at most --max-caption {self.max_caption}"
+            )
+        if self.max_words is not None and self.min_words > self.max_words:
+            raise UserError(
+                f"--min-words {self.min_words}: want at most --max-words {self.max_words}"
+            )
+
+    def caption_steps(self) -> tuple[Step, ...]:
+        """The steps that judge captions; a record without one is kept.
+
+        Raises:
+            UserError: a language is not known.
+        """
+        length = functools.partial(
+            text.caption_length, minimum=self.min_caption, maximum=self.max_caption
+        )
+        steps = [Step(name="caption length", operation=length)]
+        if self.min_words or self.max_words is not None:
+            words = functools.partial(
+                text.word_count, minimum=self.min_words, maximum=self.max_words
+            )
+            steps.append(Step(name="caption words", operation=words))
+        if self.languages:
+            language.check_languages(self.languages)
+            spoken = functools.partial(
+                language.in_languages,
+                languages=self.languages,
+                least=self.min_language_confidence,
+            )
+            steps.append(Step(name="language", operation=spoken))
+        return tuple(steps)

@@ -163,6 +163,8 @@ class RangeWorker:
         where = {}
         if row["url"]:
             where = {"url" if is_url(row["url"]) else "file": row["url"]}
+        if row.get("language"):  # told by a step; what the list says goes before it
+            where["language"] = row["language"]
         notes = {k: v for found in gathered.found for k, v in found.notes.items()}
         return Sample(
             id=row["id"],

@@ -1,4 +1,4 @@
-"""Operations on text and on published scores, before anything is downloaded."""
+"""Operations on text and on published sizes, before anything is downloaded."""
 
 from __future__ import annotations
 
@@ -26,6 +26,26 @@ def caption_length(table: pa.Table, *, minimum: int, maximum: int) -> Verdict:
     return Verdict(reasons=reasons.to_pylist())
 
 
+def word_count(table: pa.Table, *, minimum: int, maximum: int | None) -> Verdict:
+    """Drop captions of fewer or more words than the bounds; blanks part words.
+
+    Args:
+        table: needs `caption` (string; null is none, and kept).
+        minimum: the fewest words kept.
+        maximum: the most words kept, if bounded.
+    """
+    reasons: list[str | None] = []
+    for caption in table["caption"].to_pylist():
+        words = None if caption is None else len(caption.split())
+        if words is not None and words < minimum:
+            reasons.append("caption_too_few_words")
+        elif words is not None and maximum is not None and words > maximum:
+            reasons.append("caption_too_many_words")
+        else:
+            reasons.append(None)
+    return Verdict(reasons=reasons)
+
+
 def no_placeholders(table: pa.Table) -> Verdict:
     """Drop captions that hold a medium's placeholder: the text would claim a medium it lacks."""
     captions = table["caption"].to_pylist()
@@ -50,28 +70,6 @@ def one_image(table: pa.Table) -> Verdict:
             reasons.append("no_turns")
         else:
             reasons.append(None if found == ["<image>"] else "placeholder_mismatch")
-    return Verdict(reasons=reasons)
-
-
-def score_bounds(
-    table: pa.Table, *, score: str, minimum: float | None = None, maximum: float | None = None
-) -> Verdict:
-    """Drop rows whose published score lies outside the bounds; a row without the score is kept.
-
-    Args:
-        table: needs the float column `score.NAME`.
-        score: the score's name.
-        minimum: the least that is kept, if bounded.
-        maximum: the most that is kept, if bounded.
-    """
-    reasons: list[str | None] = []
-    for value in table[f"score.{score}"].to_pylist():
-        if value is not None and minimum is not None and value < minimum:
-            reasons.append(f"{score}_too_low")
-        elif value is not None and maximum is not None and value > maximum:
-            reasons.append(f"{score}_too_high")
-        else:
-            reasons.append(None)
     return Verdict(reasons=reasons)
 
 

@@ -52,7 +52,8 @@ _TAGS = {"UNLIKELY": 0.0, "UNSURE": 0.5, "NSFW": 1.0}
 class Laion:
     """Parquet with URL and TEXT and, as far as they are published, sizes and scores.
 
-    Width, height and scores may be missing; `missing` names those of LAION's that are.
+    Width, height and scores may be missing; `missing` names those of LAION's that are, `scores`
+    all that at least one file has.
 
     Raises:
         UserError: a file is missing, empty, no parquet, or lacks URL or TEXT.
@@ -71,6 +72,7 @@ class Laion:
         self.missing = [
             name for name, ours in optional.items() if any(ours not in one for one in self._found)
         ]
+        self.scores = [name for name in SCORES if any(f"score.{name}" in f for f in self._found)]
         always = (*_SIZES, *(f"score.{name}" for name in LAION_SCORES))
         self._numbers = [
             name

@@ -1,5 +1,6 @@
 """The jobs' commands up to the point where Ray would start: options, plans, refusals."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -45,6 +46,9 @@ def listing(tmp_path: Path) -> Path:
         (["--min-caption", "9", "--max-caption", "8"], "--min-caption 9: want at most"),
         (["--backend", "curl"], "--backend"),
         (["--min-captoin", "5"], "--min-caption"),
+        (["--min-words", "3", "--max-words", "2"], "--min-words 3: want at most --max-words 2"),
+        (["--languages", "en", "german"], "--languages german: want codes of ISO 639"),
+        (["--minimum", "aestetic=5"], "no score 'aestetic' among .*; did you mean 'aesthetic'?"),
     ],
 )
 def test_bad_options_are_told(
@@ -177,6 +181,16 @@ def test_the_same_bytes_elsewhere_are_the_same_plan(listing: Path, tmp_path: Pat
     assert plan.differences(newer) == [
         f"code_version {CODE_VERSION + 1} there, {CODE_VERSION} here"
     ]
+
+
+def test_a_plan_is_the_same_after_it_was_written_down(listing: Path, tmp_path: Path) -> None:
+    options = [
+        planned(listing, tmp_path, languages=("en",), minimum=("aesthetic=5",)),
+        etl.cc.Options(input=listing, output=tmp_path),
+    ]
+    for one in options:
+        plan = make_plan("job", [listing], one.config)
+        assert plan.differences(json.loads(json.dumps(dataclasses.asdict(plan)))) == []
 
 
 def test_another_jobs_unfinished_work_is_refused(listing: Path, tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 import pyarrow as pa
 
-from etl.ops.text import caption_length, declared_size, no_placeholders, one_image, score_bounds
+from etl.ops.text import caption_length, declared_size, no_placeholders, one_image, word_count
 
 
 def test_captions_are_measured_in_characters_without_blanks() -> None:
@@ -32,18 +32,15 @@ def test_a_dialogue_has_one_image() -> None:
     ]
 
 
-def test_scores_outside_their_bounds_are_named() -> None:
-    table = pa.table({"score.punsafe": [0.1, 0.9, None], "score.similarity": [0.1, 0.9, None]})
-    assert score_bounds(table, score="punsafe", maximum=0.5).reasons == [
+def test_words_are_counted_between_blanks() -> None:
+    captions = pa.table({"caption": ["one", " one  two ", "one two three", None]})
+    assert word_count(captions, minimum=2, maximum=2).reasons == [
+        "caption_too_few_words",
         None,
-        "punsafe_too_high",
-        None,
-    ]
-    assert score_bounds(table, score="similarity", minimum=0.3).reasons == [
-        "similarity_too_low",
-        None,
+        "caption_too_many_words",
         None,
     ]
+    assert word_count(captions, minimum=0, maximum=None).reasons == [None] * 4
 
 
 def test_declared_sizes_of_nothing_are_unknown() -> None:
