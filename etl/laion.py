@@ -16,7 +16,7 @@ from etl.ops import text
 from etl.ops.dedup import FirstSeen
 from etl.ops.host import check_urls
 from etl.ops.policy import Bound, Policy, read_bounds
-from etl.options import CaptionOptions
+from etl.options import CaptionOptions, JobOptions
 from etl.run import Job, run_job
 from etl.sources.parquet import SCORES, Laion
 from etl.steps import Step
@@ -25,7 +25,7 @@ _log = logging.getLogger("etl.laion")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(CaptionOptions):
+class Options(CaptionOptions, JobOptions):
     """Download, check, filter and deduplicate a LAION-style list of images and captions.
 
     Reads parquet with URL and TEXT and, if they are there, sizes and scores, as LAION, COYO-700M

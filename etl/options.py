@@ -117,13 +117,13 @@ class JobOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CaptionOptions(JobOptions):
-    """Options of a job whose records have captions."""
+class CaptionOptions:
+    """Options of a job whose records may have captions."""
 
     min_caption: int = 5
     """The fewest characters of a caption; LAION-400M's (arXiv:2111.02114)."""
-    max_caption: int = 1000
-    """The most characters of a caption; COYO-700M's."""
+    max_caption: int | None = 1000
+    """The most characters of a caption, if bounded; COYO-700M's."""
     min_words: int = 0
     """The fewest words of a caption, parted by blanks. COYO-700M, all English, has 3."""
     max_words: int | None = None
@@ -134,23 +134,18 @@ class CaptionOptions(JobOptions):
     min_language_confidence: float = 0.2
     """The least confidence at which a language is clear."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.min_caption > self.max_caption:
-            raise UserError(
-                f"--min-caption {self.min_caption}: want at most --max-caption {self.max_caption}"
-            )
-        if self.max_words is not None and self.min_words > self.max_words:
-            raise UserError(
-                f"--min-words {self.min_words}: want at most --max-words {self.max_words}"
-            )
-
     def caption_steps(self) -> tuple[Step, ...]:
         """The steps that judge captions; a record without one is kept.
 
         Raises:
-            UserError: a language is not known.
+            UserError: bounds that nothing can hold, or a language that is not known.
         """
+        for kind, least, most in (
+            ("caption", self.min_caption, self.max_caption),
+            ("words", self.min_words, self.max_words),
+        ):
+            if most is not None and least > most:
+                raise UserError(f"--min-{kind} {least}: want at most --max-{kind} {most}")
         length = functools.partial(
             text.caption_length, minimum=self.min_caption, maximum=self.max_caption
         )

@@ -9,21 +9,24 @@ from etl.schema import PLACEHOLDER_PATTERN
 from etl.steps import Verdict
 
 
-def caption_length(table: pa.Table, *, minimum: int, maximum: int) -> Verdict:
+def caption_length(table: pa.Table, *, minimum: int, maximum: int | None) -> Verdict:
     """Drop captions shorter or longer than the bounds, in characters; surrounding blanks are none.
 
     Args:
         table: needs `caption` (string; null counts as empty).
         minimum: the fewest characters kept.
-        maximum: the most characters kept.
+        maximum: the most characters kept, if bounded.
     """
     lengths = pc.utf8_length(pc.utf8_trim_whitespace(pc.fill_null(table["caption"], "")))
-    reasons = pc.if_else(
-        pc.less(lengths, minimum),
-        "caption_too_short",
-        pc.if_else(pc.greater(lengths, maximum), "caption_too_long", pa.scalar(None, pa.string())),
-    )
-    return Verdict(reasons=reasons.to_pylist())
+    reasons: list[str | None] = []
+    for length in lengths.to_pylist():
+        if length < minimum:
+            reasons.append("caption_too_short")
+        elif maximum is not None and length > maximum:
+            reasons.append("caption_too_long")
+        else:
+            reasons.append(None)
+    return Verdict(reasons=reasons)
 
 
 def word_count(table: pa.Table, *, minimum: int, maximum: int | None) -> Verdict:

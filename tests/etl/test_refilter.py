@@ -1,0 +1,155 @@
+"""Filtering shards that lie there, without a download."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+import etl.copies
+import etl.refilter
+from etl.command import UserError
+from etl.digits.records import pair_sample
+from etl.schema import Sample, Turn
+from etl.shards import ShardSet, read_manifest, write_folder
+
+ROWS = 20
+
+
+def scored(row: int) -> Sample:
+    """Scores and captions by row; every fifth has no score, the last one is no pair."""
+    sample = pair_sample(0, row)
+    scores = {} if row % 5 == 0 else {"similarity": row / ROWS, "punsafe": 1 - row / ROWS}
+    turns = sample.turns
+    if row == 1:
+        turns = (turns[0], Turn(role="assistant", text="悬崖上的灯塔"))
+    if row == ROWS - 1:
+        turns = (*turns, Turn(role="user", text="?"), Turn(role="assistant", text="!"))
+    lineage = {"url": f"http://web/{row}"}
+    return dataclasses.replace(sample, scores=scores, turns=turns, lineage=lineage)
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    samples = map(scored, range(ROWS))
+    return write_folder(tmp_path / "shards", samples, job="worlds", rows_per_shard=6)
+
+
+def refilter(shards: Path, output: Path, *words: str) -> dict[int, str]:
+    """The reasons of the rows that were dropped."""
+    etl.refilter.run(["--input", str(shards), "--output", str(output), *words])
+    manifest = read_manifest(output)
+    drops = pq.read_table(output / "drops.parquet")
+    assert manifest.input_rows == ROWS == manifest.rows + drops.num_rows
+    assert not (output / ".work").exists()
+    return dict(zip(drops["row"].to_pylist(), drops["reason"].to_pylist(), strict=True))
+
+
+def rows(folder: Path) -> list[Sample]:
+    found = ShardSet([folder])
+    return [found[index] for index in range(len(found))]
+
+
+def test_scores_decide_and_what_stays_is_unchanged(shards: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    words = ["--minimum", "similarity=0.25", "--maximum", "punsafe=0.6"]
+    found = refilter(shards, output, *words)
+    low = dict.fromkeys((1, 2, 3, 4), "similarity_too_low")
+    assert found == {**low, **dict.fromkeys((6, 7), "punsafe_too_high")}
+    assert rows(output) == [one for row, one in enumerate(rows(shards)) if row not in found]
+    manifest = read_manifest(output)
+    assert [shard.rows for shard in manifest.shards] == [2, 4, 6, 2]
+    assert manifest.details["input"]["job"] == "worlds"
+    drops = pq.read_table(output / "drops.parquet").to_pylist()
+    assert (drops[0]["url"], drops[0]["step"]) == ("http://web/1", "policy")
+    assert "similarity_too_low" in (output / "report.html").read_text()
+
+
+def test_filtering_again_filters_further(shards: Path, tmp_path: Path) -> None:
+    refilter(shards, tmp_path / "a", "--minimum", "similarity=0.25")
+    words = ["--input", str(tmp_path / "a"), "--output", str(tmp_path / "b")]
+    etl.refilter.run([*words, "--maximum", "punsafe=0.6"])
+    refilter(shards, tmp_path / "c", "--minimum", "similarity=0.25", "--maximum", "punsafe=0.6")
+    assert rows(tmp_path / "b") == rows(tmp_path / "c")
+
+
+def test_captions_languages_and_sizes_decide(shards: Path, tmp_path: Path) -> None:
+    assert refilter(shards, tmp_path / "a", "--languages", "en", "und") == {1: "language"}
+    assert refilter(shards, tmp_path / "b", "--max-caption", "5") == dict.fromkeys(
+        [0, *range(2, ROWS - 1)], "caption_too_long"
+    ) | {1: "caption_too_long"}
+    assert set(refilter(shards, tmp_path / "c", "--min-side", "97").values()) == {"too_small"}
+    assert refilter(shards, tmp_path / "d", "--min-side", "96", "--max-aspect", "1") == {}
+
+
+def test_nothing_may_be_left(shards: Path, tmp_path: Path) -> None:
+    assert len(refilter(shards, tmp_path / "out", "--min-side", "1000")) == ROWS
+    assert read_manifest(tmp_path / "out").shards == ()
+
+
+def test_a_second_run_does_nothing_and_another_policy_is_refused(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    words = ["--minimum", "similarity=0.25"]
+    refilter(shards, output, *words)
+    before = {path.name: path.stat().st_mtime_ns for path in output.iterdir()}
+    refilter(shards, output, *words, "--json")
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["rows"] == 16
+    assert {path.name: path.stat().st_mtime_ns for path in output.iterdir()} == before
+    with pytest.raises(UserError, match=r"another job's work \(minimum"):
+        refilter(shards, output, "--minimum", "similarity=0.5")
+
+
+def test_a_killed_run_goes_on(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refilter(shards, tmp_path / "whole", "--minimum", "similarity=0.25")
+    output = tmp_path / "out"
+    copy = etl.copies.CopyShard.row
+    done: list[int] = []
+
+    def killed(self, item: dict) -> str | None:
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(item["number"])
+        return copy(self, item)
+
+    monkeypatch.setattr(etl.copies.CopyShard, "row", killed)
+    with pytest.raises(KeyboardInterrupt):
+        refilter(shards, output, "--minimum", "similarity=0.25")
+    assert not (output / "manifest.json").exists()
+    (output / "shard-00001.arrow").write_bytes(b"")  # it was lost since
+    done.clear()
+    monkeypatch.setattr(etl.copies.CopyShard, "row", copy)
+    refilter(shards, output, "--minimum", "similarity=0.25")
+    for shard in read_manifest(tmp_path / "whole").shards:
+        name = shard.path
+        assert (output / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert read_manifest(output) == read_manifest(tmp_path / "whole")
+
+
+def test_mistakes_are_told_before_anything_is_written(shards: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    cases = {
+        ("--minimum", "similarty=0.3"): "no score 'similarty' among punsafe, similarity; did you",
+        ("--languages", "klingon"): "--languages klingon: want codes",
+        ("--min-words", "3", "--max-words", "2"): "--min-words 3: want at most --max-words 2",
+        ("--output", str(shards)): "want another folder than --input",
+        ("--input", str(tmp_path)): r"no manifest.json",
+    }
+    for words, message in cases.items():
+        with pytest.raises(UserError, match=message):
+            refilter(shards, output, *words)
+        assert not output.exists()
+
+
+def test_a_damaged_shard_is_not_copied(shards: Path, tmp_path: Path) -> None:
+    path = shards / "shard-00002.arrow"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"shard-00002.arrow: shard is damaged"):
+        refilter(shards, tmp_path / "out")
+    assert not (tmp_path / "out" / "manifest.json").exists()
