@@ -22,7 +22,8 @@ class Options(PairOptions):
     """Fetch, check and deduplicate sounds and what is told of them.
 
     AudioCaps (csv with start times), WavCaps (JSON; downloads, or files among --media), Clotho (csv
-    of five captions), AISHELL-1 and -2 (transcripts). Sounds are kept as they are, unless cut.
+    of five captions), AISHELL-1 and -2 (transcripts). Sounds are kept as they are, unless cut;
+    their duration and loudness_dbfs (see --min-level) become scores.
     """
 
     format: Literal["auto", "audiocaps", "wavcaps", "clotho", "aishell"] = "auto"

@@ -123,12 +123,14 @@ class Anywhere:
 class Found:
     """A sound medium, or the step at which it was lost, the reason, and what more is to be told.
 
-    `phash` is an image's perceptual hash, `notes` what its record's lineage is to tell.
+    `phash` is an image's perceptual hash, `notes` what its record's lineage is to tell, `scores`
+    what was measured.
     """
 
     medium: Medium | None = None
     phash: int | None = None
     notes: Mapping[str, str] = field(default_factory=dict)
+    scores: Mapping[str, float] = field(default_factory=dict)
     step: str = ""
     reason: str = ""
     detail: str | None = None
@@ -162,7 +164,9 @@ def check_medium(key: Key, fetched: Fetched, plan: MediaPlan, image: ImageLimits
         return Found(step="decode", reason=found)
     facts = dict(vars(found))
     kept = facts.pop("data", None) or data
-    return Found(medium=Medium(kind=kind, data=kept, sha256=sha256(kept), **facts))
+    scores = facts.pop("scores", {})
+    medium = Medium(kind=kind, data=kept, sha256=sha256(kept), **facts)
+    return Found(medium=medium, scores=scores)
 
 
 def with_media(table: pa.Table) -> pa.Table:

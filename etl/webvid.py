@@ -25,7 +25,8 @@ class Options(PairOptions):
     """Download, check and deduplicate videos and their captions.
 
     WebVid (csv: videoid, contentUrl, duration, page_dir, name) and MSR-VTT (JSON of videos and
-    sentences, the clips among --media). Of each video a few frames are kept, or all of it.
+    sentences, the clips among --media). Of each video a few frames are kept, or all of it; its
+    duration and motion (see --min-motion) become scores.
     """
 
     format: Literal["auto", "webvid", "msr-vtt"] = "auto"
@@ -37,6 +38,10 @@ class Options(PairOptions):
     """The least duration of a video."""
     max_seconds: float = 600.0
     """The largest duration of a video."""
+    min_frames: int = 1
+    """The fewest frames of a video."""
+    max_frames: int = 1 << 18
+    """The most frames of a video."""
     min_motion: float = 0.25
     """The least change between the frames looked at, in grey levels of 255; a still is no video."""
     max_bytes: int = 200_000_000
@@ -50,6 +55,7 @@ class Options(PairOptions):
         super().__post_init__()
         self._require("frames", self.frames >= 0, "0 or more")
         self._require("max_seconds", self.max_seconds > self.min_seconds, "more than --min-seconds")
+        self._require("max_frames", self.max_frames >= self.min_frames, "--min-frames or more")
 
     @property
     def plan(self) -> MediaPlan:
@@ -57,6 +63,8 @@ class Options(PairOptions):
         limits = VideoLimits(
             min_side=self.min_side,
             max_pixels=self.max_pixels,
+            min_frames=self.min_frames,
+            max_frames=self.max_frames,
             min_seconds=self.min_seconds,
             max_seconds=self.max_seconds,
             min_motion=self.min_motion,

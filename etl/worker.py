@@ -160,6 +160,8 @@ class RangeWorker:
             for name, value in row.items()
             if name.startswith("score.") and value is not None
         }
+        for name, value in (pair for found in gathered.found for pair in found.scores.items()):
+            scores[name] = min(value, scores.get(name, value))  # of several media the least
         where = {}
         if row["url"]:
             where = {"url" if is_url(row["url"]) else "file": row["url"]}

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 import av
 import numpy as np
@@ -33,12 +33,16 @@ class AudioLimits:
 
 @dataclass(frozen=True, kw_only=True)
 class AudioFacts:
-    """What a sound is: seconds and Hz. `data` if it is encoded anew."""
+    """What a sound is: seconds and Hz. `data` if it is encoded anew.
+
+    `scores` are its `duration` and `loudness_dbfs`, the level that `AudioLimits` speaks of.
+    """
 
     mime: str
     duration: float
     sample_rate: int
     data: bytes | None = None
+    scores: Mapping[str, float] = field(default_factory=dict)
 
 
 def examine(
@@ -58,7 +62,8 @@ def examine(
         mime, rate, samples, loudest, part = _decode(data, limits.max_seconds, cut)
         require(not cut or samples > 0, "part_outside")
         require(samples >= limits.min_seconds * rate, "too_short")
-        require(20 * np.log10(max(loudest, 1e-9)) >= limits.min_level, "silent")
+        level = float(20 * np.log10(max(loudest, 1e-9)))
+        require(level >= limits.min_level, "silent")
     except FaultError as fault:
         return str(fault)
     except OSError as error:
@@ -69,6 +74,7 @@ def examine(
         duration=samples / rate,
         sample_rate=rate,
         data=encoded,
+        scores={"duration": samples / rate, "loudness_dbfs": level},
     )
 
 

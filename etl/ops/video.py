@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import io
 import itertools
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from fractions import Fraction
 
 import av
@@ -28,7 +28,7 @@ _JPEG_SCALE = 3
 
 @dataclass(frozen=True, kw_only=True)
 class VideoLimits:
-    """Which videos are kept: sides in pixels, seconds, and how much their pictures differ.
+    """Which videos are kept: sides in pixels, seconds, frames, and how much their pictures differ.
 
     `min_motion` is the least mean absolute difference of successive sampled frames, in grey levels
     of 255. `frames` of each are kept, uniformly sampled; 0 keeps the video as it is.
@@ -36,6 +36,7 @@ class VideoLimits:
 
     min_side: int = 64
     max_pixels: int = 50_000_000
+    min_frames: int = 1
     max_frames: int = 1 << 18
     min_seconds: float = 0.5
     max_seconds: float = 600.0
@@ -45,7 +46,10 @@ class VideoLimits:
 
 @dataclass(frozen=True, kw_only=True)
 class VideoFacts:
-    """What a video is; width and height as it is shown. `data` if it is encoded anew."""
+    """What a video is; width and height as it is shown. `data` if it is encoded anew.
+
+    `scores` are its `duration` and, if it has more than one frame, its `motion`; see `VideoLimits`.
+    """
 
     mime: str
     width: int
@@ -53,6 +57,7 @@ class VideoFacts:
     frames: int
     duration: float
     data: bytes | None = None
+    scores: Mapping[str, float] = field(default_factory=dict)
 
 
 def examine(data: bytes, limits: VideoLimits) -> VideoFacts | str:
@@ -77,11 +82,21 @@ def _examine(data: bytes, limits: VideoLimits) -> VideoFacts:
     wanted = middles(len(times), limits.frames or min(_LOOKED_AT, len(times)))
     pictures = [_picture(frame) for frame in _frames(data, [times[number] for number in wanted])]
     require(len(pictures) == len(wanted), "truncated")
-    require(len(times) == 1 or _motion(pictures) >= limits.min_motion, "no_motion")
-    if limits.frames:
-        return _sampled(pictures, duration)
+    scores = {"duration": duration}
+    if len(times) > 1:
+        scores["motion"] = _motion(pictures)
+        require(scores["motion"] >= limits.min_motion, "no_motion")
     height, width = pictures[0].shape[:2]
-    return VideoFacts(mime=mime, width=width, height=height, frames=len(times), duration=duration)
+    anew = _sampled(pictures, duration) if limits.frames else None
+    return VideoFacts(
+        mime="video/mp4" if anew else mime,
+        width=width,
+        height=height,
+        frames=len(pictures) if anew else len(times),
+        duration=duration,
+        data=anew,
+        scores=scores,
+    )
 
 
 def _damage(data: bytes, message: str) -> str:
@@ -106,6 +121,7 @@ def _measure(container: InputContainer, limits: VideoLimits) -> tuple[list[int],
         end = max(end, times[-1] + (packet.duration or 0))
         require(len(times) <= limits.max_frames, "too_many_frames")
     require(bool(times) and len(times) >= track.frames, "truncated")
+    require(len(times) >= limits.min_frames, "too_few_frames")
     times.sort()
     unit = track.time_base or Fraction(1, 25)
     if end == times[-1]:  # the last frame's own duration is not told
@@ -166,7 +182,7 @@ def _motion(pictures: Sequence[NDArray[np.uint8]]) -> float:
     return max((float(np.abs(a.astype(np.int16) - b).mean()) for a, b in pairs), default=0.0)
 
 
-def _sampled(pictures: Sequence[NDArray[np.uint8]], duration: float) -> VideoFacts:
+def _sampled(pictures: Sequence[NDArray[np.uint8]], duration: float) -> bytes:
     """Pictures as a video of JPEGs that lasts as long as what they were taken from."""
     stream = io.BytesIO()
     rate = Fraction(len(pictures) / duration).limit_denominator(1000)
@@ -179,11 +195,4 @@ def _sampled(pictures: Sequence[NDArray[np.uint8]], duration: float) -> VideoFac
         for picture in pictures:
             container.mux(track.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(track.encode())
-    return VideoFacts(
-        mime="video/mp4",
-        width=width,
-        height=height,
-        frames=len(pictures),
-        duration=duration,
-        data=stream.getvalue(),
-    )
+    return stream.getvalue()

@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from etl.digits import tones
 from etl.digits.records import pair, pair_sample
 from etl.digits.scenes import encode, render
 from etl.download import Fetched, FetchOptions
@@ -292,3 +293,39 @@ def test_local_files_are_lineage_by_their_names(tmp_path: Path) -> None:
     ledger, asked = work(tmp_path, [record("<image>?", "train/a.jpg")], plan)
     (sample,) = staged(ledger, 0)
     assert (asked, sample.lineage["file"]) == ([], "train/a.jpg")
+
+
+def test_what_steps_and_media_tell_becomes_scores_and_lineage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waves = [
+        tones.render(tones.Dialling(digits=(digit,) * 3, phone=0, seed=digit)) for digit in (1, 2)
+    ]
+    sounds = [
+        tones.encode(wave * gain, "audio/wav") for wave, gain in zip(waves, (1, 0.1), strict=True)
+    ]
+    for number, data in enumerate(sounds):
+        monkeypatch.setitem(WEB, f"http://web/sound{number}", Fetched(data=data))
+    media = tuple(Ref(kind="audio", url=f"http://web/sound{number}") for number in range(2))
+    turns = (Turn(role="user", text="<audio><audio>"),)
+    both = Record(turns=turns, media=media)
+    one = Record(turns=(Turn(role="user", text="<audio>"),), media=media[:1])
+    ledger, _ = work(tmp_path, [both, one], MediaPlan())
+    pair, single = staged(ledger, 0)
+    assert set(single.scores) == {"duration", "loudness_dbfs"}
+    assert pair.scores["loudness_dbfs"] < single.scores["loudness_dbfs"] - 15
+
+
+def test_a_language_that_was_told_is_lineage(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "out")
+    ledger.work.mkdir(parents=True)
+    table = candidates(["http://web/0", "http://web/1"])
+    told = [json.dumps({}), json.dumps({"language": "zh-Latn"})]
+    table = table.set_column(table.column_names.index("lineage"), "lineage", pa.array(told))
+    table = table.append_column("language", pa.array(["en", "zh"]))
+    table = table.append_column("score.language_confidence", pa.array([0.5, None], pa.float32()))
+    RangeWorker(spec(ledger.output))(table.append_column("range", pa.array([0, 0])))
+    first, second = staged(ledger, 0)
+    assert (first.lineage["language"], first.scores["language_confidence"]) == ("en", 0.5)
+    assert second.lineage["language"] == "zh-Latn"
+    assert "language_confidence" not in second.scores

@@ -77,6 +77,13 @@ def test_a_loud_second_among_silence_is_heard() -> None:
     assert examine(tones.encode(quiet, "audio/wav"), LIMITS).duration == 20
 
 
+def test_loudness_is_the_level_of_the_loudest_second() -> None:
+    seconds = np.zeros((4, 8000), np.float32)
+    seconds[2] = 0.1 * np.sqrt(2) * np.sin(2 * np.pi * 440 * np.arange(8000) / 8000)
+    facts = examine(tones.encode(seconds.ravel(), "audio/wav"), LIMITS)
+    assert facts.scores == {"duration": 4.0, "loudness_dbfs": pytest.approx(-20, abs=0.01)}
+
+
 def test_recorded_speech() -> None:
     folder = Path(__file__).parents[4] / "shared" / "data" / "audio" / "fsdd"
     files = sorted(folder.rglob("*.wav"))[:20]

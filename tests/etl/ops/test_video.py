@@ -38,6 +38,8 @@ def test_a_video_is_kept_as_it_is() -> None:
     assert facts.frames == DRAWN.frames
     assert facts.duration == DRAWN.frames / motion.FRAMES_PER_SECOND
     assert facts.data is None
+    assert facts.scores["duration"] == facts.duration
+    assert facts.scores["motion"] > 1
 
 
 def test_sampled_frames_are_those_in_the_middle_of_equal_parts() -> None:
@@ -84,6 +86,8 @@ STILL = encoded(np.repeat(PICTURES[:1], 8, axis=0), "libx264", "mp4")
         (VIDEO, {"min_side": 97}, "too_small"),
         (VIDEO, {"max_pixels": 96 * 95}, "decompression_bomb"),
         (VIDEO, {"max_frames": 3}, "too_many_frames"),
+        (VIDEO, {"min_frames": DRAWN.frames + 1}, "too_few_frames"),
+        (VIDEO, {"min_motion": 200.0}, "no_motion"),
         (VIDEO, {"min_seconds": 60.0, "max_seconds": 90.0}, "too_short"),
         (VIDEO, {"max_seconds": 0.5}, "too_long"),
         (STILL, {}, "no_motion"),
@@ -91,6 +95,12 @@ STILL = encoded(np.repeat(PICTURES[:1], 8, axis=0), "libx264", "mp4")
 )
 def test_what_is_not_kept(data: bytes, limits: dict, reason: str) -> None:
     assert examine(data, VideoLimits(**{"min_side": 16, **limits})) == reason
+
+
+def test_a_still_has_no_motion_and_a_single_frame_none_to_tell() -> None:
+    assert examine(STILL, VideoLimits(min_side=16, min_motion=0)).scores["motion"] < 0.25
+    single = encoded(PICTURES[:1], "libx264", "mp4", rate=1)
+    assert set(examine(single, LOOSE).scores) == {"duration"}
 
 
 def test_the_middle_of_a_file_may_be_damaged_anywhere_without_harm() -> None:
