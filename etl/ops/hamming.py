@@ -1,0 +1,142 @@
+"""Pairs of 64-bit hashes within a Hamming distance: exact, without comparing each with each.
+
+The tables of Manku, Jain and Das Sarma (*Detecting Near-Duplicates for Web Crawling*, WWW 2007):
+the bits are cut into more blocks than may differ, so two hashes within `distance` agree in all
+blocks but `distance` of them. For each choice of blocks that may agree the hashes are sorted by
+these, and only neighbours that do agree are compared. One table is in memory at a time.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+Hashes = NDArray[np.uint64]
+Indices = NDArray[np.int64]
+Pairs = tuple[Indices, Indices]
+
+BITS = 64
+MAX_DISTANCE = 10
+"""Beyond it there would be too many tables: more than differs, too, where pictures are alike."""
+_SORT = 25.0  # what it costs to sort and gather an entry, in comparisons of one pair
+_MOST_BLOCKS = 9
+_LARGE = 4096  # entries of a bucket that is searched by tables of its own
+_CHUNK = 1 << 22  # pairs that are compared at a time
+
+
+def near_pairs(hashes: Hashes, distance: int, groups: NDArray[np.int64] | None) -> Iterator[Pairs]:
+    """Every pair within a distance once, in no order; parts (left, right) of indices.
+
+    Needs about 50 bytes per hash, and time for n log n entries and the pairs that there are.
+
+    Args:
+        hashes: distinct (n,) ones, or (n, k) for items of k hashes each that all must be near.
+        distance: the most bits that may differ.
+        groups: of each item (n,); only items of one group are compared.
+    """
+    if hashes.ndim == 1:
+        hashes = hashes[:, None]
+    items = np.arange(len(hashes), dtype=np.int64)
+    mixed = None if groups is None else _mix(groups.astype(np.uint64))
+    every = (1 << BITS) - 1
+    telling = max(range(hashes.shape[1]), key=lambda place: len(np.unique(hashes[:, place])))
+    for left, right in _search(hashes[:, telling], mixed, items, distance, every):
+        near = np.ones(len(left), bool)
+        for place in range(hashes.shape[1]):
+            if place != telling:
+                near &= apart(hashes[:, place], left, right) <= distance
+        if groups is not None:
+            near &= groups[left] == groups[right]
+        if near.any():
+            yield left[near], right[near]
+
+
+def _search(
+    hashes: Hashes, mixed: Hashes | None, items: Indices, distance: int, free: int
+) -> Iterator[Pairs]:
+    """Pairs among `items` that are near by their first hash.
+
+    `free` are the bits in which they may differ; where groups are given by `mixed`, pairs of two
+    groups may be among the result.
+    """
+    bits = [bit for bit in range(BITS) if free >> bit & 1]
+    count = _blocks(len(items), len(bits), distance)
+    # Blocks of bits that stand apart: neighbouring bits of a perceptual hash go together.
+    blocks = [sum(1 << bit for bit in bits[number::count]) for number in range(count)]
+    for chosen in itertools.combinations(range(count), max(0, count - distance)):
+        mask = sum(blocks[number] for number in chosen)
+        # A pair agrees in several choices; the first of them is where it counts.
+        skipped = [blocks[n] for n in range(max(chosen, default=0)) if n not in chosen]
+        keys = hashes[items] & np.uint64(mask)
+        if mixed is not None:
+            keys ^= mixed[items]
+        order = np.argsort(keys, kind="stable")
+        keys, placed = keys[order], items[order]
+        for left, right in _buckets(hashes, mixed, keys, placed, distance, free & ~mask):
+            differing = hashes[left] ^ hashes[right]
+            near = np.bitwise_count(differing) <= distance
+            for block in skipped:
+                near &= (differing & np.uint64(block)) != 0
+            if near.any():
+                yield left[near], right[near]
+
+
+def _buckets(
+    hashes: Hashes, mixed: Hashes | None, keys: Hashes, items: Indices, distance: int, free: int
+) -> Iterator[Pairs]:
+    """Pairs of neighbours in a sorted table whose keys are equal."""
+    same = np.concatenate([[False], keys[1:] == keys[:-1], [False]])
+    edges = np.flatnonzero(same[1:] != same[:-1])  # where runs of equal keys begin and end
+    starts, sizes = edges[::2], edges[1::2] - edges[::2] + 1
+    # Where nothing is left to tell hashes apart, all are near.
+    large = (sizes > _LARGE) & (free.bit_count() > distance)
+    left = _ranges(starts[~large], sizes[~large] - 1)
+    ends = np.repeat((starts + sizes)[~large], sizes[~large] - 1)
+    step = 1
+    while len(left):
+        for part in range(0, len(left), _CHUNK):
+            here = left[part : part + _CHUNK]
+            yield items[here], items[here + step]
+        step += 1
+        inside = left + step < ends
+        left, ends = left[inside], ends[inside]
+    for start, size in zip(starts[large], sizes[large], strict=True):
+        # Many hashes that share these bits differ in others, or they would not be distinct.
+        yield from _search(hashes, mixed, items[start : start + size], distance, free)
+
+
+def _ranges(starts: Indices, sizes: Indices) -> Indices:
+    """The numbers of each range, one range after the other."""
+    ends = np.cumsum(sizes)
+    total = int(ends[-1]) if len(ends) else 0
+    return np.arange(total) + np.repeat(starts - (ends - sizes), sizes)
+
+
+def _blocks(items: int, bits: int, distance: int) -> int:
+    """How many blocks cost least: more of them mean more tables, and fewer pairs in each."""
+
+    def cost(count: int) -> float:
+        key = bits * (count - distance) // count
+        # Hashes are not uniform: as if a quarter of a key's bits told nothing.
+        pairs = items / 2.0 ** (0.75 * key + 1)
+        return math.comb(count, distance) * (_SORT + pairs)
+
+    most = max(distance + 1, min(bits, distance + _MOST_BLOCKS))
+    return min(range(distance + 1, most + 1), key=cost)
+
+
+def apart(hashes: Hashes, left: Indices, right: Indices) -> NDArray[np.uint8]:
+    """How many bits differ in each pair."""
+    return np.bitwise_count(hashes[left] ^ hashes[right])
+
+
+def _mix(values: Hashes) -> Hashes:
+    """Scatter group numbers over 64 bits (the finalizer of SplitMix64, Steele et al. 2014)."""
+    values = values + np.uint64(0x9E3779B97F4A7C15)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        values = (values ^ (values >> np.uint64(shift))) * np.uint64(factor)
+    return values ^ (values >> np.uint64(31))
