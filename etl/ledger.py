@@ -133,6 +133,11 @@ class Ledger:
         """The rows to be downloaded; record batch k holds those of range k."""
         return self.work / "candidates.arrow"
 
+    def range_candidates(self, number: int) -> pa.Table:
+        """The rows of a range that are to be downloaded."""
+        with pa.memory_map(str(self.candidates)) as source, pa.ipc.open_file(source) as reader:
+            return pa.table(reader.get_batch(number))
+
     @property
     def plan_drops(self) -> Path:
         """Table of the rows dropped before the download."""

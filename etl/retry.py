@@ -123,7 +123,7 @@ def finish(ledger: Ledger, late: Mapping[int, Outcome], shards: Sequence[Shard])
     """Add what was recovered to the job's output: drops, report and, last, the manifest."""
     planned: dict[str, Any] = ledger.planned() or {}
     before = read_manifest(ledger.output)
-    batches = [_candidates(ledger, number) for number in late]
+    batches = [ledger.range_candidates(number) for number in late]
     asked = pa.concat_arrays([batch["row"].combine_chunks() for batch in batches])
     old = pq.read_table(ledger.output / DROPS_FILE)
     drops = pa.concat_tables(
@@ -150,8 +150,3 @@ def finish(ledger: Ledger, late: Mapping[int, Outcome], shards: Sequence[Shard])
     )
     write_report(ledger.output, manifest)
     write_manifest(ledger.output, manifest)
-
-
-def _candidates(ledger: Ledger, number: int) -> pa.Table:
-    with pa.memory_map(str(ledger.candidates)) as source, pa.ipc.open_file(source) as reader:
-        return pa.table(reader.get_batch(number))

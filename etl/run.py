@@ -37,10 +37,10 @@ from etl.retry import DROPS_FILE
 from etl.shards import Manifest, Shard, read_manifest, write_manifest
 from etl.sources.base import Source
 from etl.steps import Outcome, Step, StepYield, add_yields, run_steps
-from etl.worker import Identity, RangeWorker, ReadCandidates, WorkerSpec, WriteFinal
+from etl.worker import Identity, RangeWorker, WorkerSpec, WriteFinal
 
 _log = logging.getLogger("etl")
-_WORKER_CPUS = 0.5  # downloads wait more than they compute; the rest is left to Ray Data's tasks
+_WORKER_CPUS = 0.5  # downloads wait more than they compute
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,20 +177,15 @@ def _download(
         stop_on_dns=not options.retry_failed,  # what failed before may well fail again
     )
     workers = min(options.workers or cpus, len(todo))
-    # One block is one range: a block is never joined with another, so a batch is a whole range.
-    done = (
-        ray.data.from_items([{"range": number} for number in todo], override_num_blocks=len(todo))
-        .map_batches(
-            ReadCandidates(spec.output), batch_size=None, batch_format="pyarrow", num_cpus=0.25
-        )
-        .map_batches(
-            RangeWorker,
-            fn_constructor_args=(spec,),
-            batch_size=None,
-            batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(size=workers),
-            num_cpus=_WORKER_CPUS,
-        )
+    # Workers alone, without tasks that read for them: whoever holds every CPU would starve those.
+    items = [{"range": number} for number in todo]
+    done = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+        RangeWorker,
+        fn_constructor_args=(spec,),
+        batch_size=None,  # a block is one range
+        batch_format="pyarrow",
+        compute=ray.data.ActorPoolStrategy(size=workers),
+        num_cpus=_WORKER_CPUS,
     )
     for row in done.iter_rows():
         if row["trouble"]:

@@ -55,24 +55,6 @@ class WorkerSpec:
     stop_on_dns: bool = True
 
 
-class ReadCandidates:
-    """Reads a range's candidates from the ledger.
-
-    Args:
-        output: the job's output folder.
-    """
-
-    def __init__(self, output: Path) -> None:
-        self._path = Ledger(output).candidates
-
-    def __call__(self, table: pa.Table) -> pa.Table:
-        """A table of one `range` number → the range's candidates, with that number beside each."""
-        (number,) = table["range"].to_pylist()
-        with pa.memory_map(str(self._path)) as source, pa.ipc.open_file(source) as reader:
-            batch = pa.table(reader.get_batch(number))
-        return batch.append_column("range", pa.array([number] * batch.num_rows, pa.int64()))
-
-
 KEPT = pa.schema(
     [
         *(("row", pa.int64()), ("id", pa.string()), ("url", pa.string()), ("key", pa.string())),
@@ -96,23 +78,17 @@ class RangeWorker:
         self._media = Anywhere(web, spec.media, max_bytes=spec.fetch.bounds.max_bytes)
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Candidates of one range → one row: its number, its rows, and `trouble` if there was any.
+        """A table of one `range` number → that number, its rows, and `trouble` if there was any.
 
         Trouble is what the whole job should stop for; then the range does not count as done.
-
-        Raises:
-            ValueError: the rows are not those of one range; Ray Data cut or joined blocks.
         """
-        numbers = set(table["range"].to_pylist())
-        if len(numbers) != 1:
-            raise ValueError(f"rows of the ranges {sorted(numbers)} in one batch, want one range")
-        (number,) = numbers
-        trouble = self._do(number, table.drop_columns(["range"]))
-        told = pa.array([trouble], pa.string())
-        return pa.table({"range": [number], "rows": [table.num_rows], "trouble": told})
+        (number,) = table["range"].to_pylist()
+        candidates = self._ledger.range_candidates(number)
+        told = pa.array([self.do(number, candidates)], pa.string())
+        return pa.table({"range": [number], "rows": [candidates.num_rows], "trouble": told})
 
-    def _do(self, number: int, candidates: pa.Table) -> str | None:
-        """Do a range; it counts unless there was trouble."""
+    def do(self, number: int, candidates: pa.Table) -> str | None:
+        """Do a range; it counts unless there was trouble, which is told."""
         books = _Books()
         samples = self._samples(candidates, books)
         with self._ledger.draft(number) as draft:

@@ -20,7 +20,7 @@ from etl.schema import Sample, Turn
 from etl.shards import Manifest, ShardSet, write_manifest
 from etl.sources.base import CANDIDATES, Format, Record, Records, Ref
 from etl.steps import StepYield
-from etl.worker import Identity, RangeWorker, ReadCandidates, WorkerSpec, WriteFinal
+from etl.worker import Identity, RangeWorker, WorkerSpec, WriteFinal
 
 PICTURES = [encode(render(pair(0, number).scene), "image/jpeg") for number in range(3)]
 WEB = {
@@ -84,9 +84,8 @@ def stage(output: Path, ranges: Sequence[Sequence[str]], identity: Identity = "m
         for table in tables:
             writer.write_batch(table.combine_chunks().to_batches()[0])
     worker = RangeWorker(spec(output, identity))
-    read = ReadCandidates(output)
     for number, urls in enumerate(ranges):
-        done = worker(read(pa.table({"range": [number]})))
+        done = worker(pa.table({"range": [number]}))
         assert done.to_pylist() == [{"range": number, "rows": len(urls), "trouble": None}]
     return ledger
 
@@ -137,13 +136,6 @@ def test_a_range_without_any_sound_row_is_done_too(tmp_path: Path) -> None:
     assert read_table(ledger.keys_path(0)).num_rows == 0
 
 
-def test_rows_of_two_ranges_are_refused(tmp_path: Path) -> None:
-    table = candidates(["http://web/0", "http://web/1"])
-    mixed = table.append_column("range", pa.array([0, 1]))
-    with pytest.raises(ValueError, match=r"rows of the ranges \[0, 1\]"):
-        RangeWorker(spec(tmp_path))(mixed)
-
-
 def test_keys_tell_what_a_duplicate_is(tmp_path: Path) -> None:
     urls = ["http://web/0", "http://web/mirror", "http://web/1"]
     by_medium = read_table(stage(tmp_path / "a", [urls], "medium").keys_path(0))["key"].to_pylist()
@@ -187,18 +179,18 @@ def test_whoever_does_a_range_again_comes_too_late(
     before = {path.name: path.read_bytes() for path in ledger.range_path(0).iterdir()}
     monkeypatch.setitem(WEB, "http://web/1", Fetched(reason="timeout"))  # the web has changed
     worker = RangeWorker(spec(ledger.output))
-    worker(ReadCandidates(ledger.output)(pa.table({"range": [0]})))
+    worker(pa.table({"range": [0]}))
     assert {path.name: path.read_bytes() for path in ledger.range_path(0).iterdir()} == before
     assert [path.name for path in ledger.work.glob(".*")] == []
 
 
 def test_a_worker_that_outlives_its_job_does_not_bring_its_ledger_back(tmp_path: Path) -> None:
     ledger = stage(tmp_path / "out", [["http://web/0"]])
-    table = ReadCandidates(ledger.output)(pa.table({"range": [0]}))
+    worker, table = RangeWorker(spec(ledger.output)), ledger.range_candidates(0)
     (ledger.output / "kept").touch()
     ledger.discard()
     with pytest.raises(FileNotFoundError):
-        RangeWorker(spec(ledger.output))(table)
+        worker.do(0, table)
     assert [path.name for path in ledger.output.iterdir()] == ["kept"]
 
 
@@ -217,12 +209,11 @@ def test_a_range_without_dns_is_trouble_and_not_done(
     monkeypatch.setattr(f"{__name__}.WEB", dict.fromkeys(urls, failed))
     ledger = Ledger(tmp_path / "out")
     ledger.work.mkdir(parents=True)
-    table = candidates(urls).append_column("range", pa.array([0] * len(urls)))
-    (told,) = RangeWorker(spec(ledger.output))(table).to_pylist()
-    assert "30 of 30 hosts" in told["trouble"]
+    trouble = RangeWorker(spec(ledger.output)).do(0, candidates(urls))
+    assert "30 of 30 hosts" in trouble
     assert ledger.receipt(0) is None
     retried = dataclasses.replace(spec(ledger.output), stop_on_dns=False)
-    assert RangeWorker(retried)(table)["trouble"].to_pylist() == [None]
+    assert RangeWorker(retried).do(0, candidates(urls)) is None
     assert ledger.receipt(0)
 
 
@@ -238,7 +229,7 @@ def work(folder: Path, records: Sequence[Record], plan: MediaPlan) -> tuple[Ledg
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("etl.worker.make_backend", lambda name, options: canned)
         worker = RangeWorker(dataclasses.replace(spec(output, "record"), media=plan))
-    worker(table.append_column("range", pa.array([0] * table.num_rows)))
+    worker.do(0, table)
     return Ledger(output), canned.asked
 
 
@@ -324,7 +315,7 @@ def test_a_language_that_was_told_is_lineage(tmp_path: Path) -> None:
     table = table.set_column(table.column_names.index("lineage"), "lineage", pa.array(told))
     table = table.append_column("language", pa.array(["en", "zh"]))
     table = table.append_column("score.language_confidence", pa.array([0.5, None], pa.float32()))
-    RangeWorker(spec(ledger.output))(table.append_column("range", pa.array([0, 0])))
+    RangeWorker(spec(ledger.output)).do(0, table)
     first, second = staged(ledger, 0)
     assert (first.lineage["language"], first.scores["language_confidence"]) == ("en", 0.5)
     assert second.lineage["language"] == "zh-Latn"
