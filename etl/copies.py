@@ -13,7 +13,8 @@ import pyarrow.compute as pc
 from etl.atomic import atomic_file, file_sha256
 from etl.ledger import Ledger
 from etl.ops.image import ImageLimits, size_fault
-from etl.schema import PLACEHOLDERS, SCHEMA
+from etl.ops.text import pair_caption
+from etl.schema import SCHEMA
 from etl.shards import Manifest, Shard
 from etl.steps import Verdict
 
@@ -48,7 +49,7 @@ def columns(path: Path, first: int, scores: Sequence[str]) -> pa.Table:
             "row": pa.array(range(first, first + batch.num_rows), pa.int64()),
             "id": batch["id"],
             "url": pa.array([one.get("url", one.get("file")) for one in lineage], pa.string()),
-            "caption": pa.array(map(_caption, batch["turns"].to_pylist()), pa.string()),
+            "caption": pa.array(map(pair_caption, batch["turns"].to_pylist()), pa.string()),
             "lineage": pa.array(map(json.dumps, lineage), pa.string()),
             **sides,
         }
@@ -58,14 +59,6 @@ def columns(path: Path, first: int, scores: Sequence[str]) -> pa.Table:
         parts.append(pa.table(found))
         first += batch.num_rows
     return pa.concat_tables(parts)
-
-
-def _caption(turns: Sequence[dict[str, str]]) -> str | None:
-    """The text of a pair: what the assistant says of a medium that is shown without a word."""
-    if [turn["role"] for turn in turns] != ["user", "assistant"]:
-        return None
-    shown, told = (turn["text"] for turn in turns)
-    return told if shown in PLACEHOLDERS.values() else None
 
 
 def image_sizes(table: pa.Table, *, limits: ImageLimits) -> Verdict:

@@ -5,6 +5,7 @@ The same command runs on a Ray cluster: `ray job submit -- python etl/laion.py â
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from typing import Literal
 
 from etl.command import main, parse
 from etl.ops import text
+from etl.ops.clip import ClipSpec
 from etl.ops.dedup import FirstSeen
 from etl.ops.host import check_urls
 from etl.ops.policy import Bound, Policy, read_bounds
@@ -70,6 +72,14 @@ class Options(CaptionOptions, JobOptions):
             Step(name="declared size", operation=size),
             Step(name="url dedup", operation=FirstSeen("url", "duplicate_url")),
         )
+
+    @property
+    def clip(self) -> ClipSpec | None:
+        """See `JobOptions.clip`; what it finds is judged when the other scores are."""
+        spec = super().clip
+        if spec and self.policy == "after":
+            return dataclasses.replace(spec, least=None)
+        return spec
 
     @property
     def scores(self) -> Policy:

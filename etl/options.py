@@ -12,12 +12,13 @@ from etl.command import UserError
 from etl.download import BackendName, FetchOptions
 from etl.guard import Bounds
 from etl.ops import language, text
+from etl.ops.clip import ClipSpec, Device, check_model, model_identity
 from etl.ops.image import ImageLimits
 from etl.steps import Step
 
 _NOT_PLANNED = (
     *("input", "output", "json", "workers", "threads", "connections_per_host", "timeout"),
-    *("retries", "retry_failed"),
+    *("retries", "retry_failed", "clip_device", "clip_batch"),
 )
 """Options that may change between a killed run and the one that goes on."""
 
@@ -62,18 +63,29 @@ class JobOptions:
     """Worker processes; as many as the cluster has CPUs if not given."""
     user_agent: str | None = None
     """Token that names you to servers, and by which they may opt out."""
+    clip_model: str | None = None
+    """A CLIP model that judges pairs of an image and a caption once they are downloaded: a folder
+    as transformers saves it, or a name on the hub; its score is `clip`. None judges."""
+    min_clip: float = 0.28
+    """The least cosine of image and caption by that model (LAION-5B's with OpenAI's ViT-B/32)."""
+    clip_device: Device = "auto"
+    """Where the model runs; auto takes the cluster's GPUs if it has any."""
+    clip_batch: int = 64
+    """Pairs that the model compares at a time."""
     json: bool = False
     """Print the summary as one JSON object instead of a table."""
 
     def __post_init__(self) -> None:
         counts = ("rows_per_shard", "min_side", "max_pixels", "max_bytes", "threads")
-        for name in (*counts, "connections_per_host"):
+        for name in (*counts, "connections_per_host", "clip_batch"):
             self._require(name, getattr(self, name) >= 1, "1 or more")
         self._require("workers", self.workers is None or self.workers >= 1, "1 or more")
         self._require("image_size", self.image_size is None or self.image_size >= 1, "1 or more")
         self._require("retries", self.retries >= 0, "0 or more")
         self._require("timeout", self.timeout > 0, "more than 0")
         self._require("max_aspect", self.max_aspect >= 1, "1 or more")
+        if self.clip_model is not None:
+            check_model(self.clip_model)
 
     def _require(self, name: str, holds: bool, wanted: str) -> None:
         if not holds:
@@ -106,9 +118,23 @@ class JobOptions:
         )
 
     @property
+    def clip(self) -> ClipSpec | None:
+        """The model that judges pairs, if any."""
+        if self.clip_model is None:
+            return None
+        return ClipSpec(
+            model=self.clip_model,
+            least=self.min_clip,
+            device=self.clip_device,
+            batch=self.clip_batch,
+        )
+
+    @property
     def config(self) -> dict[str, Any]:
         """What decides which rows come out, for the plan; as JSON has it, in which that is kept."""
         values = dataclasses.asdict(self)
+        if self.clip_model is not None:
+            values["clip_model"] = model_identity(self.clip_model)
         return {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in values.items()

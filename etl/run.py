@@ -28,12 +28,14 @@ from etl import retry
 from etl.atomic import atomic_file
 from etl.cluster import ray_cluster
 from etl.command import UserError
+from etl.judge import judge, judgement
 from etl.ledger import Ledger, Plan, make_plan, read_table, write_table
 from etl.media import MediaPlan
 from etl.ops.dedup import FirstSeen
 from etl.options import JobOptions
 from etl.report import print_summary, write_report
 from etl.retry import DROPS_FILE
+from etl.scores import keys_and_scores
 from etl.shards import Manifest, Shard, read_manifest, write_manifest
 from etl.sources.base import Source
 from etl.steps import Outcome, Step, StepYield, add_yields, run_steps
@@ -92,6 +94,7 @@ def _work(job: Job, plan: Plan, ledger: Ledger) -> None:
         ranges = _plan_ranges(job, plan, ledger, progress)
         with ray_cluster() as cpus:
             _download(job, ledger, ranges, cpus, progress)
+            _judge(job, ledger, ranges, cpus, progress)
             late = _duplicates(job, ledger, ranges)
             shards = _write_shards(ledger, late, progress)
     _finish(job, plan, ledger, late, shards)
@@ -106,6 +109,7 @@ def _retry(job: Job, ledger: Ledger) -> None:
         if any(ranges):
             with ray_cluster() as cpus:
                 _download(job, ledger, ranges, cpus, progress)
+                _judge(job, ledger, ranges, cpus, progress)
                 kept = retry.kept_keys(ledger.output, job.identity)
                 late = _duplicates(job, ledger, ranges, kept=kept)
                 shards = _write_shards(ledger, late, progress)
@@ -193,6 +197,12 @@ def _download(
         progress.update(task, advance=row["rows"])
 
 
+def _judge(job: Job, ledger: Ledger, ranges: Sequence[int], cpus: int, progress: Progress) -> None:
+    """Have a model judge what was downloaded, if the job has one."""
+    if job.options.clip:
+        judge(ledger, ranges, job.options.clip, cpus=cpus, progress=progress)
+
+
 def _duplicates(
     job: Job, ledger: Ledger, ranges: Sequence[int], *, kept: pa.Table | None = None
 ) -> dict[int, Outcome]:
@@ -202,10 +212,11 @@ def _duplicates(
     """
     unit = "medium" if job.identity == "medium" else "record"
     step = Step(name="dedup", operation=FirstSeen("key", f"duplicate_{unit}"))
+    steps = [judgement(job.options.clip), step] if job.options.clip else [step]
     if kept is not None:
         step.operation(kept)
     return {
-        number: run_steps(read_table(ledger.keys_path(number)), [step])
+        number: run_steps(keys_and_scores(ledger, number), steps)
         for number, rows in enumerate(ranges)
         if rows
     }

@@ -13,7 +13,6 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from etl.atomic import atomic_file, file_sha256
 from etl.backends import make_backend
 from etl.download import BackendName, Fetched, FetchOptions, dns_trouble
 from etl.ledger import DROPPED, KEYS, STAGED, Ledger, Receipt, read_table, write_table
@@ -30,8 +29,9 @@ from etl.media import (
 )
 from etl.ops.image import ImageLimits
 from etl.ops.records import is_url
-from etl.schema import SCHEMA, Sample, Turn
-from etl.shards import Shard, shard_name, write_shard
+from etl.schema import Sample, Turn
+from etl.scores import computed_path, with_scores
+from etl.shards import copy_rows, shard_name, write_shard
 from etl.steps import DROPS, StepYield
 
 Identity = Literal["medium", "record"]
@@ -202,13 +202,17 @@ class WriteFinal:
         """A table of one `range` and its rows to `keep` → the range and how many those are."""
         (row,) = table.to_pylist()
         number = row["range"]
-        path = self._ledger.output / shard_name(number)
-        rows = read_table(self._ledger.keys_path(number))["row"]
+        rows = read_table(self._ledger.keys_path(number))["row"].combine_chunks()
         kept = pc.is_in(rows, pa.array(row["keep"], pa.int64()))
-        staged = read_table(self._ledger.staged_path(number))
-        with atomic_file(path) as stream, pa.ipc.new_file(stream, SCHEMA) as writer:
-            writer.write_table(staged.filter(kept))
-        size = path.stat().st_size
-        shard = Shard(path=path.name, rows=len(row["keep"]), bytes=size, sha256=file_sha256(path))
+        computed = computed_path(self._ledger, number)
+        change = None
+        if computed.exists():
+            scores = read_table(computed).filter(kept)
+
+            def change(samples: pa.Table, first: int) -> pa.Table:
+                return with_scores(samples, scores.slice(first, samples.num_rows))
+
+        target = self._ledger.output / shard_name(number)
+        shard = copy_rows(self._ledger.staged_path(number), target, kept, change)
         self._ledger.save_written(number, shard)
         return pa.table({"range": [number], "rows": [shard.rows]})

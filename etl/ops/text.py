@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from etl.schema import PLACEHOLDER_PATTERN
+from etl.schema import PLACEHOLDER_PATTERN, PLACEHOLDERS
 from etl.steps import Verdict
 
 
@@ -98,3 +100,14 @@ def declared_size(table: pa.Table, *, minimum: int, max_aspect: float) -> Verdic
         else:
             reasons.append(None)
     return Verdict(reasons=reasons)
+
+
+def pair_caption(turns: Sequence[Mapping[str, str]]) -> str | None:
+    """The caption of a pair: what the assistant says of a medium that is shown without a word.
+
+    None of any other record.
+    """
+    if [turn["role"] for turn in turns] != ["user", "assistant"]:
+        return None
+    shown, told = (turn["text"] for turn in turns)
+    return told if shown in PLACEHOLDERS.values() else None
