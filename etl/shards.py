@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -117,6 +117,39 @@ def _batches(samples: Iterable[Sample]) -> Iterator[pa.RecordBatch]:
             pending, size = [], 0
     if pending:
         yield to_batch(pending)
+
+
+def copy_rows(
+    source: Path,
+    target: Path,
+    keep: pa.Array,
+    change: Callable[[pa.Table, int], pa.Table] | None = None,
+) -> Shard:
+    """Write some rows of a shard as another, a record batch at a time: memory is that of a batch.
+
+    Args:
+        source: a shard.
+        target: the file to write.
+        keep: for every row whether it is wanted.
+        change: what is to become of rows that are kept; it is told how many came before them.
+    """
+    rows = first = 0
+    with (
+        pa.memory_map(str(source)) as mapped,
+        pa.ipc.open_file(mapped) as reader,
+        atomic_file(target) as stream,
+        pa.ipc.new_file(stream, SCHEMA) as writer,
+    ):
+        for number in range(reader.num_record_batches):
+            batch = pa.Table.from_batches([reader.get_batch(number)])
+            kept = batch.filter(keep.slice(first, batch.num_rows))
+            first += batch.num_rows
+            if kept.num_rows:
+                writer.write_table(change(kept, rows) if change else kept)
+                rows += kept.num_rows
+    return Shard(
+        path=target.name, rows=rows, bytes=target.stat().st_size, sha256=file_sha256(target)
+    )
 
 
 def write_folder(
