@@ -45,7 +45,8 @@ class Plan:
 
     def differences(self, other: Mapping[str, Any]) -> list[str]:
         """Where another plan differs; where the input lies does not matter, its bytes do."""
-        mine, theirs = _flat(dataclasses.asdict(self)), _flat(other)
+        # As JSON gives it back, in which tuples are lists.
+        mine, theirs = _flat(json.loads(json.dumps(dataclasses.asdict(self)))), _flat(other)
         return [
             f"{name} {theirs.get(name)!r} there, {mine.get(name)!r} here"
             for name in sorted({*mine, *theirs})
