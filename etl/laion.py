@@ -16,6 +16,7 @@ from etl.command import main, parse
 from etl.ops import text
 from etl.ops.clip import ClipSpec
 from etl.ops.dedup import FirstSeen
+from etl.ops.faces import sound_boxes
 from etl.ops.host import check_urls
 from etl.ops.policy import Bound, Policy, read_bounds
 from etl.options import CaptionOptions, JobOptions
@@ -52,6 +53,9 @@ class Options(CaptionOptions, JobOptions):
     """The least of further scores, such as aesthetic=5; rows that lack a score are kept."""
     maximum: tuple[str, ...] = ()
     """The most of further scores, such as gantman=0.5 faces=0; so, too."""
+    blur_faces: str | None = None
+    """Column of boxes (x0, y0, x1, y1 in parts of the size) to blur, such as DataComp's
+    face_bboxes; a row without boxes is dropped."""
     policy: Literal["before", "after"] = "before"
     """When scores decide: before the download, or after. After, every row is downloaded and kept
     with its scores, and etl/refilter.py applies this or another policy to the shards."""
@@ -63,8 +67,10 @@ class Options(CaptionOptions, JobOptions):
         size = functools.partial(
             text.declared_size, minimum=self.min_side, max_aspect=self.max_aspect
         )
+        boxes = [Step(name="boxes", operation=sound_boxes)] if self.blur_faces else []
         return (
             Step(name="url", operation=urls),
+            *boxes,
             length,
             Step(name="placeholders", operation=text.no_placeholders),
             *captions,
@@ -98,7 +104,7 @@ class Options(CaptionOptions, JobOptions):
 def run(args: Sequence[str]) -> None:
     """Run the job with the words after the command's name."""
     options = parse(Options, prog="python etl/laion.py", args=args)
-    source = Laion(options.input)
+    source = Laion(options.input, boxes=options.blur_faces)
     asked = [bound.score for bound in options.scores.bounds]
     missing = [*source.missing, *(name for name in asked if name not in source.scores)]
     if missing:

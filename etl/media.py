@@ -21,6 +21,7 @@ import pyarrow as pa
 from etl.download import Backend, Fetched
 from etl.native.decode import finish_picture
 from etl.ops import audio, points, video
+from etl.ops.faces import Box
 from etl.ops.image import ImageLimits
 from etl.ops.records import is_url
 from etl.places import Places
@@ -140,8 +141,17 @@ Key = tuple[str, str, float | None, float | None]
 """What tells media apart: kind, URL or name, and the part's start and length."""
 
 
-def check_medium(key: Key, fetched: Fetched, plan: MediaPlan, image: ImageLimits) -> Found:
-    """Decode what was fetched, and keep it if it is sound and within the limits."""
+def check_medium(
+    key: Key,
+    fetched: Fetched,
+    plan: MediaPlan,
+    image: ImageLimits,
+    faces: Sequence[Box] = (),
+) -> Found:
+    """Decode what was fetched, and keep it if it is sound and within the limits.
+
+    `faces` are boxes in an image, see `etl.ops.faces`.
+    """
     kind, _, start, length = key
     data = fetched.data
     if data is None:
@@ -149,7 +159,7 @@ def check_medium(key: Key, fetched: Fetched, plan: MediaPlan, image: ImageLimits
     found: Any
     match kind:
         case "image":
-            found = finish_picture(data, image, plan.size)
+            found = finish_picture(data, image, plan.size, faces)
             if not isinstance(found, str):
                 return Found(medium=found.medium, phash=found.phash, notes=found.notes)
         case "video":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import json
@@ -27,6 +28,7 @@ from etl.media import (
     gather,
     with_media,
 )
+from etl.ops.faces import Box
 from etl.ops.image import ImageLimits
 from etl.ops.records import is_url
 from etl.schema import Sample, Turn
@@ -109,7 +111,8 @@ class RangeWorker:
     def _samples(self, candidates: pa.Table, books: _Books) -> Iterator[Sample]:
         """Samples of the sound records, as their media come; the books tell of all."""
         rows = with_media(candidates).to_pylist()
-        found = gather(rows, self._found, self._spec.media.lost)
+        faces = {row["url"]: row["boxes"] for row in rows if row.get("boxes")}
+        found = gather(rows, functools.partial(self._found, faces=faces), self._spec.media.lost)
         for row, one in zip(rows, found, strict=True):
             named = {name: row[name] for name in ("row", "id", "url")}
             if isinstance(one, Found):
@@ -123,9 +126,11 @@ class RangeWorker:
             books.kept.append({**named, "key": key, "phash": hashes})
             yield sample
 
-    def _found(self, keys: Sequence[Key]) -> Iterator[Found]:
+    def _found(self, keys: Sequence[Key], faces: Mapping[str, Sequence[Box]]) -> Iterator[Found]:
         def finish(place: int, fetched: Fetched) -> Found:
-            return check_medium(keys[place], fetched, self._spec.media, self._spec.image)
+            key = keys[place]
+            boxes = faces.get(key[1], ())
+            return check_medium(key, fetched, self._spec.media, self._spec.image, boxes)
 
         return self._media.stream([url for _, url, _, _ in keys], finish)
 

@@ -9,13 +9,14 @@ or an eighth of its size, which its format gives almost for free.
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from etl.native.sniff import is_polyglot
+from etl.ops.faces import Box, blur, turned_boxes
 from etl.ops.image import MIMES, SIDEWAYS, ImageLimits, size_fault
 from etl.ops.phash import perceptual_hash
 from etl.schema import Medium, sha256
@@ -41,13 +42,16 @@ class Picture:
     notes: Mapping[str, str] = field(default_factory=dict)
 
 
-def finish_picture(data: bytes, limits: ImageLimits, size: int | None) -> Picture | str:
+def finish_picture(
+    data: bytes, limits: ImageLimits, size: int | None, faces: Sequence[Box] = ()
+) -> Picture | str:
     """Check an image and bring it into shape.
 
     Args:
         data: as it was served.
         limits: which images are kept; they hold for what was served.
         size: the longest that the shorter side may be, in pixels; None leaves sizes alone.
+        faces: what is to be blurred, see `etl.ops.faces`.
 
     Returns:
         The picture, or the reason why it is not kept.
@@ -58,7 +62,7 @@ def finish_picture(data: bytes, limits: ImageLimits, size: int | None) -> Pictur
         with Image.open(io.BytesIO(data), formats=_FORMATS) as picture:
             # The header tells the size; a bomb is refused before its pixels are unpacked.
             fault = size_fault(*picture.size, limits) or ("polyglot" if is_polyglot(data) else None)
-            return fault or _shape(data, picture, size)
+            return fault or _shape(data, picture, size, faces)
     except UnidentifiedImageError:
         return "wrong_type"
     except Image.DecompressionBombError:
@@ -67,7 +71,7 @@ def finish_picture(data: bytes, limits: ImageLimits, size: int | None) -> Pictur
         return "truncated" if "truncated" in str(error) else "corrupt"
 
 
-def _shape(data: bytes, picture: Image.Image, size: int | None) -> Picture:
+def _shape(data: bytes, picture: Image.Image, size: int | None, faces: Sequence[Box]) -> Picture:
     mime = MIMES[picture.format or ""]
     width, height = picture.size
     orientation = picture.getexif().get(ExifTags.Base.Orientation)
@@ -77,6 +81,7 @@ def _shape(data: bytes, picture: Image.Image, size: int | None) -> Picture:
         *(["turned"] if turned else []),
         *(["to RGB"] if picture.mode not in _KEPT_MODES else []),
         *(["shrunk"] if shrunk else []),
+        *(["faces blurred"] if faces else []),
         *(["to JPEG"] if picture.format not in _KEPT_FORMATS else []),
     ]
     if not changes:
@@ -91,6 +96,8 @@ def _shape(data: bytes, picture: Image.Image, size: int | None) -> Picture:
     final = _rgb(ImageOps.exif_transpose(picture) if turned else picture)
     if shrunk:
         final = final.resize(_shrunk(width, height, size or 1), Image.Resampling.HAMMING)
+    if faces:
+        final = blur(final, turned_boxes(faces, orientation if turned else None))
     stream = io.BytesIO()
     final.save(stream, "JPEG", quality=_QUALITY)
     return Picture(

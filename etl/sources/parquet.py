@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from etl.command import UserError
+from etl.ops.faces import BOXES
 from etl.sources.base import content_id
 from etl.sources.files import input_files
 
@@ -55,16 +56,20 @@ class Laion:
     Width, height and scores may be missing; `missing` names those of LAION's that are, `scores`
     all that at least one file has.
 
+    Args:
+        path: a file, or a folder of files.
+        boxes: a column of faces' boxes (see `etl.ops.faces`), which becomes `boxes`.
+
     Raises:
-        UserError: a file is missing, empty, no parquet, or lacks URL or TEXT.
+        UserError: a file is missing, empty, no parquet, or lacks URL, TEXT or that column.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, boxes: str | None = None) -> None:
         self.files = input_files(path, ".parquet")
         columns = [_parquet_columns(file) for file in self.files]
         for file, found in zip(self.files, columns, strict=True):
-            require_columns(file, found, ("URL", "TEXT"))
-        self._found = [_published(found) for found in columns]
+            require_columns(file, found, ("URL", "TEXT", *([boxes] if boxes else [])))
+        self._found = [_published(found, boxes) for found in columns]
         optional = {
             **{"WIDTH": "declared_width", "HEIGHT": "declared_height"},
             **{name: f"score.{name}" for name in LAION_SCORES},
@@ -102,6 +107,8 @@ class Laion:
             "caption": table[names["caption"]].cast(pa.string()),
             "lineage": _lineage(table, names),
         }
+        if "boxes" in names:
+            columns["boxes"] = _boxes(file, names["boxes"], table[names["boxes"]])
         for name in self._numbers:
             if name in names:
                 columns[name] = _numbers(file, names[name], table[names[name]])
@@ -110,7 +117,7 @@ class Laion:
         return pa.table(columns)
 
 
-def _published(found: Mapping[str, str]) -> dict[str, str]:
+def _published(found: Mapping[str, str], boxes: str | None) -> dict[str, str]:
     """Our name of what a file has → its column."""
     wanted = {
         "url": ("url",),
@@ -118,6 +125,7 @@ def _published(found: Mapping[str, str]) -> dict[str, str]:
         **_SIZES,
         **{f"score.{name}": theirs for name, theirs in SCORES.items()},
         **{f"lineage.{name}": (name,) for name in _TRACES},
+        **({"boxes": (boxes.lower(),)} if boxes else {}),
     }
     return {
         ours: found[next(filter(found.__contains__, theirs))]
@@ -184,6 +192,15 @@ def _numbers(file: Path, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         raise UserError(f"{file}: column {name} holds {column.type}, want numbers") from None
     return pc.if_else(pc.is_nan(numbers), pa.scalar(None, pa.float32()), numbers)
+
+
+def _boxes(file: Path, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
+    try:
+        return column.cast(BOXES)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        raise UserError(
+            f"{file}: column {name} holds {column.type}, want lists of [x0, y0, x1, y1]"
+        ) from None
 
 
 def _regroup(tables: Iterator[pa.Table], rows: int) -> Iterator[tuple[int, pa.Table]]:

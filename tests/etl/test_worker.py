@@ -15,6 +15,7 @@ from etl.download import Fetched, FetchOptions
 from etl.guard import Bounds
 from etl.ledger import Ledger, read_table, write_table
 from etl.media import MediaPlan
+from etl.ops.faces import BOXES
 from etl.ops.image import ImageLimits
 from etl.schema import Sample, Turn
 from etl.shards import Manifest, ShardSet, write_manifest
@@ -320,3 +321,15 @@ def test_a_language_that_was_told_is_lineage(tmp_path: Path) -> None:
     assert (first.lineage["language"], first.scores["language_confidence"]) == ("en", 0.5)
     assert second.lineage["language"] == "zh-Latn"
     assert "language_confidence" not in second.scores
+
+
+def test_faces_are_blurred_by_the_rows_boxes(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "out")
+    ledger.work.mkdir(parents=True)
+    table = candidates(["http://web/0", "http://web/1"])
+    boxes = pa.array([[[0.2, 0.2, 0.5, 0.5]], []], BOXES)
+    RangeWorker(spec(ledger.output)).do(0, table.append_column("boxes", boxes))
+    first, second = staged(ledger, 0)
+    assert first.lineage["changed"] == "faces blurred"
+    assert first.media[0].data != PICTURES[0]
+    assert second.media[0].data == PICTURES[1]

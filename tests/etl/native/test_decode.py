@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from etl.native.decode import Picture, finish_picture
 from etl.native.sniff import is_polyglot, sniff
@@ -41,6 +41,33 @@ def test_what_needs_no_change_keeps_its_bytes(form: str, mime: str) -> None:
             80,
         )
         assert (found.medium.sha256, found.notes) == (sha256(data), {})
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_faces_are_blurred_where_they_are_shown(orientation: int) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (160, 240, 3), np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(noise).save(stream, "PNG")
+    data = with_orientation(stream.getvalue(), orientation)
+    box = (0.1, 0.2, 0.3, 0.5)  # in the stored picture, as img2dataset's users see it
+    plain = finish_picture(data, LIMITS, 100)
+    blurred = finish_picture(data, LIMITS, 100, [box])
+    assert blurred.notes["changed"].split(", ")[-1] == "faces blurred"
+    assert "faces" not in plain.notes["changed"]
+    marked = np.zeros((160, 240), np.uint8)
+    marked[32:80, 24:72] = 255
+    stored = Image.fromarray(marked)
+    stored.getexif()[0x0112] = orientation
+    shown = ImageOps.exif_transpose(stored).resize(opened(blurred).size)
+    inside = np.asarray(shown) > 254
+    before, after = (np.asarray(opened(one).convert("L"), float) for one in (plain, blurred))
+    assert after[inside].std() < before[inside].std() / 3
+    changed = np.abs(after - before) > 12  # JPEG's own loss is less
+    assert changed[~inside].mean() < 0.2 < changed[inside].mean()
+
+
+def test_a_picture_without_faces_keeps_its_bytes() -> None:
+    assert finish_picture(photo(), LIMITS, None, []).medium.data == photo()
 
 
 def test_sideways_pictures_are_turned_and_told() -> None:

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from etl.command import UserError
 from etl.sources.base import CANDIDATES
 from etl.sources.parquet import Laion
 
@@ -150,6 +151,17 @@ def test_what_names_a_row_is_kept(tmp_path: Path) -> None:
     first, second = read(tmp_path / "b.parquet", LAION_5B_ZH)
     assert json.loads(first["lineage"])["language"] == "zh"
     assert second["declared_width"] is None
+
+
+def test_boxes_of_faces_are_read_if_they_are_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "list.parquet"
+    pq.write_table(pa.table(DATACOMP), path)
+    (table,) = Laion(path, boxes="face_bboxes").read(10)
+    assert table["boxes"].to_pylist() == [[[0.1, 0.1, 0.2, 0.2]], []]
+    with pytest.raises(UserError, match=r"no column faces among .*; did you mean 'face_bboxes'\?"):
+        Laion(path, boxes="faces")
+    with pytest.raises(UserError, match="column text holds string, want lists of"):
+        list(Laion(path, boxes="text").read(10))
 
 
 def test_tags_are_numbers(tmp_path: Path) -> None:
