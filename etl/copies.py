@@ -10,12 +10,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from etl.atomic import atomic_file, file_sha256
+from etl.atomic import file_sha256
 from etl.ledger import Ledger
 from etl.ops.image import ImageLimits, size_fault
 from etl.ops.text import pair_caption
-from etl.schema import SCHEMA
-from etl.shards import Manifest, Shard
+from etl.shards import Manifest, Shard, copy_rows
 from etl.steps import Verdict
 
 
@@ -102,18 +101,9 @@ class CopyShard:
         source = self._folder / before.path
         if file_sha256(source) != before.sha256:
             return f"{source}: shard is damaged: its sha256 is not its manifest's"
-        keep = pa.array(item["keep"], pa.int64())
-        first = 0
-        path = self._ledger.output / before.path
-        with atomic_file(path) as stream, pa.ipc.new_file(stream, SCHEMA) as writer:
-            for batch in batches(source):
-                rows = pa.array(range(first, first + batch.num_rows), pa.int64())
-                kept = batch.filter(pc.is_in(rows, keep))
-                if kept.num_rows:
-                    writer.write_batch(kept)
-                first += batch.num_rows
-        size = path.stat().st_size
-        shard = Shard(path=before.path, rows=len(keep), bytes=size, sha256=file_sha256(path))
+        rows = pa.array(range(before.rows), pa.int64())
+        keep = pc.is_in(rows, pa.array(item["keep"], pa.int64()))
+        shard = copy_rows(source, self._ledger.output / before.path, keep)
         self._ledger.save_written(item["number"], shard)
         return None
 

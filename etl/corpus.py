@@ -44,7 +44,7 @@ class CorpusOptions(JobOptions):
     def config(self) -> dict[str, Any]:
         """See `JobOptions.config`; local media count by what they are, not where they lie."""
         local = self.plan.local()
-        lying = Places(local, max_bytes=self.max_bytes).fingerprint() if local else list(self.media)
+        lying = Places(local, max_bytes=self.max_bytes).fingerprint() if local else self.media
         return {**super().config, "media": lying}
 
     def steps(self) -> tuple[Step, ...]:

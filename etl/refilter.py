@@ -75,11 +75,7 @@ class Options(CaptionOptions):
         """What decides which rows come out, for the plan."""
         values = dataclasses.asdict(self)
         rest = ("input", "output", "ray", "json")
-        return {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in values.items()
-            if name not in rest
-        }
+        return {name: value for name, value in values.items() if name not in rest}
 
     def steps(self, policy: Policy) -> tuple[Step, ...]:
         """What judges the rows, in order."""
