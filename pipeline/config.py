@@ -42,6 +42,7 @@ class RunConfig:
         keep: how many checkpoints stay.
         workers: processes per rank that decode media; 0 does it in the rank itself.
         bad_share: the share of undecodable samples past which the run stops.
+        stall_seconds: without progress, after which a rank tells where it stands and ends.
     """
 
     stage: StageName
@@ -57,6 +58,7 @@ class RunConfig:
     keep: int = 2
     workers: int = 0
     bad_share: float = 0.01
+    stall_seconds: float = 1200
 
     @property
     def settings(self) -> Stage:
@@ -102,6 +104,8 @@ class TrainOptions:
     """Processes per rank that decode media. Default: 0, in the rank itself."""
     bad_share: float | None = None
     """Share of undecodable samples past which the run stops. Default: 0.01."""
+    stall_seconds: float | None = None
+    """Without progress, after which a rank tells where it stands and ends. Default: 1200."""
     epochs: int | None = None
     """Overrides the preset's, as do the options below."""
     learning_rate: float | None = None
@@ -122,7 +126,17 @@ _STAGE_FIELDS = (
     "ds_config",
     "precision",
 )
-_RUN_FIELDS = ("part", "weights", "seed", "max_steps", "save_every", "keep", "workers", "bad_share")
+_RUN_FIELDS = (
+    "part",
+    "weights",
+    "seed",
+    "max_steps",
+    "save_every",
+    "keep",
+    "workers",
+    "bad_share",
+    "stall_seconds",
+)
 
 
 def resolve(options: TrainOptions, stage: StageName) -> RunConfig:
@@ -195,12 +209,13 @@ def _check(run: RunConfig) -> None:
     if not run.output:
         raise UserError("--output: name the run folder")
     settings = run.settings
-    positive = {
+    positive: dict[str, float] = {
         "--save-every": run.save_every,
         "--keep": run.keep,
         "--epochs": settings.epochs,
         "--global-batch": settings.global_batch,
         "--micro-batch": settings.micro_batch,
+        "--stall-seconds": run.stall_seconds,
     }
     if run.max_steps is not None:
         positive["--max-steps"] = run.max_steps

@@ -32,6 +32,7 @@ from pipeline.data.loader import MicroBatch
 from pipeline.engine import device
 from pipeline.losses import Objective
 from pipeline.records import RunRecords
+from pipeline.watchdog import Watch
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +91,9 @@ def train(
     cursor: Cursor,
     checkpoints: Checkpoints,
     records: RunRecords,
+    *,
     stop: StopRequest,
+    watch: Watch,
 ) -> int:
     """Train from `cursor` to the end, or until asked to stop.
 
@@ -104,14 +107,17 @@ def train(
     with _progress() as progress:
         bar = progress.add_task(job.name, total=job.steps, completed=cursor.step, loss="")
         for step in range(cursor.step, job.steps):
+            watch.at("data", step=step + 1)
             started = time.perf_counter()
             items = list(islice(batches, job.accumulation))
             waited = time.perf_counter() - started
+            watch.at("agree", samples=tuple(name for item in items for name in item.ids))
             agreed = agree(items, job.modalities, job.objective, stop=stop.asked, device=device())
             if agreed.bad:
                 records.bad(step + 1, _gather_bad(items))
             seed_step(job.seed, step, dist.get_rank())
-            losses = _step(engine, items, agreed, job.objective)
+            losses = _step(engine, items, agreed, job.objective, watch)
+            watch.at("record")
             cursor = Cursor(
                 step=step + 1,
                 samples=cursor.samples + agreed.samples,
@@ -125,6 +131,7 @@ def train(
             progress.update(bar, advance=1, loss=f"loss {loss:.4f}")
             records.check_bad(cursor, job.bad_share)
             if agreed.stop or cursor.step % job.save_every == 0 or cursor.step == job.steps:
+                watch.at("save")
                 checkpoints.save(engine, cursor)
             if agreed.stop and cursor.step < job.steps:
                 log.info("stopped on request after step %d of %d; saved", cursor.step, job.steps)
@@ -137,6 +144,7 @@ def _step(
     items: list[MicroBatch],
     agreed: Agreement,
     objective: Objective,
+    watch: Watch,
 ) -> dict[str, float]:
     """Run one optimizer step; return each loss's mean over the global batch.
 
@@ -152,9 +160,12 @@ def _step(
     # A sum and a count for each loss.
     summed = torch.zeros(len(scales), 2, dtype=torch.float64, device=device())
     for item, used in zip(items, agreed.used, strict=True):
+        watch.at("forward", samples=item.ids)
         found = objective.losses(engine(item.batch.to(device()), used))
         scaled = [found[name][0] * scale for name, scale in scales.items()]
+        watch.at("backward", samples=item.ids)
         engine.backward(torch.stack(scaled).sum())
+        watch.at("step", samples=item.ids)
         engine.step()
         for number, name in enumerate(scales):
             summed[number, 0] += found[name][0].detach().double()

@@ -51,6 +51,7 @@ class Row:
         context: tokens before the last answer.
         answer: what a seq2seq backbone's decoder is to say; None for a causal one.
         sentence: what the assistant says, in the vocabulary of who reads sentences, if anyone.
+        id: the sample's, for people.
     """
 
     ids: list[int]
@@ -60,6 +61,7 @@ class Row:
     context: int = 0
     answer: list[int] | None = None
     sentence: tuple[int, ...] = ()
+    id: str = ""
 
 
 class SampleEncoder:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch.utils.data import DataLoader, Dataset
 
@@ -14,6 +14,7 @@ from model.batch import Batch
 from pipeline.data.collate import collate, filler
 from pipeline.data.encode import Row, SampleEncoder
 from pipeline.data.order import FILLER, Order, Split
+from pipeline.watchdog import Decoding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,20 +35,29 @@ class MicroBatch:
         batch: the padded rows.
         samples: how many of the rows are samples (not fillers, not bad).
         bad: the samples that could not be used; fillers stand in for them.
+        ids: of the samples, for people.
     """
 
     batch: Batch
     samples: int
     bad: tuple[BadSample, ...] = ()
+    ids: tuple[str, ...] = ()
 
 
 class Positions(Dataset[Row | BadSample | None]):
     """The stream of samples by position; decoding happens here, in a worker if there are any."""
 
-    def __init__(self, shards: ShardSet, order: Order, encoder: SampleEncoder) -> None:
+    def __init__(
+        self,
+        shards: ShardSet,
+        order: Order,
+        encoder: SampleEncoder,
+        decoding: Decoding | None = None,
+    ) -> None:
         self._shards = shards
         self._order = order
         self._encoder = encoder
+        self._decoding = decoding or Decoding()
         self.seq2seq = encoder.seq2seq
 
     def __getitem__(self, position: int) -> Row | BadSample | None:
@@ -55,11 +65,15 @@ class Positions(Dataset[Row | BadSample | None]):
         if position == FILLER:
             return None
         row = self._order.row(position)
+        self._decoding.write(f"row {row}")
         sample = self._shards[row]
+        self._decoding.write(f"{sample.id} (row {row})")
         try:
-            return self._encoder.row(sample)
+            return replace(self._encoder.row(sample), id=sample.id)
         except SampleError as error:
             return BadSample(position=position, row=row, id=sample.id, reason=str(error))
+        finally:
+            self._decoding.write("")
 
 
 @dataclass(frozen=True)
@@ -76,6 +90,7 @@ class _Join:
             batch=collate(rows, pad_id=self.pad_id, side="right"),
             samples=sum(isinstance(item, Row) for item in items),
             bad=tuple(item for item in items if isinstance(item, BadSample)),
+            ids=tuple(item.id for item in items if isinstance(item, Row)),
         )
 
 

@@ -32,6 +32,7 @@ from pipeline.loop import Job, StopRequest, train
 from pipeline.objectives import objective_of
 from pipeline.records import RunRecords
 from pipeline.report import run_report
+from pipeline.watchdog import Decoding, Watch, Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -62,11 +63,18 @@ def train_stage(run: RunConfig, resume: str) -> int:
     model, tokenizer = make_model(run, inputs)
     engine = start_engine(model, run.settings, steps=inputs.steps, world=ranks()[1])
     cursor = resume_point(engine, inputs, records)
-    batches = data_from(cursor, run, inputs, tokenizer)
+    watch = Watch(Decoding(run.workers))
+    watch.follow(engine.module)
+    batches = data_from(cursor, run, inputs, tokenizer, watch.decoding)
     job = make_job(run, inputs)
-    code = train(engine, batches, job, cursor, inputs.checkpoints, records, stop)
-    if ranks()[0] == 0:
-        run_report(Path(run.output))
+    rank, world = ranks()
+    folder = Path(run.output)
+    with Watchdog(watch, folder, rank=rank, world=world, seconds=run.stall_seconds):
+        code = train(
+            engine, batches, job, cursor, inputs.checkpoints, records, stop=stop, watch=watch
+        )
+    if rank == 0:
+        run_report(folder)
     return code
 
 
@@ -159,7 +167,11 @@ def resume_point(engine: deepspeed.DeepSpeedEngine, inputs: Inputs, records: Run
 
 
 def data_from(
-    cursor: Cursor, run: RunConfig, inputs: Inputs, tokenizer: PreTrainedTokenizerBase
+    cursor: Cursor,
+    run: RunConfig,
+    inputs: Inputs,
+    tokenizer: PreTrainedTokenizerBase,
+    decoding: Decoding,
 ) -> Iterator[MicroBatch]:
     """Yield this rank's micro-batches from the cursor on."""
     settings = run.settings
@@ -173,7 +185,7 @@ def data_from(
     )
     rank, world = ranks()
     return micro_batches(
-        Positions(inputs.shards, inputs.order, encoder),
+        Positions(inputs.shards, inputs.order, encoder, decoding),
         inputs.order,
         Split(
             global_batch=settings.global_batch,

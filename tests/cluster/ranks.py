@@ -70,6 +70,16 @@ def run_ranks(number: int, *words: object) -> Outcome:
     return Ranks(number, words).wait()
 
 
+def wait_for(path: Path, ranks: Ranks) -> None:
+    """Wait until a file or folder exists, as long as the ranks live."""
+    while not path.exists():
+        try:
+            ranks.processes[0].wait(timeout=0.05)
+        except subprocess.TimeoutExpired:
+            continue
+        raise AssertionError(ranks.wait().stderr)
+
+
 def losses(run: Path) -> list[float]:
     lines = (run / "metrics.jsonl").read_text().splitlines()
     entries = [json.loads(line) for line in lines]

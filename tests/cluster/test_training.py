@@ -16,7 +16,7 @@ from etl.schema import Sample, Turn
 from etl.shards import ShardSet, write_folder
 from model.build import build
 from model.presets import system
-from tests.cluster.ranks import REPOSITORY, Ranks, losses, run_ranks
+from tests.cluster.ranks import REPOSITORY, Ranks, losses, run_ranks, wait_for
 from tests.worlds import caption_shards, instruct_shards
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
@@ -138,16 +138,6 @@ def without_picture(sample: Sample) -> Sample:
     """Turn a sample into text alone."""
     turns = tuple(Turn(role=t.role, text=t.text.replace("<image>", "")) for t in sample.turns)
     return replace(sample, turns=turns, media=())
-
-
-def wait_for(path: Path, ranks: Ranks) -> None:
-    """Wait until a file or folder exists, as long as the ranks live."""
-    while not path.exists():
-        try:
-            ranks.processes[0].wait(timeout=0.05)
-        except subprocess.TimeoutExpired:
-            continue
-        raise AssertionError(ranks.wait().stderr)
 
 
 def losses_so_far(run: Path) -> list[str]:

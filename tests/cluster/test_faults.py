@@ -1,0 +1,55 @@
+"""Ranks, nodes and data that fail while a run is on: it goes on where it was, or says why not."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from pipeline.watchdog import STALLED
+from tests.cluster.ranks import Ranks, losses, run_ranks, wait_for
+from tests.worlds import caption_shards
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+
+STEPS = 6
+SMALL = ("--global-batch", 4, "--micro-batch", 2, "--max-steps", STEPS, "--save-every", 2)
+
+
+@pytest.fixture(scope="module")
+def captions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return caption_shards(tmp_path_factory.mktemp("captions"), 64)
+
+
+@pytest.fixture(scope="module")
+def whole(captions: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing disturbs."""
+    run = tmp_path_factory.mktemp("whole") / "pt"
+    outcome = run_ranks(2, *words(captions, run))
+    assert outcome.code == 0, outcome.stderr
+    return run
+
+
+def words(data: Path, run: Path) -> tuple[object, ...]:
+    return ("pt", "digits", "--data", data, "--output", run, *SMALL)
+
+
+def test_a_stopped_rank_is_named_by_the_other_and_nothing_is_lost(
+    captions: Path, whole: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    ranks = Ranks(2, (*words(captions, run), "--stall-seconds", 8))
+    wait_for(run / "checkpoints" / "step-00000002", ranks)
+    os.kill(ranks.processes[1].pid, signal.SIGSTOP)
+    outcome = ranks.wait()
+    assert outcome.code == STALLED, outcome.stderr
+    report = json.loads((run / "stalled-rank-0.json").read_text())
+    assert report["step"] > 2
+    assert report["samples"]
+    assert report["behind"][0].startswith("rank 1 ")
+    assert "silent" in report["behind"][0]
+    assert "stalled: rank 0" in outcome.stderr
+
+    assert run_ranks(2, *words(captions, run)).code == 0
+    assert losses(run) == losses(whole)
