@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from typing import Literal
 
 import tyro
-from rich.console import Console
+from rich.console import Console, Group
 from rich.table import Table
 
 from etl.command import UserError, parse
@@ -20,7 +20,9 @@ from pipeline.config import Scale, StageName, TrainOptions, changed_preset, reso
 from pipeline.evaluate.command import evaluate
 from pipeline.exchange.export import export
 from pipeline.exchange.import_ import import_
+from pipeline.outlook import look_ahead, outlook_table, typical_product
 from pipeline.plan import plan, plan_table
+from pipeline.rates import measured, published
 from pipeline.stages import init, pt, sft
 
 _STAGES = {"init": init.run, "pt": pt.run, "sft": sft.run}
@@ -84,7 +86,10 @@ def _show(args: Sequence[str]) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class PlanOptions:
-    """Predict parameters, memory and tokens of a preset at full size; needs no weights."""
+    """Predict parameters, memory, time and checkpoints of a preset at full size; needs no weights.
+
+    Step times are those of computing alone, at an assumed share of the device's published peak.
+    """
 
     preset: tyro.conf.Positional[str]
     """A preset's name."""
@@ -96,19 +101,29 @@ class PlanOptions:
     """Which stage is planned."""
     gpus: int = 8
     """Over how many GPUs the stage is spread."""
+    device: str = "a100"
+    """Whose published peak the step's time is reckoned with."""
+    measure: bool = False
+    """Reckon with how fast this machine multiplies matrices instead, which takes a second."""
     json: bool = False
     """Print JSON instead of tables."""
 
 
 def _plan(args: Sequence[str]) -> int:
     options = parse(PlanOptions, prog="python -m pipeline plan", args=args)
-    predicted = plan(
-        changed_preset(options.preset, options.scale, options.set), options.stage, options.gpus
+    system = changed_preset(options.preset, options.scale, options.set)
+    stage = system.stage(options.stage)
+    planned = plan(system, options.stage, options.gpus)
+    rate = (
+        measured(stage.precision, typical_product(system.model, stage))
+        if options.measure
+        else published(options.device, stage.precision)
     )
+    outlook = look_ahead(system, options.stage, planned, rate)
     if options.json:
-        _print_json(predicted.to_json())
+        _print_json(planned.to_json() | outlook.to_json())
     else:
-        Console().print(plan_table(predicted))
+        Console().print(Group(plan_table(planned), outlook_table(outlook)))
     return 0
 
 
@@ -123,7 +138,7 @@ COMMANDS: Mapping[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "evaluate": (evaluate, "ask a trained run the questions of a data folder"),
     "import": (import_, "a run folder from a transformers checkpoint"),
     "export": (export, "a transformers checkpoint from such a run, trained or not"),
-    "plan": (_plan, "parameters, memory and tokens of a preset at full size"),
+    "plan": (_plan, "parameters, memory, time and tokens of a preset at full size"),
     "list": (_list, "the presets"),
     "show": (_show, "a preset's resolved specification"),
 }
