@@ -164,7 +164,7 @@ def _svg(figure: Figure, title: str) -> str:
     # These names repeat from chart to chart and would stand twice in one page.
     text = re.sub(r' id="[\w.]+_\d+"', "", text)
     text = re.sub(r" font-family: [^;]+;", "", text)
-    # It would style the whole page; `pipeline.report` says the same of charts alone.
+    # It would style the whole page; `pipeline.page` says the same of charts alone.
     text = re.sub(r"<style.*?</style>", "", text)
     label = escape(title, quote=True)
     return re.sub(

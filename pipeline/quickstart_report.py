@@ -12,17 +12,9 @@ from rich.table import Table as Grid
 
 from etl.shards import ShardSet, read_manifest
 from pipeline.charts import bar_chart
+from pipeline.page import Answer, Charts, Gallery, Section, Table, Text, write_report
 from pipeline.records import read_metrics
-from pipeline.report import (
-    Answer,
-    Charts,
-    Gallery,
-    Section,
-    Table,
-    Text,
-    loss_chart,
-    write_report,
-)
+from pipeline.report import loss_chart
 
 _SHOWN = 24
 _PRINTED = 6

@@ -1,4 +1,9 @@
-"""What a run writes down: `metrics.jsonl`, one object a step, and `bad_samples.jsonl`."""
+"""What a run writes down.
+
+RUN/metrics.jsonl       one object a step
+RUN/bad_samples.jsonl   one object a sample that could not be used
+RUN/hindsight.json      what the run was predicted to take, and what it took
+"""
 
 from __future__ import annotations
 
@@ -6,11 +11,13 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
-from etl.atomic import atomic_file
+from etl.atomic import atomic_file, write_json
 from etl.command import UserError
 from pipeline.checkpoint import Cursor
 
+_HINDSIGHT = "hindsight.json"
 _TOLERATED_OVER = 1000
 """Samples below which the share of bad ones is not yet taken at its word."""
 
@@ -67,6 +74,29 @@ def read_metrics(run: Path) -> list[dict[str, float]]:
     """Return a run's figures, one entry a step; without the line a killed run left half-written."""
     path = run / "metrics.jsonl"
     return [json.loads(line) for line in _whole_lines(path)] if path.is_file() else []
+
+
+def read_bad(run: Path) -> list[dict[str, object]]:
+    """Return the samples that could not be used, with the step and the reason of each."""
+    path = run / "bad_samples.jsonl"
+    return [json.loads(line) for line in _whole_lines(path)] if path.is_file() else []
+
+
+def write_hindsight(run: Path, rows: list[dict[str, object]], notes: list[str]) -> None:
+    """Write what was predicted and measured.
+
+    Args:
+        run: the run folder.
+        rows: objects of `what`, `predicted`, `measured` and `unit`.
+        notes: how it was predicted, in sentences.
+    """
+    write_json(run / _HINDSIGHT, {"rows": rows, "notes": notes})
+
+
+def read_hindsight(run: Path) -> dict[str, Any] | None:
+    """Return what `write_hindsight` wrote; None where a run has not come so far."""
+    path = run / _HINDSIGHT
+    return json.loads(path.read_bytes()) if path.is_file() else None
 
 
 def _whole_lines(path: Path) -> list[str]:

@@ -1,85 +1,24 @@
-"""A report as one HTML file that needs nothing else: tables, charts, text, and answers."""
+"""`report.html` of a run: what it has learnt, how fast, and what it was predicted to take."""
 
 from __future__ import annotations
 
-import base64
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from html import escape
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from etl.atomic import atomic_file
 from etl.command import UserError
 from pipeline.charts import line_chart
-from pipeline.records import read_metrics
+from pipeline.page import Cell, Charts, Section, Table, Text, write_report
+from pipeline.records import read_bad, read_hindsight, read_metrics
 
-Cell = str | int | float | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Text:
-    """Paragraphs under a heading."""
-
-    heading: str
-    paragraphs: Sequence[str]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Table:
-    """Rows under a heading; numbers stand right, None is an empty cell."""
-
-    heading: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[Cell]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Charts:
-    """SVG elements as of `pipeline.charts`, side by side where the page is wide."""
-
-    heading: str
-    charts: Sequence[str]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Answer:
-    """One question about a picture: what the model said, and whether that is right.
-
-    Args:
-        picture: the bytes of a PNG, JPEG or WebP file.
-        question, answer, truth: in words.
-        right: None where there is nothing to judge, as with a caption.
-    """
-
-    picture: bytes
-    question: str
-    answer: str
-    truth: str
-    right: bool | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Gallery:
-    """Pictures with what was asked and answered."""
-
-    heading: str
-    answers: Sequence[Answer]
-
-
-Section = Text | Table | Charts | Gallery
-
-
-def write_report(path: Path, *, title: str, sections: Sequence[Section]) -> None:
-    """Write the sections as one file, atomically."""
-    body = "\n".join(_section(section) for section in sections)
-    page = _PAGE.format(title=escape(title), style=_STYLE, body=body)
-    with atomic_file(path) as stream:
-        stream.write(page.encode())
+Entry = Mapping[str, object]
+_BAD_SHOWN = 20
 
 
 def run_report(run: Path) -> Path:
-    """Write `report.html` of a training run from its `metrics.jsonl`; return its path.
+    """Write `report.html` of a training run from its records; return its path.
 
     Raises:
         UserError: the folder holds no figures.
@@ -88,13 +27,19 @@ def run_report(run: Path) -> Path:
     if not metrics:
         raise UserError(f"{run}/metrics.jsonl: no figures; is this a run folder?")
     path = run / "report.html"
-    summary = Table(heading="Run", columns=("", ""), rows=_summary(metrics))
-    title = f"Run {run.resolve().name}"
-    write_report(path, title=title, sections=[summary, _curves(metrics)])
+    sections: list[Section] = [
+        Table(heading="Run", columns=("", ""), rows=_summary(metrics)),
+        _losses(metrics),
+        _speed(metrics),
+        *_hindsight(run),
+        *_sources(metrics),
+        *_bad(run),
+    ]
+    write_report(path, title=f"Run {run.resolve().name}", sections=sections)
     return path
 
 
-def loss_chart(title: str, metrics: Sequence[Mapping[str, object]]) -> str:
+def loss_chart(title: str, metrics: Sequence[Entry]) -> str:
     """Draw each of a run's losses over its steps, smoothed over the raw values."""
     series: dict[str, list[tuple[float, float]]] = {}
     for entry in metrics:
@@ -105,25 +50,76 @@ def loss_chart(title: str, metrics: Sequence[Mapping[str, object]]) -> str:
     return line_chart(title, series, y_label="nats per target", smooth=True)
 
 
-def _curves(metrics: Sequence[Mapping[str, object]]) -> Charts:
-    """Draw the losses, and every other figure that a step records."""
+def _losses(metrics: Sequence[Entry]) -> Charts:
     charts = [loss_chart("Loss", metrics)]
-    for key, title in _FIGURES.items():
-        points = [(_number(entry["step"]), _number(entry[key])) for entry in metrics]
-        charts.append(line_chart(title, {key: points}, smooth=key != "lr", from_zero=True))
-    return Charts(heading="Over the steps", charts=charts)
+    sources: dict[str, list[tuple[float, float]]] = {}
+    for entry in metrics:
+        for name, figures in _mapping(entry, "sources").items():
+            points = sources.setdefault(name, [])
+            points.append((_number(entry["step"]), _number(figures["loss"])))
+    if sources:
+        charts.append(line_chart("Loss by source", sources, y_label="nats per target", smooth=True))
+    charts.append(_drawn(metrics, "Learning rate", {"lr": _plain("lr")}, smooth=False))
+    charts.append(
+        _drawn(metrics, "Gradient norm before clipping", {"grad_norm": _plain("grad_norm")})
+    )
+    return Charts(heading="Learning", charts=charts)
 
 
-_FIGURES = {
-    "lr": "Learning rate",
-    "grad_norm": "Gradient norm before clipping",
-    "tokens_per_second": "Tokens per second, all ranks",
-    "padding_share": "Share of padding",
-    "data_wait_share": "Share of the time spent waiting for data",
-}
+def _speed(metrics: Sequence[Entry]) -> Charts:
+    """Draw how fast a run goes, and what keeps it; what no step has recorded has no chart."""
+    shares = {"padding": _plain("padding_share"), "waiting for data": _plain("data_wait_share")}
+    charts = [
+        _drawn(metrics, "Tokens per second, all ranks", {"tokens": _plain("tokens_per_second")}),
+        _drawn(metrics, "Shares of the positions, and of the time", shares),
+    ]
+    if any("memory_bytes" in entry for entry in metrics):
+        ranks = {"highest": _of_ranks(max), "lowest": _of_ranks(min)}
+        charts.append(_drawn(metrics, "Peak memory of a rank", ranks, y_label="GiB", smooth=False))
+    if any("imbalance" in entry for entry in metrics):
+        parts = {name: _imbalance(name) for name in ("encoders", "backbone")}
+        title = "The busiest rank's work, by the mean rank's"
+        charts.append(_drawn(metrics, title, parts))
+    if any("mfu" in entry for entry in metrics):
+        charts.append(_drawn(metrics, "Model FLOPs utilisation", {"mfu": _plain("mfu")}))
+    return Charts(heading="Speed and memory", charts=charts)
 
 
-def _summary(metrics: Sequence[Mapping[str, object]]) -> list[tuple[Cell, Cell]]:
+Figure = Callable[[Entry], float]
+
+
+def _drawn(
+    metrics: Sequence[Entry],
+    title: str,
+    figures: Mapping[str, Figure],
+    *,
+    y_label: str = "",
+    smooth: bool = True,
+) -> str:
+    series = {
+        name: [(_number(entry["step"]), figure(entry)) for entry in metrics]
+        for name, figure in figures.items()
+    }
+    return line_chart(title, series, y_label=y_label, smooth=smooth, from_zero=True)
+
+
+def _plain(key: str) -> Figure:
+    return lambda entry: _number(entry.get(key))
+
+
+def _of_ranks(choose: Callable[[Sequence[float]], float]) -> Figure:
+    def figure(entry: Entry) -> float:
+        ranks = entry.get("memory_bytes")
+        return choose(ranks) / 2**30 if isinstance(ranks, list) and ranks else math.nan
+
+    return figure
+
+
+def _imbalance(part: str) -> Figure:
+    return lambda entry: _number(_mapping(entry, "imbalance").get(part))
+
+
+def _summary(metrics: Sequence[Entry]) -> list[tuple[Cell, Cell]]:
     first, last = metrics[0], metrics[-1]
     seconds = sum(_number(entry["step_seconds"]) for entry in metrics)
     tokens = sum(_number(e["tokens_per_second"]) * _number(e["step_seconds"]) for e in metrics)
@@ -138,125 +134,64 @@ def _summary(metrics: Sequence[Mapping[str, object]]) -> list[tuple[Cell, Cell]]
     ]
 
 
+def _hindsight(run: Path) -> list[Section]:
+    found = read_hindsight(run)
+    if found is None:
+        return []
+    rows = [(row["what"], row["predicted"], row["measured"], row["unit"]) for row in found["rows"]]
+    table = Table(
+        heading="Predicted and measured",
+        columns=("", "predicted", "measured", "unit"),
+        rows=rows,
+    )
+    return [table, Text(heading="How that was predicted", paragraphs=found["notes"])]
+
+
+def _sources(metrics: Sequence[Entry]) -> list[Section]:
+    totals: dict[str, Counter[str]] = {}
+    last: dict[str, float] = {}
+    for entry in metrics:
+        for name, figures in _mapping(entry, "sources").items():
+            counts = totals.setdefault(name, Counter())
+            counts.update({key: figures[key] for key in ("samples", "tokens")})
+            if figures["loss"] is not None:
+                last[name] = figures["loss"]
+    if not totals:
+        return []
+    everything = sum(counts["tokens"] for counts in totals.values())
+    rows: list[tuple[Cell, ...]] = [
+        (
+            name,
+            counts["samples"],
+            counts["tokens"],
+            counts["tokens"] / everything if everything else None,
+            last.get(name),
+        )
+        for name, counts in totals.items()
+    ]
+    columns = ("source", "samples", "tokens", "share of the tokens", "last loss")
+    return [Table(heading="Sources", columns=columns, rows=rows)]
+
+
+def _bad(run: Path) -> list[Section]:
+    bad = read_bad(run)
+    if not bad:
+        return []
+    rows: list[tuple[Cell, ...]] = [
+        (str(entry["step"]), str(entry["id"]), str(entry["reason"])) for entry in bad[-_BAD_SHOWN:]
+    ]
+    heading = f"Samples that could not be used: {len(bad):,}"
+    if len(bad) > _BAD_SHOWN:
+        heading += f", of which the last {_BAD_SHOWN}"
+    return [Table(heading=heading, columns=("step", "sample", "why"), rows=rows)]
+
+
+def _mapping(entry: Entry, key: str) -> Mapping[str, Any]:
+    found = entry.get(key) or {}
+    assert isinstance(found, Mapping)
+    return found
+
+
 def _number(value: object) -> float:
     """Return a figure of `metrics.jsonl`; what is none leaves a gap in a chart."""
     return float(value) if isinstance(value, int | float) else math.nan
-
-
-def _section(section: Section) -> str:
-    match section:
-        case Text():
-            body = "\n".join(f"<p>{escape(text)}</p>" for text in section.paragraphs)
-        case Table():
-            body = _table(section)
-        case Charts():
-            figures = "\n".join(f"<figure>{chart}</figure>" for chart in section.charts)
-            body = f'<div class="charts">{figures}</div>'
-        case Gallery():
-            cards = "\n".join(_card(answer) for answer in section.answers)
-            body = f'<div class="gallery">{cards}</div>'
-    return f"<section>\n<h2>{escape(section.heading)}</h2>\n{body}\n</section>"
-
-
-def _table(table: Table) -> str:
-    numeric = [
-        all(not isinstance(row[column], str) for row in table.rows)
-        for column in range(len(table.columns))
-    ]
-    lines = [_row("th", table.columns, numeric)] if any(table.columns) else []
-    lines += [_row("td", [_cell(cell) for cell in row], numeric) for row in table.rows]
-    return '<div class="wide"><table>\n' + "\n".join(lines) + "\n</table></div>"
-
-
-def _row(tag: str, cells: Sequence[str], numeric: Sequence[bool]) -> str:
-    kinds = [' class="n"' if number else "" for number in numeric]
-    inner = (f"<{tag}{kind}>{escape(c)}</{tag}>" for c, kind in zip(cells, kinds, strict=True))
-    return f"<tr>{''.join(inner)}</tr>"
-
-
-def _cell(cell: Cell) -> str:
-    match cell:
-        case None:
-            return ""
-        case int():
-            return f"{cell:,}"
-        case float():
-            return f"{cell:,.0f}" if abs(cell) >= 1000 else f"{cell:.4g}"
-    return cell
-
-
-def _card(answer: Answer) -> str:
-    picture = base64.b64encode(answer.picture).decode()
-    verdict = {True: "right", False: "wrong", None: "none"}[answer.right]
-    mark = {True: "✓ ", False: "✗ ", None: ""}[answer.right]
-    truth = "" if answer.right else f'<p class="truth">{escape(answer.truth)}</p>'
-    return (
-        f'<figure class="card {verdict}">'
-        f'<img alt="" src="data:{_mime(answer.picture)};base64,{picture}">'
-        f"<figcaption><p>{escape(answer.question)}</p>"
-        f'<p class="answer">{mark}{escape(answer.answer)}</p>{truth}</figcaption></figure>'
-    )
-
-
-def _mime(picture: bytes) -> str:
-    """Return the media type of a picture by its first bytes.
-
-    Raises:
-        ValueError: it is none that every browser shows.
-    """
-    if picture.startswith(b"\x89PNG"):
-        return "image/png"
-    if picture.startswith(b"\xff\xd8\xff"):
-        return "image/jpeg"
-    if picture[:4] == b"RIFF" and picture[8:12] == b"WEBP":
-        return "image/webp"
-    raise ValueError(f"a picture is PNG, JPEG or WebP; this one starts with {picture[:8]!r}")
-
-
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body>
-<h1>{title}</h1>
-{body}
-</body>
-</html>
-"""
-
-_STYLE = """
-:root { color-scheme: light dark; --ink: #1d2329; --soft: #5b6670; --line: #dfe3e8;
-  --page: #fff; --card: #f7f8fa; --right: #17794f; --wrong: #c0392b }
-@media (prefers-color-scheme: dark) { :root { --ink: #e4e8ec; --soft: #98a4af;
-  --line: #353c44; --page: #16191d; --card: #1f2429; --right: #4cc38a; --wrong: #ff7b6b } }
-* { box-sizing: border-box }
-body { max-width: 68rem; margin: 0 auto; padding: 2rem 1.25rem 4rem; background: var(--page);
-  color: var(--ink); font: 15px/1.55 system-ui, "Segoe UI", Roboto, sans-serif }
-h1 { font-size: 1.6rem; margin: 0 0 1.5rem }
-h2 { font-size: 1.1rem; margin: 2.25rem 0 .75rem }
-p { max-width: 44rem }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums }
-th, td { padding: .32rem 1.4rem .32rem 0; text-align: left; border-bottom: 1px solid var(--line) }
-th { color: var(--soft); font-weight: 500 }
-.n { text-align: right }
-.wide { overflow-x: auto }
-figure { margin: 0 }
-.charts { display: grid; gap: 1.5rem 2rem;
-  grid-template-columns: repeat(auto-fill, minmax(min(28rem, 100%), 1fr)) }
-.charts svg { display: block; width: 100%; max-width: 44rem; height: auto;
-  stroke-linejoin: round; stroke-linecap: butt }
-.gallery { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)) }
-.card { padding: .75rem; background: var(--card); border-radius: 6px;
-  border-top: 3px solid var(--line) }
-.card img { display: block; width: 100%; border-radius: 3px; image-rendering: pixelated }
-.card p { margin: .4rem 0 0; overflow-wrap: anywhere; font-size: .87rem; line-height: 1.4 }
-.card .answer { font-weight: 600 }
-.card .truth { color: var(--soft) }
-.card .truth::before { content: "truth: " }
-.right { border-top-color: var(--right) } .right .answer { color: var(--right) }
-.wrong { border-top-color: var(--wrong) } .wrong .answer { color: var(--wrong) }
-"""

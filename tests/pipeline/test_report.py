@@ -13,7 +13,9 @@ from PIL import Image
 
 from etl.command import UserError
 from pipeline.charts import bar_chart, line_chart, running_mean
-from pipeline.report import Answer, Charts, Gallery, Table, Text, run_report, write_report
+from pipeline.page import Answer, Charts, Gallery, Table, Text, write_report
+from pipeline.records import write_hindsight
+from pipeline.report import run_report
 
 NASTY = '<script>alert("x")</script> & "quoted"'
 VOID = {"meta", "img"}
@@ -123,7 +125,7 @@ def test_a_run_is_reported_from_its_metrics(tmp_path):
     lines = [json.dumps(entry) for entry in metrics(30)]
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 31, "lo')
     page = Page(run_report(tmp_path).read_text())
-    assert page.count("svg") == 6
+    assert page.count("svg") == 5
     cells = [text for text in page.texts if text]
     summary = dict(pairwise(cells))
     assert summary["steps"] == "30"
@@ -131,6 +133,33 @@ def test_a_run_is_reported_from_its_metrics(tmp_path):
     assert summary["tokens"] == "3,000"
     assert summary["first loss"] == "4"
     assert summary["tokens per second"] == "200"
+
+
+def test_a_runs_report_shows_whatever_was_recorded(tmp_path):
+    entries = [
+        entry
+        | {
+            "sources": {
+                "captions": {"samples": 6, "tokens": 75, "targets": 9, "loss": 2.0},
+                NASTY: {"samples": 2, "tokens": 25, "targets": 0, "loss": None},
+            },
+            "memory_bytes": [2**30, 2**31],
+            "imbalance": {"encoders": 1.5, "backbone": 1.1},
+            "mfu": 0.4,
+        }
+        for entry in metrics(4)
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(e) + "\n" for e in entries))
+    bad = {"step": 2, "position": 9, "row": 9, "id": "web-9", "reason": NASTY}
+    (tmp_path / "bad_samples.jsonl").write_text(json.dumps(bad) + "\n")
+    row = {"what": "time of a step", "predicted": 1.5, "measured": None, "unit": "s"}
+    write_hindsight(tmp_path, [row], ["Reckoned."])
+    page = Page(run_report(tmp_path).read_text())
+    assert page.count("svg") == 9
+    assert page.count("script") == 0
+    assert {"captions", "24", "300", "0.75", "web-9", "time of a step", "Reckoned."} <= set(
+        page.texts
+    )
 
 
 @pytest.mark.parametrize("value", [None, float("nan")])
