@@ -13,6 +13,7 @@ from etl.download import BackendName, FetchOptions
 from etl.guard import Bounds
 from etl.ops import language, text
 from etl.ops.clip import ClipSpec, Device, check_model, model_identity
+from etl.ops.hamming import MAX_DISTANCE
 from etl.ops.image import ImageLimits
 from etl.steps import Step
 
@@ -72,6 +73,15 @@ class JobOptions:
     """Where the model runs; auto takes the cluster's GPUs if it has any."""
     clip_batch: int = 64
     """Pairs that the model compares at a time."""
+    near_images: int | None = None
+    """Drop images whose perceptual hash (64 bits) is within so many bits of an earlier row's, 0 to
+    10; 4 finds most copies in another size or quality. Off if not given: simple pictures (drawings,
+    scans, charts) may differ and have the same hash. Records of more than an image and its caption
+    go only if their text is the same."""
+    near_text: float | None = None
+    """Drop records whose text is as similar as this, or more, to an earlier row's: the Jaccard
+    similarity of runs of five words, up to 1. Pairs go whatever their images are, other records
+    only if their media are the same."""
     json: bool = False
     """Print the summary as one JSON object instead of a table."""
 
@@ -84,6 +94,10 @@ class JobOptions:
         self._require("retries", self.retries >= 0, "0 or more")
         self._require("timeout", self.timeout > 0, "more than 0")
         self._require("max_aspect", self.max_aspect >= 1, "1 or more")
+        bits, similar = self.near_images, self.near_text
+        wanted = f"0 to {MAX_DISTANCE} bits"
+        self._require("near_images", bits is None or 0 <= bits <= MAX_DISTANCE, wanted)
+        self._require("near_text", similar is None or 0 < similar <= 1, "above 0, and up to 1")
         if self.clip_model is not None:
             check_model(self.clip_model)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from etl.after import Late, read_keys, save_keys
 from etl.atomic import atomic_file
 from etl.ledger import Ledger, Plan, read_table
 from etl.native.errors import TRANSIENT
 from etl.report import write_report
-from etl.shards import Shard, ShardSet, read_manifest, write_manifest
+from etl.shards import Shard, read_manifest, write_manifest
 from etl.steps import Outcome, StepYield
-from etl.worker import Identity, sample_key
 
 DROPS_FILE = "drops.parquet"
 """Every dropped row of a job: where it stood in the input, what it was, and why it went."""
@@ -108,29 +108,19 @@ def _batches(
         yield left.combine_chunks().to_batches()[0]
 
 
-def kept_keys(output: Path, identity: Identity) -> pa.Table:
-    """Keys of the identity of all that a complete folder holds, in order (column `key`)."""
-    manifest = read_manifest(output)
-    keys: list[str] = []
-    if manifest.rows:
-        columns = ShardSet([output], verify=False).columns(["turns", "media.sha256"])
-        rows = zip(columns["turns"].to_pylist(), columns["media.sha256"].to_pylist(), strict=True)
-        keys = [sample_key(digests, turns, identity) for turns, digests in rows]
-    return pa.table({"key": pa.array(keys, pa.string())})
-
-
-def finish(ledger: Ledger, late: Mapping[int, Outcome], shards: Sequence[Shard]) -> None:
-    """Add what was recovered to the job's output: drops, report and, last, the manifest."""
+def finish(ledger: Ledger, late: Late, shards: Sequence[Shard]) -> None:
+    """Add what was recovered to the job's output: keys, drops, report and, last, the manifest."""
     planned: dict[str, Any] = ledger.planned() or {}
     before = read_manifest(ledger.output)
-    batches = [ledger.range_candidates(number) for number in late]
+    batches = [ledger.range_candidates(number) for number in late.rows]
     asked = pa.concat_arrays([batch["row"].combine_chunks() for batch in batches])
+    save_keys(ledger.output, [read_keys(ledger.output, before), late.keys])
     old = pq.read_table(ledger.output / DROPS_FILE)
     drops = pa.concat_tables(
         [
             old.filter(pc.invert(pc.is_in(old["row"], asked))),
-            *(read_table(ledger.drops_path(number)) for number in late),
-            *(outcome.drops for outcome in late.values()),
+            *(read_table(ledger.drops_path(number)) for number in late.rows),
+            late.drops,
         ]
     ).sort_by("row")
     with atomic_file(ledger.output / DROPS_FILE) as stream:

@@ -3,7 +3,7 @@
 1. The plan: text steps and URL deduplication run over the list in its order; what is left are the
    candidates, in ranges of a fixed number of *input* rows.
 2. Ray Data brings each range's candidates to a worker, which leaves samples and a receipt.
-3. Duplicates among the media are decided in input order, on their digests alone.
+3. Steps that look at the whole job decide on its keys, in input order: duplicates and the like.
 4. Ray Data writes the final shards, one per range; then comes the manifest.
 
 Every stage asks the ledger what is already done, so a job that is killed anywhere goes on there. No
@@ -16,7 +16,7 @@ import collections
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
 import pyarrow as pa
@@ -24,18 +24,17 @@ import pyarrow.parquet as pq
 import ray
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from etl import retry
+from etl import after, retry
+from etl.after import Late
 from etl.atomic import atomic_file
 from etl.cluster import ray_cluster
 from etl.command import UserError
-from etl.judge import judge, judgement
+from etl.judge import judge
 from etl.ledger import Ledger, Plan, make_plan, read_table, write_table
 from etl.media import MediaPlan
-from etl.ops.dedup import FirstSeen
 from etl.options import JobOptions
 from etl.report import print_summary, write_report
 from etl.retry import DROPS_FILE
-from etl.scores import keys_and_scores
 from etl.shards import Manifest, Shard, read_manifest, write_manifest
 from etl.sources.base import Source
 from etl.steps import Outcome, Step, StepYield, add_yields, run_steps
@@ -50,6 +49,9 @@ class Job:
     """One corpus' way to shards.
 
     `before` are the steps before the download, in order; `identity` says what a duplicate is.
+    `after` are the steps over the whole job after the download, in order; the columns that they
+    judge are those of `etl.worker.KEPT` and scores that were computed. None are those that the
+    options ask for (`etl.after.steps_after`).
     """
 
     name: str
@@ -58,6 +60,7 @@ class Job:
     identity: Identity
     options: JobOptions
     media: MediaPlan = field(default_factory=MediaPlan)
+    after: Sequence[Step] | None = None
 
 
 def run_job(job: Job) -> None:
@@ -95,7 +98,7 @@ def _work(job: Job, plan: Plan, ledger: Ledger) -> None:
         with ray_cluster() as cpus:
             _download(job, ledger, ranges, cpus, progress)
             _judge(job, ledger, ranges, cpus, progress)
-            late = _duplicates(job, ledger, ranges)
+            late = after.settle(ledger, ranges, _steps_after(job))
             shards = _write_shards(ledger, late, progress)
     _finish(job, plan, ledger, late, shards)
 
@@ -110,8 +113,9 @@ def _retry(job: Job, ledger: Ledger) -> None:
             with ray_cluster() as cpus:
                 _download(job, ledger, ranges, cpus, progress)
                 _judge(job, ledger, ranges, cpus, progress)
-                kept = retry.kept_keys(ledger.output, job.identity)
-                late = _duplicates(job, ledger, ranges, kept=kept)
+                steps = _steps_after(job)
+                before = after.kept_before(ledger.output, read_manifest(ledger.output), steps)
+                late = after.settle(ledger, ranges, steps, before=before)
                 shards = _write_shards(ledger, late, progress)
             retry.finish(ledger, late, shards)
 
@@ -203,36 +207,19 @@ def _judge(job: Job, ledger: Ledger, ranges: Sequence[int], cpus: int, progress:
         judge(ledger, ranges, job.options.clip, cpus=cpus, progress=progress)
 
 
-def _duplicates(
-    job: Job, ledger: Ledger, ranges: Sequence[int], *, kept: pa.Table | None = None
-) -> dict[int, Outcome]:
-    """Decide duplicates among the staged samples of the whole job, in the input's order.
-
-    `kept` (a column `key`) are rows that stay whatever is staged.
-    """
-    unit = "medium" if job.identity == "medium" else "record"
-    step = Step(name="dedup", operation=FirstSeen("key", f"duplicate_{unit}"))
-    steps = [judgement(job.options.clip), step] if job.options.clip else [step]
-    if kept is not None:
-        step.operation(kept)
-    return {
-        number: run_steps(keys_and_scores(ledger, number), steps)
-        for number, rows in enumerate(ranges)
-        if rows
-    }
+def _steps_after(job: Job) -> Sequence[Step]:
+    return after.steps_after(job.options, job.identity) if job.after is None else job.after
 
 
-def _write_shards(
-    ledger: Ledger, late: Mapping[int, Outcome], progress: Progress
-) -> tuple[Shard, ...]:
+def _write_shards(ledger: Ledger, late: Late, progress: Progress) -> tuple[Shard, ...]:
     """Have Ray Data write the final shard of every range that keeps rows; in the ranges' order."""
-    kept = {number: outcome.kept.num_rows for number, outcome in late.items()}
+    kept = {number: len(rows) for number, rows in late.rows.items()}
     wanted = [number for number, rows in kept.items() if rows]
     todo = [number for number in wanted if not ledger.written(number)]
     task = progress.add_task("write", total=sum(kept.values()))
     progress.update(task, completed=sum(kept.values()) - sum(kept[number] for number in todo))
     if todo:
-        items = [{"range": number, "keep": late[number].kept["row"].to_pylist()} for number in todo]
+        items = [{"range": number, "keep": late.rows[number]} for number in todo]
         done = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
             WriteFinal(ledger.output.resolve()), batch_size=None, batch_format="pyarrow"
         )
@@ -242,22 +229,21 @@ def _write_shards(
     return tuple(shard for shard in shards if shard)
 
 
-def _finish(
-    job: Job, plan: Plan, ledger: Ledger, late: Mapping[int, Outcome], shards: tuple[Shard, ...]
-) -> None:
-    """Write the drops, the report and, last, the manifest."""
+def _finish(job: Job, plan: Plan, ledger: Ledger, late: Late, shards: tuple[Shard, ...]) -> None:
+    """Write the keys, the drops, the report and, last, the manifest."""
     planned = ledger.planned() or {}
-    receipts = [receipt for number in late if (receipt := ledger.receipt(number))]
+    after.save_keys(ledger.output, [late.keys])
+    receipts = [receipt for number in late.rows if (receipt := ledger.receipt(number))]
     yields = [
         [StepYield(**found) for found in planned["yields"]],
         *(receipt.yields for receipt in receipts),
-        *(outcome.yields for outcome in late.values()),
+        late.yields,
     ]
     drops = pa.concat_tables(
         [
             read_table(ledger.plan_drops),
-            *(read_table(ledger.drops_path(number)) for number in late),
-            *(outcome.drops for outcome in late.values()),
+            *(read_table(ledger.drops_path(number)) for number in late.rows),
+            late.drops,
         ]
     ).sort_by("row")
     with atomic_file(ledger.output / DROPS_FILE) as stream:

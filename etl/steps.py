@@ -30,10 +30,14 @@ Operation = Callable[[pa.Table], Verdict]
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """A named operation; the name stands in the report's yields."""
+    """A named operation; the name stands in the report's yields.
+
+    `needs` are columns that must be brought together for it, besides those that are always there.
+    """
 
     name: str
     operation: Operation
+    needs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,7 +41,7 @@ def near_pairs(hashes: Hashes, distance: int, groups: NDArray[np.int64] | None) 
     if hashes.ndim == 1:
         hashes = hashes[:, None]
     items = np.arange(len(hashes), dtype=np.int64)
-    mixed = None if groups is None else _mix(groups.astype(np.uint64))
+    mixed = None if groups is None else mix(groups.astype(np.uint64))
     every = (1 << BITS) - 1
     telling = max(range(hashes.shape[1]), key=lambda place: len(np.unique(hashes[:, place])))
     for left, right in _search(hashes[:, telling], mixed, items, distance, every):
@@ -94,7 +94,7 @@ def _buckets(
     starts, sizes = edges[::2], edges[1::2] - edges[::2] + 1
     # Where nothing is left to tell hashes apart, all are near.
     large = (sizes > _LARGE) & (free.bit_count() > distance)
-    left = _ranges(starts[~large], sizes[~large] - 1)
+    left = ranges(starts[~large], sizes[~large] - 1)
     ends = np.repeat((starts + sizes)[~large], sizes[~large] - 1)
     step = 1
     while len(left):
@@ -109,7 +109,7 @@ def _buckets(
         yield from _search(hashes, mixed, items[start : start + size], distance, free)
 
 
-def _ranges(starts: Indices, sizes: Indices) -> Indices:
+def ranges(starts: Indices, sizes: Indices) -> Indices:
     """The numbers of each range, one range after the other."""
     ends = np.cumsum(sizes)
     total = int(ends[-1]) if len(ends) else 0
@@ -134,7 +134,7 @@ def apart(hashes: Hashes, left: Indices, right: Indices) -> NDArray[np.uint8]:
     return np.bitwise_count(hashes[left] ^ hashes[right])
 
 
-def _mix(values: Hashes) -> Hashes:
+def mix(values: Hashes) -> Hashes:
     """Scatter group numbers over 64 bits (the finalizer of SplitMix64, Steele et al. 2014)."""
     values = values + np.uint64(0x9E3779B97F4A7C15)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from etl.ledger import Ledger, Plan
-from etl.retry import DROPS_FILE, kept_keys, plan_ranges, unfinished
+from etl.retry import DROPS_FILE, plan_ranges, unfinished
 from etl.shards import Manifest, read_manifest, write_manifest
 from etl.steps import DROPS, Outcome
 from tests.worlds import caption_shards
@@ -78,10 +78,3 @@ def test_another_plan_is_no_retry(ledger: Ledger) -> None:
     plan = Plan(job="t", inputs=(), config={})
     ledger.save_plan(plan, rows=[1], input_rows=1, yields=[])
     assert not unfinished(ledger)
-
-
-def test_keys_of_kept_rows_tell_duplicates(ledger: Ledger) -> None:
-    by_medium = kept_keys(ledger.output, "medium")["key"].to_pylist()
-    by_record = kept_keys(ledger.output, "record")["key"].to_pylist()
-    assert len(set(by_medium)) == 2
-    assert [key.split()[0] for key in by_record] == by_medium
