@@ -6,7 +6,7 @@ Shapes: m target positions, v vocabulary; b rows of this rank, g rows of all ran
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -14,8 +14,19 @@ from torch import Tensor
 
 from model.batch import IGNORED, Batch
 
-Loss = tuple[Tensor, int]
-"""A sum, and what it will be divided by once all ranks' counts are known."""
+
+class Loss(NamedTuple):
+    """One loss of one micro-batch.
+
+    Attributes:
+        total: the sum.
+        number: what it will be divided by once all ranks' counts are known.
+        each_m: its summands, one a target, without a gradient; None where it is no such sum.
+    """
+
+    total: Tensor
+    number: int
+    each_m: Tensor | None = None
 
 
 class Objective(Protocol):
@@ -44,13 +55,13 @@ def text_loss(logits_mv: Tensor, targets_m: Tensor, *, smoothing: float = 0.0) -
         smoothing: of the labels, over the vocabulary.
 
     Returns:
-        The sum over the targets in float32 (0, with a gradient of 0, where there are none), and
-        their number.
+        The sum over the targets in float32 (0, with a gradient of 0, where there are none), their
+        number, and the summands.
     """
-    total = F.cross_entropy(
-        logits_mv.float(), targets_m, reduction="sum", label_smoothing=smoothing
+    losses_m = F.cross_entropy(
+        logits_mv.float(), targets_m, reduction="none", label_smoothing=smoothing
     )
-    return total, targets_m.numel()
+    return Loss(losses_m.sum(), targets_m.numel(), losses_m.detach())
 
 
 def contrastive_loss(
@@ -82,7 +93,7 @@ def contrastive_loss(
     own_b = log_shares_bg.gather(1, positives_b[:, None])[:, 0]
     mean_b = log_shares_bg.sum(1) / valid_g.sum().clamp(min=1)
     loss_b = -(1 - smoothing) * own_b - smoothing * mean_b
-    return torch.where(valid_b, loss_b, 0.0).sum(), int(valid_b.sum())
+    return Loss(torch.where(valid_b, loss_b, 0.0).sum(), int(valid_b.sum()))
 
 
 def matching_loss(logits_x2: Tensor, matches_x: Tensor) -> Loss:
@@ -97,7 +108,7 @@ def matching_loss(logits_x2: Tensor, matches_x: Tensor) -> Loss:
         The sum over all pairs, and the number of right ones times three: each has two wrong ones.
     """
     total = F.cross_entropy(logits_x2.float(), matches_x, ignore_index=IGNORED, reduction="sum")
-    return total, 3 * int((matches_x == 1).sum())
+    return Loss(total, 3 * int((matches_x == 1).sum()))
 
 
 def squared_distance(vectors: Tensor, targets: Tensor) -> Loss:
@@ -107,7 +118,7 @@ def squared_distance(vectors: Tensor, targets: Tensor) -> Loss:
     tokens to the reference's prompts; Jian et al. 2023, §3.1 and §3.2).
     """
     difference = vectors.float() - targets.detach().float()
-    return difference.square().sum(), vectors.numel()
+    return Loss(difference.square().sum(), vectors.numel())
 
 
 class TextObjective:

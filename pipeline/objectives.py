@@ -71,10 +71,10 @@ class ImageTextObjective:
         """Return each loss."""
         rows = (outputs.positives_b, outputs.valid_b, outputs.valid_g)
         smoothing = self.stage.smoothing
-        to_texts, pairs = contrastive_loss(outputs.to_texts_bg, *rows, smoothing=smoothing)
-        to_images, _ = contrastive_loss(outputs.to_images_bg, *rows, smoothing=smoothing)
+        to_texts = contrastive_loss(outputs.to_texts_bg, *rows, smoothing=smoothing)
+        to_images = contrastive_loss(outputs.to_images_bg, *rows, smoothing=smoothing)
         losses = {
-            "itc": ((to_texts + to_images) / 2, pairs),
+            "itc": Loss((to_texts.total + to_images.total) / 2, to_texts.number),
             "itm": matching_loss(outputs.matching_x2, outputs.matches_x),
             "itg": text_loss(outputs.words_mv, outputs.targets_m, smoothing=smoothing),
         }

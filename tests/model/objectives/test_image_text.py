@@ -81,7 +81,7 @@ def objective():
 
 
 def means(outputs):
-    return {name: total / count for name, (total, count) in objective().losses(outputs).items()}
+    return {name: total / count for name, (total, count, _) in objective().losses(outputs).items()}
 
 
 HEADS = {
@@ -156,19 +156,19 @@ def test_fillers_change_no_loss():
 def test_what_is_counted_before_the_pass_is_what_the_losses_count():
     batch = pairs(*some_pairs(3), filler=True)
     losses = objective().losses(small_model()(batch))
-    assert {name: count for name, (_, count) in losses.items()} == objective().counts(batch)
+    assert {name: count for name, (_, count, _) in losses.items()} == objective().counts(batch)
     assert objective().counts(batch) == {"itc": 3, "itm": 9, "itg": 27}
 
 
 def test_a_batch_without_pairs_has_no_losses_but_gradients():
     empty = replace(pairs(*some_pairs(2)), media={}, sentences=None)
     losses = objective().losses(small_model()(empty))
-    assert {name: (total.item(), count) for name, (total, count) in losses.items()} == {
+    assert {name: (total.item(), count) for name, (total, count, _) in losses.items()} == {
         "itc": (0.0, 0),
         "itm": (0.0, 0),
         "itg": (0.0, 0),
     }
-    sum(total for total, _ in losses.values()).backward()
+    sum(total for total, *_ in losses.values()).backward()
 
 
 def test_a_single_pair_has_nothing_to_be_told_from():
