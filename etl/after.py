@@ -19,6 +19,7 @@ from etl.atomic import atomic_file
 from etl.command import UserError
 from etl.judge import judgement
 from etl.ledger import Ledger, read_table
+from etl.ops.contamination import EvalImages, EvalTexts
 from etl.ops.dedup import FirstSeen
 from etl.ops.minhash import NearTexts
 from etl.ops.near import NearImages
@@ -26,6 +27,7 @@ from etl.options import JobOptions
 from etl.scores import keys_and_scores
 from etl.shards import Manifest, ShardSet, shard_name
 from etl.sources.base import TURNS
+from etl.sources.evaluation import Evaluation
 from etl.steps import Step, StepYield, run_steps
 from etl.worker import KEPT, Identity
 
@@ -107,6 +109,11 @@ def steps_after(options: JobOptions, identity: Identity) -> tuple[Step, ...]:
     if options.near_text is not None:
         alike = NearTexts(jaccard=options.near_text, identity=identity)
         steps.append(Step(name="near texts", operation=alike, needs=("turns",)))
+    if options.decontaminate:
+        sets = Evaluation(options.decontaminate)
+        images = EvalImages(items=sets, distance=options.eval_distance)
+        steps.append(Step(name="eval images", operation=images))
+        steps.append(Step(name="eval texts", operation=EvalTexts(items=sets), needs=("turns",)))
     return tuple(steps)
 
 

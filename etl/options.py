@@ -15,6 +15,7 @@ from etl.ops import language, text
 from etl.ops.clip import ClipSpec, Device, check_model, model_identity
 from etl.ops.hamming import MAX_DISTANCE
 from etl.ops.image import ImageLimits
+from etl.sources.evaluation import Evaluation
 from etl.steps import Step
 
 _NOT_PLANNED = (
@@ -82,6 +83,12 @@ class JobOptions:
     """Drop records whose text is as similar as this, or more, to an earlier row's: the Jaccard
     similarity of runs of five words, up to 1. Pairs go whatever their images are, other records
     only if their media are the same."""
+    decontaminate: tuple[Path, ...] = ()
+    """Evaluation sets whose images and texts are to be dropped: folders of our shards or of images,
+    and files of texts (.json, .jsonl, .parquet, .txt)."""
+    eval_distance: int = 4
+    """Bits in which an image's perceptual hash may differ from that of an evaluation set's, 0 to
+    10; COYO-700M was cleared with 0."""
     json: bool = False
     """Print the summary as one JSON object instead of a table."""
 
@@ -96,8 +103,10 @@ class JobOptions:
         self._require("max_aspect", self.max_aspect >= 1, "1 or more")
         bits, similar = self.near_images, self.near_text
         wanted = f"0 to {MAX_DISTANCE} bits"
+        self._require("eval_distance", 0 <= self.eval_distance <= MAX_DISTANCE, wanted)
         self._require("near_images", bits is None or 0 <= bits <= MAX_DISTANCE, wanted)
         self._require("near_text", similar is None or 0 < similar <= 1, "above 0, and up to 1")
+        Evaluation(self.decontaminate)  # complains about what is none
         if self.clip_model is not None:
             check_model(self.clip_model)
 
@@ -147,6 +156,7 @@ class JobOptions:
     def config(self) -> dict[str, Any]:
         """What decides which rows come out, for the plan; as JSON has it, in which that is kept."""
         values = dataclasses.asdict(self)
+        values["decontaminate"] = Evaluation(self.decontaminate).fingerprint()
         if self.clip_model is not None:
             values["clip_model"] = model_identity(self.clip_model)
         return {

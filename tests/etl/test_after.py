@@ -8,12 +8,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from etl.after import KEYS_FILE, kept_before, save_keys, settle
+from etl.after import KEYS_FILE, kept_before, save_keys, settle, steps_after
 from etl.command import UserError
 from etl.ledger import KEYS, STAGED, Ledger, Receipt, write_table
 from etl.ops.dedup import FirstSeen
 from etl.ops.minhash import NearTexts
 from etl.ops.near import NearImages
+from etl.options import JobOptions
 from etl.schema import Medium, Sample, Turn
 from etl.shards import read_manifest, shard_name, write_manifest, write_shard
 from etl.steps import Step, StepYield, Verdict
@@ -160,3 +161,34 @@ def test_keys_that_are_not_the_folders_are_told(complete: Path) -> None:
     (complete / KEYS_FILE).unlink()
     with pytest.raises(UserError, match=KEYS_FILE):
         kept_before(complete, manifest, [])
+
+
+def test_options_make_the_steps(tmp_path: Path) -> None:
+    (tmp_path / "eval.txt").write_text("x\n")
+    given = {"input": tmp_path, "output": tmp_path}
+    plain = JobOptions(**given)
+    assert [step.name for step in steps_after(plain, "medium")] == ["dedup"]
+    asked = JobOptions(
+        **given, near_images=0, near_text=0.8, decontaminate=(tmp_path / "eval.txt",)
+    )
+    names = ["dedup", "near images", "near texts", "eval images", "eval texts"]
+    assert [step.name for step in steps_after(asked, "record")] == names
+    (tmp_path / "eval.txt").rename(tmp_path / "moved.txt")
+    moved = dataclasses.replace(asked, decontaminate=(tmp_path / "moved.txt",))
+    assert len(moved.config["decontaminate"][0]) == 64
+    (tmp_path / "moved.txt").write_text("y\n")
+    assert moved.config["decontaminate"] != plain.config["decontaminate"]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"near_images": 11}, "--near-images 11: want 0 to 10 bits"),
+        ({"near_text": 0.0}, "--near-text 0.0: want above 0"),
+        ({"eval_distance": -1}, "--eval-distance -1: want 0 to 10 bits"),
+        ({"decontaminate": (Path("nowhere"),)}, "--decontaminate nowhere: no such"),
+    ],
+)
+def test_bad_options_are_told(tmp_path: Path, values: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        JobOptions(input=tmp_path, output=tmp_path, **values)
