@@ -6,6 +6,7 @@ The same command runs on a Ray cluster: `ray job submit -- python etl/audio.py â
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -13,8 +14,10 @@ from typing import Literal
 from etl.command import main, parse
 from etl.corpus import PairOptions, choose, run_corpus
 from etl.media import MediaPlan
+from etl.ops import records
 from etl.ops.audio import AudioLimits
 from etl.sources.sounds import formats, guess
+from etl.steps import Step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +59,14 @@ class Options(PairOptions):
             min_seconds=self.min_seconds, max_seconds=self.max_seconds, min_level=self.min_level
         )
         return dataclasses.replace(super().plan, audio=limits)
+
+    def steps(self) -> tuple[Step, ...]:
+        """See `CorpusOptions.steps`."""
+        declared = functools.partial(
+            records.declared_duration, minimum=self.min_seconds, maximum=self.max_seconds
+        )
+        first, *rest = super().steps()
+        return (first, Step(name="declared duration", operation=declared), *rest)
 
 
 def run(args: Sequence[str]) -> None:

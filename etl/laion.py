@@ -107,7 +107,9 @@ def run(args: Sequence[str]) -> None:
     source = Laion(options.input, boxes=options.blur_faces)
     asked = [bound.score for bound in options.scores.bounds]
     missing = [*source.missing, *(name for name in asked if name not in source.scores)]
-    if missing:
+    if options.policy == "after":
+        _log.info("%s: scores judge no row; etl/refilter.py does that", options.output)
+    elif missing:
         names = ", ".join(dict.fromkeys(missing))
         _log.warning("%s: no %s; rows are not judged by that", options.input, names)
     run_job(

@@ -6,6 +6,7 @@ The same command runs on a Ray cluster: `ray job submit -- python etl/webvid.py 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -13,9 +14,11 @@ from typing import Literal
 from etl.command import main, parse
 from etl.corpus import PairOptions, choose, run_corpus
 from etl.media import MediaPlan
+from etl.ops import records
 from etl.ops.video import VideoLimits
 from etl.sources.base import Format
 from etl.sources.videos import MSR_VTT, WEBVID, guess
+from etl.steps import Step
 
 FORMATS: Mapping[str, Format] = {"webvid": WEBVID, "msr-vtt": MSR_VTT}
 
@@ -71,6 +74,14 @@ class Options(PairOptions):
             frames=self.frames,
         )
         return dataclasses.replace(super().plan, video=limits)
+
+    def steps(self) -> tuple[Step, ...]:
+        """See `CorpusOptions.steps`."""
+        declared = functools.partial(
+            records.declared_duration, minimum=self.min_seconds, maximum=self.max_seconds
+        )
+        first, *rest = super().steps()
+        return (first, Step(name="declared duration", operation=declared), *rest)
 
 
 def run(args: Sequence[str]) -> None:

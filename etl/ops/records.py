@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection
 
 import pyarrow as pa
@@ -76,6 +77,44 @@ def in_splits(table: pa.Table, *, splits: Collection[str]) -> Verdict:
     return Verdict(
         reasons=[None if split is None or split in splits else "other_split" for split in found]
     )
+
+
+def declared_duration(table: pa.Table, *, minimum: float, maximum: float) -> Verdict:
+    """Drop records whose published duration is out of bounds, before they cost a download.
+
+    A second more or less is let through, since lists round; the medium itself is judged later.
+
+    Args:
+        table: needs `lineage`, with `duration` where it is published: seconds, or ISO 8601's
+            PT…H…M…S as WebVid has it.
+        minimum: the least that is kept, in seconds.
+        maximum: the most that is kept.
+    """
+    reasons: list[str | None] = []
+    for text in table["lineage"].to_pylist():
+        seconds = _seconds(json.loads(text).get("duration", ""))
+        if seconds is not None and seconds < minimum - 1:
+            reasons.append("declared_too_short")
+        elif seconds is not None and seconds > maximum + 1:
+            reasons.append("declared_too_long")
+        else:
+            reasons.append(None)
+    return Verdict(reasons=reasons)
+
+
+_ISO = re.compile(r"PT(?:(\d+)H)?(?:(\d+)M)?(?:(\d+(?:\.\d+)?)S)?")
+
+
+def _seconds(text: str) -> float | None:
+    """A published duration; None if it is none."""
+    found = _ISO.fullmatch(text)
+    if found:
+        hours, minutes, seconds = (float(part or 0) for part in found.groups())
+        return 3600 * hours + 60 * minutes + seconds
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 def pairs_only(table: pa.Table, *, operation: Operation) -> Verdict:

@@ -4,6 +4,7 @@ import pyarrow as pa
 
 from etl.ops.records import (
     check_media_urls,
+    declared_duration,
     in_splits,
     media_count,
     pairs_only,
@@ -81,3 +82,17 @@ def test_only_pairs_are_judged_by_their_captions() -> None:
     table = pa.table({"caption": ["one", None, "two"]})
     verdict = pairs_only(table, operation=lambda part: Verdict(reasons=["x"] * part.num_rows))
     assert verdict.reasons == ["x", None, "x"]
+
+
+def test_published_durations_spare_downloads() -> None:
+    published = ["PT00H00M14S", "PT01H00M00S", "3.5", "0", "700.0", "601", "", "long", None]
+    lineage = [json.dumps({} if one is None else {"duration": one}) for one in published]
+    found = declared_duration(pa.table({"lineage": lineage}), minimum=2, maximum=600)
+    assert found.reasons == [
+        None,
+        "declared_too_long",
+        None,
+        "declared_too_short",
+        "declared_too_long",
+        *[None] * 4,
+    ]
