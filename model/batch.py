@@ -61,6 +61,8 @@ class Batch:
         decoder_bs: the decoder's input of a seq2seq backbone; None for a causal one.
         sentences: what the assistant says in each row, (b, l) in the vocabulary of a Q-Former's
             text half or a P-Former; None where no part of the model reads it.
+        positions_bt: of each token in its sample, where a row holds several: they begin anew with
+            each, and no sample sees another. None where a row is one sample.
     """
 
     ids_bt: Tensor
@@ -70,6 +72,7 @@ class Batch:
     media: Mapping[str, Media] = field(default_factory=dict)
     decoder_bs: Tensor | None = None
     sentences: TextIds | None = None
+    positions_bt: Tensor | None = None
 
     @property
     def targeted(self) -> Tensor:
@@ -93,4 +96,5 @@ class Batch:
             media={kind: media.to(device) for kind, media in self.media.items()},
             decoder_bs=None if self.decoder_bs is None else self.decoder_bs.to(device),
             sentences=None if self.sentences is None else self.sentences.to(device),
+            positions_bt=None if self.positions_bt is None else self.positions_bt.to(device),
         )

@@ -169,9 +169,13 @@ class MultimodalLM(nn.Module):
         """
         embeddings_btd, extra = self.embed(batch, projected)
         if batch.decoder_bs is None:
+            attention_bt: Tensor | None = batch.attention_bt
+            if batch.positions_bt is not None:
+                # Without a mask, transformers keeps samples apart where positions begin anew.
+                attention_bt, extra = None, extra | {"position_ids": batch.positions_bt}
             hidden_btd = self.backbone.get_decoder()(
                 inputs_embeds=embeddings_btd,
-                attention_mask=batch.attention_bt,
+                attention_mask=attention_bt,
                 use_cache=False,
                 **extra,
             ).last_hidden_state[:, :-1]

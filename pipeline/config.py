@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -14,8 +14,9 @@ import yaml
 from etl.atomic import write_json
 from etl.command import UserError
 from model.presets import system
-from model.spec import Stage, System
+from model.spec import ModelSpec, Stage, System
 from model.spec.system import InitStage
+from pipeline.data.mixture import Mix
 from pipeline.decode import decode
 from pipeline.overrides import override
 
@@ -42,6 +43,7 @@ class RunConfig:
         keep: how many checkpoints stay.
         workers: processes per rank that decode media; 0 does it in the rank itself.
         bad_share: the share of undecodable samples past which the run stops.
+        mix: how often the data folders' rows come in an epoch.
         stall_seconds: without progress, after which a rank tells where it stands and ends.
     """
 
@@ -58,6 +60,7 @@ class RunConfig:
     keep: int = 2
     workers: int = 0
     bad_share: float = 0.01
+    mix: Mix = field(default_factory=Mix)
     stall_seconds: float = 1200
 
     @property
@@ -106,6 +109,13 @@ class TrainOptions:
     """Share of undecodable samples past which the run stops. Default: 0.01."""
     stall_seconds: float | None = None
     """Without progress, after which a rank tells where it stands and ends. Default: 1200."""
+    mix: tuple[str, ...] = ()
+    """How often a data folder's rows come in an epoch: FOLDER=2, FOLDER=0.5, or FOLDER=10% of
+    all that is drawn."""
+    mix_temperature: float | None = None
+    """Above 1 draws folders nearer to each other in size. Default: 1."""
+    mix_cap: float | None = None
+    """How often a row may come in an epoch at most."""
     epochs: int | None = None
     """Overrides the preset's, as do the options below."""
     learning_rate: float | None = None
@@ -116,6 +126,8 @@ class TrainOptions:
     ds_config: str | None = None
     """A file of ds_configs/ without its ending, or a path to DeepSpeed's own JSON."""
     precision: Literal["fp32", "bf16"] | None = None
+    packing: Literal["auto", "off"] | None = None
+    """`off` pads each sample to the longest of its pass."""
 
 
 _STAGE_FIELDS = (
@@ -125,6 +137,7 @@ _STAGE_FIELDS = (
     "micro_batch",
     "ds_config",
     "precision",
+    "packing",
 )
 _RUN_FIELDS = (
     "part",
@@ -168,9 +181,19 @@ def resolve(options: TrainOptions, stage: StageName) -> RunConfig:
         data=tuple(map(str, options.data)) or run.data,
         output=str(options.output or run.output),
         init_from=str(options.init_from) if options.init_from else run.init_from,
+        mix=_mix(options, run.mix),
     )
     _check(run)
     return run
+
+
+def _mix(options: TrainOptions, given: Mix) -> Mix:
+    temperature = options.mix_temperature
+    return Mix(
+        shares=options.mix or given.shares,
+        temperature=given.temperature if temperature is None else temperature,
+        cap=given.cap if options.mix_cap is None else options.mix_cap,
+    )
 
 
 def changed_preset(preset: str, scale: Scale, settings: Sequence[str]) -> System:
@@ -225,17 +248,28 @@ def _check(run: RunConfig) -> None:
 
 
 def accumulation(settings: Stage, ranks: int) -> int:
-    """Return how many micro-batches per rank make one optimizer step.
+    """Return how many passes of whole micro-batches a rank needs for one optimizer step.
+
+    Packed passes hold as many samples as there is room for, so those may be fewer.
 
     Raises:
-        UserError: the global batch is no multiple of ranks × micro batch.
+        UserError: losses compare the samples of a pass, and the last one would be short.
     """
     per_pass = settings.micro_batch * ranks
     steps, rest = divmod(settings.global_batch, per_pass)
-    if rest or not steps:
+    if isinstance(settings, InitStage) and (rest or not steps):
         near = max(per_pass, settings.global_batch // per_pass * per_pass)
         raise UserError(
             f"global_batch {settings.global_batch} is no multiple of micro_batch "
             f"{settings.micro_batch} × {ranks} ranks; {near} would be"
         )
-    return steps
+    return steps + bool(rest)
+
+
+def packs(model: ModelSpec, stage: Stage) -> bool:
+    """Return whether a stage lays samples end to end.
+
+    Not where a loss looks at each row as a whole: before MM-PT, and beside a reference.
+    """
+    whole_rows = isinstance(stage, InitStage) or stage.reference is not None
+    return stage.packing == "auto" and model.packs and not whole_rows

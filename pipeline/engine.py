@@ -81,7 +81,9 @@ def ds_config(settings: Stage, world: int) -> dict[str, Any]:
         raise UserError(f"{path}: {error}") from None
     filled = {
         "train_micro_batch_size_per_gpu": settings.micro_batch,
-        "gradient_accumulation_steps": accumulation(settings, world),
+        # The loop says where a step ends and scales the losses; DeepSpeed only has to know whether
+        # gradients add up, which packed passes may do any number of times.
+        "gradient_accumulation_steps": max(2, accumulation(settings, world)),
         "gradient_clipping": 1.0,
         "bf16": {"enabled": settings.precision == "bf16"},
     }

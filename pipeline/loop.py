@@ -9,7 +9,6 @@ import signal
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
 from types import FrameType
 
 import deepspeed
@@ -48,7 +47,6 @@ class Job:
         name: the stage's, for the progress bar.
         objective: what is minimised.
         modalities: the model's, in the order of its slots.
-        accumulation: micro-batches per rank and step.
         steps: optimizer steps of the whole run.
         save_every: steps between checkpoints.
         seed: of the random draws of a step.
@@ -58,7 +56,6 @@ class Job:
     name: str
     objective: Objective
     modalities: tuple[str, ...]
-    accumulation: int
     steps: int
     save_every: int
     seed: int
@@ -86,7 +83,7 @@ class StopRequest:
 
 def train(
     engine: deepspeed.DeepSpeedEngine,
-    batches: Iterator[MicroBatch],
+    batches: Iterator[list[MicroBatch]],
     job: Job,
     cursor: Cursor,
     checkpoints: Checkpoints,
@@ -109,7 +106,7 @@ def train(
         for step in range(cursor.step, job.steps):
             watch.at("data", step=step + 1)
             started = time.perf_counter()
-            items = list(islice(batches, job.accumulation))
+            items = next(batches)
             waited = time.perf_counter() - started
             watch.at("agree", samples=tuple(name for item in items for name in item.ids))
             agreed = agree(items, job.modalities, job.objective, stop=stop.asked, device=device())
@@ -148,28 +145,29 @@ def _step(
 ) -> dict[str, float]:
     """Run one optimizer step; return each loss's mean over the global batch.
 
-    DeepSpeed averages gradients over ranks and accumulation steps; multiplying by their number
-    turns that into a sum, and dividing each loss by its count in the *global* batch makes the
-    gradient the same however the batch is split.
+    DeepSpeed averages gradients over ranks; multiplying by their number turns that into a sum, and
+    dividing each loss by its count in the *global* batch makes the gradient the same however the
+    batch is split. A step has as many passes as its samples need.
     """
-    passes = dist.get_world_size() * len(items)
+    ranks = dist.get_world_size()
     scales = {
-        name: weight * passes / max(1, agreed.counts[name])
+        name: weight * ranks / max(1, agreed.counts[name])
         for name, weight in objective.weights.items()
     }
     # A sum and a count for each loss.
     summed = torch.zeros(len(scales), 2, dtype=torch.float64, device=device())
-    for item, used in zip(items, agreed.used, strict=True):
+    for number, (item, used) in enumerate(zip(items, agreed.used, strict=True), start=1):
+        engine.set_gradient_accumulation_boundary(number == len(items))
         watch.at("forward", samples=item.ids)
         found = objective.losses(engine(item.batch.to(device()), used))
         scaled = [found[name][0] * scale for name, scale in scales.items()]
         watch.at("backward", samples=item.ids)
-        engine.backward(torch.stack(scaled).sum())
+        engine.backward(torch.stack(scaled).sum(), scale_wrt_gas=False)
         watch.at("step", samples=item.ids)
         engine.step()
-        for number, name in enumerate(scales):
-            summed[number, 0] += found[name][0].detach().double()
-            summed[number, 1] += found[name][1]
+        for place, name in enumerate(scales):
+            summed[place, 0] += found[name][0].detach().double()
+            summed[place, 1] += found[name][1]
     dist.all_reduce(summed)
     losses = {}
     for name, (total, count) in zip(scales, summed.tolist(), strict=True):

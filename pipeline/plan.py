@@ -17,7 +17,7 @@ from model.mmllm import MultimodalLM
 from model.spec import ModelSpec, Stage, System
 from model.text import TextIds
 from pipeline import memory
-from pipeline.config import StageName, accumulation
+from pipeline.config import StageName, accumulation, packs
 from pipeline.engine import ds_config
 
 _GIB = 2**30
@@ -117,7 +117,7 @@ def plan(system: System, stage_name: StageName, gpus: int, *, tokens: int | None
     load = memory.Load(
         tokens=room["total"],
         targets=room["text"],
-        media=1,
+        media=_media(system.model, stage, room["total"]),
         projectors={kind: _kept_by_projector(model, kind) for kind in system.model.modalities},
         backbone_trains=any(
             weight.requires_grad and _place(name, stage) == "backbone"
@@ -182,6 +182,14 @@ def _place(name: str, stage: Stage) -> str:
             return "adapters"
         return "fusion" if _FUSED.intersection(rest) else "backbone"
     return first
+
+
+def _media(model: ModelSpec, stage: Stage, tokens: int) -> int:
+    """Return the media that a pass may hold for each sample of its micro-batch."""
+    if not packs(model, stage):
+        return 1
+    smallest = min(slot.tokens for slot in model.inputs)
+    return max(1, min(stage.pack_media, tokens // smallest))
 
 
 def _room(model: ModelSpec, stage: Stage, tokens: int | None) -> dict[str, int]:

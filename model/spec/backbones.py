@@ -1,7 +1,8 @@
 """LLM backbones and their chat templates (survey §2.3).
 
-Every spec says of itself whether it is an encoder-decoder (`seq2seq`), and whether its forward pass
-wants to know which positions are context (`prefix_mask`): those see each other in both directions.
+Every spec says of itself whether it is an encoder-decoder (`seq2seq`), whether its forward pass
+wants to know which positions are context (`prefix_mask`): those see each other in both directions,
+and whether several samples may stand in one row, told apart by their positions (`packs`).
 """
 
 from __future__ import annotations
@@ -65,6 +66,7 @@ class Llama:
     seq2seq: ClassVar[bool] = False
     prefix_lm: ClassVar[bool] = False
     prefix_mask: ClassVar[bool] = False
+    packs: ClassVar[bool] = True
 
     def tiny(self) -> Llama:
         """Return the same architecture with small sizes."""
@@ -103,6 +105,7 @@ class Opt:
     seq2seq: ClassVar[bool] = False
     prefix_lm: ClassVar[bool] = False
     prefix_mask: ClassVar[bool] = False
+    packs: ClassVar[bool] = False  # transformers' masks do not look at its positions
 
     def tiny(self) -> Opt:
         """Return the same architecture with small sizes."""
@@ -149,6 +152,7 @@ class T5:
     seq2seq: ClassVar[bool] = True
     prefix_lm: ClassVar[bool] = False
     prefix_mask: ClassVar[bool] = False
+    packs: ClassVar[bool] = False
 
     def tiny(self) -> T5:
         """Return the same architecture with small sizes."""
@@ -189,6 +193,7 @@ class Qwen:
     seq2seq: ClassVar[bool] = False
     prefix_lm: ClassVar[bool] = False
     prefix_mask: ClassVar[bool] = False
+    packs: ClassVar[bool] = True
 
     def tiny(self) -> Qwen:
         """Return the same architecture with small sizes."""
@@ -227,6 +232,7 @@ class Glm:
     seq2seq: ClassVar[bool] = False
     prefix_lm: ClassVar[bool] = False
     prefix_mask: ClassVar[bool] = False
+    packs: ClassVar[bool] = True
 
     def tiny(self) -> Glm:
         """Return the same architecture with small sizes."""
@@ -264,6 +270,7 @@ class ChatGlm:
     seq2seq: ClassVar[bool] = False
     prefix_lm: ClassVar[bool] = True
     prefix_mask: ClassVar[bool] = True
+    packs: ClassVar[bool] = False
 
     def tiny(self) -> ChatGlm:
         """Return the same architecture with small sizes."""
@@ -300,6 +307,7 @@ class Palm:
     seq2seq: ClassVar[bool] = False
     prefix_lm: ClassVar[bool] = False
     prefix_mask: ClassVar[bool] = False
+    packs: ClassVar[bool] = True
 
     def tiny(self) -> Palm:
         """Return the same architecture with small sizes."""

@@ -196,6 +196,11 @@ class ModelSpec:
             return self.fusion.media_width or self.backbone.width
         return self.backbone.width
 
+    @property
+    def packs(self) -> bool:
+        """Whether several samples may stand in one row of the backbone's input."""
+        return self.backbone.packs and isinstance(self.fusion, Splice)
+
     def places(self, slot: InputSlot) -> int:
         """Return the places that one medium takes in the backbone's context."""
         return slot.tokens if self.fusion.splices else 0

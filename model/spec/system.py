@@ -33,6 +33,10 @@ class Stage:
         precision: of the forward and backward pass; ZeRO keeps float32 masters beside bf16.
         ds_config: a file of `ds_configs/` without its ending, or a path.
         recompute: whether the backbone's activations are recomputed in the backward pass.
+        packing: `auto` lays samples end to end where the model allows it, in passes of at most
+            micro_batch · max_tokens tokens and micro_batch · pack_media media: no more memory
+            than `micro_batch` of the longest samples need, and no padding.
+        pack_media: see there; also what `plan` reckons with.
     """
 
     trains: tuple[str, ...]
@@ -49,6 +53,8 @@ class Stage:
     precision: Literal["fp32", "bf16"] = "bf16"
     ds_config: str = "zero3"
     recompute: bool = False
+    packing: Literal["auto", "off"] = "auto"
+    pack_media: int = 4
 
     def tiny(self) -> Self:
         """Return the same stage for a tiny model: what trains and how is kept, sizes are not."""

@@ -1,11 +1,13 @@
-"""Rows to one padded micro-batch.
+"""Rows to one micro-batch: padded to the longest, or packed end to end.
 
 Shapes: b rows, t positions, s positions of a seq2seq decoder, m media of a kind, l text positions.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -44,6 +46,36 @@ def collate(rows: Sequence[Row], *, pad_id: int, side: Literal["left", "right"])
         media={kind: _media(kind, rows, firsts, length) for kind in kinds},
         decoder_bs=decoder_bs,
         sentences=_texts(sentences) if any(sentences) else None,
+    )
+
+
+def pack(rows: Sequence[Row]) -> Batch:
+    """Lay rows end to end in one sequence, which attention keeps apart by their positions.
+
+    The first token of each is no target: what stands before it is another sample.
+    """
+    firsts = list(itertools.accumulate((len(row.ids) for row in rows), initial=0))
+    length = firsts.pop()
+    labels_t = torch.tensor([label for row in rows for label in row.labels])
+    labels_t[torch.tensor(firsts)] = IGNORED
+    kinds = sorted({medium.kind for row in rows for medium in row.media})
+    return Batch(
+        ids_bt=torch.tensor([[token for row in rows for token in row.ids]]),
+        attention_bt=torch.ones(1, length, dtype=torch.long),
+        labels_bt=labels_t[None],
+        context_bt=torch.zeros(1, length, dtype=torch.bool),
+        media={kind: _packed_media(kind, rows, firsts, length) for kind in kinds},
+        positions_bt=torch.cat([torch.arange(len(row.ids)) for row in rows])[None],
+    )
+
+
+def _packed_media(kind: str, rows: Sequence[Row], firsts: Sequence[int], length: int) -> Media:
+    """As `_media`, with all rows in one."""
+    media = _media(kind, rows, firsts, length)
+    return replace(
+        media,
+        places_bt=media.places_bt.any(0, keepdim=True),
+        rows_m=torch.zeros_like(media.rows_m),
     )
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
+import multiprocessing
 import signal
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -11,9 +14,10 @@ from torch.utils.data import DataLoader, Dataset
 from etl.schema import SampleError
 from etl.shards import ShardSet
 from model.batch import Batch
-from pipeline.data.collate import collate, filler
+from pipeline.data.collate import collate, filler, pack
+from pipeline.data.deal import Packed
 from pipeline.data.encode import Row, SampleEncoder
-from pipeline.data.order import FILLER, Order, Split
+from pipeline.data.schedule import Bin, Place, Schedule
 from pipeline.watchdog import Decoding
 
 
@@ -32,9 +36,9 @@ class MicroBatch:
     """One rank's share of a forward pass: the tensors, and what it stands for.
 
     Args:
-        batch: the padded rows.
-        samples: how many of the rows are samples (not fillers, not bad).
-        bad: the samples that could not be used; fillers stand in for them.
+        batch: the padded rows, or the packed one.
+        samples: how many samples it holds.
+        bad: the samples that could not be used.
         ids: of the samples, for people.
     """
 
@@ -44,90 +48,121 @@ class MicroBatch:
     ids: tuple[str, ...] = ()
 
 
-class Positions(Dataset[Row | BadSample | None]):
-    """The stream of samples by position; decoding happens here, in a worker if there are any."""
+class Samples(Dataset[Row | BadSample]):
+    """The samples by place; decoding happens here, in a worker if there are any."""
 
     def __init__(
-        self,
-        shards: ShardSet,
-        order: Order,
-        encoder: SampleEncoder,
-        decoding: Decoding | None = None,
+        self, shards: ShardSet, encoder: SampleEncoder, decoding: Decoding | None = None
     ) -> None:
         self._shards = shards
-        self._order = order
         self._encoder = encoder
-        self._decoding = decoding or Decoding()
+        self._decoding = decoding
         self.seq2seq = encoder.seq2seq
 
-    def __getitem__(self, position: int) -> Row | BadSample | None:
-        """Return the encoded sample, why there is none, or None for a filler."""
-        if position == FILLER:
-            return None
-        row = self._order.row(position)
-        self._decoding.write(f"row {row}")
-        sample = self._shards[row]
-        self._decoding.write(f"{sample.id} (row {row})")
-        try:
-            return replace(self._encoder.row(sample), id=sample.id)
-        except SampleError as error:
-            return BadSample(position=position, row=row, id=sample.id, reason=str(error))
-        finally:
-            self._decoding.write("")
+    def __getitem__(self, place: Place) -> Row | BadSample:
+        """Return the encoded sample, or why there is none."""
+        self._note(f"row {place.row}")
+        sample = self._shards[place.row]
+        self._note(f"{sample.id} (row {place.row})")
+        reason = place.fault
+        if reason is None:
+            try:
+                return replace(self._encoder.row(sample), id=sample.id)
+            except SampleError as error:
+                reason = str(error)
+            finally:
+                self._note("")
+        return BadSample(position=place.position, row=place.row, id=sample.id, reason=reason)
+
+    def _note(self, text: str) -> None:
+        if self._decoding is not None:
+            self._decoding.write(text)
 
 
 @dataclass(frozen=True)
 class _Join:
-    """Collation as an object, since it travels to worker processes."""
+    """Collation as an object, since it travels to worker processes.
+
+    Args:
+        pad_id: what stands where there is no token.
+        seq2seq: whether rows have a decoder's side.
+        most: rows of a padded micro-batch, fillers included; None packs them.
+    """
 
     pad_id: int
     seq2seq: bool
+    most: int | None
 
-    def __call__(self, items: list[Row | BadSample | None]) -> MicroBatch:
-        blank = filler(self.pad_id, seq2seq=self.seq2seq)
-        rows = [item if isinstance(item, Row) else blank for item in items]
+    def __call__(self, items: list[Row | BadSample]) -> MicroBatch:
+        rows = [item for item in items if isinstance(item, Row)]
+        samples = len(rows)
+        # An empty bin takes part in its pass with one token that is no target.
+        missing = (1 if self.most is None else self.most) - samples
+        rows += [filler(self.pad_id, seq2seq=self.seq2seq)] * max(0, missing)
+        padded = self.most is not None
         return MicroBatch(
-            batch=collate(rows, pad_id=self.pad_id, side="right"),
-            samples=sum(isinstance(item, Row) for item in items),
+            batch=collate(rows, pad_id=self.pad_id, side="right") if padded else pack(rows),
+            samples=samples,
             bad=tuple(item for item in items if isinstance(item, BadSample)),
             ids=tuple(item.id for item in items if isinstance(item, Row)),
         )
 
 
-@dataclass(frozen=True)
-class _Schedule:
-    """The positions of one micro-batch after the other, made as they are asked for."""
+class _Bins:
+    """This rank's bins in order, made as they are asked for; remembers the passes of each step."""
 
-    split: Split
-    steps: range
-    end: int
+    def __init__(self, schedule: Schedule, steps: range, rank: int, ranks: int) -> None:
+        self._schedule, self._steps = schedule, steps
+        self._rank, self._ranks = rank, ranks
+        self.passes: deque[int] = deque()
 
-    def __iter__(self) -> Iterator[list[int]]:
-        for step in self.steps:
-            yield from self.split.positions(step, end=self.end)
+    def __iter__(self) -> Iterator[Bin]:
+        for step in self._steps:
+            turns = self._schedule.step(step, self._ranks)
+            self.passes.append(len(turns))
+            for turn in turns:
+                yield turn[self._rank]
 
 
-def _outlive_the_rank(worker: int) -> None:
-    """Leave stopping to the rank: Slurm's signals reach every process of a job step."""
+def _leave_stopping_to_the_rank(worker: int) -> None:
+    """Ignore what Slurm sends to every process of a job step."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
 def micro_batches(
-    dataset: Positions, order: Order, split: Split, *, steps: range, pad_id: int, workers: int
-) -> Iterator[MicroBatch]:
-    """Yield this rank's micro-batches of the given steps, in order.
+    samples: Samples,
+    schedule: Schedule,
+    *,
+    steps: range,
+    rank: int,
+    ranks: int,
+    pad_id: int,
+    workers: int,
+) -> Iterator[list[MicroBatch]]:
+    """Yield this rank's micro-batches of each of the given steps, in order.
 
-    The order does not depend on `workers`: PyTorch's loader keeps it.
+    All ranks have equally many in a step. The order does not depend on `workers`: PyTorch's
+    loader keeps it.
     """
-    return iter(
+    bins = _Bins(schedule, steps, rank, ranks)
+    layout = schedule.layout
+    most = None if isinstance(layout, Packed) else layout.most
+    before = set(multiprocessing.active_children())
+    loaded = iter(
         DataLoader(
-            dataset,
-            batch_sampler=_Schedule(split, steps=steps, end=order.positions),
-            collate_fn=_Join(pad_id, dataset.seq2seq),
+            samples,
+            batch_sampler=bins,
+            collate_fn=_Join(pad_id, samples.seq2seq, most),
             num_workers=workers,
-            worker_init_fn=_outlive_the_rank,
+            worker_init_fn=_leave_stopping_to_the_rank,
             # fork would copy the threads of gloo or NCCL in an unknown state
             multiprocessing_context="spawn" if workers else None,
         )
     )
+    # A rank that ends with an error would wait for them: they ignore its SIGTERM.
+    for worker in set(multiprocessing.active_children()) - before:
+        atexit.register(worker.kill)
+    for first in loaded:
+        # How many there are was told when the step's first bin was made.
+        yield [first, *(next(loaded) for _ in range(bins.passes.popleft() - 1))]

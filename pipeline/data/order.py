@@ -1,19 +1,32 @@
-"""The order of samples: a pure function of the data's size and the seed, whatever the ranks.
+"""The order of samples: a pure function of the data's sizes, the mix and the seed.
 
-The samples of all epochs form one stream of positions; step s takes the positions
-[s·G, (s+1)·G) of a global batch G. Seeking to any step costs one permutation.
+The samples of all epochs form one stream of positions, whatever the ranks and workers; step s takes
+the positions [s·G, (s+1)·G) of a global batch G. Seeking to any step costs a few permutations.
 """
 
 from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-FILLER = -1
-"""Stands for "no sample" where the last batch of a run is short; carries no loss."""
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """One source of samples in a stream.
+
+    Args:
+        first, rows: which rows of the data it is.
+        draws: how many of them an epoch takes. Where it takes fewer than all, the next epoch goes
+            on with the others; where it takes more, all come before any comes again.
+    """
+
+    first: int
+    rows: int
+    draws: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,64 +34,63 @@ class Order:
     """Which row stands at which position of the stream.
 
     Args:
-        rows: number of rows in the data.
+        sources: what an epoch is made of.
         seed: of the permutations.
-        epochs: how often each row is seen.
+        epochs: how many there are.
     """
 
-    rows: int
+    sources: tuple[Source, ...]
     seed: int
     epochs: int
 
     @property
-    def positions(self) -> int:
-        """Length of the stream: every row once per epoch."""
-        return self.rows * self.epochs
-
-    def row(self, position: int) -> int:
-        """Return the row at a position of the stream."""
-        epoch, offset = divmod(position, self.rows)
-        return int(_permutation(self.rows, self.seed, epoch)[offset])
-
-
-@functools.lru_cache(maxsize=2)
-def _permutation(rows: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    """Draw an epoch's permutation from a counter-based generator keyed by (seed, epoch)."""
-    key = np.random.SeedSequence((seed, epoch)).generate_state(2, np.uint64)
-    return np.random.Generator(np.random.Philox(key=key)).permutation(rows)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Split:
-    """How a global batch is dealt out to ranks and micro-batches.
-
-    Args:
-        global_batch: samples per step.
-        micro_batch: samples per rank and forward pass.
-        ranks, rank: how many share the step, and which one this is.
-    """
-
-    global_batch: int
-    micro_batch: int
-    ranks: int
-    rank: int
+    def per_epoch(self) -> int:
+        """Positions of an epoch."""
+        return sum(source.draws for source in self.sources)
 
     @property
-    def accumulation(self) -> int:
-        """Micro-batches per rank and step."""
-        return self.global_batch // (self.micro_batch * self.ranks)
+    def positions(self) -> int:
+        """Length of the stream."""
+        return self.per_epoch * self.epochs
 
-    def positions(self, step: int, end: int) -> list[list[int]]:
-        """Return this rank's positions in a step, one list per micro-batch.
+    def rows(self, first: int, end: int) -> NDArray[np.int64]:
+        """Return the rows at the positions [first, end), as far as the stream goes."""
+        parts = [np.empty(0, np.int64)]
+        end = min(end, self.positions)
+        while first < end:
+            epoch, offset = divmod(first, self.per_epoch)
+            taken = min(end - first, self.per_epoch - offset)
+            places = _permutation(self.per_epoch, (self.seed, epoch))[offset : offset + taken]
+            parts.append(self._at(epoch, places.astype(np.int64)))
+            first += taken
+        return np.concatenate(parts)
 
-        Args:
-            step: counted from 0.
-            end: length of the stream; positions past it become `FILLER`.
-        """
-        first = step * self.global_batch
-        chunks = []
-        for turn in range(self.accumulation):
-            start = first + (turn * self.ranks + self.rank) * self.micro_batch
-            chunk = range(start, start + self.micro_batch)
-            chunks.append([position if position < end else FILLER for position in chunk])
-        return chunks
+    def _at(self, epoch: int, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the rows of an epoch's places: the sources' draws, one source after the other."""
+        rows = np.empty(len(places), np.int64)
+        start = 0
+        for number, source in enumerate(self.sources):
+            own = (places >= start) & (places < start + source.draws)
+            drawn = places[own] - start + epoch * source.draws  # since the first epoch
+            start += source.draws
+            if (
+                source.draws % source.rows == 0
+            ):  # whole passes: the epoch's places are random enough
+                rows[own] = source.first + drawn % source.rows
+                continue
+            inner = rows[own]
+            for turn in np.unique(drawn // source.rows).tolist():
+                here = drawn // source.rows == turn
+                shuffled = _permutation(source.rows, (self.seed, number, turn))
+                inner[here] = source.first + shuffled[drawn[here] % source.rows]
+            rows[own] = inner
+        return rows
+
+
+@functools.lru_cache(maxsize=8)
+def _permutation(size: int, key: tuple[int, ...]) -> NDArray[Any]:
+    """Draw a permutation from a counter-based generator with a key of its own."""
+    state = np.random.SeedSequence(key).generate_state(2, np.uint64)
+    numbers = np.arange(size, dtype=np.uint32 if size <= 2**32 else np.int64)
+    np.random.Generator(np.random.Philox(key=state)).shuffle(numbers)
+    return numbers

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -25,11 +24,12 @@ from model.weights import load_trained, names_in
 from pipeline.checkpoint import Checkpoints, Cursor, newest_weights
 from pipeline.config import RunConfig, accumulation
 from pipeline.data.encode import SampleEncoder
-from pipeline.data.loader import MicroBatch, Positions, micro_batches
-from pipeline.data.order import Order, Split
+from pipeline.data.loader import MicroBatch, Samples, micro_batches
+from pipeline.data.schedule import Schedule
 from pipeline.engine import ds_config, ranks, start_engine, start_ranks
 from pipeline.loop import Job, StopRequest, train
 from pipeline.objectives import objective_of
+from pipeline.planning import make_schedule
 from pipeline.records import RunRecords
 from pipeline.report import run_report
 from pipeline.watchdog import Decoding, Watch, Watchdog
@@ -42,7 +42,8 @@ class Inputs:
     """What is known before any process group exists; a user's mistake shows up here."""
 
     shards: ShardSet
-    order: Order
+    tokenizer: PreTrainedTokenizerBase
+    schedule: Schedule
     steps: int
     initial: Path | None
     checkpoint: Path | None
@@ -60,12 +61,12 @@ def train_stage(run: RunConfig, resume: str) -> int:
     stop = StopRequest()
     inputs = open_inputs(run, resume)
     records = start_run(run)
-    model, tokenizer = make_model(run, inputs)
+    model = make_model(run, inputs)
     engine = start_engine(model, run.settings, steps=inputs.steps, world=ranks()[1])
     cursor = resume_point(engine, inputs, records)
     watch = Watch(Decoding(run.workers))
     watch.follow(engine.module)
-    batches = data_from(cursor, run, inputs, tokenizer, watch.decoding)
+    batches = data_from(cursor, run, inputs, watch.decoding)
     job = make_job(run, inputs)
     rank, world = ranks()
     folder = Path(run.output)
@@ -90,9 +91,9 @@ def open_inputs(run: RunConfig, resume: str) -> Inputs:
     ds_config(settings, world)
     # One rank reads all bytes to compare checksums; sizes are compared by all.
     shards = ShardSet([Path(folder) for folder in run.data], verify=rank == 0)
-    order = Order(rows=len(shards), seed=run.seed, epochs=settings.epochs)
-    steps = math.ceil(order.positions / settings.global_batch)
-    steps = min(steps, run.max_steps or steps)
+    tokenizer = build_tokenizer(run.system.model, weights=run.weights)
+    schedule = make_schedule(run, tokenizer)
+    steps = min(schedule.steps, run.max_steps or schedule.steps)
     initial = newest_weights(Path(run.init_from)) if run.init_from else None
     identity = _identity(run, shards, initial, steps=steps, world=world)
     inherited = names_in(initial) if initial else ()
@@ -100,7 +101,8 @@ def open_inputs(run: RunConfig, resume: str) -> Inputs:
     checkpoints = Checkpoints(Path(run.output), identity, run.keep, inherited, apart)
     return Inputs(
         shards=shards,
-        order=order,
+        tokenizer=tokenizer,
+        schedule=schedule,
         steps=steps,
         initial=initial,
         checkpoint=checkpoints.choose(resume),
@@ -117,10 +119,12 @@ def _identity(
         "stage": run.stage,
         "data": shards.fingerprint,
         "seed": run.seed,
+        "mix": json.loads(json.dumps(asdict(run.mix))),
         "weights": run.weights,
         "initial weights": file_sha256(initial) if initial else None,
         "steps": steps,
-        "ranks": world,
+        # Losses that compare samples with each other see those of one pass of all ranks.
+        **({"ranks": world} if isinstance(run.settings, InitStage) else {}),
         "model": json.loads(json.dumps(asdict(run.system.model))),
         **{name: json.loads(json.dumps(value)) for name, value in asdict(run.settings).items()},
     }
@@ -138,7 +142,7 @@ def start_run(run: RunConfig) -> RunRecords:
     return RunRecords(folder, rank)
 
 
-def make_model(run: RunConfig, inputs: Inputs) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+def make_model(run: RunConfig, inputs: Inputs) -> nn.Module:
     """Build the model, start it from another run's weights if asked, and freeze what stays."""
     model = _build(run)
     if inputs.initial is not None:
@@ -147,7 +151,7 @@ def make_model(run: RunConfig, inputs: Inputs) -> tuple[nn.Module, PreTrainedTok
     total = sum(parameter.numel() for parameter in model.parameters())
     moving = sum(p.numel() for p in model.parameters() if p.requires_grad)
     log.info("%d of %d parameters train (%d tensors)", moving, total, len(trained))
-    return model, build_tokenizer(run.system.model, weights=run.weights)
+    return model
 
 
 def _build(run: RunConfig) -> nn.Module:
@@ -167,17 +171,13 @@ def resume_point(engine: deepspeed.DeepSpeedEngine, inputs: Inputs, records: Run
 
 
 def data_from(
-    cursor: Cursor,
-    run: RunConfig,
-    inputs: Inputs,
-    tokenizer: PreTrainedTokenizerBase,
-    decoding: Decoding,
-) -> Iterator[MicroBatch]:
-    """Yield this rank's micro-batches from the cursor on."""
+    cursor: Cursor, run: RunConfig, inputs: Inputs, decoding: Decoding
+) -> Iterator[list[MicroBatch]]:
+    """Yield this rank's micro-batches of each step from the cursor on."""
     settings = run.settings
     encoder = SampleEncoder(
         run.system.model,
-        tokenizer,
+        inputs.tokenizer,
         prompt=settings.prompt,
         max_tokens=settings.max_tokens,
         text_tokenizer=build_text_tokenizer(run.system.model, weights=run.weights),
@@ -185,28 +185,22 @@ def data_from(
     )
     rank, world = ranks()
     return micro_batches(
-        Positions(inputs.shards, inputs.order, encoder, decoding),
-        inputs.order,
-        Split(
-            global_batch=settings.global_batch,
-            micro_batch=settings.micro_batch,
-            ranks=world,
-            rank=rank,
-        ),
+        Samples(inputs.shards, encoder, decoding),
+        inputs.schedule,
         steps=range(cursor.step, inputs.steps),
-        pad_id=tokenizer.pad_token_id,
+        rank=rank,
+        ranks=world,
+        pad_id=inputs.tokenizer.pad_token_id,
         workers=run.workers,
     )
 
 
 def make_job(run: RunConfig, inputs: Inputs) -> Job:
     """Return what the loop needs to know of a run."""
-    _, world = ranks()
     return Job(
         name=f"{run.system.name} {run.stage}",
         objective=objective_of(run.system.model, run.settings),
         modalities=run.system.model.modalities,
-        accumulation=accumulation(run.settings, world),
         steps=inputs.steps,
         save_every=run.save_every,
         seed=run.seed,

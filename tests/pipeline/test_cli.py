@@ -96,7 +96,7 @@ def test_options_that_cannot_work(
 ) -> None:
     output = tmp_path / "run"
     train = ("pt", "digits", "--data", captions, "--output", output)
-    assert "96 is no multiple of micro_batch 64" in complaint(*train, "--global-batch", 96)
+    assert "'caption' is no folder of --data" in complaint(*train, "--mix", "caption=2")
     assert "want one of zero2, zero3" in complaint(*train, "--ds-config", "zero9")
     assert "no such run folder" in complaint(*train, "--init-from", tmp_path / "none")
     assert "want auto, never or a step" in complaint(*train, "--resume", "last")

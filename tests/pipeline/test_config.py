@@ -98,8 +98,10 @@ def test_a_wrong_command_line_is_one_line(words: list[str], message: str) -> Non
     assert "\n" not in str(caught.value)
 
 
-def test_a_batch_that_does_not_divide_says_what_would() -> None:
-    settings = replace(system("digits").pt, global_batch=100, micro_batch=16)
+def test_a_batch_that_does_not_divide_is_refused_where_a_pass_compares_its_samples() -> None:
+    settings = replace(system("dlp").tiny().init[0], global_batch=100, micro_batch=16)
     with pytest.raises(UserError, match=r"100 is no multiple .* 96 would be"):
         accumulation(settings, ranks=2)
     assert accumulation(replace(settings, global_batch=96), ranks=2) == 3
+    pairs = replace(system("digits").pt, global_batch=100, micro_batch=16)
+    assert accumulation(pairs, ranks=2) == 4  # the last pass is filled up

@@ -107,15 +107,15 @@ def test_pixels_are_normalised(
     assert -1 <= pixels.min() < pixels.max() <= 1
 
 
-@pytest.mark.parametrize(("side", "first"), [("right", 0), ("left", 36)])
+@pytest.mark.parametrize(("side", "first"), [("right", 0), ("left", 39)])
 def test_collation_pads_to_the_longest(
     side: str, first: int, spec: ModelSpec, tokenizer: PreTrainedTokenizerBase, captions: ShardSet
 ) -> None:
-    encoder = SampleEncoder(spec, tokenizer, prompt="plain", max_tokens=37)
+    encoder = SampleEncoder(spec, tokenizer, prompt="plain", max_tokens=40)
     row = encoder.row(captions[0])
     batch = collate([row, filler(7, seq2seq=False)], pad_id=7, side=side)
-    assert batch.ids_bt.shape == (2, 37)
-    assert batch.attention_bt.sum(1).tolist() == [37, 1]
+    assert batch.ids_bt.shape == (2, 40)
+    assert batch.attention_bt.sum(1).tolist() == [40, 1]
     assert batch.attention_bt[1, first] == 1
     assert batch.media["image"].places_bt.sum(1).tolist() == [36, 0]
     assert batch.media["image"].values.shape == (1, 1, 3, 48, 48)
