@@ -236,15 +236,16 @@ class ShardSet:
         Raises:
             ValueError: the media's bytes are asked for; they are read by sample only.
         """
+        return pa.concat_tables(self.batches(names))
+
+    def batches(self, names: Sequence[str]) -> Iterator[pa.Table]:
+        """The same columns, one record batch after the other; see `columns`."""
         heavy = {"media", "media.data"} & set(names)
         if heavy:
             raise ValueError(f"{sorted(heavy)}: media bytes are read by sample, not by column")
-        parts = [
-            pa.table([_column(batch, name) for name in names], names=list(names))
-            for number in range(len(self._paths))
-            for batch in self._shard(number).batches
-        ]
-        return pa.concat_tables(parts)
+        for number in range(len(self._paths)):
+            for batch in self._shard(number).batches:
+                yield pa.table([_column(batch, name) for name in names], names=list(names))
 
     def _shard(self, number: int) -> _OpenShard:
         if number not in self._open:
