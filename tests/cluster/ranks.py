@@ -20,13 +20,19 @@ class Outcome:
     stderr: str
 
 
+def free_port() -> int:
+    """Return a port on which nobody listens now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
 class Ranks:
     """The processes of one run; `wait` ends them all, whatever happens."""
 
     def __init__(self, number: int, words: Sequence[object], *, module: str = "pipeline") -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         common = {
             "WORLD_SIZE": number,
             "LOCAL_WORLD_SIZE": number,

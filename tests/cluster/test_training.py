@@ -16,7 +16,7 @@ from etl.schema import Sample, Turn
 from etl.shards import ShardSet, write_folder
 from model.build import build
 from model.presets import system
-from tests.cluster.ranks import REPOSITORY, Ranks, losses, run_ranks, wait_for
+from tests.cluster.ranks import REPOSITORY, Ranks, free_port, losses, run_ranks, wait_for
 from tests.worlds import caption_shards, instruct_shards
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
@@ -36,7 +36,8 @@ def whole(captions: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("whole") / "pt"
     words = ["--module", "pipeline", "pt", "digits", "--data", captions, "--output", run, *SMALL]
     folder = Path(sys.executable).parent
-    command = [folder / "deepspeed", "--num_accelerators", "2", *words]
+    port = ("--master_port", free_port())
+    command = [folder / "deepspeed", "--num_accelerators", "2", *port, *words]
     environment = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}", "DS_ACCELERATOR": "cpu"}
     subprocess.run(list(map(str, command)), check=True, cwd=REPOSITORY, env=environment)
     return run
