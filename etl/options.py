@@ -20,7 +20,7 @@ from etl.steps import Step
 
 _NOT_PLANNED = (
     *("input", "output", "json", "workers", "threads", "connections_per_host", "timeout"),
-    *("retries", "retry_failed", "clip_device", "clip_batch"),
+    *("retries", "retry_failed", "min_yield", "clip_device", "clip_batch"),
 )
 """Options that may change between a killed run and the one that goes on."""
 
@@ -55,6 +55,9 @@ class JobOptions:
     """Further tries after a failed download."""
     retry_failed: bool = False
     """Of a complete output, ask again for what failed and might not now; adds shards."""
+    min_yield: float = 0.0
+    """The least share of downloads that must succeed. With less the job fails when all is written
+    but the manifest; the same command with a lower floor ends it."""
     threads: int = 32
     """Downloads at a time in each worker."""
     connections_per_host: int = 8
@@ -100,6 +103,7 @@ class JobOptions:
         self._require("image_size", self.image_size is None or self.image_size >= 1, "1 or more")
         self._require("retries", self.retries >= 0, "0 or more")
         self._require("timeout", self.timeout > 0, "more than 0")
+        self._require("min_yield", 0 <= self.min_yield <= 1, "0 to 1")
         self._require("max_aspect", self.max_aspect >= 1, "1 or more")
         bits, similar = self.near_images, self.near_text
         wanted = f"0 to {MAX_DISTANCE} bits"
@@ -154,16 +158,12 @@ class JobOptions:
 
     @property
     def config(self) -> dict[str, Any]:
-        """What decides which rows come out, for the plan; as JSON has it, in which that is kept."""
+        """What decides which rows come out, for the plan."""
         values = dataclasses.asdict(self)
         values["decontaminate"] = Evaluation(self.decontaminate).fingerprint()
         if self.clip_model is not None:
             values["clip_model"] = model_identity(self.clip_model)
-        return {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in values.items()
-            if name not in _NOT_PLANNED
-        }
+        return {name: value for name, value in values.items() if name not in _NOT_PLANNED}
 
 
 @dataclass(frozen=True, kw_only=True)
