@@ -25,15 +25,18 @@ def ray_cluster() -> Iterator[int]:
     ours = not ray.is_initialized()
     if ours:
         _connect()
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False  # the jobs have their own
-    for name, level in _LEVELS.items():  # after Ray has set its own
-        logging.getLogger(name).setLevel(level)
     try:
         yield max(1, int(ray.cluster_resources().get("CPU", 1)))
     finally:
         if ours:
             ray.shutdown()
+
+
+def quiet_ray_data() -> None:
+    """Have Ray Data leave the console to the jobs. Importing it takes a second, so few do."""
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    for name, level in _LEVELS.items():  # after Ray has set its own
+        logging.getLogger(name).setLevel(level)
 
 
 def _connect() -> None:

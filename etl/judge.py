@@ -13,6 +13,7 @@ import pyarrow as pa
 import ray
 from rich.progress import Progress
 
+from etl.cluster import quiet_ray_data
 from etl.command import UserError
 from etl.copies import batches
 from etl.ledger import Ledger, write_table
@@ -96,6 +97,7 @@ def judge(
         raise UserError("--clip-device cuda: the Ray cluster has no GPU; want cpu or auto")
     threads = min(_THREADS, cpus)
     models = gpus or max(1, cpus // threads)
+    quiet_ray_data()
     done = ray.data.from_items(
         [{"range": number} for number in todo], override_num_blocks=len(todo)
     ).map_batches(

@@ -14,6 +14,7 @@ import errno
 import fcntl
 import json
 import shutil
+import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -162,6 +163,19 @@ class Ledger:
                 "yields": [dataclasses.asdict(found) for found in yields],
             },
         )
+
+    def add_time(self, stage: str, begun: float, rows: int) -> None:
+        """Note what a stage took since a moment (`time.monotonic`), beside earlier runs of it."""
+        told = self.timings()
+        before = told.get(stage, {"seconds": 0.0, "rows": 0})
+        seconds = round(before["seconds"] + time.monotonic() - begun, 3)
+        told[stage] = {"seconds": seconds, "rows": before["rows"] + rows}
+        write_json(self.work / "timings.json", told)
+
+    def timings(self) -> dict[str, Any]:
+        """Stage → its `seconds` and `rows`; what was cut off is not in it."""
+        path = self.work / "timings.json"
+        return json.loads(path.read_bytes()) if path.exists() else {}
 
     def clear(self) -> None:
         """Remove what a killed run left half-written, and ranges whose shard was damaged since."""

@@ -22,12 +22,10 @@ from etl.after import Late, read_keys, save_keys
 from etl.atomic import atomic_file
 from etl.ledger import Ledger, Plan, read_table
 from etl.native.errors import TRANSIENT
-from etl.report import write_report
+from etl.report import DROPS_FILE, write_report
 from etl.shards import Shard, read_manifest, write_manifest
+from etl.statistics import statistics
 from etl.steps import Outcome, StepYield
-
-DROPS_FILE = "drops.parquet"
-"""Every dropped row of a job: where it stood in the input, what it was, and why it went."""
 
 _log = logging.getLogger("etl")
 
@@ -131,11 +129,13 @@ def finish(ledger: Ledger, late: Late, shards: Sequence[Shard]) -> None:
     details = dict(before.details)
     details["yields"] = [*details.get("yields", ()), dataclasses.asdict(told)]
     details["retries"] = [*details.get("retries", ()), {"asked": len(asked), "kept": recovered}]
+    shards = (*before.shards, *shards)
+    details["statistics"] = statistics(ledger.output, shards, drops)
     manifest = dataclasses.replace(
         before,
         rows=before.rows + recovered,
         drops=dict(collections.Counter(drops["reason"].to_pylist()).most_common()),
-        shards=(*before.shards, *shards),
+        shards=shards,
         details=details,
     )
     write_report(ledger.output, manifest)

@@ -1,10 +1,10 @@
-"""Run a job: plan its ranges, download them on Ray Data, decide duplicates, write the shards.
+"""Run a job: plan its ranges, download them on Ray, decide duplicates, write the shards.
 
 1. The plan: text steps and URL deduplication run over the list in its order; what is left are the
    candidates, in ranges of a fixed number of *input* rows.
-2. Ray Data brings each range's candidates to a worker, which leaves samples and a receipt.
+2. Ray actors do a range each at a time, and leave samples and a receipt.
 3. Steps that look at the whole job decide on its keys, in input order: duplicates and the like.
-4. Ray Data writes the final shards, one per range; then comes the manifest.
+4. They write the final shards, one per range; then comes the manifest.
 
 Every stage asks the ledger what is already done, so a job that is killed anywhere goes on there. No
 stage depends on the order in which workers end, so the shards are the same bytes in every run.
@@ -15,28 +15,30 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import functools
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from etl import after, retry
 from etl.after import Late
-from etl.atomic import atomic_file
+from etl.atomic import atomic_file, write_json
 from etl.cluster import ray_cluster
 from etl.command import UserError
+from etl.crew import Crew
 from etl.judge import judge
 from etl.ledger import Ledger, Plan, make_plan, read_table, write_table
 from etl.media import MediaPlan
 from etl.options import JobOptions
-from etl.report import print_summary, write_report
-from etl.retry import DROPS_FILE
+from etl.report import DROPS_FILE, TIMINGS_FILE, print_summary, write_report
 from etl.shards import Manifest, Shard, read_manifest, write_manifest
 from etl.sources.base import Source
+from etl.statistics import download_yield, statistics
 from etl.steps import Outcome, Step, StepYield, add_yields, run_steps
 from etl.worker import Identity, RangeWorker, WorkerSpec, WriteFinal
 
@@ -95,11 +97,13 @@ def _go_on(job: Job, plan: Plan, ledger: Ledger) -> None:
 def _work(job: Job, plan: Plan, ledger: Ledger) -> None:
     with _progress() as progress:
         ranges = _plan_ranges(job, plan, ledger, progress)
-        with ray_cluster() as cpus:
-            _download(job, ledger, ranges, cpus, progress)
-            _judge(job, ledger, ranges, cpus, progress)
+        with ray_cluster() as cpus, _crew(job, cpus) as crew:
+            _download(job, ledger, ranges, crew, progress)
+            _judge(job, ledger, ranges, cpus, crew, progress)
+            begun = time.monotonic()
             late = after.settle(ledger, ranges, _steps_after(job))
-            shards = _write_shards(ledger, late, progress)
+            ledger.add_time("steps after", begun, sum(ranges))
+            shards = _write_shards(ledger, late, crew, progress)
     _finish(job, plan, ledger, late, shards)
 
 
@@ -110,14 +114,18 @@ def _retry(job: Job, ledger: Ledger) -> None:
         outcomes = (run_steps(table, job.before) for table in tables)
         ranges = retry.plan_ranges(ledger, outcomes, job.options.rows_per_shard)
         if any(ranges):
-            with ray_cluster() as cpus:
-                _download(job, ledger, ranges, cpus, progress)
-                _judge(job, ledger, ranges, cpus, progress)
+            with ray_cluster() as cpus, _crew(job, cpus) as crew:
+                _download(job, ledger, ranges, crew, progress)
+                _judge(job, ledger, ranges, cpus, crew, progress)
                 steps = _steps_after(job)
                 before = after.kept_before(ledger.output, read_manifest(ledger.output), steps)
                 late = after.settle(ledger, ranges, steps, before=before)
-                shards = _write_shards(ledger, late, progress)
+                shards = _write_shards(ledger, late, crew, progress)
             retry.finish(ledger, late, shards)
+
+
+def _crew(job: Job, cpus: int) -> Crew:
+    return Crew(job.options.workers or cpus, cpus=_WORKER_CPUS)
 
 
 def _progress() -> Progress:
@@ -131,6 +139,7 @@ def _plan_ranges(job: Job, plan: Plan, ledger: Ledger, progress: Progress) -> li
     if planned:
         return planned["rows"]
     task = progress.add_task("plan", total=None)
+    begun = time.monotonic()
     parts: list[tuple[int, Outcome]] = []
     try:
         with atomic_file(ledger.candidates) as stream, contextlib.ExitStack() as stack:
@@ -156,6 +165,7 @@ def _plan_ranges(job: Job, plan: Plan, ledger: Ledger, progress: Progress) -> li
         input_rows=input_rows,
         yields=add_yields([outcome.yields for outcome in outcomes]),
     )
+    ledger.add_time("plan", begun, input_rows)
     return rows
 
 
@@ -165,14 +175,15 @@ def _one_batch(table: pa.Table) -> pa.RecordBatch:
 
 
 def _download(
-    job: Job, ledger: Ledger, ranges: Sequence[int], cpus: int, progress: Progress
+    job: Job, ledger: Ledger, ranges: Sequence[int], crew: Crew, progress: Progress
 ) -> None:
-    """Have Ray Data bring every range that has no receipt yet to a worker."""
+    """Have workers do every range that has no receipt yet."""
     todo = [number for number, rows in enumerate(ranges) if rows and not ledger.receipt(number)]
     task = progress.add_task("download", total=sum(ranges))
     progress.update(task, completed=sum(ranges) - sum(ranges[number] for number in todo))
     if not todo:
         return
+    begun = time.monotonic()
     options = job.options
     spec = WorkerSpec(
         output=ledger.output.resolve(),
@@ -184,26 +195,21 @@ def _download(
         media=dataclasses.replace(job.media, size=options.image_size),
         stop_on_dns=not options.retry_failed,  # what failed before may well fail again
     )
-    workers = min(options.workers or cpus, len(todo))
-    # Workers alone, without tasks that read for them: whoever holds every CPU would starve those.
-    items = [{"range": number} for number in todo]
-    done = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-        RangeWorker,
-        fn_constructor_args=(spec,),
-        batch_size=None,  # a block is one range
-        batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(size=workers),
-        num_cpus=_WORKER_CPUS,
-    )
-    for row in done.iter_rows():
+    items = [pa.table({"range": [number]}) for number in todo]
+    for told in crew.each("download", functools.partial(RangeWorker, spec), items):
+        (row,) = told.to_pylist()
         if row["trouble"]:
             raise UserError(f"{row['trouble']}; the same command goes on from here")
         progress.update(task, advance=row["rows"])
+    ledger.add_time("download", begun, sum(ranges[number] for number in todo))
 
 
-def _judge(job: Job, ledger: Ledger, ranges: Sequence[int], cpus: int, progress: Progress) -> None:
+def _judge(
+    job: Job, ledger: Ledger, ranges: Sequence[int], cpus: int, crew: Crew, progress: Progress
+) -> None:
     """Have a model judge what was downloaded, if the job has one."""
     if job.options.clip:
+        crew.dismiss()  # the model needs its CPUs
         judge(ledger, ranges, job.options.clip, cpus=cpus, progress=progress)
 
 
@@ -211,20 +217,21 @@ def _steps_after(job: Job) -> Sequence[Step]:
     return after.steps_after(job.options, job.identity) if job.after is None else job.after
 
 
-def _write_shards(ledger: Ledger, late: Late, progress: Progress) -> tuple[Shard, ...]:
-    """Have Ray Data write the final shard of every range that keeps rows; in the ranges' order."""
+def _write_shards(ledger: Ledger, late: Late, crew: Crew, progress: Progress) -> tuple[Shard, ...]:
+    """Have workers write the final shard of every range that keeps rows; in the ranges' order."""
     kept = {number: len(rows) for number, rows in late.rows.items()}
     wanted = [number for number, rows in kept.items() if rows]
     todo = [number for number in wanted if not ledger.written(number)]
     task = progress.add_task("write", total=sum(kept.values()))
     progress.update(task, completed=sum(kept.values()) - sum(kept[number] for number in todo))
     if todo:
-        items = [{"range": number, "keep": late.rows[number]} for number in todo]
-        done = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-            WriteFinal(ledger.output.resolve()), batch_size=None, batch_format="pyarrow"
-        )
-        for row in done.iter_rows():
+        begun = time.monotonic()
+        items = [pa.table({"range": [number], "keep": [late.rows[number]]}) for number in todo]
+        make = functools.partial(WriteFinal, ledger.output.resolve())
+        for told in crew.each("write", make, items):
+            (row,) = told.to_pylist()
             progress.update(task, advance=row["rows"])
+        ledger.add_time("write", begun, sum(kept[number] for number in todo))
     shards = [ledger.written(number) for number in wanted]
     return tuple(shard for shard in shards if shard)
 
@@ -255,7 +262,23 @@ def _finish(job: Job, plan: Plan, ledger: Ledger, late: Late, shards: tuple[Shar
         rows=sum(shard.rows for shard in shards),
         drops=dict(collections.Counter(drops["reason"].to_pylist()).most_common()),
         shards=shards,
-        details={"yields": [asdict(found) for found in add_yields(yields)]},
+        details={
+            "yields": [asdict(found) for found in add_yields(yields)],
+            "statistics": statistics(ledger.output, shards, drops),
+        },
     )
+    write_json(ledger.output / TIMINGS_FILE, ledger.timings())
     write_report(ledger.output, manifest)
+    _require_yield(job.options, manifest)
     write_manifest(ledger.output, manifest)
+
+
+def _require_yield(options: JobOptions, manifest: Manifest) -> None:
+    """Fail if too few downloads succeeded: all is written down, but not declared complete."""
+    found = download_yield(manifest)
+    if found is not None and found < options.min_yield:
+        worst = max(manifest.drops, key=lambda reason: manifest.drops[reason])
+        raise UserError(
+            f"--min-yield {options.min_yield}: {found:.1%} of downloads succeeded, mostly for"
+            f" {worst}; see {options.output / 'report.html'}, or end it with a lower floor"
+        )

@@ -13,8 +13,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from etl.native.shrink import decode_jpeg, shrink
 from etl.native.sniff import is_polyglot
 from etl.ops.faces import Box, blur, turned_boxes
 from etl.ops.image import MIMES, SIDEWAYS, ImageLimits, size_fault
@@ -89,13 +91,13 @@ def _shape(data: bytes, picture: Image.Image, size: int | None, faces: Sequence[
         picture.load()
         medium = _medium(data, mime, (width, height))
         return Picture(medium=medium, phash=perceptual_hash(picture))
-    if shrunk:
-        picture.draft(None, _shrunk(width, height, size or 1))
     if orientation in SIDEWAYS:
         width, height = height, width
-    final = _rgb(ImageOps.exif_transpose(picture) if turned else picture)
-    if shrunk:
-        final = final.resize(_shrunk(width, height, size or 1), Image.Resampling.HAMMING)
+    if size and shrunk:
+        target = _shrunk(width, height, size)
+        final = shrink(_pixels(data, picture, target, turned=turned), target)
+    else:
+        final = _upright(picture, turned=turned)
     if faces:
         final = blur(final, turned_boxes(faces, orientation if turned else None))
     stream = io.BytesIO()
@@ -111,6 +113,21 @@ def _shape(data: bytes, picture: Image.Image, size: int | None, faces: Sequence[
             "original_height": str(height),
         },
     )
+
+
+def _pixels(
+    data: bytes, picture: Image.Image, target: tuple[int, int], *, turned: bool
+) -> NDArray[np.uint8]:
+    """A picture in RGB or grey as it is shown, at no less than a size (as it is shown, too)."""
+    if picture.format == "JPEG" and not turned and picture.mode in _KEPT_MODES:
+        return decode_jpeg(data, picture, target)
+    stored = sorted(target, reverse=picture.size[0] > picture.size[1])
+    picture.draft(None, (stored[0], stored[1]))
+    return np.asarray(_upright(picture, turned=turned))
+
+
+def _upright(picture: Image.Image, *, turned: bool) -> Image.Image:
+    return _rgb(ImageOps.exif_transpose(picture) if turned else picture)
 
 
 def _medium(data: bytes, mime: str, size: tuple[int, int]) -> Medium:

@@ -29,7 +29,7 @@ from etl.shards import ShardSet, read_manifest
 from tests.cluster.ray_cluster import BIN, ROOT, RayHead, free_ports, running, start_ray
 from tests.etl.native.web import Handler, Web, served
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 WORLD = World(captions=200, dialogues=1, questions=1, seed=0)
 RANGES = 8
@@ -228,7 +228,7 @@ def test_a_second_run_does_nothing(
 def actors(address: str) -> list[tuple[int, str]]:
     """Pid and node of every actor that does ranges; asks the cluster."""
     found = list_actors(address=address, filters=[("state", "=", "ALIVE")], detail=True)
-    return [(one.pid, one.node_id) for one in found if "RangeWorker" in str(one.repr_name)]
+    return [(one.pid, one.node_id) for one in found if one.class_name == "_Worker"]
 
 
 @pytest.fixture(scope="module")

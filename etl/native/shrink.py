@@ -1,0 +1,81 @@
+"""Pictures made smaller: decoded small where JPEG's format gives it, then filtered once.
+
+By whole factors the mean of pixels is taken, as long as one is left between 1 and 2; for that a
+Gaussian of three pixels, as wide as the factor needs, and then cubic interpolation. Against
+Pillow's Lanczos filter this comes to 50, 46 and 44 dB for factors of 1.1, 1.46 and 1.9 (the mean
+of twelve photographs), where Pillow's Hamming filter has 42, 45 and 44 and takes four times as
+long (docs/etl.md).
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+_SIGMA = 0.4
+"""Of the Gaussian, in pixels of the source; times sqrt(factor² - 1)."""
+
+
+@functools.cache
+def _cv2() -> ModuleType:
+    """OpenCV, which workers only pay for; their threads are parallel enough."""
+    import cv2  # noqa: PLC0415
+
+    cv2.setNumThreads(1)
+    return cv2
+
+
+def decode_jpeg(data: bytes, picture: Image.Image, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """A JPEG at no less than a size (width and height), through libjpeg-turbo alone if it can be.
+
+    Args:
+        data: its bytes.
+        picture: the same, opened and in RGB or grey; what libjpeg-turbo finds fault with is left to
+            it, which knows what is bad and what is merely odd.
+        size: what it is to be shrunk to.
+    """
+    import simplejpeg  # noqa: PLC0415
+
+    try:
+        pixels = simplejpeg.decode_jpeg(
+            data,
+            "GRAY" if picture.mode == "L" else "RGB",
+            min_width=size[0],
+            min_height=size[1],
+            min_factor=2,
+        )
+    except ValueError:
+        picture.draft(None, size)
+        return np.asarray(picture)
+    return pixels[..., 0] if picture.mode == "L" else pixels
+
+
+def shrink(pixels: NDArray[np.uint8], size: tuple[int, int]) -> Image.Image:
+    """A picture in RGB or grey at a smaller size (width and height)."""
+    cv2 = _cv2()
+    pixels = _by_whole_factors(pixels, size)
+    factor = min(pixels.shape[1] / size[0], pixels.shape[0] / size[1])
+    if factor > 1:
+        sigma = _SIGMA * math.sqrt(factor**2 - 1)
+        pixels = cv2.GaussianBlur(pixels, (3, 3), sigma)
+    return Image.fromarray(_resized(pixels, size, cv2.INTER_CUBIC))
+
+
+def _by_whole_factors(pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """The means of squares, of the largest side that leaves no less than a size."""
+    side = min(pixels.shape[1] // size[0], pixels.shape[0] // size[1])
+    if side < 2:
+        return pixels
+    height, width = (length - length % side for length in pixels.shape[:2])
+    smaller = (width // side, height // side)
+    return _resized(pixels[:height, :width], smaller, _cv2().INTER_AREA)
+
+
+def _resized(pixels: NDArray[Any], size: tuple[int, int], how: int) -> NDArray[np.uint8]:
+    return _cv2().resize(pixels, size, interpolation=how)
