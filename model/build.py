@@ -47,6 +47,7 @@ from model.input_projectors import (
 )
 from model.mmllm import MultimodalLM
 from model.objectives import aligned
+from model.packing import attend_within_samples
 from model.peft import adapter, lora, prefix, qlora
 from model.spec import Ends, InputSlot, ModelSpec, SpecError, Stage
 from model.spec.audio import Beats, CFormer, Hubert, Whisper
@@ -177,6 +178,8 @@ def build(spec: ModelSpec, stage: Stage, *, weights: Weights, seed: int = 0) -> 
     FUSIONS[type(spec.fusion)](backbone, spec.fusion)
     if stage.peft is not None:
         add_peft(backbone, stage.peft)
+    if spec.packs and not isinstance(stage.peft, Prefix):  # whose keys stand before all samples
+        attend_within_samples(backbone)
     if stage.recompute:
         backbone.activation_checkpointing_enable({"use_reentrant": False})
     if stage.reference is not None:

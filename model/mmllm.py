@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from model import packing
 from model.backbone_fusion import gated_cross_attention, visual_expert
 from model.backbone_fusion.conditioning import conditioned
 from model.batch import Batch
@@ -169,15 +170,11 @@ class MultimodalLM(nn.Module):
         """
         embeddings_btd, extra = self.embed(batch, projected)
         if batch.decoder_bs is None:
-            attention_bt: Tensor | None = batch.attention_bt
+            told = extra | {"attention_mask": batch.attention_bt}
             if batch.positions_bt is not None:
-                # Without a mask, transformers keeps samples apart where positions begin anew.
-                attention_bt, extra = None, extra | {"position_ids": batch.positions_bt}
+                told |= packing.arguments(self.backbone, batch.positions_bt)
             hidden_btd = self.backbone.get_decoder()(
-                inputs_embeds=embeddings_btd,
-                attention_mask=attention_bt,
-                use_cache=False,
-                **extra,
+                inputs_embeds=embeddings_btd, use_cache=False, **told
             ).last_hidden_state[:, :-1]
         else:
             hidden_btd = self._encode_decode(embeddings_btd, batch.attention_bt, batch.decoder_bs)

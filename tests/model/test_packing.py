@@ -104,3 +104,26 @@ def test_no_sample_sees_another(tmp_path: Path) -> None:
         one, _ = model(pack([first, third]))
         other, _ = model(pack([second, third]))
     torch.testing.assert_close(one[-targets:], other[-targets:])
+
+
+def test_packed_samples_are_not_masked_but_given_to_the_kernel_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = system("llava").tiny().model
+    model = build(spec, stage(None), weights="random", seed=1)
+    assert isinstance(model, MultimodalLM)
+    rows = rows_of(spec, tmp_path)
+    seen: list[tuple[int, object]] = []
+    kernel = F.scaled_dot_product_attention
+
+    def watched(query: Tensor, *args: object, **more: object) -> Tensor:
+        mask = more.get("attn_mask", args[2] if len(args) > 2 else None)
+        seen.append((query.shape[2], mask))
+        return kernel(query, *args, **more)
+
+    batch = pack(rows)
+    projected = model.media_tokens(batch)
+    monkeypatch.setattr(F, "scaled_dot_product_attention", watched)
+    model.answer(batch, projected)
+    assert [length for length, _ in seen] == [len(row.ids) for row in rows] * 2  # layers
+    assert all(mask is None for _, mask in seen)

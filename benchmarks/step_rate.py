@@ -1,0 +1,260 @@
+"""Step rate: MM-IT with this trainer, and with HF Trainer and transformers' own LLaVA.
+
+    python benchmarks/step_rate.py [--samples N] [--length N]
+
+Both sides train the same small LLaVA (one folder, imported here, loaded there) from the same
+weights on the same samples in the same order, under the same ZeRO-2 configuration, in float32, on
+as many ranks. Each sample is laid out and its picture decoded by the same code. So the losses of
+each step must agree, which is looked at; what differs is how samples lie in memory, what is
+computed of them and what stands around it. The lengths are like those of LLaVA-1.5's 665K mix: see
+`lengths`.
+
+Useful tokens are those of the samples, padding left out. Prints a table and as the last line one
+JSON object.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import numpy as np
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+from etl.command import UserError, main, parse
+from etl.schema import Medium, Sample, Turn
+from etl.shards import write_folder
+from model.byte_tokenizers import of_a_backbone
+from pipeline.exchange.import_ import import_run
+
+ROOT = Path(__file__).parents[1]
+SIDE = 336
+"""Pixels of a picture's side: with patches of 14, LLaVA-1.5's 576 tokens."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Compare useful tokens a second with those of HF Trainer."""
+
+    samples: int = 192
+    """How many samples each side sees."""
+    global_batch: int = 16
+    micro_batch: int = 4
+    length: int = 2048
+    """The longest sample, in tokens; LLaVA-1.5's is 2,048."""
+    width: int = 256
+    layers: int = 4
+    vocabulary: int = 32_000
+    ranks: int = 2
+    warm: int = 2
+    """Steps that are left out of the rate."""
+    keep: Path | None = None
+    """Where data and runs stay; a folder that goes away if not given."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Side:
+    """What one side did, in steps after the warm ones.
+
+    Args:
+        tokens: useful ones.
+        seconds: wall time.
+        losses: of all steps.
+    """
+
+    name: str
+    tokens: int
+    seconds: float
+    losses: tuple[float, ...]
+
+    @property
+    def rate(self) -> float:
+        """Useful tokens a second, of all ranks."""
+        return self.tokens / self.seconds
+
+
+def lengths(count: int, longest: int, seed: int = 0) -> list[tuple[bool, int]]:
+    """Draw samples like those of LLaVA-1.5's 665K mix: (with a picture, bytes of text).
+
+    Of its 665,298 records (Liu et al. 2023, *Improved baselines*, table 7), 40,688 are ShareGPT's,
+    which have no picture and fill the context more often than not; the others are 158K of LLaVA's
+    own dialogues and descriptions, and questions with short answers, many of one picture
+    together. The spread of text lengths is chosen, not published: log-normal with a median of 150
+    tokens for records with a picture, and of 1,100 for those without.
+    """
+    random = np.random.default_rng(seed)
+    drawn = []
+    for _ in range(count):
+        picture = bool(random.random() >= 40_688 / 665_298)
+        middle, spread = (150, 0.8) if picture else (1100, 0.7)
+        text = int(np.clip(random.lognormal(np.log(middle), spread), 20, longest))
+        drawn.append((picture, min(text, longest - 60 - (SIDE // 14) ** 2 * picture)))
+    return drawn
+
+
+def samples(count: int, longest: int) -> Iterator[Sample]:
+    """Yield dialogues of those lengths about photographs-like pictures."""
+    random = np.random.default_rng(1)
+    words = ("two red digits stand above a blue one ", "it moves to the left ")
+    for number, (picture, text) in enumerate(lengths(count, longest)):
+        question = "<image>\nWhat do you see?" if picture else "Tell a story."
+        answer = (words[number % 2] * (text // 20 + 1))[:text]
+        turns = (Turn(role="user", text=question), Turn(role="assistant", text=answer))
+        media = (_photograph(random),) if picture else ()
+        yield Sample(id=f"{number:06d}", source="bench", turns=turns, media=media)
+
+
+def _photograph(random: np.random.Generator) -> Medium:
+    coarse = random.integers(0, 256, (12, 16, 3), dtype=np.uint8)
+    image = Image.fromarray(coarse).resize((448, SIDE), Image.Resampling.BICUBIC)
+    stream = io.BytesIO()
+    image.save(stream, "JPEG", quality=90)
+    data = stream.getvalue()
+    digest = hashlib.sha256(data).hexdigest()
+    return Medium(kind="image", data=data, mime="image/jpeg", sha256=digest, width=448, height=SIDE)
+
+
+def checkpoint(options: Options, folder: Path) -> None:
+    """Save a small LLaVA with random weights as transformers saves it."""
+    torch.manual_seed(0)
+    vision = CLIPVisionConfig(
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        image_size=SIDE,
+        patch_size=14,
+    )
+    text = LlamaConfig(
+        vocab_size=options.vocabulary,
+        hidden_size=options.width,
+        intermediate_size=options.width * 11 // 4,
+        num_hidden_layers=options.layers,
+        num_attention_heads=options.width // 64,
+        max_position_embeddings=options.length,
+    )
+    config = LlavaConfig(
+        vision_config=vision, text_config=text, image_token_index=options.vocabulary - 1
+    )
+    LlavaForConditionalGeneration(config).save_pretrained(folder)
+    of_a_backbone().save_pretrained(folder)
+    colours = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.2, 0.3]}
+    (folder / "preprocessor_config.json").write_text(json.dumps(colours))
+
+
+def ours(options: Options, folder: Path) -> Side:
+    """Train with this trainer."""
+    run = folder / "ours"
+    words = ["pipeline", "sft", folder / "imported" / "config.json", *_common(options, folder)]
+    words += ["--init-from", folder / "imported", "--output", run]
+    words += ["--set", "sft.recompute=false", f"sft.max_tokens={options.length}"]
+    _ranks(options.ranks, words)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return Side(
+        name="mmloom",
+        tokens=lines[-1]["tokens"] - lines[options.warm - 1]["tokens"],
+        seconds=sum(line["step_seconds"] for line in lines[options.warm :]),
+        losses=tuple(line["loss"] for line in lines),
+    )
+
+
+def theirs(options: Options, folder: Path, tokens: int) -> Side:
+    """Train with HF Trainer; what it does is in `step_rate_trainer.py`."""
+    told = folder / "theirs.json"
+    words = ["benchmarks.step_rate_trainer", "--checkpoint", folder / "llava"]
+    words += ["--run", folder / "ours", "--output", told]
+    _ranks(options.ranks, words)
+    found = json.loads(told.read_bytes())
+    return Side(
+        name="HF Trainer",
+        tokens=tokens,
+        seconds=found["ended"][-1] - found["ended"][options.warm - 1],
+        losses=tuple(found["losses"]),
+    )
+
+
+def _common(options: Options, folder: Path) -> list[object]:
+    return [
+        *("--data", folder / "data", "--ds-config", "zero2", "--precision", "fp32"),
+        *("--global-batch", options.global_batch, "--micro-batch", options.micro_batch),
+        *("--save-every", 10**9, "--learning-rate", 1e-4, "--epochs", 1),
+    ]
+
+
+def _ranks(number: int, words: list[object]) -> None:
+    """Run a module on several ranks of this machine."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    threads = max(1, len(os.sched_getaffinity(0)) // number)
+    shared = {"WORLD_SIZE": number, "LOCAL_WORLD_SIZE": number, "MASTER_ADDR": "127.0.0.1"}
+    shared |= {"MASTER_PORT": port, "OMP_NUM_THREADS": threads}
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-m", *map(str, words)],
+            cwd=ROOT,
+            env={
+                **os.environ,
+                "PATH": path,
+                **{name: str(value) for name, value in shared.items()},
+                **{"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            },
+        )
+        for rank in range(number)
+    ]
+    codes = [process.wait() for process in started]
+    if any(codes):
+        raise UserError(f"{words[0]}: a rank failed")
+
+
+def table(sides: list[Side], options: Options) -> Table:
+    """Return both sides as a table."""
+    title = f"MM-IT of a small LLaVA, {options.ranks} ranks, float32, ZeRO-2"
+    shown = Table("", "useful tokens/s", "s", "first loss", "last loss", title=title)
+    for side in sides:
+        figures = (f"{side.rate:.0f}", f"{side.seconds:.1f}")
+        shown.add_row(side.name, *figures, f"{side.losses[0]:.4f}", f"{side.losses[-1]:.4f}")
+    return shown
+
+
+def run(args: list[str]) -> None:
+    """Run both sides and print what they did."""
+    options = parse(Options, prog="python benchmarks/step_rate.py", args=args)
+    with tempfile.TemporaryDirectory() as folder:
+        place = options.keep or Path(folder)
+        shutil.rmtree(place, ignore_errors=True)
+        write_folder(place / "data", samples(options.samples, options.length), job="bench")
+        checkpoint(options, place / "llava")
+        import_run(place / "llava", place / "imported", "sft")
+        mine = ours(options, place)
+        other = theirs(options, place, mine.tokens)
+    worst = max(abs(a - b) / b for a, b in zip(mine.losses, other.losses, strict=True))
+    Console(stderr=True).print(table([mine, other], options))
+    figures = {
+        "sides": [asdict(side) | {"tokens_per_second": side.rate} for side in (mine, other)],
+        "ratio": mine.rate / other.rate,
+        "largest_difference_of_losses": worst,
+        "options": asdict(options) | {"keep": str(options.keep)},
+    }
+    sys.stdout.write(json.dumps(figures) + "\n")
+
+
+if __name__ == "__main__":
+    main(run)

@@ -1,0 +1,168 @@
+"""The other side of `step_rate.py`: HF Trainer with transformers' LLaVA, one rank of it.
+
+It gets each sample as this trainer lays it out, in the order of this trainer's run, and pads a
+batch to its longest. Everything else is the Trainer's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import Dataset, SequentialSampler
+from transformers import (
+    LlavaForConditionalGeneration,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from etl.shards import ShardSet
+from model.batch import IGNORED
+from model.build import build_tokenizer
+from pipeline.config import RunConfig, read_config
+from pipeline.data.encode import SampleEncoder
+from pipeline.engine import ds_config_file
+from pipeline.planning import make_schedule
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Train a LLaVA with HF Trainer on the samples of a run of this trainer."""
+
+    checkpoint: Path
+    """A folder of transformers'."""
+    run: Path
+    """The run whose data, order and figures are taken."""
+    output: Path
+    """File for the losses and the times at which steps ended."""
+
+
+class Rows(Dataset[dict[str, Tensor]]):
+    """The run's samples in its order, laid out as the run lays them out."""
+
+    def __init__(self, config: RunConfig, image_id: int) -> None:
+        settings, model = config.settings, config.system.model
+        tokenizer = build_tokenizer(model, weights=config.weights)
+        order = make_schedule(config, tokenizer).order
+        self._rows = order.rows(0, order.positions)
+        self._shards = ShardSet([Path(folder) for folder in config.data])
+        self._encoder = SampleEncoder(
+            model, tokenizer, prompt=settings.prompt, max_tokens=settings.max_tokens
+        )
+        self._image_id = image_id
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        row = self._encoder.row(self._shards[int(self._rows[index])])
+        ids = [
+            self._image_id if kind else token
+            for token, kind in zip(row.ids, row.kinds, strict=True)
+        ]
+        item = {"input_ids": torch.tensor(ids), "labels": torch.tensor(row.labels)}
+        if row.media:
+            item["pixel_values"] = torch.cat([medium.values for medium in row.media])
+        return item
+
+
+def padded(items: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Pad to the longest of the batch."""
+    ids = [item["input_ids"] for item in items]
+    batch = {
+        "input_ids": pad_sequence(ids, batch_first=True),
+        "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
+        "labels": pad_sequence(
+            [item["labels"] for item in items], batch_first=True, padding_value=IGNORED
+        ),
+    }
+    pictures = [item["pixel_values"] for item in items if "pixel_values" in item]
+    return batch | ({"pixel_values": torch.cat(pictures)} if pictures else {})
+
+
+class InOrder(Trainer):
+    """Takes the samples as they come."""
+
+    def _get_train_sampler(self, *args: Any, **more: Any) -> SequentialSampler:  # noqa: ANN401
+        return SequentialSampler(self.train_dataset)
+
+
+class Ends(TrainerCallback):
+    """Notes when each step ended."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **more: Any,  # noqa: ANN401
+    ) -> None:
+        """Note the time."""
+        self.seconds.append(time.perf_counter())
+
+
+def run(options: Options) -> None:
+    """Train, and write down losses and times."""
+    config = read_config(options.run / "config.json")
+    settings = config.settings
+    model = LlavaForConditionalGeneration.from_pretrained(options.checkpoint, dtype=torch.float32)
+    model.requires_grad_(True)
+    model.model.vision_tower.requires_grad_(False)
+    world = int(os.environ["WORLD_SIZE"])
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    zero = json.loads(ds_config_file(settings.ds_config).read_bytes())
+    filled = (
+        "train_micro_batch_size_per_gpu",
+        "gradient_accumulation_steps",
+        "gradient_clipping",
+    )
+    deepspeed = zero | dict.fromkeys(filled, "auto")
+    ends = Ends()
+    trainer = InOrder(
+        model=model,
+        args=TrainingArguments(
+            output_dir=str(options.output.parent / "trainer"),
+            use_cpu=True,
+            deepspeed=deepspeed,
+            per_device_train_batch_size=settings.micro_batch,
+            gradient_accumulation_steps=settings.global_batch // settings.micro_batch // world,
+            num_train_epochs=1,
+            learning_rate=settings.learning_rate,
+            lr_scheduler_type="cosine",
+            warmup_steps=1,
+            weight_decay=settings.weight_decay,
+            max_grad_norm=1.0,
+            logging_steps=1,
+            save_strategy="no",
+            report_to="none",
+            remove_unused_columns=False,
+            dataloader_num_workers=0,
+            seed=0,
+        ),
+        train_dataset=Rows(config, model.config.image_token_id),
+        data_collator=padded,
+        callbacks=[ends],
+    )
+    trainer.train()
+    if trainer.is_world_process_zero():
+        losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        options.output.write_text(json.dumps({"losses": losses, "ended": ends.seconds}))
+
+
+if __name__ == "__main__":
+    run(tyro.cli(Options))
