@@ -195,6 +195,7 @@ class ShardSet:
 
     def __init__(self, folders: Sequence[Path], *, verify: bool = True) -> None:
         self._paths: list[Path] = []
+        self._folder_ends: list[int] = []
         ends: list[int] = []
         digests = hashlib.sha256()
         for folder in map(Path, folders):
@@ -206,6 +207,7 @@ class ShardSet:
                 self._paths.append(folder / shard.path)
                 ends.append((ends[-1] if ends else 0) + shard.rows)
                 digests.update(shard.sha256.encode())
+            self._folder_ends.append(ends[-1])
         if not ends:
             raise UserError("no data folder given")
         self._ends = ends
@@ -225,6 +227,10 @@ class ShardSet:
         number = bisect.bisect_right(self._ends, index)
         first = self._ends[number - 1] if number else 0
         return self._shard(number).sample(index - first)
+
+    def folder(self, index: int) -> int:
+        """The number of the folder that the sample at `index` lies in."""
+        return bisect.bisect_right(self._folder_ends, index)
 
     def columns(self, names: Sequence[str]) -> pa.Table:
         """Columns of all samples, for planning.

@@ -19,6 +19,7 @@ from model.spec.system import InitStage
 from pipeline.data.mixture import Mix
 from pipeline.decode import decode
 from pipeline.overrides import override
+from pipeline.trackers import TrackerName, check_trackers
 
 StageName = Literal["init", "pt", "sft"]
 Scale = Literal["full", "tiny"]
@@ -43,6 +44,8 @@ class RunConfig:
         keep: how many checkpoints stay.
         workers: processes per rank that decode media; 0 does it in the rank itself.
         bad_share: the share of undecodable samples past which the run stops.
+        log_every: steps between lines of progress where there is no terminal.
+        log_to: where else the figures of every step go.
         mix: how often the data folders' rows come in an epoch.
         stall_seconds: without progress, after which a rank tells where it stands and ends.
     """
@@ -60,6 +63,8 @@ class RunConfig:
     keep: int = 2
     workers: int = 0
     bad_share: float = 0.01
+    log_every: int = 10
+    log_to: tuple[TrackerName, ...] = ()
     mix: Mix = field(default_factory=Mix)
     stall_seconds: float = 1200
 
@@ -107,6 +112,10 @@ class TrainOptions:
     """Processes per rank that decode media. Default: 0, in the rank itself."""
     bad_share: float | None = None
     """Share of undecodable samples past which the run stops. Default: 0.01."""
+    log_every: int | None = None
+    """Steps between lines of progress where there is no terminal. Default: 10."""
+    log_to: tuple[TrackerName, ...] = ()
+    """Where else the figures of every step go. Default: nowhere else."""
     stall_seconds: float | None = None
     """Without progress, after which a rank tells where it stands and ends. Default: 1200."""
     mix: tuple[str, ...] = ()
@@ -149,6 +158,7 @@ _RUN_FIELDS = (
     "workers",
     "bad_share",
     "stall_seconds",
+    "log_every",
 )
 
 
@@ -182,6 +192,7 @@ def resolve(options: TrainOptions, stage: StageName) -> RunConfig:
         output=str(options.output or run.output),
         init_from=str(options.init_from) if options.init_from else run.init_from,
         mix=_mix(options, run.mix),
+        log_to=options.log_to or run.log_to,
     )
     _check(run)
     return run
@@ -227,6 +238,7 @@ def read_config(file: Path) -> RunConfig:
 
 
 def _check(run: RunConfig) -> None:
+    check_trackers(run.log_to)
     if not run.data:
         raise UserError("--data: name at least one folder of shards")
     if not run.output:
@@ -235,6 +247,7 @@ def _check(run: RunConfig) -> None:
     positive: dict[str, float] = {
         "--save-every": run.save_every,
         "--keep": run.keep,
+        "--log-every": run.log_every,
         "--epochs": settings.epochs,
         "--global-batch": settings.global_batch,
         "--micro-batch": settings.micro_batch,

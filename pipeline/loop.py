@@ -16,21 +16,15 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from pipeline.agree import Agreement, agree
 from pipeline.checkpoint import Checkpoints, Cursor
 from pipeline.data.loader import MicroBatch
 from pipeline.engine import device
 from pipeline.losses import Objective
+from pipeline.progress import ProgressLine
 from pipeline.records import RunRecords
+from pipeline.tally import Tally
 from pipeline.watchdog import Watch
 
 log = logging.getLogger(__name__)
@@ -49,6 +43,7 @@ class Job:
         modalities: the model's, in the order of its slots.
         steps: optimizer steps of the whole run.
         save_every: steps between checkpoints.
+        log_every: steps between lines of progress where there is no terminal.
         seed: of the random draws of a step.
         bad_share: the share of unusable samples past which the run stops.
     """
@@ -58,6 +53,7 @@ class Job:
     modalities: tuple[str, ...]
     steps: int
     save_every: int
+    log_every: int
     seed: int
     bad_share: float
 
@@ -91,6 +87,7 @@ def train(
     *,
     stop: StopRequest,
     watch: Watch,
+    tally: Tally,
 ) -> int:
     """Train from `cursor` to the end, or until asked to stop.
 
@@ -101,8 +98,7 @@ def train(
         UserError: too large a share of the samples is unusable.
     """
     engine.train()
-    with _progress() as progress:
-        bar = progress.add_task(job.name, total=job.steps, completed=cursor.step, loss="")
+    with _progress(job, cursor) as progress:
         for step in range(cursor.step, job.steps):
             watch.at("data", step=step + 1)
             started = time.perf_counter()
@@ -113,7 +109,7 @@ def train(
             if agreed.bad:
                 records.bad(step + 1, _gather_bad(items))
             seed_step(job.seed, step, dist.get_rank())
-            losses = _step(engine, items, agreed, job.objective, watch)
+            losses = _step(engine, items, agreed, job.objective, watch, tally)
             watch.at("record")
             cursor = Cursor(
                 step=step + 1,
@@ -124,8 +120,9 @@ def train(
             seconds = time.perf_counter() - started
             loss = sum(job.objective.weights[name] * value for name, value in losses.items())
             figures = _metrics(engine, cursor, agreed, loss, losses, seconds=seconds, waited=waited)
+            figures |= tally.finish(seconds)
             records.step(figures)
-            progress.update(bar, advance=1, loss=f"loss {loss:.4f}")
+            progress.step(figures)
             records.check_bad(cursor, job.bad_share)
             if agreed.stop or cursor.step % job.save_every == 0 or cursor.step == job.steps:
                 watch.at("save")
@@ -142,6 +139,7 @@ def _step(
     agreed: Agreement,
     objective: Objective,
     watch: Watch,
+    tally: Tally,
 ) -> dict[str, float]:
     """Run one optimizer step; return each loss's mean over the global batch.
 
@@ -168,6 +166,7 @@ def _step(
         for place, name in enumerate(scales):
             summed[place, 0] += found[name][0].detach().double()
             summed[place, 1] += found[name][1]
+        tally.add(item, found)
     dist.all_reduce(summed)
     losses = {}
     for name, (total, count) in zip(scales, summed.tolist(), strict=True):
@@ -217,14 +216,9 @@ def _metrics(
     }
 
 
-def _progress() -> Progress:
-    """Return a bar on rank 0's terminal; the other ranks stay silent."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[loss]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True, quiet=dist.get_rank() != 0),
+def _progress(job: Job, cursor: Cursor) -> ProgressLine:
+    """Return what rank 0 tells of the run; the other ranks stay silent."""
+    console = Console(stderr=True, quiet=dist.get_rank() != 0)
+    return ProgressLine(
+        job.name, first=cursor.step, total=job.steps, every=job.log_every, console=console
     )

@@ -6,6 +6,7 @@ other, and saving. That is why a run prints this beside what it measured.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -117,8 +118,9 @@ def look_ahead(
     )
 
 
+@functools.lru_cache(maxsize=1)
 def stage_costs(model: ModelSpec, stage: Stage) -> UnitCosts:
-    """Return what each unit of a stage's work costs."""
+    """Return what each unit of a stage's work costs; the last answer is kept."""
     built = build_on_meta(model, stage)
     train_only(built, stage.trains)
     return unit_costs(built, stage)

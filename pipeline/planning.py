@@ -7,8 +7,6 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from etl.shards import read_manifest
-from model.build import build_on_meta
-from model.freeze import train_only
 from model.spec.system import InitStage
 from pipeline.config import RunConfig, packs
 from pipeline.data.deal import Layout, Packed, Rows
@@ -17,7 +15,7 @@ from pipeline.data.lengths import read_lengths
 from pipeline.data.mixture import sources
 from pipeline.data.order import Order
 from pipeline.data.schedule import Prices, Schedule
-from pipeline.flops import unit_costs
+from pipeline.outlook import stage_costs
 
 
 def make_schedule(run: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Schedule:
@@ -63,10 +61,7 @@ def _layout(run: RunConfig) -> Layout:
 
 def _prices(run: RunConfig) -> Prices:
     """Return what a sample's parts cost in FLOPs, recomputation included."""
-    settings = run.settings
-    model = build_on_meta(run.system.model, settings)
-    train_only(model, settings.trains)
-    costs = unit_costs(model, settings)
+    costs = stage_costs(run.system.model, run.settings)
     return Prices(
         position=costs.position.device,
         target=costs.target.device,

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from etl.atomic import atomic_file, write_json
 from etl.command import UserError
 from pipeline.checkpoint import Cursor
+from pipeline.trackers import Tracker, flat
 
 _HINDSIGHT = "hindsight.json"
 _TOLERATED_OVER = 1000
@@ -34,6 +35,16 @@ class RunRecords:
         self._metrics = run / "metrics.jsonl"
         self._bad = run / "bad_samples.jsonl"
         self._writes = rank == 0
+        self._trackers: tuple[Tracker, ...] = ()
+
+    def show_in(self, trackers: Sequence[Tracker]) -> None:
+        """Hand every step's figures on to trackers, too."""
+        self._trackers = tuple(trackers)
+
+    def close(self) -> None:
+        """Let the trackers write what is pending."""
+        for tracker in self._trackers:
+            tracker.close()
 
     def rewind(self, step: int) -> None:
         """Forget what lies past a checkpoint, so that every step stands in the records once."""
@@ -46,6 +57,10 @@ class RunRecords:
     def step(self, metrics: Mapping[str, object]) -> None:
         """Append one step's figures."""
         self._append(self._metrics, [metrics])
+        step = metrics["step"]
+        assert isinstance(step, int)
+        for tracker in self._trackers:
+            tracker.log(step, flat(metrics))
 
     def bad(self, step: int, samples: Iterable[Mapping[str, object]]) -> None:
         """Append the samples that could not be used in a step."""

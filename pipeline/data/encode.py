@@ -50,6 +50,7 @@ class Row:
         answer: what a seq2seq backbone's decoder is to say; None for a causal one.
         sentence: what the assistant says, in the vocabulary of who reads sentences, if anyone.
         id: the sample's, for people.
+        source: the number of the data folder that it lies in.
     """
 
     ids: list[int]
@@ -60,6 +61,7 @@ class Row:
     answer: list[int] | None = None
     sentence: tuple[int, ...] = ()
     id: str = ""
+    source: int = 0
 
 
 class SampleEncoder:

@@ -40,12 +40,14 @@ class MicroBatch:
         samples: how many samples it holds.
         bad: the samples that could not be used.
         ids: of the samples, for people.
+        sources: the number of each sample's data folder, in the order of the samples.
     """
 
     batch: Batch
     samples: int
     bad: tuple[BadSample, ...] = ()
     ids: tuple[str, ...] = ()
+    sources: tuple[int, ...] = ()
 
 
 class Samples(Dataset[Row | BadSample]):
@@ -67,7 +69,11 @@ class Samples(Dataset[Row | BadSample]):
         reason = place.fault
         if reason is None:
             try:
-                return replace(self._encoder.row(sample), id=sample.id)
+                return replace(
+                    self._encoder.row(sample),
+                    id=sample.id,
+                    source=self._shards.folder(place.row),
+                )
             except SampleError as error:
                 reason = str(error)
             finally:
@@ -105,6 +111,7 @@ class _Join:
             samples=samples,
             bad=tuple(item for item in items if isinstance(item, BadSample)),
             ids=tuple(item.id for item in items if isinstance(item, Row)),
+            sources=tuple(item.source for item in items if isinstance(item, Row)),
         )
 
 

@@ -27,11 +27,16 @@ from pipeline.data.encode import SampleEncoder
 from pipeline.data.loader import MicroBatch, Samples, micro_batches
 from pipeline.data.schedule import Schedule
 from pipeline.engine import ds_config, ranks, start_engine, start_ranks
+from pipeline.hindsight import look_back
 from pipeline.loop import Job, StopRequest, train
 from pipeline.objectives import objective_of
+from pipeline.outlook import stage_costs, typical_product
 from pipeline.planning import make_schedule
+from pipeline.rates import of_this_device
 from pipeline.records import RunRecords
 from pipeline.report import run_report
+from pipeline.tally import Tally, memory_now, source_names
+from pipeline.trackers import start_trackers
 from pipeline.watchdog import Decoding, Watch, Watchdog
 
 log = logging.getLogger(__name__)
@@ -61,20 +66,33 @@ def train_stage(run: RunConfig, resume: str) -> int:
     stop = StopRequest()
     inputs = open_inputs(run, resume)
     records = start_run(run)
+    memory_before = memory_now()
     model = make_model(run, inputs)
     engine = start_engine(model, run.settings, steps=inputs.steps, world=ranks()[1])
     cursor = resume_point(engine, inputs, records)
     watch = Watch(Decoding(run.workers))
     watch.follow(engine.module)
     batches = data_from(cursor, run, inputs, watch.decoding)
-    job = make_job(run, inputs)
+    job, tally = make_job(run, inputs), make_tally(run)
     rank, world = ranks()
     folder = Path(run.output)
+    if rank == 0:
+        records.show_in(start_trackers(run.log_to, folder, asdict(run), step=cursor.step))
     with Watchdog(watch, folder, rank=rank, world=world, seconds=run.stall_seconds):
         code = train(
-            engine, batches, job, cursor, inputs.checkpoints, records, stop=stop, watch=watch
+            engine,
+            batches,
+            job,
+            cursor,
+            inputs.checkpoints,
+            records,
+            stop=stop,
+            watch=watch,
+            tally=tally,
         )
+    records.close()
     if rank == 0:
+        look_back(run, world, tally.totals, memory_before=memory_before)
         run_report(folder)
     return code
 
@@ -203,6 +221,18 @@ def make_job(run: RunConfig, inputs: Inputs) -> Job:
         modalities=run.system.model.modalities,
         steps=inputs.steps,
         save_every=run.save_every,
+        log_every=run.log_every,
         seed=run.seed,
         bad_share=run.bad_share,
     )
+
+
+def make_tally(run: RunConfig) -> Tally:
+    """Return what counts a run's figures by source and by rank."""
+    model, settings = run.system.model, run.settings
+    costs = peak = None
+    if not isinstance(settings, InitStage):
+        costs = stage_costs(model, settings)
+        rate = of_this_device(settings.precision, typical_product(model, settings), measure=False)
+        peak = rate.peak if rate else None
+    return Tally(source_names(run.data), model.modalities, costs, peak)
