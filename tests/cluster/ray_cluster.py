@@ -112,6 +112,7 @@ def start_ray(folder: Path) -> Iterator[RayHead]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_worker_niceness": "0",  # Ray's own 15 starves where other tests run beside
     }
     env.pop("RAY_ADDRESS", None)
     command = [
