@@ -27,8 +27,7 @@ from etl.ops.image import ImageLimits
 from etl.ops.policy import Policy, read_bounds
 from etl.ops.records import pairs_only
 from etl.options import CaptionOptions
-from etl.report import print_summary, write_report
-from etl.retry import DROPS_FILE
+from etl.report import DROPS_FILE, print_summary, write_report
 from etl.shards import MANIFEST, Manifest, Shard, ShardSet, read_manifest, write_manifest
 from etl.steps import Outcome, Step, add_yields, run_steps
 
