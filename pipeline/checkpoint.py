@@ -27,6 +27,7 @@ from torch import Tensor
 from etl.atomic import atomic_file, file_sha256, write_json
 from etl.command import UserError
 from pipeline.engine import gathered
+from pipeline.saving.redeal import load_redealt
 
 log = logging.getLogger(__name__)
 
@@ -144,7 +145,7 @@ class Checkpoints:
 
         Raises:
             UserError: none is sound though there are some, no such step, `never` though there
-                are checkpoints, or one of another run (preset, data, seed, ranks …).
+                are checkpoints, or one of another run (preset, data, seed …).
         """
         if resume == "never":
             if _steps(self.folder):
@@ -182,7 +183,13 @@ class Checkpoints:
 
     def load(self, engine: deepspeed.DeepSpeedEngine, checkpoint: Path) -> Cursor:
         """Load a chosen checkpoint into the engine; a collective. Later ones no longer count."""
-        engine.load_checkpoint(str(checkpoint), tag=_ZERO, load_module_strict=False)
+        files = checkpoint / _ZERO
+        saved, ranks = len(list(files.glob("*_optim_states.pt"))), dist.get_world_size()
+        if saved in (0, ranks):
+            engine.load_checkpoint(str(checkpoint), tag=_ZERO, load_module_strict=False)
+        else:
+            load_redealt(engine, files)
+            log.info("%s: written by %d ranks, dealt out to %d", checkpoint, saved, ranks)
         if dist.get_rank() == 0:
             self._point_latest(checkpoint.name)
         return Cursor(**json.loads((checkpoint / _MANIFEST).read_bytes())["cursor"])

@@ -128,13 +128,6 @@ def test_sft_with_adapters_on_a_mix_of_pictures_and_text(whole: Path, tmp_path: 
     assert all(tensor.numel() for tensor in saved.values())
 
 
-def test_another_number_of_ranks_is_one_clear_line(captions: Path, whole: Path) -> None:
-    words = ("pt", "digits", "--data", captions, "--output", whole, *SMALL)
-    outcome = run_ranks(1, *words)
-    assert outcome.code == 2
-    assert "ranks 2, this one has 1" in outcome.stderr.splitlines()[-1]
-
-
 def without_picture(sample: Sample) -> Sample:
     """Turn a sample into text alone."""
     turns = tuple(Turn(role=t.role, text=t.text.replace("<image>", "")) for t in sample.turns)

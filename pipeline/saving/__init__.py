@@ -1,0 +1,1 @@
+"""What `pipeline.checkpoint` is made of: files, host copies, background writing, re-dealing."""

@@ -1,0 +1,69 @@
+"""Runs that go on with another number of ranks: 2 → 1 → 4 → 2, as if nothing had happened."""
+
+import json
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.ranks import Ranks, losses, run_ranks
+from tests.worlds import instruct_shards
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
+
+STEPS = 16
+RANKS = (2, 1, 4, 2)
+STOPS = (3, 6, 9)
+SMALL = ("--global-batch", 8, "--micro-batch", 2, "--max-steps", STEPS, "--save-every", 100)
+CLOSE = {"fp32": 1e-5, "bf16": 2**-8}
+"""Other ranks sum the same gradients in another order; bf16 keeps eight bits of each sum."""
+GROUPS = ("--set", "sft.peft.learning_rate=5e-4", "--set", "sft.weight_decay=0.1")
+
+
+@pytest.fixture(scope="module")
+def dialogues(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return instruct_shards(tmp_path_factory.mktemp("dialogues"), 48)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("zero", ["zero2", "zero3"])
+def test_the_curve_is_the_uninterrupted_one(
+    zero: str, precision: str, dialogues: Path, tmp_path: Path
+) -> None:
+    """Adapters and projector learn at rates of their own; matrices decay and vectors do not."""
+    words = ("sft", "digits", "--data", dialogues, *SMALL, *GROUPS, "--epochs", 3)
+    words = (*words, "--ds-config", zero, "--precision", precision)
+    outcome = run_ranks(2, *words, "--output", tmp_path / "whole")
+    assert outcome.code == 0, outcome.stderr
+    run = tmp_path / "run"
+    for turn, ranks in enumerate(RANKS):
+        processes = Ranks(ranks, (*words, "--output", run))
+        if turn < len(STOPS):
+            stop_after(STOPS[turn], run, processes)
+        outcome = processes.wait()
+        assert outcome.code == (75 if turn < len(STOPS) else 0), outcome.stderr
+        if turn:
+            assert f"written by {RANKS[turn - 1]} ranks, dealt out to {ranks}" in outcome.stderr
+    assert losses(run) == pytest.approx(losses(tmp_path / "whole"), rel=CLOSE[precision])
+    assert samples(run) == [8 * step for step in range(1, STEPS + 1)]
+
+
+def stop_after(steps: int, run: Path, ranks: Ranks) -> None:
+    """Ask for a stop once so many steps are in the records."""
+    while len(_lines(run)) < steps:
+        try:
+            ranks.processes[0].wait(timeout=0.02)
+        except subprocess.TimeoutExpired:
+            continue
+        raise AssertionError(ranks.wait().stderr)
+    ranks.processes[0].send_signal(signal.SIGTERM)
+
+
+def samples(run: Path) -> list[int]:
+    return [json.loads(line)["samples"] for line in _lines(run)]
+
+
+def _lines(run: Path) -> list[str]:
+    metrics = run / "metrics.jsonl"
+    return metrics.read_text().splitlines() if metrics.is_file() else []
