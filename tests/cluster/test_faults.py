@@ -39,7 +39,7 @@ def test_a_stopped_rank_is_named_by_the_other_and_nothing_is_lost(
     captions: Path, whole: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    ranks = Ranks(2, (*words(captions, run), "--stall-seconds", 8))
+    ranks = Ranks(2, (*words(captions, run), "--stall-seconds", 20))
     wait_for(run / "checkpoints" / "step-00000002", ranks)
     os.kill(ranks.processes[1].pid, signal.SIGSTOP)
     outcome = ranks.wait()
