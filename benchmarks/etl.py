@@ -28,6 +28,7 @@ import sys
 import tempfile
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from multiprocessing import Process, SimpleQueue
@@ -37,6 +38,7 @@ from typing import ClassVar
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
@@ -45,15 +47,16 @@ ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 SIZES = {"small": (500, 375), "large": (1600, 1066)}
 SIDE = 256  # what both resize to
-PICTURES = 48
+PICTURES = 48  # that differ in more than the number drawn on them
+_BITS = 16
 START = 10
 SIDES = ("img2dataset", "native", "ours by img2dataset")
 _TICKS = os.sysconf("SC_CLK_TCK")
 _MARK = "MMLOOM_BENCHMARK"
 
 
-def picture(width: int, height: int, seed: int) -> bytes:
-    """A JPEG with the spectrum of a photograph: amplitudes fall with frequency."""
+def picture(width: int, height: int, seed: int) -> NDArray[np.uint8]:
+    """Pixels with the spectrum of a photograph: amplitudes fall with frequency."""
     rng = np.random.default_rng(seed)
     fy, fx = np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None, :]
     fall = 1 / np.maximum(np.hypot(fy, fx), 1 / max(width, height)) ** 1.5
@@ -64,18 +67,27 @@ def picture(width: int, height: int, seed: int) -> bytes:
         planes.append(128 + 48 * plane / plane.std())
     pixels = np.stack(planes, axis=-1)
     pixels = 0.7 * pixels[..., :1] + 0.3 * pixels  # colours go with brightness
-    stream = io.BytesIO()
+    return pixels.clip(0, 255).astype(np.uint8)
+
+
+def numbered(pixels: NDArray[np.uint8], number: int) -> bytes:
+    """A JPEG with a number in dark and light blocks: no two become equal when they shrink."""
+    pixels = pixels.copy()
+    side = pixels.shape[0] // _BITS
+    for bit in range(_BITS):
+        pixels[-side:, bit * side : (bit + 1) * side] = 255 * (number >> bit & 1)
     exif = Image.Exif()
     exif[0x010F], exif[0x0110], exif[0x0112] = "Maker", "Model", 1
-    image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
-    image.save(stream, "JPEG", quality=85, exif=exif)
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "JPEG", quality=85, exif=exif)
     return stream.getvalue()
 
 
-def numbered(jpeg: bytes, number: int) -> bytes:
-    """The same picture in other bytes: a comment after the first marker makes each unique."""
-    text = f"{number:012d}".encode()
-    return jpeg[:2] + b"\xff\xfe" + (len(text) + 2).to_bytes(2, "big") + text + jpeg[2:]
+def render(kind: str, images: int) -> list[bytes]:
+    """All pictures of a size, on all cores: the server must only hand them out."""
+    bases = [picture(*SIZES[kind], seed) for seed in range(PICTURES)]
+    with ThreadPoolExecutor() as pool:  # Pillow encodes without the interpreter's lock
+        return list(pool.map(lambda n: numbered(bases[n % PICTURES], n), range(images)))
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -91,8 +103,7 @@ class Handler(BaseHTTPRequestHandler):
         if kind not in self.pictures:
             self.send_error(404)
             return
-        number = int(name.partition(".")[0])
-        body = numbered(self.pictures[kind][number % PICTURES], number)
+        body = self.pictures[kind][int(name.partition(".")[0])]
         head = f"HTTP/1.1 200 OK\r\nContent-Type: image/jpeg\r\nContent-Length: {len(body)}\r\n\r\n"
         self.wfile.write(head.encode() + body)
 
@@ -110,11 +121,9 @@ class Server(ThreadingHTTPServer):
         """Clients that hang up at their end are no news."""
 
 
-def serve(kinds: list[str], ports: SimpleQueue[int]) -> None:
+def serve(kinds: list[str], images: int, ports: SimpleQueue[int]) -> None:
     """Render the pictures, then serve them."""
-    Handler.pictures = {
-        kind: [picture(*SIZES[kind], seed) for seed in range(PICTURES)] for kind in kinds
-    }
+    Handler.pictures = {kind: render(kind, images) for kind in kinds}
     with Server(("127.0.0.1", 0), Handler) as server:
         ports.put(server.server_port)
         server.serve_forever()
@@ -322,7 +331,7 @@ def main() -> None:
     parser.add_argument("--cores", type=int, default=os.cpu_count())
     options = parser.parse_args()
     ports: SimpleQueue[int] = SimpleQueue()
-    server = Process(target=serve, args=(options.kinds, ports), daemon=True)
+    server = Process(target=serve, args=(options.kinds, options.images, ports), daemon=True)
     server.start()
     base = f"http://127.0.0.1:{ports.get()}"
     result: dict[str, object] = {"images": options.images, "cores": options.cores}
