@@ -21,6 +21,9 @@ _MEAN_FROM = 2.0
 _SIGMA = 0.4
 """Of the Gaussian, in pixels of the source; times sqrt(factor² - 1)."""
 
+_LEAST_SIGMA = 0.28
+"""Narrower, a neighbour weighs less than 1/512, which OpenCV's fixed point rounds to nothing."""
+
 
 @functools.cache
 def _cv2() -> ModuleType:
@@ -62,6 +65,7 @@ def shrink(pixels: NDArray[np.uint8], size: tuple[int, int]) -> Image.Image:
     factor = min(pixels.shape[1] / size[0], pixels.shape[0] / size[1])
     if factor >= _MEAN_FROM:
         return Image.fromarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA))
-    if factor > 1:
-        pixels = cv2.GaussianBlur(pixels, (3, 3), _SIGMA * math.sqrt(factor**2 - 1))
+    sigma = _SIGMA * math.sqrt(max(0.0, factor**2 - 1))
+    if sigma > _LEAST_SIGMA:
+        pixels = cv2.GaussianBlur(pixels, (3, 3), sigma)
     return Image.fromarray(cv2.resize(pixels, size, interpolation=cv2.INTER_CUBIC))
