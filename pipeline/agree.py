@@ -2,7 +2,7 @@
 
 Under ZeRO-3 every rank must call every partitioned module equally often. So the ranks tell each
 other, after truncation and decoding, which media each micro-batch uses, what its losses will
-count, and whether anyone was asked to stop.
+count, whether anyone was asked to stop, and how far each is with the checkpoint it writes.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from pipeline.data.loader import MicroBatch
 from pipeline.losses import Objective
+from pipeline.saving.writer import Standing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +29,7 @@ class Agreement:
         tokens: tokens of the global batch without padding.
         places: tokens with padding.
         stop: whether any rank was asked to stop.
+        writing: how many ranks are at a checkpoint still, and how many could not write it.
     """
 
     used: tuple[tuple[str, ...], ...]
@@ -37,6 +39,7 @@ class Agreement:
     tokens: int
     places: int
     stop: bool
+    writing: Standing
 
 
 def agree(
@@ -45,6 +48,7 @@ def agree(
     objective: Objective,
     *,
     stop: bool,
+    writing: Standing,
     device: str,
 ) -> Agreement:
     """Exchange what this rank's micro-batches hold; every rank returns the same.
@@ -54,6 +58,7 @@ def agree(
         modalities: the model's, in the order of its slots.
         objective: the stage's; tells what its losses count.
         stop: whether this rank was asked to stop.
+        writing: how far this rank is with the checkpoint that it writes.
         device: where the collective's tensor must live.
     """
     usage = [[kind in item.batch.media for kind in modalities] for item in batches]
@@ -65,6 +70,8 @@ def agree(
         sum(int(item.batch.attention_bt.sum()) for item in batches),
         sum(item.batch.ids_bt.numel() for item in batches),
         int(stop),
+        writing.busy,
+        writing.failed,
         *(sum(own[name] for own in counted) for name in names),
     ]
     own = torch.tensor([*counts, *(int(u) for row in usage for u in row)], device=device)
@@ -80,10 +87,11 @@ def agree(
             )
             for i in range(len(batches))
         ),
-        counts=dict(zip(names, total[5:], strict=False)),
+        counts=dict(zip(names, total[7:], strict=False)),
         samples=total[0],
         bad=total[1],
         tokens=total[2],
         places=total[3],
         stop=total[4] > 0,
+        writing=Standing(busy=total[5], failed=total[6]),
     )

@@ -13,29 +13,38 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import deepspeed
+import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor
 
-from etl.atomic import atomic_file, file_sha256, write_json
+from etl.atomic import write_json
 from etl.command import UserError
-from pipeline.engine import gathered
+from pipeline.engine import device
+from pipeline.saving.files import (
+    WEIGHTS,
+    ZERO,
+    CheckpointFolder,
+    Described,
+    damage,
+    describe,
+    read_manifest,
+    step_of,
+)
 from pipeline.saving.redeal import load_redealt
+from pipeline.saving.snapshot import Snapshot, snapshot
+from pipeline.saving.writer import Standing, Writer
 
 log = logging.getLogger(__name__)
 
-WEIGHTS = "weights.safetensors"
-APART = "objective.safetensors"
-_ZERO = "zero"
-_MANIFEST = "manifest.json"
-_PREFIX = "step-"
+_MOST_FAILURES = 2
+"""Checkpoints in a row that may fail to be written before the run stops."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +64,28 @@ class Cursor:
     tokens: int = 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class Keep:
+    """Which checkpoints stay.
+
+    Args:
+        newest: how many of the newest.
+        every: steps of which each multiple stays for good; None for none.
+    """
+
+    newest: int = 2
+    every: int | None = None
+
+
+@dataclass
+class _Pending:
+    """A checkpoint on its way: copied, being written by all, or being published by rank 0."""
+
+    cursor: Cursor
+    partial: Path
+    written: bool = False
+
+
 class Checkpoints:
     """The checkpoints of one run folder.
 
@@ -62,7 +93,7 @@ class Checkpoints:
         run: the run folder.
         identity: what must be the same for a resume to continue the same loss curve; a flat
             mapping of names to JSON values.
-        keep: how many checkpoints stay.
+        keep: which of them stay.
         inherited: names of weights that came from another run; they are saved, trained or not.
         apart: which weights no other stage has: they are saved in a file of their own.
     """
@@ -71,71 +102,116 @@ class Checkpoints:
         self,
         run: Path,
         identity: Mapping[str, Any],
-        keep: int,
+        keep: Keep,
         inherited: Collection[str] = (),
         apart: Callable[[str], bool] = lambda name: False,
     ) -> None:
-        self.folder = run / "checkpoints"
+        self.folder = CheckpointFolder(run / "checkpoints")
         self._identity = dict(identity)
         self._keep = keep
         self._inherited = frozenset(inherited)
         self._apart = apart
+        self._writer = Writer()
+        self._pending: _Pending | None = None
+        self._failures = 0
 
-    def save(self, engine: deepspeed.DeepSpeedEngine, cursor: Cursor) -> None:
-        """Write a checkpoint; a collective. What was there before stays until this one is whole."""
-        name = f"{_PREFIX}{cursor.step:08d}"
-        partial = self.folder / f"{name}.partial"
-        rank = dist.get_rank()
-        if rank == 0:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-        dist.barrier()
-        engine.save_checkpoint(
-            str(partial), tag=_ZERO, save_latest=False, exclude_frozen_parameters=True
-        )
-        saved = [
-            (n, p)
-            for n, p in engine.module.named_parameters()
-            if p.requires_grad or n in self._inherited
-        ]
-        weights = {}
-        for parameter, tensor in gathered(saved):
-            if rank == 0:
-                weights[parameter] = tensor.contiguous()
-        dist.barrier()
-        if rank == 0:
-            save_file({n: t for n, t in weights.items() if not self._apart(n)}, partial / WEIGHTS)
-            apart = {n: t for n, t in weights.items() if self._apart(n)}
-            if apart:
-                save_file(apart, partial / APART)
-            self.publish(partial, cursor)
-        dist.barrier()
+    def begin(self, engine: deepspeed.DeepSpeedEngine, cursor: Cursor) -> None:
+        """Copy a checkpoint and have it written beside training; a collective.
 
-    def publish(self, partial: Path, cursor: Cursor) -> None:
-        """Describe, rename, point `latest` at it, and only then drop what is too old."""
-        final = self.folder / f"{_PREFIX}{cursor.step:08d}"
-        files = sorted(path for path in partial.rglob("*") if path.is_file())
-        described = {
-            str(path.relative_to(partial)): {
-                "bytes": path.stat().st_size,
-                "sha256": file_sha256(path),
-            }
-            for path in files
-        }
-        write_json(
-            partial / _MANIFEST,
-            {"cursor": asdict(cursor), "identity": self._identity, "files": described},
-        )
-        shutil.rmtree(final, ignore_errors=True)
-        partial.rename(final)
-        self._point_latest(final.name)
-        older = [path for path in _steps(self.folder) if path.name < final.name]
-        for old in older[self._keep - 1 :]:
-            shutil.rmtree(old)
+        One that is still on its way is waited for. What was there before stays until the new one
+        is whole.
 
-    def _point_latest(self, name: str) -> None:
-        with atomic_file(self.folder / "latest") as stream:
-            stream.write(f"{name}\n".encode())
+        Raises:
+            UserError: too many in a row could not be written.
+        """
+        self._finish()
+        if dist.get_rank() == 0:
+            self.folder.remove_leftovers()  # others write after the copy's first barrier
+        partial = self.folder.partial(cursor.step)
+        copied = snapshot(engine, partial, inherited=self._inherited, apart=self._apart)
+        self._pending = _Pending(cursor=cursor, partial=partial)
+        self._writer.start(lambda: self._write(copied, partial))
+
+    @property
+    def standing(self) -> Standing:
+        """How far this rank is with what was begun; the others are to know before `turn`."""
+        return self._writer.standing if self._pending is not None else Standing()
+
+    def turn(self, standing: Standing) -> None:
+        """Go on with what was begun as far as all ranks are; a collective, which does not wait.
+
+        Args:
+            standing: the sum of all ranks'.
+
+        Raises:
+            UserError: too many in a row could not be written.
+        """
+        pending = self._pending
+        if pending is None or standing.busy:
+            return
+        if standing.failed:
+            self._give_up(pending)
+        elif pending.written:
+            self._pending, self._failures = None, 0
+        else:
+            pending.written = True
+            if dist.get_rank() == 0:
+                self._writer.start(lambda: self._publish(pending))
+
+    def finish(self) -> None:
+        """Wait until what was begun is there; a collective.
+
+        Raises:
+            UserError: it could not be written.
+        """
+        self._finish()
+        if self._failures:
+            raise UserError(f"{self.folder.path}: the run's end could not be saved; {self._way_on}")
+
+    def _finish(self) -> None:
+        while self._pending is not None:
+            self._writer.wait()
+            own = self.standing
+            both = torch.tensor([own.busy, own.failed], device=device())
+            dist.all_reduce(both)
+            busy, failed = both.tolist()
+            self.turn(Standing(busy=busy, failed=failed))
+
+    def _write(self, copied: Snapshot, partial: Path) -> None:
+        described = copied.write(partial)
+        write_json(_note(partial, dist.get_rank()), described)
+
+    def _publish(self, pending: _Pending) -> None:
+        files: Described = {}
+        for rank in range(dist.get_world_size()):
+            note = _note(pending.partial, rank)
+            files |= json.loads(note.read_bytes())
+            note.unlink()
+        content = {"cursor": asdict(pending.cursor), "identity": self._identity}
+        self.folder.publish(pending.partial, content, files)
+        self.folder.prune(self._keep.newest, self._keep.every)
+
+    def _give_up(self, pending: _Pending) -> None:
+        """Go on without a checkpoint that could not be written, unless that happens again."""
+        reasons: list[str | None] = [None] * dist.get_world_size()
+        dist.all_gather_object(reasons, self._writer.trouble)
+        told = next(f"rank {rank}: {reason}" for rank, reason in enumerate(reasons) if reason)
+        if dist.get_rank() == 0:
+            self.folder.remove_leftovers()
+        self._pending = None
+        self._failures += 1
+        place = self.folder.final(pending.cursor.step)
+        if self._failures == _MOST_FAILURES:
+            raise UserError(
+                f"{place}: could not be written ({told}), nor the one before; {self._way_on}"
+            )
+        log.error("%s: could not be written (%s); the run goes on without it", place, told)
+
+    @property
+    def _way_on(self) -> str:
+        newest = self.folder.latest()
+        step = f"the checkpoint {newest}" if newest else "the beginning"
+        return f"make room, then the same command goes on from {step}"
 
     def choose(self, resume: str) -> Path | None:
         """Return the checkpoint to go on from, or None to start anew; reads, changes nothing.
@@ -147,33 +223,34 @@ class Checkpoints:
             UserError: none is sound though there are some, no such step, `never` though there
                 are checkpoints, or one of another run (preset, data, seed …).
         """
+        there = self.folder.steps()
         if resume == "never":
-            if _steps(self.folder):
+            if there:
                 raise UserError(
-                    f"{self.folder}: holds checkpoints; name another --output, or remove them"
+                    f"{self.folder.path}: holds checkpoints; name another --output, or remove them"
                 )
             return None
-        chosen = _newest_sound(self.folder) if resume == "auto" else self._numbered(resume)
-        if chosen is None and resume == "auto" and _steps(self.folder):
-            raise UserError(f"{self.folder}: no checkpoint is sound; remove it to start anew")
+        chosen = self.folder.newest_sound() if resume == "auto" else self._numbered(resume)
+        if chosen is None and resume == "auto" and there:
+            raise UserError(f"{self.folder.path}: no checkpoint is sound; remove it to start anew")
         if chosen is not None:
             self._check_identity(chosen)
         return chosen
 
     def _numbered(self, resume: str) -> Path:
-        found = _steps(self.folder)
-        chosen = {str(_step_of(path)): path for path in found}.get(resume.lstrip("0") or "0")
+        found = self.folder.steps()
+        chosen = {str(step_of(path)): path for path in found}.get(resume.lstrip("0") or "0")
         if chosen is None:
-            steps = ", ".join(str(_step_of(path)) for path in found) or "none"
+            steps = ", ".join(str(step_of(path)) for path in found) or "none"
             raise UserError(
                 f"--resume {resume}: want auto, never or a step with a checkpoint ({steps})"
             )
-        if (damage := _damage(chosen)) is not None:
-            raise UserError(f"{chosen}: {damage}")
+        if (fault := damage(chosen)) is not None:
+            raise UserError(f"{chosen}: {fault}")
         return chosen
 
     def _check_identity(self, checkpoint: Path) -> None:
-        stored = json.loads((checkpoint / _MANIFEST).read_bytes())["identity"]
+        stored = read_manifest(checkpoint)["identity"]
         for name, value in self._identity.items():
             if stored.get(name) != value:
                 raise UserError(
@@ -183,16 +260,21 @@ class Checkpoints:
 
     def load(self, engine: deepspeed.DeepSpeedEngine, checkpoint: Path) -> Cursor:
         """Load a chosen checkpoint into the engine; a collective. Later ones no longer count."""
-        files = checkpoint / _ZERO
+        files = checkpoint / ZERO
         saved, ranks = len(list(files.glob("*_optim_states.pt"))), dist.get_world_size()
         if saved in (0, ranks):
-            engine.load_checkpoint(str(checkpoint), tag=_ZERO, load_module_strict=False)
+            engine.load_checkpoint(str(checkpoint), tag=ZERO, load_module_strict=False)
         else:
             load_redealt(engine, files)
             log.info("%s: written by %d ranks, dealt out to %d", checkpoint, saved, ranks)
         if dist.get_rank() == 0:
-            self._point_latest(checkpoint.name)
-        return Cursor(**json.loads((checkpoint / _MANIFEST).read_bytes())["cursor"])
+            self.folder.point_latest(checkpoint.name)
+        return Cursor(**read_manifest(checkpoint)["cursor"])
+
+
+def _note(partial: Path, rank: int) -> Path:
+    """Return where a rank describes what it has written, for rank 0's manifest."""
+    return partial / f"rank-{rank:05d}.json"
 
 
 def write_weights(run: Path, weights: Mapping[str, Tensor], identity: Mapping[str, Any]) -> None:
@@ -200,11 +282,12 @@ def write_weights(run: Path, weights: Mapping[str, Tensor], identity: Mapping[st
 
     Evaluation and a stage that starts from the run read it; there is nothing to resume.
     """
-    checkpoints = Checkpoints(run, identity, keep=1)
-    partial = checkpoints.folder / f"{_PREFIX}{0:08d}.partial"
+    folder = CheckpointFolder(run / "checkpoints")
+    partial = folder.partial(0)
     partial.mkdir(parents=True)
     save_file(dict(weights), partial / WEIGHTS)
-    checkpoints.publish(partial, Cursor())
+    content = {"cursor": asdict(Cursor()), "identity": dict(identity)}
+    folder.publish(partial, content, describe(partial))
 
 
 def newest_weights(run: Path) -> Path:
@@ -215,46 +298,7 @@ def newest_weights(run: Path) -> Path:
     """
     if not run.is_dir():
         raise UserError(f"{run}: no such run folder")
-    chosen = _newest_sound(run / "checkpoints")
+    chosen = CheckpointFolder(run / "checkpoints").newest_sound()
     if chosen is None:
         raise UserError(f"{run}: holds no sound checkpoint; is it a run folder that has saved one?")
     return chosen / WEIGHTS
-
-
-def _steps(folder: Path) -> list[Path]:
-    """Complete checkpoints, the newest first."""
-    paths = [path for path in folder.glob(f"{_PREFIX}*") if not path.name.endswith(".partial")]
-    return sorted(paths, reverse=True)
-
-
-def _step_of(path: Path) -> int:
-    return int(path.name.removeprefix(_PREFIX))
-
-
-def _newest_sound(folder: Path) -> Path | None:
-    """Return the newest checkpoint whose checksums hold; say what is wrong with newer ones."""
-    pointer = folder / "latest"
-    latest = pointer.read_text().strip() if pointer.is_file() else None
-    for checkpoint in _steps(folder):
-        if latest is not None and checkpoint.name > latest:
-            continue  # after going on from an older step, the newer ones are another run's future
-        damage = _damage(checkpoint)
-        if damage is None:
-            return checkpoint
-        log.warning("%s: %s; going back to the one before it", checkpoint, damage)
-    return None
-
-
-def _damage(checkpoint: Path) -> str | None:
-    """Say what is wrong with a checkpoint's files, or None."""
-    try:
-        files = json.loads((checkpoint / _MANIFEST).read_bytes())["files"]
-    except (OSError, ValueError, KeyError):
-        return f"damaged: no readable {_MANIFEST}"
-    for name, want in files.items():
-        path = checkpoint / name
-        if not path.is_file():
-            return f"damaged: {name} is missing"
-        if path.stat().st_size != want["bytes"] or file_sha256(path) != want["sha256"]:
-            return f"damaged: {name} is not what was written"
-    return None

@@ -42,6 +42,7 @@ class RunConfig:
         max_steps: ends the run early; the learning rate's schedule ends there, too.
         save_every: steps between checkpoints.
         keep: how many checkpoints stay.
+        keep_every: steps of which the checkpoint at each multiple stays for good.
         workers: processes per rank that decode media; 0 does it in the rank itself.
         bad_share: the share of undecodable samples past which the run stops.
         log_every: steps between lines of progress where there is no terminal.
@@ -61,6 +62,7 @@ class RunConfig:
     max_steps: int | None = None
     save_every: int = 500
     keep: int = 2
+    keep_every: int | None = None
     workers: int = 0
     bad_share: float = 0.01
     log_every: int = 10
@@ -108,6 +110,8 @@ class TrainOptions:
     """Steps between checkpoints. Default: 500."""
     keep: int | None = None
     """How many checkpoints stay. Default: 2."""
+    keep_every: int | None = None
+    """Steps: the checkpoint at each multiple stays for good. Default: none does."""
     workers: int | None = None
     """Processes per rank that decode media. Default: 0, in the rank itself."""
     bad_share: float | None = None
@@ -155,6 +159,7 @@ _RUN_FIELDS = (
     "max_steps",
     "save_every",
     "keep",
+    "keep_every",
     "workers",
     "bad_share",
     "stall_seconds",
@@ -253,11 +258,18 @@ def _check(run: RunConfig) -> None:
         "--micro-batch": settings.micro_batch,
         "--stall-seconds": run.stall_seconds,
     }
-    if run.max_steps is not None:
-        positive["--max-steps"] = run.max_steps
+    for name, number in (("--max-steps", run.max_steps), ("--keep-every", run.keep_every)):
+        if number is not None:
+            positive[name] = number
     for option, value in positive.items():
         if value < 1:
             raise UserError(f"{option}: {value}, want 1 or more")
+    if run.keep_every is not None and run.keep_every % run.save_every:
+        near = -(-run.keep_every // run.save_every) * run.save_every
+        raise UserError(
+            f"--keep-every {run.keep_every}: no multiple of --save-every {run.save_every}, so "
+            f"there is no such checkpoint; {near} would be"
+        )
 
 
 def accumulation(settings: Stage, ranks: int) -> int:

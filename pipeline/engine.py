@@ -154,7 +154,10 @@ def _schedule(optimizer: Optimizer, *, settings: Stage, steps: int) -> LRSchedul
 
 
 def gathered(parameters: list[tuple[str, nn.Parameter]]) -> Iterator[tuple[str, Tensor]]:
-    """Yield whole parameters one by one, on every rank; under ZeRO-3 each holds only a part."""
+    """Yield whole parameters one by one, on every rank; under ZeRO-3 each holds only a part.
+
+    What is wanted of one must be copied before the next is asked for.
+    """
     for name, parameter in parameters:
         with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
-            yield name, parameter.detach().cpu().clone()
+            yield name, parameter.detach()

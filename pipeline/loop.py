@@ -98,6 +98,7 @@ def train(
         UserError: too large a share of the samples is unusable.
     """
     engine.train()
+    saved = 0.0
     with _progress(job, cursor) as progress:
         for step in range(cursor.step, job.steps):
             watch.at("data", step=step + 1)
@@ -105,7 +106,15 @@ def train(
             items = next(batches)
             waited = time.perf_counter() - started
             watch.at("agree", samples=tuple(name for item in items for name in item.ids))
-            agreed = agree(items, job.modalities, job.objective, stop=stop.asked, device=device())
+            agreed = agree(
+                items,
+                job.modalities,
+                job.objective,
+                stop=stop.asked,
+                writing=checkpoints.standing,
+                device=device(),
+            )
+            checkpoints.turn(agreed.writing)
             if agreed.bad:
                 records.bad(step + 1, _gather_bad(items))
             seed_step(job.seed, step, dist.get_rank())
@@ -120,13 +129,15 @@ def train(
             seconds = time.perf_counter() - started
             loss = sum(job.objective.weights[name] * value for name, value in losses.items())
             figures = _metrics(engine, cursor, agreed, loss, losses, seconds=seconds, waited=waited)
-            figures |= tally.finish(seconds)
+            figures |= tally.finish(seconds) | {"save_seconds": saved}
             records.step(figures)
             progress.step(figures)
             records.check_bad(cursor, job.bad_share)
-            if agreed.stop or cursor.step % job.save_every == 0 or cursor.step == job.steps:
+            last = agreed.stop or cursor.step == job.steps
+            saved = 0.0
+            if last or cursor.step % job.save_every == 0:
                 watch.at("save")
-                checkpoints.save(engine, cursor)
+                saved = _save(engine, checkpoints, cursor, wait=last)
             if agreed.stop and cursor.step < job.steps:
                 log.info("stopped on request after step %d of %d; saved", cursor.step, job.steps)
                 return STOPPED
@@ -174,6 +185,17 @@ def _step(
             raise RuntimeError(f"loss {name}: counted {count:.0f}, told {agreed.counts[name]}")
         losses[name] = total / max(1.0, count)
     return losses
+
+
+def _save(
+    engine: deepspeed.DeepSpeedEngine, checkpoints: Checkpoints, cursor: Cursor, *, wait: bool
+) -> float:
+    """Begin a checkpoint, which is written beside the next steps; return the seconds it held up."""
+    started = time.perf_counter()
+    checkpoints.begin(engine, cursor)
+    if wait:
+        checkpoints.finish()
+    return time.perf_counter() - started
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:

@@ -7,7 +7,9 @@ RUN/hindsight.json      what the run was predicted to take, and what it took
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +20,9 @@ from etl.command import UserError
 from pipeline.checkpoint import Cursor
 from pipeline.trackers import Tracker, flat
 
+log = logging.getLogger(__name__)
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _HINDSIGHT = "hindsight.json"
 _TOLERATED_OVER = 1000
 """Samples below which the share of bad ones is not yet taken at its word."""
@@ -35,6 +40,7 @@ class RunRecords:
         self._metrics = run / "metrics.jsonl"
         self._bad = run / "bad_samples.jsonl"
         self._writes = rank == 0
+        self._unwritten: dict[Path, str] = {}
         self._trackers: tuple[Tracker, ...] = ()
 
     def show_in(self, trackers: Sequence[Tracker]) -> None:
@@ -42,9 +48,18 @@ class RunRecords:
         self._trackers = tuple(trackers)
 
     def close(self) -> None:
-        """Let the trackers write what is pending."""
+        """Write what is pending, and let the trackers do so.
+
+        Raises:
+            UserError: the disk is still full.
+        """
         for tracker in self._trackers:
             tracker.close()
+        for path in list(self._unwritten):
+            self._append(path, [])
+        if self._unwritten:
+            names = ", ".join(map(str, self._unwritten))
+            raise UserError(f"{names}: no room for the last lines")
 
     def rewind(self, step: int) -> None:
         """Forget what lies past a checkpoint, so that every step stands in the records once."""
@@ -76,13 +91,32 @@ class RunRecords:
             )
 
     def _append(self, path: Path, records: Iterable[Mapping[str, object]]) -> None:
+        """Append lines; while the disk is full they are kept, and written with the next ones."""
         if not self._writes:
             return
-        with path.open("a") as stream:
-            for record in records:
-                stream.write(json.dumps(record) + "\n")
-            stream.flush()
+        kept = self._unwritten.pop(path, "")
+        text = kept + "".join(json.dumps(record) + "\n" for record in records)
+        try:
+            _append_whole(path, text.encode())
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            self._unwritten[path] = text
+            if not kept:
+                log.warning("%s: %s; its lines are kept until there is room", path, error.strerror)
+
+
+def _append_whole(path: Path, data: bytes) -> None:
+    """Append all of it, through to the disk, or nothing."""
+    with path.open("ab", buffering=0) as stream:
+        end = stream.tell()
+        try:
+            while data:
+                data = data[stream.write(data) or 0 :]
             os.fsync(stream.fileno())
+        except OSError:
+            stream.truncate(end)
+            raise
 
 
 def read_metrics(run: Path) -> list[dict[str, float]]:

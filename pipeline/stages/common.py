@@ -21,7 +21,7 @@ from model.freeze import train_only
 from model.objectives.build import build_init, only_here, sentence_reader
 from model.spec.system import InitStage
 from model.weights import load_trained, names_in
-from pipeline.checkpoint import Checkpoints, Cursor, newest_weights
+from pipeline.checkpoint import Checkpoints, Cursor, Keep, newest_weights
 from pipeline.config import RunConfig, accumulation
 from pipeline.data.encode import SampleEncoder
 from pipeline.data.loader import MicroBatch, Samples, micro_batches
@@ -116,7 +116,9 @@ def open_inputs(run: RunConfig, resume: str) -> Inputs:
     identity = _identity(run, shards, initial, steps=steps, world=world)
     inherited = names_in(initial) if initial else ()
     apart = partial(only_here, run.system.model, settings)
-    checkpoints = Checkpoints(Path(run.output), identity, run.keep, inherited, apart)
+    checkpoints = Checkpoints(
+        Path(run.output), identity, Keep(newest=run.keep, every=run.keep_every), inherited, apart
+    )
     return Inputs(
         shards=shards,
         tokenizer=tokenizer,

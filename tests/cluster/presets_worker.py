@@ -77,7 +77,7 @@ def compare(config: RunConfig, module: torch.nn.Module) -> dict[str, object]:
     loss_before = loss(fresh, batch)
     load_trained(fresh, newest_weights(Path(config.output)))
     saved = load_file(newest_weights(Path(config.output)))
-    now = dict(gathered(list(module.named_parameters())))
+    now = {name: tensor.cpu().clone() for name, tensor in gathered(list(module.named_parameters()))}
     return {
         "loss": [loss_before, loss(fresh, batch)],
         "trains": [name for name, weight in module.named_parameters() if weight.requires_grad],

@@ -13,7 +13,7 @@ from torch import nn
 
 from etl.atomic import file_sha256, write_json
 from etl.command import UserError
-from pipeline.checkpoint import Checkpoints, Cursor, newest_weights, write_weights
+from pipeline.checkpoint import Checkpoints, Cursor, Keep, newest_weights, write_weights
 
 IDENTITY = {"preset": "digits", "seed": 0}
 
@@ -31,7 +31,7 @@ def make(run: Path, step: int) -> Path:
 
 
 def test_auto_takes_the_newest_sound_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    checkpoints = Checkpoints(tmp_path, IDENTITY, keep=2)
+    checkpoints = Checkpoints(tmp_path, IDENTITY, Keep())
     assert checkpoints.choose("auto") is None
     first, second, third = (make(tmp_path, step) for step in (5, 10, 15))
     assert checkpoints.choose("auto") == third
@@ -49,19 +49,19 @@ def test_auto_takes_the_newest_sound_one(tmp_path: Path, caplog: pytest.LogCaptu
 def test_half_written_ones_do_not_count(tmp_path: Path) -> None:
     whole = make(tmp_path, 5)
     make(tmp_path, 10).rename(tmp_path / "checkpoints" / "step-00000010.partial")
-    assert Checkpoints(tmp_path, IDENTITY, keep=2).choose("auto") == whole
+    assert Checkpoints(tmp_path, IDENTITY, Keep()).choose("auto") == whole
     assert newest_weights(tmp_path) == whole / "weights.safetensors"
 
 
 def test_latest_rules_over_newer_ones(tmp_path: Path) -> None:
     older, _ = make(tmp_path, 5), make(tmp_path, 10)
     (tmp_path / "checkpoints" / "latest").write_text(f"{older.name}\n")
-    assert Checkpoints(tmp_path, IDENTITY, keep=2).choose("auto") == older
+    assert Checkpoints(tmp_path, IDENTITY, Keep()).choose("auto") == older
 
 
 def test_a_step_by_number(tmp_path: Path) -> None:
     older, newer = make(tmp_path, 5), make(tmp_path, 10)
-    checkpoints = Checkpoints(tmp_path, IDENTITY, keep=2)
+    checkpoints = Checkpoints(tmp_path, IDENTITY, Keep())
     assert checkpoints.choose("5") == older
     with pytest.raises(UserError, match=r"want auto, never or a step with a checkpoint \(10, 5\)"):
         checkpoints.choose("7")
@@ -74,7 +74,7 @@ def test_a_step_by_number(tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     make(tmp_path, 5)
-    other = Checkpoints(tmp_path, IDENTITY | {"preset": "llava_1_5_7b"}, keep=2)
+    other = Checkpoints(tmp_path, IDENTITY | {"preset": "llava_1_5_7b"}, Keep())
     with pytest.raises(UserError, match="preset 'digits', this one has 'llava_1_5_7b'"):
         other.choose("auto")
     manifest = json.loads((tmp_path / "checkpoints/step-00000005/manifest.json").read_text())
@@ -102,12 +102,17 @@ def test_what_an_earlier_run_trained_is_saved_though_it_is_frozen_now(tmp_path: 
 
         def __init__(self) -> None:
             self.module = module
+            self.checkpoint_engine = None
+
+        def _copy_recovery_script(self, folder: str) -> None:
+            (Path(folder) / "zero_to_fp32.py").touch()
 
         def save_checkpoint(self, folder: str, tag: str, **_: object) -> None:
-            (Path(folder) / tag).mkdir()
+            self.checkpoint_engine.save({"step": 3}, str(Path(folder) / tag / "states.pt"))
 
-    checkpoints = Checkpoints(tmp_path, IDENTITY, keep=1, inherited=["b.weight"])
-    checkpoints.save(Engine(), Cursor(step=3))  # type: ignore[arg-type]
+    checkpoints = Checkpoints(tmp_path, IDENTITY, Keep(newest=1), inherited=["b.weight"])
+    checkpoints.begin(Engine(), Cursor(step=3))  # type: ignore[arg-type]
+    checkpoints.finish()
     saved = load_file(newest_weights(tmp_path))
     assert saved.keys() == {"b.weight", "c.weight"}
     assert torch.equal(saved["b.weight"], module["b"].weight)
