@@ -10,6 +10,8 @@ for files of others and a rank that cannot write is heard of by all.
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -72,7 +74,8 @@ def disk_trouble(error: BaseException) -> str | None:
     PyTorch and safetensors raise errors of their own in place of the system's.
     """
     if isinstance(error, SafetensorError):
-        return str(error)
+        number = re.search(r"\(os error (\d+)\)", str(error))  # Rust's, which is the system's
+        return os.strerror(int(number[1])) if number else None
     found: BaseException | None = error
     while found is not None:
         if isinstance(found, OSError):
