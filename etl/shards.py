@@ -21,6 +21,7 @@ import pyarrow as pa
 from etl.atomic import atomic_file, file_sha256, write_json
 from etl.command import UserError
 from etl.schema import SCHEMA, Sample, from_row, to_batch
+from etl.stamps import Stamp, stamp_of, still
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -182,7 +183,9 @@ def shard_name(number: int) -> str:
 class ShardSet:
     """The samples of one or more folders of shards, in order, read at random from memory maps.
 
-    It may be pickled to other processes; each opens the files it needs by itself.
+    It may be pickled to other processes; each opens the files it needs by itself. Before every
+    read a file is looked at: one that changes while it is mapped would give other samples, and one
+    that is cut off would end the process.
 
     Args:
         folders: complete folders, in the order in which their samples are numbered.
@@ -195,6 +198,8 @@ class ShardSet:
 
     def __init__(self, folders: Sequence[Path], *, verify: bool = True) -> None:
         self._paths: list[Path] = []
+        self._digests: list[str] = []
+        self._stamps: list[Stamp] = []
         self._folder_ends: list[int] = []
         ends: list[int] = []
         digests = hashlib.sha256()
@@ -203,7 +208,8 @@ class ShardSet:
             if not manifest.rows:
                 raise UserError(f"{folder}: holds no samples (0 rows)")
             for shard in manifest.shards:
-                _check_shard(folder, shard, verify=verify)
+                self._stamps.append(_check_shard(folder, shard, verify=verify))
+                self._digests.append(shard.sha256)
                 self._paths.append(folder / shard.path)
                 ends.append((ends[-1] if ends else 0) + shard.rows)
                 digests.update(shard.sha256.encode())
@@ -219,7 +225,11 @@ class ShardSet:
         return self._ends[-1]
 
     def __getitem__(self, index: int) -> Sample:
-        """The sample at `index`; a negative one counts from the end, as in a list."""
+        """The sample at `index`; a negative one counts from the end, as in a list.
+
+        Raises:
+            UserError: its shard has vanished or changed.
+        """
         if index < 0:
             index += len(self)
         if not 0 <= index < len(self):
@@ -254,6 +264,12 @@ class ShardSet:
                 yield pa.table([_column(batch, name) for name in names], names=list(names))
 
     def _shard(self, number: int) -> _OpenShard:
+        path, digest = self._paths[number], self._digests[number]
+        then = self._stamps[number]
+        now = still(path, then, sha256=digest, mapped=number in self._open)
+        if now != then and now is not None:  # the same bytes in another file, perhaps
+            self._stamps[number] = now
+            self._open.pop(number, None)
         if number not in self._open:
             self._open[number] = _OpenShard(self._paths[number])
         return self._open[number]
@@ -292,18 +308,21 @@ def read_samples(folder: Path, manifest: Manifest, number: int) -> list[Sample]:
     return samples
 
 
-def _check_shard(folder: Path, shard: Shard, *, verify: bool) -> None:
+def _check_shard(folder: Path, shard: Shard, *, verify: bool) -> Stamp:
     path = folder / shard.path
     if not path.is_file():
         raise UserError(f"{path}: shard is missing, though {folder / MANIFEST} lists it")
-    size = path.stat().st_size
-    if size != shard.bytes:
-        raise UserError(f"{path}: shard is damaged: {size} bytes, its manifest says {shard.bytes}")
+    stamp = stamp_of(path)
+    if stamp.size != shard.bytes:
+        raise UserError(
+            f"{path}: shard is damaged: {stamp.size} bytes, its manifest says {shard.bytes}"
+        )
     if verify and (found := file_sha256(path)) != shard.sha256:
         raise UserError(
             f"{path}: shard is damaged: sha256 {found[:12]}…, its manifest says"
             f" {shard.sha256[:12]}…"
         )
+    return stamp
 
 
 def _column(batch: pa.RecordBatch, name: str) -> pa.Array:

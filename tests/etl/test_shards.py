@@ -238,3 +238,29 @@ def test_an_atomic_file_replaces_the_old_one_only_when_whole(tmp_path: Path) -> 
         assert path.read_bytes() == b"old"
     assert path.read_bytes() == b"new"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_shard_that_vanishes_while_it_is_mapped_is_read_on(folder: Path) -> None:
+    samples = ShardSet([folder])
+    first = samples[300]
+    (folder / "shard-00001.arrow").unlink()
+    assert samples[300] == first
+    (folder / "shard-00002.arrow").unlink()
+    with pytest.raises(UserError, match=r"shard-00002\.arrow: has vanished; put it back"):
+        samples[-1]
+
+
+@pytest.mark.parametrize("opened", [False, True])
+def test_a_shard_that_changes_is_told_before_it_is_read(folder: Path, *, opened: bool) -> None:
+    """Cut off, it would end the process; with other bytes, it would give other samples."""
+    samples = ShardSet([folder])
+    path = folder / "shard-00001.arrow"
+    data = path.read_bytes()
+    if opened:
+        _ = samples[300]
+    for changed in (data[: len(data) // 2], b"x" * len(data)):
+        path.write_bytes(changed)
+        with pytest.raises(UserError, match=r"shard-00001\.arrow: has changed .* sha256 \w{12}…"):
+            _ = samples[300]
+    path.write_bytes(data)  # put back, it is another file with the same bytes
+    assert samples[300].id == ShardSet([folder])[300].id
