@@ -18,7 +18,7 @@ from etl.command import main, parse
 from pipeline.checkpoint import Cursor
 from pipeline.config import read_config
 from pipeline.engine import ranks, start_engine
-from pipeline.loop import StopRequest, train
+from pipeline.loop import train
 from pipeline.saving.files import damage
 from pipeline.stages.common import (
     data_from,
@@ -29,6 +29,7 @@ from pipeline.stages.common import (
     resume_point,
     start_run,
 )
+from pipeline.stopping import StopRequest
 from pipeline.watchdog import Decoding, Watch
 
 

@@ -185,7 +185,7 @@ class ShardSet:
 
     It may be pickled to other processes; each opens the files it needs by itself. Before every
     read a file is looked at: one that changes while it is mapped would give other samples, and one
-    that is cut off would end the process.
+    that is cut off would end the process (as it still does if that happens in the midst of a read).
 
     Args:
         folders: complete folders, in the order in which their samples are numbered.

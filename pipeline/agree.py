@@ -29,6 +29,7 @@ class Agreement:
         tokens: tokens of the global batch without padding.
         places: tokens with padding.
         stop: whether any rank was asked to stop.
+        lost: whether any rank could not read a shard.
         writing: how many ranks are at a checkpoint still, and how many could not write it.
     """
 
@@ -39,6 +40,7 @@ class Agreement:
     tokens: int
     places: int
     stop: bool
+    lost: bool
     writing: Standing
 
 
@@ -70,6 +72,7 @@ def agree(
         sum(int(item.batch.attention_bt.sum()) for item in batches),
         sum(item.batch.ids_bt.numel() for item in batches),
         int(stop),
+        sum(item.lost is not None for item in batches),
         writing.busy,
         writing.failed,
         *(sum(own[name] for own in counted) for name in names),
@@ -87,11 +90,12 @@ def agree(
             )
             for i in range(len(batches))
         ),
-        counts=dict(zip(names, total[7:], strict=False)),
+        counts=dict(zip(names, total[8:], strict=False)),
         samples=total[0],
         bad=total[1],
         tokens=total[2],
         places=total[3],
         stop=total[4] > 0,
-        writing=Standing(busy=total[5], failed=total[6]),
+        lost=total[5] > 0,
+        writing=Standing(busy=total[6], failed=total[7]),
     )

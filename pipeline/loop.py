@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import atexit
 import logging
 import random
-import signal
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from types import FrameType
 
 import deepspeed
 import numpy as np
@@ -17,6 +14,7 @@ import torch
 import torch.distributed as dist
 from rich.console import Console
 
+from etl.command import UserError
 from pipeline.agree import Agreement, agree
 from pipeline.checkpoint import Checkpoints, Cursor
 from pipeline.data.loader import MicroBatch
@@ -24,13 +22,11 @@ from pipeline.engine import device
 from pipeline.losses import Objective
 from pipeline.progress import ProgressLine
 from pipeline.records import RunRecords
+from pipeline.stopping import STOPPED, StopRequest
 from pipeline.tally import Tally
 from pipeline.watchdog import Watch
 
 log = logging.getLogger(__name__)
-
-STOPPED = 75
-"""Exit code of a run that was asked to stop and saved: the shell's EX_TEMPFAIL, "try again"."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,25 +54,6 @@ class Job:
     bad_share: float
 
 
-class StopRequest:
-    """Remembers that SIGTERM or SIGUSR1 came; the loop asks for it at every step.
-
-    Made first thing, so that no early request is lost, and kept to the end: when the first rank
-    has ended, a launcher may send SIGTERM to those that are still on their way out.
-    """
-
-    def __init__(self) -> None:
-        self.asked = False
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, self._remember)
-            # While Python shuts down it gives a signal that has a handler its default back, which
-            # kills; one that is ignored stays ignored.
-            atexit.register(signal.signal, number, signal.SIG_IGN)
-
-    def _remember(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
-
-
 def train(
     engine: deepspeed.DeepSpeedEngine,
     batches: Iterator[list[MicroBatch]],
@@ -95,10 +72,10 @@ def train(
         The exit code: 0 at the end, `STOPPED` after a stop that was asked for.
 
     Raises:
-        UserError: too large a share of the samples is unusable.
+        UserError: too large a share of the samples is unusable, or a shard cannot be read.
     """
     engine.train()
-    saved = 0.0
+    saved, newest = 0.0, cursor.step
     with _progress(job, cursor) as progress:
         for step in range(cursor.step, job.steps):
             watch.at("data", step=step + 1)
@@ -115,6 +92,10 @@ def train(
                 device=device(),
             )
             checkpoints.turn(agreed.writing)
+            if agreed.lost:
+                if cursor.step > newest:
+                    _save(engine, checkpoints, cursor, wait=True)
+                raise UserError(_what_is_lost(items, cursor))
             if agreed.bad:
                 records.bad(step + 1, _gather_bad(items))
             seed_step(job.seed, step, dist.get_rank())
@@ -137,7 +118,7 @@ def train(
             saved = 0.0
             if last or cursor.step % job.save_every == 0:
                 watch.at("save")
-                saved = _save(engine, checkpoints, cursor, wait=last)
+                saved, newest = _save(engine, checkpoints, cursor, wait=last), cursor.step
             if agreed.stop and cursor.step < job.steps:
                 log.info("stopped on request after step %d of %d; saved", cursor.step, job.steps)
                 return STOPPED
@@ -204,6 +185,15 @@ def seed_step(seed: int, step: int, rank: int) -> None:
     random.seed(state)
     np.random.seed(state)  # libraries draw from the global state
     torch.manual_seed(state)
+
+
+def _what_is_lost(items: list[MicroBatch], cursor: Cursor) -> str:
+    """Return what the first rank that could not read a shard says; a collective."""
+    own = next((item.lost for item in items if item.lost is not None), None)
+    everyone: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, own)
+    told = next(reason for reason in everyone if reason is not None)
+    return f"{told}; then the same command goes on after step {cursor.step}"
 
 
 def _gather_bad(items: list[MicroBatch]) -> list[dict[str, object]]:

@@ -27,3 +27,38 @@ node_address() {
 node_names() {
     scontrol show hostnames "$SLURM_JOB_NODELIST"
 }
+
+STOPPED=75 # how a program says "I was asked to stop and have saved" (EX_TEMPFAIL)
+
+interrupted='' ending='' step=''
+
+# From here on neither signal ends this shell. --signal=B:USR1@… reaches only it; srun passes USR1 on
+# to every task. SIGTERM, from a requeue, a cancellation or the end of the time, reaches the tasks
+# as well: nothing to pass on.
+expect_to_be_stopped() {
+    trap 'interrupted=yes; if [[ $step ]]; then kill -USR1 "$step" || true; fi' USR1
+    trap 'interrupted=yes ending=yes' TERM
+}
+
+# Runs `srun …` to its end and exits with its code. A program that ends with 75 can go on where it
+# was: then the job goes back to the queue, unless Slurm is about to send it there by itself.
+run_to_be_resumed() {
+    local code
+    # A USR1 in the moment before srun is ready to pass it on must not kill srun.
+    (trap '' USR1 && exec "$@") &
+    step=$!
+
+    # A signal ends `wait` early; the tasks still need their time to save.
+    while
+        interrupted='' code=0
+        wait "$step" || code=$?
+        [[ $interrupted ]]
+    do :; done
+
+    if [[ $code == "$STOPPED" && ! $ending ]]; then
+        echo "${0##*/}: what was done is saved; job $SLURM_JOB_ID goes back to the queue"
+        scontrol requeue "$SLURM_JOB_ID" ||
+            echo "it cannot be requeued; submit it again to go on" >&2
+    fi
+    exit "$code"
+}

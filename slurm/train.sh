@@ -3,21 +3,9 @@
 # node where there are none. The stages' scripts call it; README.md says what it promises.
 set -euo pipefail
 
-step='' interrupted='' ending=''
-# shellcheck disable=SC2317  # the trap calls it
-ask_to_stop() {
-    interrupted=yes
-    if [[ $step ]]; then kill -USR1 "$step" || true; fi # srun passes it on to every rank
-}
-# --signal=B:USR1@… reaches only this shell. SIGTERM, from a requeue, a cancellation or the end of
-# the time, reaches the ranks as well, so there is nothing to pass on.
-trap ask_to_stop USR1
-trap 'interrupted=yes ending=yes' TERM
-
 slurm=$(cd "${BASH_SOURCE[0]%/*}" && pwd)
 source "$slurm/env.sh"
-
-STOPPED=75 # how a rank says "I was asked to stop and have saved" (EX_TEMPFAIL)
+expect_to_be_stopped
 
 gpus=${SLURM_GPUS_ON_NODE:-0}
 ranks_per_node=${SLURM_NTASKS_PER_NODE:-$((gpus > 0 ? gpus : 1))}
@@ -45,20 +33,4 @@ if ((gpus > 0)); then
     step_options+=(--gpus-per-node="$gpus") # a step does not inherit what --exclusive brought
 fi
 
-# A USR1 in the moment before srun is ready to pass it on must not kill srun.
-(trap '' USR1 && exec srun "${step_options[@]}" bash "$slurm/rank.sh" "$@") &
-step=$!
-
-# A signal ends `wait` early; the ranks still need their time to save.
-while
-    interrupted='' code=0
-    wait "$step" || code=$?
-    [[ $interrupted ]]
-do :; done
-
-if [[ $code == "$STOPPED" && ! $ending ]]; then
-    echo "train.sh: the ranks have saved; job $SLURM_JOB_ID goes back to the queue"
-    scontrol requeue "$SLURM_JOB_ID" ||
-        echo "train.sh: it cannot be requeued; submit it again to go on" >&2
-fi
-exit "$code"
+run_to_be_resumed srun "${step_options[@]}" bash "$slurm/rank.sh" "$@"

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from torch.utils.data import DataLoader, Dataset
 
+from etl.command import UserError
 from etl.schema import SampleError
 from etl.shards import ShardSet
 from model.batch import Batch
@@ -31,6 +32,13 @@ class BadSample:
     reason: str
 
 
+@dataclass(frozen=True)
+class Lost:
+    """A place whose shard cannot be read any more: no sample's fault, so the run must end."""
+
+    reason: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class MicroBatch:
     """One rank's share of a forward pass: the tensors, and what it stands for.
@@ -41,6 +49,7 @@ class MicroBatch:
         bad: the samples that could not be used.
         ids: of the samples, for people.
         sources: the number of each sample's data folder, in the order of the samples.
+        lost: what is wrong with a shard that could not be read; None if all could.
     """
 
     batch: Batch
@@ -48,9 +57,10 @@ class MicroBatch:
     bad: tuple[BadSample, ...] = ()
     ids: tuple[str, ...] = ()
     sources: tuple[int, ...] = ()
+    lost: str | None = None
 
 
-class Samples(Dataset[Row | BadSample]):
+class Samples(Dataset[Row | BadSample | Lost]):
     """The samples by place; decoding happens here, in a worker if there are any."""
 
     def __init__(
@@ -61,10 +71,13 @@ class Samples(Dataset[Row | BadSample]):
         self._decoding = decoding
         self.seq2seq = encoder.seq2seq
 
-    def __getitem__(self, place: Place) -> Row | BadSample:
+    def __getitem__(self, place: Place) -> Row | BadSample | Lost:
         """Return the encoded sample, or why there is none."""
         self._note(f"row {place.row}")
-        sample = self._shards[place.row]
+        try:
+            sample = self._shards[place.row]
+        except UserError as error:
+            return Lost(str(error))
         self._note(f"{sample.id} (row {place.row})")
         reason = place.fault
         if reason is None:
@@ -99,7 +112,7 @@ class _Join:
     seq2seq: bool
     most: int | None
 
-    def __call__(self, items: list[Row | BadSample]) -> MicroBatch:
+    def __call__(self, items: list[Row | BadSample | Lost]) -> MicroBatch:
         rows = [item for item in items if isinstance(item, Row)]
         samples = len(rows)
         # An empty bin takes part in its pass with one token that is no target.
@@ -112,6 +125,7 @@ class _Join:
             bad=tuple(item for item in items if isinstance(item, BadSample)),
             ids=tuple(item.id for item in items if isinstance(item, Row)),
             sources=tuple(item.source for item in items if isinstance(item, Row)),
+            lost=next((item.reason for item in items if isinstance(item, Lost)), None),
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -53,17 +53,15 @@ def answers(
     encoder: SampleEncoder,
     samples: Sequence[Sample],
     *,
-    batch: int,
     max_new_tokens: int,
-) -> Iterator[Prediction]:
-    """Answer each sample's last question.
+) -> list[Prediction]:
+    """Answer each sample's last question, all together.
 
     Args:
         model: as the run trained it.
         tokenizer: the backbone's.
         encoder: of the run's prompts.
         samples: each ends with the assistant's true answer, which the model does not see.
-        batch: questions answered together.
         max_new_tokens: longest answer.
 
     Raises:
@@ -71,23 +69,20 @@ def answers(
     """
     model.eval()
     device = next(model.parameters()).device
-    for first in range(0, len(samples), batch):
-        group = samples[first : first + batch]
-        rows = [encoder.question(sample) for sample in group]
-        padded = collate(rows, pad_id=tokenizer.pad_token_id, side="left").to(device)
-        with torch.no_grad():
-            ids_bt = model.generate(
-                padded,
-                max_new_tokens=max_new_tokens,
-                pad_id=tokenizer.pad_token_id,
-                end_id=encoder.end[0] if len(encoder.end) == 1 else tokenizer.eos_token_id,
-            )
-        # An end of several tokens does not stop the generation; what follows it is cut.
-        end = tokenizer.decode(encoder.end) if len(encoder.end) > 1 else None
-        texts = tokenizer.batch_decode(ids_bt, skip_special_tokens=True)
-        texts = [text.partition(end)[0] if end else text for text in texts]
-        for sample, text in zip(group, texts, strict=True):
-            yield _prediction(sample, text)
+    rows = [encoder.question(sample) for sample in samples]
+    padded = collate(rows, pad_id=tokenizer.pad_token_id, side="left").to(device)
+    with torch.no_grad():
+        ids_bt = model.generate(
+            padded,
+            max_new_tokens=max_new_tokens,
+            pad_id=tokenizer.pad_token_id,
+            end_id=encoder.end[0] if len(encoder.end) == 1 else tokenizer.eos_token_id,
+        )
+    # An end of several tokens does not stop the generation; what follows it is cut.
+    end = tokenizer.decode(encoder.end) if len(encoder.end) > 1 else None
+    texts = tokenizer.batch_decode(ids_bt, skip_special_tokens=True)
+    texts = [text.partition(end)[0] if end else text for text in texts]
+    return [_prediction(sample, text) for sample, text in zip(samples, texts, strict=True)]
 
 
 def _prediction(sample: Sample, answer: str) -> Prediction:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress
 from rich.table import Table
 
-from etl.atomic import atomic_file, write_json
+from etl.atomic import file_sha256, write_json
 from etl.command import UserError, parse
 from etl.schema import Sample, SampleError
 from etl.shards import ShardSet
@@ -24,7 +25,14 @@ from model.weights import load_trained
 from pipeline.checkpoint import newest_weights
 from pipeline.config import RunConfig, read_config
 from pipeline.data.encode import SampleEncoder
+from pipeline.evaluate.answered import Answered
 from pipeline.evaluate.answers import Prediction, answers, without_media
+from pipeline.stopping import STOPPED, StopRequest
+
+log = logging.getLogger(__name__)
+
+Sight = Callable[[Sample], Sample]
+"""What of a sample the model is shown."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,27 +56,62 @@ class EvaluateOptions:
 
 
 def evaluate(args: Sequence[str]) -> int:
-    """Run the command; returns the exit code."""
+    """Run the command; returns the exit code: `STOPPED` if it was asked to stop and can go on."""
+    stop = StopRequest()
     options = parse(EvaluateOptions, prog="python -m pipeline evaluate", args=args)
     config = read_config(options.run / "config.json")
     if isinstance(config.settings, InitStage):
         raise UserError(f"{options.run}: of the stage init, which answers nothing; want pt or sft")
     shards = ShardSet(options.data)
-    number = min(len(shards), options.limit or len(shards))
-    samples = [shards[index] for index in range(number)]
     model = load_run(config, options.run)
     output = options.output or options.run / "evaluation"
-    seeing = _ask(config, model, samples, options, "with media")
-    blind = _ask(config, model, [without_media(s) for s in samples], options, "blind")
-    _write_predictions(output / "predictions.jsonl", seeing)
-    _write_predictions(output / "predictions_blind.jsonl", blind)
+    number = min(len(shards), options.limit or len(shards))
+    identity = {
+        "weights": file_sha256(newest_weights(options.run)),
+        "config": file_sha256(options.run / "config.json"),
+        "data": shards.fingerprint,
+        "questions": number,
+        "batch": options.batch,
+        "max_new_tokens": options.max_new_tokens,
+    }
+    passes = [
+        Answered(output / f"{name}.jsonl", identity | {"pass": name}, options.batch)
+        for name in ("predictions", "predictions_blind")
+    ]
+    sights: tuple[Sight, ...] = (lambda sample: sample, without_media)
+    for answered, sight in zip(passes, sights, strict=True):
+        questions = Questions(shards, number, sight)
+        _ask(config, model, questions, answered, options, stop)
+        if stop.asked:
+            told = sum(len(item.predictions) for item in passes)
+            log.info("stopped on request after %d of %d answers; kept", told, 2 * number)
+            return STOPPED
+        answered.finish()
+    seeing, blind = (answered.predictions for answered in passes)
     scores = score(seeing, blind)
     write_json(output / "scores.json", asdict(scores))
+    for answered in passes:
+        answered.forget()
     if options.json:
         sys.stdout.write(json.dumps(asdict(scores), indent=2) + "\n")
     else:
         Console().print(_table(scores))
     return 0
+
+
+class Questions:
+    """The first samples of a data set as the model is to see them, read when they are asked for."""
+
+    def __init__(self, shards: ShardSet, number: int, sight: Sight) -> None:
+        self._shards, self._number, self._sight = shards, number, sight
+
+    def __len__(self) -> int:
+        return self._number
+
+    def some(self, first: int, most: int) -> list[Sample]:
+        """Return at most so many from one on."""
+        last = min(self._number, first + most)
+        return [self._sight(self._shards[index]) for index in range(first, last)]
 
 
 def load_run(config: RunConfig, run: Path) -> MultimodalLM:
@@ -82,10 +125,12 @@ def load_run(config: RunConfig, run: Path) -> MultimodalLM:
 def _ask(
     config: RunConfig,
     model: MultimodalLM,
-    samples: Sequence[Sample],
+    questions: Questions,
+    answered: Answered,
     options: EvaluateOptions,
-    title: str,
-) -> list[Prediction]:
+    stop: StopRequest,
+) -> None:
+    """Ask what is not answered yet, a batch at a time, until all is or a stop is asked for."""
     tokenizer = build_tokenizer(config.system.model, weights=config.weights)
     encoder = SampleEncoder(
         config.system.model,
@@ -94,20 +139,21 @@ def _ask(
         max_tokens=config.settings.max_tokens,
         text_tokenizer=build_text_tokenizer(config.system.model, weights=config.weights),
     )
-    stream = answers(
-        model,
-        tokenizer,
-        encoder,
-        samples,
-        batch=options.batch,
-        max_new_tokens=options.max_new_tokens,
-    )
-    try:
-        return list(
-            track(stream, total=len(samples), description=title, console=Console(stderr=True))
-        )
-    except SampleError as error:
-        raise UserError(f"{', '.join(map(str, options.data))}: {error}") from None
+    with Progress(console=Console(stderr=True)) as progress:
+        done = len(answered.predictions)
+        task = progress.add_task(answered.path.stem, total=len(questions), completed=done)
+        for first in range(done, len(questions), options.batch):
+            if stop.asked:
+                return
+            samples = questions.some(first, options.batch)
+            try:
+                found = answers(
+                    model, tokenizer, encoder, samples, max_new_tokens=options.max_new_tokens
+                )
+            except SampleError as error:
+                raise UserError(f"{', '.join(map(str, options.data))}: {error}") from None
+            answered.add(found)
+            progress.update(task, advance=len(found))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,13 +199,6 @@ def score(seeing: Sequence[Prediction], blind: Sequence[Prediction]) -> Scores:
 
 def _share(predictions: Sequence[Prediction]) -> float:
     return sum(prediction.right for prediction in predictions) / len(predictions)
-
-
-def _write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
-    with atomic_file(path) as stream:
-        for prediction in predictions:
-            line = {**asdict(prediction), "right": prediction.right}
-            stream.write(json.dumps(line).encode() + b"\n")
 
 
 def _table(scores: Scores) -> Table:

@@ -28,13 +28,14 @@ from pipeline.data.loader import MicroBatch, Samples, micro_batches
 from pipeline.data.schedule import Schedule
 from pipeline.engine import ds_config, ranks, start_engine, start_ranks
 from pipeline.hindsight import look_back
-from pipeline.loop import Job, StopRequest, train
+from pipeline.loop import Job, train
 from pipeline.objectives import objective_of
 from pipeline.outlook import stage_costs, typical_product
 from pipeline.planning import make_schedule
 from pipeline.rates import of_this_device
 from pipeline.records import RunRecords
 from pipeline.report import run_report
+from pipeline.stopping import StopRequest
 from pipeline.tally import Tally, memory_now, source_names
 from pipeline.trackers import start_trackers
 from pipeline.watchdog import Decoding, Watch, Watchdog

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -52,4 +53,37 @@ def test_a_stopped_rank_is_named_by_the_other_and_nothing_is_lost(
     assert "stalled: rank 0" in outcome.stderr
 
     assert run_ranks(2, *words(captions, run)).code == 0
+    assert losses(run) == losses(whole)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_shard_that_changes_in_mid_run_ends_in_one_line(
+    workers: int, captions: Path, whole: Path, tmp_path: Path
+) -> None:
+    """What was trained is saved; put back, the same command goes on."""
+    data = tmp_path / "captions"
+    shutil.copytree(captions, data)
+    run = tmp_path / "run"
+    told = (*words(data, run), "--save-every", 100, "--workers", workers)
+    ranks = Ranks(2, told)
+    wait_for(run / "metrics.jsonl", ranks)
+    [shard] = data.glob("*.arrow")
+    kept = shard.read_bytes()
+    half = tmp_path / "half"
+    half.write_bytes(kept[: len(kept) // 2])
+    half.replace(shard)  # while the old one is mapped
+    outcome = ranks.wait()
+    assert outcome.code == 2, outcome.stderr
+    [line] = [line for line in outcome.stderr.splitlines() if line.startswith("error: ")]
+    done = len(losses(run))
+    assert f"{shard}: has changed since it was checked; put back the one with sha256" in line
+    assert line.endswith(f"then the same command goes on after step {done}")
+    assert "Traceback" not in outcome.stderr
+    assert 0 < done < STEPS
+
+    outcome = run_ranks(2, *told)
+    assert outcome.code == 2
+    assert "shard is damaged" in outcome.stderr
+    shard.write_bytes(kept)
+    assert run_ranks(2, *told).code == 0
     assert losses(run) == losses(whole)

@@ -1,4 +1,4 @@
-"""What the step loop needs no process group for."""
+"""A command that is asked to stop."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 _SIGNALLED_ON_THE_WAY_OUT = """
 import ctypes
 import sys
-from pipeline.loop import StopRequest
+from pipeline.stopping import StopRequest
 
 stop = StopRequest()
 libc = ctypes.CDLL(None)

@@ -37,7 +37,13 @@ def test_answers_do_not_depend_on_how_questions_are_batched(tmp_path: Path) -> N
     encoder = SampleEncoder(preset.model, tokenizer, prompt="chat", max_tokens=128)
     samples = [shards[0], without_media(shards[1]), *(shards[i] for i in range(2, 6))]
     whole, single = (
-        list(answers(model, tokenizer, encoder, samples, batch=size, max_new_tokens=6))
+        [
+            prediction
+            for first in range(0, 6, size)
+            for prediction in answers(
+                model, tokenizer, encoder, samples[first : first + size], max_new_tokens=6
+            )
+        ]
         for size in (6, 1)
     )
     assert whole == single
