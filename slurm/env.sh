@@ -56,7 +56,7 @@ run_to_be_resumed() {
     do :; done
 
     if [[ $code == "$STOPPED" && ! $ending ]]; then
-        echo "${0##*/}: what was done is saved; job $SLURM_JOB_ID goes back to the queue"
+        echo "$SLURM_JOB_NAME: what was done is saved; job $SLURM_JOB_ID goes back to the queue"
         scontrol requeue "$SLURM_JOB_ID" ||
             echo "it cannot be requeued; submit it again to go on" >&2
     fi
