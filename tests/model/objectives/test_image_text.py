@@ -33,6 +33,7 @@ class GivenSpec:
     parts: int = 1
     shape: tuple[int, ...] = (5, 24)
     sees_parts: bool = False
+    features: tuple[int, int, int] = (1, 5, 24)
 
     @property
     def encoder(self):
