@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,7 @@ class FeatureStore:
         self._forget()
 
     def _forget(self) -> None:
+        self._looking = threading.Lock()
         self._index = Index()
         self._parts: list[Part | None] = []
         self._known: set[str] = set()
@@ -100,7 +102,11 @@ class FeatureStore:
         return None
 
     def refresh(self) -> None:
-        """Look for files that were added since."""
+        """Look for files that were added since; any thread may."""
+        with self._looking:
+            self._refresh()
+
+    def _refresh(self) -> None:
         try:
             changed_ns = self.folder.stat().st_mtime_ns
         except FileNotFoundError:
@@ -117,8 +123,8 @@ class FeatureStore:
             except DamagedError as error:
                 _tell_damaged(self.folder / name, error)
                 continue
-            self._index.add(len(self._parts), part.heads())
             self._parts.append(part)
+            self._index.add(len(self._parts) - 1, part.heads())
 
     def _place(self, key: bytes) -> tuple[int, int] | None:
         """Return where a key's features lie; looks for new files where they are not known."""
