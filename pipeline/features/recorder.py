@@ -59,7 +59,8 @@ class Recorder:
         """Begin to write what is held; waits for what was being written before."""
         self._wait()
         held, self._held, self._bytes = self._held, {}, 0
-        self._writing = self._thread.submit(self._write, held)
+        if self._folders:
+            self._writing = self._thread.submit(self._write, held)
 
     def _write(self, held: Mapping[Path, Mapping[bytes, Tensor]]) -> None:
         for folder, features in held.items():
