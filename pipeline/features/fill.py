@@ -138,15 +138,16 @@ def features(args: Sequence[str]) -> int:
     run = _run(options)
     shards = ShardSet([Path(folder) for folder in run.data])
     initial = newest_weights(Path(run.init_from)) if run.init_from else None
-    started = time.monotonic()
     with ray_cluster() as cpus, _crew(cpus) as (crew, threads, device):
         make = partial(Filler, run, initial, batch=options.batch, threads=threads, device=device)
         stores = _stores(run, crew, make, verify=options.verify)
         slots = {kind: run.system.model.slot(kind) for kind in stores}
         counts, ranges = plan(shards, slots, stores, options.part_media)
+        begun = time.monotonic()
         unreadable = _fill(crew, make, ranges, counts)
+        encoding = time.monotonic() - begun
     _write_unreadable(stores, shards.fingerprint, unreadable)
-    _tell(counts, time.monotonic() - started, as_json=options.json)
+    _tell(counts, encoding, as_json=options.json)
     return 0
 
 
@@ -266,7 +267,7 @@ def _write_unreadable(
 
 def _tell(counts: Mapping[str, Count], seconds: float, *, as_json: bool) -> None:
     if as_json:
-        value = {"kinds": {kind: asdict(c) for kind, c in counts.items()}, "seconds": seconds}
+        value = {"kinds": {k: asdict(c) for k, c in counts.items()}, "encoding_seconds": seconds}
         sys.stdout.write(json.dumps(value, indent=2) + "\n")
         return
     table = Table("media", "distinct", "known", "encoded", "unreadable", "producer")

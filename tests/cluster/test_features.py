@@ -1,10 +1,10 @@
 """The feature cache under ZeRO-3 on two ranks, and the Ray job that fills it, killed."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -176,8 +176,9 @@ def test_a_fill_that_is_killed_and_run_again_gives_the_same_features(
     with marked(ray_head.env) as env:
         process = start(killed, env)
         while len(list(killed.glob("*/part-*.arrow"))) < 3:
-            assert process.poll() is None, process.communicate()[1]
-            time.sleep(0.01)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=0.01)
+                raise AssertionError(process.communicate()[1])
         os.kill(process.pid, signal.SIGKILL)
         process.communicate()
     before = contents(killed)
