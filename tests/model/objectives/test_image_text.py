@@ -154,6 +154,21 @@ def test_fillers_change_no_loss():
         torch.testing.assert_close(means(filled)[name], loss)
 
 
+def test_known_features_give_the_losses_of_their_media():
+    model = small_model()
+    batch = pairs(*some_pairs(3), filler=True)
+    image = batch.media["image"]
+    known = replace(
+        image,
+        values=image.values[:1],
+        features=image.values[1:],  # which the encoder hands on as they are
+        known_m=torch.tensor([False, True, True]),
+    )
+    expected = means(model(batch))
+    for name, loss in means(model(replace(batch, media={"image": known}))).items():
+        torch.testing.assert_close(loss, expected[name])
+
+
 def test_what_is_counted_before_the_pass_is_what_the_losses_count():
     batch = pairs(*some_pairs(3), filler=True)
     losses = objective().losses(small_model()(batch))
