@@ -123,7 +123,7 @@ def _read_seconds(
     store: FeatureStore,
     device: str,
 ) -> float:
-    folder = Path(tempfile.mkdtemp(prefix=".measure-", dir=store.folder))
+    folder = Path(tempfile.mkdtemp(prefix=".measure-", suffix=".partial", dir=store.folder))
     try:
         trial = FeatureStore(folder, Producer(role="trial", spec={}, weights="", dtype=""))
         trial.create()

@@ -48,9 +48,9 @@ class Recorder:
         if folder is None:
             return
         held = self._held.setdefault(folder, {})
-        for key, features_fnd in zip(keys, features_xfnd, strict=True):
+        for key, features_fnd in zip(keys, features_xfnd.to("cpu"), strict=True):
             if key not in held:
-                held[key] = features_fnd.to("cpu", copy=True)
+                held[key] = features_fnd.clone()
                 self._bytes += held[key].nbytes
         if self._bytes >= self._most:
             self.flush()

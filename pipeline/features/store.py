@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -157,7 +158,10 @@ class FeatureStore:
         """
         for partial in self.folder.glob(".*.partial"):
             if time.time() - partial.stat().st_mtime > _ABANDONED_S:
-                partial.unlink(missing_ok=True)
+                if partial.is_dir():
+                    shutil.rmtree(partial, ignore_errors=True)
+                else:
+                    partial.unlink(missing_ok=True)
         damaged = [name for name in sorted(self._names()) if not _sound(self.folder / name)]
         for name in damaged:
             (self.folder / name).rename(self.folder / f"{name}.damaged")
