@@ -18,6 +18,7 @@ from etl.command import main, parse
 from pipeline.checkpoint import Cursor
 from pipeline.config import read_config
 from pipeline.engine import ranks, start_engine
+from pipeline.features.lookup import Lookup
 from pipeline.loop import train
 from pipeline.saving.files import damage
 from pipeline.stages.common import (
@@ -81,7 +82,7 @@ def run(args: list[str]) -> None:
         watch = Watch(Decoding(0))
         stop = StopRequest()
         job = replace(make_job(config, inputs), save_every=10**9)
-        batches = data_from(Cursor(), config, inputs, watch.decoding)
+        batches = data_from(Cursor(), config, inputs, watch.decoding, Lookup())
         tally = make_tally(config)
         train(
             engine, batches, job, Cursor(), inputs.checkpoints, records,

@@ -51,11 +51,14 @@ class Crew:
     Args:
         size: the most that work at a time.
         cpus: what each takes of the cluster's CPUs.
+        gpus: what each takes of its GPUs.
     """
 
-    def __init__(self, size: int, *, cpus: float) -> None:
+    def __init__(self, size: int, *, cpus: float, gpus: float = 0) -> None:
         self._size = size
-        self._kind = ray.remote(_Worker).options(num_cpus=cpus, scheduling_strategy="SPREAD")
+        self._kind = ray.remote(_Worker).options(
+            num_cpus=cpus, num_gpus=gpus, scheduling_strategy="SPREAD"
+        )
         self._idle: list[Any] = []
         self._running: dict[
             Any, tuple[Any, Any, int]

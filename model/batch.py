@@ -1,7 +1,7 @@
 """What a model takes in at once.
 
 Shapes: b sequences, t positions, s positions of a seq2seq decoder, m media of a kind, f parts of a
-medium.
+medium, n tokens of a part, d width of features.
 """
 
 from __future__ import annotations
@@ -23,11 +23,16 @@ class Media:
     """All media of one kind in a micro-batch, in reading order.
 
     Args:
-        values: the encoder's input (m, f, *shape).
+        values: the encoder's input (m, f, *shape) of all media, or of those whose features are not
+            known.
         places_bt: true where a medium's tokens go.
         rows_m: the sequence that each medium is in.
         starts_m: the first position of its sequence that knows of it.
         text: the instruction for each medium, for projectors that read it.
+        features: what the encoder has made of the other media before, (those, f, n, d); None where
+            nothing is known.
+        known_m: whether a medium is one of those; None likewise.
+        keys: what the values' features are to be kept under, for who keeps them; or empty.
     """
 
     values: Tensor
@@ -35,6 +40,9 @@ class Media:
     rows_m: Tensor
     starts_m: Tensor
     text: TextIds | None = None
+    features: Tensor | None = None
+    known_m: Tensor | None = None
+    keys: tuple[bytes, ...] = ()
 
     def to(self, device: torch.device | str) -> Media:
         """Return the media on `device`."""
@@ -44,6 +52,9 @@ class Media:
             rows_m=self.rows_m.to(device),
             starts_m=self.starts_m.to(device),
             text=None if self.text is None else self.text.to(device),
+            features=None if self.features is None else self.features.to(device),
+            known_m=None if self.known_m is None else self.known_m.to(device),
+            keys=self.keys,
         )
 
 

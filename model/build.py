@@ -169,11 +169,8 @@ def build(spec: ModelSpec, stage: Stage, *, weights: Weights, seed: int = 0) -> 
     Raises:
         SpecError: weights that cannot be had, or that do not fit the spec.
     """
-    torch.manual_seed(seed)
+    inputs = build_inputs(spec, stage, weights=weights, seed=seed)
     dtype = DTYPES[stage.precision]
-    inputs: dict[str, dict[str, nn.Module]] = {
-        slot.modality: own_parts(slot, spec.projected_width, weights, dtype) for slot in spec.inputs
-    }
     backbone = BACKBONES[type(spec.backbone)].make(spec.backbone, weights=weights, dtype=dtype)
     FUSIONS[type(spec.fusion)](backbone, spec.fusion)
     if stage.peft is not None:
@@ -185,6 +182,20 @@ def build(spec: ModelSpec, stage: Stage, *, weights: Weights, seed: int = 0) -> 
     if stage.reference is not None:
         return aligned.make(spec, inputs, backbone, stage.reference, weights=weights)
     return MultimodalLM(spec, inputs, backbone)
+
+
+def build_inputs(
+    spec: ModelSpec, stage: Stage, *, weights: Weights, seed: int = 0
+) -> dict[str, dict[str, nn.Module]]:
+    """Build what stands in front of the backbone, by modality, with the weights that `build` gives.
+
+    What is new in an encoder is drawn in the same order; so none is built without its neighbours.
+    """
+    torch.manual_seed(seed)
+    dtype = DTYPES[stage.precision]
+    return {
+        slot.modality: own_parts(slot, spec.projected_width, weights, dtype) for slot in spec.inputs
+    }
 
 
 def own_parts(

@@ -8,6 +8,7 @@ v vocabulary.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from model import packing
 from model.backbone_fusion import gated_cross_attention, visual_expert
 from model.backbone_fusion.conditioning import conditioned
 from model.batch import Batch
+from model.features import Keep, media_features, trains
 from model.fusion import FusionError, splice
 from model.parts import encode_parts, pool
 from model.spec import InputSlot, ModelSpec
@@ -33,7 +35,12 @@ class MultimodalLM(nn.Module):
             with another is there only once: DeepSpeed hooks every module it finds, and a
             module that it finds twice would be gathered twice.
         backbone: the language model.
+
+    Attributes:
+        keep: is told every feature of a medium that has a key, if anyone keeps them.
     """
+
+    keep: Keep | None = None
 
     def __init__(
         self,
@@ -59,31 +66,38 @@ class MultimodalLM(nn.Module):
         assert isinstance(branch, nn.ModuleDict)
         return branch[name]
 
-    def project(self, kind: str, values: Tensor, text: TextIds | None = None) -> Tensor:
-        """Return the projected tokens (m, k, d) of media (m, f, *shape): P_X (survey eq. 1).
+    def train(self, mode: bool = True) -> MultimodalLM:
+        """Set the mode of all parts but frozen encoders, which never draw at random.
+
+        So a medium's features are the same every time.
+        """
+        super().train(mode)
+        for slot in self.spec.inputs:
+            if slot.modality in self.inputs and slot.encoder_of is None:
+                encoder = self.encoder(slot.modality)
+                encoder.train(mode and trains(encoder))
+        return self
+
+    def encode(self, kind: str, values: Tensor) -> Tensor:
+        """Return the features (m, f, n, d) of media (m, f, *shape): F_X (survey eq. 1).
 
         A frozen encoder keeps no activations.
         """
         slot, encoder = self.spec.slot(kind), self.encoder(kind)
-        trains = any(parameter.requires_grad for parameter in encoder.parameters())
-        with torch.set_grad_enabled(trains and torch.is_grad_enabled()):
-            features_mfnd = encode_parts(encoder, values, whole=slot.encoder.sees_parts)
-        projector = self.projector(kind)
+        with torch.set_grad_enabled(trains(encoder) and torch.is_grad_enabled()):
+            return encode_parts(encoder, values, whole=slot.encoder.sees_parts)
+
+    def project(self, kind: str, features_mfnd: Tensor, text: TextIds | None = None) -> Tensor:
+        """Return the projected tokens (m, k, d) of media's features: P_X (survey eq. 1)."""
+        slot, projector = self.spec.slot(kind), self.projector(kind)
         # Not by name: under ZeRO-3 touching a weight outside its module gathers it.
         dtype = next(projector.parameters()).dtype
         projected_mkd: Tensor = projector(pool(features_mfnd.to(dtype), slot.pool), text)
         return projected_mkd
 
-    def blank(self, slot: InputSlot) -> tuple[Tensor, TextIds | None]:
-        """Return one blank medium, for a rank that must take part without one."""
-        device = next(self.backbone.parameters()).device
-        values = torch.zeros(1, slot.parts, *slot.encoder.shape, device=device)
-        if not slot.projector.reads_text:
-            return values, None
-        one = torch.ones(1, 1, dtype=torch.long, device=device)
-        return values, TextIds(ids_bl=one, mask_bl=one)
-
-    def media_tokens(self, batch: Batch, used: Collection[str] = ()) -> dict[str, Tensor]:
+    def media_tokens(
+        self, batch: Batch, used: Collection[str] = (), encoded: Collection[str] | None = None
+    ) -> dict[str, Tensor]:
         """Return the projected tokens (m, k, d) of every kind in the batch or in `used`.
 
         Args:
@@ -91,6 +105,8 @@ class MultimodalLM(nn.Module):
             used: the kinds of media that any rank uses in this step. Under ZeRO-3 a module is a
                 collective; a kind that is missing here runs a dummy, and none of its tokens is
                 handed on (m = 0), which makes its weight zero.
+            encoded: those of them that any rank has to encode, since their features are not
+                known; by default all.
 
         Raises:
             FusionError: a kind that the model has no slot for.
@@ -98,15 +114,26 @@ class MultimodalLM(nn.Module):
         unknown = (set(batch.media) | set(used)) - set(self.inputs)
         if unknown:
             raise FusionError(f"media of {sorted(unknown)}, the model takes {list(self.inputs)}")
+        encoded = used if encoded is None else encoded
+        device = batch.ids_bt.device
         projected: dict[str, Tensor] = {}
         # In the slots' order, present or not: collectives must come in the same order on all ranks.
         for slot in self.spec.inputs:
-            kind = slot.modality
-            if kind in batch.media:
-                media = batch.media[kind]
-                projected[kind] = self.project(kind, media.values, media.text)
-            elif kind in used:
-                projected[kind] = self.project(kind, *self.blank(slot))[:0]
+            kind, media = slot.modality, batch.media.get(slot.modality)
+            if media is None and kind not in used:
+                continue
+            features_mfnd = media_features(
+                slot,
+                partial(self.encode, kind),
+                media,
+                calls=kind in encoded,
+                device=device,
+                keep=self.keep,
+            )
+            if media is None:
+                projected[kind] = self.project(kind, features_mfnd, _no_text(slot, device))[:0]
+            else:
+                projected[kind] = self.project(kind, features_mfnd, media.text)
         return projected
 
     def embed(
@@ -158,9 +185,14 @@ class MultimodalLM(nn.Module):
             (batch.ids_bt.shape[0], batch.ids_bt.shape[1]),
         )
 
-    def forward(self, batch: Batch, used: Collection[str] = ()) -> tuple[Tensor, Tensor]:
-        """Return the logits (o, v) and the targets (o,) of all positions that have a target."""
-        return self.answer(batch, self.media_tokens(batch, used))
+    def forward(
+        self, batch: Batch, used: Collection[str] = (), encoded: Collection[str] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the logits (o, v) and the targets (o,) of all positions that have a target.
+
+        `used` and `encoded` are as of `media_tokens`.
+        """
+        return self.answer(batch, self.media_tokens(batch, used, encoded))
 
     def answer(self, batch: Batch, projected: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Return logits (o, v) and targets (o,), given the media's tokens.
@@ -211,3 +243,11 @@ class MultimodalLM(nn.Module):
             )
         # A decoder's own start is no answer.
         return ids_bt[:, 1:] if self.spec.backbone.seq2seq else ids_bt
+
+
+def _no_text(slot: InputSlot, device: torch.device) -> TextIds | None:
+    """Return the instruction of a medium that stands for none, for projectors that read one."""
+    if not slot.projector.reads_text:
+        return None
+    one = torch.ones(1, 1, dtype=torch.long, device=device)
+    return TextIds(ids_bl=one, mask_bl=one)

@@ -24,6 +24,7 @@ class Agreement:
 
     Args:
         used: per micro-batch, the kinds of media that any rank uses in it.
+        encoded: those of them of which any rank has one to encode: its features are not known.
         counts: of the global batch, by loss: what each loss's sum is divided by.
         samples, bad: usable and unusable samples of the global batch.
         tokens: tokens of the global batch without padding.
@@ -34,6 +35,7 @@ class Agreement:
     """
 
     used: tuple[tuple[str, ...], ...]
+    encoded: tuple[tuple[str, ...], ...]
     counts: Mapping[str, int]
     samples: int
     bad: int
@@ -63,7 +65,10 @@ def agree(
         writing: how far this rank is with the checkpoint that it writes.
         device: where the collective's tensor must live.
     """
-    usage = [[kind in item.batch.media for kind in modalities] for item in batches]
+    usage = [
+        *([kind in item.batch.media for kind in modalities] for item in batches),
+        *([_encodes(item, kind) for kind in modalities] for item in batches),
+    ]
     counted = [objective.counts(item.batch) for item in batches]
     names = list(objective.weights)
     counts = [
@@ -81,15 +86,14 @@ def agree(
     everyone = [torch.empty_like(own) for _ in range(dist.get_world_size())]
     dist.all_gather(everyone, own)
     total = torch.stack(everyone).sum(0).tolist()
-    flags = total[len(counts) :]
-    width = len(modalities)
+    flags, width = total[len(counts) :], len(modalities)
+    kinds = [
+        tuple(kind for kind, count in zip(modalities, flags[first:], strict=False) if count)
+        for first in range(0, len(flags), width)
+    ]
     return Agreement(
-        used=tuple(
-            tuple(
-                kind for kind, count in zip(modalities, flags[i * width :], strict=False) if count
-            )
-            for i in range(len(batches))
-        ),
+        used=tuple(kinds[: len(batches)]),
+        encoded=tuple(kinds[len(batches) :]),
         counts=dict(zip(names, total[8:], strict=False)),
         samples=total[0],
         bad=total[1],
@@ -99,3 +103,7 @@ def agree(
         lost=total[5] > 0,
         writing=Standing(busy=total[6], failed=total[7]),
     )
+
+
+def _encodes(item: MicroBatch, kind: str) -> bool:
+    return kind in item.batch.media and len(item.batch.media[kind].values) > 0

@@ -1,4 +1,4 @@
-"""The command line: `python -m pipeline {pt,sft,evaluate,import,export,plan,list,show} …`."""
+"""The command line: `python -m pipeline {pt,sft,features,evaluate,import,export,plan,…} …`."""
 
 from __future__ import annotations
 
@@ -34,6 +34,13 @@ def _train(stage: StageName) -> Callable[[Sequence[str]], int]:
         return _STAGES[stage](resolve(options, stage), options.resume)
 
     return run
+
+
+def _features(args: Sequence[str]) -> int:
+    # Ray takes a second to import, which no other command needs.
+    from pipeline.features.fill import features  # noqa: PLC0415
+
+    return features(args)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +142,7 @@ COMMANDS: Mapping[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "init": (_train("init"), "pre-train a Q-Former or P-Former by itself, before MM-PT"),
     "pt": (_train("pt"), "align a preset's projectors on captions (MM-PT)"),
     "sft": (_train("sft"), "fine-tune on instructions (MM-IT)"),
+    "features": (_features, "encode each medium of the data once, for pt --features (on Ray)"),
     "evaluate": (evaluate, "ask a trained run the questions of a data folder"),
     "import": (import_, "a run folder from a transformers checkpoint"),
     "export": (export, "a transformers checkpoint from such a run, trained or not"),

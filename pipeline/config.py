@@ -22,6 +22,7 @@ from pipeline.overrides import override
 from pipeline.trackers import TrackerName, check_trackers
 
 StageName = Literal["init", "pt", "sft"]
+FeaturesMode = Literal["auto", "always"]
 Scale = Literal["full", "tiny"]
 REPOSITORY = Path(__file__).parents[1]
 
@@ -49,6 +50,8 @@ class RunConfig:
         log_to: where else the figures of every step go.
         mix: how often the data folders' rows come in an epoch.
         stall_seconds: without progress, after which a rank tells where it stands and ends.
+        features: folder of features that frozen encoders have made, if they are to be kept.
+        features_mode: `auto` uses it where that measures faster, `always` everywhere.
     """
 
     stage: StageName
@@ -69,6 +72,8 @@ class RunConfig:
     log_to: tuple[TrackerName, ...] = ()
     mix: Mix = field(default_factory=Mix)
     stall_seconds: float = 1200
+    features: str | None = None
+    features_mode: FeaturesMode = "auto"
 
     @property
     def settings(self) -> Stage:
@@ -122,6 +127,12 @@ class TrainOptions:
     """Where else the figures of every step go. Default: nowhere else."""
     stall_seconds: float | None = None
     """Without progress, after which a rank tells where it stands and ends. Default: 1200."""
+    features: Path | None = None
+    """Where features of frozen encoders are kept: media that are in it are neither decoded nor
+    encoded, others are added. `python -m pipeline features` fills it beforehand."""
+    features_mode: FeaturesMode | None = None
+    """`auto`: use --features where that measures faster on this machine, which takes seconds at
+    the start; `always`. Default: auto."""
     mix: tuple[str, ...] = ()
     """How often a data folder's rows come in an epoch: FOLDER=2, FOLDER=0.5, or FOLDER=10% of
     all that is drawn."""
@@ -164,6 +175,7 @@ _RUN_FIELDS = (
     "bad_share",
     "stall_seconds",
     "log_every",
+    "features_mode",
 )
 
 
@@ -196,6 +208,7 @@ def resolve(options: TrainOptions, stage: StageName) -> RunConfig:
         data=tuple(map(str, options.data)) or run.data,
         output=str(options.output or run.output),
         init_from=str(options.init_from) if options.init_from else run.init_from,
+        features=str(options.features) if options.features else run.features,
         mix=_mix(options, run.mix),
         log_to=options.log_to or run.log_to,
     )

@@ -56,6 +56,7 @@ def look_back(run: RunConfig, world: int, totals: Totals, *, memory_before: int)
         targets=totals.targets / totals.samples,
         pairs=totals.pairs / totals.samples,
         media={kind: count / totals.samples for kind, count in totals.media.items()},
+        encoded={kind: count / totals.samples for kind, count in totals.encoded.items()},
     )
     outlook = look_ahead(system, run.stage, planned, rate, load)
     rows = _rows(Path(run.output), planned, outlook, totals, memory_before)

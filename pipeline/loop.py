@@ -146,10 +146,11 @@ def _step(
     }
     # A sum and a count for each loss.
     summed = torch.zeros(len(scales), 2, dtype=torch.float64, device=device())
-    for number, (item, used) in enumerate(zip(items, agreed.used, strict=True), start=1):
+    passes = zip(items, agreed.used, agreed.encoded, strict=True)
+    for number, (item, used, encoded) in enumerate(passes, start=1):
         engine.set_gradient_accumulation_boundary(number == len(items))
         watch.at("forward", samples=item.ids)
-        found = objective.losses(engine(item.batch.to(device()), used))
+        found = objective.losses(engine(item.batch.to(device()), used, encoded))
         scaled = [found[name][0] * scale for name, scale in scales.items()]
         watch.at("backward", samples=item.ids)
         engine.backward(torch.stack(scaled).sum(), scale_wrt_gas=False)

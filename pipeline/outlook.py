@@ -33,12 +33,15 @@ class Load:
         targets: positions that are learnt from.
         pairs: of positions that see each other.
         media: of each modality.
+        encoded: those of them that an encoder reads, where the features of others are known; None
+            for all.
     """
 
     positions: float
     targets: float
     pairs: float
     media: Mapping[str, float]
+    encoded: Mapping[str, float] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +139,8 @@ def typical_product(model: ModelSpec, stage: Stage) -> tuple[int, int, int]:
 def _by_component(costs: UnitCosts, load: Load) -> dict[str, Work]:
     work = {"encoders": Work(), "projectors": Work()}
     for kind, count in load.media.items():
-        work["encoders"] += costs.encoders[kind] * count
+        encoded = count if load.encoded is None else load.encoded[kind]
+        work["encoders"] += costs.encoders[kind] * encoded
         work["projectors"] += costs.projectors[kind] * count
     work["backbone"] = costs.position * load.positions
     work["attention scores"] = costs.pair * load.pairs

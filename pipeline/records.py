@@ -3,6 +3,7 @@
 RUN/metrics.jsonl       one object a step
 RUN/bad_samples.jsonl   one object a sample that could not be used
 RUN/hindsight.json      what the run was predicted to take, and what it took
+RUN/features.json       which media go through the feature cache, and why
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ log = logging.getLogger(__name__)
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _HINDSIGHT = "hindsight.json"
+_FEATURES = "features.json"
 _TOLERATED_OVER = 1000
 """Samples below which the share of bad ones is not yet taken at its word."""
 
@@ -146,6 +148,17 @@ def read_hindsight(run: Path) -> dict[str, Any] | None:
     """Return what `write_hindsight` wrote; None where a run has not come so far."""
     path = run / _HINDSIGHT
     return json.loads(path.read_bytes()) if path.is_file() else None
+
+
+def write_features(run: Path, verdicts: Mapping[str, Mapping[str, object]]) -> None:
+    """Write, by modality, the fields of `pipeline.features.training.Verdict`."""
+    write_json(run / _FEATURES, verdicts)
+
+
+def read_features(run: Path) -> dict[str, Any]:
+    """Return what `write_features` wrote; nothing where a run has no cache."""
+    path = run / _FEATURES
+    return json.loads(path.read_bytes()) if path.is_file() else {}
 
 
 def _whole_lines(path: Path) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any
 from etl.command import UserError
 from pipeline.charts import line_chart
 from pipeline.page import Cell, Charts, Section, Table, Text, write_report
-from pipeline.records import read_bad, read_hindsight, read_metrics
+from pipeline.records import read_bad, read_features, read_hindsight, read_metrics
 
 Entry = Mapping[str, object]
 _BAD_SHOWN = 20
@@ -32,6 +32,7 @@ def run_report(run: Path) -> Path:
         _losses(metrics),
         _speed(metrics),
         *_hindsight(run),
+        *_features(run),
         *_sources(metrics),
         *_bad(run),
     ]
@@ -145,6 +146,14 @@ def _hindsight(run: Path) -> list[Section]:
         rows=rows,
     )
     return [table, Text(heading="How that was predicted", paragraphs=found["notes"])]
+
+
+def _features(run: Path) -> list[Section]:
+    found = read_features(run)
+    if not found:
+        return []
+    rows = [(kind, str(verdict["reason"])) for kind, verdict in found.items()]
+    return [Table(heading="Feature cache", columns=("media", ""), rows=rows)]
 
 
 def _sources(metrics: Sequence[Entry]) -> list[Section]:

@@ -50,6 +50,7 @@ class Totals:
     Args:
         samples, positions, targets, pairs: sums.
         media: media of each modality.
+        encoded: those of them that the encoder read; the features of the others were known.
         places: positions of the largest pass of any rank, padding included.
         memory: the highest peak of any rank so far, in bytes.
     """
@@ -59,6 +60,7 @@ class Totals:
     targets: float = 0.0
     pairs: float = 0.0
     media: Mapping[str, float]
+    encoded: Mapping[str, float]
     places: float = 0.0
     memory: float = 0.0
 
@@ -82,7 +84,8 @@ class Tally:
     ) -> None:
         self._sources, self._kinds = tuple(sources), tuple(kinds)
         self._costs, self._peak = costs, peak
-        self.totals = Totals(media=dict.fromkeys(kinds, 0.0))
+        none = dict.fromkeys(kinds, 0.0)
+        self.totals = Totals(media=none, encoded=none)
         self._begin()
 
     def _begin(self) -> None:
@@ -92,6 +95,7 @@ class Tally:
         self._counts_s3 = torch.zeros(len(self._sources), 3, dtype=torch.float64)
         self._pairs = 0.0
         self._media = dict.fromkeys(self._kinds, 0.0)
+        self._encoded = dict.fromkeys(self._kinds, 0.0)
         self._places = 0.0
 
     def add(self, item: MicroBatch, losses: Mapping[str, Loss]) -> None:
@@ -110,6 +114,7 @@ class Tally:
             self._pairs += self._costs.pairs(length, targets) if self._costs else 0.0
         for kind, media in batch.media.items():
             self._media[kind] += len(media.rows_m)
+            self._encoded[kind] += len(media.values)
         self._places = max(self._places, float(batch.ids_bt.numel()))
         loss = losses.get(BY_SOURCE)
         if loss is not None and loss.each_m is not None:
@@ -123,6 +128,7 @@ class Tally:
                 self._losses_s.cpu(),
                 self._counts_s3.flatten(),
                 torch.tensor([self._media[kind] for kind in self._kinds], dtype=torch.float64),
+                torch.tensor([self._encoded[kind] for kind in self._kinds], dtype=torch.float64),
                 torch.tensor([self._pairs, self._places, peak_memory()], dtype=torch.float64),
             ]
         ).to(self._losses_s.device)
@@ -165,6 +171,10 @@ class Tally:
                 kind: old.media[kind] + sum(rank.media[kind] for rank in ranks)
                 for kind in self._kinds
             },
+            encoded={
+                kind: old.encoded[kind] + sum(rank.encoded[kind] for rank in ranks)
+                for kind in self._kinds
+            },
             places=max(old.places, *(rank.places for rank in ranks)),
             memory=max(old.memory, *(rank.memory for rank in ranks)),
         )
@@ -177,6 +187,7 @@ class _Rank:
     losses_s: Tensor
     counts_s3: Tensor
     media: Mapping[str, float]
+    encoded: Mapping[str, float]
     pairs: float
     places: float
     memory: float
@@ -184,12 +195,14 @@ class _Rank:
     @classmethod
     def read(cls, row: Tensor, sources: int, kinds: Sequence[str]) -> _Rank:
         """Read what `Tally.finish` has sent."""
-        losses_s, counts, media, rest = row.cpu().split([sources, 3 * sources, len(kinds), 3])
+        sizes = [sources, 3 * sources, len(kinds), len(kinds), 3]
+        losses_s, counts, media, encoded, rest = row.cpu().split(sizes)
         pairs, places, memory = rest.tolist()
         return cls(
             losses_s=losses_s,
             counts_s3=counts.view(sources, 3),
             media=dict(zip(kinds, media.tolist(), strict=True)),
+            encoded=dict(zip(kinds, encoded.tolist(), strict=True)),
             pairs=pairs,
             places=places,
             memory=memory,
@@ -203,7 +216,8 @@ def _compared(
     parts: dict[str, list[Work]] = {"encoders": [], "backbone": []}
     for rank in ranks:
         _, positions, targets = rank.counts_s3.sum(0).tolist()
-        before = [costs.medium(kind) * count for kind, count in rank.media.items()]
+        before = [costs.projectors[kind] * count for kind, count in rank.media.items()]
+        before += [costs.encoders[kind] * count for kind, count in rank.encoded.items()]
         parts["encoders"].append(sum(before, Work()))
         parts["backbone"].append(
             costs.position * positions + costs.target * targets + costs.pair * rank.pairs

@@ -55,9 +55,11 @@ class AlignedLM(MultimodalLM):
         self.reference = reference
         self._max_text = max_text
 
-    def forward(self, batch: Batch, used: Collection[str] = ()) -> AlignedOutput:  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        self, batch: Batch, used: Collection[str] = (), encoded: Collection[str] | None = None
+    ) -> AlignedOutput:
         """Return what the LLM says of a micro-batch, and what is to be drawn together."""
-        projected = self.media_tokens(batch, used)
+        projected = self.media_tokens(batch, used, encoded)
         with torch.no_grad():
             prompts_bku = self.reference(sentences_of(batch, self._max_text))
         rows = {kind: media.rows_m for kind, media in batch.media.items()}

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.batch import IGNORED, Batch
+from model.features import Keep, media_features
 from model.input_projectors.attention import initialise
 from model.input_projectors.pformer import PromptFormer
 from model.input_projectors.qformer import QFormerProjector
@@ -108,7 +109,12 @@ class ImageTextModel(nn.Module):
         slot: whose parts these are.
         parts: `encoder` and `projector`.
         reference: DLP's frozen P-Former, which the projected tokens are drawn to; or None.
+
+    Attributes:
+        keep: is told every feature of a medium that has a key, if anyone keeps them.
     """
+
+    keep: Keep | None = None
 
     def __init__(
         self,
@@ -125,6 +131,13 @@ class ImageTextModel(nn.Module):
         self.reference = reference
 
     @property
+    def encoder(self) -> nn.Module:
+        """The slot's encoder."""
+        branch = self.inputs[self.slot.modality]
+        assert isinstance(branch, nn.ModuleDict)
+        return branch["encoder"]
+
+    @property
     def projector(self) -> QFormerProjector:
         """The slot's projector."""
         branch = self.inputs[self.slot.modality]
@@ -133,17 +146,25 @@ class ImageTextModel(nn.Module):
         assert isinstance(projector, QFormerProjector)  # `model.build` looks at the spec
         return projector
 
-    def forward(self, batch: Batch, used: Collection[str] = ()) -> ImageTextOutput:
+    def train(self, mode: bool = True) -> ImageTextModel:
+        """Set the mode of all parts but the frozen encoder, which draws nothing."""
+        super().train(mode)
+        self.encoder.eval()
+        return self
+
+    def forward(
+        self, batch: Batch, used: Collection[str] = (), encoded: Collection[str] | None = None
+    ) -> ImageTextOutput:
         """Return what the losses need of one micro-batch; a collective.
 
         Args:
             batch: at most one medium in each row, and its caption in `sentences`. Every rank has
                 as many rows; those without a medium are fillers, which take part in the
                 collectives and in no loss.
-            used: the media of all ranks; what is missing here is filled up anyway.
+            used: the media of all ranks.
+            encoded: those of them that any rank has to encode; by default all.
         """
-        values, text, valid_b = self._pairs(batch)
-        features_bnd = self._encode(values)
+        features_bnd, text, valid_b = self._pairs(batch, used if encoded is None else encoded)
         qformer = self.projector.qformer
         # Under the causal mask queries see queries alone: their half of ITG's pass is ITC's.
         queries_bqw, told_blw = qformer.joint(features_bnd, self._begun(text), causal=True)
@@ -153,7 +174,7 @@ class ImageTextModel(nn.Module):
         to_images_bg = query_similarity(gather(images_bqe), texts_be).T
         temperature = self.heads.temperature
         to_texts_bg, to_images_bg = temperature(to_texts_bg), temperature(to_images_bg)
-        positives_b = torch.arange(len(valid_b), device=values.device) + first_row(valid_b)
+        positives_b = torch.arange(len(valid_b), device=valid_b.device) + first_row(valid_b)
         valid_g = gather(valid_b.long()).bool()
 
         drawn_images_b, found_b = draw_negatives(to_images_bg, positives_b, valid_g)
@@ -183,26 +204,29 @@ class ImageTextModel(nn.Module):
             prompts_xku=prompts_xku,
         )
 
-    def _pairs(self, batch: Batch) -> tuple[Tensor, TextIds, Tensor]:
-        """Return media (b, f, *shape), captions (b, l) and which rows are pairs (b,)."""
+    def _pairs(self, batch: Batch, encoded: Collection[str]) -> tuple[Tensor, TextIds, Tensor]:
+        """Return features (b, f·n, d), captions (b, l) and which rows are pairs (b,).
+
+        The parts of a medium are read at once. Rows without one see zeros.
+        """
         rows, device = len(batch.ids_bt), batch.ids_bt.device
-        values = torch.zeros(rows, self.slot.parts, *self.slot.encoder.shape, device=device)
+        kind, media = self.slot.modality, batch.media.get(self.slot.modality)
+        features_mfnd = media_features(
+            self.slot, self._encode, media, calls=kind in encoded, device=device, keep=self.keep
+        )
+        # Not by name: under ZeRO-3 touching a weight outside its module gathers it.
+        dtype = next(self.projector.parameters()).dtype
+        features_bfnd = features_mfnd.new_zeros(rows, *features_mfnd.shape[1:], dtype=dtype)
         valid_b = torch.zeros(rows, dtype=torch.bool, device=device)
-        media = batch.media.get(self.slot.modality)
         if media is not None:
-            values[media.rows_m] = media.values
+            features_bfnd[media.rows_m] = features_mfnd.to(dtype)
             valid_b[media.rows_m] = True
-        text = sentences_of(batch, self.spec.max_text)
-        return values, text, valid_b
+        return features_bfnd.flatten(1, 2), sentences_of(batch, self.spec.max_text), valid_b
 
     @torch.no_grad()
     def _encode(self, values: Tensor) -> Tensor:
-        """Return features (b, f·n, d); the parts of a medium are read at once."""
-        branch = self.inputs[self.slot.modality]
-        assert isinstance(branch, nn.ModuleDict)
-        features = encode_parts(branch["encoder"], values, whole=self.slot.encoder.sees_parts)
-        # Not by name: under ZeRO-3 touching a weight outside its module gathers it.
-        return features.flatten(1, 2).to(next(self.projector.parameters()).dtype)
+        """Return features (m, f, n, d) of media (m, f, *shape)."""
+        return encode_parts(self.encoder, values, whole=self.slot.encoder.sees_parts)
 
     def _begun(self, text: TextIds) -> TextIds:
         """Return the texts with `[DEC]`, BLIP-2's own last word, in the place of `[CLS]`."""

@@ -105,13 +105,16 @@ class SentenceModel(MultimodalLM):
         self.heads = SentenceHeads(spec, Codebook(embeddings))
         self._mask_id = mask_id
 
-    def forward(self, batch: Batch, used: Collection[str] = ()) -> SentenceOutput:  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        self, batch: Batch, used: Collection[str] = (), encoded: Collection[str] | None = None
+    ) -> SentenceOutput:
         """Return what the losses need of one micro-batch; a collective.
 
         Args:
             batch: each row a sentence in both vocabularies, behind the places of one medium; a row
                 without is a filler. Every rank has as many rows.
             used: of no meaning here: no medium is read.
+            encoded: likewise.
         """
         text = sentences_of(batch, self.objective.max_text)
         media = batch.media.get(self.objective.modality)

@@ -114,15 +114,21 @@ class InputSlot:
         return self.frames * self.encoder.parts
 
     @property
+    def features(self) -> tuple[int, int, int]:
+        """Parts, tokens of a part and width of what the encoder makes of one medium."""
+        if isinstance(self.encoder, UniformerEva):  # its own token belongs to no part
+            return 1, self.parts * self.encoder.tokens + 1, self.encoder.width
+        return self.parts, self.encoder.tokens, self.encoder.width
+
+    @property
     def ends(self) -> tuple[int, int]:
         """Parts and tokens of a part that the projector sees of one medium, after pooling."""
-        if isinstance(self.encoder, UniformerEva):  # its own token belongs to no part
-            return 1, self.parts * self.encoder.tokens + 1
         if self.pool == "mean":
             return 1, self.encoder.tokens
         if self.pool == "spatial_temporal":
             return 1, self.parts + self.encoder.tokens
-        return self.parts, self.encoder.tokens
+        parts, tokens, _ = self.features
+        return parts, tokens
 
     def joins(self, width_out: int) -> Ends:
         """Return what this slot's projector joins in front of a backbone of that width."""

@@ -91,12 +91,19 @@ def _media(kind: str, rows: Sequence[Row], firsts: Sequence[int], length: int) -
         mask_t = torch.tensor([place == kind for place in row.kinds], dtype=torch.bool)
         places_bt[number, first : first + len(row.ids)] = mask_t
     texts = [medium.text for _, _, medium in placed if medium.text is not None]
+    values = [medium.values for _, _, medium in placed if medium.values is not None]
+    known_m = [medium.values is None for _, _, medium in placed]
+    features = [medium.features for _, _, medium in placed if medium.features is not None]
+    keys = [medium.key for _, _, medium in placed if medium.values is not None and medium.key]
     return Media(
-        values=torch.stack([medium.values for _, _, medium in placed]),
+        values=torch.stack(values) if values else torch.zeros(0),
         places_bt=places_bt,
         rows_m=torch.tensor([number for number, _, _ in placed]),
         starts_m=torch.tensor([start for _, start, _ in placed]),
         text=_texts(texts) if texts else None,
+        features=torch.stack(features) if features else None,
+        known_m=torch.tensor(known_m) if features else None,
+        keys=tuple(keys),
     )
 
 

@@ -17,6 +17,7 @@ from model.spec.qformer import QFormer
 from pipeline.data.draft import Draft, Drafter
 from pipeline.data.prompts import said
 from pipeline.data.readers import read
+from pipeline.features.lookup import Lookup
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,15 +28,19 @@ class PlacedMedium:
         kind: of medium.
         start: the token before which it begins, what stands before it included.
         first: the first of its places.
-        values: the encoder's input (f, *shape).
+        values: the encoder's input (f, *shape); None where its features are known.
         text: the instruction's ids, for projectors that read it; None for the others.
+        features: what the encoder makes of it (f, n, d); None where that is not known.
+        key: what its features are to be kept under; empty where none are kept.
     """
 
     kind: str
     start: int
     first: int
-    values: Tensor
+    values: Tensor | None
     text: tuple[int, ...] | None = None
+    features: Tensor | None = None
+    key: bytes = b""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +80,7 @@ class SampleEncoder:
         text_tokenizer: of the projectors that read the instruction, if there are any.
         sentences: of the part that reads what the assistant says, if there is one. Each sample
             then is a sentence and one medium of its kind, or none where that is of use, too.
+        features: which media's features are known.
 
     Attributes:
         end: the tokens that end an answer.
@@ -90,7 +96,9 @@ class SampleEncoder:
         max_tokens: int,
         text_tokenizer: PreTrainedTokenizerBase | None = None,
         sentences: SentenceReader | None = None,
+        features: Lookup | None = None,
     ) -> None:
+        self._features = features or Lookup()
         self._slots: dict[str, InputSlot] = {slot.modality: slot for slot in spec.inputs}
         self._drafter = Drafter(spec, tokenizer, prompt=prompt, max_tokens=max_tokens)
         self._text_tokenizer = text_tokenizer
@@ -148,18 +156,29 @@ class SampleEncoder:
         draft = self._drafter.draft(sample.id, turns, kinds, cut=cut)
         instructions = _instructions(sample.turns)
         media = tuple(
-            PlacedMedium(
-                kind=medium.kind,
-                start=start,
-                first=first,
-                values=self._values(sample, medium),
-                text=self._text_ids(self._slots[medium.kind], instruction),
-            )
-            for medium, (start, first), instruction in zip(
+            self._placed(sample, medium, places, instruction)
+            for medium, places, instruction in zip(
                 sample.media, draft.starts, instructions, strict=True
             )
         )
         return _row(draft, media)
+
+    def _placed(
+        self, sample: Sample, medium: Medium, places: tuple[int, int], instruction: str
+    ) -> PlacedMedium:
+        """Return a medium with its features if they are known, or else decoded."""
+        found = self._features.find(medium)
+        known = found is not None and found.features is not None
+        start, first = places
+        return PlacedMedium(
+            kind=medium.kind,
+            start=start,
+            first=first,
+            values=None if known else self._values(sample, medium),
+            text=self._text_ids(self._slots[medium.kind], instruction),
+            features=found.features if found else None,
+            key=found.key if found else b"",
+        )
 
     def _text_ids(self, slot: InputSlot, instruction: str) -> tuple[int, ...] | None:
         projector = slot.projector

@@ -27,6 +27,8 @@ from pipeline.data.encode import SampleEncoder
 from pipeline.data.loader import MicroBatch, Samples, micro_batches
 from pipeline.data.schedule import Schedule
 from pipeline.engine import ds_config, ranks, start_engine, start_ranks
+from pipeline.features.lookup import Lookup
+from pipeline.features.training import open_features
 from pipeline.hindsight import look_back
 from pipeline.loop import Job, train
 from pipeline.objectives import objective_of
@@ -69,17 +71,19 @@ def train_stage(run: RunConfig, resume: str) -> int:
     records = start_run(run)
     memory_before = memory_now()
     model = make_model(run, inputs)
+    lookup, recorder = open_features(run, inputs.shards, model)
     engine = start_engine(model, run.settings, steps=inputs.steps, world=ranks()[1])
     cursor = resume_point(engine, inputs, records)
     watch = Watch(Decoding(run.workers))
     watch.follow(engine.module)
-    batches = data_from(cursor, run, inputs, watch.decoding)
+    batches = data_from(cursor, run, inputs, watch.decoding, lookup)
     job, tally = make_job(run, inputs), make_tally(run)
     rank, world = ranks()
     folder = Path(run.output)
     if rank == 0:
         records.show_in(start_trackers(run.log_to, folder, asdict(run), step=cursor.step))
-    with Watchdog(watch, folder, rank=rank, world=world, seconds=run.stall_seconds):
+    watchdog = Watchdog(watch, folder, rank=rank, world=world, seconds=run.stall_seconds)
+    with recorder, watchdog:
         code = train(
             engine,
             batches,
@@ -192,7 +196,7 @@ def resume_point(engine: deepspeed.DeepSpeedEngine, inputs: Inputs, records: Run
 
 
 def data_from(
-    cursor: Cursor, run: RunConfig, inputs: Inputs, decoding: Decoding
+    cursor: Cursor, run: RunConfig, inputs: Inputs, decoding: Decoding, lookup: Lookup
 ) -> Iterator[list[MicroBatch]]:
     """Yield this rank's micro-batches of each step from the cursor on."""
     settings = run.settings
@@ -203,6 +207,7 @@ def data_from(
         max_tokens=settings.max_tokens,
         text_tokenizer=build_text_tokenizer(run.system.model, weights=run.weights),
         sentences=sentence_reader(run.system.model, settings, weights=run.weights),
+        features=lookup,
     )
     rank, world = ranks()
     return micro_batches(

@@ -84,7 +84,7 @@ def test_shapes(model, digits, make_batch):
     values = batch.media["image"].values
     with torch.no_grad():
         assert model.encoder("image")(values[:, 0]).shape == (2, 36, 128)
-        assert model.project("image", values).shape == (2, 36, 128)
+        assert model.project("image", model.encode("image", values)).shape == (2, 36, 128)
         logits, targets = model(batch)
     text = int((batch.labels_bt[:, 1:] != -100).sum())
     assert logits.shape == (text, digits.model.backbone.vocabulary)

@@ -112,9 +112,9 @@ def test_features_and_tokens_have_the_shapes_that_the_spec_says(name):
         values, text = media(slot, 2)
         encoder = model.encoder(slot.modality)
         features = encode_parts(encoder, values, whole=slot.encoder.sees_parts)
-        assert features.shape[-1] == slot.encoder.width
+        assert features.shape == (2, *slot.features)
         assert pool(features, slot.pool).shape == (2, *slot.ends, slot.encoder.width)
-        tokens = model.project(slot.modality, values, text)
+        tokens = model.project(slot.modality, model.encode(slot.modality, values), text)
         assert tokens.shape == (2, slot.tokens, spec.projected_width)
         assert tokens.isfinite().all()
         assert (tokens[0] - tokens[1]).abs().max() > 1e-4, "one medium is as the other"

@@ -142,9 +142,9 @@ def test_a_picture_too_many_is_noticed(model, make_batch):
 def test_a_frozen_encoder_keeps_no_graph(model, make_batch):
     values = make_batch([50]).media["image"].values
     model.requires_grad_(False)
-    assert not model.project("image", values).requires_grad
+    assert not model.encode("image", values).requires_grad
     model.encoder("image").requires_grad_(True)
-    assert model.project("image", values).requires_grad
+    assert model.encode("image", values).requires_grad
 
 
 def test_greedy_decoding_is_what_full_passes_say(model, make_batch):

@@ -1,6 +1,11 @@
 """Small real models, tokenizers and shards that several tests use."""
 
+import os
+import socket
+from collections.abc import Iterator
+
 import pytest
+import torch.distributed as dist
 from transformers import PreTrainedTokenizerBase
 
 from etl.shards import ShardSet
@@ -23,3 +28,16 @@ def tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
 @pytest.fixture(scope="session")
 def captions(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
     return ShardSet([caption_shards(tmp_path_factory.mktemp("captions"), 40)])
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Be the only rank of a process group."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    monkeypatch.setitem(os.environ, "MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setitem(os.environ, "MASTER_PORT", str(port))
+    dist.init_process_group("gloo", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()

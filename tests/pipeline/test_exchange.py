@@ -181,7 +181,7 @@ def test_what_was_trained_gives_the_same_logits_in_transformers(tmp_path: Path) 
     theirs = LlavaForConditionalGeneration.from_pretrained(tmp_path / "back").eval()
     ids = torch.tensor([[1, *[published.IMAGE_ID] * 16, 5, 6, 7]])
     pixels = torch.randn(1, 3, 32, 32)
-    media = model.project("image", pixels[:, None])[0]
+    media = model.project("image", model.encode("image", pixels[:, None]))[0]
     embedded = model.backbone.get_input_embeddings()(ids)
     embedded[ids == published.IMAGE_ID] = media
     ours = model.backbone(inputs_embeds=embedded).logits

@@ -1,15 +1,13 @@
 """A step's figures by source: from summands that are there anyway, whatever the layout of rows."""
 
-import os
-import socket
+from dataclasses import replace
 
 import pytest
 import torch
-import torch.distributed as dist
 
 from model.batch import IGNORED
 from pipeline.data.collate import collate, pack
-from pipeline.data.encode import Row
+from pipeline.data.encode import PlacedMedium, Row
 from pipeline.data.loader import MicroBatch
 from pipeline.flops import UnitCosts, Work
 from pipeline.losses import Loss, text_loss
@@ -24,19 +22,6 @@ def row(length, targets, *, source, answer=None):
 
 
 ROWS = [row(5, 2, source=1), row(3, 1, source=0), row(6, 4, source=1)]
-
-
-@pytest.fixture
-def alone(monkeypatch):
-    """Be the only rank of a process group."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    monkeypatch.setitem(os.environ, "MASTER_ADDR", "127.0.0.1")
-    monkeypatch.setitem(os.environ, "MASTER_PORT", str(port))
-    dist.init_process_group("gloo", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
 
 
 def batches():
@@ -102,3 +87,20 @@ def test_sources_are_named_by_as_little_as_tells_them_apart():
     assert source_names(["/a/x", "/b/y"]) == ["x", "y"]
     assert source_names(["/a/x", "/b/x"]) == ["a/x", "b/x"]
     assert source_names(["/a/x", "/a/x"]) == ["0: /a/x", "1: /a/x"]
+
+
+def test_the_encoder_has_not_worked_on_media_whose_features_were_known(alone):
+    one = Work(forward=1.0)
+    parts = {"image": one}
+    told = UnitCosts(
+        position=Work(), pair=Work(), target=Work(), encoders=parts, projectors=parts, seq2seq=False
+    )
+    placed = [
+        PlacedMedium(kind="image", start=0, first=0, values=values, features=features)
+        for values, features in ((torch.zeros(1, 2), None), (None, torch.ones(1, 3, 4)))
+    ]
+    rows = [replace(ROWS[0], media=(medium,)) for medium in placed]
+    tally = Tally(["captions", "dialogues"], ("image",), told, peak=1.0)
+    tally.add(MicroBatch(batch=pack(rows), samples=2, sources=(0, 0)), {})
+    assert tally.finish(seconds=1.0)["mfu"] == 3.0  # one encoder, two projectors
+    assert (tally.totals.media, tally.totals.encoded) == ({"image": 2}, {"image": 1})

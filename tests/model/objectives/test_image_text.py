@@ -33,6 +33,7 @@ class GivenSpec:
     parts: int = 1
     shape: tuple[int, ...] = (5, 24)
     sees_parts: bool = False
+    features: tuple[int, int, int] = (1, 5, 24)
 
     @property
     def encoder(self):
@@ -151,6 +152,21 @@ def test_fillers_change_no_loss():
     plain, filled = model(pairs(features, text)), model(pairs(features, text, filler=True))
     for name, loss in means(plain).items():
         torch.testing.assert_close(means(filled)[name], loss)
+
+
+def test_known_features_give_the_losses_of_their_media():
+    model = small_model()
+    batch = pairs(*some_pairs(2), filler=True)
+    image = batch.media["image"]
+    known = replace(
+        image,
+        values=image.values[:1],
+        features=image.values[1:],  # which the encoder hands on as they are
+        known_m=torch.tensor([False, True]),
+    )
+    expected = means(model(batch))
+    for name, loss in means(model(replace(batch, media={"image": known}))).items():
+        torch.testing.assert_close(loss, expected[name])
 
 
 def test_what_is_counted_before_the_pass_is_what_the_losses_count():

@@ -1,0 +1,1 @@
+"""Features of frozen parts, made once and kept: docs/features.md."""

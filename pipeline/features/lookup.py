@@ -1,0 +1,52 @@
+"""What the loader asks for: a medium's features, if they are known."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from etl.schema import Medium
+from model.spec import InputSlot
+from pipeline.features.producer import medium_key
+from pipeline.features.store import FeatureStore
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What is known of a medium.
+
+    Args:
+        key: what its features are kept under.
+        features: (f, n, d), or None where they are not known.
+    """
+
+    key: bytes
+    features: Tensor | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lookup:
+    """Known features by kind of media; travels to the processes that decode.
+
+    Args:
+        slots: by modality, those whose encoders' features are looked up.
+        stores: of the same modalities; those that share an encoder share the object, too.
+    """
+
+    slots: Mapping[str, InputSlot] = field(default_factory=dict)
+    stores: Mapping[str, FeatureStore] = field(default_factory=dict)
+
+    def find(self, medium: Medium) -> Found | None:
+        """Return what is known of a medium; None where that kind is not looked up.
+
+        Its bytes are hashed here: that costs a fraction of decoding them, and a wrong digest in a
+        shard cannot give it another medium's features.
+        """
+        slot = self.slots.get(medium.kind)
+        if slot is None:
+            return None
+        key = medium_key(hashlib.sha256(medium.data).digest(), slot)
+        return Found(key=key, features=self.stores[medium.kind].get(key))

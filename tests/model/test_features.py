@@ -1,0 +1,108 @@
+"""Known features in the place of media: the same logits and gradients, in any mixture."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from model.batch import Batch
+from model.build import build
+from model.freeze import train_only
+from model.mmllm import MultimodalLM
+from model.presets import system
+
+
+def known(model: MultimodalLM, batch: Batch, which: list[bool]) -> Batch:
+    """Return the batch with the features of some of its pictures in their place."""
+    image = batch.media["image"]
+    known_m = torch.tensor(which)
+    features = torch.stack([model.encode("image", one[None])[0] for one in image.values])
+    media = replace(
+        image,
+        values=image.values[~known_m],
+        features=features[known_m] if known_m.any() else None,
+        known_m=known_m if known_m.any() else None,
+        keys=tuple(bytes([i]) for i, one in enumerate(which) if not one),
+    )
+    return replace(batch, media={"image": media})
+
+
+def answer(model, batch, *words):
+    model.zero_grad()
+    logits, targets = model(batch, *words)
+    cross_entropy(logits, targets).backward()
+    gradients = {n: w.grad.clone() for n, w in model.named_parameters() if w.grad is not None}
+    return logits.detach(), gradients
+
+
+@pytest.mark.parametrize("which", [[1, 1, 1], [0, 1, 0], [1, 0, 1], [0, 0, 0]])
+def test_logits_and_gradients_are_those_of_the_media(model, digits, make_batch, which) -> None:
+    train_only(model, digits.pt.trains)
+    batch = make_batch([50, 44, 47])
+    logits, gradients = answer(model, batch)
+    same, others = answer(model, known(model, batch, list(map(bool, which))), ("image",))
+    torch.testing.assert_close(same, logits, atol=1e-5, rtol=1e-5)
+    assert gradients.keys() == others.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(others[name], gradient, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("which", "encoded", "calls"),
+    [
+        ([True, True], (), 0),
+        ([True, True], ("image",), 1),
+        ([True, False], ("image",), 1),
+        (None, (), 0),
+        (None, ("image",), 1),
+    ],
+)
+def test_the_encoder_is_called_by_all_ranks_or_by_none(
+    model, make_batch, which, encoded, calls
+) -> None:
+    """What the ranks have agreed on decides, not what this one holds (None: no picture)."""
+    batch = make_batch([50, 44], pictures=which is not None)
+    if which is not None:
+        batch = known(model, batch, which)
+    seen = {"encoder": [], "projector": []}
+    for part, called in seen.items():
+        model.inputs["image"][part].register_forward_hook(lambda *_, c=called: c.append(1))
+    with torch.no_grad():
+        model(batch, ("image",), encoded)
+    assert len(seen["encoder"]) == calls
+    assert len(seen["projector"]) == 1
+
+
+def test_who_keeps_features_is_told_those_that_were_encoded(model, make_batch) -> None:
+    told = []
+    model.keep = lambda kind, keys, features: told.append((kind, keys, features))
+    batch = make_batch([50, 44, 47])
+    with torch.no_grad():
+        model(batch)
+        assert not told  # they have no keys
+        model(known(model, batch, [False, True, False]))
+    ((kind, keys, features),) = told
+    assert (kind, keys) == ("image", (b"\0", b"\2"))
+    torch.testing.assert_close(
+        features, model.encode("image", batch.media["image"].values[[0, 2]]), atol=1e-5, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("name", ["videochat"])
+def test_a_frozen_encoder_draws_nothing_while_the_model_trains(name) -> None:
+    """It has a dropout, which would give a medium other features every time."""
+    preset = system(name).tiny()
+    model = build(preset.model, preset.pt, weights="random")
+    slot = preset.model.inputs[0]
+    values = torch.randn(1, slot.parts, *slot.encoder.shape)
+    for parameter in model.encoder(slot.modality).parameters():
+        parameter.data.normal_(std=0.1)  # new adapters would hide it
+    model.requires_grad_(False).train()
+    first, second = (model.encode(slot.modality, values) for _ in "ab")
+    assert torch.equal(first, second)
+    assert model.backbone.training
+    model.encoder(slot.modality).requires_grad_(True)
+    model.train()
+    first, second = (model.encode(slot.modality, values).detach() for _ in "ab")
+    assert not torch.equal(first, second)
