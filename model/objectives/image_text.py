@@ -186,9 +186,11 @@ class ImageTextModel(nn.Module):
     def _pairs(self, batch: Batch) -> tuple[Tensor, TextIds, Tensor]:
         """Return media (b, f, *shape), captions (b, l) and which rows are pairs (b,)."""
         rows, device = len(batch.ids_bt), batch.ids_bt.device
-        values = torch.zeros(rows, self.slot.parts, *self.slot.encoder.shape, device=device)
         valid_b = torch.zeros(rows, dtype=torch.bool, device=device)
         media = batch.media.get(self.slot.modality)
+        dtype = torch.float32 if media is None else media.values.dtype
+        shape = (rows, self.slot.parts, *self.slot.encoder.shape)
+        values = torch.zeros(shape, dtype=dtype, device=device)
         if media is not None:
             values[media.rows_m] = media.values
             valid_b[media.rows_m] = True
