@@ -99,6 +99,7 @@ def train(
     """
     engine.train()
     with _progress(job, cursor) as progress:
+        watch.spent()  # what came before is no step's
         for step in range(cursor.step, job.steps):
             watch.at("data", step=step + 1)
             started = time.perf_counter()
@@ -121,6 +122,7 @@ def train(
             loss = sum(job.objective.weights[name] * value for name, value in losses.items())
             figures = _metrics(engine, cursor, agreed, loss, losses, seconds=seconds, waited=waited)
             figures |= tally.finish(seconds)
+            figures["phase_seconds"] = watch.spent()
             records.step(figures)
             progress.step(figures)
             records.check_bad(cursor, job.bad_share)

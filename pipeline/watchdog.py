@@ -115,6 +115,8 @@ class Watch:
         self.clock = clock
         self.progress = (Place(), clock())
         """The place, and when the rank came there; one object, since another thread reads it."""
+        self._seconds: dict[str, float] = {}
+        self._counted = self.progress[1]
 
     @property
     def place(self) -> Place:
@@ -125,6 +127,7 @@ class Watch:
     def at(self, phase: str, *, step: int | None = None, samples: tuple[str, ...] = ()) -> None:
         """Note the phase that begins; without `step` it is another of the same step."""
         last, _ = self.progress
+        self._count()
         place = Place(
             step=last.step if step is None else step,
             phase=phase,
@@ -132,6 +135,18 @@ class Watch:
             moves=last.moves + 1,
         )
         self.progress = (place, self.clock())
+
+    def spent(self) -> dict[str, float]:
+        """Return the seconds spent in each phase since this was last asked."""
+        self._count()
+        seconds, self._seconds = self._seconds, {}
+        return seconds
+
+    def _count(self) -> None:
+        """Add the time since the last count to the phase that goes on."""
+        phase, now = self.progress[0].phase, self.clock()
+        self._seconds[phase] = self._seconds.get(phase, 0.0) + now - self._counted
+        self._counted = now
 
     def enter(self, module: str) -> None:
         """Note the module whose forward or backward pass begins."""
