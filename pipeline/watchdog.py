@@ -27,6 +27,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -59,9 +60,7 @@ class Decoding:
         """Say what this process is at now; an empty text: at nothing."""
         worker = torch.utils.data.get_worker_info()
         line = text.encode()[:_LINE].ljust(_LINE, b"\0")
-        self._lines[worker.id if worker else 0] = torch.frombuffer(
-            bytearray(line), dtype=torch.uint8
-        )
+        self._lines[worker.id if worker else 0].numpy()[:] = np.frombuffer(line, np.uint8)
 
     def read(self) -> tuple[str, ...]:
         """Return what the workers are at, without those that are at nothing."""
