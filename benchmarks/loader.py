@@ -9,12 +9,14 @@ goes through `micro_batches`, as training does: it tokenises the text and lays o
 the others are spared.
 
 `decoder` is what no loader can pass: the JPEG's pixels from bytes in memory, and nothing else.
-`decoder and encoder's input` resizes and normalises them, too: the work that all loaders share, and
-what they are held against. Times are of the process's CPU, the best of the rounds, which take
-turns: on a shared machine that is steadier than the clock, and nothing here waits for a disk.
-A rival that is not installed is named and left out: `pip install webdataset datasets
-mosaicml-streaming`.
+`decoder and encoder's input` resizes them, too: the work that all loaders share. Every side is held
+against both. Times are of the process's CPU, the best of the rounds, which take turns: on a shared
+machine that is steadier than the clock, and nothing here waits for a disk. With `--workers`
+processes it is the clock, once all of them work, and ours is held against PyTorch's loader over
+files in memory. A rival that is not installed is named and left out: `pip install webdataset
+datasets mosaicml-streaming`.
 """
+
 
 # ruff: noqa: E402 - transformers is imported after what it may import is made ready
 
@@ -25,13 +27,12 @@ import io
 import json
 import os
 import random
-import shutil
 import sys
-import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
@@ -42,6 +43,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 from sklearn.datasets import load_sample_images
+from torch.utils.data import DataLoader, Dataset
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -52,6 +54,7 @@ for _name in ("nms", "qnms"):
     if find_spec("torchvision") and not hasattr(torch.ops.torchvision, _name):
         _OPERATORS.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
+from benchmarks.loader_rivals import CAPTION, RIVALS, Rival
 from etl.schema import Medium, Sample, Turn, sha256
 from etl.shards import ShardSet, write_folder
 from model.build import build_tokenizer, prepare
@@ -61,10 +64,10 @@ from pipeline.data.encode import SampleEncoder
 from pipeline.data.loader import Samples, micro_batches
 from pipeline.data.readers.image import read_image
 from pipeline.data.schedule import Bin, Place
+from pipeline.watchdog import Decoding
 
 BATCH = 32
-CAPTION = "A photograph of something, taken somewhere, as a caption of ordinary length might say"
-RIVALS = {"webdataset": "webdataset", "datasets": "HF datasets", "streaming": "mosaicml-streaming"}
+DECODER, INPUT = "the JPEG decoder alone", "decoder and encoder's input"
 
 
 def photographs(count: int, width: int, height: int) -> list[bytes]:
@@ -128,6 +131,27 @@ def decoder(files: Sequence[bytes]) -> Iterator[int]:
         yield 1
 
 
+class InMemory(Dataset[torch.Tensor]):
+    """The encoder's inputs of files in memory, for PyTorch's loader."""
+
+    def __init__(self, files: Sequence[bytes], model: Prepared) -> None:
+        self._files, self._model = files, model
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, number: int) -> torch.Tensor:
+        torch.set_num_threads(1)
+        return self._model.values(self._files[number])
+
+
+def by_workers(files: Sequence[bytes], model: Prepared, workers: int) -> Iterator[int]:
+    """Read files in memory with PyTorch's loader and nothing around it."""
+    data = InMemory(files, model)
+    loader = DataLoader(data, BATCH, num_workers=workers, multiprocessing_context="spawn")
+    yield from map(len, loader)
+
+
 # --- ours -----------------------------------------------------------------------------------------
 
 
@@ -160,162 +184,130 @@ class Given:
         return [[[Place(position=row, row=row) for row in self._steps[step]]]]
 
 
-def ours(folder: Path, rows: Sequence[int], model: Prepared) -> Iterator[int]:
+def ours(folder: Path, rows: Sequence[int], model: Prepared, workers: int = 0) -> Iterator[int]:
     """Read as training does."""
     encoder = SampleEncoder(model.spec, model.tokenizer, prompt="plain", max_tokens=2048)
+    shards = ShardSet([folder], verify=False)
     schedule = Given(rows)
     steps = micro_batches(
-        Samples(ShardSet([folder], verify=False), encoder),
+        Samples(shards, encoder, Decoding(workers)),
         schedule,
         steps=range(schedule.steps),
         rank=0,
         ranks=1,
         pad_id=0,
-        workers=0,
+        workers=workers,
     )
     for [micro] in steps:
         assert not micro.bad
         yield micro.samples
 
 
-# --- the others -----------------------------------------------------------------------------------
-
-
-def write_webdataset(folder: Path, files: Sequence[bytes]) -> None:
-    """Write one tar file."""
-    folder.mkdir()
-    with tarfile.open(folder / "shard-00000.tar", "w") as tar:
-        for number, data in enumerate(files):
-            for ending, content in (("jpg", data), ("txt", CAPTION.encode())):
-                entry = tarfile.TarInfo(f"{number:06d}.{ending}")
-                entry.size = len(content)
-                tar.addfile(entry, io.BytesIO(content))
-
-
-def by_webdataset(folder: Path, rows: Sequence[int], model: Prepared) -> Iterator[int]:
-    """Read the tar file in its order; there is no other, but a buffer to shuffle in."""
-    import webdataset as wds  # noqa: PLC0415
-
-    data = wds.WebDataset(str(folder / "shard-00000.tar"), shardshuffle=False, empty_check=False)
-    yield from stacked(model.values(entry["jpg"]) for entry in data)
-
-
-def write_datasets(folder: Path, files: Sequence[bytes]) -> None:
-    """Write an Arrow data set of bytes and text."""
-    import datasets  # noqa: PLC0415
-
-    columns = {"jpg": list(files), "txt": [CAPTION] * len(files)}
-    features = datasets.Features({"jpg": datasets.Value("binary"), "txt": datasets.Value("string")})
-    datasets.Dataset.from_dict(columns, features=features).save_to_disk(str(folder))
-
-
-def by_datasets(folder: Path, rows: Sequence[int], model: Prepared) -> Iterator[int]:
-    """Read rows by their numbers."""
-    import datasets  # noqa: PLC0415
-
-    data = datasets.load_from_disk(str(folder))
-    yield from stacked(model.values(data[row]["jpg"]) for row in rows)
-
-
-def write_streaming(folder: Path, files: Sequence[bytes]) -> None:
-    """Write MDS shards."""
-    from streaming import MDSWriter  # noqa: PLC0415
-
-    with MDSWriter(out=str(folder), columns={"jpg": "bytes", "txt": "str"}) as writer:
-        for data in files:
-            writer.write({"jpg": data, "txt": CAPTION})
-
-
-def by_streaming(folder: Path, rows: Sequence[int], model: Prepared) -> Iterator[int]:
-    """Read rows by their numbers."""
-    from streaming import LocalDataset  # noqa: PLC0415
-
-    data = LocalDataset(str(folder))
-    yield from stacked(model.values(data[row]["jpg"]) for row in rows)
-
-
 # --- measuring ------------------------------------------------------------------------------------
 
 
-def timed(run: Iterator[int]) -> float:
+def cpu_rate(run: Iterator[int]) -> float:
     """Return samples per second of this process's CPU."""
     started = time.process_time()
     samples = sum(run)
     return samples / (time.process_time() - started)
 
 
-def runs(
+def clock_rate(run: Iterator[int], workers: int) -> float:
+    """Return samples per second by the clock, once each worker has given a batch."""
+    for _ in range(workers):
+        next(run)
+    started = time.perf_counter()
+    samples = sum(run)
+    return samples / (time.perf_counter() - started)
+
+
+def sides(
     folder: Path, files: Sequence[bytes], model: Prepared
 ) -> dict[str, Callable[[], Iterator[int]]]:
     """Write every format; return what reads it, by name."""
     rows = list(range(len(files)))
-    mixed = random.Random(0).sample(rows, len(rows))
-    missing = [name for name in RIVALS if find_spec(name) is None]
-    for name in missing:
-        sys.stderr.write(f"{RIVALS[name]} is left out: not installed\n")
+    orders = {"in order": rows, "at random": random.Random(0).sample(rows, len(rows))}
     write_ours(folder / "ours", files)
-    sides: dict[str, Callable[[], Iterator[int]]] = {
-        "decoder": lambda: decoder(files),
-        "decoder and encoder's input": lambda: stacked(map(model.values, files)),
-        "ours, in order": lambda: ours(folder / "ours", rows, model),
-        "ours, at random": lambda: ours(folder / "ours", mixed, model),
+    found: dict[str, Callable[[], Iterator[int]]] = {
+        DECODER: lambda: decoder(files),
+        INPUT: lambda: stacked(map(model.values, files)),
     }
-    if "webdataset" not in missing:
-        write_webdataset(folder / "wds", files)
-        sides["webdataset, in order"] = lambda: by_webdataset(folder / "wds", rows, model)
-    if "datasets" not in missing:
-        write_datasets(folder / "hf", files)
-        sides["HF datasets, in order"] = lambda: by_datasets(folder / "hf", rows, model)
-        sides["HF datasets, at random"] = lambda: by_datasets(folder / "hf", mixed, model)
-    if "streaming" not in missing:
-        write_streaming(folder / "mds", files)
-        sides["mosaicml-streaming, in order"] = lambda: by_streaming(folder / "mds", rows, model)
-        sides["mosaicml-streaming, at random"] = lambda: by_streaming(folder / "mds", mixed, model)
-    return sides
+    for how, order in orders.items():
+        found[f"ours, {how}"] = partial(ours, folder / "ours", order, model)
+    for rival in RIVALS:
+        if find_spec(rival.module) is None:
+            sys.stderr.write(f"{rival.name} is left out: not installed\n")
+            continue
+        rival.write(folder / rival.module, files)
+        for how, order in orders.items():
+            if rival.random or order is rows:
+                found[f"{rival.name}, {how}"] = partial(_rival, rival, folder, order, model)
+    return found
+
+
+def _rival(rival: Rival, folder: Path, rows: Sequence[int], model: Prepared) -> Iterator[int]:
+    return stacked(map(model.values, rival.read(folder / rival.module, rows)))
+
+
+def measure(options: argparse.Namespace, files: Sequence[bytes], folder: Path) -> dict[str, Any]:
+    """Return the rates of all sides, and those with workers."""
+    model = Prepared(options.side)
+    found = sides(folder, files, model)
+    best = dict.fromkeys(found, 0.0)
+    for _ in range(options.rounds):
+        for name, run in found.items():
+            best[name] = max(best[name], cpu_rate(run()))
+    rows, workers = [*range(len(files))] * 2, options.workers
+    with_workers = {
+        INPUT: clock_rate(by_workers([*files] * 2, model, workers), workers),
+        "ours, in order": clock_rate(ours(folder / "ours", rows, model, workers), workers),
+    }
+    return {"cpu": best, "workers": with_workers}
+
+
+def show(rates: Mapping[str, float], title: str) -> None:
+    """Print rates as a table."""
+    table = Table("", "samples a second", title=title)
+    bounds = [name for name in (DECODER, INPUT) if name in rates]
+    for bound in bounds:
+        table.add_column(f"of {bound}")
+    for name, rate in rates.items():
+        table.add_row(name, f"{rate:.1f}", *(f"{rate / rates[bound]:.1%}" for bound in bounds))
+    for column in table.columns[1:]:
+        column.justify = "right"
+    Console(width=110).print(table)
 
 
 def main() -> None:
-    """Print a table and, last, one JSON object."""
+    """Print tables and, last, one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=512)
     parser.add_argument("--size", default="640x480")
     parser.add_argument("--side", type=int, default=336)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(1)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     width, height = map(int, options.size.split("x"))
     files = photographs(options.images, width, height)
-    folder = Path(tempfile.mkdtemp(prefix="mmloom-loader-"))
-    try:
-        sides = runs(folder, files, Prepared(options.side))
-        best = dict.fromkeys(sides, 0.0)
-        for _ in range(options.rounds):
-            for name, run in sides.items():
-                best[name] = max(best[name], timed(run()))
-    finally:
-        shutil.rmtree(folder)
-    bound = best["decoder and encoder's input"]
+    with tempfile.TemporaryDirectory(prefix="mmloom-loader-") as folder:
+        rates = measure(options, files, Path(folder))
     size = sum(map(len, files)) / len(files) / 1024
-    title = f"{options.images} JPEG files of {options.size}, {size:.0f} KiB, to {options.side}²"
-    table = Table("", "samples a CPU second", "of decoder and encoder's input", title=title)
-    for name, rate in best.items():
-        table.add_row(name, f"{rate:.1f}", f"{rate / bound:.1%}")
-    for column in table.columns[1:]:
-        column.justify = "right"
-    console = Console(width=100)
-    console.print(table)
-    rates = {name: round(rate, 1) for name, rate in best.items()}
-    ratios = {name: round(rate / bound, 3) for name, rate in best.items()}
+    what = f"{options.images} JPEG files of {options.size}, {size:.0f} KiB, to {options.side}²"
+    show(rates["cpu"], f"{what}, by a process's CPU")
+    show(rates["workers"], f"{what}, by the clock, {options.workers} workers")
+    cpu = rates["cpu"]
     result = {
-        "images": options.images,
-        "size": options.size,
-        "side": options.side,
-        "samples_per_cpu_second": rates,
-        "ratio_to_decoder_and_input": ratios,
-        "ratio_at_random_to_in_order": round(best["ours, at random"] / best["ours, in order"], 3),
+        **vars(options),
+        "samples_per_cpu_second": cpu,
+        "ratio_to_decoder": {name: rate / cpu[DECODER] for name, rate in cpu.items()},
+        "ratio_to_decoder_and_input": {name: rate / cpu[INPUT] for name, rate in cpu.items()},
+        "ratio_at_random_to_in_order": cpu["ours, at random"] / cpu["ours, in order"],
+        "samples_per_second_with_workers": rates["workers"],
     }
-    console.file.write(json.dumps(result) + "\n")
+    sys.stdout.write(json.dumps(result) + "\n")
 
 
 if __name__ == "__main__":

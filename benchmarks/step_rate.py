@@ -116,11 +116,12 @@ def samples(count: int, longest: int) -> Iterator[Sample]:
         question = "<image>\nWhat do you see?" if picture else "Tell a story."
         answer = (words[number % 2] * (text // 20 + 1))[:text]
         turns = (Turn(role="user", text=question), Turn(role="assistant", text=answer))
-        media = (_photograph(random),) if picture else ()
+        media = (photograph(random),) if picture else ()
         yield Sample(id=f"{number:06d}", source="bench", turns=turns, media=media)
 
 
-def _photograph(random: np.random.Generator) -> Medium:
+def photograph(random: np.random.Generator) -> Medium:
+    """Draw a JPEG file of a picture that is smooth, as photographs are."""
     coarse = random.integers(0, 256, (12, 16, 3), dtype=np.uint8)
     image = Image.fromarray(coarse).resize((448, SIDE), Image.Resampling.BICUBIC)
     stream = io.BytesIO()
@@ -164,7 +165,7 @@ def ours(options: Options, folder: Path) -> Side:
     words = ["pipeline", "sft", folder / "imported" / "config.json", *_common(options, folder)]
     words += ["--init-from", folder / "imported", "--output", run]
     words += ["--set", "sft.recompute=false", f"sft.max_tokens={options.length}"]
-    _ranks(options.ranks, words)
+    run_ranks(options.ranks, words)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return Side(
         name="mmloom",
@@ -179,7 +180,7 @@ def theirs(options: Options, folder: Path, tokens: int) -> Side:
     told = folder / "theirs.json"
     words = ["benchmarks.step_rate_trainer", "--checkpoint", folder / "llava"]
     words += ["--run", folder / "ours", "--output", told]
-    _ranks(options.ranks, words)
+    run_ranks(options.ranks, words)
     found = json.loads(told.read_bytes())
     return Side(
         name="HF Trainer",
@@ -197,31 +198,36 @@ def _common(options: Options, folder: Path) -> list[object]:
     ]
 
 
-def _ranks(number: int, words: list[object]) -> None:
+def run_ranks(number: int, words: list[object]) -> None:
     """Run a module on several ranks of this machine."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    threads = max(1, len(os.sched_getaffinity(0)) // number)
-    shared = {"WORLD_SIZE": number, "LOCAL_WORLD_SIZE": number, "MASTER_ADDR": "127.0.0.1"}
-    shared |= {"MASTER_PORT": port, "OMP_NUM_THREADS": threads}
+    run_worlds([words], ranks=number)
+
+
+def run_worlds(worlds: list[list[object]], *, ranks: int) -> None:
+    """Run modules at once, each on as many ranks; all of them share the machine's cores."""
+    processes = len(worlds) * ranks
+    threads = max(1, len(os.sched_getaffinity(0)) // processes)
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-m", *map(str, words)],
-            cwd=ROOT,
-            env={
-                **os.environ,
-                "PATH": path,
-                **{name: str(value) for name, value in shared.items()},
-                **{"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            },
-        )
-        for rank in range(number)
-    ]
+    shared = {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1"}
+    shared |= {"OMP_NUM_THREADS": threads, "PATH": path}
+    started = []
+    for words in worlds:
+        shared["MASTER_PORT"] = _free_port()
+        for rank in range(ranks):
+            own = {name: str(value) for name, value in shared.items()}
+            own |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            command = [sys.executable, "-m", *map(str, words)]
+            started.append(subprocess.Popen(command, cwd=ROOT, env={**os.environ, **own}))
     codes = [process.wait() for process in started]
     if any(codes):
-        raise UserError(f"{words[0]}: a rank failed")
+        raise UserError(f"{worlds[0][0]}: a rank failed")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
 
 
 def table(sides: list[Side], options: Options) -> Table:

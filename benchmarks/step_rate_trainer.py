@@ -31,6 +31,7 @@ from transformers import (
 from etl.shards import ShardSet
 from model.batch import IGNORED
 from model.build import build_tokenizer
+from model.encoders.pictures import normalised
 from pipeline.config import RunConfig, read_config
 from pipeline.data.encode import SampleEncoder
 from pipeline.engine import ds_config_file
@@ -62,6 +63,8 @@ class Rows(Dataset[dict[str, Tensor]]):
             model, tokenizer, prompt=settings.prompt, max_tokens=settings.max_tokens
         )
         self._image_id = image_id
+        [slot] = model.inputs
+        self._mean, self._std = slot.encoder.mean, slot.encoder.std
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -74,7 +77,8 @@ class Rows(Dataset[dict[str, Tensor]]):
         ]
         item = {"input_ids": torch.tensor(ids), "labels": torch.tensor(row.labels)}
         if row.media:
-            item["pixel_values"] = torch.cat([medium.values for medium in row.media])
+            pixels = torch.cat([medium.values for medium in row.media])
+            item["pixel_values"] = normalised(pixels, mean=self._mean, std=self._std)
         return item
 
 

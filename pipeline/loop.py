@@ -75,8 +75,9 @@ def train(
         UserError: too large a share of the samples is unusable, or a shard cannot be read.
     """
     engine.train()
-    saved, newest = 0.0, cursor.step
+    newest = cursor.step
     with _progress(job, cursor) as progress:
+        watch.spent()  # what came before is no step's
         for step in range(cursor.step, job.steps):
             watch.at("data", step=step + 1)
             started = time.perf_counter()
@@ -94,7 +95,8 @@ def train(
             checkpoints.turn(agreed.writing)
             if agreed.lost:
                 if cursor.step > newest:
-                    _save(engine, checkpoints, cursor, wait=True)
+                    checkpoints.begin(engine, cursor)
+                checkpoints.finish()
                 raise UserError(_what_is_lost(items, cursor))
             if agreed.bad:
                 records.bad(step + 1, _gather_bad(items))
@@ -110,15 +112,18 @@ def train(
             seconds = time.perf_counter() - started
             loss = sum(job.objective.weights[name] * value for name, value in losses.items())
             figures = _metrics(engine, cursor, agreed, loss, losses, seconds=seconds, waited=waited)
-            figures |= tally.finish(seconds) | {"save_seconds": saved}
+            figures |= tally.finish(seconds)
+            figures["phase_seconds"] = watch.spent()
             records.step(figures)
             progress.step(figures)
             records.check_bad(cursor, job.bad_share)
             last = agreed.stop or cursor.step == job.steps
-            saved = 0.0
             if last or cursor.step % job.save_every == 0:
                 watch.at("save")
-                saved, newest = _save(engine, checkpoints, cursor, wait=last), cursor.step
+                checkpoints.begin(engine, cursor)
+                newest = cursor.step
+                if last:
+                    checkpoints.finish()
             if agreed.stop and cursor.step < job.steps:
                 log.info("stopped on request after step %d of %d; saved", cursor.step, job.steps)
                 return STOPPED
@@ -167,17 +172,6 @@ def _step(
             raise RuntimeError(f"loss {name}: counted {count:.0f}, told {agreed.counts[name]}")
         losses[name] = total / max(1.0, count)
     return losses
-
-
-def _save(
-    engine: deepspeed.DeepSpeedEngine, checkpoints: Checkpoints, cursor: Cursor, *, wait: bool
-) -> float:
-    """Begin a checkpoint, which is written beside the next steps; return the seconds it held up."""
-    started = time.perf_counter()
-    checkpoints.begin(engine, cursor)
-    if wait:
-        checkpoints.finish()
-    return time.perf_counter() - started
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:

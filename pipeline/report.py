@@ -78,9 +78,13 @@ def _speed(metrics: Sequence[Entry]) -> Charts:
         ranks = {"highest": _of_ranks(max), "lowest": _of_ranks(min)}
         charts.append(_drawn(metrics, "Peak memory of a rank", ranks, y_label="GiB", smooth=False))
     if any("imbalance" in entry for entry in metrics):
-        parts = {name: _imbalance(name) for name in ("encoders", "backbone")}
+        parts = {name: _part("imbalance", name) for name in ("encoders", "backbone")}
         title = "The busiest rank's work, by the mean rank's"
         charts.append(_drawn(metrics, title, parts))
+    phases = dict.fromkeys(name for entry in metrics for name in _mapping(entry, "phase_seconds"))
+    if phases:
+        seconds = {name: _part("phase_seconds", name) for name in phases}
+        charts.append(_drawn(metrics, "What a step's time goes into, rank 0", seconds, y_label="s"))
     if any("mfu" in entry for entry in metrics):
         charts.append(_drawn(metrics, "Model FLOPs utilisation", {"mfu": _plain("mfu")}))
     return Charts(heading="Speed and memory", charts=charts)
@@ -116,8 +120,8 @@ def _of_ranks(choose: Callable[[Sequence[float]], float]) -> Figure:
     return figure
 
 
-def _imbalance(part: str) -> Figure:
-    return lambda entry: _number(_mapping(entry, "imbalance").get(part))
+def _part(key: str, name: str) -> Figure:
+    return lambda entry: _number(_mapping(entry, key).get(name))
 
 
 def _summary(metrics: Sequence[Entry]) -> list[tuple[Cell, Cell]]:

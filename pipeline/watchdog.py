@@ -27,6 +27,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -59,9 +60,7 @@ class Decoding:
         """Say what this process is at now; an empty text: at nothing."""
         worker = torch.utils.data.get_worker_info()
         line = text.encode()[:_LINE].ljust(_LINE, b"\0")
-        self._lines[worker.id if worker else 0] = torch.frombuffer(
-            bytearray(line), dtype=torch.uint8
-        )
+        self._lines[worker.id if worker else 0].numpy()[:] = np.frombuffer(line, np.uint8)
 
     def read(self) -> tuple[str, ...]:
         """Return what the workers are at, without those that are at nothing."""
@@ -115,6 +114,8 @@ class Watch:
         self.clock = clock
         self.progress = (Place(), clock())
         """The place, and when the rank came there; one object, since another thread reads it."""
+        self._seconds: dict[str, float] = {}
+        self._counted = self.progress[1]
 
     @property
     def place(self) -> Place:
@@ -125,6 +126,7 @@ class Watch:
     def at(self, phase: str, *, step: int | None = None, samples: tuple[str, ...] = ()) -> None:
         """Note the phase that begins; without `step` it is another of the same step."""
         last, _ = self.progress
+        self._count()
         place = Place(
             step=last.step if step is None else step,
             phase=phase,
@@ -132,6 +134,18 @@ class Watch:
             moves=last.moves + 1,
         )
         self.progress = (place, self.clock())
+
+    def spent(self) -> dict[str, float]:
+        """Return the seconds spent in each phase since this was last asked."""
+        self._count()
+        seconds, self._seconds = self._seconds, {}
+        return seconds
+
+    def _count(self) -> None:
+        """Add the time since the last count to the phase that goes on."""
+        phase, now = self.progress[0].phase, self.clock()
+        self._seconds[phase] = self._seconds.get(phase, 0.0) + now - self._counted
+        self._counted = now
 
     def enter(self, module: str) -> None:
         """Note the module whose forward or backward pass begins."""

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from model.encoders.pictures import square_pixels
+from model.encoders.pictures import normalised, square_pixels
 from model.encoders.positions import at_size
 from model.spec.image import ClipVision
 from model.weights import Weights, expect, load_transformers
@@ -43,10 +43,11 @@ class ClipEncoder(nn.Module):
         self.tower = tower
 
     def forward(self, pixels_b3hw: Tensor) -> Tensor:
-        """Return features (b, n, d) of normalised pictures (b, 3, h, w)."""
+        """Return features (b, n, d) of pictures (b, 3, h, w), uint8 or normalised."""
         # Not by name: under ZeRO-3 touching a weight outside its module gathers it, a collective
         # that the other ranks would not take part in.
         dtype = next(self.tower.parameters()).dtype
+        pixels_b3hw = normalised(pixels_b3hw, mean=self.spec.mean, std=self.spec.std)
         features_bnd: Tensor = self.tower.embeddings(pixels_b3hw.to(dtype))
         if not self.spec.attend_cls:
             features_bnd = features_bnd[:, 1:]
@@ -80,5 +81,5 @@ def make(spec: ClipVision, *, weights: Weights, dtype: torch.dtype) -> ClipEncod
 
 
 def prepare(spec: ClipVision, picture: Image.Image) -> Tensor:
-    """Return the normalised pixels (1, 3, side, side) of an RGB picture."""
-    return square_pixels(picture, spec.image_size, fit=spec.fit, mean=spec.mean, std=spec.std)
+    """Return the pixels (1, 3, side, side), uint8, of an RGB picture."""
+    return square_pixels(picture, spec.image_size, fit=spec.fit, mean=spec.mean)

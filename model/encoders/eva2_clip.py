@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from model.encoders.blocks import INITIAL_STD, Attention, linear
-from model.encoders.pictures import square_pixels
+from model.encoders.pictures import normalised, square_pixels
 from model.encoders.positions import resize_positions
 from model.input_projectors.names import renamed
 from model.spec.image import Eva2Clip
@@ -57,6 +57,7 @@ class Eva2ClipEncoder(nn.Module):
 
     def __init__(self, spec: Eva2Clip) -> None:
         super().__init__()
+        self.spec = spec
         self.patches = nn.Conv2d(3, spec.width, spec.patch_size, stride=spec.patch_size)
         self.cls = nn.Parameter(INITIAL_STD * torch.randn(1, 1, spec.width))
         self.positions = nn.Parameter(INITIAL_STD * torch.randn(1, 1 + spec.tokens, spec.width))
@@ -65,7 +66,8 @@ class Eva2ClipEncoder(nn.Module):
         )
 
     def forward(self, pixels_b3hw: Tensor) -> Tensor:
-        """Return features (b, n, d) of normalised pictures (b, 3, h, w); no class token."""
+        """Return features (b, n, d) of the patches of (b, 3, h, w), uint8 or normalised."""
+        pixels_b3hw = normalised(pixels_b3hw, mean=self.spec.mean, std=self.spec.std)
         patches_bnd = self.patches(pixels_b3hw.to(self.cls.dtype)).flatten(2).transpose(1, 2)
         cls_b1d = self.cls.expand(len(patches_bnd), -1, -1)
         tokens_bnd = torch.cat([cls_b1d, patches_bnd], dim=1) + self.positions
@@ -106,5 +108,5 @@ def make(spec: Eva2Clip, *, weights: Weights, dtype: torch.dtype) -> Eva2ClipEnc
 
 
 def prepare(spec: Eva2Clip, picture: Image.Image) -> Tensor:
-    """Return the normalised pixels (1, 3, side, side) of an RGB picture."""
-    return square_pixels(picture, spec.image_size, fit=spec.fit, mean=spec.mean, std=spec.std)
+    """Return the pixels (1, 3, side, side), uint8, of an RGB picture."""
+    return square_pixels(picture, spec.image_size, fit=spec.fit, mean=spec.mean)

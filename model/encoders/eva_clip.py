@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import Blip2VisionConfig, Blip2VisionModel
 
-from model.encoders.pictures import square_pixels
+from model.encoders.pictures import normalised, square_pixels
 from model.encoders.positions import at_size
 from model.spec import SpecError
 from model.spec.image import EvaClip
@@ -43,8 +43,9 @@ class EvaClipEncoder(nn.Module):
         self.tower = tower
 
     def forward(self, pixels_b3hw: Tensor) -> Tensor:
-        """Return features (b, n, d) of normalised pictures (b, 3, h, w)."""
+        """Return features (b, n, d) of pictures (b, 3, h, w), uint8 or normalised."""
         dtype = next(self.tower.parameters()).dtype
+        pixels_b3hw = normalised(pixels_b3hw, mean=self.spec.mean, std=self.spec.std)
         features_bnd: Tensor = self.tower(pixels_b3hw.to(dtype)).last_hidden_state
         return features_bnd if self.spec.keep_cls else features_bnd[:, 1:]
 
@@ -74,5 +75,5 @@ def make(spec: EvaClip, *, weights: Weights, dtype: torch.dtype) -> EvaClipEncod
 
 
 def prepare(spec: EvaClip, picture: Image.Image) -> Tensor:
-    """Return the normalised pixels (1, 3, side, side) of an RGB picture."""
-    return square_pixels(picture, spec.image_size, fit=spec.fit, mean=spec.mean, std=spec.std)
+    """Return the pixels (1, 3, side, side), uint8, of an RGB picture."""
+    return square_pixels(picture, spec.image_size, fit=spec.fit, mean=spec.mean)

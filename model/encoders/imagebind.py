@@ -23,13 +23,13 @@ from torch import Tensor, nn
 
 from model.encoders.blocks import INITIAL_STD, Attention, Block, linear
 from model.encoders.fbank import fbank, fit_frames
+from model.encoders.pictures import normalised, pixels_of
+from model.spec.image import CLIP_MEAN, CLIP_STD
 from model.spec.imagebind import ImageBind
 from model.weights import Weights, load_published
 
 NORM_EPSILON = 1e-6
 PATCH_NORM_EPSILON = 1e-5
-COLOUR_MEAN = np.array((0.48145466, 0.4578275, 0.40821073), np.float32)
-COLOUR_DEVIATION = np.array((0.26862954, 0.26130258, 0.27577711), np.float32)
 AUDIO_MEAN, AUDIO_DEVIATION = -4.268, 9.138
 
 
@@ -180,8 +180,8 @@ def _square(picture: Image.Image, side: int) -> Image.Image:
 
 def _colours(spec: ImageBind, picture: Image.Image) -> Tensor:
     """Return normalised colours (3, side, side)."""
-    square = np.asarray(_square(picture.convert("RGB"), spec.shape[-1]), np.float32) / 255
-    return torch.from_numpy((square - COLOUR_MEAN) / COLOUR_DEVIATION).permute(2, 0, 1)
+    pixels_3hw = pixels_of(_square(picture, spec.shape[-1]))
+    return normalised(pixels_3hw, mean=CLIP_MEAN, std=CLIP_STD)
 
 
 def _mel_clips(spec: ImageBind, waveform: Tensor) -> Tensor:

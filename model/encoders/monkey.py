@@ -19,7 +19,7 @@ from transformers import CLIPVisionModel
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
 from model.encoders.clip import load_tower
-from model.encoders.pictures import normalise
+from model.encoders.pictures import normalised, pixels_of
 from model.encoders.positions import resize_positions
 from model.spec.high_resolution import Monkey
 from model.weights import Weights
@@ -166,7 +166,7 @@ def prepare(spec: Monkey, picture: Image.Image) -> Tensor:
     side = spec.tower.image_size
     size = (spec.columns * side, spec.rows * side)
     resized = picture.resize(size, Image.Resampling.BICUBIC)
-    pixels_3hw = normalise(resized, mean=spec.tower.mean, std=spec.tower.std)
+    pixels_3hw = normalised(pixels_of(resized), mean=spec.tower.mean, std=spec.tower.std)
     rows = pixels_3hw.unflatten(2, (spec.columns, side)).unflatten(1, (spec.rows, side))
     windows_w3hw = rows.permute(1, 3, 0, 2, 4).flatten(0, 1)
     # As published: from the large picture, without the smoothing that PIL's resizing has.

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from model.encoders.pictures import square_pixels
+from model.encoders.pictures import normalised, square_pixels
 from model.input_projectors.names import renamed
 from model.spec.nfnet import NfNet
 from model.weights import Weights, load_published
@@ -132,6 +132,7 @@ class NfNetEncoder(nn.Module):
 
     def __init__(self, spec: NfNet) -> None:
         super().__init__()
+        self.spec = spec
         stem = (3, *(spec.stem_width // share for share in (8, 4, 2, 1)))
         self.stem = nn.ModuleList(
             ScaledConv(stem[number], stem[number + 1], 3, stride=stride)
@@ -158,7 +159,8 @@ class NfNetEncoder(nn.Module):
         self.final_conv = ScaledConv(width, spec.width, 1)
 
     def forward(self, pixels_b3hw: Tensor) -> Tensor:
-        """Return features (b, n, d) of normalised pictures (b, 3, h, w)."""
+        """Return features (b, n, d) of pictures (b, 3, h, w), uint8 or normalised."""
+        pixels_b3hw = normalised(pixels_b3hw, mean=self.spec.mean, std=self.spec.std)
         maps_bchw = pixels_b3hw.to(next(self.parameters()).dtype)
         for number, conv in enumerate(self.stem):
             maps_bchw = conv(activate(maps_bchw) if number else maps_bchw)
@@ -190,5 +192,5 @@ def make(spec: NfNet, *, weights: Weights, dtype: torch.dtype) -> NfNetEncoder:
 
 
 def prepare(spec: NfNet, picture: Image.Image) -> Tensor:
-    """Return the normalised pixels (1, 3, side, side) of an RGB picture."""
-    return square_pixels(picture, spec.image_size, fit=spec.fit, mean=spec.mean, std=spec.std)
+    """Return the pixels (1, 3, side, side), uint8, of an RGB picture."""
+    return square_pixels(picture, spec.image_size, fit=spec.fit, mean=spec.mean)

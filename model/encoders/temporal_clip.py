@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import CLIPVisionModel
 
 from model.encoders import clip
+from model.encoders.pictures import normalised
 from model.input_projectors.names import renamed
 from model.spec.video import TemporalClip
 from model.weights import Weights, load_published
@@ -56,13 +57,15 @@ class TemporalClipEncoder(nn.Module):
 
     def __init__(self, spec: TemporalClip, tower: CLIPVisionModel) -> None:
         super().__init__()
+        self.spec = spec
         self.tower = tower
         self.temporal = nn.ModuleList(LocalTemporal(spec.width) for _ in range(spec.tower.layers))
 
     def forward(self, pixels_bf3hw: Tensor) -> Tensor:
-        """Return features (b, f, n, d) of normalised frames (b, f, 3, h, w)."""
+        """Return features (b, f, n, d) of frames (b, f, 3, h, w), uint8 or normalised."""
         dtype = next(self.tower.parameters()).dtype
-        media = pixels_bf3hw.shape[:2]
+        media, colours = pixels_bf3hw.shape[:2], self.spec.tower
+        pixels_bf3hw = normalised(pixels_bf3hw, mean=colours.mean, std=colours.std)
         embedded = self.tower.embeddings(pixels_bf3hw.to(dtype).flatten(0, 1))
         tokens_bfnd = self.tower.pre_layrnorm(embedded).unflatten(0, media)
         for temporal, layer in zip(self.temporal, self.tower.encoder.layers, strict=True):
@@ -123,5 +126,5 @@ _NAMES = (
 
 
 def prepare(spec: TemporalClip, picture: Image.Image) -> Tensor:
-    """Return the normalised pixels (1, 3, side, side) of one RGB frame."""
+    """Return the pixels (1, 3, side, side), uint8, of one RGB frame."""
     return clip.prepare(spec.tower, picture)

@@ -20,6 +20,7 @@ from torch.nn.functional import gelu
 from transformers import Blip2VisionModel
 
 from model.encoders import eva_clip
+from model.encoders.pictures import normalised
 from model.input_projectors.attention import CrossAttention
 from model.input_projectors.latents import Latents
 from model.input_projectors.names import renamed
@@ -81,8 +82,10 @@ class UniformerEvaEncoder(nn.Module):
         self.aggregators = nn.ModuleList(Aggregator(spec) for _ in range(spec.aggregators))
 
     def forward(self, pixels_bf3hw: Tensor) -> Tensor:
-        """Return features (b, 1, x, d) of normalised frames (b, f, 3, h, w), as one part."""
+        """Return features (b, 1, x, d), one part, of frames (b, f, 3, h, w), uint8 or not."""
         dtype = next(self.tower.parameters()).dtype
+        colours = self.spec.tower
+        pixels_bf3hw = normalised(pixels_bf3hw, mean=colours.mean, std=colours.std)
         frames_bfnd = self.tower.embeddings(pixels_bf3hw.to(dtype).flatten(0, 1)).unflatten(
             0, pixels_bf3hw.shape[:2]
         )
@@ -149,5 +152,5 @@ _NAMES = (
 
 
 def prepare(spec: UniformerEva, picture: Image.Image) -> Tensor:
-    """Return the normalised pixels (1, 3, side, side) of one RGB frame."""
+    """Return the pixels (1, 3, side, side), uint8, of one RGB frame."""
     return eva_clip.prepare(spec.tower, picture)

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from model.encoders.blocks import INITIAL_STD, linear
-from model.encoders.pictures import square_pixels
+from model.encoders.pictures import normalised, square_pixels
 from model.spec import SpecError
 from model.spec.vit import Vit22B
 from model.weights import Weights, load_published
@@ -58,6 +58,7 @@ class Vit22BEncoder(nn.Module):
 
     def __init__(self, spec: Vit22B) -> None:
         super().__init__()
+        self.spec = spec
         self.patches = nn.Conv2d(3, spec.width, spec.patch_size, stride=spec.patch_size)
         self.positions = nn.Parameter(INITIAL_STD * torch.randn(1, spec.tokens, spec.width))
         self.layers = nn.ModuleList(
@@ -66,7 +67,8 @@ class Vit22BEncoder(nn.Module):
         self.norm = norm(spec.width)
 
     def forward(self, pixels_b3hw: Tensor) -> Tensor:
-        """Return features (b, n, d) of normalised pictures (b, 3, h, w)."""
+        """Return features (b, n, d) of pictures (b, 3, h, w), uint8 or normalised."""
+        pixels_b3hw = normalised(pixels_b3hw, mean=self.spec.mean, std=self.spec.std)
         patches_bdhw = self.patches(pixels_b3hw.to(self.positions.dtype))
         tokens_bnd = patches_bdhw.flatten(2).transpose(1, 2) + self.positions
         for layer in self.layers:
@@ -93,5 +95,5 @@ def make(spec: Vit22B, *, weights: Weights, dtype: torch.dtype) -> Vit22BEncoder
 
 
 def prepare(spec: Vit22B, picture: Image.Image) -> Tensor:
-    """Return the normalised pixels (1, 3, side, side) of an RGB picture."""
-    return square_pixels(picture, spec.image_size, fit=spec.fit, mean=spec.mean, std=spec.std)
+    """Return the pixels (1, 3, side, side), uint8, of an RGB picture."""
+    return square_pixels(picture, spec.image_size, fit=spec.fit, mean=spec.mean)

@@ -67,7 +67,8 @@ class Draft:
         """Tokens that are learnt; the first of a row has nothing before it to be told from."""
         if self.answer is not None:
             return len(self.answer)
-        return sum(label != IGNORED for label in self.labels[1:])
+        later = self.labels[1:]
+        return len(later) - later.count(IGNORED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,7 +234,7 @@ class Drafter:
     def _ids(self, text: str) -> list[int]:
         if not text:
             return []
-        ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
         return ids
 
 

@@ -107,8 +107,23 @@ class SampleEncoder:
         self.seq2seq = self._drafter.seq2seq
         self.end = self._drafter.end
 
-    def row(self, sample: Sample) -> Row:
+    def draft(self, sample: Sample) -> Draft | None:
+        """Lay out a sample's text for `row`; None where a sentence is read, which `row` does.
+
+        Raises:
+            SampleError: as `row` does, but for media that cannot be decoded.
+        """
+        if self._sentences is not None:
+            return None
+        kinds = [medium.kind for medium in sample.media]
+        return self._drafter.draft(sample.id, sample.turns, kinds, cut=True)
+
+    def row(self, sample: Sample, draft: Draft | None = None) -> Row:
         """Encode a sample for training: the assistant's turns are the targets.
+
+        Args:
+            sample: what is encoded.
+            draft: its text, if it is laid out already.
 
         Raises:
             SampleError: media that cannot be decoded or that the model does not take, or
@@ -116,7 +131,7 @@ class SampleEncoder:
                 that is no pair of a medium and a sentence.
         """
         if self._sentences is None:
-            return self._encode(sample, sample.turns, cut=True)
+            return self._encode(sample, sample.turns, cut=True, draft=draft)
         return self._pair(sample, self._sentences)
 
     def _pair(self, sample: Sample, reader: SentenceReader) -> Row:
@@ -151,9 +166,12 @@ class SampleEncoder:
         turns = (*sample.turns[:-1], Turn(role="assistant", text=""))
         return self._encode(sample, turns, cut=False)
 
-    def _encode(self, sample: Sample, turns: Sequence[Turn], *, cut: bool) -> Row:
-        kinds = [medium.kind for medium in sample.media]
-        draft = self._drafter.draft(sample.id, turns, kinds, cut=cut)
+    def _encode(
+        self, sample: Sample, turns: Sequence[Turn], *, cut: bool, draft: Draft | None = None
+    ) -> Row:
+        if draft is None:
+            kinds = [medium.kind for medium in sample.media]
+            draft = self._drafter.draft(sample.id, turns, kinds, cut=cut)
         instructions = _instructions(sample.turns)
         media = tuple(
             self._placed(sample, medium, places, instruction)

@@ -10,6 +10,7 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration
 from model.backbones.llama import llama_config
 from model.build import build, build_on_meta, build_tokenizer, prepare
 from model.encoders.clip import clip_config
+from model.encoders.pictures import normalised
 from model.spec import SpecError
 from tests.model.conftest import IMAGE_ID
 
@@ -67,12 +68,14 @@ def test_logits_equal_transformers_llava(digits, make_batch, encoder, backbone):
     other = reference(spec)
     copy_across(model, other)
     batch = make_batch([60, 52])
+    colours = slot.encoder
+    pixels = normalised(batch.media["image"].values[:, 0], mean=colours.mean, std=colours.std)
     with torch.no_grad():
         ours, targets = model(batch)
         theirs = other(
             input_ids=batch.ids_bt,
             attention_mask=batch.attention_bt,
-            pixel_values=batch.media["image"].values[:, 0],
+            pixel_values=pixels,
         ).logits[:, :-1][batch.labels_bt[:, 1:] != -100]
     assert targets.numel() == ours.shape[0] > 0
     assert ours.std() > 0.1
@@ -170,5 +173,7 @@ def test_the_byte_tokenizer_says_what_it_read_and_nothing_is_special(digits):
 def test_the_processor_squares_and_normalises(digits):
     encoder = digits.model.inputs[0].encoder
     pixels = prepare(encoder, Image.new("RGB", (10, 20), "white"))
+    assert pixels.dtype == torch.uint8
+    pixels = normalised(pixels, mean=encoder.mean, std=encoder.std)
     assert pixels.shape == (1, 3, encoder.image_size, encoder.image_size)
     torch.testing.assert_close(pixels, torch.ones_like(pixels))

@@ -12,6 +12,7 @@ from PIL import Image
 from transformers import BlipImageProcessorPil, LlavaImageProcessorPil
 
 from model.build import prepare
+from model.encoders.pictures import normalised
 from model.presets import system
 from pipeline.config import read_config
 from pipeline.data.collate import collate
@@ -77,7 +78,7 @@ def compare(ours, theirs, media, pixels):
     ]
     batch = collate(rows, pad_id=0, side="right")
     assert (batch.attention_bt == 0).any()
-    inputs = pixels(batch)
+    inputs = pixels(replace(batch, media=as_theirs(ours.spec, batch)))
     if any(slot.projector.reads_text for slot in ours.spec.inputs):
         text = batch.media[media[0]].text
         assert (text.mask_bl == 0).any()
@@ -94,6 +95,18 @@ def compare(ours, theirs, media, pixels):
         kind: replace(placed, values=placed.values.flip(0)) for kind, placed in batch.media.items()
     }
     assert (ours(replace(batch, media=swapped))[0] - found).abs().max() > 0.01  # media are read
+
+
+def as_theirs(spec, batch):
+    """Return the batch's media with normalised pixels; our encoders do that by themselves."""
+    encoders = {kind: spec.slot(kind).encoder for kind in batch.media}
+    return {
+        kind: replace(
+            placed,
+            values=normalised(placed.values, mean=encoders[kind].mean, std=encoders[kind].std),
+        )
+        for kind, placed in batch.media.items()
+    }
 
 
 def images(batch):
@@ -151,4 +164,5 @@ def test_pictures_become_the_pixels_of_transformers_processors():
         processor.crop_size = processor.size
         for photo in (tall, wide):
             expected = processor(photo, return_tensors="pt")["pixel_values"]
-            torch.testing.assert_close(prepare(encoder, photo), expected, atol=1e-5, rtol=0)
+            pixels = normalised(prepare(encoder, photo), mean=encoder.mean, std=encoder.std)
+            torch.testing.assert_close(pixels, expected, atol=1e-5, rtol=0)

@@ -36,6 +36,18 @@ def test_chat_learns_the_answers_and_nothing_else(
     assert tokenizer.decode(text) == ("<s>\nWhich digit is red? 3</s>Where? centre</s>")
 
 
+def test_a_text_that_is_laid_out_before_gives_the_same_row(
+    spec: ModelSpec, tokenizer: PreTrainedTokenizerBase, captions: ShardSet
+) -> None:
+    encoder = SampleEncoder(spec, tokenizer, prompt="chat", max_tokens=200)
+    sample = dialogue(captions, "<image>\nWhich digit is red?", "3", "Where?", "centre")
+    at_once, later = encoder.row(sample), encoder.row(sample, encoder.draft(sample))
+    assert (at_once.ids, at_once.labels, at_once.kinds) == (later.ids, later.labels, later.kinds)
+    assert torch.equal(at_once.media[0].values, later.media[0].values)
+    with pytest.raises(SampleError, match="1 media, 0 used"):
+        encoder.draft(dialogue(captions, "Which digit?", "3"))
+
+
 def test_a_question_is_a_prefix_of_its_training_row(
     spec: ModelSpec, tokenizer: PreTrainedTokenizerBase, captions: ShardSet
 ) -> None:
@@ -98,13 +110,14 @@ def test_a_medium_that_the_model_does_not_take_is_refused(
         encoder.row(sample)
 
 
-def test_pixels_are_normalised(
+def test_pixels_stay_bytes(
     spec: ModelSpec, tokenizer: PreTrainedTokenizerBase, captions: ShardSet
 ) -> None:
     encoder = SampleEncoder(spec, tokenizer, prompt="plain", max_tokens=200)
     pixels = encoder.row(captions[0]).media[0].values
     assert pixels.shape == (1, 3, 48, 48)
-    assert -1 <= pixels.min() < pixels.max() <= 1
+    assert pixels.dtype == torch.uint8
+    assert pixels.min() < pixels.max()
 
 
 @pytest.mark.parametrize(("side", "first"), [("right", 0), ("left", 39)])
@@ -156,6 +169,7 @@ def test_sentences_alone_are_laid_out_as_captions_are_and_no_medium_is_read(
     broken = replace(sample, media=tuple(replace(m, data=b"") for m in sample.media))
     encoder = SampleEncoder(spec, tokenizer, prompt="sentences", max_tokens=200, sentences=reader)
     plain = SampleEncoder(spec, tokenizer, prompt="plain", max_tokens=200)
+    assert encoder.draft(broken) is None
     row, alone = encoder.row(broken), plain.row(sample)
     assert (row.ids, row.labels, row.kinds) == (alone.ids, alone.labels, alone.kinds)
     assert row.media[0].values.numel() == 0

@@ -146,6 +146,7 @@ def test_a_runs_report_shows_whatever_was_recorded(tmp_path):
             "memory_bytes": [2**30, 2**31],
             "imbalance": {"encoders": 1.5, "backbone": 1.1},
             "mfu": 0.4,
+            "phase_seconds": {"data": 0.1, "forward": 0.4},
         }
         for entry in metrics(4)
     ]
@@ -155,7 +156,7 @@ def test_a_runs_report_shows_whatever_was_recorded(tmp_path):
     row = {"what": "time of a step", "predicted": 1.5, "measured": None, "unit": "s"}
     write_hindsight(tmp_path, [row], ["Reckoned."])
     page = Page(run_report(tmp_path).read_text())
-    assert page.count("svg") == 9
+    assert page.count("svg") == 10
     assert page.count("script") == 0
     assert {"captions", "24", "300", "0.75", "web-9", "time of a step", "Reckoned."} <= set(
         page.texts

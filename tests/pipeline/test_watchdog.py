@@ -63,6 +63,18 @@ def test_progress_keeps_a_rank_alive(tmp_path: Path, clock: Clock) -> None:
     assert not list(tmp_path.glob("stalled-*"))
 
 
+def test_the_seconds_of_each_phase_are_told_once(clock: Clock) -> None:
+    watch = Watch(clock=clock)
+    for phase, seconds in (("data", 3), ("forward", 2), ("backward", 1), ("forward", 2)):
+        watch.at(phase)
+        watch.enter("backbone")
+        clock.now += seconds
+    told = watch.spent()
+    assert told == {"start": 0, "data": 3, "forward": 4, "backward": 1}
+    clock.now += 5
+    assert watch.spent() == {"forward": 5}
+
+
 def test_a_stalled_rank_reports_and_then_ends(tmp_path: Path, clock: Clock, capfd) -> None:
     rank = Rank(tmp_path, 0, 1, clock)
     rank.watch.at("forward", step=7, samples=("a", "b"))

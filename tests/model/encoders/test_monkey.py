@@ -10,6 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from model.encoders import clip, monkey
+from model.encoders.pictures import normalised
 from model.spec import SpecError
 from model.spec.high_resolution import Monkey
 from model.spec.image import ClipVision
@@ -81,6 +82,8 @@ def test_a_picture_becomes_rows_of_windows_and_the_whole():
     pixels = monkey.prepare(SMALL, Image.fromarray(values))
     assert pixels.shape == (SMALL.parts, *SMALL.shape)
     squashed = clip.prepare(SMALL.tower, Image.fromarray(values[16:, 16:32]))
+    colours = SMALL.tower
+    squashed = normalised(squashed, mean=colours.mean, std=colours.std)
     torch.testing.assert_close(pixels[4], squashed[0])
     flat = monkey.prepare(SMALL, Image.new("RGB", (90, 10), (10, 200, 30)))
     torch.testing.assert_close(flat, flat[:1].expand_as(flat))
