@@ -113,6 +113,36 @@ def test_a_preempted_job_goes_on_by_itself(slurm, folder, captions, whole):
     assert losses(run) == losses(whole)
 
 
+def test_a_job_whose_node_dies_goes_on_by_itself(slurm, folder, captions, whole):
+    run = folder / "node-died"
+    job = submit(slurm, "pt", captions, run, "--save-every", 2)
+    await_file(slurm, job, run / "checkpoints" / "step-00000002")
+    slurm.node_down("node2")
+    slurm.wait(job, ("PENDING",))
+    slurm.node_up("node2")
+    assert len(losses(run)) < STEPS
+    slurm.start_now(job)
+    state = slurm.wait(job)
+    assert (state["JobState"], state["Restarts"]) == ("COMPLETED", "1"), slurm.output(job)
+    assert losses(run) == losses(whole)
+
+
+def test_a_job_that_is_preempted_while_it_saves(slurm, folder, captions, whole):
+    run = folder / "preempted-save"
+    job = submit(slurm, "pt", captions, run, "--save-every", 1)
+    await_file(slurm, job, run / "checkpoints" / "step-00000001.partial")
+    slurm.run("scontrol", "requeue", job)
+    slurm.wait(job, ("PENDING",))
+    assert 0 < len(losses(run)) < STEPS
+    assert checkpoints(run)[-1] == f"step-{len(losses(run)):08}", slurm.output(job)
+    assert not list((run / "checkpoints").glob("step-*.*"))
+
+    slurm.start_now(job)
+    state = slurm.wait(job)
+    assert (state["JobState"], state["Restarts"]) == ("COMPLETED", "1"), slurm.output(job)
+    assert losses(run) == losses(whole)
+
+
 def test_a_mistake_of_the_user_s_is_not_tried_again(slurm, folder):
     job = submit(slurm, "pt", folder / "nothing", folder / "mistaken")
     state = slurm.wait(job)
