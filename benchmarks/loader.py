@@ -282,10 +282,10 @@ def show(rates: Mapping[str, float], title: str) -> None:
 def main() -> None:
     """Print tables and, last, one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--images", type=int, default=512)
+    parser.add_argument("--images", type=int, default=192)
     parser.add_argument("--size", default="640x480")
     parser.add_argument("--side", type=int, default=336)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(1)
