@@ -59,11 +59,11 @@ SYSTEMS = {
     "llava": Small(
         preset="llava_1_5_7b",
         settings=(
-            "model.inputs.image.encoder.layers=6",
+            "model.inputs.image.encoder.layers=4",
             "model.inputs.image.encoder.width=128",
             "model.inputs.image.encoder.mlp_width=512",
             "model.inputs.image.encoder.heads=2",
-            "model.backbone.layers=8",
+            "model.backbone.layers=4",
             "model.backbone.width=512",
             "model.backbone.mlp_width=1408",
             "model.backbone.heads=8",
