@@ -17,7 +17,6 @@ import io
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -33,6 +32,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.ranks import run_ranks
 from etl.command import UserError, main, parse
 from etl.schema import Medium, Sample, Turn
 from etl.shards import write_folder
@@ -59,11 +59,11 @@ SYSTEMS = {
     "llava": Small(
         preset="llava_1_5_7b",
         settings=(
-            "model.inputs.image.encoder.layers=6",
+            "model.inputs.image.encoder.layers=4",
             "model.inputs.image.encoder.width=128",
             "model.inputs.image.encoder.mlp_width=512",
             "model.inputs.image.encoder.heads=2",
-            "model.backbone.layers=8",
+            "model.backbone.layers=4",
             "model.backbone.width=512",
             "model.backbone.mlp_width=1408",
             "model.backbone.heads=8",
@@ -159,7 +159,7 @@ def train(
     words = ["pipeline", "pt", *model_words(small), "--data", data, "--output", run]
     words += ["--global-batch", options.global_batch, "--micro-batch", options.micro_batch]
     words += ["--epochs", 1, "--save-every", 10**9, *more]
-    _ranks(options.ranks, words)
+    run_ranks(options.ranks, words)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     timed = lines[options.warm :]
     return Side(
@@ -200,30 +200,6 @@ def _pipeline(*words: object) -> dict:
         raise UserError(f"{words[0]}: failed")
     told: dict = json.loads(done.stdout)
     return told
-
-
-def _ranks(number: int, words: Sequence[object]) -> None:
-    """Run a module on several ranks of this machine."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    shared = {"WORLD_SIZE": number, "LOCAL_WORLD_SIZE": number, "MASTER_ADDR": "127.0.0.1"}
-    shared |= {"MASTER_PORT": port, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-m", *map(str, words)],
-            cwd=ROOT,
-            env={
-                **os.environ,
-                **{name: str(value) for name, value in shared.items()},
-                **{"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            },
-        )
-        for rank in range(number)
-    ]
-    codes = [process.wait() for process in started]
-    if any(codes):
-        raise UserError(f"{words[1]}: a rank failed")
 
 
 def compare(name: str, options: Options, data: Path, folder: Path) -> dict[str, object]:

@@ -18,10 +18,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import shutil
-import socket
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -37,7 +34,8 @@ from rich.console import Console
 from rich.table import Table
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-from etl.command import UserError, main, parse
+from benchmarks.ranks import run_ranks
+from etl.command import main, parse
 from etl.schema import Medium, Sample, Turn
 from etl.shards import write_folder
 from model.byte_tokenizers import of_a_backbone
@@ -196,38 +194,6 @@ def _common(options: Options, folder: Path) -> list[object]:
         *("--global-batch", options.global_batch, "--micro-batch", options.micro_batch),
         *("--save-every", 10**9, "--learning-rate", 1e-4, "--epochs", 1),
     ]
-
-
-def run_ranks(number: int, words: list[object]) -> None:
-    """Run a module on several ranks of this machine."""
-    run_worlds([words], ranks=number)
-
-
-def run_worlds(worlds: list[list[object]], *, ranks: int) -> None:
-    """Run modules at once, each on as many ranks; all of them share the machine's cores."""
-    processes = len(worlds) * ranks
-    threads = max(1, len(os.sched_getaffinity(0)) // processes)
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    shared = {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1"}
-    shared |= {"OMP_NUM_THREADS": threads, "PATH": path}
-    started = []
-    for words in worlds:
-        shared["MASTER_PORT"] = _free_port()
-        for rank in range(ranks):
-            own = {name: str(value) for name, value in shared.items()}
-            own |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-            command = [sys.executable, "-m", *map(str, words)]
-            started.append(subprocess.Popen(command, cwd=ROOT, env={**os.environ, **own}))
-    codes = [process.wait() for process in started]
-    if any(codes):
-        raise UserError(f"{worlds[0][0]}: a rank failed")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 def table(sides: list[Side], options: Options) -> Table:

@@ -38,6 +38,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import step_rate
+from benchmarks.ranks import run_ranks, run_worlds
 from etl.command import UserError, main, parse
 from etl.digits.records import pair_sample
 from etl.schema import Sample, Turn
@@ -139,14 +140,12 @@ def compare(
         place = ("--seed", number, "--output", folder / f"{name}-alone-{number}")
         return [*common, "--ds-config", "zero2", "--global-batch", batch // RANKS, *place]
 
-    step_rate.run_worlds([alone(number) for number in range(RANKS)], ranks=1)
+    run_worlds([alone(number) for number in range(RANKS)], ranks=1)
     runs = [folder / f"{name}-alone-{number}" for number in range(RANKS)]
     sides = [side("two runs of one rank", runs, options.warm)]
     for zero in STAGES:
         run = folder / f"{name}-{zero}"
-        step_rate.run_ranks(
-            RANKS, [*common, "--ds-config", zero, "--global-batch", batch, "--output", run]
-        )
+        run_ranks(RANKS, [*common, "--ds-config", zero, "--global-batch", batch, "--output", run])
         sides.append(side(zero, [run], options.warm))
     return sides
 
@@ -180,7 +179,7 @@ def contract(words: list[object], options: Options, folder: Path) -> dict[str, d
         run = folder / f"mixed-{zero}"
         own = ["--data", folder / "pictures", folder / "texts", "--max-steps", options.mixed_steps]
         own += ["--global-batch", RANKS, "--micro-batch", 1, "--ds-config", zero, "--output", run]
-        step_rate.run_ranks(RANKS, [*words, *own])
+        run_ranks(RANKS, [*words, *own])
         timed = entries(run)[options.warm :]
         found[zero] = {
             kind: kinds_of_step([e for e in timed if _pictures(e) == pictures])
