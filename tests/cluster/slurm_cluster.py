@@ -23,6 +23,7 @@ ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEM
 
 # Two nodes of one CPU share this host as a cluster's two nodes would not, so neither memory nor
 # CPUs are confined. cred_expire is also how long Slurm holds back a requeued job.
+# The scripts make a job's ports of its id: two clusters on a host must not count alike.
 CONF = """\
 ClusterName=mmloom
 SlurmctldHost={host}(127.0.0.1)
@@ -45,6 +46,7 @@ SelectTypeParameters=CR_CPU
 SchedulerType=sched/builtin
 MailProg=/bin/true
 ReturnToService=2
+FirstJobId={ports[0]}
 KillWait=20
 MessageTimeout=60
 GresTypes=gpu
