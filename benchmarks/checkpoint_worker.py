@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import shutil
 import time
@@ -15,7 +14,7 @@ import torch.distributed as dist
 import tyro
 
 from etl.command import main, parse
-from pipeline.checkpoint import Cursor
+from pipeline.checkpoint import Checkpoints, Cursor
 from pipeline.config import read_config
 from pipeline.engine import ranks, start_engine
 from pipeline.features.lookup import Lookup
@@ -94,10 +93,12 @@ def run(args: list[str]) -> None:
         options.told.write_text(json.dumps(told))
 
 
-def ours(engine: deepspeed.DeepSpeedEngine, checkpoints, saves: int) -> dict[str, object]:  # noqa: ANN001
+def ours(
+    engine: deepspeed.DeepSpeedEngine, checkpoints: Checkpoints, saves: int
+) -> dict[str, object]:
     """Save beside training: what a step waits for, and how long it takes until it is there."""
     stalls, wholes = [], []
-    for step in itertools.islice(itertools.count(100), saves):
+    for step in range(100, 100 + saves):
         cursor = Cursor(step=step)
         stalls.append(timed(lambda cursor=cursor: checkpoints.begin(engine, cursor)))
         wholes.append(stalls[-1] + timed(checkpoints.finish))

@@ -287,7 +287,7 @@ def write_weights(run: Path, weights: Mapping[str, Tensor], identity: Mapping[st
     partial.mkdir(parents=True)
     save_file(dict(weights), partial / WEIGHTS)
     content = {"cursor": asdict(Cursor()), "identity": dict(identity)}
-    folder.publish(partial, content, describe(partial))
+    folder.publish(partial, content, describe(partial, [partial / WEIGHTS]))
 
 
 def newest_weights(run: Path) -> Path:

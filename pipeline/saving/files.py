@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -137,10 +137,9 @@ def damage(checkpoint: Path) -> str | None:
     return None
 
 
-def describe(folder: Path) -> Described:
-    """Return what lies in a folder, by path within it."""
+def describe(folder: Path, files: Iterable[Path]) -> Described:
+    """Describe files that lie below a folder."""
     return {
         str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        for path in files
     }

@@ -22,9 +22,8 @@ from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointEngi
 from safetensors.torch import save_file
 from torch import Tensor
 
-from etl.atomic import file_sha256
 from pipeline.engine import gathered
-from pipeline.saving.files import APART, WEIGHTS, ZERO, Described
+from pipeline.saving.files import APART, WEIGHTS, ZERO, Described, describe
 
 
 class _Copier(CheckpointEngine):
@@ -80,13 +79,7 @@ class Snapshot:
         written = [*self.states, *(partial / name for name in self.tensors)]
         for path in written:
             _through_to_disk(path)
-        return {
-            str(path.relative_to(partial)): {
-                "bytes": path.stat().st_size,
-                "sha256": file_sha256(path),
-            }
-            for path in written
-        }
+        return describe(partial, written)
 
 
 def snapshot(

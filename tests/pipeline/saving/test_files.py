@@ -9,7 +9,7 @@ def publish(folder: CheckpointFolder, step: int, *, text: str = "w") -> Path:
     partial = folder.partial(step)
     partial.mkdir(parents=True)
     (partial / "weights").write_text(text)
-    folder.publish(partial, {"cursor": {"step": step}}, describe(partial))
+    folder.publish(partial, {"cursor": {"step": step}}, describe(partial, [partial / "weights"]))
     return folder.final(step)
 
 
