@@ -41,15 +41,18 @@ def still(path: Path, then: Stamp, *, sha256: str, mapped: bool) -> Stamp | None
         Its stamp now: another one if it was touched, or put back. None if it is gone, but mapped.
 
     Raises:
-        UserError: it has vanished or changed.
+        UserError: it has vanished or changed, or the file system does not give it.
     """
     try:
         now = stamp_of(path)
+        same = now == then or (now.size == then.size and file_sha256(path) == sha256)
     except FileNotFoundError:
         if mapped:
             return None
         raise UserError(f"{path}: has vanished; put it back") from None
-    if now != then and (now.size != then.size or file_sha256(path) != sha256):
+    except OSError as error:  # a stale handle, a folder that is none any more
+        raise UserError(f"{path}: cannot be read ({error.strerror}); put it back") from None
+    if not same:
         raise UserError(
             f"{path}: has changed since it was checked; put back the one with sha256 {sha256[:12]}…"
         )

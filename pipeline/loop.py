@@ -94,6 +94,7 @@ def train(
             )
             checkpoints.turn(agreed.writing)
             if agreed.lost:
+                watch.at("save")
                 if cursor.step > newest:
                     checkpoints.begin(engine, cursor)
                 checkpoints.finish()

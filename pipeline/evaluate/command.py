@@ -25,7 +25,7 @@ from model.weights import load_trained
 from pipeline.checkpoint import newest_weights
 from pipeline.config import RunConfig, read_config
 from pipeline.data.encode import SampleEncoder
-from pipeline.evaluate.answered import Answered
+from pipeline.evaluate.answered import Answered, writing
 from pipeline.evaluate.answers import Prediction, answers, without_media
 from pipeline.stopping import STOPPED, StopRequest
 
@@ -54,6 +54,12 @@ class EvaluateOptions:
     json: bool = False
     """Print the scores as JSON instead of a table."""
 
+    def __post_init__(self) -> None:
+        for name in ("batch", "max_new_tokens", "limit"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"--{name.replace('_', '-')}: {value}, want at least 1")
+
 
 def evaluate(args: Sequence[str]) -> int:
     """Run the command; returns the exit code: `STOPPED` if it was asked to stop and can go on."""
@@ -63,17 +69,19 @@ def evaluate(args: Sequence[str]) -> int:
     if isinstance(config.settings, InitStage):
         raise UserError(f"{options.run}: of the stage init, which answers nothing; want pt or sft")
     shards = ShardSet(options.data)
-    model = load_run(config, options.run)
+    # Looked for once: a run that still trains may have newer ones before this model is built.
+    weights = newest_weights(options.run)
     output = options.output or options.run / "evaluation"
     number = min(len(shards), options.limit or len(shards))
     identity = {
-        "weights": file_sha256(newest_weights(options.run)),
+        "weights": file_sha256(weights),
         "config": file_sha256(options.run / "config.json"),
         "data": shards.fingerprint,
         "questions": number,
         "batch": options.batch,
         "max_new_tokens": options.max_new_tokens,
     }
+    model = _load(config, weights)
     passes = [
         Answered(output / f"{name}.jsonl", identity | {"pass": name}, options.batch)
         for name in ("predictions", "predictions_blind")
@@ -89,7 +97,8 @@ def evaluate(args: Sequence[str]) -> int:
         answered.finish()
     seeing, blind = (answered.predictions for answered in passes)
     scores = score(seeing, blind)
-    write_json(output / "scores.json", asdict(scores))
+    with writing(output / "scores.json"):
+        write_json(output / "scores.json", asdict(scores))
     for answered in passes:
         answered.forget()
     if options.json:
@@ -116,7 +125,10 @@ class Questions:
 
 def load_run(config: RunConfig, run: Path) -> MultimodalLM:
     """Build a run's model and load its newest sound trained weights."""
-    weights = newest_weights(run)
+    return _load(config, newest_weights(run))
+
+
+def _load(config: RunConfig, weights: Path) -> MultimodalLM:
     model = build(config.system.model, config.settings, weights=config.weights, seed=config.seed)
     load_trained(model, weights)
     return model

@@ -264,3 +264,11 @@ def test_a_shard_that_changes_is_told_before_it_is_read(folder: Path, *, opened:
             _ = samples[300]
     path.write_bytes(data)  # put back, it is another file with the same bytes
     assert samples[300].id == ShardSet([folder])[300].id
+
+
+def test_a_shard_that_the_file_system_does_not_give_is_told(folder: Path) -> None:
+    samples = ShardSet([folder])
+    folder.rename(folder.with_name("elsewhere"))
+    folder.write_text("no folder")
+    with pytest.raises(UserError, match=r"shard-00000\.arrow: cannot be read \(Not a directory\)"):
+        _ = samples[0]
