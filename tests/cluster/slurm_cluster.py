@@ -188,6 +188,9 @@ class SlurmCluster:
     def start_now(self, job: str) -> None:
         """Spare a requeued job the time that Slurm holds it back."""
         self.wait(job, ("PENDING",))
+        # A node refuses credentials of the second in which it was told to kill the job.
+        killed = int(time.time())
+        await_that("the next second", lambda: int(time.time()) > killed)
         self.run("scontrol", "update", f"JobId={job}", "StartTime=now")
 
     def node_up(self, node: str) -> None:
