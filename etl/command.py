@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import sys
+import typing
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -30,6 +31,8 @@ def parse(
 ) -> Options:
     """Read a command line into a frozen dataclass.
 
+    An option that takes several values may come several times: `--set A --set B` is `--set A B`.
+
     Args:
         options: the dataclass; its docstring is the command's help.
         prog: the command's name as the user typed it.
@@ -40,13 +43,38 @@ def parse(
         UserError: an unknown option or a value of the wrong type, with tyro's own suggestion.
     """
     complaint = io.StringIO()
+    words = _gathered(options, args)
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(options, prog=prog, args=list(args), default=default)  # type: ignore[return-value]
+            return tyro.cli(options, prog=prog, args=words, default=default)  # type: ignore[return-value]
     except SystemExit as stop:
         if not stop.code:
             raise
         raise UserError(_one_line(complaint.getvalue(), prog)) from None
+
+
+def _gathered(options: type[Options], args: Sequence[str]) -> list[str]:
+    """Put what comes again of an option with several values behind its first; tyro drops that."""
+    kinds = typing.get_type_hints(options).items()
+    several = {"--" + name.replace("_", "-") for name, kind in kinds if _is_tuple(kind)}
+    groups: list[list[str]] = [[]]
+    first: dict[str, list[str]] = {}
+    for word in args:
+        name, equals, value = word.partition("=")
+        name = name.replace("_", "-")
+        if not word.startswith("--"):
+            groups[-1].append(word)
+        elif name not in several:
+            groups.append([word])
+        else:
+            group = first.setdefault(name, [name])
+            group += [value] if equals else []
+            groups = [other for other in groups if other is not group] + [group]
+    return [word for group in groups for word in group]
+
+
+def _is_tuple(kind: object) -> bool:
+    return typing.get_origin(kind) is tuple
 
 
 def _one_line(boxed: str, prog: str) -> str:

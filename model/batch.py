@@ -1,7 +1,8 @@
 """What a model takes in at once.
 
-Shapes: b sequences, t positions, s positions of a seq2seq decoder, m media of a kind, f parts of a
-medium, n tokens of a part, d width of features.
+Shapes: b sequences, t positions, s positions of a seq2seq decoder, m media of a kind that go in,
+g of a kind that come out, f parts of a medium, n tokens of a part, d width of features, l positions
+and w width of a generator's text encoder.
 """
 
 from __future__ import annotations
@@ -59,6 +60,43 @@ class Media:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """All media of one kind that the backbone is to say, in reading order; g media.
+
+    Args:
+        places_bt: true where a medium's signals stand.
+        seeds_g: what the time and the noise of eq. 5 are drawn from.
+        ids_xl: padded ids of what is told of the media, in the vocabulary of the generator's text
+            encoder, of all or of those x whose embedding is not known.
+        values: the media themselves (g, *shape) for eq. 5; empty where that is not wanted.
+        embedded: what the text encoder has made of the other texts before, (those, l, w); None
+            where nothing is known.
+        known_g: whether a text is one of those; None likewise.
+        keys: what the other embeddings are to be kept under, for who keeps them; or empty.
+    """
+
+    places_bt: Tensor
+    seeds_g: Tensor
+    ids_xl: Tensor
+    values: Tensor
+    embedded: Tensor | None = None
+    known_g: Tensor | None = None
+    keys: tuple[bytes, ...] = ()
+
+    def to(self, device: torch.device | str) -> Drawn:
+        """Return the media on `device`; seeds stay, their draws are made on the host."""
+        return Drawn(
+            places_bt=self.places_bt.to(device),
+            seeds_g=self.seeds_g,
+            ids_xl=self.ids_xl.to(device),
+            values=self.values.to(device),
+            embedded=None if self.embedded is None else self.embedded.to(device),
+            known_g=None if self.known_g is None else self.known_g.to(device),
+            keys=self.keys,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Batch:
     """One micro-batch.
 
@@ -68,7 +106,8 @@ class Batch:
         labels_bt: the ids again where they are targets, else `IGNORED`. With `decoder_bs`, (b, s):
             what each position of the decoder is to say.
         context_bt: true before the last answer, for backbones that see it in both directions.
-        media: by kind.
+        media: those that go in, by kind.
+        drawn: those that come out, by kind (`to_image`).
         decoder_bs: the decoder's input of a seq2seq backbone; None for a causal one.
         sentences: what the assistant says in each row, (b, l) in the vocabulary of a Q-Former's
             text half or a P-Former; None where no part of the model reads it.
@@ -81,9 +120,18 @@ class Batch:
     labels_bt: Tensor
     context_bt: Tensor
     media: Mapping[str, Media] = field(default_factory=dict)
+    drawn: Mapping[str, Drawn] = field(default_factory=dict)
     decoder_bs: Tensor | None = None
     sentences: TextIds | None = None
     positions_bt: Tensor | None = None
+
+    def count(self, kind: str) -> tuple[int, int]:
+        """Return how many media of a kind there are, and of how many no features are known."""
+        if kind in self.drawn:
+            return len(self.drawn[kind].seeds_g), len(self.drawn[kind].ids_xl)
+        if kind in self.media:
+            return len(self.media[kind].rows_m), len(self.media[kind].values)
+        return 0, 0
 
     @property
     def targeted(self) -> Tensor:
@@ -105,6 +153,7 @@ class Batch:
             labels_bt=self.labels_bt.to(device),
             context_bt=self.context_bt.to(device),
             media={kind: media.to(device) for kind, media in self.media.items()},
+            drawn={kind: drawn.to(device) for kind, drawn in self.drawn.items()},
             decoder_bs=None if self.decoder_bs is None else self.decoder_bs.to(device),
             sentences=None if self.sentences is None else self.sentences.to(device),
             positions_bt=None if self.positions_bt is None else self.positions_bt.to(device),

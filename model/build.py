@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -16,6 +16,7 @@ from transformers import (
 from model import byte_tokenizers
 from model.backbone_fusion import gated_cross_attention, visual_expert
 from model.backbones import chatglm, glm, llama, opt, palm, qwen, t5
+from model.drawing import DrawingLM
 from model.encoders import (
     beats,
     cformer,
@@ -34,6 +35,7 @@ from model.encoders import (
     vit_22b,
     whisper,
 )
+from model.generators import stable_diffusion
 from model.input_projectors import (
     abstractor,
     glu_adapter,
@@ -47,6 +49,7 @@ from model.input_projectors import (
 )
 from model.mmllm import MultimodalLM
 from model.objectives import aligned
+from model.output_projectors import output_transformer
 from model.packing import attend_within_samples
 from model.peft import adapter, lora, prefix, qlora
 from model.spec import Ends, InputSlot, ModelSpec, SpecError, Stage
@@ -58,6 +61,7 @@ from model.spec.high_resolution import DocPedia, Monkey
 from model.spec.image import ClipVision, Eva2Clip, EvaClip
 from model.spec.imagebind import ImageBind
 from model.spec.nfnet import NfNet
+from model.spec.outputs import OutputSlot, OutputTransformer, StableDiffusion
 from model.spec.peft import Adapter, Lora, Peft, Prefix, QLora
 from model.spec.points import PointBert
 from model.spec.projectors import (
@@ -72,6 +76,7 @@ from model.spec.qformer import QFormer, VideoQFormer
 from model.spec.slots import Encoder
 from model.spec.video import TemporalClip, UniformerEva
 from model.spec.vit import Vit, Vit22B
+from model.way_out import WayOut
 from model.weights import Weights, load_transformers
 
 # Specs are matched with files by their class; what each file's functions take is its own spec.
@@ -100,6 +105,28 @@ class BackboneFile(Protocol):
 
     def make(self, spec: AnySpec, *, weights: Weights, dtype: torch.dtype) -> PreTrainedModel:
         """Return the backbone."""
+
+
+class OutputProjectorFile(Protocol):
+    """What a file of `model/output_projectors/` offers."""
+
+    def make(self, spec: AnySpec, width_in: int, conditions: tuple[int, int]) -> nn.Module:
+        """Return a new projector."""
+
+
+class GeneratorFile(Protocol):
+    """What a file of `model/generators/` offers."""
+
+    def make(
+        self, spec: AnySpec, *, denoises: bool, weights: Weights, dtype: torch.dtype
+    ) -> nn.Module:
+        """Return the generator, or of it what training needs; see `model.drawing.Generator`."""
+
+    def prepare(self, spec: AnySpec, raw: Any) -> Tensor:  # noqa: ANN401 -- a decoded medium
+        """Return what the generator compares with, (*shape), of a decoded medium."""
+
+    def tokenizer(self, spec: AnySpec, *, weights: Weights) -> PreTrainedTokenizerBase:
+        """Return the tokenizer of its text encoder."""
 
 
 ENCODERS: Mapping[type, EncoderFile] = {
@@ -131,6 +158,8 @@ PROJECTORS: Mapping[type, ProjectorFile] = {
     QFormer: qformer,
     VideoQFormer: video_qformer,
 }
+OUTPUT_PROJECTORS: Mapping[type, OutputProjectorFile] = {OutputTransformer: output_transformer}
+GENERATORS: Mapping[type, GeneratorFile] = {StableDiffusion: stable_diffusion}
 BACKBONES: Mapping[type, BackboneFile] = {
     Llama: llama,
     Opt: opt,
@@ -181,6 +210,9 @@ def build(spec: ModelSpec, stage: Stage, *, weights: Weights, seed: int = 0) -> 
         backbone.activation_checkpointing_enable({"use_reentrant": False})
     if stage.reference is not None:
         return aligned.make(spec, inputs, backbone, stage.reference, weights=weights)
+    if stage.generation is not None:
+        outputs = build_outputs(spec, stage, weights=weights)
+        return DrawingLM(spec, inputs, backbone, outputs)
     return MultimodalLM(spec, inputs, backbone)
 
 
@@ -196,6 +228,28 @@ def build_inputs(
     return {
         slot.modality: own_parts(slot, spec.projected_width, weights, dtype) for slot in spec.inputs
     }
+
+
+def build_outputs(spec: ModelSpec, stage: Stage, *, weights: Weights) -> dict[str, WayOut]:
+    """Build what stands behind the backbone, by modality, for a stage that draws."""
+    assert stage.generation is not None
+    dtype, denoises = DTYPES[stage.precision], stage.generation.denoise > 0
+    ways: dict[str, WayOut] = {}
+    for slot in spec.outputs:
+        projector = OUTPUT_PROJECTORS[type(slot.projector)]
+        generator = GENERATORS[type(slot.generator)]
+        width = spec.backbone.width
+        way = WayOut(
+            slot,
+            width,
+            projector=projector.make(slot.projector, width, slot.generator.conditions),
+            generator=generator.make(
+                slot.generator, denoises=denoises, weights=weights, dtype=dtype
+            ),
+            denoises=denoises,
+        )
+        ways[slot.modality] = way.to(dtype)
+    return ways
 
 
 def own_parts(
@@ -230,6 +284,21 @@ def prepare(spec: Encoder, raw: object) -> Tensor:
     if isinstance(raw, list) and not isinstance(spec, ImageBind):  # which pairs neighbours
         return torch.cat([file.prepare(spec, frame) for frame in raw])
     return file.prepare(spec, raw)
+
+
+def prepare_drawn(slot: OutputSlot, raw: object) -> Tensor:
+    """Return what a slot's generator compares with, (*shape), of a decoded medium."""
+    return GENERATORS[type(slot.generator)].prepare(slot.generator, raw)
+
+
+def build_caption_tokenizers(
+    outputs: Sequence[OutputSlot], *, weights: Weights
+) -> dict[str, PreTrainedTokenizerBase]:
+    """Return, by kind (`to_image`), the tokenizers of the generators' text encoders."""
+    return {
+        slot.kind: GENERATORS[type(slot.generator)].tokenizer(slot.generator, weights=weights)
+        for slot in outputs
+    }
 
 
 def build_tokenizer(spec: ModelSpec, *, weights: Weights) -> PreTrainedTokenizerBase:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+_CLIP_ENDS = ("<|startoftext|>", "<|endoftext|>")
+
 
 def of_a_backbone() -> PreTrainedTokenizerFast:
     """One token per byte, after three special ones."""
@@ -29,6 +31,21 @@ def like_bert_s() -> PreTrainedTokenizerFast:
         cls_token="[CLS]",
         sep_token="[SEP]",
         mask_token="[MASK]",
+    )
+
+
+def like_clip_s() -> PreTrainedTokenizerFast:
+    """One token per byte, between CLIP's two special ones; the second one also pads."""
+    tokenizer = _bytes(*_CLIP_ENDS)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{_CLIP_ENDS[0]} $A {_CLIP_ENDS[1]}",
+        special_tokens=[(name, tokenizer.token_to_id(name)) for name in _CLIP_ENDS],
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=_CLIP_ENDS[0],
+        eos_token=_CLIP_ENDS[1],
+        pad_token=_CLIP_ENDS[1],
     )
 
 

@@ -57,11 +57,22 @@ def media_features(
             keep(slot.modality, media.keys, encoded_xfnd.detach())
     elif calls:
         blank()
-    if media.features is None or media.known_m is None:
-        assert encoded_xfnd is not None
-        return encoded_xfnd
-    features_mfnd = media.features.new_empty(len(media.known_m), *media.features.shape[1:])
-    features_mfnd[media.known_m] = media.features
-    if encoded_xfnd is not None:
-        features_mfnd[~media.known_m] = encoded_xfnd
-    return features_mfnd
+    return together(media.features, media.known_m, encoded_xfnd)
+
+
+def together(known: Tensor | None, known_m: Tensor | None, made: Tensor | None) -> Tensor:
+    """Return what was known and what was made as one, in the order of the media or texts.
+
+    Args:
+        known: of those that were; None if none was.
+        known_m: which were.
+        made: of the others; None if there are none.
+    """
+    if known is None or known_m is None:
+        assert made is not None
+        return made
+    all_m = known.new_empty(len(known_m), *known.shape[1:])
+    all_m[known_m] = known
+    if made is not None:
+        all_m[~known_m] = made
+    return all_m

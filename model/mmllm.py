@@ -202,15 +202,20 @@ class MultimodalLM(nn.Module):
         """
         embeddings_btd, extra = self.embed(batch, projected)
         if batch.decoder_bs is None:
-            told = extra | {"attention_mask": batch.attention_bt}
-            if batch.positions_bt is not None:
-                told |= packing.arguments(self.backbone, batch.positions_bt)
-            hidden_btd = self.backbone.get_decoder()(
-                inputs_embeds=embeddings_btd, use_cache=False, **told
-            ).last_hidden_state[:, :-1]
+            hidden_btd = self.think(batch, embeddings_btd, extra)[:, :-1]
         else:
             hidden_btd = self._encode_decode(embeddings_btd, batch.attention_bt, batch.decoder_bs)
         return self.backbone.get_output_embeddings()(hidden_btd[batch.targeted]), batch.targets_m
+
+    def think(self, batch: Batch, embeddings_btd: Tensor, extra: Mapping[str, Tensor]) -> Tensor:
+        """Return a causal backbone's last hidden states (b, t, d) of its input, see `embed`."""
+        told = dict(extra) | {"attention_mask": batch.attention_bt}
+        if batch.positions_bt is not None:
+            told |= packing.arguments(self.backbone, batch.positions_bt)
+        hidden_btd: Tensor = self.backbone.get_decoder()(
+            inputs_embeds=embeddings_btd, use_cache=False, **told
+        ).last_hidden_state
+        return hidden_btd
 
     def _encode_decode(
         self, embeddings_btd: Tensor, attention_bt: Tensor, decoder_bs: Tensor

@@ -23,8 +23,9 @@ class Agreement:
     """What holds for all ranks in one step.
 
     Args:
-        used: per micro-batch, the kinds of media that any rank uses in it.
-        encoded: those of them of which any rank has one to encode: its features are not known.
+        used: per micro-batch, the kinds of media, going in or coming out, that any rank has in it.
+        encoded: those of them of which any rank has one to encode: its features, or its text's
+            embedding, are not known.
         counts: of the global batch, by loss: what each loss's sum is divided by.
         samples, bad: usable and unusable samples of the global batch.
         tokens: tokens of the global batch without padding.
@@ -48,7 +49,7 @@ class Agreement:
 
 def agree(
     batches: Sequence[MicroBatch],
-    modalities: Sequence[str],
+    kinds: Sequence[str],
     objective: Objective,
     *,
     stop: bool,
@@ -59,15 +60,15 @@ def agree(
 
     Args:
         batches: this rank's micro-batches of one step; every rank has equally many.
-        modalities: the model's, in the order of its slots.
+        kinds: of media in the stage (`Stage.kinds`), in the order of the model's slots.
         objective: the stage's; tells what its losses count.
         stop: whether this rank was asked to stop.
         writing: how far this rank is with the checkpoint that it writes.
         device: where the collective's tensor must live.
     """
     usage = [
-        *([kind in item.batch.media for kind in modalities] for item in batches),
-        *([_encodes(item, kind) for kind in modalities] for item in batches),
+        *([item.batch.count(kind)[0] > 0 for kind in kinds] for item in batches),
+        *([item.batch.count(kind)[1] > 0 for kind in kinds] for item in batches),
     ]
     counted = [objective.counts(item.batch) for item in batches]
     names = list(objective.weights)
@@ -86,14 +87,14 @@ def agree(
     everyone = [torch.empty_like(own) for _ in range(dist.get_world_size())]
     dist.all_gather(everyone, own)
     total = torch.stack(everyone).sum(0).tolist()
-    flags, width = total[len(counts) :], len(modalities)
-    kinds = [
-        tuple(kind for kind, count in zip(modalities, flags[first:], strict=False) if count)
+    flags, width = total[len(counts) :], len(kinds)
+    told = [
+        tuple(kind for kind, count in zip(kinds, flags[first:], strict=False) if count)
         for first in range(0, len(flags), width)
     ]
     return Agreement(
-        used=tuple(kinds[: len(batches)]),
-        encoded=tuple(kinds[len(batches) :]),
+        used=tuple(told[: len(batches)]),
+        encoded=tuple(told[len(batches) :]),
         counts=dict(zip(names, total[8:], strict=False)),
         samples=total[0],
         bad=total[1],
@@ -103,7 +104,3 @@ def agree(
         lost=total[5] > 0,
         writing=Standing(busy=total[6], failed=total[7]),
     )
-
-
-def _encodes(item: MicroBatch, kind: str) -> bool:
-    return kind in item.batch.media and len(item.batch.media[kind].values) > 0

@@ -32,11 +32,13 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from model.backbone_fusion.gated_cross_attention import CrossAttention
+from model.drawing import DrawingLM
 from model.mmllm import MultimodalLM
 from model.parts import encode_parts, pool
 from model.spec import Stage
 from model.spec.backbones import T5, Backbone, Palm
 from model.text import TextIds
+from model.way_out import WayOut
 
 _EXPERTS = {"expert", "expert_mlp"}
 """CogVLM's second set of a layer's weights: each position passes one of the two."""
@@ -87,8 +89,10 @@ class UnitCosts:
         pair: the scores of one pair of positions that see each other, in all layers.
         target: one target's way through the vocabulary's matrix, and through a seq2seq
             backbone's decoder.
-        encoders: by modality, one medium's way through its encoder.
-        projectors: likewise through its projector, and what the backbone's fusion makes of it.
+        encoders: by kind of media, one medium's way through its encoder; of one that comes out
+            (`to_image`), its text's way through the generator's text encoder.
+        projectors: likewise through its projector, and what the backbone's fusion makes of it; of
+            one that comes out, through the rest of the generator, too.
         seq2seq: whether positions see each other in both directions, and targets all of them.
     """
 
@@ -100,7 +104,7 @@ class UnitCosts:
     seq2seq: bool
 
     def medium(self, kind: str) -> Work:
-        """Return the cost of one medium before the backbone."""
+        """Return the cost of one medium before the backbone, or behind it."""
         return self.encoders[kind] + self.projectors[kind]
 
     def sample(
@@ -135,8 +139,10 @@ def unit_costs(model: MultimodalLM, stage: Stage) -> UnitCosts:
         model: on the meta device, with what trains set (`model.freeze.train_only`).
         stage: brings recomputation.
     """
-    kinds = model.spec.modalities
-    media = {kind: medium_flops(model, kind) for kind in kinds}
+    media = {kind: medium_flops(model, kind) for kind in model.spec.modalities}
+    if isinstance(model, DrawingLM):
+        width = model.spec.backbone.width
+        media |= {kind: drawing_flops(way, width) for kind, way in model.ways_out().items()}
     position, target = token_flops(model, stage)
     return UnitCosts(
         position=position,
@@ -214,6 +220,31 @@ def medium_flops(model: MultimodalLM, kind: str) -> tuple[Work, Work]:
         if isinstance(module, CrossAttention)
     )
     return encoded, projected + Work(forward=keys, backward=2 * keys)
+
+
+def drawing_flops(way: WayOut, width: int) -> tuple[Work, Work]:
+    """Return the cost of one medium that comes out: of its text, and of all the rest.
+
+    Counted on the meta device, where the model must be. The generator is frozen, but gradients
+    pass it on their way to the projector.
+
+    Args:
+        way: the modality's way out.
+        width: the backbone's.
+    """
+    embed: Callable[[Tensor], Tensor] = way.generator.embed  # type: ignore[assignment]
+    with torch.device("meta"):
+        blank = way.blank(torch.device("meta"))
+        thought_gnd = torch.zeros(1, way.slot.signals, width)
+        _, embedded = _counted(lambda: embed(blank.ids_xl))
+
+        def draw() -> Tensor:
+            drawings = way.drawings(blank, thought_gnd, embeds=False)
+            told = drawings.denoised.told_gcyx if drawings.denoised else drawings.conditions_glw
+            return told.sum() + drawings.conditions_glw.sum()
+
+        _, drawn = _counted(draw)
+    return embedded, drawn
 
 
 def _counted(run: Callable[[], Tensor]) -> tuple[Tensor, Work]:

@@ -76,6 +76,7 @@ def look_back(run: RunConfig, world: int, totals: Totals, *, memory_before: int)
 def _longest(system: System, run: RunConfig, totals: Totals) -> int:
     """Return the length of a sample at which a full micro-batch is the largest pass there was."""
     least = 1 + sum(slot.tokens for slot in system.model.inputs)
+    least += sum(slot.signals for slot in run.settings.ways_out(system.model))
     tokens = round(totals.places / run.settings.micro_batch)
     return min(max(tokens, least), run.settings.max_tokens)
 

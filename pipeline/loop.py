@@ -36,7 +36,7 @@ class Job:
     Args:
         name: the stage's, for the progress bar.
         objective: what is minimised.
-        modalities: the model's, in the order of its slots.
+        kinds: of media in the stage (`Stage.kinds`), in the order of the model's slots.
         steps: optimizer steps of the whole run.
         save_every: steps between checkpoints.
         log_every: steps between lines of progress where there is no terminal.
@@ -46,7 +46,7 @@ class Job:
 
     name: str
     objective: Objective
-    modalities: tuple[str, ...]
+    kinds: tuple[str, ...]
     steps: int
     save_every: int
     log_every: int
@@ -86,7 +86,7 @@ def train(
             watch.at("agree", samples=tuple(name for item in items for name in item.ids))
             agreed = agree(
                 items,
-                job.modalities,
+                job.kinds,
                 job.objective,
                 stop=stop.asked,
                 writing=checkpoints.standing,

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from model.spec import ClipVision, Llama, Lora, ModelSpec, Stage
@@ -138,6 +138,8 @@ class Load:
         media: media of each modality.
         projectors: by modality, bytes that autograd keeps of the projector for one medium.
         backbone_trains: whether the backbone's own weights train, not only adapters beside them.
+        drawn: by kind, bytes that autograd keeps of one medium that comes out, from the signals to
+            the generator's answer.
     """
 
     tokens: int
@@ -145,6 +147,7 @@ class Load:
     media: int
     projectors: Mapping[str, int]
     backbone_trains: bool
+    drawn: Mapping[str, int] = field(default_factory=dict)
 
 
 def activations(model: ModelSpec, stage: Stage, zero: Zero, load: Load) -> int:
@@ -165,12 +168,10 @@ def activations(model: ModelSpec, stage: Stage, zero: Zero, load: Load) -> int:
     if stage.recompute:
         per_token += depth(backbone) * precision * backbone.width
     per_token += FLOAT * backbone.width  # the last norm
-    way_in = 0
+    way = sum(load.drawn.values())
     for slot in model.inputs:
-        way_in += load.projectors[slot.modality] + slot.parts * encoder_bytes(
-            slot.encoder, precision
-        )
-    return stage.micro_batch * (load.tokens * per_token + load.media * way_in)
+        way += load.projectors[slot.modality] + slot.parts * encoder_bytes(slot.encoder, precision)
+    return stage.micro_batch * (load.tokens * per_token + load.media * way)
 
 
 def layer_bytes(backbone: Backbone, stage: Stage, load: Load, *, linear_keeps: bool) -> int:

@@ -1,16 +1,19 @@
-"""What the stages minimise that do more than say text: those before MM-PT, and DLP's MM-PT."""
+"""What the stages minimise that do more than say text: those before MM-PT, DLP's, and drawing."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 
 from model.batch import Batch
+from model.drawing import DrawingOutput
 from model.objectives.aligned import AlignedOutput
 from model.objectives.image_text import ImageTextOutput
 from model.objectives.sentences import SentenceOutput
 from model.spec import ModelSpec, Stage
 from model.spec.init import ImageTextInit, SentenceInit
+from model.spec.outputs import Generation
 from model.spec.system import InitStage
 from pipeline.losses import (
     Loss,
@@ -30,6 +33,8 @@ def objective_of(spec: ModelSpec, stage: Stage) -> Objective:
         if isinstance(stage.objective, SentenceInit):
             return SentenceObjective(spec=spec, stage=stage.objective)
         return ImageTextObjective(spec=spec, stage=stage.objective, align=align)
+    if stage.generation is not None:
+        return DrawingObjective(spec=spec, generation=stage.generation)
     return TextObjective() if align is None else AlignedObjective(spec=spec, align=align)
 
 
@@ -150,6 +155,59 @@ class AlignedObjective:
             "text": text_loss(outputs.logits_ov, outputs.targets_o),
             "align": squared_distance(outputs.tokens_mku, outputs.prompts_mku),
         }
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawingObjective:
+    """MM-PT and MM-IT of a model that draws: survey eqs. 2, 4 and 5.
+
+    The target text of eq. 2 holds the signals; eqs. 4 and 5 are means over the numbers of each kind
+    of media: `to_image.align` and `to_image.denoise`.
+
+    Args:
+        spec: the model.
+        generation: the weights of eqs. 4 and 5; one of weight 0 is not computed.
+    """
+
+    spec: ModelSpec
+    generation: Generation
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """Return the weight of each loss."""
+        parts = {"align": self.generation.align, "denoise": self.generation.denoise}
+        return {"text": 1.0} | {
+            f"{slot.kind}.{name}": weight
+            for slot in self.spec.outputs
+            for name, weight in parts.items()
+            if weight
+        }
+
+    def counts(self, batch: Batch) -> Mapping[str, int]:
+        """Return the words, and of each kind the numbers of conditions and of latents."""
+        counts = {"text": int(batch.targeted.sum())}
+        for slot in self.spec.outputs:
+            media, _ = batch.count(slot.kind)
+            counts[f"{slot.kind}.align"] = media * prod(slot.generator.conditions)
+            counts[f"{slot.kind}.denoise"] = media * prod(slot.generator.latents)
+        return {name: counts[name] for name in self.weights}
+
+    def losses(self, outputs: DrawingOutput) -> Mapping[str, Loss]:
+        """Return each loss; of media that no rank has, 0 of 0."""
+        losses = {"text": text_loss(outputs.logits_ov, outputs.targets_o)}
+        nothing = Loss(outputs.logits_ov.new_zeros(()), 0)
+        for name in self.weights:
+            kind, _, part = name.partition(".")
+            drawn = outputs.drawn.get(kind)
+            if part == "align":
+                losses[name] = (
+                    squared_distance(drawn.conditions_glw, drawn.wanted_glw) if drawn else nothing
+                )
+            elif part == "denoise":
+                losses[name] = (
+                    squared_distance(*drawn.denoised) if drawn and drawn.denoised else nothing
+                )
+        return losses
 
 
 def _rows(batch: Batch, kind: str) -> int:

@@ -32,7 +32,7 @@ class Load:
         positions: in the backbone.
         targets: positions that are learnt from.
         pairs: of positions that see each other.
-        media: of each modality.
+        media: of each kind, going in or coming out.
         encoded: those of them that an encoder reads, where the features of others are known; None
             for all.
     """
@@ -111,7 +111,7 @@ def look_ahead(
             positions=positions,
             targets=targets,
             pairs=costs.pairs(positions, targets),
-            media=dict.fromkeys(system.model.modalities, 1),
+            media=dict.fromkeys(stage.kinds(system.model), 1),
         )
     return Outlook(
         work=_by_component(costs, load),

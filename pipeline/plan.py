@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 from etl.command import UserError
 from model.build import build_on_meta
+from model.drawing import DrawingLM
 from model.freeze import train_only
 from model.mmllm import MultimodalLM
 from model.spec import ModelSpec, Stage, System
 from model.text import TextIds
+from model.way_out import WayOut
 from pipeline import memory
 from pipeline.config import StageName, accumulation, packs
 from pipeline.engine import ds_config
@@ -23,6 +25,8 @@ from pipeline.engine import ds_config
 _GIB = 2**30
 _FUSED = {"gated", "expert", "expert_mlp"}
 """Modules that fusion puts inside a backbone's layers."""
+_BEHIND = {"projector": "output projector", "generator": "generator"}
+"""Parts of a way out; all else of it belongs to its signals."""
 _INSTRUCTION = 32
 """Tokens of the instruction that a projector's memory is reckoned with."""
 
@@ -38,7 +42,7 @@ class Plan:
         global_batch, micro_batch, accumulation: samples per step, per rank and pass, and passes.
         components: parameters by component.
         trainable: how many of them train.
-        tokens: of one sample: per modality those of a medium, the room left for text, and
+        tokens: of one sample: per kind those of a medium, the room left for text, and
             the `total` the memory is reckoned for.
         gpu_bytes: by part, per GPU; an upper estimate, see `pipeline.memory`.
         host_bytes: what is kept in the host's memory instead, per GPU.
@@ -119,6 +123,7 @@ def plan(system: System, stage_name: StageName, gpus: int, *, tokens: int | None
         targets=room["text"],
         media=_media(system.model, stage, room["total"]),
         projectors={kind: _kept_by_projector(model, kind) for kind in system.model.modalities},
+        drawn=_kept_by_drawing(model),
         backbone_trains=any(
             weight.requires_grad and _place(name, stage) == "backbone"
             for name, weight in model.backbone.named_parameters()
@@ -146,7 +151,36 @@ def plan(system: System, stage_name: StageName, gpus: int, *, tokens: int | None
 def _kept_by_projector(model: MultimodalLM, kind: str) -> int:
     """Bytes that autograd keeps of one medium's projection, counted on the meta device."""
     slot, projector = model.spec.slot(kind), model.projector(kind)
-    own = {weight.untyped_storage()._cdata for weight in projector.parameters()}
+    parts, tokens = slot.ends
+    dtype = next(projector.parameters()).dtype
+    ids_bl = torch.ones(1, _INSTRUCTION, dtype=torch.long, device="meta")
+
+    def project() -> None:
+        features_bfnd = torch.zeros(1, parts, tokens, slot.encoder.width, dtype=dtype)
+        projector(features_bfnd, TextIds(ids_bl=ids_bl, mask_bl=ids_bl))
+
+    return _kept(projector, project)
+
+
+def _kept_by_drawing(model: MultimodalLM) -> dict[str, int]:
+    """Bytes that autograd keeps of one medium of each kind that comes out, likewise."""
+    if not isinstance(model, DrawingLM):
+        return {}
+    width = model.spec.backbone.width
+    kept = {}
+    for kind, way in model.ways_out().items():
+
+        def draw(way: WayOut = way) -> None:
+            thought_gnd = torch.zeros(1, way.slot.signals, width)
+            way.drawings(way.blank(thought_gnd.device), thought_gnd, embeds=True)
+
+        kept[kind] = _kept(way, draw)
+    return kept
+
+
+def _kept(module: nn.Module, run: Callable[[], None]) -> int:
+    """Bytes that autograd keeps while something runs, but for a module's own weights."""
+    own = {weight.untyped_storage()._cdata for weight in module.parameters()}
     held: dict[int, Tensor] = {}  # kept alive: a freed storage's address may be given out again
 
     def hold(tensor: Tensor) -> Tensor:
@@ -154,12 +188,8 @@ def _kept_by_projector(model: MultimodalLM, kind: str) -> int:
             held[tensor.untyped_storage()._cdata] = tensor
         return tensor
 
-    parts, tokens = slot.ends
-    dtype = next(projector.parameters()).dtype
-    ids_bl = torch.ones(1, _INSTRUCTION, dtype=torch.long, device="meta")
     with torch.device("meta"), torch.autograd.graph.saved_tensors_hooks(hold, lambda kept: kept):
-        features_bfnd = torch.zeros(1, parts, tokens, slot.encoder.width, dtype=dtype)
-        projector(features_bfnd, TextIds(ids_bl=ids_bl, mask_bl=ids_bl))
+        run()
     return sum(tensor.untyped_storage().nbytes() for tensor in held.values())
 
 
@@ -177,6 +207,8 @@ def _place(name: str, stage: Stage) -> str:
     first, *rest = name.split(".")
     if first == "inputs":
         return rest[1]
+    if first == "outputs":
+        return _BEHIND.get(rest[1], "signals")
     if first == "backbone":
         if stage.peft is not None and stage.peft.marks in name:
             return "adapters"
@@ -188,13 +220,15 @@ def _media(model: ModelSpec, stage: Stage, tokens: int) -> int:
     """Return the media that a pass may hold for each sample of its micro-batch."""
     if not packs(model, stage):
         return 1
-    smallest = min(slot.tokens for slot in model.inputs)
+    signals = [slot.signals for slot in stage.ways_out(model)]
+    smallest = min([slot.tokens for slot in model.inputs] + signals)
     return max(1, min(stage.pack_media, tokens // smallest))
 
 
 def _room(model: ModelSpec, stage: Stage, tokens: int | None) -> dict[str, int]:
     """Return the tokens of one medium of each modality, and what they leave for text."""
     media: dict[str, int] = {slot.modality: slot.tokens for slot in model.inputs}
+    media |= {slot.kind: slot.signals for slot in stage.ways_out(model)}
     total = stage.max_tokens if tokens is None else tokens
     if not sum(media.values()) < total <= stage.max_tokens:
         raise UserError(

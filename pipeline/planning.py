@@ -32,9 +32,13 @@ def make_schedule(run: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Schedul
     lengths = None
     if not isinstance(settings, InitStage):
         drafter = Drafter(
-            run.system.model, tokenizer, prompt=settings.prompt, max_tokens=settings.max_tokens
+            run.system.model,
+            tokenizer,
+            prompt=settings.prompt,
+            max_tokens=settings.max_tokens,
+            outputs=settings.ways_out(run.system.model),
         )
-        kinds = run.system.model.modalities
+        kinds = settings.kinds(run.system.model)
         lengths = read_lengths(folders, drafter, kinds, spare=Path(run.output))
         prices = (
             _prices(run) if isinstance(layout, Packed) else Prices(media=dict.fromkeys(kinds, 0))
@@ -66,5 +70,5 @@ def _prices(run: RunConfig) -> Prices:
         position=costs.position.device,
         target=costs.target.device,
         pair=costs.pair.device,
-        media={kind: costs.medium(kind).device for kind in run.system.model.modalities},
+        media={kind: costs.medium(kind).device for kind in run.settings.kinds(run.system.model)},
     )

@@ -49,8 +49,9 @@ class Totals:
 
     Args:
         samples, positions, targets, pairs: sums.
-        media: media of each modality.
-        encoded: those of them that the encoder read; the features of the others were known.
+        media: media of each kind, going in or coming out.
+        encoded: those of them that the encoder read (whose text it read, of media that come out);
+            the features of the others were known.
         places: positions of the largest pass of any rank, padding included.
         memory: the highest peak of any rank so far, in bytes.
     """
@@ -70,7 +71,7 @@ class Tally:
 
     Args:
         sources: names of the data's sources; samples bring their numbers.
-        kinds: the model's modalities.
+        kinds: of media in the stage (`Stage.kinds`).
         costs: what a unit of the stage's work costs; None where that is not known.
         peak: FLOPs a second of a rank's device, as published; None where it is not.
     """
@@ -112,9 +113,10 @@ class Tally:
         self._counts_s3.index_add_(0, source_n, per_sample_n3)
         for length, targets in zip(length_n.tolist(), targets_n.tolist(), strict=True):
             self._pairs += self._costs.pairs(length, targets) if self._costs else 0.0
-        for kind, media in batch.media.items():
-            self._media[kind] += len(media.rows_m)
-            self._encoded[kind] += len(media.values)
+        for kind in self._kinds:
+            media, encoded = batch.count(kind)
+            self._media[kind] += media
+            self._encoded[kind] += encoded
         self._places = max(self._places, float(batch.ids_bt.numel()))
         loss = losses.get(BY_SOURCE)
         if loss is not None and loss.each_m is not None:

@@ -17,6 +17,7 @@ from model.spec.high_resolution import DocPedia, Monkey
 from model.spec.image import ClipVision, Eva2Clip, EvaClip
 from model.spec.imagebind import ImageBind
 from model.spec.nfnet import NfNet
+from model.spec.outputs import OutputSlot
 from model.spec.points import PointBert
 from model.spec.projectors import (
     Abstractor,
@@ -152,11 +153,12 @@ class InputSlot:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """The slots of one model. Output projectors and generators will be slots beside `inputs`."""
+    """The slots of one model: ways in, the backbone, and ways out."""
 
     inputs: tuple[InputSlot, ...]
     backbone: Backbone
     fusion: Fusion = field(default_factory=Splice)
+    outputs: tuple[OutputSlot, ...] = ()
 
     def __post_init__(self) -> None:
         """Raise SpecError where slots contradict each other."""
@@ -164,6 +166,7 @@ class ModelSpec:
         for name in names:
             if names.count(name) > 1:
                 raise SpecError(f"inputs: {name!r} stands in {names.count(name)} slots, want one")
+        self._check_outputs()
         for slot in self.inputs:
             self._check_shared(slot, "encoder", slot.encoder_of)
             self._check_shared(slot, "projector", slot.projector_of)
@@ -171,6 +174,18 @@ class ModelSpec:
         self.fusion.check(self.backbone)
         if not self.fusion.splices and len({slot.tokens for slot in self.inputs}) > 1:
             raise SpecError(f"fusion: {self.fusion.kind!r} wants equally many tokens of all media")
+
+    def _check_outputs(self) -> None:
+        names = [slot.modality for slot in self.outputs]
+        for name in names:
+            if names.count(name) > 1:
+                raise SpecError(f"outputs: {name!r} stands in {names.count(name)} slots, want one")
+        if not names:
+            return
+        if self.backbone.seq2seq or self.backbone.prefix_lm:
+            raise SpecError(f"outputs: the backbone {self.backbone.kind!r} says no signals")
+        if not isinstance(self.fusion, Splice):
+            raise SpecError(f"outputs: {self.fusion.kind!r} has no places for signals")
 
     def _check_shared(self, slot: InputSlot, part: str, owner: str | None) -> None:
         if owner is None:
@@ -218,4 +233,5 @@ class ModelSpec:
             inputs=tuple(slot.tiny() for slot in self.inputs),
             backbone=self.backbone.tiny(),
             fusion=self.fusion.tiny(),
+            outputs=tuple(slot.tiny() for slot in self.outputs),
         )

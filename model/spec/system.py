@@ -10,9 +10,13 @@ from typing import Literal, Self
 
 from model.spec.base import SpecError, choose
 from model.spec.init import ImageTextInit, SentenceInit
+from model.spec.outputs import Generation, OutputSlot
 from model.spec.peft import Peft
 from model.spec.pformer import Reference
 from model.spec.slots import ModelSpec
+
+LEARNT_OUTPUTS = ("outputs.*.signals.*", "outputs.*.head.*", "outputs.*.projector.*")
+"""What of the ways out a stage that draws trains; the generators stay frozen."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +26,7 @@ class Stage:
     Args:
         trains: patterns (as of `fnmatch`) over parameter names; whatever none matches stays frozen.
         reference: DLP's frozen P-Former, which the projected tokens are drawn to.
+        generation: what is learnt of drawing media; None leaves the ways out unbuilt.
         prompt: `plain` hands the placeholders and the assistant's text on without a template
             (captions in MM-PT); `chat` uses the backbone's template; `sentences` lays out the
             assistant's text alone behind the places of a medium that is not read.
@@ -42,6 +47,7 @@ class Stage:
     trains: tuple[str, ...]
     peft: Peft | None = None
     reference: Reference | None = None
+    generation: Generation | None = None
     prompt: Literal["plain", "chat", "sentences"]
     learning_rate: float
     weight_decay: float = 0.0
@@ -67,6 +73,14 @@ class Stage:
             precision="fp32",
             reference=self.reference.tiny() if self.reference else None,
         )
+
+    def ways_out(self, model: ModelSpec) -> tuple[OutputSlot, ...]:
+        """Return the ways out that this stage of a model uses."""
+        return model.outputs if self.generation else ()
+
+    def kinds(self, model: ModelSpec) -> tuple[str, ...]:
+        """Return the kinds of media of this stage: the modalities that go in, then `to_…`."""
+        return (*model.modalities, *(slot.kind for slot in self.ways_out(model)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +117,19 @@ class System:
         for stage in (self.pt, self.sft):
             if stage.peft is not None:
                 stage.peft.check(self.model.backbone)
+            if stage.generation is not None:
+                self._check_generation(stage)
+
+    def _check_generation(self, stage: Stage) -> None:
+        if not self.model.outputs:
+            raise SpecError(f"{self.name}: generation wants a model with outputs")
+        if stage.reference is not None:
+            raise SpecError(f"{self.name}: a stage has a reference or generation, not both")
+        if not any(pattern.startswith(("outputs.", "*")) for pattern in stage.trains):
+            wanted = ", ".join(LEARNT_OUTPUTS)
+            raise SpecError(
+                f"{self.name}: generation wants trained outputs; add {wanted} to trains"
+            )
 
     def tiny(self) -> System:
         """Return the same classes and wiring with small sizes, for any machine."""

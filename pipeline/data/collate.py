@@ -1,6 +1,7 @@
 """Rows to one micro-batch: padded to the longest, or packed end to end.
 
-Shapes: b rows, t positions, s positions of a seq2seq decoder, m media of a kind, l text positions.
+Shapes: b rows, t positions, s positions of a seq2seq decoder, m media of a kind that go in, g of a
+kind that come out, l text positions.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.batch import IGNORED, Batch, Media
+from model.batch import IGNORED, Batch, Drawn, Media
 from model.text import TextIds
 from pipeline.data.encode import PlacedMedium, Row
 
@@ -45,6 +46,7 @@ def collate(rows: Sequence[Row], *, pad_id: int, side: Literal["left", "right"])
         labels_bt=labels_bt,
         context_bt=context_bt,
         media={kind: _media(kind, rows, firsts, length) for kind in kinds},
+        drawn={kind: _drawn(kind, rows, firsts, length) for kind in _kinds_drawn(rows)},
         decoder_bs=decoder_bs,
         sentences=_texts(sentences) if any(sentences) else None,
     )
@@ -66,6 +68,7 @@ def pack(rows: Sequence[Row]) -> Batch:
         labels_bt=labels_t[None],
         context_bt=torch.zeros(1, length, dtype=torch.bool),
         media={kind: _packed_media(kind, rows, firsts, length) for kind in kinds},
+        drawn={kind: _packed_drawn(kind, rows, firsts, length) for kind in _kinds_drawn(rows)},
         positions_bt=torch.cat([torch.arange(len(row.ids)) for row in rows])[None],
     )
 
@@ -87,10 +90,6 @@ def _media(kind: str, rows: Sequence[Row], firsts: Sequence[int], length: int) -
         for medium in row.media
         if medium.kind == kind
     ]
-    places_bt = torch.zeros(len(rows), length, dtype=torch.bool)
-    for number, (row, first) in enumerate(zip(rows, firsts, strict=True)):
-        mask = bytearray([place == kind for place in row.kinds])
-        places_bt[number, first : first + len(row.ids)] = torch.frombuffer(mask, dtype=torch.bool)
     texts = [medium.text for _, _, medium in placed if medium.text is not None]
     values = [medium.values for _, _, medium in placed if medium.values is not None]
     known_m = [medium.values is None for _, _, medium in placed]
@@ -98,12 +97,48 @@ def _media(kind: str, rows: Sequence[Row], firsts: Sequence[int], length: int) -
     keys = [medium.key for _, _, medium in placed if medium.values is not None and medium.key]
     return Media(
         values=torch.stack(values) if values else torch.zeros(0),
-        places_bt=places_bt,
+        places_bt=_places(kind, rows, firsts, length),
         rows_m=torch.tensor([number for number, _, _ in placed]),
         starts_m=torch.tensor([start for _, start, _ in placed]),
         text=_texts(texts) if texts else None,
         features=torch.stack(features) if features else None,
         known_m=torch.tensor(known_m) if features else None,
+        keys=tuple(keys),
+    )
+
+
+def _places(kind: str, rows: Sequence[Row], firsts: Sequence[int], length: int) -> Tensor:
+    """Return where (b, t) the places of a kind of media are."""
+    places_bt = torch.zeros(len(rows), length, dtype=torch.bool)
+    for number, (row, first) in enumerate(zip(rows, firsts, strict=True)):
+        mask = bytearray([place == kind for place in row.kinds])
+        places_bt[number, first : first + len(row.ids)] = torch.frombuffer(mask, dtype=torch.bool)
+    return places_bt
+
+
+def _kinds_drawn(rows: Sequence[Row]) -> list[str]:
+    return sorted({drawing.kind for row in rows for drawing in row.drawn})
+
+
+def _packed_drawn(kind: str, rows: Sequence[Row], firsts: Sequence[int], length: int) -> Drawn:
+    """As `_drawn`, with all rows in one."""
+    drawn = _drawn(kind, rows, firsts, length)
+    return replace(drawn, places_bt=drawn.places_bt.any(0, keepdim=True))
+
+
+def _drawn(kind: str, rows: Sequence[Row], firsts: Sequence[int], length: int) -> Drawn:
+    placed = [drawing for row in rows for drawing in row.drawn if drawing.kind == kind]
+    ids = [drawing.ids for drawing in placed if drawing.ids is not None]
+    values = [drawing.values for drawing in placed if drawing.values is not None]
+    embedded = [drawing.embedded for drawing in placed if drawing.embedded is not None]
+    keys = [drawing.key for drawing in placed if drawing.ids is not None and drawing.key]
+    return Drawn(
+        places_bt=_places(kind, rows, firsts, length),
+        seeds_g=torch.tensor([drawing.seed for drawing in placed]),
+        ids_xl=torch.tensor(ids) if ids else torch.zeros(0, 0, dtype=torch.long),
+        values=torch.stack(values) if values else torch.zeros(0),
+        embedded=torch.stack(embedded) if embedded else None,
+        known_g=torch.tensor([drawing.ids is None for drawing in placed]) if embedded else None,
         keys=tuple(keys),
     )
 

@@ -15,6 +15,8 @@ from transformers import PreTrainedTokenizerBase
 from etl.schema import PLACEHOLDER_PATTERN, PLACEHOLDERS, SampleError, Turn
 from model.batch import IGNORED
 from model.spec import InputSlot, ModelSpec
+from model.spec.outputs import OutputSlot
+from model.way_out import signal_ids
 from pipeline.data.prompts import Piece, Segment, chat, plain, without_special
 
 _KINDS = {placeholder: kind for kind, placeholder in PLACEHOLDERS.items()}
@@ -27,9 +29,11 @@ class Draft:
 
     Attributes:
         ids, labels: token ids, and the same where they are targets, else `IGNORED`.
-        kinds: per token the kind of medium whose place it is, or "" for text.
+        kinds: per token the kind of medium whose place it is (of one that comes out: `to_image`),
+            or "" for text.
         starts: per medium the token before which it begins, what stands before it included, and
             the first of its places.
+        ways: per medium its kind, likewise.
         context: tokens before the last answer.
         answer: what a seq2seq backbone's decoder is to say; None for a causal one.
     """
@@ -39,6 +43,7 @@ class Draft:
         self.labels: list[int] = []
         self.kinds: list[str] = []
         self.starts: list[tuple[int, int]] = []
+        self.ways: list[str] = []
         self.context = 0
         self.answer: list[int] | None = None
 
@@ -47,6 +52,14 @@ class Draft:
         self.ids += ids
         self.labels += ids if learnt else [IGNORED] * len(ids)
         self.kinds += [kind] * len(ids)
+
+    def say(self, signals: list[int], *, learnt: bool, kind: str) -> None:
+        """Append the signals of a medium that comes out; their ids are those of targets only."""
+        self.starts.append((len(self.ids), len(self.ids)))
+        self.ways.append(kind)
+        self.ids += [0] * len(signals)
+        self.labels += signals if learnt else [IGNORED] * len(signals)
+        self.kinds += [kind] * len(signals)
 
     def cut(self, most: int, sample: str) -> None:
         """Cut what is longer than `most` tokens.
@@ -78,11 +91,13 @@ class Length:
     Args:
         tokens: of the backbone; with a decoder, of encoder and decoder together.
         targets: tokens that are learnt.
+        media: the kinds of its media, one a medium, as of `Draft.ways`.
         fault: why it cannot be used, or None.
     """
 
     tokens: int
     targets: int
+    media: tuple[str, ...] = ()
     fault: str | None = None
 
 
@@ -94,6 +109,8 @@ class Drafter:
         tokenizer: the backbone's, a fast one.
         prompt: `plain`, `chat` or `sentences`, see `model.spec.Stage`.
         max_tokens: longer rows are cut at the end; a medium that would be cut is an error.
+        outputs: the ways out that are used: where the assistant speaks, a medium of theirs is not
+            shown but drawn, and signals stand for it.
 
     Attributes:
         end: the tokens that end an answer.
@@ -107,8 +124,11 @@ class Drafter:
         *,
         prompt: str,
         max_tokens: int,
+        outputs: Sequence[OutputSlot] = (),
     ) -> None:
         self._spec = spec
+        self._outputs: dict[str, OutputSlot] = {slot.modality: slot for slot in outputs}
+        self._signals = signal_ids(outputs, spec.backbone.vocabulary)
         self._slots: dict[str, InputSlot] = {slot.modality: slot for slot in spec.inputs}
         self._tokenizer = tokenizer
         self._prompt = prompt
@@ -133,6 +153,7 @@ class Drafter:
             "seq2seq": self.seq2seq,
             "template": asdict(self._spec.backbone.template),
             "slots": slots,
+            "signals": self._signals,
             "special": self._special,
             "start": self._tokenizer.bos_token_id,
             "end": self.end,
@@ -154,11 +175,11 @@ class Drafter:
                 a sample whose media or targets do not fit.
         """
         for kind in kinds:
-            if kind not in self._slots:
+            if kind not in self._slots and kind not in self._outputs:
                 raise SampleError(
                     f"sample {name}: holds {kind}, the model takes {', '.join(self._slots)}"
                 )
-        draft = self._lay_out(turns)
+        draft = self._lay_out(name, turns)
         if len(draft.starts) != len(kinds):
             raise SampleError(f"sample {name}: {len(kinds)} media, {len(draft.starts)} used")
         if cut:
@@ -172,9 +193,11 @@ class Drafter:
         except SampleError as error:
             return Length(tokens=0, targets=0, fault=str(error))
         answer = len(draft.answer) if draft.answer is not None else 0
-        return Length(tokens=len(draft.ids) + answer, targets=draft.targets)
+        return Length(
+            tokens=len(draft.ids) + answer, targets=draft.targets, media=tuple(draft.ways)
+        )
 
-    def _lay_out(self, turns: Sequence[Turn]) -> Draft:
+    def _lay_out(self, name: str, turns: Sequence[Turn]) -> Draft:
         """Lay out tokens and places; some backbones answer only the last turn."""
         draft = Draft()
         if (start := self._tokenizer.bos_token_id) is not None:
@@ -191,24 +214,29 @@ class Drafter:
             if self.seq2seq and number == last:
                 draft.answer = [*self._piece_ids(piece), *ids]
                 continue
-            self._lay(draft, piece)
+            self._lay(draft, piece, name)
             draft.add(ids, learnt=piece.learnt)
         if self.seq2seq:
             draft.add([self._tokenizer.eos_token_id], learnt=False)  # as T5 ends every input
         return draft
 
-    def _lay(self, draft: Draft, piece: Piece) -> None:
-        """Add a piece's tokens and places."""
+    def _lay(self, draft: Draft, piece: Piece, name: str = "") -> None:
+        """Add a piece's tokens and places; `name` is the sample's."""
         for segment in without_special(piece, self._special):
             if segment.own:
                 own = self._tokenizer.convert_tokens_to_ids(segment.text)
                 draft.add([own], learnt=piece.learnt)
                 continue
             for kind, part in _split(segment.text):
-                if kind:
+                if not kind:
+                    draft.add(self._ids(part), learnt=piece.learnt)
+                elif piece.answers and kind in self._outputs:
+                    way = self._outputs[kind].kind
+                    draft.say(self._signals[kind], learnt=piece.learnt, kind=way)
+                elif kind in self._slots:
                     self._place(draft, self._slots[kind])
                 else:
-                    draft.add(self._ids(part), learnt=piece.learnt)
+                    raise SampleError(f"sample {name}: shows {kind}, which the model only draws")
 
     def _piece_ids(self, piece: Piece) -> list[int]:
         """Return the tokens of an answer, which holds no media."""
@@ -228,6 +256,7 @@ class Drafter:
         start = len(draft.ids)
         draft.add(self._ids(slot.before), learnt=False)
         draft.starts.append((start, len(draft.ids)))
+        draft.ways.append(slot.modality)
         draft.add([0] * self._spec.places(slot), learnt=False, kind=slot.modality)
         draft.add(self._ids(slot.after), learnt=False)
 

@@ -15,6 +15,7 @@ from model.objectives.build import SentenceReader
 from model.spec import InputSlot, ModelSpec
 from model.spec.qformer import QFormer
 from pipeline.data.draft import Draft, Drafter
+from pipeline.data.drawn import DrawingEncoder, PlacedDrawing
 from pipeline.data.prompts import said
 from pipeline.data.readers import read
 from pipeline.features.lookup import Lookup
@@ -50,7 +51,8 @@ class Row:
     Args:
         ids, labels: t token ids, and the same where they are targets, else `IGNORED`.
         kinds: per token the kind of medium whose place it is, or "" for text.
-        media: one entry a medium.
+        media: one entry a medium that goes in.
+        drawn: one entry a medium that comes out.
         context: tokens before the last answer.
         answer: what a seq2seq backbone's decoder is to say; None for a causal one.
         sentence: what the assistant says, in the vocabulary of who reads sentences, if anyone.
@@ -62,6 +64,7 @@ class Row:
     labels: list[int]
     kinds: list[str]
     media: tuple[PlacedMedium, ...] = ()
+    drawn: tuple[PlacedDrawing, ...] = ()
     context: int = 0
     answer: list[int] | None = None
     sentence: tuple[int, ...] = ()
@@ -81,6 +84,7 @@ class SampleEncoder:
         sentences: of the part that reads what the assistant says, if there is one. Each sample
             then is a sentence and one medium of its kind, or none where that is of use, too.
         features: which media's features are known.
+        drawing: encodes what the assistant draws, in a stage that learns it.
 
     Attributes:
         end: the tokens that end an answer.
@@ -97,10 +101,15 @@ class SampleEncoder:
         text_tokenizer: PreTrainedTokenizerBase | None = None,
         sentences: SentenceReader | None = None,
         features: Lookup | None = None,
+        drawing: DrawingEncoder | None = None,
     ) -> None:
         self._features = features or Lookup()
+        self._drawing = drawing
         self._slots: dict[str, InputSlot] = {slot.modality: slot for slot in spec.inputs}
-        self._drafter = Drafter(spec, tokenizer, prompt=prompt, max_tokens=max_tokens)
+        outputs = tuple(drawing.slots.values()) if drawing else ()
+        self._drafter = Drafter(
+            spec, tokenizer, prompt=prompt, max_tokens=max_tokens, outputs=outputs
+        )
         self._text_tokenizer = text_tokenizer
         self._sentences = sentences
         self._prompt = prompt
@@ -118,12 +127,13 @@ class SampleEncoder:
         kinds = [medium.kind for medium in sample.media]
         return self._drafter.draft(sample.id, sample.turns, kinds, cut=True)
 
-    def row(self, sample: Sample, draft: Draft | None = None) -> Row:
+    def row(self, sample: Sample, draft: Draft | None = None, *, position: int = 0) -> Row:
         """Encode a sample for training: the assistant's turns are the targets.
 
         Args:
             sample: what is encoded.
             draft: its text, if it is laid out already.
+            position: of the sample in the run's stream, which its noise is drawn by.
 
         Raises:
             SampleError: media that cannot be decoded or that the model does not take, or
@@ -131,7 +141,7 @@ class SampleEncoder:
                 that is no pair of a medium and a sentence.
         """
         if self._sentences is None:
-            return self._encode(sample, sample.turns, cut=True, draft=draft)
+            return self._encode(sample, sample.turns, cut=True, draft=draft, position=position)
         return self._pair(sample, self._sentences)
 
     def _pair(self, sample: Sample, reader: SentenceReader) -> Row:
@@ -159,27 +169,39 @@ class SampleEncoder:
         """Encode everything before the last answer, for the model to go on from.
 
         Raises:
-            SampleError: as `row` does, or the last turn is not the assistant's.
+            SampleError: as `row` does, or the last turn is not the assistant's, or draws.
         """
         if sample.turns[-1].role != "assistant":
             raise SampleError(f"sample {sample.id}: the last turn is not the assistant's")
+        if PLACEHOLDER_PATTERN.search(sample.turns[-1].text):
+            raise SampleError(f"sample {sample.id}: its answer holds media, want text")
         turns = (*sample.turns[:-1], Turn(role="assistant", text=""))
         return self._encode(sample, turns, cut=False)
 
     def _encode(
-        self, sample: Sample, turns: Sequence[Turn], *, cut: bool, draft: Draft | None = None
+        self,
+        sample: Sample,
+        turns: Sequence[Turn],
+        *,
+        cut: bool,
+        draft: Draft | None = None,
+        position: int = 0,
     ) -> Row:
         if draft is None:
             kinds = [medium.kind for medium in sample.media]
             draft = self._drafter.draft(sample.id, turns, kinds, cut=cut)
-        instructions = _instructions(sample.turns)
-        media = tuple(
-            self._placed(sample, medium, places, instruction)
-            for medium, places, instruction in zip(
-                sample.media, draft.starts, instructions, strict=True
-            )
+        media: list[PlacedMedium] = []
+        drawn: list[PlacedDrawing] = []
+        parts = zip(
+            sample.media, draft.ways, draft.starts, _instructions(sample.turns), strict=True
         )
-        return _row(draft, media)
+        for number, (medium, way, places, instruction) in enumerate(parts):
+            if way == medium.kind:
+                media.append(self._placed(sample, medium, places, instruction))
+            else:
+                assert self._drawing is not None
+                drawn.append(self._drawing.placed(sample, number, way, position))
+        return replace(_row(draft, tuple(media)), drawn=tuple(drawn))
 
     def _placed(
         self, sample: Sample, medium: Medium, places: tuple[int, int], instruction: str

@@ -45,7 +45,7 @@ class Lengths:
     Args:
         tokens_n: of the backbone, after truncation; 0 for what cannot be used.
         targets_n: tokens that are learnt.
-        media_n: media of each kind; 0 of what cannot be used.
+        media_n: media of each kind, both ways; 0 of what cannot be used.
         faults: why a row cannot be used; rows that can are not in it.
     """
 
@@ -66,7 +66,7 @@ def read_lengths(
     Args:
         folders: complete folders of shards, in order.
         drafter: lays samples out.
-        kinds: the model's modalities.
+        kinds: of media in the stage (`Stage.kinds`).
         spare: where the cache goes for folders that cannot be written.
     """
     parts = [_folder_lengths(folder, drafter, kinds, spare) for folder in folders]
@@ -156,7 +156,7 @@ class _Measure:
             columns["targets"].append(length.targets)
             columns["fault"].append(length.fault)
             for kind in self._kinds:
-                columns[f"media.{kind}"].append(0 if length.fault else media.count(kind))
+                columns[f"media.{kind}"].append(length.media.count(kind))
         return columns
 
 

@@ -114,7 +114,7 @@ class Samples(Dataset[Row | BadSample | Lost]):
         try:
             if isinstance(draft, SampleError):
                 raise draft
-            row = self._encoder.row(sample, draft)
+            row = self._encoder.row(sample, draft, position=place.position)
         except SampleError as error:
             return BadSample(
                 position=place.position, row=place.row, id=sample.id, reason=str(error)

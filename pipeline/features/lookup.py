@@ -10,17 +10,17 @@ from torch import Tensor
 
 from etl.schema import Medium
 from model.spec import InputSlot
-from pipeline.features.producer import medium_key
+from pipeline.features.producer import medium_key, text_key
 from pipeline.features.store import FeatureStore
 
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """What is known of a medium.
+    """What is known of a medium, or of a text.
 
     Args:
         key: what its features are kept under.
-        features: (f, n, d), or None where they are not known.
+        features: (f, n, d), of a text (l, w); or None where they are not known.
     """
 
     key: bytes
@@ -33,7 +33,8 @@ class Lookup:
 
     Args:
         slots: by modality, those whose encoders' features are looked up.
-        stores: of the same modalities; those that share an encoder share the object, too.
+        stores: of the same modalities, and by kind (`to_image`) of the generators whose text
+            encoders' embeddings are; those that share an encoder share the object, too.
     """
 
     slots: Mapping[str, InputSlot] = field(default_factory=dict)
@@ -50,3 +51,11 @@ class Lookup:
             return None
         key = medium_key(hashlib.sha256(medium.data).digest(), slot)
         return Found(key=key, features=self.stores[medium.kind].get(key))
+
+    def find_text(self, kind: str, text: str) -> Found | None:
+        """Return what is known of a text that tells what to draw; None where that is not kept."""
+        store = self.stores.get(kind)
+        if store is None:
+            return None
+        key = text_key(text)
+        return Found(key=key, features=store.get(key))

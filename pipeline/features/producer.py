@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from model.spec import InputSlot
+from model.spec.outputs import OutputSlot
 
 VERSION = 1
 """Raise it when readers or an encoder's `prepare` give other inputs for the same media, so that no
@@ -28,8 +29,7 @@ class Producer:
     """A frozen part that makes features.
 
     Args:
-        role: which part of a model it is: `encoder`; a generator's own text encoder would be
-            another.
+        role: which part of a model it is: `encoder`, or `text` for a generator's own text encoder.
         spec: its specification; says where its weights come from, for people.
         weights: fingerprint of the weights as they are.
         dtype: in which it computes, and its features are kept.
@@ -61,6 +61,15 @@ def encoder_producer(slot: InputSlot, encoder: nn.Module) -> Producer:
     )
 
 
+def text_producer(slot: OutputSlot, generator: nn.Module) -> Producer:
+    """Return the text encoder of a way out as a producer; see `encoder_producer`."""
+    text = generator.get_submodule("text")
+    dtype = str(next(text.parameters()).dtype).removeprefix("torch.")
+    return Producer(
+        role="text", spec=asdict(slot.generator), weights=fingerprint(text), dtype=dtype
+    )
+
+
 def fingerprint(module: nn.Module) -> str:
     """Return the sha256 over names, types, shapes and bytes of a module's weights and buffers."""
     digest = hashlib.sha256()
@@ -87,3 +96,8 @@ def medium_key(digest: bytes, slot: InputSlot) -> bytes:
     How many frames of a video are read is the slot's; all else that decides is the encoder's spec.
     """
     return content_key(digest, f"{slot.modality} {slot.frames}")
+
+
+def text_key(text: str) -> bytes:
+    """Return the key of a text: of its UTF-8; how it is cut and padded is the producer's spec."""
+    return content_key(hashlib.sha256(text.encode()).digest(), "text")

@@ -16,13 +16,19 @@ from transformers import PreTrainedTokenizerBase
 
 from etl.atomic import file_sha256
 from etl.shards import ShardSet
-from model.build import build, build_text_tokenizer, build_tokenizer
+from model.build import (
+    build,
+    build_caption_tokenizers,
+    build_text_tokenizer,
+    build_tokenizer,
+)
 from model.freeze import train_only
 from model.objectives.build import build_init, only_here, sentence_reader
 from model.spec.system import InitStage
 from model.weights import load_trained, names_in
 from pipeline.checkpoint import Checkpoints, Cursor, Keep, newest_weights
 from pipeline.config import RunConfig, accumulation
+from pipeline.data.drawn import DrawingEncoder
 from pipeline.data.encode import SampleEncoder
 from pipeline.data.loader import MicroBatch, Samples, micro_batches
 from pipeline.data.schedule import Schedule
@@ -208,6 +214,7 @@ def data_from(
         text_tokenizer=build_text_tokenizer(run.system.model, weights=run.weights),
         sentences=sentence_reader(run.system.model, settings, weights=run.weights),
         features=lookup,
+        drawing=_drawing(run, lookup),
     )
     rank, world = ranks()
     return micro_batches(
@@ -221,12 +228,27 @@ def data_from(
     )
 
 
+def _drawing(run: RunConfig, lookup: Lookup) -> DrawingEncoder | None:
+    """Return what encodes media that come out, for a stage that learns to draw."""
+    generation = run.settings.generation
+    if generation is None:
+        return None
+    slots = run.settings.ways_out(run.system.model)
+    return DrawingEncoder(
+        slots,
+        build_caption_tokenizers(slots, weights=run.weights),
+        denoises=generation.denoise > 0,
+        seed=run.seed,
+        known=lookup,
+    )
+
+
 def make_job(run: RunConfig, inputs: Inputs) -> Job:
     """Return what the loop needs to know of a run."""
     return Job(
         name=f"{run.system.name} {run.stage}",
         objective=objective_of(run.system.model, run.settings),
-        modalities=run.system.model.modalities,
+        kinds=run.settings.kinds(run.system.model),
         steps=inputs.steps,
         save_every=run.save_every,
         log_every=run.log_every,
@@ -243,4 +265,4 @@ def make_tally(run: RunConfig) -> Tally:
         costs = stage_costs(model, settings)
         rate = of_this_device(settings.precision, typical_product(model, settings), measure=False)
         peak = rate.peak if rate else None
-    return Tally(source_names(run.data), model.modalities, costs, peak)
+    return Tally(source_names(run.data), settings.kinds(model), costs, peak)

@@ -14,10 +14,24 @@ class Options:
     rows: int
     """How many."""
     name: str = "x"
+    some_places: tuple[str, ...] = ()
 
 
 def test_options_are_typed() -> None:
     assert parse(Options, prog="job", args=["--rows", "3"]) == Options(rows=3)
+
+
+@pytest.mark.parametrize(
+    "places",
+    [
+        ["--some-places", "a", "b=c"],
+        ["--some-places", "a", "--name", "x", "--some-places", "b=c"],
+        ["--some_places", "a", "--some-places=b=c"],
+    ],
+)
+def test_an_option_with_several_values_may_come_several_times(places: list[str]) -> None:
+    options = parse(Options, prog="job", args=[*places, "--rows", "3"])
+    assert options == Options(rows=3, some_places=("a", "b=c"))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,245 @@
+"""Stable Diffusion as a frozen teacher: its text encoder τ, its autoencoder and its UNet ε.
+
+Rombach et al. 2022, *High-Resolution Image Synthesis with Latent Diffusion Models*; diffusers' and
+transformers' own classes. Training decodes no latents, so the autoencoder's decoder is not held.
+
+Shapes: g media, l text positions, w width of the conditions, c channels, hw sides in pixels,
+yx sides of the latents.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerBase
+
+from model import byte_tokenizers
+from model.encoders.pictures import normalised, square_pixels
+from model.spec import SpecError
+from model.spec.outputs import StableDiffusion
+from model.way_out import Denoised
+from model.weights import Weights, expect, load_transformers
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+
+_GREY = (0.5, 0.5, 0.5)
+"""Mean and deviation with which the autoencoder takes pictures: from -1 to 1."""
+
+
+class StableDiffusionTeacher(nn.Module):
+    """Says what pictures' texts mean to it (eq. 4), and how well it is told of them (eq. 5).
+
+    Args:
+        spec: the sizes.
+        text: τ.
+        vae, unet: autoencoder without its decoder, and ε; None where only texts are compared.
+        scheduler: how noise is added.
+    """
+
+    def __init__(
+        self,
+        spec: StableDiffusion,
+        text: CLIPTextModel,
+        vae: AutoencoderKL | None,
+        unet: UNet2DConditionModel | None,
+        scheduler: DDPMScheduler,
+    ) -> None:
+        super().__init__()
+        self.spec = spec
+        self.text = text
+        self.vae = vae
+        self.unet = unet
+        self.scheduler = scheduler  # no module: it holds no weights
+
+    @torch.no_grad()
+    def embed(self, ids_gl: Tensor) -> Tensor:
+        """Return τ(t) (g, l, w) of padded texts; as in Stable Diffusion, padding is seen, too."""
+        embedded_glw: Tensor = self.text(input_ids=ids_gl).last_hidden_state
+        return embedded_glw
+
+    def denoise(self, pixels_g3hw: Tensor, conditions_glw: Tensor, seeds_g: Tensor) -> Denoised:
+        """Noise pictures and have the UNet tell, under these conditions, what was added.
+
+        Time and noise are drawn for each picture from its own seed: the same ones on whatever rank
+        and in whatever pass it comes. The latents are the autoencoder's mean, without its draw.
+
+        Args:
+            pixels_g3hw: uint8, see `prepare`.
+            conditions_glw: H, with a gradient.
+            seeds_g: one a picture.
+        """
+        assert self.vae is not None
+        assert self.unet is not None
+        dtype = next(self.unet.parameters()).dtype
+        with torch.no_grad():
+            pixels_g3hw = normalised(pixels_g3hw, mean=_GREY, std=_GREY).to(dtype)
+            latents_gcyx = self.vae.encode(pixels_g3hw).latent_dist.mode().float()
+            latents_gcyx = latents_gcyx * self.vae.config.scaling_factor
+            steps_g, noise_gcyx = self._drawn(seeds_g, latents_gcyx.device)
+            noised_gcyx = self.scheduler.add_noise(latents_gcyx, noise_gcyx, steps_g)
+            right_gcyx = noise_gcyx
+            if self.spec.prediction == "v_prediction":
+                right_gcyx = self.scheduler.get_velocity(latents_gcyx, noise_gcyx, steps_g)
+        told_gcyx = self.unet(
+            noised_gcyx.to(dtype), steps_g, encoder_hidden_states=conditions_glw.to(dtype)
+        ).sample
+        return Denoised(told_gcyx, right_gcyx)
+
+    def _drawn(self, seeds_g: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return a time (g,) and noise (g, c, y, x) for each seed, the same on every device."""
+        steps, noises = [], []
+        for seed in seeds_g.tolist():
+            source = torch.Generator("cpu").manual_seed(seed)
+            most = self.scheduler.config.num_train_timesteps
+            steps.append(torch.randint(most, (1,), generator=source, device="cpu"))
+            noises.append(torch.randn(self.spec.latents, generator=source, device="cpu"))
+        return torch.cat(steps).to(device), torch.stack(noises).to(device)
+
+
+def make(
+    spec: StableDiffusion, *, denoises: bool, weights: Weights, dtype: torch.dtype
+) -> StableDiffusionTeacher:
+    """Return the frozen model with published or random weights.
+
+    Args:
+        spec: the sizes.
+        denoises: whether eq. 5 is wanted; else only the text encoder is there.
+        weights: a diffusers checkpoint's, or none.
+        dtype: of all its parts.
+
+    Raises:
+        SpecError: weights that cannot be had, or of another shape than the spec says.
+    """
+    # Here, since it takes seconds, and most commands and all processes that decode can do without.
+    from diffusers import AutoencoderKL, UNet2DConditionModel  # noqa: PLC0415
+
+    config = _text_config(spec)
+    scheduler = _scheduler(spec, weights)
+    if weights == "random":
+        text = CLIPTextModel(config).to(dtype)
+        vae = _cast(AutoencoderKL(**_vae_sizes(spec)), dtype) if denoises else None
+        unet = _cast(UNet2DConditionModel(**_unet_sizes(spec)), dtype) if denoises else None
+    else:
+        text = _load(CLIPTextModel, spec, "text_encoder", dtype=dtype)
+        expect(text, config, spec.weights)
+        vae = _load(AutoencoderKL, spec, "vae", torch_dtype=dtype) if denoises else None
+        unet = _load(UNet2DConditionModel, spec, "unet", torch_dtype=dtype) if denoises else None
+        _expect_sizes(spec, vae, unet)
+    if vae is not None:
+        del vae.decoder, vae.post_quant_conv
+    return StableDiffusionTeacher(spec, text, vae, unet, scheduler)
+
+
+def prepare(spec: StableDiffusion, picture: Image.Image) -> Tensor:
+    """Return the pixels (3, side, side), uint8, of an RGB picture: the middle square of it."""
+    side = min(picture.size)
+    left, top = (picture.width - side) // 2, (picture.height - side) // 2
+    middle = picture.crop((left, top, left + side, top + side))
+    return square_pixels(middle, spec.image_size, fit="squash", mean=_GREY)[0]
+
+
+def tokenizer(spec: StableDiffusion, *, weights: Weights) -> PreTrainedTokenizerBase:
+    """Return the text encoder's tokenizer; with random weights, one of bytes."""
+    if weights == "random":
+        return byte_tokenizers.like_clip_s()
+    loaded: PreTrainedTokenizerBase = load_transformers(
+        AutoTokenizer, spec.weights, subfolder="tokenizer"
+    )
+    return loaded
+
+
+def _cast(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Cast by PyTorch's own method: diffusers' warns of parts in float32, though there are none."""
+    return nn.Module.to(module, dtype)
+
+
+def _load(cls: Any, spec: StableDiffusion, part: str, **options: object) -> Any:  # noqa: ANN401
+    return load_transformers(cls, spec.weights, subfolder=part, **options)
+
+
+def _scheduler(spec: StableDiffusion, weights: Weights) -> DDPMScheduler:
+    """Return how noise is added: as published, and for random weights as Stable Diffusion does."""
+    from diffusers import DDPMScheduler  # noqa: PLC0415 - see `make`
+
+    if weights == "random":
+        return DDPMScheduler(
+            num_train_timesteps=1000,
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            prediction_type=spec.prediction,
+        )
+    found = load_transformers(DDPMScheduler, spec.weights, subfolder="scheduler")
+    if found.config.prediction_type != spec.prediction:
+        raise SpecError(
+            f"weights {spec.weights!r}: predict {found.config.prediction_type!r}, "
+            f"the preset says {spec.prediction!r}"
+        )
+    return found
+
+
+def _text_config(spec: StableDiffusion) -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=spec.text_vocabulary,
+        hidden_size=spec.text_width,
+        intermediate_size=spec.text_mlp_width,
+        num_hidden_layers=spec.text_layers,
+        num_attention_heads=spec.text_heads,
+        max_position_embeddings=spec.text_tokens,
+        projection_dim=spec.text_width,
+        bos_token_id=spec.text_vocabulary - 2,
+        eos_token_id=spec.text_vocabulary - 1,
+    )
+
+
+def _vae_sizes(spec: StableDiffusion) -> dict[str, object]:
+    levels = len(spec.vae_widths)
+    return {
+        "down_block_types": ("DownEncoderBlock2D",) * levels,
+        "up_block_types": ("UpDecoderBlock2D",) * levels,
+        "block_out_channels": spec.vae_widths,
+        "layers_per_block": 2,
+        "latent_channels": spec.latent_channels,
+        "norm_num_groups": spec.norm_groups,
+        "sample_size": spec.image_size,
+    }
+
+
+def _unet_sizes(spec: StableDiffusion) -> dict[str, object]:
+    attending = len(spec.widths) - 1
+    return {
+        "sample_size": spec.latents[-1],
+        "in_channels": spec.latent_channels,
+        "out_channels": spec.latent_channels,
+        "down_block_types": ("CrossAttnDownBlock2D",) * attending + ("DownBlock2D",),
+        "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * attending,
+        "block_out_channels": spec.widths,
+        "layers_per_block": spec.blocks,
+        "norm_num_groups": spec.norm_groups,
+        "cross_attention_dim": spec.text_width,
+        "attention_head_dim": spec.heads,  # diffusers' name for the number of heads
+    }
+
+
+def _expect_sizes(
+    spec: StableDiffusion, vae: AutoencoderKL | None, unet: UNet2DConditionModel | None
+) -> None:
+    """Raise SpecError where loaded parts are not of the preset's sizes."""
+    for part, sizes in ((vae, _vae_sizes(spec)), (unet, _unet_sizes(spec))):
+        if part is None:
+            continue
+        for name in ("block_out_channels", "latent_channels", "cross_attention_dim"):
+            if name in sizes and _plain(part.config[name]) != _plain(sizes[name]):
+                raise SpecError(
+                    f"weights {spec.weights!r}: {name} is {part.config[name]}, "
+                    f"the preset says {sizes[name]}"
+                )
+
+
+def _plain(value: object) -> object:
+    """Return a configuration's list as the tuple that a spec has."""
+    return tuple(value) if isinstance(value, list) else value
