@@ -211,7 +211,7 @@ def build(spec: ModelSpec, stage: Stage, *, weights: Weights, seed: int = 0) -> 
     if stage.reference is not None:
         return aligned.make(spec, inputs, backbone, stage.reference, weights=weights)
     if stage.generation is not None:
-        outputs = build_outputs(spec, stage, weights=weights)
+        outputs = build_outputs(spec, stage, weights=weights, seed=seed)
         return DrawingLM(spec, inputs, backbone, outputs)
     return MultimodalLM(spec, inputs, backbone)
 
@@ -230,26 +230,49 @@ def build_inputs(
     }
 
 
-def build_outputs(spec: ModelSpec, stage: Stage, *, weights: Weights) -> dict[str, WayOut]:
+def build_outputs(
+    spec: ModelSpec, stage: Stage, *, weights: Weights, seed: int = 0
+) -> dict[str, WayOut]:
     """Build what stands behind the backbone, by modality, for a stage that draws."""
     assert stage.generation is not None
-    dtype, denoises = DTYPES[stage.precision], stage.generation.denoise > 0
+    denoises = stage.generation.denoise > 0
+    generators = _generators(spec, stage, denoises=denoises, weights=weights, seed=seed)
     ways: dict[str, WayOut] = {}
     for slot in spec.outputs:
         projector = OUTPUT_PROJECTORS[type(slot.projector)]
-        generator = GENERATORS[type(slot.generator)]
         width = spec.backbone.width
         way = WayOut(
             slot,
             width,
             projector=projector.make(slot.projector, width, slot.generator.conditions),
-            generator=generator.make(
-                slot.generator, denoises=denoises, weights=weights, dtype=dtype
-            ),
+            generator=generators[slot.modality],
             denoises=denoises,
         )
-        ways[slot.modality] = way.to(dtype)
+        ways[slot.modality] = way.to(DTYPES[stage.precision])
     return ways
+
+
+def build_text_encoders(
+    spec: ModelSpec, stage: Stage, *, weights: Weights, seed: int = 0
+) -> dict[str, nn.Module]:
+    """Build of the generators that a stage uses their text encoders alone, as `build` has them."""
+    if stage.generation is None:
+        return {}
+    return _generators(spec, stage, denoises=False, weights=weights, seed=seed)
+
+
+def _generators(
+    spec: ModelSpec, stage: Stage, *, denoises: bool, weights: Weights, seed: int
+) -> dict[str, nn.Module]:
+    """Build the generators by modality; each draws its random weights from a seed of its own."""
+    made: dict[str, nn.Module] = {}
+    for number, slot in enumerate(spec.outputs, start=1):
+        torch.manual_seed(seed + number)
+        generator = GENERATORS[type(slot.generator)]
+        made[slot.modality] = generator.make(
+            slot.generator, denoises=denoises, weights=weights, dtype=DTYPES[stage.precision]
+        )
+    return made
 
 
 def own_parts(

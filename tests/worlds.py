@@ -1,6 +1,8 @@
 """Real shards of the digits world in a moment, for tests that need data but no download."""
 
+import json
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -8,6 +10,9 @@ from etl.digits.records import dialogue_sample, pair_sample, question_sample
 from etl.digits.subjects import sample as subject_sample
 from etl.schema import Sample, Turn
 from etl.shards import write_folder
+from model.spec import Stage, System
+from model.spec.outputs import Generation, OutputSlot
+from model.spec.system import LEARNT_OUTPUTS
 
 
 def caption_shards(folder: Path, rows: int, *, seed: int = 0) -> Path:
@@ -40,6 +45,38 @@ def text_sample(seed: int, number: int) -> Sample:
         Turn(role="assistant", text=str(number + 1)),
     )
     return Sample(id=f"text-{seed}-{number:06d}", source="worlds", turns=turns)
+
+
+def drawing(preset: System) -> System:
+    """Return a preset with a tiny way out for pictures, which both of its stages train."""
+    model = replace(preset.model, outputs=(OutputSlot(signals=3).tiny(),))
+
+    def stage(given: Stage) -> Stage:
+        trains = (*given.trains, *LEARNT_OUTPUTS)
+        return replace(given, generation=Generation(), trains=trains)
+
+    return replace(preset, model=model, pt=stage(preset.pt), sft=stage(preset.sft))
+
+
+def drawing_words(preset: System) -> list[str]:
+    """Return the settings of `--set` that make a preset the one that `drawing` returns."""
+    drawn = json.loads(json.dumps(asdict(drawing(preset))))
+    stages = [f"{name}.{field}" for name in ("pt", "sft") for field in ("generation", "trains")]
+    words = [f"model.outputs={json.dumps(drawn['model']['outputs'])}"]
+    return words + [f"{s}={json.dumps(drawn[s.split('.')[0]][s.split('.')[1]])}" for s in stages]
+
+
+def drawing_shards(folder: Path, rows: int, *, seed: int = 0) -> Path:
+    """Pairs turned round: the user asks for a picture by its caption, and the assistant draws."""
+    return _shards(folder, rows, seed, drawing_sample)
+
+
+def drawing_sample(seed: int, number: int) -> Sample:
+    """Return a pair in which the picture is what is to be said."""
+    pair = pair_sample(seed, number)
+    caption = next(turn.text for turn in pair.turns if turn.role == "assistant")
+    turns = (Turn(role="user", text=caption), Turn(role="assistant", text="<image>"))
+    return replace(pair, id=f"drawn-{pair.id}", turns=turns)
 
 
 def _shards(folder: Path, rows: int, seed: int, make: Callable[[int, int], Sample]) -> Path:

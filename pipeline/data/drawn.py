@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from etl.schema import PLACEHOLDER_PATTERN, Medium, Sample, SampleError
+from etl.schema import PLACEHOLDER_PATTERN, Medium, Sample, SampleError, Turn
 from model.build import prepare_drawn
 from model.spec.outputs import OutputSlot
 from pipeline.data.readers import read_image
@@ -80,7 +80,7 @@ class DrawingEncoder:
         Raises:
             SampleError: a medium that cannot be decoded.
         """
-        text = captions(sample)[number]
+        text = captions(sample.turns, sample.lineage)[number]
         found = self._known.find_text(kind, text)
         known = found is not None and found.features is not None
         slot = self.slots[kind]
@@ -111,19 +111,38 @@ def caption_ids(tokenizer: PreTrainedTokenizerBase, slot: OutputSlot, text: str)
     return tuple(ids)
 
 
-def captions(sample: Sample) -> list[str]:
+def captions(turns: Sequence[Turn], lineage: Mapping[str, str]) -> list[str]:
     """Return what is told of each medium of a sample, in reading order.
 
     That is what its lineage says, as of NExT-GPT's data; else the other words of its turn; else
     those of the turn before: of a pair in which the user asks for a picture, the caption.
     """
-    written = json.loads(sample.lineage.get(CAPTIONS, "[]"))
+    written = json.loads(lineage.get(CAPTIONS, "[]"))
     told: list[str] = []
     before = ""
-    for turn in sample.turns:
+    for turn in turns:
         said = " ".join(PLACEHOLDER_PATTERN.sub(" ", turn.text).split())
         for _ in PLACEHOLDER_PATTERN.findall(turn.text):
             own = written[len(told)] if len(told) < len(written) else ""
             told.append(own or said or before)
         before = said or before
     return told
+
+
+def ways(turns: Sequence[Turn], kinds: Sequence[str], outputs: Sequence[OutputSlot]) -> list[str]:
+    """Return, per medium in reading order, its kind as of `Stage.kinds`.
+
+    A medium that the assistant says comes out (`to_image`) where the stage has a way out for it;
+    all others go in.
+
+    Args:
+        turns: with a placeholder for each medium.
+        kinds: of the media.
+        outputs: the ways out that the stage uses.
+    """
+    out: dict[str, str] = {slot.modality: slot.kind for slot in outputs}
+    speakers = [turn.role for turn in turns for _ in PLACEHOLDER_PATTERN.findall(turn.text)]
+    return [
+        out.get(kind, kind) if role == "assistant" else kind
+        for role, kind in zip(speakers, kinds, strict=True)
+    ]

@@ -36,12 +36,15 @@ from etl.atomic import write_json
 from etl.cluster import ray_cluster
 from etl.command import UserError, parse
 from etl.crew import Crew
+from etl.schema import Turn
 from etl.shards import ShardSet
 from model.spec import InputSlot
+from model.spec.outputs import OutputSlot
 from pipeline.checkpoint import newest_weights
 from pipeline.config import RunConfig, Scale, StageName, TrainOptions, resolve
+from pipeline.data.drawn import captions, ways
 from pipeline.features.filler import Filled, Filler, Range, Unreadable
-from pipeline.features.producer import medium_key
+from pipeline.features.producer import medium_key, text_key
 from pipeline.features.store import FeatureStore
 
 log = logging.getLogger(__name__)
@@ -141,8 +144,9 @@ def features(args: Sequence[str]) -> int:
     with ray_cluster() as cpus, _crew(cpus) as (crew, threads, device):
         make = partial(Filler, run, initial, batch=options.batch, threads=threads, device=device)
         stores = _stores(run, crew, make, verify=options.verify)
-        slots = {kind: run.system.model.slot(kind) for kind in stores}
-        counts, ranges = plan(shards, slots, stores, options.part_media)
+        slots: dict[str, InputSlot] = {slot.modality: slot for slot in run.system.model.inputs}
+        outputs = run.settings.ways_out(run.system.model)
+        counts, ranges = plan(shards, slots, outputs, stores, options.part_media)
         begun = time.monotonic()
         unreadable = _fill(crew, make, ranges, counts)
         encoding = time.monotonic() - begun
@@ -193,24 +197,21 @@ def _stores(
 def plan(
     shards: ShardSet,
     slots: Mapping[str, InputSlot],
+    outputs: Sequence[OutputSlot],
     stores: Mapping[str, FeatureStore],
     part_media: int,
 ) -> tuple[dict[str, Count], list[Range]]:
     """Return how many distinct media of each kind there are, and the ranges that lack any.
 
-    The digests that the shards declare tell them apart; no medium is read. A worker goes by the
-    bytes: a digest that is wrong costs a medium its place in the cache and no more.
+    The digests that the shards declare tell media apart; none is read. A worker goes by the
+    bytes: a digest that is wrong costs a medium its place in the cache and no more. Of a medium
+    that comes out, what is told of it is what counts.
     """
     media = {kind: Media() for kind in stores}
-    row = 0
-    for table in shards.batches(["media.kind", "media.sha256"]):
-        columns = (table[name].to_pylist() for name in table.column_names)
-        for kinds, digests in zip(*columns, strict=True):
-            for place, (kind, digest) in enumerate(zip(kinds, digests, strict=True)):
-                if kind in media:
-                    key = medium_key(_digest(digest, row, place), slots[kind])
-                    media[kind].add(key, row, place, known=key in stores[kind])
-            row += 1
+    for row, keys in enumerate(_keys(shards, slots, outputs)):
+        for place, (kind, key) in enumerate(keys):
+            if kind in media:
+                media[kind].add(key, row, place, known=key in stores[kind])
     counts, ranges = {}, []
     for kind, found in media.items():
         first_k = found.firsts()
@@ -224,6 +225,30 @@ def plan(
             if len(missing_k):
                 ranges.append(Range(kind=kind, places_k2=found.where(missing_k)))
     return counts, ranges
+
+
+def _keys(
+    shards: ShardSet, slots: Mapping[str, InputSlot], outputs: Sequence[OutputSlot]
+) -> Iterator[list[tuple[str, bytes]]]:
+    """Yield, of each row, the kind and the key of each medium (of what is told of it)."""
+    drawing = ["turns", "lineage"] if outputs else []
+    row = 0
+    for table in shards.batches(["media.kind", "media.sha256", *drawing]):
+        for entry in table.to_pylist():
+            kinds, told = entry["media.kind"], []
+            if outputs:
+                turns = [Turn(**turn) for turn in entry["turns"]]
+                kinds = ways(turns, kinds, outputs)
+                told = captions(turns, dict(entry["lineage"] or ()))
+            yield [
+                (kind, medium_key(_digest(digest, row, place), slots[kind]))
+                if kind in slots
+                else (kind, text_key(told[place]) if told else b"")
+                for place, (kind, digest) in enumerate(
+                    zip(kinds, entry["media.sha256"], strict=True)
+                )
+            ]
+            row += 1
 
 
 def _digest(declared: str, row: int, place: int) -> bytes:

@@ -1,11 +1,10 @@
 """One worker of the Ray job that fills the cache: decodes and encodes a range of media.
 
-Shapes: k media of a range, x media of a batch, f parts of a medium, n tokens of a part, d width.
+Shapes: k media of a range, x media (or texts) of a batch.
 """
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,14 +19,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from etl.shards import ShardSet
-from model.build import build_inputs, prepare
-from model.parts import encode_parts
-from model.spec import InputSlot
+from model.build import build_caption_tokenizers, build_inputs, build_text_encoders
 from model.weights import assign
 from pipeline.config import RunConfig
-from pipeline.data.readers import read
+from pipeline.features.kept import Kept, KeptMedia, KeptTexts
 from pipeline.features.parts import Row, write_part
-from pipeline.features.producer import Producer, encoder_producer, medium_key
+from pipeline.features.producer import Producer
 from pipeline.features.store import FeatureStore
 
 
@@ -70,7 +67,7 @@ class Filled:
 
 
 class Filler:
-    """Builds the frozen encoders of a stage once, and fills range after range.
+    """Builds the frozen parts of a stage once, and fills range after range.
 
     Args:
         run: names the model, the stage, the data, and as its output the cache's folder.
@@ -87,13 +84,10 @@ class Filler:
         self._batch, self._device = batch, device
         self._pool = ThreadPoolExecutor(threads)
         self._shards = ShardSet([Path(folder) for folder in run.data], verify=False)
-        self._encoders = frozen_encoders(run, initial)
-        self.producers = {
-            kind: encoder_producer(slot, encoder)
-            for kind, (slot, encoder) in self._encoders.items()
-        }
-        for _, encoder in self._encoders.values():
-            encoder.to(device).eval()
+        self._parts: dict[str, Kept] = {part.kind: part for part in frozen_parts(run, initial)}
+        self.producers = {kind: part.producer() for kind, part in self._parts.items()}
+        for part in self._parts.values():
+            part.whole.to(device).eval()
         self._stores = {
             kind: FeatureStore(Path(run.output), producer)
             for kind, producer in self.producers.items()
@@ -139,30 +133,46 @@ class Filler:
 
     def _decode(self, kind: str, row: int, place: int) -> tuple[bytes, Tensor | None] | Unreadable:
         """Return a medium's key and values; no values if its features are there."""
-        slot = self._encoders[kind][0]
-        sample = self._shards[row]
-        medium = sample.media[place]
-        key = medium_key(hashlib.sha256(medium.data).digest(), slot)
+        part, sample = self._parts[kind], self._shards[row]
+        key = part.key(sample, place)
         if key in self._stores[kind]:
             return key, None
         try:
-            return key, prepare(slot.encoder, read(medium, slot))
+            return key, part.values(sample, place)
         except (OSError, ValueError) as error:
             return Unreadable(row=row, id=sample.id, kind=kind, reason=str(error))
 
     @torch.no_grad()
     def _rows(self, kind: str, media: Iterable[tuple[bytes, Tensor]]) -> Iterator[Row]:
-        slot, encoder = self._encoders[kind]
         pending = iter(media)
         while batch := list(itertools.islice(pending, self._batch)):
             values = torch.stack([values for _, values in batch]).to(self._device)
-            features_xfnd = encode_parts(encoder, values, whole=slot.encoder.sees_parts).cpu()
-            for (key, _), features_fnd in zip(batch, features_xfnd, strict=True):
-                yield Row(key=key, features=features_fnd)
+            features_x = self._parts[kind].make(values).cpu()
+            for (key, _), features in zip(batch, features_x, strict=True):
+                yield Row(key=key, features=features)
 
 
-def frozen_encoders(run: RunConfig, initial: Path | None) -> dict[str, tuple[InputSlot, nn.Module]]:
-    """Build the encoders that stay frozen in a stage, as training has them, by modality."""
+def frozen_parts(run: RunConfig, initial: Path | None) -> list[Kept]:
+    """Build the parts of a stage that stay frozen and make features, as training has them."""
+    spec, settings = run.system.model, run.settings
+    encoders = _frozen_encoders(run, initial)
+    parts: list[Kept] = [
+        KeptMedia(slot=slot, module=encoders[slot.modality])
+        for slot in spec.inputs
+        if slot.modality in encoders
+    ]
+    slots = settings.ways_out(spec)
+    tokenizers = build_caption_tokenizers(slots, weights=run.weights)
+    teachers = build_text_encoders(spec, settings, weights=run.weights, seed=run.seed)
+    parts += [
+        KeptTexts(slot=slot, whole=teachers[slot.modality], tokenizer=tokenizers[slot.kind])
+        for slot in slots
+    ]
+    return parts
+
+
+def _frozen_encoders(run: RunConfig, initial: Path | None) -> dict[str, nn.Module]:
+    """Build the encoders that stay frozen in a stage, by modality."""
     spec, settings = run.system.model, run.settings
     parts = build_inputs(spec, settings, weights=run.weights, seed=run.seed)
     owners = {slot.modality: slot.encoder_of or slot.modality for slot in spec.inputs}
@@ -176,7 +186,7 @@ def frozen_encoders(run: RunConfig, initial: Path | None) -> dict[str, tuple[Inp
         assign(holder, stored, str(initial))
     trained = {n for n in names if any(fnmatchcase(n, p) for p in settings.trains)}
     return {
-        slot.modality: (slot, parts[owner]["encoder"])
+        slot.modality: parts[owner]["encoder"]
         for slot in spec.inputs
         if (owner := owners[slot.modality])
         and not any(name.startswith(f"inputs.{owner}.encoder.") for name in trained)

@@ -8,20 +8,17 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from etl.schema import Medium
+from etl.schema import Sample
 from etl.shards import ShardSet
-from model.build import prepare
-from model.parts import encode_parts
-from model.spec import InputSlot
-from pipeline.data.readers import read
-from pipeline.features.lookup import Lookup
+from model.spec.outputs import OutputSlot
+from pipeline.data.drawn import ways
+from pipeline.features.kept import Kept
 from pipeline.features.parts import Row, write_part
 from pipeline.features.producer import Producer
 from pipeline.features.store import FeatureStore
@@ -33,12 +30,12 @@ _LOOKED_AT = 256
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """Seconds for one medium, the mean of some.
+    """Seconds for one medium, or one text, the mean of some.
 
     Args:
         media: how many were measured.
-        decode: of one process, to the encoder's input on its device.
-        encode: of the encoder, of all media at once.
+        decode: of one process, to the part's input on its device; of a text, to its ids.
+        encode: of the frozen part, of all media at once.
         read: from its bytes to its features on the device, out of a file that the memory does not
             hold.
         bytes: that the features of one take.
@@ -58,68 +55,82 @@ class Timing:
 
 @torch.no_grad()
 def measure(
-    shards: ShardSet, slot: InputSlot, encoder: nn.Module, store: FeatureStore, device: str
+    shards: ShardSet,
+    kept: Kept,
+    outputs: Sequence[OutputSlot],
+    store: FeatureStore,
+    device: str,
 ) -> Timing | None:
-    """Time both ways for some media of a slot; None where the data hold none that can be decoded.
+    """Time both ways for some media of a kind; None where the data hold none that can be decoded.
 
-    The encoder is on the device only meanwhile: it is the whole one, not yet a rank's part.
+    The frozen part is on the device only meanwhile: it is the whole one, not yet a rank's part.
 
     Args:
         shards: the data.
-        slot: whose media.
-        encoder: the slot's.
+        kept: the frozen part, and what it is given.
+        outputs: the ways out that the stage uses.
         store: beside which features are written for a moment: its file system is what counts.
-        device: where the encoder will run.
+        device: where the part will run.
     """
-    media, decode, values = _decoded(shards, slot, device)
-    if not media:
+    places, decode, values = _decoded(shards, kept, outputs, device)
+    if not places:
         return None
-    was = next(encoder.parameters()).device
-    encoder.to(device).eval()
-    run = partial(encode_parts, encoder, whole=slot.encoder.sees_parts)
-    run(values[:1])  # the first call makes more than features
+    was = next(kept.module.parameters()).device
+    kept.whole.to(device).eval()
+    kept.make(values[:1])  # the first call makes more than features
     _wait(device)
     started = time.perf_counter()
-    features_mfnd = run(values)
+    features_m = kept.make(values)
     _wait(device)
-    encode = (time.perf_counter() - started) / len(media)
-    encoder.to(was)
+    encode = (time.perf_counter() - started) / len(places)
+    kept.whole.to(was)
     return Timing(
-        media=len(media),
+        media=len(places),
         decode=decode,
         encode=encode,
-        read=_read_seconds(slot, media, features_mfnd, store, device),
-        bytes=features_mfnd[0].nbytes,
+        read=_read_seconds(kept, places, features_m, store, device),
+        bytes=features_m[0].nbytes,
     )
 
 
-def _decoded(shards: ShardSet, slot: InputSlot, device: str) -> tuple[list[Medium], float, Tensor]:
-    """Return some media, the seconds of decoding one, and the encoder's input of all."""
-    found: dict[bytes, tuple[Medium, Tensor]] = {}
+Place = tuple[Sample, int]
+"""A sample, and the number of a medium in it."""
+
+
+def _decoded(
+    shards: ShardSet, kept: Kept, outputs: Sequence[OutputSlot], device: str
+) -> tuple[list[Place], float, Tensor]:
+    """Return some media, the seconds of decoding one, and the part's input of all."""
+    found: dict[bytes, tuple[Place, Tensor]] = {}
     seconds = 0.0
     for row in np.linspace(0, len(shards) - 1, min(len(shards), _LOOKED_AT)).astype(int).tolist():
-        for medium in shards[row].media:
-            if medium.kind != slot.modality or medium.data in found or len(found) == _MEDIA:
+        sample = shards[row]
+        kinds = [medium.kind for medium in sample.media]
+        for number, way in enumerate(ways(sample.turns, kinds, outputs)):
+            if way != kept.kind or len(found) == _MEDIA:
+                continue
+            key = kept.key(sample, number)
+            if key in found:
                 continue
             started = time.perf_counter()
             try:
-                values = prepare(slot.encoder, read(medium, slot)).to(device)
+                values = kept.values(sample, number).to(device)
             except (OSError, ValueError):
                 continue  # training tells of it when it comes to it
             seconds += time.perf_counter() - started
-            found[medium.data] = medium, values
+            found[key] = (sample, number), values
         if len(found) == _MEDIA:
             break
     if not found:
         return [], 0.0, torch.zeros(0)
-    media = [medium for medium, _ in found.values()]
-    return media, seconds / len(media), torch.stack([values for _, values in found.values()])
+    places = [place for place, _ in found.values()]
+    return places, seconds / len(places), torch.stack([values for _, values in found.values()])
 
 
 def _read_seconds(
-    slot: InputSlot,
-    media: Sequence[Medium],
-    features_mfnd: Tensor,
+    kept: Kept,
+    places: Sequence[Place],
+    features_m: Tensor,
     store: FeatureStore,
     device: str,
 ) -> float:
@@ -127,29 +138,21 @@ def _read_seconds(
     try:
         trial = FeatureStore(folder, Producer(role="trial", spec={}, weights="", dtype=""))
         trial.create()
-        lookup = Lookup(slots={slot.modality: slot}, stores={slot.modality: trial})
-        keys = [_key(lookup, medium) for medium in media]
-        rows = (Row(key=k, features=f) for k, f in zip(keys, features_mfnd, strict=True))
+        keys = [kept.key(*place) for place in places]
+        rows = (Row(key=k, features=f) for k, f in zip(keys, features_m, strict=True))
         path = write_part(trial.folder, rows)
         assert path is not None
         _drop_from_memory(path)
         len(trial)  # opens the file: that is done once
         started = time.perf_counter()
-        for medium in media:
-            found = lookup.find(medium)
+        for place in places:
+            found = trial.get(kept.key(*place))
             assert found is not None
-            assert found.features is not None
-            found.features.to(device)
+            found.to(device)
         _wait(device)
-        return (time.perf_counter() - started) / len(media)
+        return (time.perf_counter() - started) / len(places)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _key(lookup: Lookup, medium: Medium) -> bytes:
-    found = lookup.find(medium)
-    assert found is not None
-    return found.key
 
 
 def _drop_from_memory(path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -12,15 +12,16 @@ from torch import nn
 
 from etl.command import UserError
 from etl.shards import ShardSet
+from model.build import build_caption_tokenizers
+from model.drawing import DrawingLM
 from model.features import trains
 from model.mmllm import MultimodalLM
 from model.objectives.image_text import ImageTextModel
-from model.spec import InputSlot
 from pipeline.config import RunConfig
 from pipeline.engine import device
+from pipeline.features.kept import Kept, KeptMedia, KeptTexts
 from pipeline.features.lookup import Lookup
 from pipeline.features.measure import Timing, measure
-from pipeline.features.producer import encoder_producer
 from pipeline.features.recorder import Recorder
 from pipeline.features.store import FeatureStore
 from pipeline.records import write_features
@@ -63,44 +64,52 @@ def open_features(run: RunConfig, shards: ShardSet, model: nn.Module) -> tuple[L
     """
     if run.features is None:
         return Lookup(), Recorder({})
-    slots = dict(encoders(run, model))
-    stores = _stores(
-        Path(run.features), {k: pair for k, pair in slots.items() if not trains(pair[1])}
-    )
-    verdicts = _verdicts(run, shards, slots, stores)
+    parts = keepable(run, model)
+    stores = _stores(Path(run.features), [part for part in parts if not trains(part.module)])
+    verdicts = _verdicts(run, shards, parts, stores)
     used = {kind: store for kind, store in stores.items() if verdicts[kind].used}
-    lookup = Lookup(slots={kind: slots[kind][0] for kind in used}, stores=used)
+    slots = {p.kind: p.slot for p in parts if isinstance(p, KeptMedia) and p.kind in used}
+    lookup = Lookup(slots=slots, stores=used)
     recorder = Recorder(used)
     if isinstance(model, MultimodalLM | ImageTextModel):
         model.keep = recorder.keep
     return lookup, recorder
 
 
-def encoders(run: RunConfig, model: nn.Module) -> Mapping[str, tuple[InputSlot, nn.Module]]:
-    """Return the slots whose media a stage encodes, with their encoders, by modality."""
+def keepable(run: RunConfig, model: nn.Module) -> list[Kept]:
+    """Return the parts of a stage's model whose features may be kept: encoders, text encoders."""
     if run.settings.prompt == "sentences":
-        return {}
+        return []
     if isinstance(model, ImageTextModel):
-        return {model.slot.modality: (model.slot, model.encoder)}
+        return [KeptMedia(slot=model.slot, module=model.encoder)]
     assert isinstance(model, MultimodalLM)
-    return {slot.modality: (slot, model.encoder(slot.modality)) for slot in model.spec.inputs}
+    parts: list[Kept] = [
+        KeptMedia(slot=slot, module=model.encoder(slot.modality)) for slot in model.spec.inputs
+    ]
+    if isinstance(model, DrawingLM):
+        ways = model.ways_out()
+        slots = [way.slot for way in ways.values()]
+        tokenizers = build_caption_tokenizers(slots, weights=run.weights)
+        parts += [
+            KeptTexts(slot=way.slot, whole=way.generator, tokenizer=tokenizers[kind])
+            for kind, way in ways.items()
+        ]
+    return parts
 
 
-def _stores(
-    folder: Path, slots: Mapping[str, tuple[InputSlot, nn.Module]]
-) -> dict[str, FeatureStore]:
-    """Return the stores by modality; modalities that share an encoder share theirs."""
-    by_encoder: dict[nn.Module, FeatureStore] = {}
-    for slot, encoder in slots.values():
-        if encoder not in by_encoder:
-            by_encoder[encoder] = FeatureStore(folder, encoder_producer(slot, encoder))
-    return {kind: by_encoder[encoder] for kind, (_, encoder) in slots.items()}
+def _stores(folder: Path, parts: Sequence[Kept]) -> dict[str, FeatureStore]:
+    """Return the stores by kind; kinds that share an encoder share theirs."""
+    by_module: dict[nn.Module, FeatureStore] = {}
+    for part in parts:
+        if part.module not in by_module:
+            by_module[part.module] = FeatureStore(folder, part.producer())
+    return {part.kind: by_module[part.module] for part in parts}
 
 
 def _verdicts(
     run: RunConfig,
     shards: ShardSet,
-    slots: Mapping[str, tuple[InputSlot, nn.Module]],
+    parts: Sequence[Kept],
     stores: Mapping[str, FeatureStore],
 ) -> dict[str, Verdict]:
     """Return rank 0's verdicts, on every rank; its mistakes are everyone's, so that none waits."""
@@ -108,8 +117,7 @@ def _verdicts(
     if dist.get_rank() == 0:
         try:
             verdicts = {
-                kind: _verdict(run, shards, slot, encoder, stores.get(kind))
-                for kind, (slot, encoder) in slots.items()
+                part.kind: _verdict(run, shards, part, stores.get(part.kind)) for part in parts
             }
             for kind, verdict in verdicts.items():
                 log.info("features of %s: %s", kind, verdict.reason)
@@ -123,13 +131,7 @@ def _verdicts(
     return told[0]
 
 
-def _verdict(
-    run: RunConfig,
-    shards: ShardSet,
-    slot: InputSlot,
-    encoder: nn.Module,
-    store: FeatureStore | None,
-) -> Verdict:
+def _verdict(run: RunConfig, shards: ShardSet, part: Kept, store: FeatureStore | None) -> Verdict:
     if store is None:
         return Verdict(used=False, reason="not kept, since the encoder trains in this stage")
     if not store.folder.is_dir():
@@ -143,9 +145,10 @@ def _verdict(
             f"{store.folder}: cannot be written, which measuring needs; "
             "--features-mode always reads from it all the same"
         )
-    timing = measure(shards, slot, encoder, store, device())
+    outputs = run.settings.ways_out(run.system.model)
+    timing = measure(shards, part, outputs, store, device())
     if timing is None:
-        return Verdict(used=False, reason=f"not used: the data hold no {slot.modality} to time")
+        return Verdict(used=False, reason=f"not used: the data hold no {part.kind} to time")
     reason = (
         f"{'used' if timing.faster else 'not used'}; decoding {1000 * timing.decode:.3g} ms and "
         f"encoding {1000 * timing.encode:.3g} ms a medium, reading {1000 * timing.read:.3g} ms; "

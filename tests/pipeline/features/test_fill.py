@@ -16,7 +16,7 @@ from model.spec import ModelSpec
 from pipeline.config import RunConfig, TrainOptions, resolve
 from pipeline.data.readers import read
 from pipeline.features.fill import Count, features, plan
-from pipeline.features.filler import Filled, Filler, Range, frozen_encoders
+from pipeline.features.filler import Filled, Filler, Range, frozen_parts
 from pipeline.features.lookup import Lookup
 from pipeline.features.store import FeatureStore
 from tests.worlds import preset_shards
@@ -59,7 +59,7 @@ def planned(
     run: RunConfig, stores: dict[str, FeatureStore], size: int
 ) -> tuple[dict[str, Count], list[Range]]:
     slots = {kind: run.system.model.slot(kind) for kind in stores}
-    return plan(ShardSet([Path(run.data[0])]), slots, stores, size)
+    return plan(ShardSet([Path(run.data[0])]), slots, (), stores, size)
 
 
 def fill(filler: Filler, item: Range) -> Filled:
@@ -114,7 +114,7 @@ def test_kinds_that_share_an_encoder_share_a_producer_and_no_key(tmp_path: Path)
     assert len(set(keys.values())) == 3
     stores = stores_of(filler, config)
     slots = {kind: config.system.model.slot(kind) for kind in stores}
-    _, ranges = plan(ShardSet(list(folders)), slots, stores, 100)
+    _, ranges = plan(ShardSet(list(folders)), slots, (), stores, 100)
     assert [item.kind for item in ranges] == ["image", "video", "audio", "points"]
     assert [fill(filler, item).encoded for item in ranges] == [2, 2, 2, 2]
     assert len(stores["image"]) == 4
@@ -126,7 +126,7 @@ def test_encoders_that_train_are_left_out(spec: ModelSpec, data: Path, tmp_path:
     options = TrainOptions(
         preset="digits", data=(data,), output=tmp_path, set=('pt.trains=["inputs.*"]',)
     )
-    assert not frozen_encoders(resolve(options, "pt"), None)
+    assert not frozen_parts(resolve(options, "pt"), None)
     with pytest.raises(UserError, match="all encoders train in stage pt; there is nothing to keep"):
         features(words)
 

@@ -7,6 +7,7 @@ import pytest
 from etl.shards import ShardSet
 from model.build import build
 from model.presets import system
+from pipeline.features.kept import KeptMedia
 from pipeline.features.measure import Timing, measure
 from pipeline.features.producer import encoder_producer
 from pipeline.features.store import FeatureStore
@@ -26,7 +27,8 @@ def test_both_ways_are_timed_and_nothing_is_left(store: FeatureStore, captions: 
     preset = system("digits")
     encoder = build(preset.model, preset.pt, weights="random").train().encoder("image")
     slot = preset.model.slot("image")
-    timing = measure(captions, slot, encoder, store, "cpu")
+    kept = KeptMedia(slot=slot, module=encoder)
+    timing = measure(captions, kept, (), store, "cpu")
     assert timing is not None
     assert (timing.media, timing.bytes) == (8, 36 * 128 * 4)
     assert min(timing.decode, timing.encode, timing.read) > 0
@@ -38,7 +40,8 @@ def test_data_without_such_media_cannot_be_timed(store: FeatureStore, captions: 
     preset = system("digits_audio")
     slot = preset.model.slot("audio")
     encoder = build(preset.model, preset.pt, weights="random").encoder("audio")
-    assert measure(captions, slot, encoder, store, "cpu") is None
+    kept = KeptMedia(slot=slot, module=encoder)
+    assert measure(captions, kept, (), store, "cpu") is None
 
 
 @pytest.mark.parametrize(("read", "faster"), [(0.2, True), (0.4, False)])

@@ -1,0 +1,146 @@
+"""Stable Diffusion as a teacher: diffusers' own numbers, published sizes, noise of its own seed."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from PIL import Image
+from transformers import CLIPTextModel
+
+from model.generators import stable_diffusion
+from model.spec import SpecError
+from model.spec.outputs import StableDiffusion
+
+TINY = StableDiffusion().tiny()
+
+
+def teacher(spec=TINY, *, denoises=True, weights="random", seed=0):
+    torch.manual_seed(seed)
+    made = stable_diffusion.make(spec, denoises=denoises, weights=weights, dtype=torch.float32)
+    return made.eval()
+
+
+def pixels(count, spec=TINY):
+    draw = np.random.default_rng(0)
+    noise = draw.integers(0, 256, (count, 40, 48, 3), dtype=np.uint8)
+    return torch.stack([stable_diffusion.prepare(spec, Image.fromarray(one)) for one in noise])
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A folder as diffusers saves Stable Diffusion, with random weights."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    torch.manual_seed(1)
+    CLIPTextModel(stable_diffusion._text_config(TINY)).save_pretrained(folder / "text_encoder")
+    AutoencoderKL(**stable_diffusion._vae_sizes(TINY)).save_pretrained(folder / "vae")
+    UNet2DConditionModel(**stable_diffusion._unet_sizes(TINY)).save_pretrained(folder / "unet")
+    scheduler = DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+    scheduler.save_pretrained(folder / "scheduler")
+    stable_diffusion.tokenizer(TINY, weights="random").save_pretrained(folder / "tokenizer")
+    return folder
+
+
+def test_sizes_are_stable_diffusion_1_5s():
+    """859.5 M in the UNet, 123.1 M in CLIP's text encoder, 34.2 M in the autoencoder's encoder."""
+    with torch.device("meta"):
+        made = stable_diffusion.make(
+            StableDiffusion(), denoises=True, weights="random", dtype=torch.float32
+        )
+    sizes = {
+        name: sum(weight.numel() for weight in part.parameters())
+        for name, part in made.named_children()
+    }
+    assert sizes == {"text": 123_060_480, "vae": 34_163_664, "unet": 859_520_964}
+
+
+def test_a_checkpoint_gives_diffusers_own_numbers(checkpoint):
+    """The loss under τ(t) is what diffusers' parts give, put together as its training script does."""
+    spec = replace(TINY, weights=str(checkpoint))
+    made = teacher(spec, weights="pretrained")
+    tokenizer = stable_diffusion.tokenizer(spec, weights="pretrained")
+    ids = torch.tensor(
+        tokenizer(["a red 7", "two digits"], padding="max_length", max_length=77)["input_ids"]
+    )
+    shown, seeds = pixels(2), torch.tensor([3, 4])
+    text = CLIPTextModel.from_pretrained(checkpoint / "text_encoder").eval()
+    vae = AutoencoderKL.from_pretrained(checkpoint / "vae").eval()
+    unet = UNet2DConditionModel.from_pretrained(checkpoint / "unet").eval()
+    with torch.no_grad():
+        conditions = text(ids).last_hidden_state
+        torch.testing.assert_close(made.embed(ids), conditions)
+        found = made.denoise(shown, conditions, seeds)
+        steps, noise = made._drawn(seeds, torch.device("cpu"))
+        latents = vae.encode(shown / 127.5 - 1).latent_dist.mode() * vae.config.scaling_factor
+        noised = DDPMScheduler.from_pretrained(checkpoint / "scheduler").add_noise(
+            latents, noise, steps
+        )
+        wanted = unet(noised, steps, encoder_hidden_states=conditions).sample
+    torch.testing.assert_close(found.told_gcyx, wanted, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found.right_gcyx, noise)
+
+
+def test_velocity_is_what_a_v_model_should_tell():
+    spec = replace(TINY, prediction="v_prediction")
+    made, shown, seeds = teacher(spec), pixels(1), torch.tensor([3])
+    steps, noise = made._drawn(seeds, torch.device("cpu"))
+    with torch.no_grad():
+        found = made.denoise(shown, torch.zeros(1, *spec.conditions), seeds)
+        latents = made.vae.encode(shown / 127.5 - 1).latent_dist.mode() * 0.18215
+    kept = made.scheduler.alphas_cumprod[steps]
+    # v = √ᾱ ε − √(1 − ᾱ) z (Salimans and Ho 2022, appendix D)
+    wanted = kept.sqrt() * noise - (1 - kept).sqrt() * latents
+    torch.testing.assert_close(found.right_gcyx, wanted, atol=1e-5, rtol=1e-4)
+
+
+def test_noise_belongs_to_the_medium_and_not_to_its_batch():
+    made, shown = teacher(), pixels(3)
+    conditions = torch.randn(3, *TINY.conditions)
+    seeds = torch.tensor([5, 2**32 - 1, 7])
+    with torch.no_grad():
+        together = made.denoise(shown, conditions, seeds)
+        alone = made.denoise(shown[1:2], conditions[1:2], seeds[1:2])
+    assert torch.equal(together.right_gcyx[1:2], alone.right_gcyx)
+    torch.testing.assert_close(together.told_gcyx[1:2], alone.told_gcyx, atol=1e-5, rtol=1e-5)
+    assert not torch.equal(together.right_gcyx[0], together.right_gcyx[2])
+
+
+def test_the_gradient_reaches_the_conditions():
+    made = teacher().requires_grad_(False)
+    conditions = torch.randn(1, *TINY.conditions, requires_grad=True)
+    found = made.denoise(pixels(1), conditions, torch.tensor([0]))
+    (found.told_gcyx - found.right_gcyx).square().mean().backward()
+    assert conditions.grad.abs().sum() > 0
+
+
+def test_text_encoders_are_the_same_with_and_without_the_rest():
+    ids = torch.zeros(1, 77, dtype=torch.long)
+    whole, alone = teacher(), teacher(denoises=False)
+    assert (alone.vae, alone.unet) == (None, None)
+    assert torch.equal(whole.embed(ids), alone.embed(ids))
+
+
+def test_weights_of_another_size_are_refused(checkpoint):
+    for change in ({"widths": (16, 64)}, {"vae_widths": (16, 64)}, {"text_mlp_width": 128}):
+        spec = replace(TINY, weights=str(checkpoint), **change)
+        with pytest.raises(SpecError, match="the preset says"):
+            teacher(spec, weights="pretrained")
+    spec = replace(TINY, weights=str(checkpoint), prediction="v_prediction")
+    with pytest.raises(SpecError, match="predict 'epsilon', the preset says 'v_prediction'"):
+        teacher(spec, weights="pretrained")
+
+
+def test_weights_that_are_not_there_are_one_line(tmp_path):
+    spec = replace(TINY, weights=str(tmp_path / "none"))
+    with pytest.raises(SpecError, match="cannot be loaded"):
+        teacher(spec, weights="pretrained")
+
+
+def test_a_picture_is_cut_to_its_middle_square():
+    picture = Image.new("RGB", (90, 30), (255, 0, 0))
+    picture.paste((0, 0, 255), (30, 0, 60, 30))
+    shown = stable_diffusion.prepare(TINY, picture)
+    assert shown.shape == TINY.shape
+    assert shown.dtype == torch.uint8
+    assert shown[2].min() == 255

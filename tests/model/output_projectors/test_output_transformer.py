@@ -1,0 +1,57 @@
+"""NExT-GPT's output projector is PyTorch's own transformer, as GILL and NExT-GPT build it."""
+
+import torch
+from torch import nn
+
+from model.output_projectors import output_transformer
+from model.spec.outputs import OutputTransformer
+
+WIDTH_IN, CONDITIONS = 24, (5, 12)
+
+
+class Published(nn.Module):
+    """What the paper describes, of PyTorch's parts: fc → transformer with learnt queries → model."""
+
+    def __init__(self, spec: OutputTransformer):
+        super().__init__()
+        tokens, width_out = CONDITIONS
+        self.fc = nn.Linear(WIDTH_IN, spec.width)
+        self.tfm = nn.Transformer(
+            d_model=spec.width,
+            nhead=spec.heads,
+            num_encoder_layers=spec.layers,
+            num_decoder_layers=spec.layers,
+            dim_feedforward=4 * spec.width,
+            dropout=0.0,
+            norm_first=True,
+            batch_first=True,
+        )
+        self.model = nn.Linear(spec.width, width_out)
+        self.query_embs = nn.Parameter(torch.randn(1, tokens, spec.width))
+
+    def forward(self, signals):
+        queries = self.query_embs.expand(len(signals), -1, -1)
+        return self.model(self.tfm(self.fc(signals), queries))
+
+
+def test_conditions_are_those_of_torchs_transformer():
+    torch.manual_seed(0)
+    spec = OutputTransformer(width=16, layers=2, heads=4)
+    published = Published(spec)
+    module = output_transformer.make(spec, WIDTH_IN, CONDITIONS)
+    state = published.state_dict()
+    module.load_state_dict(output_transformer.published(state))
+    signals = torch.randn(3, 4, WIDTH_IN)
+    found, wanted = module(signals), published(signals)
+    assert found.shape == (3, *CONDITIONS)
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_size_is_next_gpts():
+    """512 wide, 4 + 4 layers, from Vicuna 7B to Stable Diffusion: 31.9 M."""
+    with torch.device("meta"):
+        module = output_transformer.make(OutputTransformer(), 4096, (77, 768))
+        published = Published(OutputTransformer())
+    count = sum(weight.numel() for weight in module.parameters())
+    sides = (4096 - WIDTH_IN) * 512 + (768 - 12) * 513 + (77 - 5) * 512
+    assert count == sum(weight.numel() for weight in published.parameters()) + sides
