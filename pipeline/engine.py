@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import socket
 import warnings
@@ -18,8 +19,7 @@ from deepspeed.accelerator import get_accelerator
 from deepspeed.ops.adam import DeepSpeedCPUAdam
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
-from transformers import get_cosine_schedule_with_warmup
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from etl.command import UserError
 from model.spec import Stage
@@ -152,8 +152,19 @@ def _groups(model: nn.Module, settings: Stage) -> list[dict[str, Any]]:
 
 def _schedule(optimizer: Optimizer, *, settings: Stage, steps: int) -> LRScheduler:
     warm = max(1, round(settings.warmup * steps))
-    schedule: LRScheduler = get_cosine_schedule_with_warmup(optimizer, warm, steps)
-    return schedule
+    return LambdaLR(optimizer, partial(rate_share, warm=warm, steps=steps))
+
+
+def rate_share(step: int, *, warm: int, steps: int) -> float:
+    """Return the share of its peak that the learning rate has: up linearly, then down a cosine.
+
+    Loshchilov and Hutter 2017, eq. 5, without restarts. transformers has the same; to import it
+    takes as long as to import PyTorch, since it brings its trainer along.
+    """
+    if step < warm:
+        return step / warm
+    progress = (step - warm) / max(1, steps - warm)
+    return max(0.0, 0.5 * (1 + math.cos(math.pi * progress)))
 
 
 def gathered(parameters: list[tuple[str, nn.Parameter]]) -> Iterator[tuple[str, Tensor]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from peft import LoraConfig, inject_adapter_in_model
 from transformers import PreTrainedModel
 
 from model.peft.targets import linear_layers
@@ -15,6 +14,9 @@ def add_lora(backbone: PreTrainedModel, lora: Lora | QLora) -> None:
     Raises:
         SpecError: a target that no linear layer answers to.
     """
+    # Here, since it imports much (bitsandbytes, where that is installed) that few stages need.
+    from peft import LoraConfig, inject_adapter_in_model  # noqa: PLC0415
+
     linear_layers(backbone, lora.targets)
     config = LoraConfig(
         r=lora.rank,

@@ -127,9 +127,7 @@ class System:
             raise SpecError(f"{self.name}: a stage has a reference or generation, not both")
         if not any(pattern.startswith(("outputs.", "*")) for pattern in stage.trains):
             wanted = ", ".join(LEARNT_OUTPUTS)
-            raise SpecError(
-                f"{self.name}: generation wants trained outputs; add {wanted} to trains"
-            )
+            raise SpecError(f"{self.name}: generation trains no outputs; add {wanted} to trains")
 
     def tiny(self) -> System:
         """Return the same classes and wiring with small sizes, for any machine."""

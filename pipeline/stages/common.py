@@ -42,7 +42,6 @@ from pipeline.outlook import stage_costs, typical_product
 from pipeline.planning import make_schedule
 from pipeline.rates import of_this_device
 from pipeline.records import RunRecords
-from pipeline.report import run_report
 from pipeline.stopping import StopRequest
 from pipeline.tally import Tally, memory_now, source_names
 from pipeline.trackers import start_trackers
@@ -103,6 +102,9 @@ def train_stage(run: RunConfig, resume: str) -> int:
         )
     records.close()
     if rank == 0:
+        # Here, since its charts are matplotlib's, which only the end of a run needs.
+        from pipeline.report import run_report  # noqa: PLC0415
+
         look_back(run, world, tally.totals, memory_before=memory_before)
         run_report(folder)
     return code

@@ -9,7 +9,6 @@ import av
 import numpy as np
 import soundfile
 from numpy.typing import NDArray
-from scipy.signal import resample_poly
 
 from pipeline.data.readers.container import opened
 
@@ -44,6 +43,9 @@ def read_audio(data: bytes, sample_rate: int | None = None) -> NDArray[np.float3
     if not np.isfinite(wave).all():
         raise ValueError("a sound with values that are no numbers")
     if sample_rate is not None and sample_rate != rate:
+        # Here, since it takes longer to import than all other readers together.
+        from scipy.signal import resample_poly  # noqa: PLC0415
+
         common = gcd(sample_rate, rate)
         wave = resample_poly(wave, sample_rate // common, rate // common)
     return wave.astype(np.float32)

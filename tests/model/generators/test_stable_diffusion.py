@@ -56,7 +56,7 @@ def test_sizes_are_stable_diffusion_1_5s():
 
 
 def test_a_checkpoint_gives_diffusers_own_numbers(checkpoint):
-    """The loss under τ(t) is what diffusers' parts give, put together as its training script does."""
+    """Under τ(t): diffusers' parts, put together as its training script puts them."""
     spec = replace(TINY, weights=str(checkpoint))
     made = teacher(spec, weights="pretrained")
     tokenizer = stable_diffusion.tokenizer(spec, weights="pretrained")

@@ -10,7 +10,7 @@ WIDTH_IN, CONDITIONS = 24, (5, 12)
 
 
 class Published(nn.Module):
-    """What the paper describes, of PyTorch's parts: fc → transformer with learnt queries → model."""
+    """What the paper describes, of PyTorch's parts: fc → transformer with queries → model."""
 
     def __init__(self, spec: OutputTransformer):
         super().__init__()
