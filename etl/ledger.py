@@ -31,7 +31,7 @@ from etl.steps import StepYield
 STAGED, KEYS, DROPPED, RECEIPT = "rows.arrow", "keys.arrow", "drops.arrow", "receipt.json"
 """What lies in the folder of a range that was done."""
 
-CODE_VERSION = 2
+CODE_VERSION = 3
 """Raise it when the same input and options give other rows, so that runs are not mixed."""
 
 
