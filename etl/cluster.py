@@ -6,8 +6,10 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterator
+from unittest import mock
 
 import ray
+from ray._private import node, utils
 
 _LEVELS = {
     "ray.data": logging.WARNING,  # tells of every execution's begin and end
@@ -39,6 +41,24 @@ def quiet_ray_data() -> None:
         logging.getLogger(name).setLevel(level)
 
 
+@contextlib.contextmanager
+def _lean() -> Iterator[None]:
+    """Have Ray start without the servers that a job by itself never asks.
+
+    These are the autoscaler, what forwards logs (which we do not want), and the API's and the
+    metrics' server, which `include_dashboard=False` leaves running. They took half of the CPU time
+    of a job's start, and Ray waits for them; it has no public switch for any (docs/etl.md).
+    """
+    absent = ImportError("the metrics' server is left out")
+    with (
+        mock.patch.object(node.Node, "start_monitor"),
+        mock.patch.object(node.Node, "start_log_monitor"),
+        mock.patch.object(node.Node, "start_api_server"),
+        mock.patch.object(utils, "get_dashboard_dependency_error", return_value=absent),
+    ):
+        yield
+
+
 def _connect() -> None:
     # "local" rather than none: Ray would else join whatever cluster it finds on this machine.
     address = os.environ.get("RAY_ADDRESS") or "local"
@@ -47,6 +67,7 @@ def _connect() -> None:
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address == "local":
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a local job calls nobody
-        ray.init(address=address, num_cpus=os.cpu_count(), include_dashboard=False, **quiet)
+        with _lean():
+            ray.init(address=address, num_cpus=os.cpu_count(), include_dashboard=False, **quiet)
     else:
         ray.init(address=address, **quiet)
