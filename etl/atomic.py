@@ -17,7 +17,7 @@ from typing import IO, Any
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     """Open a file that appears under `path` whole and on disk, or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    partial = _partial(path)
     try:
         with partial.open("xb") as stream:
             yield stream
@@ -27,6 +27,27 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     finally:
         partial.unlink(missing_ok=True)
     _sync_folder(path.parent)
+
+
+def link_file(source: Path, target: Path) -> bool:
+    """Have a file that is whole and on disk appear under a second name, without its bytes copied.
+
+    Neither name may be written through later. False if the file system has no such links.
+    """
+    partial = _partial(target)
+    try:
+        partial.hardlink_to(source)
+        partial.replace(target)
+    except OSError:
+        return False
+    finally:
+        partial.unlink(missing_ok=True)  # it stays if the target was this very file before
+    _sync_folder(target.parent)
+    return True
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
 
 
 def _sync_folder(folder: Path) -> None:

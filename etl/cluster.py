@@ -5,10 +5,17 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import time
 from collections.abc import Iterator
+from typing import Any
+from unittest import mock
 
 import ray
+from ray._private import node, services, utils
+from ray._private.state import GlobalState
 
+_PATIENCE = 30.0  # seconds that a node may take to start; Ray's own
+_GLANCE = 0.02
 _LEVELS = {
     "ray.data": logging.WARNING,  # tells of every execution's begin and end
     "ray.data._internal.progress": logging.ERROR,  # warns that its progress bars are off
@@ -39,6 +46,37 @@ def quiet_ray_data() -> None:
         logging.getLogger(name).setLevel(level)
 
 
+@contextlib.contextmanager
+def _lean() -> Iterator[None]:
+    """Have Ray start without the servers that a job by itself never asks, and without naps.
+
+    These are the autoscaler, what forwards logs (which we do not want), and the API's and the
+    metrics' server, which `include_dashboard=False` leaves running. They took a third of the CPU
+    time of a job's start, and Ray waits for them; it has no public switch for any (docs/etl.md).
+    """
+    absent = ImportError("the metrics' server is left out")
+    with (
+        mock.patch.object(node.Node, "start_monitor"),
+        mock.patch.object(node.Node, "start_log_monitor"),
+        mock.patch.object(node.Node, "start_api_server"),
+        mock.patch.object(utils, "get_dashboard_dependency_error", return_value=absent),
+        mock.patch.object(services, "get_node", _started),
+    ):
+        yield
+
+
+def _started(address: str, node_id: str) -> dict[str, Any]:
+    """What is known of a node once it has started; Ray's own look is once a second."""
+    state = GlobalState()
+    state._initialize_global_state(services._get_gcs_client_options(address))
+    until = time.monotonic() + _PATIENCE
+    while all(found["NodeID"] != node_id for found in state.node_table()):
+        if time.monotonic() > until:
+            break
+        time.sleep(_GLANCE)
+    return state.get_node(node_id)
+
+
 def _connect() -> None:
     # "local" rather than none: Ray would else join whatever cluster it finds on this machine.
     address = os.environ.get("RAY_ADDRESS") or "local"
@@ -47,6 +85,7 @@ def _connect() -> None:
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address == "local":
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a local job calls nobody
-        ray.init(address=address, num_cpus=os.cpu_count(), include_dashboard=False, **quiet)
+        with _lean():
+            ray.init(address=address, num_cpus=os.cpu_count(), include_dashboard=False, **quiet)
     else:
         ray.init(address=address, **quiet)

@@ -73,9 +73,12 @@ def dns_trouble(urls: Sequence[str | None], drops: Sequence[Mapping[str, Any]]) 
         urls: all that were asked for.
         drops: rows with `url` and `reason` of those that came to nothing.
     """
-    hosts = {host for url in urls if (host := _named_host(url))}
     reasons = ("dns_failure", "dns_temporary")
-    failed = {_named_host(drop["url"]) for drop in drops if drop["reason"] in reasons} & hosts
+    failed = {_named_host(drop["url"]) for drop in drops if drop["reason"] in reasons}
+    if len(failed) < _FAILING_SHARE * _MIN_HOSTS:
+        return None  # as nearly always; the hosts need not be counted
+    hosts = {host for url in urls if (host := _named_host(url))}
+    failed &= hosts
     if len(hosts) < _MIN_HOSTS or len(failed) < _FAILING_SHARE * len(hosts):
         return None
     return f"DNS is failing: {len(failed)} of {len(hosts)} hosts' names could not be resolved"

@@ -31,7 +31,7 @@ from etl.steps import StepYield
 STAGED, KEYS, DROPPED, RECEIPT = "rows.arrow", "keys.arrow", "drops.arrow", "receipt.json"
 """What lies in the folder of a range that was done."""
 
-CODE_VERSION = 2
+CODE_VERSION = 3
 """Raise it when the same input and options give other rows, so that runs are not mixed."""
 
 
@@ -201,10 +201,15 @@ class Ledger:
         It goes as a whole: of a half-removed one a later run might take parts for its own.
         """
         with contextlib.suppress(FileNotFoundError):
-            self.work.rename(self.output / f".work.{uuid.uuid4().hex}.partial")
+            self.work.rename(self.output / f"{self.work.name}.{uuid.uuid4().hex}.partial")
         remove_partials(self.output)
         with contextlib.suppress(OSError):
             self.output.rmdir()  # only if empty
+
+    def sweep(self) -> None:
+        """Remove what is left where a job was killed while it discarded its ledger."""
+        for folder in self.output.glob(f"{self.work.name}.*.partial"):
+            shutil.rmtree(folder, ignore_errors=True)
 
     # Ranges.
 

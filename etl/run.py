@@ -74,6 +74,7 @@ def run_job(job: Job) -> None:
     plan = make_plan(job.name, job.source.files, job.options.config)
     ledger = Ledger(job.options.output)
     if ledger.complete(plan) and not (job.options.retry_failed or ledger.work.exists()):
+        ledger.sweep()
         _log.info("%s: already complete, nothing to do", ledger.output)
     else:
         with ledger.lock():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import itertools
@@ -14,6 +15,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from etl.atomic import link_file
 from etl.backends import make_backend
 from etl.download import BackendName, Fetched, FetchOptions, dns_trouble
 from etl.ledger import DROPPED, KEYS, STAGED, Ledger, Receipt, read_table, write_table
@@ -196,6 +198,8 @@ def sample_key(
 class WriteFinal:
     """Writes a range's final shard: its staged samples without the job's duplicates.
 
+    Where nothing goes, and nothing is added, the staged shard is the final one.
+
     Args:
         output: the job's output folder.
     """
@@ -217,7 +221,13 @@ class WriteFinal:
             def change(samples: pa.Table, first: int) -> pa.Table:
                 return with_scores(samples, scores.slice(first, samples.num_rows))
 
-        target = self._ledger.output / shard_name(number)
-        shard = copy_rows(self._ledger.staged_path(number), target, kept, change)
+        staged, target = self._ledger.staged_path(number), self._ledger.output / shard_name(number)
+        receipt = self._ledger.receipt(number)
+        # A copy of all rows as they are would be the same bytes.
+        whole = change is None and pc.all(kept).as_py()
+        if whole and receipt and receipt.shard and link_file(staged, target):
+            shard = dataclasses.replace(receipt.shard, path=target.name)
+        else:
+            shard = copy_rows(staged, target, kept, change)
         self._ledger.save_written(number, shard)
         return pa.table({"range": [number], "rows": [shard.rows]})

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from etl.native.shrink import decode_jpeg, shrink
+from etl.native.shrink import decode_jpeg, encode_jpeg, grey, shrink
 from etl.native.sniff import is_polyglot
 from etl.ops.faces import Box, blur, turned_boxes
 from etl.ops.image import MIMES, SIDEWAYS, ImageLimits, size_fault
@@ -95,16 +95,16 @@ def _shape(data: bytes, picture: Image.Image, size: int | None, faces: Sequence[
         width, height = height, width
     if size and shrunk:
         target = _shrunk(width, height, size)
-        final = shrink(_pixels(data, picture, target, turned=turned), target)
+        pixels = shrink(_pixels(data, picture, target, turned=turned), target)
     else:
-        final = _upright(picture, turned=turned)
+        pixels = np.asarray(_upright(picture, turned=turned))
     if faces:
-        final = blur(final, turned_boxes(faces, orientation if turned else None))
-    stream = io.BytesIO()
-    final.save(stream, "JPEG", quality=_QUALITY)
+        boxes = turned_boxes(faces, orientation if turned else None)
+        pixels = np.asarray(blur(Image.fromarray(pixels), boxes))
+    final = encode_jpeg(pixels, _QUALITY)
     return Picture(
-        medium=_medium(stream.getvalue(), "image/jpeg", final.size),
-        phash=perceptual_hash(final),
+        medium=_medium(final, "image/jpeg", (pixels.shape[1], pixels.shape[0])),
+        phash=perceptual_hash(Image.fromarray(grey(pixels))),
         notes={
             "changed": ", ".join(changes),
             "original_sha256": sha256(data),

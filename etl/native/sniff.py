@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import zipfile
 
 # Signatures after the WHATWG's MIME Sniffing standard (section 6) and the formats' own definitions.
@@ -40,6 +41,8 @@ _BRANDS = {
     b"qt  ": "video/quicktime",
 }
 _ENDS = 32 << 10
+_ZIP_END = 66_000  # a directory's end and the longest comment after it
+_SCRIPT = re.compile(rb"<(?:\?php|script)")  # one search, by its first byte, for both
 UNKNOWN = "application/octet-stream"
 
 
@@ -74,7 +77,11 @@ def is_polyglot(data: bytes) -> bool:
     A ZIP reader looks for its directory at the end, a PDF reader for its mark in the first
     kilobyte. Scripts are looked for where a picture has room for text: before and after its pixels.
     """
-    ends = (data[:_ENDS], data[-_ENDS:])
-    if b"%PDF-" in data[:1024] or any(b"<?php" in end or b"<script" in end for end in ends):
+    start = max(0, len(data) - _ENDS)
+    if data.find(b"%PDF-", 0, 1024) >= 0 or _SCRIPT.search(data, 0, _ENDS):
         return True
-    return b"PK\x05\x06" in data[-66_000:] and zipfile.is_zipfile(io.BytesIO(data))
+    if _SCRIPT.search(data, start):
+        return True
+    return data.find(b"PK\x05\x06", max(0, len(data) - _ZIP_END)) >= 0 and zipfile.is_zipfile(
+        io.BytesIO(data)
+    )

@@ -238,6 +238,14 @@ def test_discarding_keeps_results(tmp_path: Path) -> None:
     assert [path.name for path in ledger.output.iterdir()] == ["result.json"]
 
 
+def test_what_a_kill_left_of_discarding_is_swept_away(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "out")
+    write_json(ledger.output / "result.json", {})
+    write_json(ledger.output / ".work.0123.partial" / "range-00000" / "receipt.json", {})
+    ledger.sweep()
+    assert [path.name for path in ledger.output.iterdir()] == ["result.json"]
+
+
 def test_the_report_shows_reasons_and_samples(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -161,6 +161,28 @@ def test_final_shards_leave_duplicates_out(tmp_path: Path) -> None:
     assert [samples[index].id for index in range(3)] == ["id-0", "id-1", "id-3"]
 
 
+def test_a_range_that_keeps_all_is_not_copied_and_is_the_same_bytes_as_if_it_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "out"
+    ledger = stage(output, [["http://web/0", "http://web/1"]])
+    write, task = WriteFinal(output), pa.table({"range": [0], "keep": [[0, 1]]})
+    write(task)
+    linked, shard = output / "shard-00000.arrow", ledger.written(0)
+    assert linked.samefile(ledger.staged_path(0))
+    write(task)  # as after a kill before it was told
+    assert [path.name for path in output.glob(".*.partial")] == []
+    whole = linked.read_bytes()
+
+    def refuse(*_: object) -> None:
+        raise OSError("no links on this file system")
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    write(task)
+    assert not linked.samefile(ledger.staged_path(0))
+    assert (linked.read_bytes(), ledger.written(0)) == (whole, shard)
+
+
 def test_a_receipt_without_its_shard_counts_for_nothing(tmp_path: Path) -> None:
     ledger = stage(tmp_path / "out", [["http://web/0"]])
     assert ledger.receipt(0)

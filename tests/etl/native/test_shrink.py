@@ -21,7 +21,7 @@ def test_shrinking_is_near_a_lanczos_filter(factor: float, mode: str) -> None:
     noise = Image.fromarray(rng.integers(0, 256, (60, 80, 3), np.uint8))
     picture = noise.resize((800, 600), Image.Resampling.BICUBIC).convert(mode)
     size = (round(800 / factor), round(600 / factor))
-    found = shrink(np.asarray(picture), size)
+    found = Image.fromarray(shrink(np.asarray(picture), size))
     assert (found.size, found.mode) == (size, mode)
     best = picture.resize(size, Image.Resampling.LANCZOS)
     plain = picture.resize(size, Image.Resampling.HAMMING)
