@@ -8,14 +8,15 @@ import os
 import time
 from collections.abc import Iterator
 from typing import Any
-from unittest import mock
 
 import ray
 from ray._private import node, services, utils
 from ray._private.state import GlobalState
 
-_PATIENCE = 30.0  # seconds that a node may take to start; Ray's own
+_PATIENCE = 30.0
+"""Seconds that a node may take to start; Ray's own."""
 _GLANCE = 0.02
+"""Seconds between two looks whether it has."""
 _LEVELS = {
     "ray.data": logging.WARNING,  # tells of every execution's begin and end
     "ray.data._internal.progress": logging.ERROR,  # warns that its progress bars are off
@@ -53,16 +54,25 @@ def _lean() -> Iterator[None]:
     These are the autoscaler, what forwards logs (which we do not want), and the API's and the
     metrics' server, which `include_dashboard=False` leaves running. They took a third of the CPU
     time of a job's start, and Ray waits for them; it has no public switch for any (docs/etl.md).
+    In a Ray that is built otherwise, names that are not there are left alone: it starts as ever.
     """
     absent = ImportError("the metrics' server is left out")
-    with (
-        mock.patch.object(node.Node, "start_monitor"),
-        mock.patch.object(node.Node, "start_log_monitor"),
-        mock.patch.object(node.Node, "start_api_server"),
-        mock.patch.object(utils, "get_dashboard_dependency_error", return_value=absent),
-        mock.patch.object(services, "get_node", _started),
-    ):
+    changes: list[tuple[Any, str, Any]] = [
+        (node.Node, "start_monitor", lambda *_, **__: None),
+        (node.Node, "start_log_monitor", lambda *_, **__: None),
+        (node.Node, "start_api_server", lambda *_, **__: None),
+        (utils, "get_dashboard_dependency_error", lambda: absent),
+        (services, "get_node", _started),
+    ]
+    changes = [change for change in changes if hasattr(change[0], change[1])]
+    before = [(owner, name, getattr(owner, name)) for owner, name, _ in changes]
+    for owner, name, value in changes:
+        setattr(owner, name, value)
+    try:
         yield
+    finally:
+        for owner, name, value in before:
+            setattr(owner, name, value)
 
 
 def _started(address: str, node_id: str) -> dict[str, Any]:
