@@ -1,4 +1,7 @@
-"""The other formats of `loader.py`: how each is written, and how its JPEG files are read."""
+"""The other formats of `loader.py`: how each is written, and how its JPEG files are read.
+
+Their packages are imported where they are used: whoever lacks one compares with the others.
+"""
 
 from __future__ import annotations
 

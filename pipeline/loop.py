@@ -104,15 +104,11 @@ def train(
             seed_step(job.seed, step, dist.get_rank())
             losses = _step(engine, items, agreed, job.objective, watch, tally)
             watch.at("record")
-            cursor = Cursor(
-                step=step + 1,
-                samples=cursor.samples + agreed.samples,
-                bad=cursor.bad + agreed.bad,
-                tokens=cursor.tokens + agreed.tokens,
-            )
+            cursor = _after(cursor, agreed)
             seconds = time.perf_counter() - started
-            loss = sum(job.objective.weights[name] * value for name, value in losses.items())
-            figures = _metrics(engine, cursor, agreed, loss, losses, seconds=seconds, waited=waited)
+            figures = _metrics(
+                engine, cursor, agreed, job.objective, losses, seconds=seconds, waited=waited
+            )
             figures |= tally.finish(seconds)
             figures["phase_seconds"] = watch.spent()
             records.step(figures)
@@ -175,6 +171,16 @@ def _step(
     return losses
 
 
+def _after(cursor: Cursor, agreed: Agreement) -> Cursor:
+    """Return where a run stands after one more step."""
+    return Cursor(
+        step=cursor.step + 1,
+        samples=cursor.samples + agreed.samples,
+        bad=cursor.bad + agreed.bad,
+        tokens=cursor.tokens + agreed.tokens,
+    )
+
+
 def seed_step(seed: int, step: int, rank: int) -> None:
     """Make every random draw of a step a function of (seed, step, rank), whatever came before."""
     state = int(np.random.SeedSequence((seed, step, rank)).generate_state(1)[0])
@@ -203,7 +209,7 @@ def _metrics(
     engine: deepspeed.DeepSpeedEngine,
     cursor: Cursor,
     agreed: Agreement,
-    loss: float,
+    objective: Objective,
     losses: Mapping[str, float],
     *,
     seconds: float,
@@ -213,7 +219,7 @@ def _metrics(
         "step": cursor.step,
         "samples": cursor.samples,
         "tokens": cursor.tokens,
-        "loss": loss,
+        "loss": sum(objective.weights[name] * value for name, value in losses.items()),
         "losses": losses,
         "lr": max(engine.get_lr()),
         "grad_norm": float(engine.get_global_grad_norm() or 0.0),

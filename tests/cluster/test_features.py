@@ -1,6 +1,7 @@
 """The feature cache under ZeRO-3 on two ranks, and the Ray job that fills it, killed."""
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from model.build import build_tokenizer
+from model.presets import system
 from pipeline.config import RunConfig, TrainOptions, resolve
 from pipeline.data.schedule import Schedule
 from pipeline.features.filler import Filler, Range
@@ -21,7 +23,7 @@ from pipeline.planning import make_schedule
 from tests.cluster.ranks import REPOSITORY, Outcome, Ranks, losses, run_ranks
 from tests.cluster.ray_cluster import RayHead, marked, ray_head
 from tests.cluster.test_elastic import stop_after
-from tests.worlds import caption_shards
+from tests.worlds import caption_shards, drawing_shards, drawing_words
 
 __all__ = ["ray_head"]
 
@@ -115,6 +117,29 @@ def test_ranks_with_hits_beside_ranks_with_misses_learn_the_same(
     assert losses(again) == pytest.approx(plain, rel=CLOSE)
     assert sorted(store.folder.glob("part-*.arrow")) == files
     assert "features" in (again / "report.html").read_text().lower()
+
+
+def test_what_generators_are_told_is_kept_too(tmp_path: Path) -> None:
+    """A rank that knows a text beside one that does not, then both: the losses stay the same."""
+    drawn = drawing_shards(tmp_path / "drawn", 12)
+    shown = caption_shards(tmp_path / "shown", 12)
+    settings = drawing_words(system("digits").tiny())
+    command = ["pt", "digits", "--scale", "tiny", "--data", drawn, shown, *SMALL]
+    command += ["--set", "pt.max_tokens=256", *settings]
+    runs = {name: tmp_path / name for name in ("plain", "first", "second")}
+    checked(run_ranks(2, *command, "--output", runs["plain"]))
+    cache = ("--features", tmp_path / "cache", "--features-mode", "always")
+    for name in ("first", "second"):
+        outcome = checked(run_ranks(2, *command, "--output", runs[name], *cache))
+        assert "features of to_image: used" in outcome.stderr
+        assert losses(runs[name]) == pytest.approx(losses(runs["plain"]), rel=CLOSE)
+    kept = {
+        json.loads((path / "producer.json").read_text())["role"]: sorted(path.glob("part-*.arrow"))
+        for path in (tmp_path / "cache").iterdir()
+    }
+    assert set(kept) == {"encoder", "text"}
+    texts = {Part(path).key(row) for path in kept["text"] for row in range(len(Part(path)))}
+    assert 1 < len(texts) <= 12
 
 
 def distinct(store: FeatureStore) -> int:
