@@ -28,8 +28,9 @@ class Stage:
         reference: DLP's frozen P-Former, which the projected tokens are drawn to.
         generation: what is learnt of drawing media; None leaves the ways out unbuilt.
         prompt: `plain` hands the placeholders and the assistant's text on without a template
-            (captions in MM-PT); `chat` uses the backbone's template; `sentences` lays out the
-            assistant's text alone behind the places of a medium that is not read.
+            (captions in MM-PT), and what asks for a medium to be drawn; `chat` uses the backbone's
+            template; `sentences` lays out the assistant's text alone behind the places of a medium
+            that is not read.
         learning_rate: the peak; cosine decay to zero after a linear warm-up.
         warmup: share of the steps.
         global_batch: samples per optimizer step over all ranks.

@@ -203,7 +203,8 @@ class Drafter:
         if (start := self._tokenizer.bos_token_id) is not None:
             draft.add([start], learnt=False)
         template = self._spec.backbone.template
-        pieces = chat(turns, template) if self._prompt == "chat" else plain(turns)
+        drawn = [PLACEHOLDERS[modality] for modality in self._outputs]
+        pieces = chat(turns, template) if self._prompt == "chat" else plain(turns, drawn)
         last = max((i for i, piece in enumerate(pieces) if piece.learnt), default=None)
         if self._last_only:
             pieces = [replace(p, learnt=p.learnt and i == last) for i, p in enumerate(pieces)]

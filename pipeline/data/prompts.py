@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from etl.schema import PLACEHOLDER_PATTERN, Turn
@@ -32,14 +32,26 @@ class Piece:
     learnt: bool
 
 
-def plain(turns: Sequence[Turn]) -> list[Piece]:
-    """Return the placeholders and the assistant's texts, without any template (MM-PT)."""
-    return [
-        _piece([_said(turn.text)], learnt=True)
-        if turn.role == "assistant"
-        else _piece([_said("".join(PLACEHOLDER_PATTERN.findall(turn.text)))], learnt=False)
-        for turn in turns
-    ]
+def plain(turns: Sequence[Turn], drawn: Collection[str] = ()) -> list[Piece]:
+    """Return the placeholders and the assistant's texts, without any template (MM-PT).
+
+    What asks for a medium that the assistant draws, its caption say, stays whole: the medium is
+    told from that alone.
+
+    Args:
+        turns: what is said.
+        drawn: placeholders of media that the assistant draws.
+    """
+    pieces = []
+    for turn, following in zip(turns, [*turns[1:], None], strict=True):
+        if turn.role == "assistant":
+            pieces.append(_piece([_said(turn.text)], learnt=True))
+            continue
+        answer = following.text if following and following.role == "assistant" else ""
+        asks = any(placeholder in answer for placeholder in drawn)
+        text = turn.text if asks else "".join(PLACEHOLDER_PATTERN.findall(turn.text))
+        pieces.append(_piece([_said(text)], learnt=False))
+    return pieces
 
 
 def said(turns: Sequence[Turn]) -> str:

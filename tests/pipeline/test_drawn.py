@@ -124,6 +124,10 @@ def test_signals_are_said_where_the_assistant_draws(
     assert [row.labels[place] for place in places] == list(range(vocabulary, vocabulary + SIGNALS))
     assert [row.ids[place] for place in places] == [0] * SIGNALS
     assert not row.media
+    # Its caption stands before them: there is nothing else to tell the picture from.
+    caption = tokenizer.encode(samples[0].turns[0].text, add_special_tokens=False)
+    assert row.ids[1 : places[0]] == caption
+    assert set(row.labels[: places[0]]) == {IGNORED}
     (drawn,) = row.drawn
     assert drawn.values is not None
     assert drawn.values.shape == preset.model.outputs[0].generator.shape
@@ -221,6 +225,36 @@ def test_any_split_and_packing_give_the_same_losses_and_gradients(
         assert other_slopes.keys() == slopes.keys()
         for name, slope in slopes.items():
             torch.testing.assert_close(other_slopes[name], slope, atol=1e-6, rtol=1e-4)
+
+
+def test_it_learns_to_say_signals_and_what_they_mean(
+    preset: System, tokenizer: PreTrainedTokenizerBase, samples: list[Sample]
+) -> None:
+    """Two pictures by heart: the signals are said, and H comes near τ(t) of each."""
+    torch.manual_seed(0)
+    model = model_of(preset)
+    rows = rows_of(encoder_of(preset, tokenizer), [samples[0], samples[2]])
+    batch = pack(rows)
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    optimizer = torch.optim.Adam(trained, lr=3e-3)
+    history = []
+    for _ in range(60):
+        optimizer.zero_grad()
+        history.append(learnt(model, preset, [batch]))
+        optimizer.step()
+    assert history[-1]["text"] < 0.3 * history[0]["text"]
+    assert history[-1]["to_image.align"] < 0.2 * history[0]["to_image.align"]
+    assert history[-1]["to_image.denoise"] < history[0]["to_image.denoise"]
+    output = model(batch)
+    said = output.logits_ov.argmax(1)[output.targets_o >= preset.model.backbone.vocabulary]
+    assert said.tolist() == 2 * output.targets_o[:SIGNALS].tolist()
+    near, far = (
+        (output.drawn["to_image"].conditions_glw[[a]] - output.drawn["to_image"].wanted_glw[[b]])
+        .square()
+        .mean()
+        for a, b in ((0, 0), (0, 1))
+    )
+    assert near < far
 
 
 def test_a_rank_without_pictures_calls_what_the_others_call(
