@@ -43,7 +43,7 @@ quickstart: setup ## run the whole system on the digits world, into runs/quickst
 
 test: setup ## formatting, lint and types, then the fast tests, then those on a real cluster
 	$(MAKE) --no-print-directory check
-	$(BIN)/python -m pytest -m "not cluster" -n auto --dist worksteal $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not cluster" -n auto --maxprocesses 8 --dist worksteal $(PYTEST_ARGS)
 	$(BIN)/python -m pytest -m cluster $(PYTEST_ARGS)
 
 check: $(INSTALLED) ## formatting, lint and types
