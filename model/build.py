@@ -76,7 +76,7 @@ from model.spec.qformer import QFormer, VideoQFormer
 from model.spec.slots import Encoder
 from model.spec.video import TemporalClip, UniformerEva
 from model.spec.vit import Vit, Vit22B
-from model.way_out import WayOut
+from model.way_out import Generator, WayOut
 from model.weights import Weights, load_transformers
 
 # Specs are matched with files by their class; what each file's functions take is its own spec.
@@ -119,7 +119,7 @@ class GeneratorFile(Protocol):
 
     def make(
         self, spec: AnySpec, *, denoises: bool, weights: Weights, dtype: torch.dtype
-    ) -> nn.Module:
+    ) -> Generator:
         """Return the generator, or of it what training needs; see `model.drawing.Generator`."""
 
     def prepare(self, spec: AnySpec, raw: Any) -> Tensor:  # noqa: ANN401 -- a decoded medium
@@ -254,7 +254,7 @@ def build_outputs(
 
 def build_text_encoders(
     spec: ModelSpec, stage: Stage, *, weights: Weights, seed: int = 0
-) -> dict[str, nn.Module]:
+) -> dict[str, Generator]:
     """Build of the generators that a stage uses their text encoders alone, as `build` has them."""
     if stage.generation is None:
         return {}
@@ -263,9 +263,9 @@ def build_text_encoders(
 
 def _generators(
     spec: ModelSpec, stage: Stage, *, denoises: bool, weights: Weights, seed: int
-) -> dict[str, nn.Module]:
+) -> dict[str, Generator]:
     """Build the generators by modality; each draws its random weights from a seed of its own."""
-    made: dict[str, nn.Module] = {}
+    made: dict[str, Generator] = {}
     for number, slot in enumerate(spec.outputs, start=1):
         torch.manual_seed(seed + number)
         generator = GENERATORS[type(slot.generator)]

@@ -10,8 +10,9 @@ o positions with a target.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -43,12 +44,14 @@ class Drawings(NamedTuple):
     denoised: Denoised | None
 
 
-class Generator(Protocol):
+class Generator(nn.Module, ABC):
     """What a file of `model/generators/` makes; its text encoder is its module `text`."""
 
+    @abstractmethod
     def embed(self, ids_gl: Tensor) -> Tensor:
         """Return τ(t) (g, l, w) of padded texts, without a gradient."""
 
+    @abstractmethod
     def denoise(self, values: Tensor, conditions_glw: Tensor, seeds_g: Tensor) -> Denoised:
         """Return what is told of noised media under conditions, and what would be right."""
 
@@ -66,13 +69,15 @@ class WayOut(nn.Module):
         denoises: whether eq. 5 is wanted.
     """
 
+    generator: Generator
+
     def __init__(
         self,
         slot: OutputSlot,
         width: int,
         *,
         projector: nn.Module,
-        generator: nn.Module,
+        generator: Generator,
         denoises: bool,
     ) -> None:
         super().__init__()
@@ -132,23 +137,21 @@ class WayOut(nn.Module):
         wanted_glw = self._wanted(drawn, embeds=embeds, keep=keep)
         denoised = None
         if self._denoises:
-            denoise: Callable[..., Denoised] = self.generator.denoise  # type: ignore[assignment]
-            denoised = denoise(drawn.values, conditions_glw, drawn.seeds_g)
+            denoised = self.generator.denoise(drawn.values, conditions_glw, drawn.seeds_g)
         return Drawings(conditions_glw, wanted_glw, denoised)
 
     def _wanted(self, drawn: Drawn, *, embeds: bool, keep: Keep | None) -> Tensor:
         """Return τ(t) (g, l, w), known or made; calls τ if any rank does."""
-        embed: Callable[[Tensor], Tensor] = self.generator.embed  # type: ignore[assignment]
         made_xlw = None
         if not embeds:
             if drawn.embedded is None:  # a medium that stands for none
                 return torch.zeros(1, *self.slot.generator.conditions, device=drawn.ids_xl.device)
         elif len(drawn.ids_xl):
-            made_xlw = embed(drawn.ids_xl)
+            made_xlw = self.generator.embed(drawn.ids_xl)
             if keep is not None and drawn.keys:
                 keep(self.slot.kind, drawn.keys, made_xlw)
         else:
-            embed(self.blank(drawn.ids_xl.device).ids_xl)
+            self.generator.embed(self.blank(drawn.ids_xl.device).ids_xl)
         return together(drawn.embedded, drawn.known_g, made_xlw)
 
     def blank(self, device: torch.device) -> Drawn:

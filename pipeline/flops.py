@@ -232,11 +232,10 @@ def drawing_flops(way: WayOut, width: int) -> tuple[Work, Work]:
         way: the modality's way out.
         width: the backbone's.
     """
-    embed: Callable[[Tensor], Tensor] = way.generator.embed  # type: ignore[assignment]
     with torch.device("meta"):
         blank = way.blank(torch.device("meta"))
         thought_gnd = torch.zeros(1, way.slot.signals, width)
-        _, embedded = _counted(lambda: embed(blank.ids_xl))
+        _, embedded = _counted(lambda: way.generator.embed(blank.ids_xl))
 
         def draw() -> Tensor:
             drawings = way.drawings(blank, thought_gnd, embeds=False)

@@ -20,7 +20,7 @@ from model import byte_tokenizers
 from model.encoders.pictures import normalised, square_pixels
 from model.spec import SpecError
 from model.spec.outputs import StableDiffusion
-from model.way_out import Denoised
+from model.way_out import Denoised, Generator
 from model.weights import Weights, expect, load_transformers
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ _GREY = (0.5, 0.5, 0.5)
 """Mean and deviation with which the autoencoder takes pictures: from -1 to 1."""
 
 
-class StableDiffusionTeacher(nn.Module):
+class StableDiffusionTeacher(Generator):
     """Says what pictures' texts mean to it (eq. 4), and how well it is told of them (eq. 5).
 
     Args:
@@ -61,14 +61,14 @@ class StableDiffusionTeacher(nn.Module):
         embedded_glw: Tensor = self.text(input_ids=ids_gl).last_hidden_state
         return embedded_glw
 
-    def denoise(self, pixels_g3hw: Tensor, conditions_glw: Tensor, seeds_g: Tensor) -> Denoised:
+    def denoise(self, values: Tensor, conditions_glw: Tensor, seeds_g: Tensor) -> Denoised:
         """Noise pictures and have the UNet tell, under these conditions, what was added.
 
         Time and noise are drawn for each picture from its own seed: the same ones on whatever rank
         and in whatever pass it comes. The latents are the autoencoder's mean, without its draw.
 
         Args:
-            pixels_g3hw: uint8, see `prepare`.
+            values: pixels (g, 3, h, w), uint8, see `prepare`.
             conditions_glw: H, with a gradient.
             seeds_g: one a picture.
         """
@@ -76,7 +76,7 @@ class StableDiffusionTeacher(nn.Module):
         assert self.unet is not None
         dtype = next(self.unet.parameters()).dtype
         with torch.no_grad():
-            pixels_g3hw = normalised(pixels_g3hw, mean=_GREY, std=_GREY).to(dtype)
+            pixels_g3hw = normalised(values, mean=_GREY, std=_GREY).to(dtype)
             latents_gcyx = self.vae.encode(pixels_g3hw).latent_dist.mode().float()
             latents_gcyx = latents_gcyx * self.vae.config.scaling_factor
             steps_g, noise_gcyx = self._drawn(seeds_g, latents_gcyx.device)

@@ -7,7 +7,6 @@ of a generator's text encoder.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -20,6 +19,7 @@ from model.build import prepare
 from model.parts import encode_parts
 from model.spec import InputSlot
 from model.spec.outputs import OutputSlot
+from model.way_out import Generator
 from pipeline.data.drawn import caption_ids, captions
 from pipeline.data.readers import read
 from pipeline.features.producer import (
@@ -104,7 +104,7 @@ class KeptTexts:
     """
 
     slot: OutputSlot
-    whole: nn.Module
+    whole: Generator
     tokenizer: PreTrainedTokenizerBase
 
     @property
@@ -132,5 +132,4 @@ class KeptTexts:
 
     def make(self, values: Tensor) -> Tensor:
         """Return the embeddings of texts."""
-        embed: Callable[[Tensor], Tensor] = self.whole.embed  # type: ignore[assignment]
-        return embed(values)
+        return self.whole.embed(values)
