@@ -27,10 +27,10 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.ranks import run_ranks
-from etl.command import main, parse
+from etl.cli import main, parse
 from etl.digits.records import dialogue_sample
-from etl.shards import write_folder
-from pipeline.config import TrainOptions, resolve
+from etl.storage.shards import write_folder
+from pipeline.config.run_config import TrainOptions, resolve
 
 Figures = dict[str, Any]
 

@@ -13,14 +13,18 @@ import deepspeed
 import torch.distributed as dist
 import tyro
 
-from etl.command import main, parse
-from pipeline.checkpoint import Checkpoints, Cursor
-from pipeline.config import read_config
-from pipeline.engine import ranks, start_engine
-from pipeline.features.lookup import Lookup
-from pipeline.loop import train
-from pipeline.saving.files import damage
-from pipeline.stages.common import (
+from etl.cli import main, parse
+from pipeline.checkpoint.checkpoints import Checkpoints
+from pipeline.checkpoint.files import damage
+from pipeline.config.run_config import read_config
+from pipeline.config.trainer_state import TrainerState
+from pipeline.data.worker_status import WorkerStatus
+from pipeline.distributed import ranks
+from pipeline.feature_cache.reader import Lookup
+from pipeline.signals import StopRequest
+from pipeline.train.engine import start_engine
+from pipeline.train.loop import train
+from pipeline.train.train import (
     data_from,
     make_job,
     make_model,
@@ -29,8 +33,7 @@ from pipeline.stages.common import (
     resume_point,
     start_run,
 )
-from pipeline.stopping import StopRequest
-from pipeline.watchdog import Decoding, Watch
+from pipeline.train.watchdog import Watch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,13 +81,13 @@ def run(args: list[str]) -> None:
         told["check_seconds"] = timed(lambda: damage(checkpoint))
         told["load_seconds"] = timed(lambda: resume_point(engine, inputs, records))
     else:
-        watch = Watch(Decoding(0))
+        watch = Watch(WorkerStatus(0))
         stop = StopRequest()
         job = replace(make_job(config, inputs), save_every=10**9)
-        batches = data_from(Cursor(), config, inputs, watch.decoding, Lookup())
+        batches = data_from(TrainerState(), config, inputs, watch.decoding, Lookup())
         tally = make_tally(config)
         train(
-            engine, batches, job, Cursor(), inputs.checkpoints, records,
+            engine, batches, job, TrainerState(), inputs.checkpoints, records,
             stop=stop, watch=watch, tally=tally,
         )  # fmt: skip
         told |= ours(engine, inputs.checkpoints, options.saves)
@@ -99,7 +102,7 @@ def ours(
     """Save beside training: what a step waits for, and how long it takes until it is there."""
     stalls, wholes = [], []
     for step in range(100, 100 + saves):
-        cursor = Cursor(step=step)
+        cursor = TrainerState(step=step)
         stalls.append(timed(lambda cursor=cursor: checkpoints.begin(engine, cursor)))
         wholes.append(stalls[-1] + timed(checkpoints.finish))
     folder = checkpoints.folder

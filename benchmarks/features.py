@@ -33,9 +33,9 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.ranks import run_ranks
-from etl.command import UserError, main, parse
-from etl.schema import Medium, Sample, Turn
-from etl.shards import write_folder
+from etl.cli import UserError, main, parse
+from etl.storage.schema import Medium, Sample, Turn
+from etl.storage.shards import write_folder
 
 ROOT = Path(__file__).parents[1]
 

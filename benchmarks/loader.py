@@ -55,16 +55,16 @@ for _name in ("nms", "qnms"):
         _OPERATORS.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
 from benchmarks.loader_rivals import CAPTION, RIVALS, Rival
-from etl.schema import Medium, Sample, Turn, sha256
-from etl.shards import ShardSet, write_folder
+from etl.storage.schema import Medium, Sample, Turn, sha256
+from etl.storage.shards import ShardSet, write_folder
 from model.build import build_tokenizer, prepare
 from model.presets import system
-from pipeline.data.deal import Rows
 from pipeline.data.encode import SampleEncoder
 from pipeline.data.loader import Samples, micro_batches
+from pipeline.data.packing import Rows
 from pipeline.data.readers.image import read_image
-from pipeline.data.schedule import Bin, Place
-from pipeline.watchdog import Decoding
+from pipeline.data.sampler import Bin, Place
+from pipeline.data.worker_status import WorkerStatus
 
 BATCH = 32
 DECODER, INPUT = "the JPEG decoder alone", "decoder and encoder's input"
@@ -190,7 +190,7 @@ def ours(folder: Path, rows: Sequence[int], model: Prepared, workers: int = 0) -
     shards = ShardSet([folder], verify=False)
     schedule = Given(rows)
     steps = micro_batches(
-        Samples(shards, encoder, Decoding(workers)),
+        Samples(shards, encoder, WorkerStatus(workers)),
         schedule,
         steps=range(schedule.steps),
         rank=0,

@@ -26,7 +26,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from etl.command import UserError, main, parse
+from etl.cli import UserError, main, parse
 from etl.digits.faults import World
 from etl.digits.shards import write_shards
 from model.presets import system

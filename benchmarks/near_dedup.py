@@ -2,8 +2,8 @@
 
     python benchmarks/near_dedup.py [--sizes N …] [--distance D] [--brute N]
 
-`etl.ops.near.NearImages` judges a table of as many rows as stated, as `--near-images` has it judge
-a job's. Of the rows 22.4 % repeat an earlier picture (COYO-700M has 746,972,269 pairs and
+`etl.dedup.images.NearImages` judges a table of as many rows as stated, as `--near-images` has it
+judge a job's. Of the rows 22.4 % repeat an earlier picture (COYO-700M has 746,972,269 pairs and
 579,679,137 distinct perceptual hashes), two in three of these with equal hashes and the others with
 two or four bits turned; what is repeated is likely to be so again, as on the web. One row
 in a thousand is one constant picture. Each size has its own process, and `peak` is what that
@@ -33,7 +33,7 @@ from rich.table import Table
 
 sys.path[0] = str(Path(__file__).parents[1])  # the house, not the benchmark, is `etl`
 
-from etl.ops.near import NearImages  # noqa: E402
+from etl.dedup.images import NearImages  # noqa: E402
 
 REPEATED = 1 - 579_679_137 / 746_972_269
 CONSTANT = 0.001

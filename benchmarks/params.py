@@ -27,7 +27,7 @@ from model.build import build_on_meta
 from model.freeze import train_only
 from model.presets import PRESETS, system
 from model.spec import ModelSpec, Stage
-from pipeline.plan import _components
+from pipeline.forecast.plan import _components
 
 NEAR = 0.01
 STAGES = ("pt", "sft")

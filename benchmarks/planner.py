@@ -27,12 +27,13 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from etl.command import UserError, main, parse
-from pipeline.data.deal import Packed
+from etl.cli import UserError, main, parse
+from pipeline.config.mix import Mix
 from pipeline.data.lengths import Lengths
-from pipeline.data.mixture import Mix, sources
-from pipeline.data.order import Order
-from pipeline.data.schedule import Prices, Schedule
+from pipeline.data.mixture import sources
+from pipeline.data.packing import Packed
+from pipeline.data.sampler import Prices, Schedule
+from pipeline.data.shuffle import Order
 
 PRICES = Prices(position=26e9, pair=1.6e6, media={"image": 0.36e12})
 """FLOPs of LLaVA-1.5-7B in MM-IT with adapters: 2 per weight (6.7e9) forward and 2 backward, 32

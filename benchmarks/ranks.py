@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from etl.command import UserError
+from etl.cli import UserError
 
 ROOT = Path(__file__).parents[1]
 

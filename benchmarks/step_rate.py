@@ -35,11 +35,11 @@ from rich.table import Table
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from benchmarks.ranks import run_ranks
-from etl.command import main, parse
-from etl.schema import Medium, Sample, Turn
-from etl.shards import write_folder
+from etl.cli import main, parse
+from etl.storage.schema import Medium, Sample, Turn
+from etl.storage.shards import write_folder
 from model.byte_tokenizers import of_a_backbone
-from pipeline.exchange.import_ import import_run
+from pipeline.convert.import_ import import_run
 
 ROOT = Path(__file__).parents[1]
 SIDE = 336

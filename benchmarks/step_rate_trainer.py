@@ -28,14 +28,14 @@ from transformers import (
     TrainingArguments,
 )
 
-from etl.shards import ShardSet
+from etl.storage.shards import ShardSet
 from model.batch import IGNORED
 from model.build import build_tokenizer
 from model.encoders.pictures import normalised
-from pipeline.config import RunConfig, read_config
+from pipeline.config.deepspeed import ds_config_file
+from pipeline.config.run_config import RunConfig, read_config
+from pipeline.data.build_sampler import make_schedule
 from pipeline.data.encode import SampleEncoder
-from pipeline.engine import ds_config_file
-from pipeline.planning import make_schedule
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,11 +9,11 @@ spend on each other: collectives, waiting, and what DeepSpeed does around them. 
 digits preset (MM-PT) and the small LLaVA of `step_rate.py` (MM-IT). Under ZeRO-2 and ZeRO-3 the
 losses of every step must be equal to `TOLERANCE`.
 
-The contract (`pipeline/agree.py`): before a step the ranks tell each other which towers it needs,
-and who lacks a medium runs a blank one at weight zero. Its costs are read off one run of steps of
-two samples, one a rank, of which some have a picture and some have text of the same length: a step
-in which both ranks have a picture, in which one has and the other runs the blank, and in which
-nobody has one, so that the tower rests. The records of the run tell which is which.
+The contract (`pipeline/train/step_sync.py`): before a step the ranks agree on which towers it
+needs, and who lacks a medium runs a blank one at weight zero. Its costs are read off one run of
+steps of two samples, one a rank, of which some have a picture and some have text of the same
+length: a step in which both ranks have a picture, in which one has and the other runs the blank,
+and in which nobody has one, so that the tower rests. The records of the run tell which is which.
 
 Seconds are rank 0's wall time, the median of the steps after the warm ones; phases are those of
 `phase_seconds` in `metrics.jsonl`, the mean. Prints tables and as the last line one JSON object.
@@ -39,11 +39,11 @@ from rich.table import Table
 
 from benchmarks import step_rate
 from benchmarks.ranks import run_ranks, run_worlds
-from etl.command import UserError, main, parse
+from etl.cli import UserError, main, parse
 from etl.digits.records import pair_sample
-from etl.schema import Sample, Turn
-from etl.shards import write_folder
-from pipeline.exchange.import_ import import_run
+from etl.storage.schema import Sample, Turn
+from etl.storage.shards import write_folder
+from pipeline.convert.import_ import import_run
 
 TOLERANCE = 1e-4
 """The largest relative difference of a step's loss between ZeRO-2 and ZeRO-3."""

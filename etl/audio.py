@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from etl.command import main, parse
-from etl.corpus import PairOptions, choose, run_corpus
-from etl.media import MediaPlan
-from etl.ops import records
-from etl.ops.audio import AudioLimits
+from etl.cli import main, parse
+from etl.filters import records
+from etl.filters.base import Step
+from etl.media.audio import AudioLimits
+from etl.media.gather import MediaPlan
+from etl.runtime.corpus import PairOptions, choose, run_corpus
 from etl.sources.sounds import formats, guess
-from etl.steps import Step
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from etl.command import main, parse
-from etl.corpus import PairOptions, choose, run_corpus
+from etl.cli import main, parse
+from etl.runtime.corpus import PairOptions, choose, run_corpus
 from etl.sources.base import Format
 from etl.sources.conceptual import CC3M, CC12M, CC595K, SBU, WUKONG, guess
 

@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from etl.command import UserError, main, parse
-from etl.corpus import PairOptions, choose, run_corpus
-from etl.ops import records
+from etl.cli import UserError, main, parse
+from etl.filters import records
+from etl.filters.base import Step
+from etl.runtime.corpus import PairOptions, choose, run_corpus
 from etl.sources.base import Format
 from etl.sources.captions import AI_CHALLENGER, COCO, KARPATHY, TEXT_CAPS, VISUAL_GENOME, guess
-from etl.steps import Step
 
 FORMATS: Mapping[str, Format] = {
     "coco": COCO,

@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from etl.command import main, parse
-from etl.corpus import CorpusOptions, choose, run_corpus
-from etl.media import Lost, MediaPlan
-from etl.ops import records
+from etl.cli import main, parse
+from etl.filters import records
+from etl.filters.base import Step
+from etl.media.gather import Lost, MediaPlan
+from etl.runtime.corpus import CorpusOptions, choose, run_corpus
 from etl.sources.documents import formats, guess
-from etl.steps import Step
 
 
 @dataclass(frozen=True, kw_only=True)

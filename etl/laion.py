@@ -12,17 +12,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from etl.command import main, parse
-from etl.ops import text
-from etl.ops.clip import ClipSpec
-from etl.ops.dedup import FirstSeen
-from etl.ops.faces import sound_boxes
-from etl.ops.host import check_urls
-from etl.ops.policy import Bound, Policy, read_bounds
-from etl.options import CaptionOptions, JobOptions
-from etl.run import Job, run_job
+from etl.cli import main, parse
+from etl.dedup.exact import FirstSeen
+from etl.filters import text
+from etl.filters.base import Step
+from etl.filters.clip import ClipSpec
+from etl.filters.policy import Bound, Policy, read_bounds
+from etl.filters.urls import check_urls
+from etl.media.faces import sound_boxes
+from etl.runtime.job import Job, run_job
+from etl.runtime.options import CaptionOptions, JobOptions
 from etl.sources.parquet import SCORES, Laion
-from etl.steps import Step
 
 _log = logging.getLogger("etl.laion")
 

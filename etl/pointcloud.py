@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from etl.command import main, parse
-from etl.corpus import PairOptions, choose, run_corpus
-from etl.media import MediaPlan
-from etl.ops.points import PointsLimits
+from etl.cli import main, parse
+from etl.media.gather import MediaPlan
+from etl.media.points import PointsLimits
+from etl.runtime.corpus import PairOptions, choose, run_corpus
 from etl.sources.base import Format
 from etl.sources.clouds import CAP3D, TRIPLETS, guess
 

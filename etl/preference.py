@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from etl.command import main, parse
-from etl.corpus import CorpusOptions, run_corpus
+from etl.cli import main, parse
+from etl.runtime.corpus import CorpusOptions, run_corpus
 from etl.sources.base import Format
 from etl.sources.preferences import DRESS, LLAVA_RLHF, RLHF_V, VLFEEDBACK, VLGUARD
 

@@ -19,17 +19,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from etl.atomic import atomic_file
-from etl.command import UserError, main, parse
-from etl.copies import CopyShard, columns, image_sizes, on_ray, score_names
-from etl.ledger import Ledger, Plan, make_plan
-from etl.ops.image import ImageLimits
-from etl.ops.policy import Policy, read_bounds
-from etl.ops.records import pairs_only
-from etl.options import CaptionOptions
-from etl.report import DROPS_FILE, print_summary, write_report
-from etl.shards import MANIFEST, Manifest, Shard, ShardSet, read_manifest, write_manifest
-from etl.steps import Outcome, Step, add_yields, run_steps
+from etl.cli import UserError, main, parse
+from etl.filters.base import Outcome, Step, add_yields, run_steps
+from etl.filters.policy import Policy, read_bounds
+from etl.filters.records import pairs_only
+from etl.media.image import ImageLimits
+from etl.report.report import DROPS_FILE, print_summary, write_report
+from etl.runtime.copies import CopyShard, columns, image_sizes, on_ray, score_names
+from etl.runtime.job_state import Ledger, Plan, make_plan
+from etl.runtime.options import CaptionOptions
+from etl.storage.atomic import atomic_file
+from etl.storage.shards import MANIFEST, Manifest, Shard, ShardSet, read_manifest, write_manifest
 
 _log = logging.getLogger("etl.refilter")
 

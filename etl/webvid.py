@@ -11,14 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from etl.command import main, parse
-from etl.corpus import PairOptions, choose, run_corpus
-from etl.media import MediaPlan
-from etl.ops import records
-from etl.ops.video import VideoLimits
+from etl.cli import main, parse
+from etl.filters import records
+from etl.filters.base import Step
+from etl.media.gather import MediaPlan
+from etl.media.video import VideoLimits
+from etl.runtime.corpus import PairOptions, choose, run_corpus
 from etl.sources.base import Format
 from etl.sources.videos import MSR_VTT, WEBVID, guess
-from etl.steps import Step
 
 FORMATS: Mapping[str, Format] = {"webvid": WEBVID, "msr-vtt": MSR_VTT}
 

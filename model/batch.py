@@ -158,3 +158,19 @@ class Batch:
             sentences=None if self.sentences is None else self.sentences.to(device),
             positions_bt=None if self.positions_bt is None else self.positions_bt.to(device),
         )
+
+
+def sentences_of(batch: Batch, length: int) -> TextIds:
+    """Return the sentences of a batch, each padded to the same length on every rank.
+
+    A row without one holds one token, so that no row's attention is empty.
+    """
+    rows, device = len(batch.ids_bt), batch.ids_bt.device
+    ids_bl = torch.zeros(rows, length, dtype=torch.long, device=device)
+    mask_bl = torch.zeros_like(ids_bl)
+    if batch.sentences is not None:
+        given = batch.sentences.ids_bl.shape[1]
+        ids_bl[:, :given] = batch.sentences.ids_bl
+        mask_bl[:, :given] = batch.sentences.mask_bl
+    mask_bl[:, 0] = 1
+    return TextIds(ids_bl=ids_bl, mask_bl=mask_bl)

@@ -13,10 +13,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from model import byte_tokenizers
-from model.backbone_fusion import gated_cross_attention, visual_expert
+from model import aligned_lm, byte_tokenizers
 from model.backbones import chatglm, glm, llama, opt, palm, qwen, t5
-from model.drawing import DrawingLM
 from model.encoders import (
     beats,
     cformer,
@@ -35,6 +33,8 @@ from model.encoders import (
     vit_22b,
     whisper,
 )
+from model.fusion import gated_cross_attention, visual_expert
+from model.generative_lm import DrawingLM
 from model.generators import stable_diffusion
 from model.input_projectors import (
     abstractor,
@@ -47,8 +47,8 @@ from model.input_projectors import (
     qwen_resampler,
     video_qformer,
 )
-from model.mmllm import MultimodalLM
-from model.objectives import aligned
+from model.multimodal_lm import MultimodalLM
+from model.output_branch import Generator, WayOut
 from model.output_projectors import output_transformer
 from model.packing import attend_within_samples
 from model.peft import adapter, lora, prefix, qlora
@@ -60,8 +60,9 @@ from model.spec.glu_adapter import GluAdapter
 from model.spec.high_resolution import DocPedia, Monkey
 from model.spec.image import ClipVision, Eva2Clip, EvaClip
 from model.spec.imagebind import ImageBind
+from model.spec.input_branches import Encoder
 from model.spec.nfnet import NfNet
-from model.spec.outputs import OutputSlot, OutputTransformer, StableDiffusion
+from model.spec.output_branches import OutputSlot, OutputTransformer, StableDiffusion
 from model.spec.peft import Adapter, Lora, Peft, Prefix, QLora
 from model.spec.points import PointBert
 from model.spec.projectors import (
@@ -73,10 +74,8 @@ from model.spec.projectors import (
     QwenResampler,
 )
 from model.spec.qformer import QFormer, VideoQFormer
-from model.spec.slots import Encoder
 from model.spec.video import TemporalClip, UniformerEva
 from model.spec.vit import Vit, Vit22B
-from model.way_out import Generator, WayOut
 from model.weights import Weights, load_transformers
 
 # Specs are matched with files by their class; what each file's functions take is its own spec.
@@ -209,7 +208,7 @@ def build(spec: ModelSpec, stage: Stage, *, weights: Weights, seed: int = 0) -> 
     if stage.recompute:
         backbone.activation_checkpointing_enable({"use_reentrant": False})
     if stage.reference is not None:
-        return aligned.make(spec, inputs, backbone, stage.reference, weights=weights)
+        return aligned_lm.make(spec, inputs, backbone, stage.reference, weights=weights)
     if stage.generation is not None:
         outputs = build_outputs(spec, stage, weights=weights, seed=seed)
         return DrawingLM(spec, inputs, backbone, outputs)

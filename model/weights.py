@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -127,3 +127,10 @@ def assign(model: nn.Module, stored: Mapping[str, Tensor], source: str) -> None:
     with torch.no_grad():
         for name, tensor in stored.items():
             own[name].copy_(tensor)
+
+
+def renamed(name: str, pairs: Iterable[tuple[str, str]]) -> str:
+    """Return a name with the first place of each published part replaced by ours, pair by pair."""
+    for theirs, own in pairs:
+        name = name.replace(theirs, own, 1)
+    return name

@@ -4,7 +4,7 @@ import os
 
 import torch
 
-from etl.command import UserError, main
+from etl.cli import UserError, main
 from model.spec import SpecError
 
 # DeepSpeed looks for an accelerator while it is imported; where there is none it says so on

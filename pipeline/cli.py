@@ -14,31 +14,31 @@ import tyro
 from rich.console import Console, Group
 from rich.table import Table
 
-from etl.command import UserError, parse
+from etl.cli import UserError, parse
 from model.presets import PRESETS
-from pipeline.config import Scale, StageName, TrainOptions, changed_preset, resolve
+from pipeline.config.run_config import Scale, StageName, TrainOptions, changed_preset, resolve
+from pipeline.convert.export import export
+from pipeline.convert.import_ import import_
 from pipeline.evaluate.command import evaluate
-from pipeline.exchange.export import export
-from pipeline.exchange.import_ import import_
-from pipeline.outlook import look_ahead, outlook_table, typical_product
-from pipeline.plan import plan, plan_table
-from pipeline.rates import measured, published
-from pipeline.stages import init, pt, sft
-
-_STAGES = {"init": init.run, "pt": pt.run, "sft": sft.run}
+from pipeline.forecast.forecast import look_ahead, outlook_table, typical_product
+from pipeline.forecast.peak_flops import measured, published
+from pipeline.forecast.plan import plan, plan_table
 
 
 def _train(stage: StageName) -> Callable[[Sequence[str]], int]:
     def run(args: Sequence[str]) -> int:
         options = parse(TrainOptions, prog=f"python -m pipeline {stage}", args=args)
-        return _STAGES[stage](resolve(options, stage), options.resume)
+        # DeepSpeed takes seconds to import, which no other command needs.
+        from pipeline.train.train import train_stage  # noqa: PLC0415
+
+        return train_stage(resolve(options, stage), options.resume)
 
     return run
 
 
 def _features(args: Sequence[str]) -> int:
     # Ray takes a second to import, which no other command needs.
-    from pipeline.features.fill import features  # noqa: PLC0415
+    from pipeline.feature_cache.precompute import features  # noqa: PLC0415
 
     return features(args)
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from etl.digits.records import dialogue_sample, pair_sample, question_sample
 from etl.digits.subjects import sample as subject_sample
-from etl.schema import Sample, Turn
-from etl.shards import write_folder
+from etl.storage.schema import Sample, Turn
+from etl.storage.shards import write_folder
 from model.spec import Stage, System
-from model.spec.outputs import Generation, OutputSlot
+from model.spec.output_branches import Generation, OutputSlot
 from model.spec.system import LEARNT_OUTPUTS
 
 

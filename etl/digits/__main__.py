@@ -14,8 +14,7 @@ from pathlib import Path
 
 from rich.progress import Progress
 
-from etl.atomic import atomic_file, write_json
-from etl.command import UserError, main, parse
+from etl.cli import UserError, main, parse
 from etl.digits.corpora import write_corpora
 from etl.digits.faults import World
 from etl.digits.lists import media_count, write_lists, write_media
@@ -23,6 +22,7 @@ from etl.digits.records import VERSION
 from etl.digits.server import HOST, MediaServer
 from etl.digits.shards import write_shards
 from etl.digits.subjects import NAMES, makers
+from etl.storage.atomic import atomic_file, write_json
 
 _DEFAULT_PORT = 8797
 _log = logging.getLogger("etl.digits")

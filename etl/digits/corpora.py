@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from etl.atomic import atomic_file, write_json
 from etl.digits.faults import World
 from etl.digits.records import pair
 from etl.digits.scenes import encode, render
 from etl.digits.subjects import sample
-from etl.schema import Medium
+from etl.storage.atomic import atomic_file, write_json
+from etl.storage.schema import Medium
 
 PAGE = b"<!doctype html><title>moved</title><p>What was here has moved.</p>\n"
 

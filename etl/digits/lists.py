@@ -23,10 +23,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from etl.atomic import atomic_file, write_json
 from etl.digits.faults import FAULTS, SMALL, Row, World, caption_rows, planted_counts
 from etl.digits.records import VERSION, Dialogue, conversation, dialogue, pair, question
 from etl.digits.scenes import encode, render
+from etl.storage.atomic import atomic_file, write_json
 
 _WORTH_PROCESSES = 3000
 """Files from which on further processes are faster, although each imports everything anew."""

@@ -13,7 +13,7 @@ import numpy as np
 
 from etl.digits.scenes import CANVAS, Scene, draw_scene, encode, render
 from etl.digits.texts import Question, caption, questions
-from etl.schema import Medium, Sample, Turn, sha256
+from etl.storage.schema import Medium, Sample, Turn, sha256
 
 VERSION = 1
 """Raise it when the same seed gives other bytes, so that rendered lists are not taken for new."""

@@ -19,7 +19,7 @@ from etl.digits.records import dialogue_sample, medium_of, pair_sample, question
 from etl.digits.scenes import CANVAS, Scene, draw_scene
 from etl.digits.solids import Solid
 from etl.digits.tones import Dialling
-from etl.schema import PLACEHOLDERS, Medium, Sample, Turn, sha256
+from etl.storage.schema import PLACEHOLDERS, Medium, Sample, Turn, sha256
 
 Purpose = Literal["captions", "dialogues", "questions"]
 PURPOSES: tuple[Purpose, ...] = ("captions", "dialogues", "questions")

@@ -16,21 +16,13 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from etl.command import UserError
-from etl.schema import PLACEHOLDERS, Turn
+from etl.cli import UserError
+from etl.filters.records import MEDIA
+from etl.filters.urls import shown
 from etl.sources.files import input_files
+from etl.storage.schema import PLACEHOLDERS, Turn
 
 TURNS = pa.list_(pa.struct([("role", pa.string()), ("text", pa.string())]))
-MEDIA = pa.list_(
-    pa.struct(
-        [
-            ("kind", pa.string()),
-            ("url", pa.large_string()),
-            ("start", pa.float64()),
-            ("length", pa.float64()),
-        ]
-    )
-)
 CANDIDATES = pa.schema(
     [
         ("row", pa.int64()),  # the row's number in the input
@@ -205,11 +197,6 @@ def _by_medium(
         shared = isinstance(record, Record) and record.media
         groups.setdefault(record.media[0] if shared else row, []).append((row, record))  # type: ignore[union-attr]
     return groups.values()
-
-
-def shown(url: str) -> str:
-    """A URL as it may stand in a report: of a data URL only what kind it is."""
-    return url.partition(",")[0] if url.startswith("data:") else url
 
 
 def record_id(source: str, record: Record) -> str:

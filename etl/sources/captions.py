@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from etl.command import UserError
+from etl.cli import UserError
 from etl.sources.base import BadRecordError, Format, Record, pair, take
 from etl.sources.files import json_rows, read_json, rows_in
 

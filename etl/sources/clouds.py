@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from etl.command import UserError
+from etl.cli import UserError
 from etl.sources.base import BadRecordError, Format, Record, pair, take, texts
 from etl.sources.files import json_rows
 

@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from etl.schema import PLACEHOLDER_PATTERN, PLACEHOLDERS, Turn
 from etl.sources.base import BadRecordError, Format, Record, Ref, take, texts
 from etl.sources.files import json_rows
+from etl.storage.schema import PLACEHOLDER_PATTERN, PLACEHOLDERS, Turn
 
 ROLES = {
     **{"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"},

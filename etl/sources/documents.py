@@ -10,9 +10,9 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from etl.schema import Turn
 from etl.sources.base import BadRecordError, Format, Record, Ref, take
 from etl.sources.files import json_lines, parquet_or_json_rows
+from etl.storage.schema import Turn
 
 
 def mmc4(min_similarity: float) -> Format:

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from etl.command import UserError
+from etl.cli import UserError
 
 
 def input_files(path: Path, *suffixes: str) -> list[Path]:

@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from etl.command import UserError
-from etl.schema import Turn
+from etl.cli import UserError
 from etl.sources.base import BadRecordError, Format, Record, Ref, take, texts
 from etl.sources.dialogues import asked, names_in, placed, speech
 from etl.sources.files import json_rows, read_json, rows_in
+from etl.storage.schema import Turn
 
 
 def svit(record: Any) -> Iterator[Record]:  # noqa: ANN401 - parsed JSON

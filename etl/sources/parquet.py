@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from etl.command import UserError
-from etl.ops.faces import BOXES
+from etl.cli import UserError
+from etl.media.faces import BOXES
 from etl.sources.base import content_id
 from etl.sources.files import input_files
 
@@ -58,7 +58,7 @@ class Laion:
 
     Args:
         path: a file, or a folder of files.
-        boxes: a column of faces' boxes (see `etl.ops.faces`), which becomes `boxes`.
+        boxes: a column of faces' boxes (see `etl.media.faces`), which becomes `boxes`.
 
     Raises:
         UserError: a file is missing, empty, no parquet, or lacks URL, TEXT or that column.

@@ -11,10 +11,10 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from etl.schema import Turn
 from etl.sources.base import BadRecordError, Format, Record, Ref, take, texts
 from etl.sources.dialogues import asked, names_in, placed, speech
 from etl.sources.files import parquet_or_json_rows
+from etl.storage.schema import Turn
 
 
 def _media(image: Any) -> tuple[Ref, ...]:  # noqa: ANN401

@@ -6,7 +6,7 @@ import csv
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from etl.command import UserError
+from etl.cli import UserError
 from etl.sources.base import BadRecordError
 
 

@@ -13,10 +13,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from etl.command import UserError
-from etl.schema import Turn
+from etl.cli import UserError
 from etl.sources.base import BadRecordError, Format, Record, Ref, take
 from etl.sources.files import json_rows, read_json, rows_in
+from etl.storage.schema import Turn
 
 TEMPLATES = (
     "<image>{question} A short answer to the question is;",

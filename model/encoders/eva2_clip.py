@@ -17,9 +17,8 @@ from torch import Tensor, nn
 from model.encoders.blocks import INITIAL_STD, Attention, linear
 from model.encoders.pictures import normalised, square_pixels
 from model.encoders.positions import resize_positions
-from model.input_projectors.names import renamed
 from model.spec.image import Eva2Clip
-from model.weights import Weights, load_published
+from model.weights import Weights, load_published, renamed
 
 NORM_EPSILON = 1e-6
 OWN_NAMES = (

@@ -17,9 +17,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from model.encoders.pictures import normalised, square_pixels
-from model.input_projectors.names import renamed
 from model.spec.nfnet import NfNet
-from model.weights import Weights, load_published
+from model.weights import Weights, load_published, renamed
 
 ALPHA = 0.2
 """Share of a residual branch in the sum; the variance grows by its square from block to block."""

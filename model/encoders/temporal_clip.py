@@ -18,9 +18,8 @@ from transformers import CLIPVisionModel
 
 from model.encoders import clip
 from model.encoders.pictures import normalised
-from model.input_projectors.names import renamed
 from model.spec.video import TemporalClip
-from model.weights import Weights, load_published
+from model.weights import Weights, load_published, renamed
 
 KERNEL = 3
 """Frames that a convolution sees."""

@@ -23,9 +23,8 @@ from model.encoders import eva_clip
 from model.encoders.pictures import normalised
 from model.input_projectors.attention import CrossAttention
 from model.input_projectors.latents import Latents
-from model.input_projectors.names import renamed
 from model.spec.video import UniformerEva
-from model.weights import Weights, load_published
+from model.weights import Weights, load_published, renamed
 
 
 class Aggregator(nn.Module):

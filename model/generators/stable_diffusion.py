@@ -18,9 +18,9 @@ from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel, PreTraine
 
 from model import byte_tokenizers
 from model.encoders.pictures import normalised, square_pixels
+from model.output_branch import Denoised, Generator
 from model.spec import SpecError
-from model.spec.outputs import StableDiffusion
-from model.way_out import Denoised, Generator
+from model.spec.output_branches import StableDiffusion
 from model.weights import Weights, expect, load_transformers
 
 if TYPE_CHECKING:

@@ -16,12 +16,11 @@ from torch.nn.functional import silu
 
 from model.input_projectors.attention import CrossAttention, initialise
 from model.input_projectors.latents import Latents
-from model.input_projectors.names import renamed
 from model.parts import each_part
 from model.spec import Ends
 from model.spec.projectors import Abstractor
 from model.text import TextIds
-from model.weights import Weights
+from model.weights import Weights, renamed
 
 GATED_NORM_EPSILON = 1e-6
 """Of the norm within the feed-forward layer; the other norms have PyTorch's."""

@@ -15,12 +15,11 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from model.input_projectors.attention import initialise
-from model.input_projectors.names import renamed
 from model.parts import each_part
 from model.spec import Ends
 from model.spec.projectors import Ldp, square_side
 from model.text import TextIds
-from model.weights import Weights
+from model.weights import Weights, renamed
 
 SQUEEZE = 4
 """The squeeze layer's width is the block's divided by this, to the nearest multiple of 8."""

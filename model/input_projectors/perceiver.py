@@ -15,11 +15,10 @@ from torch import Tensor, nn
 
 from model.input_projectors.attention import CrossAttention, initialise
 from model.input_projectors.latents import Latents
-from model.input_projectors.names import renamed
 from model.spec import Ends
 from model.spec.projectors import PerceiverResampler
 from model.text import TextIds
-from model.weights import Weights
+from model.weights import Weights, renamed
 
 
 class SquaredReLU(nn.Module):

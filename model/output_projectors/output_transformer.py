@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from model.input_projectors.attention import CrossAttention, initialise
 from model.input_projectors.latents import Latents
-from model.spec.outputs import OutputTransformer
+from model.spec.output_branches import OutputTransformer
 
 _PLACES = {"self_attn": "attention", "multihead_attn": "reading"}
 _NORMS = {"encoder": ("attention", "mlp"), "decoder": ("attention", "reading", "mlp")}

@@ -21,12 +21,12 @@ from model.spec.audio import Beats
 from model.spec.backbones import T5, Llama, Opt
 from model.spec.image import EvaClip
 from model.spec.init import ImageTextInit, SentenceInit
+from model.spec.input_branches import InputSlot, ModelSpec
 from model.spec.peft import Lora
 from model.spec.pformer import PFormer, Reference
 from model.spec.points import PointBert
 from model.spec.projectors import Mlp
 from model.spec.qformer import QFormer
-from model.spec.slots import InputSlot, ModelSpec
 from model.spec.system import InitStage, Stage, System
 
 

@@ -7,7 +7,7 @@ from model.presets.templates import LLAMA_2_CHAT
 from model.spec.fusion import VisualExpert
 from model.spec.glu_adapter import GluAdapter
 from model.spec.image import Eva2Clip
-from model.spec.slots import InputSlot, ModelSpec
+from model.spec.input_branches import InputSlot, ModelSpec
 from model.spec.system import Stage, System
 
 

@@ -19,7 +19,7 @@ from model.spec.points import PointBert
 from model.spec.projectors import Join
 
 # A path, not an import: the parents are plain checkpoints beside the scripts that train them.
-PARENTS = Path(__file__).parents[2] / "etl" / "digits" / "parents"
+TOY_CHECKPOINTS = Path(__file__).parents[2] / "etl" / "digits" / "checkpoints"
 
 
 def digits() -> System:
@@ -92,7 +92,12 @@ def _video(encoder_of: Literal["image"] | None = None) -> InputSlot:
 
 def _audio() -> InputSlot:
     encoder = Whisper(
-        weights=str(PARENTS / "audio"), width=128, mlp_width=256, layers=2, heads=4, seconds=2
+        weights=str(TOY_CHECKPOINTS / "audio"),
+        width=128,
+        mlp_width=256,
+        layers=2,
+        heads=4,
+        seconds=2,
     )
     return InputSlot(modality="audio", encoder=encoder, projector=Join(neighbours=5))
 
@@ -103,7 +108,7 @@ def _points() -> InputSlot:
 
 def _vision(parent: str) -> ClipVision:
     return ClipVision(
-        weights=str(PARENTS / parent),
+        weights=str(TOY_CHECKPOINTS / parent),
         width=128,
         mlp_width=512,
         layers=4,
@@ -120,7 +125,7 @@ def _vision(parent: str) -> ClipVision:
 def points_encoder() -> PointBert:
     """Return the digits world's PointBERT: a cloud becomes one token."""
     return PointBert(
-        weights=str(PARENTS / "points" / "model.safetensors"),
+        weights=str(TOY_CHECKPOINTS / "points" / "model.safetensors"),
         width_inside=128,
         mlp_width=256,
         layers=2,
@@ -136,7 +141,7 @@ def points_encoder() -> PointBert:
 
 def _backbone() -> Llama:
     return Llama(
-        weights=str(PARENTS / "language"),
+        weights=str(TOY_CHECKPOINTS / "language"),
         vocabulary=384,
         width=128,
         mlp_width=384,

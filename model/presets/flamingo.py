@@ -4,9 +4,9 @@ from dataclasses import replace
 
 from model.spec.backbones import ChatTemplate, Llama
 from model.spec.fusion import GatedCrossAttention
+from model.spec.input_branches import InputSlot, ModelSpec
 from model.spec.nfnet import NfNet
 from model.spec.projectors import PerceiverResampler
-from model.spec.slots import InputSlot, ModelSpec
 from model.spec.system import Stage, System
 
 HEAD_WIDTH = 128

@@ -17,9 +17,9 @@ from model.presets.blocks import (
 )
 from model.presets.templates import LLAMA_2_CHAT, VICUNA_V0
 from model.spec.imagebind import ImageBind
+from model.spec.input_branches import InputSlot, Modality, ModelSpec
 from model.spec.peft import Lora
 from model.spec.projectors import Mlp
-from model.spec.slots import InputSlot, Modality, ModelSpec
 from model.spec.system import Stage, System
 
 _MARKS = ("<Img>", "</Img>")

@@ -22,8 +22,8 @@ from model.presets.blocks import (
 )
 from model.presets.templates import VICUNA_V0, VICUNA_V1
 from model.spec.backbones import Llama
+from model.spec.input_branches import InputSlot, ModelSpec
 from model.spec.projectors import Mlp
-from model.spec.slots import InputSlot, ModelSpec
 from model.spec.system import Stage, System
 
 

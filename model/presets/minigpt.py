@@ -19,9 +19,9 @@ from model.presets.blocks import (
 from model.presets.templates import LLAMA_2_CHAT
 from model.spec.backbones import Llama
 from model.spec.image import EvaClip
+from model.spec.input_branches import InputSlot, ModelSpec
 from model.spec.peft import Lora
 from model.spec.projectors import Join
-from model.spec.slots import InputSlot, ModelSpec
 from model.spec.system import Stage, System
 
 _HEAD = "inputs.image.projector.head.*"

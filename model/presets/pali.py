@@ -5,8 +5,8 @@ from dataclasses import replace
 from model.presets.blocks import BACKBONE, PROJECTORS
 from model.presets.templates import CONTINUATION
 from model.spec.backbones import T5
+from model.spec.input_branches import InputSlot, ModelSpec
 from model.spec.projectors import Mlp
-from model.spec.slots import InputSlot, ModelSpec
 from model.spec.system import Stage, System
 from model.spec.vit import Vit22B
 

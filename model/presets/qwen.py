@@ -5,8 +5,8 @@ from dataclasses import replace
 from model.presets.blocks import BACKBONE, CLIP_TOWER, PROJECTORS, vit_bigg_448
 from model.presets.templates import CHATML
 from model.spec.backbones import Qwen
+from model.spec.input_branches import InputSlot, ModelSpec
 from model.spec.projectors import QwenResampler
-from model.spec.slots import InputSlot, ModelSpec
 from model.spec.system import Stage, System
 
 

@@ -18,10 +18,10 @@ from model.presets.blocks import (
 from model.presets.templates import VICUNA_V1
 from model.spec.backbones import ChatTemplate
 from model.spec.image import EvaClip
+from model.spec.input_branches import InputSlot, ModelSpec
 from model.spec.peft import Lora
 from model.spec.projectors import Abstractor, Mlp
 from model.spec.qformer import QFormer, VideoQFormer
-from model.spec.slots import InputSlot, ModelSpec
 from model.spec.system import Stage, System
 from model.spec.video import TemporalClip, UniformerEva
 

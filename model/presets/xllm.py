@@ -7,8 +7,8 @@ from model.presets.templates import CHATGLM
 from model.spec.audio import CFormer
 from model.spec.backbones import ChatGlm
 from model.spec.image import EvaClip
+from model.spec.input_branches import InputSlot, ModelSpec
 from model.spec.projectors import Mlp
-from model.spec.slots import InputSlot, ModelSpec
 from model.spec.system import Stage, System
 
 

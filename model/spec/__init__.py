@@ -8,9 +8,9 @@ from model.spec.backbones import ChatTemplate, Llama
 from model.spec.base import Ends, SpecError, choose
 from model.spec.fusion import Splice
 from model.spec.image import ClipVision
+from model.spec.input_branches import InputSlot, ModelSpec
 from model.spec.peft import Lora
 from model.spec.projectors import Mlp
-from model.spec.slots import InputSlot, ModelSpec
 from model.spec.system import Stage, System
 
 __all__ = [

@@ -10,10 +10,10 @@ from typing import Literal, Self
 
 from model.spec.base import SpecError, choose
 from model.spec.init import ImageTextInit, SentenceInit
-from model.spec.outputs import Generation, OutputSlot
+from model.spec.input_branches import ModelSpec
+from model.spec.output_branches import Generation, OutputSlot
 from model.spec.peft import Peft
 from model.spec.pformer import Reference
-from model.spec.slots import ModelSpec
 
 LEARNT_OUTPUTS = ("outputs.*.signals.*", "outputs.*.head.*", "outputs.*.projector.*")
 """What of the ways out a stage that draws trains; the generators stay frozen."""

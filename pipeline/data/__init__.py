@@ -1,1 +1,1 @@
-"""From shards to micro-batches: order, encoding, collation and loading."""
+"""From shards to micro-batches: sampling, tokenizing, packing, collating, loading."""

@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from etl.schema import PLACEHOLDER_PATTERN, PLACEHOLDERS, Medium, Sample, SampleError, Turn
+from etl.storage.schema import PLACEHOLDER_PATTERN, PLACEHOLDERS, Medium, Sample, SampleError, Turn
 from model.build import prepare
-from model.objectives.build import SentenceReader
+from model.pretraining.build import SentenceReader
 from model.spec import InputSlot, ModelSpec
 from model.spec.qformer import QFormer
-from pipeline.data.draft import Draft, Drafter
-from pipeline.data.drawn import DrawingEncoder, PlacedDrawing
-from pipeline.data.prompts import said
+from pipeline.data.chat_template import said
+from pipeline.data.features import FeatureReader, NoFeatures
+from pipeline.data.generation_targets import DrawingEncoder, PlacedDrawing
 from pipeline.data.readers import read
-from pipeline.features.lookup import Lookup
+from pipeline.data.tokenize import Draft, Drafter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,10 +100,10 @@ class SampleEncoder:
         max_tokens: int,
         text_tokenizer: PreTrainedTokenizerBase | None = None,
         sentences: SentenceReader | None = None,
-        features: Lookup | None = None,
+        features: FeatureReader | None = None,
         drawing: DrawingEncoder | None = None,
     ) -> None:
-        self._features = features or Lookup()
+        self._features = features or NoFeatures()
         self._drawing = drawing
         self._slots: dict[str, InputSlot] = {slot.modality: slot for slot in spec.inputs}
         outputs = tuple(drawing.slots.values()) if drawing else ()

@@ -25,11 +25,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from etl.atomic import atomic_file
-from etl.command import UserError
-from etl.schema import Turn
-from etl.shards import ShardSet
-from pipeline.data.draft import Drafter
+from etl.cli import UserError
+from etl.storage.atomic import atomic_file
+from etl.storage.schema import Turn
+from etl.storage.shards import ShardSet
+from pipeline.data.tokenize import Drafter
 
 log = logging.getLogger(__name__)
 

@@ -11,16 +11,16 @@ from dataclasses import dataclass, replace
 
 from torch.utils.data import DataLoader, Dataset
 
-from etl.command import UserError
-from etl.schema import Sample, SampleError
-from etl.shards import ShardSet
+from etl.cli import UserError
+from etl.storage.schema import Sample, SampleError
+from etl.storage.shards import ShardSet
 from model.batch import Batch
 from pipeline.data.collate import collate, filler, pack
-from pipeline.data.deal import Packed
-from pipeline.data.draft import Draft
 from pipeline.data.encode import Row, SampleEncoder
-from pipeline.data.schedule import Bin, Place, Schedule
-from pipeline.watchdog import Decoding
+from pipeline.data.packing import Packed
+from pipeline.data.sampler import Bin, Place, Schedule
+from pipeline.data.tokenize import Draft
+from pipeline.data.worker_status import WorkerStatus
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +69,7 @@ class Samples(Dataset[Row | BadSample | Lost]):
     """The samples by place; decoding happens here, in a worker if there are any."""
 
     def __init__(
-        self, shards: ShardSet, encoder: SampleEncoder, decoding: Decoding | None = None
+        self, shards: ShardSet, encoder: SampleEncoder, decoding: WorkerStatus | None = None
     ) -> None:
         self._shards = shards
         self._encoder = encoder

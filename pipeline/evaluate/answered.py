@@ -15,8 +15,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
-from etl.atomic import atomic_file
-from etl.command import UserError
+from etl.cli import UserError
+from etl.storage.atomic import atomic_file
 from pipeline.evaluate.answers import Prediction
 
 log = logging.getLogger(__name__)

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from etl.schema import PLACEHOLDER_PATTERN, Sample
-from model.mmllm import MultimodalLM
+from etl.storage.schema import PLACEHOLDER_PATTERN, Sample
+from model.multimodal_lm import MultimodalLM
 from pipeline.data.collate import collate
 from pipeline.data.encode import SampleEncoder
 

@@ -14,20 +14,20 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from etl.atomic import file_sha256, write_json
-from etl.command import UserError, parse
-from etl.schema import Sample, SampleError
-from etl.shards import ShardSet
+from etl.cli import UserError, parse
+from etl.storage.atomic import file_sha256, write_json
+from etl.storage.schema import Sample, SampleError
+from etl.storage.shards import ShardSet
 from model.build import build, build_text_tokenizer, build_tokenizer
-from model.mmllm import MultimodalLM
+from model.multimodal_lm import MultimodalLM
 from model.spec.system import InitStage
 from model.weights import load_trained
-from pipeline.checkpoint import newest_weights
-from pipeline.config import RunConfig, read_config
+from pipeline.checkpoint.checkpoints import newest_weights
+from pipeline.config.run_config import RunConfig, read_config
 from pipeline.data.encode import SampleEncoder
 from pipeline.evaluate.answered import Answered, writing
 from pipeline.evaluate.answers import Prediction, answers, without_media
-from pipeline.stopping import STOPPED, StopRequest
+from pipeline.signals import STOPPED, StopRequest
 
 log = logging.getLogger(__name__)
 

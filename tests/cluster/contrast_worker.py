@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 
 from model.text import TextIds
-from tests.model.objectives.test_image_text import objective, pairs, small_model, some_pairs
+from tests.model.pretraining.test_image_text import objective, pairs, small_model, some_pairs
 
 
 def main(folder: Path, ranks: int) -> None:

@@ -15,21 +15,22 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from pipeline.stages import pt, sft
 from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 
-from etl.shards import ShardSet
+from etl.storage.shards import ShardSet
 from model.batch import Batch
 from model.build import build, build_text_tokenizer, build_tokenizer
-from model.mmllm import MultimodalLM
+from model.multimodal_lm import MultimodalLM
 from model.presets import system
 from model.weights import load_trained
-from pipeline.checkpoint import newest_weights
-from pipeline.config import RunConfig, TrainOptions, resolve
+from pipeline.checkpoint.checkpoints import newest_weights
+from pipeline.checkpoint.gather import gathered
+from pipeline.config.run_config import RunConfig, TrainOptions, resolve
 from pipeline.data.collate import collate
 from pipeline.data.encode import SampleEncoder
-from pipeline.engine import gathered
-from pipeline.stages import common, pt, sft
+from pipeline.train import train as common
 
 STEPS = 16
 LOOKED_AT = 8

@@ -9,10 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from etl.shards import ShardSet
+from etl.storage.shards import ShardSet
 from tests.cluster.ray_cluster import ROOT
-from tests.etl.native.test_hostile import CASES
-from tests.etl.native.web import BODIES, photo, served
+from tests.etl.download.test_hostile import CASES
+from tests.etl.download.web import BODIES, photo, served
 
 pytestmark = pytest.mark.cluster
 

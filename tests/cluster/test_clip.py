@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from etl.ledger import Ledger
-from etl.scores import computed_path
-from etl.shards import ShardSet, read_manifest
+from etl.runtime.job_state import Ledger
+from etl.runtime.scores import computed_path
+from etl.storage.shards import ShardSet, read_manifest
 from tests.cluster.ray_cluster import ROOT, DigitsWeb, marked, serve_digits
-from tests.etl.ops.tiny_clip import save_tiny_clip
+from tests.etl.filters.tiny_clip import save_tiny_clip
 
 pytestmark = pytest.mark.cluster
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from etl.shards import write_folder
+from etl.storage.shards import write_folder
 from tests.cluster.ranks import Ranks, losses, run_ranks
 from tests.worlds import instruct_shards, text_sample
 

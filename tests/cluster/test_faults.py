@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.watchdog import STALLED
+from pipeline.train.watchdog import STALLED
 from tests.cluster.ranks import Ranks, losses, run_ranks, wait_for
 from tests.worlds import caption_shards
 

@@ -14,12 +14,12 @@ import torch
 
 from model.build import build_tokenizer
 from model.presets import system
-from pipeline.config import RunConfig, TrainOptions, resolve
-from pipeline.data.schedule import Schedule
-from pipeline.features.filler import Filler, Range
-from pipeline.features.parts import Part
-from pipeline.features.store import FeatureStore
-from pipeline.planning import make_schedule
+from pipeline.config.run_config import RunConfig, TrainOptions, resolve
+from pipeline.data.build_sampler import make_schedule
+from pipeline.data.sampler import Schedule
+from pipeline.feature_cache.feature_file import Part
+from pipeline.feature_cache.store import FeatureStore
+from pipeline.feature_cache.worker import Filler, Range
 from tests.cluster.ranks import REPOSITORY, Outcome, Ranks, losses, run_ranks
 from tests.cluster.ray_cluster import RayHead, marked, ray_head
 from tests.cluster.test_elastic import stop_after

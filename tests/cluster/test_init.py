@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 
 from model.build import build
 from model.presets import system
-from pipeline.checkpoint import newest_weights
-from pipeline.saving.files import APART
+from pipeline.checkpoint.checkpoints import newest_weights
+from pipeline.checkpoint.files import APART
 from tests.cluster.ranks import REPOSITORY, run_ranks
 from tests.worlds import caption_shards
 

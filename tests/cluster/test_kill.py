@@ -24,10 +24,10 @@ from ray.util.state import list_actors
 from etl import laion
 from etl.digits.faults import World
 from etl.digits.lists import write_lists, write_media
-from etl.ledger import Ledger
-from etl.shards import ShardSet, read_manifest
+from etl.runtime.job_state import Ledger
+from etl.storage.shards import ShardSet, read_manifest
 from tests.cluster.ray_cluster import BIN, ROOT, RayHead, free_ports, running, start_ray
-from tests.etl.native.web import Handler, Web, served
+from tests.etl.download.web import Handler, Web, served
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from etl.schema import Sample
-from etl.shards import ShardSet, write_folder
+from etl.storage.schema import Sample
+from etl.storage.shards import ShardSet, write_folder
 from model.presets import system
 from tests.cluster.ranks import REPOSITORY, Ranks, losses
 from tests.cluster.test_elastic import stop_after

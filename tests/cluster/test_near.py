@@ -13,12 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from etl.dedup.perceptual_hash import perceptual_hash
 from etl.digits.records import pair
 from etl.digits.scenes import render
-from etl.ops.phash import perceptual_hash
-from etl.shards import read_manifest
+from etl.storage.shards import read_manifest
 from tests.cluster.ray_cluster import ROOT
-from tests.etl.native.web import Handler, Web, served
+from tests.etl.download.web import Handler, Web, served
 
 pytestmark = pytest.mark.cluster
 DISTANCE = 4

@@ -11,7 +11,7 @@ from tests.cluster.ranks import REPOSITORY
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
-LOAD = 'from pipeline.ops import load_op; load_op("ShareMemCommBuilder")'
+LOAD = 'from pipeline.compat.deepspeed_ops import load_op; load_op("ShareMemCommBuilder")'
 
 
 def test_a_lock_left_by_a_killed_process_is_removed(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from etl.ledger import Ledger, read_table
-from etl.shards import ShardSet, read_manifest
+from etl.runtime.job_state import Ledger, read_table
+from etl.storage.shards import ShardSet, read_manifest
 from tests.cluster.ray_cluster import (
     BIN,
     ROOT,

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from etl.digits.records import pair_sample
-from etl.shards import read_manifest, write_folder
+from etl.storage.shards import read_manifest, write_folder
 from tests.cluster.ray_cluster import ROOT, marked
 
 pytestmark = pytest.mark.cluster

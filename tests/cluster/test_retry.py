@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from etl.shards import ShardSet, read_manifest
+from etl.storage.shards import ShardSet, read_manifest
 from tests.cluster.ray_cluster import ROOT
-from tests.etl.native.web import Handler, Web, photo, served
+from tests.etl.download.web import Handler, Web, photo, served
 
 pytestmark = pytest.mark.cluster
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from etl.schema import Sample, Turn
-from etl.shards import ShardSet, write_folder
+from etl.storage.schema import Sample, Turn
+from etl.storage.shards import ShardSet, write_folder
 from model.build import build
 from model.presets import system
 from tests.cluster.ranks import REPOSITORY, Ranks, free_port, losses, run_ranks, wait_for

@@ -7,9 +7,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from etl.filters.base import Outcome, run_steps
 from etl.laion import Options
 from etl.sources.parquet import Laion
-from etl.steps import Outcome, run_steps
 
 URLS = [f"http://example.com/{number}.jpg" for number in range(6)]
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-import etl.copies
 import etl.refilter
-from etl.command import UserError
+import etl.runtime.copies
+from etl.cli import UserError
 from etl.digits.records import pair_sample
-from etl.schema import Sample, Turn
-from etl.shards import ShardSet, read_manifest, write_folder
+from etl.storage.schema import Sample, Turn
+from etl.storage.shards import ShardSet, read_manifest, write_folder
 
 ROWS = 20
 
@@ -107,7 +107,7 @@ def test_a_killed_run_goes_on(
 ) -> None:
     refilter(shards, tmp_path / "whole", "--minimum", "similarity=0.25")
     output = tmp_path / "out"
-    copy = etl.copies.CopyShard.row
+    copy = etl.runtime.copies.CopyShard.row
     done: list[int] = []
 
     def killed(self, item: dict) -> str | None:
@@ -116,13 +116,13 @@ def test_a_killed_run_goes_on(
         done.append(item["number"])
         return copy(self, item)
 
-    monkeypatch.setattr(etl.copies.CopyShard, "row", killed)
+    monkeypatch.setattr(etl.runtime.copies.CopyShard, "row", killed)
     with pytest.raises(KeyboardInterrupt):
         refilter(shards, output, "--minimum", "similarity=0.25")
     assert not (output / "manifest.json").exists()
     (output / "shard-00001.arrow").write_bytes(b"")  # it was lost since
     done.clear()
-    monkeypatch.setattr(etl.copies.CopyShard, "row", copy)
+    monkeypatch.setattr(etl.runtime.copies.CopyShard, "row", copy)
     refilter(shards, output, "--minimum", "similarity=0.25")
     for shard in read_manifest(tmp_path / "whole").shards:
         name = shard.path

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from etl.command import UserError
+from etl.cli import UserError
 from etl.sources.base import CANDIDATES, Records
 from etl.sources.dialogues import LLAVA
 from etl.sources.parquet import Laion

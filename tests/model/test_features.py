@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 from model.batch import Batch
 from model.build import build
 from model.freeze import train_only
-from model.mmllm import MultimodalLM
+from model.multimodal_lm import MultimodalLM
 from model.presets import system
 
 

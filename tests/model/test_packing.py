@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from etl.shards import ShardSet
+from etl.storage.shards import ShardSet
 from model.build import build, build_tokenizer
 from model.freeze import train_only
-from model.mmllm import MultimodalLM
+from model.multimodal_lm import MultimodalLM
 from model.presets import system
 from model.spec import ModelSpec, Stage
 from model.spec.backbones import Backbone, ChatTemplate, Glm, Llama, Palm, Qwen

@@ -14,11 +14,11 @@ from transformers import BlipImageProcessorPil, LlavaImageProcessorPil
 from model.build import prepare
 from model.encoders.pictures import normalised
 from model.presets import system
-from pipeline.config import read_config
+from pipeline.config.run_config import read_config
+from pipeline.convert.import_ import import_run
 from pipeline.data.collate import collate
 from pipeline.data.encode import PlacedMedium, Row
 from pipeline.evaluate.command import load_run
-from pipeline.exchange.import_ import import_run
 from tests import published
 
 

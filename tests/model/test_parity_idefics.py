@@ -10,7 +10,7 @@ from transformers import IdeficsConfig
 from transformers.models.idefics.modeling_idefics import IdeficsGatedCrossAttentionLayer
 from transformers.models.idefics.perceiver import IdeficsPerceiverResampler
 
-from model.backbone_fusion.gated_cross_attention import GatedBlock, arrange
+from model.fusion.gated_cross_attention import GatedBlock, arrange
 from model.input_projectors import perceiver
 from model.spec import Ends
 from model.spec.fusion import GatedCrossAttention

@@ -12,10 +12,10 @@ import pytest
 
 from model.build import build_on_meta
 from model.freeze import train_only
-from model.objectives.build import build_init
 from model.presets import PRESETS, system
+from model.pretraining.build import build_init
 from model.spec import ClipVision, Llama, SpecError, System
-from pipeline.decode import decode
+from pipeline.config.decode import decode
 
 GOLDEN = Path(__file__).parent / "golden" / "presets.json"
 

@@ -8,7 +8,7 @@ import pytest
 import torch.distributed as dist
 from transformers import PreTrainedTokenizerBase
 
-from etl.shards import ShardSet
+from etl.storage.shards import ShardSet
 from model.build import build_tokenizer
 from model.presets import system
 from model.spec import ModelSpec

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from etl.command import UserError, main
+from etl.cli import UserError, main
 from model.presets import PRESETS, system
 from model.spec import SpecError
 from pipeline.cli import COMMANDS, run
-from pipeline.config import RunConfig
+from pipeline.config.run_config import RunConfig
 from tests.worlds import caption_shards
 
 Command = Callable[..., tuple[int, str, str]]

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from etl.schema import Medium
+from etl.storage.schema import Medium
 from model.spec import InputSlot
 from pipeline.data.readers.audio import read_audio
 from pipeline.data.readers.image import read_image

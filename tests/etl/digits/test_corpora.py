@@ -8,11 +8,11 @@ import pytest
 
 import etl.pointcloud
 import etl.webvid
-from etl.command import UserError
+from etl.cli import UserError
 from etl.digits.__main__ import run
 from etl.digits.corpora import write_corpora
 from etl.digits.faults import World
-from etl.ops import audio, points, video
+from etl.media import audio, points, video
 from etl.sources import documents, sounds
 from etl.sources.base import Records
 

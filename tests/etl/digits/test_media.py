@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import soundfile
 
-from etl.command import UserError
+from etl.cli import UserError
 from etl.digits import motion, solids, tones
 from etl.digits.__main__ import run
 from etl.digits.faults import World
 from etl.digits.scenes import COLOURS, split
 from etl.digits.shards import write_shards
 from etl.digits.subjects import NAMES, PURPOSES, SUBJECTS, makers, sample
-from etl.schema import PLACEHOLDERS, check
-from etl.shards import ShardSet
+from etl.storage.schema import PLACEHOLDERS, check
+from etl.storage.shards import ShardSet
 
 RNG = np.random.default_rng
 

@@ -10,7 +10,7 @@ from etl.digits.records import (
 )
 from etl.digits.scenes import CANVAS, Scene, encode, render, scans, split
 from etl.digits.texts import QUESTION_MAKERS, caption, questions
-from etl.schema import check
+from etl.storage.schema import check
 
 
 def test_every_scan_is_in_one_split() -> None:

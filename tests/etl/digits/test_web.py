@@ -15,7 +15,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from etl.command import UserError
+from etl.cli import UserError
 from etl.digits.__main__ import run
 from etl.digits.faults import FAULTS, World, caption_rows, planted_counts
 from etl.digits.lists import write_lists, write_media

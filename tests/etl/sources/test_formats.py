@@ -14,11 +14,11 @@ import etl.instruct
 import etl.pointcloud
 import etl.preference
 import etl.webvid
-from etl.command import UserError
-from etl.corpus import glimpse
-from etl.schema import PLACEHOLDER_PATTERN, PLACEHOLDERS
+from etl.cli import UserError
+from etl.runtime.corpus import glimpse
 from etl.sources import captions, clouds, conceptual, documents, sounds, videos, vqa
 from etl.sources.base import Records
+from etl.storage.schema import PLACEHOLDER_PATTERN, PLACEHOLDERS
 
 FILES = Path(__file__).parents[1] / "formats"
 EXPECTED = json.loads((FILES / "expected.json").read_text(encoding="utf-8"))

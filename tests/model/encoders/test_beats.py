@@ -17,7 +17,7 @@ from model.encoders.beats import (
 )
 from model.encoders.fbank import fbank
 from model.spec.audio import Beats
-from tests.model.drawn import recorded
+from tests.model.generation import recorded
 
 RECORDED = Path(__file__).parents[1] / "recorded" / "beats.safetensors"
 PUBLISHED = Beats(weights="OWNER/NAME:FILE")

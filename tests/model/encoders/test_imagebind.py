@@ -17,7 +17,7 @@ from model.encoders.imagebind import (
     published,
 )
 from model.spec.imagebind import imagebind
-from tests.model.drawn import recorded
+from tests.model.generation import recorded
 
 RECORDED = Path(__file__).parents[1] / "recorded" / "imagebind.safetensors"
 TRUNKS = ("image", "audio", "depth", "thermal", "imu")

@@ -10,7 +10,7 @@ import torch
 from model.encoders.pointbert import PointBertEncoder, farthest_points, group, make, prepare
 from model.encoders.pointbert import published as renamed
 from model.spec.points import PointBert
-from tests.model.drawn import recorded
+from tests.model.generation import recorded
 
 RECORDED = Path(__file__).parents[1] / "recorded" / "pointbert.safetensors"
 PUBLISHED = PointBert(weights="OWNER/NAME:FILE")

@@ -11,7 +11,7 @@ from transformers import CLIPTextModel
 
 from model.generators import stable_diffusion
 from model.spec import SpecError
-from model.spec.outputs import StableDiffusion
+from model.spec.output_branches import StableDiffusion
 
 TINY = StableDiffusion().tiny()
 

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from model.output_projectors import output_transformer
-from model.spec.outputs import OutputTransformer
+from model.spec.output_branches import OutputTransformer
 
 WIDTH_IN, CONDITIONS = 24, (5, 12)
 

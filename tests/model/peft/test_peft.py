@@ -6,9 +6,9 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from model.backbone_fusion import gated_cross_attention, visual_expert
-from model.backbone_fusion.conditioning import conditioned
 from model.backbones import chatglm, glm, llama, opt, palm, qwen, t5
+from model.fusion import gated_cross_attention, visual_expert
+from model.fusion.conditioning import conditioned
 from model.peft import adapter, prefix, qlora
 from model.peft.lora import add_lora
 from model.spec import ChatTemplate, SpecError

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from etl.command import UserError
+from etl.cli import UserError
 from pipeline.evaluate.answered import Answered
 from pipeline.evaluate.answers import Prediction
 from tests.disks import make_room, small_disk

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from etl.shards import ShardSet
+from etl.storage.shards import ShardSet
 from model.build import build, build_tokenizer
 from model.presets import system
 from pipeline.data.encode import SampleEncoder

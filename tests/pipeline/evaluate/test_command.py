@@ -2,7 +2,7 @@
 
 import pytest
 
-from etl.command import UserError, parse
+from etl.cli import UserError, parse
 from pipeline.evaluate.command import EvaluateOptions
 
 

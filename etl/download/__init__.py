@@ -1,0 +1,1 @@
+"""Downloading: backends behind one interface, safe HTTP, opt-outs, errors and backoff."""

@@ -1,0 +1,110 @@
+"""Names to addresses: cached, refused if private, and cut off while DNS itself is failing."""
+
+from __future__ import annotations
+
+import collections
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+from etl.download.errors import FetchError, classify
+from etl.download.safe_http import require_public
+
+_TTL = 300.0  # seconds; most names of the web have a TTL of minutes
+_FAILED_TTL = 60.0
+_MAX_NAMES = 50_000
+_WINDOW = 50  # lookups by which DNS is judged
+_FAILING_SHARE = 0.9
+_PROBE_SECONDS = 5.0
+
+Lookup = Callable[[str], Sequence[str]]
+
+
+def system_lookup(host: str) -> Sequence[str]:
+    """Addresses of a host, by the system's resolver, whose own timeouts bound it."""
+    found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(address[0]) for *_, address in found))
+
+
+@dataclass(frozen=True)
+class _Entry:
+    answer: Future[Sequence[str]]
+    until: float
+
+
+class Resolver:
+    """A cache of DNS answers for all threads; a name that is being looked up is not asked twice.
+
+    A private address among a name's addresses refuses the name. What is returned is what is to be
+    connected to, so that no second answer can differ from the one that was checked.
+
+    Args:
+        allow_private: do not refuse private and loopback addresses.
+        lookup: how to ask; may block, raises `socket.gaierror`.
+    """
+
+    def __init__(self, *, allow_private: bool, lookup: Lookup = system_lookup) -> None:
+        self._allow_private = allow_private
+        self._lookup = lookup
+        self._lock = threading.Lock()
+        self._entries: collections.OrderedDict[str, _Entry] = collections.OrderedDict()
+        self._outcomes: collections.deque[str] = collections.deque(maxlen=_WINDOW)
+        self._probe_at = 0.0
+
+    def addresses(self, host: str) -> Sequence[str]:
+        """What a host may be connected to, in the order of preference.
+
+        Raises:
+            FetchError: the name does not resolve (`dns_failure`), cannot be resolved now
+                (`dns_temporary`), or leads to a private address.
+        """
+        entry, ours = self._entry(host)
+        if ours:
+            self._ask(host, entry)
+        return entry.answer.result()
+
+    def _entry(self, host: str) -> tuple[_Entry, bool]:
+        now = time.monotonic()
+        with self._lock:
+            entry = self._entries.get(host)
+            if entry and entry.until > now:
+                return entry, False
+            if self._failing() and now < self._probe_at:
+                raise FetchError("dns_temporary", "DNS is failing: hardly any name was resolved")
+            self._probe_at = now + _PROBE_SECONDS
+            entry = _Entry(Future(), now + _TTL)
+            self._entries[host] = entry
+            if len(self._entries) > _MAX_NAMES:
+                self._entries.popitem(last=False)
+            return entry, True
+
+    def _ask(self, host: str, entry: _Entry) -> None:
+        outcome = "resolved"
+        try:
+            found = self._lookup(host)
+            if not self._allow_private:
+                for address in found:
+                    require_public(address, host)
+            entry.answer.set_result(found)
+        except Exception as error:  # whoever waits for the answer must get one
+            failure = classify(error)
+            outcome = failure.reason
+            with self._lock:  # a failure is remembered for a shorter while
+                self._entries[host] = _Entry(entry.answer, time.monotonic() + _FAILED_TTL)
+            entry.answer.set_exception(failure)
+        with self._lock:
+            self._outcomes.append(outcome)
+
+    def _failing(self) -> bool:
+        """Whether DNS as a whole does not work, rather than this or that name.
+
+        Old lists hold many dead names, so these count only if there is nothing else.
+        """
+        if len(self._outcomes) < _WINDOW:
+            return False
+        failed = {"dns_temporary", "dns_failure"}
+        temporary = sum(outcome == "dns_temporary" for outcome in self._outcomes)
+        return temporary >= _FAILING_SHARE * _WINDOW or failed.issuperset(self._outcomes)

@@ -1,0 +1,1 @@
+"""Filters: functions on batches of records that keep each row or drop it with a reason."""

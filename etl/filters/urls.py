@@ -1,0 +1,71 @@
+"""Operations on URLs, and which addresses of the net may be asked at all."""
+
+from __future__ import annotations
+
+import ipaddress
+from urllib.parse import urlsplit
+
+import pyarrow as pa
+
+from etl.filters.base import Verdict
+
+
+def check_urls(table: pa.Table, *, allow_private: bool) -> Verdict:
+    """Drop what is no http(s) URL, and literal private addresses.
+
+    Host names are not resolved here: what they resolve to is checked when the downloader connects,
+    at every redirect (`etl.download.safe_http`).
+
+    Args:
+        table: needs `url` (string; null is none).
+        allow_private: keep private and loopback addresses.
+    """
+    return Verdict(reasons=[_judge(url, allow_private) for url in table["url"].to_pylist()])
+
+
+def _judge(url: str | None, allow_private: bool) -> str | None:
+    if not url:
+        return "no_url"
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port  # both raise on nonsense
+    except ValueError:
+        return "bad_url"
+    if parts.scheme.lower() not in ("http", "https") or not host or any(map(str.isspace, url)):
+        return "bad_url"
+    if not allow_private and (host == "localhost" or not _literal_is_public(host)):
+        return "private_address"
+    return None
+
+
+def _literal_is_public(host: str) -> bool:
+    try:
+        return is_public(host)
+    except ValueError:
+        return True  # a name; what it resolves to is checked when connecting
+
+
+def is_literal(host: str) -> bool:
+    """Whether a URL's host is an IP address rather than a name."""
+    try:
+        ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return False
+    return True
+
+
+def is_public(address: str) -> bool:
+    """Whether an IP address belongs to the public internet.
+
+    Raises:
+        ValueError: it is not an IP address.
+    """
+    found = ipaddress.ip_address(address.partition("%")[0])  # an IPv6 zone says nothing here
+    mapped = getattr(found, "ipv4_mapped", None)
+    found = mapped or found
+    return found.is_global and not found.is_multicast
+
+
+def shown(url: str) -> str:
+    """A URL as it may stand in a report: of a data URL only what kind it is."""
+    return url.partition(",")[0] if url.startswith("data:") else url

@@ -1,0 +1,1 @@
+"""Media: probing, decoding, resizing, and finding them in local files and archives."""

@@ -1,1 +1,0 @@
-"""The native download backend: pooled connections, bounds, opt-outs, retries, fused decoding."""

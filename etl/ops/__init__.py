@@ -1,1 +1,0 @@
-"""Operations on batches of records: plain functions that say which rows to drop, and why."""

@@ -1,0 +1,1 @@
+"""Reports of an ETL job: statistics, charts and `report.html`."""

@@ -1,0 +1,1 @@
+"""An ETL job from its plan to its manifest."""

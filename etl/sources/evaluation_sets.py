@@ -1,0 +1,110 @@
+"""Evaluation sets, for clearing corpora of them: shards, lists of texts, folders of images."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from etl.cli import UserError
+from etl.dedup.decontaminate import Item
+from etl.media.decode import finish_picture
+from etl.media.image import ImageLimits
+from etl.sources.files import parquet_or_json_rows
+from etl.storage.atomic import file_sha256
+from etl.storage.schema import Sample
+from etl.storage.shards import MANIFEST, ShardSet
+
+_LISTS = (".json", ".jsonl", ".parquet", ".txt")
+_IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+_ANY = ImageLimits(min_side=1, max_aspect=float("inf"), max_pixels=500_000_000)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The items of evaluation sets; they are read anew each time that one iterates.
+
+    Args:
+        paths: complete folders of our shards, folders of images (searched to their depth), and
+            files of texts: JSON, lines of JSON and parquet, of which all strings count, and .txt,
+            of which each line does.
+
+    Raises:
+        UserError: a path is none of these.
+    """
+
+    paths: Sequence[Path]
+
+    def __post_init__(self) -> None:
+        for path in self.paths:
+            if not path.exists():
+                raise UserError(f"--decontaminate {path}: no such file or folder")
+            if path.is_file() and path.suffix not in _LISTS:
+                raise UserError(f"--decontaminate {path}: want one of {', '.join(_LISTS)}")
+            if path.is_dir() and not (path / MANIFEST).exists() and not _images(path):
+                raise UserError(f"--decontaminate {path}: neither our shards nor images in there")
+
+    def __iter__(self) -> Iterator[Item]:
+        for path in self.paths:
+            if path.is_file():
+                yield from _texts(path)
+            elif (path / MANIFEST).exists():
+                shards = ShardSet([path], verify=False)
+                for index in range(len(shards)):
+                    yield _of_sample(path, shards[index])
+            else:
+                for file in _images(path):
+                    yield _of_images(str(file.relative_to(path.parent)), [file.read_bytes()], [])
+
+    def fingerprint(self) -> list[str]:
+        """What the sets are, whatever their paths."""
+        return [_fingerprint(path) for path in self.paths]
+
+
+def _images(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in _IMAGES)
+
+
+def _fingerprint(path: Path) -> str:
+    if path.is_file():
+        return file_sha256(path)
+    if (path / MANIFEST).exists():
+        return ShardSet([path], verify=False).fingerprint
+    digests = [file_sha256(file) for file in _images(path)]
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def _texts(path: Path) -> Iterator[Item]:
+    if path.suffix == ".txt":
+        rows: Any = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    else:
+        rows = parquet_or_json_rows(path)
+    for number, row in enumerate(rows):
+        yield Item(name=f"{path.name}:{number}", texts=list(_strings(row)))
+
+
+def _strings(value: Any) -> Iterator[str]:  # noqa: ANN401 - whatever a list of texts holds
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for one in value.values() if isinstance(value, dict) else value:
+            yield from _strings(one)
+
+
+def _of_sample(path: Path, sample: Sample) -> Item:
+    images = [medium.data for medium in sample.media if medium.kind == "image"]
+    texts = [turn.text for turn in sample.turns]
+    return _of_images(f"{path.name}:{sample.id}", images, texts)
+
+
+def _of_images(name: str, images: Sequence[bytes], texts: Sequence[str]) -> Item:
+    digests, hashes = [], []
+    for data in images:
+        digests.append(hashlib.sha256(data).hexdigest())
+        picture = finish_picture(data, _ANY, None)
+        if not isinstance(picture, str):
+            digests.append(picture.medium.sha256)
+            hashes.append(picture.phash)
+    return Item(name=name, texts=texts, digests=digests, hashes=hashes)

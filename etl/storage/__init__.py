@@ -1,0 +1,1 @@
+"""Records and Arrow shards on disk."""

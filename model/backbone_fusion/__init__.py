@@ -1,1 +1,0 @@
-"""Fusion inside the backbone: what media do to its layers."""

@@ -1,0 +1,1 @@
+"""Fusion: how media reach the backbone, as embeddings or inside its layers."""

@@ -1,1 +1,0 @@
-"""Models that a stage trains beside the multimodal LLM itself, and what only training needs."""

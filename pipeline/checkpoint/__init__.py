@@ -1,0 +1,1 @@
+"""Checkpoints: saved alongside training, verified, and resharded to any number of ranks."""

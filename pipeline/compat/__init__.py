@@ -1,0 +1,1 @@
+"""Private names of libraries, each in one file for its library."""

@@ -1,0 +1,1 @@
+"""A run's configuration: options, overrides, strict decoding, DeepSpeed's JSON."""

@@ -1,0 +1,52 @@
+"""DeepSpeed's configuration: the named file of ds_configs/, and what a run decides filled in."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from etl.cli import UserError
+from model.spec import Stage
+from pipeline.config.run_config import REPOSITORY, accumulation
+
+
+def ds_config(settings: Stage, world: int) -> dict[str, Any]:
+    """Return DeepSpeed's configuration: the named file, and what a run decides filled in.
+
+    Raises:
+        UserError: no such file, no JSON, or a field that the pipeline fills in itself.
+    """
+    path = ds_config_file(settings.ds_config)
+    try:
+        config: dict[str, Any] = json.loads(path.read_bytes())
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: {error}") from None
+    filled = {
+        "train_micro_batch_size_per_gpu": settings.micro_batch,
+        # The loop says where a step ends and scales the losses; DeepSpeed only has to know whether
+        # gradients add up, which packed passes may do any number of times.
+        "gradient_accumulation_steps": max(2, accumulation(settings, world)),
+        "gradient_clipping": 1.0,
+        "bf16": {"enabled": settings.precision == "bf16"},
+    }
+    zero = config.get("zero_optimization", {}).get("stage", 0)
+    if settings.peft is not None and not settings.peft.zero3 and zero == 3:
+        raise UserError(
+            f"ds_config {settings.ds_config!r}: {settings.peft.kind!r} keeps weights that ZeRO-3 "
+            "cannot partition; want zero2"
+        )
+    for name in (*filled, "train_batch_size", "optimizer", "scheduler"):
+        if name in config:
+            raise UserError(f"{path}: leave {name!r} to the preset or the command line")
+    return config | filled
+
+
+def ds_config_file(name: str) -> Path:
+    """Return the path of a configuration given by name or path."""
+    folder = REPOSITORY / "ds_configs"
+    path = Path(name) if name.endswith(".json") else folder / f"{name}.json"
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in folder.glob("*.json")))
+        raise UserError(f"ds_config {name!r}: no such file; want one of {known}, or a path")
+    return path

@@ -1,0 +1,1 @@
+"""Cached features of frozen parts (docs/features.md)."""

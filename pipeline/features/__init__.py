@@ -1,1 +1,0 @@
-"""Features of frozen parts, made once and kept: docs/features.md."""

@@ -1,0 +1,137 @@
+"""How fast a device multiplies matrices: as its maker says, or as a short measurement finds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from deepspeed.accelerator import get_accelerator
+
+from etl.cli import UserError
+from model.build import DTYPES
+
+ASSUMED = 0.4
+"""Share of a published peak that a training step reaches, assumed: large dense models were trained
+at 21 % to 46 % (Chowdhery et al. 2022, *PaLM*, table 3), later ones at about 40 % (Llama Team 2024,
+*The Llama 3 herd of models*, table 4: 38 % to 43 %)."""
+ASSUMED_OF_MEASURED = 0.6
+"""Share of a *measured* matrix multiplication's rate, assumed: what else a layer does takes time,
+and its matrices are smaller."""
+
+_PUBLISHED: Mapping[str, tuple[float, float]] = {
+    "a10g": (70.0, 35.0),
+    "a40": (149.7, 37.4),
+    "a100": (312.0, 19.5),
+    "b200": (2250.0, 75.0),
+    "h100": (989.4, 66.9),
+    "h100-pcie": (756.0, 51.2),
+    "h200": (989.4, 66.9),
+    "l4": (121.0, 30.3),
+    "l40s": (362.0, 91.6),
+    "mi300x": (1307.4, 163.4),
+    "rtx3090": (71.0, 35.6),
+    "rtx4090": (165.2, 82.6),
+    "rtxa6000": (154.8, 38.7),
+}
+"""TFLOP/s in bf16 (dense, summed in float32) and in float32, from the makers' data sheets."""
+
+_NAMES: Mapping[str, str] = {
+    "NVIDIA A10G": "a10g",
+    "NVIDIA A40": "a40",
+    "NVIDIA A100-SXM4-40GB": "a100",
+    "NVIDIA A100-SXM4-80GB": "a100",
+    "NVIDIA A100-PCIE-40GB": "a100",
+    "NVIDIA A100 80GB PCIe": "a100",
+    "NVIDIA B200": "b200",
+    "NVIDIA H100 80GB HBM3": "h100",
+    "NVIDIA H100 PCIe": "h100-pcie",
+    "NVIDIA H200": "h200",
+    "NVIDIA L4": "l4",
+    "NVIDIA L40S": "l40s",
+    "AMD Instinct MI300X": "mi300x",
+    "NVIDIA GeForce RTX 3090": "rtx3090",
+    "NVIDIA GeForce RTX 4090": "rtx4090",
+    "NVIDIA RTX A6000": "rtxa6000",
+}
+"""What the devices call themselves."""
+
+_SECONDS = 0.3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rate:
+    """A device's speed.
+
+    Args:
+        peak: FLOPs a second.
+        assumed: the share of it that a step is taken to reach.
+        source: where the peak comes from, in words.
+        published: whether it is the maker's figure: utilisation is told against such a one only.
+    """
+
+    peak: float
+    assumed: float
+    source: str
+    published: bool
+
+    @property
+    def effective(self) -> float:
+        """FLOPs a second that a step is taken to reach."""
+        return self.peak * self.assumed
+
+    def __str__(self) -> str:
+        return f"{self.assumed:.0%} of {self.peak / 1e12:.3g} TFLOP/s, {self.source}"
+
+
+def published(gpu: str, precision: str) -> Rate:
+    """Return a GPU's rate by its short name; raises UserError for one that is not known."""
+    if gpu not in _PUBLISHED:
+        raise UserError(f"--device {gpu}: not known; want one of {', '.join(_PUBLISHED)}")
+    bf16, fp32 = _PUBLISHED[gpu]
+    return Rate(
+        peak=1e12 * (bf16 if precision == "bf16" else fp32),
+        assumed=ASSUMED,
+        source=f"{gpu}'s published {precision} peak",
+        published=True,
+    )
+
+
+def of_this_device(precision: str, shape: tuple[int, int, int], *, measure: bool) -> Rate | None:
+    """Return the rate of the device that this process uses.
+
+    Args:
+        precision: fp32 or bf16.
+        shape: (m, k, n) of a multiplication that is typical of the work.
+        measure: whether a device of no known name is measured; otherwise it has None.
+    """
+    accelerator = get_accelerator()
+    if accelerator.device_name() == "cuda":
+        name = _NAMES.get(torch.cuda.get_device_name())
+        if name is not None:
+            return published(name, precision)
+    return measured(precision, shape) if measure else None
+
+
+def measured(precision: str, shape: tuple[int, int, int]) -> Rate:
+    """Return the best rate found in a fraction of a second of multiplying matrices."""
+    accelerator = get_accelerator()
+    device = accelerator.current_device_name()
+    rows, inner, columns = shape
+    left = torch.randn(rows, inner, device=device, dtype=DTYPES[precision])
+    right = torch.randn(inner, columns, device=device, dtype=DTYPES[precision])
+    out = left @ right  # what is done only once
+    accelerator.synchronize()
+    best, end = float("inf"), time.perf_counter() + _SECONDS
+    while time.perf_counter() < end:
+        started = time.perf_counter()
+        torch.matmul(left, right, out=out)
+        accelerator.synchronize()
+        best = min(best, time.perf_counter() - started)
+    return Rate(
+        peak=2.0 * rows * inner * columns / best,
+        assumed=ASSUMED_OF_MEASURED,
+        source=f"measured here: {precision} matrices of {rows}×{inner} by {inner}×{columns}",
+        published=False,
+    )

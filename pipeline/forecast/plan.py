@@ -1,0 +1,299 @@
+"""What a stage of a published system needs, without its weights: parameters, tokens, memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from rich.console import Group
+from rich.table import Table
+from torch import Tensor, nn
+
+from etl.cli import UserError
+from model.build import build_on_meta
+from model.freeze import train_only
+from model.generative_lm import DrawingLM
+from model.multimodal_lm import MultimodalLM
+from model.output_branch import WayOut
+from model.spec import ModelSpec, Stage, System
+from model.text import TextIds
+from pipeline.config.deepspeed import ds_config
+from pipeline.config.run_config import StageName, accumulation, packs
+from pipeline.forecast import memory
+
+_GIB = 2**30
+_FUSED = {"gated", "expert", "expert_mlp"}
+"""Modules that fusion puts inside a backbone's layers."""
+_BEHIND = {"projector": "output projector", "generator": "generator"}
+"""Parts of a way out; all else of it belongs to its signals."""
+_INSTRUCTION = 32
+"""Tokens of the instruction that a projector's memory is reckoned with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A stage's needs.
+
+    Args:
+        preset, stage: what was planned.
+        gpus: the number of ranks, one a GPU.
+        ds_config, zero_stage: the DeepSpeed configuration that was reckoned with.
+        global_batch, micro_batch, accumulation: samples per step, per rank and pass, and passes.
+        components: parameters by component.
+        trainable: how many of them train.
+        tokens: of one sample: per kind those of a medium, the room left for text, and
+            the `total` the memory is reckoned for.
+        gpu_bytes: by part, per GPU; an upper estimate, see `pipeline.forecast.memory`.
+        host_bytes: what is kept in the host's memory instead, per GPU.
+    """
+
+    preset: str
+    stage: str
+    gpus: int
+    ds_config: str
+    zero_stage: int
+    global_batch: int
+    micro_batch: int
+    accumulation: int
+    components: Mapping[str, int]
+    trainable: int
+    tokens: Mapping[str, int]
+    gpu_bytes: Mapping[str, int]
+    host_bytes: Mapping[str, int]
+
+    @property
+    def total(self) -> int:
+        """All parameters."""
+        return sum(self.components.values())
+
+    @property
+    def total_gpu_bytes(self) -> int:
+        """All parts together."""
+        return sum(self.gpu_bytes.values())
+
+    def to_json(self) -> dict[str, object]:
+        """Return what `--json` prints: numbers of parameters and tokens, and bytes."""
+        return {
+            "preset": self.preset,
+            "stage": self.stage,
+            "gpus": self.gpus,
+            "ds_config": self.ds_config,
+            "zero_stage": self.zero_stage,
+            "global_batch": self.global_batch,
+            "micro_batch": self.micro_batch,
+            "accumulation": self.accumulation,
+            "parameters": {
+                "total": self.total,
+                "trainable": self.trainable,
+                "components": dict(self.components),
+            },
+            "tokens_per_sample": dict(self.tokens),
+            "bytes_per_gpu": {**self.gpu_bytes, "total": self.total_gpu_bytes},
+            "bytes_on_host_per_gpu": {**self.host_bytes, "total": sum(self.host_bytes.values())},
+        }
+
+
+def plan(system: System, stage_name: StageName, gpus: int, *, tokens: int | None = None) -> Plan:
+    """Build a system on the meta device and reckon up what a stage needs.
+
+    Args:
+        system: the preset, its stages' settings perhaps overridden.
+        stage_name: which stage.
+        gpus: over how many ranks.
+        tokens: the length of a sample, one medium of each modality included; default: the
+            stage's longest.
+
+    Raises:
+        UserError: a batch that does not divide, or a length that leaves no room for text.
+    """
+    if gpus < 1:
+        raise UserError(f"--gpus: {gpus}, want 1 or more")
+    stage = system.stage(stage_name)
+    config = ds_config(stage, gpus)
+    model = build_on_meta(system.model, stage)
+    train_only(model, stage.trains)
+    sizes = [
+        memory.Weight(elements=weight.numel(), trains=weight.requires_grad)
+        for weight in model.parameters()
+    ]
+    room = _room(system.model, stage, tokens)
+    load = memory.Load(
+        tokens=room["total"],
+        targets=room["text"],
+        media=_media(system.model, stage, room["total"]),
+        projectors={kind: _kept_by_projector(model, kind) for kind in system.model.modalities},
+        drawn=_kept_by_drawing(model),
+        backbone_trains=any(
+            weight.requires_grad and _place(name, stage) == "backbone"
+            for name, weight in model.backbone.named_parameters()
+        ),
+    )
+    zero = memory.Zero.read(config, memory.PRECISION[stage.precision])
+    gpu, host = _memory(system.model, stage, zero, load, sizes, gpus)
+    return Plan(
+        preset=system.name,
+        stage=stage_name,
+        gpus=gpus,
+        ds_config=stage.ds_config,
+        zero_stage=zero.stage,
+        global_batch=stage.global_batch,
+        micro_batch=stage.micro_batch,
+        accumulation=accumulation(stage, gpus),
+        components=_components(model, stage),
+        trainable=sum(size.elements for size in sizes if size.trains),
+        tokens=room,
+        gpu_bytes=gpu,
+        host_bytes=host,
+    )
+
+
+def _kept_by_projector(model: MultimodalLM, kind: str) -> int:
+    """Bytes that autograd keeps of one medium's projection, counted on the meta device."""
+    slot, projector = model.spec.slot(kind), model.projector(kind)
+    parts, tokens = slot.ends
+    dtype = next(projector.parameters()).dtype
+    ids_bl = torch.ones(1, _INSTRUCTION, dtype=torch.long, device="meta")
+
+    def project() -> None:
+        features_bfnd = torch.zeros(1, parts, tokens, slot.encoder.width, dtype=dtype)
+        projector(features_bfnd, TextIds(ids_bl=ids_bl, mask_bl=ids_bl))
+
+    return _kept(projector, project)
+
+
+def _kept_by_drawing(model: MultimodalLM) -> dict[str, int]:
+    """Bytes that autograd keeps of one medium of each kind that comes out, likewise."""
+    if not isinstance(model, DrawingLM):
+        return {}
+    width = model.spec.backbone.width
+    kept = {}
+    for kind, way in model.ways_out().items():
+
+        def draw(way: WayOut = way) -> None:
+            thought_gnd = torch.zeros(1, way.slot.signals, width)
+            way.drawings(way.blank(thought_gnd.device), thought_gnd, embeds=True)
+
+        kept[kind] = _kept(way, draw)
+    return kept
+
+
+def _kept(module: nn.Module, run: Callable[[], None]) -> int:
+    """Bytes that autograd keeps while something runs, but for a module's own weights."""
+    own = {weight.untyped_storage()._cdata for weight in module.parameters()}
+    held: dict[int, Tensor] = {}  # kept alive: a freed storage's address may be given out again
+
+    def hold(tensor: Tensor) -> Tensor:
+        if tensor.untyped_storage()._cdata not in own:
+            held[tensor.untyped_storage()._cdata] = tensor
+        return tensor
+
+    with torch.device("meta"), torch.autograd.graph.saved_tensors_hooks(hold, lambda kept: kept):
+        run()
+    return sum(tensor.untyped_storage().nbytes() for tensor in held.values())
+
+
+def _components(model: nn.Module, stage: Stage) -> dict[str, int]:
+    """Count the parameters of each slot; adapters count apart from the backbone they sit in."""
+    counts = {"encoder": 0, "projector": 0, "backbone": 0, "adapters": 0}
+    for name, weight in model.named_parameters():
+        place = _place(name, stage)
+        counts[place] = counts.get(place, 0) + weight.numel()
+    return counts
+
+
+def _place(name: str, stage: Stage) -> str:
+    """Return the component that a parameter belongs to."""
+    first, *rest = name.split(".")
+    if first == "inputs":
+        return rest[1]
+    if first == "outputs":
+        return _BEHIND.get(rest[1], "signals")
+    if first == "backbone":
+        if stage.peft is not None and stage.peft.marks in name:
+            return "adapters"
+        return "fusion" if _FUSED.intersection(rest) else "backbone"
+    return first
+
+
+def _media(model: ModelSpec, stage: Stage, tokens: int) -> int:
+    """Return the media that a pass may hold for each sample of its micro-batch."""
+    if not packs(model, stage):
+        return 1
+    signals = [slot.signals for slot in stage.ways_out(model)]
+    smallest = min([slot.tokens for slot in model.inputs] + signals)
+    return max(1, min(stage.pack_media, tokens // smallest))
+
+
+def _room(model: ModelSpec, stage: Stage, tokens: int | None) -> dict[str, int]:
+    """Return the tokens of one medium of each modality, and what they leave for text."""
+    media: dict[str, int] = {slot.modality: slot.tokens for slot in model.inputs}
+    media |= {slot.kind: slot.signals for slot in stage.ways_out(model)}
+    total = stage.max_tokens if tokens is None else tokens
+    if not sum(media.values()) < total <= stage.max_tokens:
+        raise UserError(
+            f"tokens {total}: want more than the media's {sum(media.values())} and at most "
+            f"the stage's max_tokens {stage.max_tokens}"
+        )
+    return {**media, "text": total - sum(media.values()), "total": total}
+
+
+def _memory(
+    model: ModelSpec,
+    stage: Stage,
+    zero: memory.Zero,
+    load: memory.Load,
+    sizes: list[memory.Weight],
+    ranks: int,
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Return the bytes by part on a GPU and on the host."""
+    precision = memory.PRECISION[stage.precision]
+    trainable = sum(size.elements for size in sizes if size.trains)
+    weights = memory.weights(sizes, zero, ranks, precision)
+    gradients = memory.gradients(trainable, zero, ranks)
+    optimizer = memory.optimizer(trainable, zero, ranks)
+    whole = memory.kept_whole(sizes, zero, precision)
+    gpu = {
+        "weights": whole if zero.weights_on_host else weights,
+        "gathered weights": memory.gathered(sizes, zero, precision),
+        "gradients": 0 if zero.optimizer_on_host else gradients,
+        "optimizer states": 0 if zero.optimizer_on_host else optimizer,
+        "communication buckets": memory.buckets(trainable, zero, precision),
+        "activations": memory.activations(model, stage, zero, load),
+        "logits": memory.logits(model.backbone, stage, load),
+    }
+    host = {
+        "weights": weights - whole if zero.weights_on_host else 0,
+        "gradients": gradients if zero.optimizer_on_host else 0,
+        "optimizer states": optimizer if zero.optimizer_on_host else 0,
+    }
+    return gpu, host
+
+
+def plan_table(plan: Plan) -> Group:
+    """Return the plan as tables for a terminal."""
+    parameters = Table("component", "parameters", title=f"{plan.preset}, stage {plan.stage}")
+    for name, count in plan.components.items():
+        if count:
+            parameters.add_row(name, f"{count:,}")
+    parameters.add_section()
+    parameters.add_row("total", f"{plan.total:,}")
+    parameters.add_row("trainable", f"{plan.trainable:,} ({plan.trainable / plan.total:.2%})")
+    tokens = Table("one sample", "tokens")
+    for name, count in plan.tokens.items():
+        tokens.add_row(name, f"{count:,}")
+    title = f"one of {plan.gpus} GPUs, {plan.ds_config} (ZeRO-{plan.zero_stage})"
+    memory_table = Table("memory", "GiB", title=title)
+    for name, size in plan.gpu_bytes.items():
+        memory_table.add_row(name, f"{size / _GIB:.2f}")
+    memory_table.add_section()
+    memory_table.add_row("total", f"{plan.total_gpu_bytes / _GIB:.2f}")
+    if any(plan.host_bytes.values()):
+        memory_table.add_row("and on the host", f"{sum(plan.host_bytes.values()) / _GIB:.2f}")
+    for table in (parameters, tokens, memory_table):
+        table.columns[-1].justify = "right"
+    batch = (
+        f"global batch {plan.global_batch} = {plan.gpus} GPUs × micro batch {plan.micro_batch} "
+        f"× {plan.accumulation} passes"
+    )
+    return Group(parameters, tokens, memory_table, batch)

@@ -1,1 +1,0 @@
-"""What `pipeline.checkpoint` is made of: files, host copies, background writing, re-dealing."""

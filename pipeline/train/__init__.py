@@ -1,0 +1,1 @@
+"""Training under DeepSpeed: from a configuration to a trained run."""

@@ -1,0 +1,92 @@
+"""What evaluation sets hold, found in rows."""
+
+import numpy as np
+import pyarrow as pa
+
+from etl.dedup.decontaminate import EvalImages, EvalTexts, Item
+from etl.runtime.worker import KEPT
+from etl.sources.base import TURNS
+
+
+def images(*rows: tuple[str, list[int | None]]) -> pa.Table:
+    return pa.Table.from_pylist(
+        [{"row": n, "id": "", "url": "", "key": k, "phash": p} for n, (k, p) in enumerate(rows)],
+        schema=KEPT,
+    )
+
+
+def texts(*rows: str) -> pa.Table:
+    said = [[{"role": "user", "text": "<image>"}, {"role": "assistant", "text": t}] for t in rows]
+    return pa.table({"turns": pa.array(said, TURNS)})
+
+
+def numbered(first: int, count: int) -> str:
+    return " ".join(f"w{number}" for number in range(first, first + count))
+
+
+def test_images_by_bytes_and_by_hash() -> None:
+    items = [Item(name="e:1", digests=["aa"]), Item(name="e:2", hashes=[0b1111, 1 << 50])]
+    rows = images(
+        ("aa", [1 << 30]),
+        ("bb", [0b1111]),
+        ("cc", [0b0111]),
+        ("dd", [0b0001 << 20]),
+        ("ee aa", [None, None]),
+        ("ff", []),
+        ("gg aa", [7]),
+    )
+    verdict = EvalImages(items=items, distance=1)(rows)
+    assert verdict.details == [
+        "e:1",
+        "e:2, 0 bits off",
+        "e:2, 1 bits off",
+        None,
+        "e:1",
+        None,
+        "e:2, 1 bits off",
+    ]
+    assert [bool(reason) for reason in verdict.reasons] == [bool(d) for d in verdict.details]
+    none = EvalImages(items=[], distance=1)(rows)
+    assert none.reasons == [None] * 7
+
+
+def test_hashes_as_by_force() -> None:
+    rng = np.random.default_rng(0)
+    known = rng.integers(0, 1 << 20, 60).tolist()
+    mine = rng.integers(0, 1 << 20, 300).tolist()
+    items = [Item(name=str(one), hashes=[one]) for one in known]
+    verdict = EvalImages(items=items, distance=3)(images(*[("k", [one]) for one in mine]))
+    for one, detail in zip(mine, verdict.details, strict=True):
+        least = min((one ^ other).bit_count() for other in known)
+        assert (detail is not None) == (least <= 3)
+        assert detail is None or detail.endswith(f"{least} bits off")
+
+
+def test_runs_of_thirteen_words() -> None:
+    items = [Item(name="e:0", texts=["short", numbered(0, 30)])]
+    rows = texts(
+        f"so {numbered(5, 13).upper()}, they say",
+        numbered(5, 12),
+        "short",
+        f"{numbered(0, 6)} but {numbered(6, 6)}",
+    )
+    verdict = EvalTexts(items=items)(rows)
+    assert verdict.reasons == ["eval_text", None, None, None]
+    assert verdict.details[0] == "e:0"
+
+
+def test_shorter_texts_count_as_a_whole() -> None:
+    items = [Item(name="e:0", texts=[numbered(0, 9)]), Item(name="e:1", texts=[numbered(20, 7)])]
+    verdict = EvalTexts(items=items)(texts(numbered(0, 12), numbered(0, 8), numbered(20, 12)))
+    assert verdict.details == ["e:0", None, None]
+
+
+def test_common_phrases_are_no_leak() -> None:
+    items = [Item(name="e:0", texts=[numbered(0, 13), numbered(50, 13)])]
+    rows = texts(*[f"{numbered(0, 13)} x{row}" for row in range(11)], numbered(50, 14))
+    assert EvalTexts(items=items)(rows).details == [None] * 11 + ["e:0"]
+
+
+def test_nothing_to_compare() -> None:
+    assert EvalTexts(items=[])(texts("a")).reasons == [None]
+    assert EvalTexts(items=[Item(name="e", texts=[numbered(0, 13)])])(texts()).reasons == []

@@ -1,0 +1,248 @@
+"""The downloader's seam, its bounds, and what img2dataset says nothing of."""
+
+import http.client
+import http.server
+import sys
+import threading
+import types
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+
+import pyarrow as pa
+import pytest
+
+from etl.download.backends import LOST, Img2Dataset, make_backend, reason_of
+from etl.download.base import Fetched, FetchOptions, dns_trouble, fetch
+from etl.download.native import Native
+from etl.download.safe_http import BodyError, Bounds, PrivateAddressError, opener
+
+BOUNDS = Bounds(max_bytes=1000, deadline=0.5, allow_private=True)
+
+
+class Hostile(http.server.BaseHTTPRequestHandler):
+    """Answers by path: bodies that are too long, too slow, too short, and redirects."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        getattr(self, self.path.strip("/").split("?", maxsplit=1)[0])()
+
+    def answer(self, status: int, *headers: tuple[str, str], body: bytes = b"") -> None:
+        self.send_response(status)
+        for name, value in headers:
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def sound(self) -> None:
+        self.answer(200, ("Content-Length", "5"), body=b"sound")
+
+    def chunked(self) -> None:
+        self.answer(200, ("Transfer-Encoding", "chunked"), body=b"3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n")
+
+    def announced(self) -> None:
+        self.answer(200, ("Content-Length", "100000"))
+        self.close_connection = True
+
+    def endless(self) -> None:
+        self.answer(200, ("Connection", "close"), body=b"x" * 5000)
+        self.close_connection = True
+
+    def short(self) -> None:
+        self.answer(200, ("Content-Length", "100"), body=b"only this")
+        self.close_connection = True
+
+    def slow(self) -> None:
+        self.answer(200, ("Content-Length", "900"))
+        for _ in range(900):  # each packet comes before the socket's own timeout
+            if self.server.stop.wait(0.05):
+                break
+            try:
+                self.wfile.write(b"x")
+            except OSError:
+                break
+        self.close_connection = True
+
+    def slow_headers(self) -> None:
+        self.send_response(200)
+        self.flush_headers()
+        for _ in range(900):
+            if self.server.stop.wait(0.05):
+                break
+            try:
+                self.wfile.write(b"X")
+            except OSError:
+                break
+        self.close_connection = True
+
+    def circle(self) -> None:
+        self.answer(302, ("Location", "/circle"), ("Content-Length", "0"))
+
+    def local_file(self) -> None:
+        self.answer(302, ("Location", "file:///etc/hostname"), ("Content-Length", "0"))
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def hostile() -> Iterator[str]:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hostile) as server:
+        server.stop = threading.Event()
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.stop.set()
+        server.shutdown()
+        thread.join()
+
+
+def read(url: str, bounds: Bounds = BOUNDS) -> bytes:
+    with opener(bounds).open(url, timeout=5) as answer:
+        return answer.read()
+
+
+def test_sound_bodies_are_read_whole(hostile: str) -> None:
+    assert read(f"{hostile}/sound") == b"sound"
+    assert read(f"{hostile}/chunked") == b"abcde"
+
+
+@pytest.mark.parametrize(
+    ("path", "error", "reason"),
+    [
+        ("announced", BodyError, "body_too_large"),
+        ("endless", BodyError, "body_too_large"),
+        ("short", http.client.IncompleteRead, "incomplete_body"),
+        ("slow", OSError, "timeout"),
+        ("slow_headers", OSError, "timeout"),
+        ("circle", urllib.error.HTTPError, "redirect_loop"),
+        ("local_file", urllib.error.HTTPError, "http_302"),
+    ],
+)
+def test_hostile_bodies_end_with_a_reason(
+    hostile: str, path: str, error: type[Exception], reason: str
+) -> None:
+    with pytest.raises(error) as caught:
+        read(f"{hostile}/{path}")
+    assert reason_of(str(caught.value)) == reason
+
+
+def test_private_addresses_are_refused_when_connecting(hostile: str) -> None:
+    closed = Bounds(max_bytes=1000, deadline=5, allow_private=False)
+    for url in (f"{hostile}/sound", hostile.replace("127.0.0.1", "localhost") + "/sound"):
+        with pytest.raises(urllib.error.URLError) as caught:
+            read(url, closed)
+        assert isinstance(caught.value.reason, PrivateAddressError)
+        assert reason_of(str(caught.value)) == "private_address"
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        ("HTTP Error 404: Not Found", "http_404"),
+        ("HTTP Error 503: Service Unavailable", "http_503"),
+        ("<urlopen error timed out>", "timeout"),
+        ("The read operation timed out", "timeout"),
+        ("<urlopen error [Errno 111] Connection refused>", "unreachable"),
+        ("<urlopen error [Errno 101] Network is unreachable>", "unreachable"),
+        ("Remote end closed connection without response", "unreachable"),
+        ("<urlopen error [Errno -2] Name or service not known>", "dns_failure"),
+        ("<urlopen error [Errno -3] Temporary failure in name resolution>", "dns_temporary"),
+        (
+            "<urlopen error [SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed",
+            "tls_failure",
+        ),
+        ("Use of image disallowed by X-Robots-Tag directive", "opted_out"),
+        ("IncompleteRead(3 bytes read, 5 more expected)", "incomplete_body"),
+        ("something nobody has seen", "download_failed"),
+    ],
+)
+def test_errors_have_classes(message: str, reason: str) -> None:
+    assert reason_of(message) == reason
+
+
+class Canned:
+    """A backend that knows its answers."""
+
+    def fetch(self, urls: Sequence[str]) -> list[Fetched]:
+        return [
+            Fetched(data=url.encode())
+            if "good" in url
+            else Fetched(reason="timeout", detail="after 10 s")
+            for url in urls
+        ]
+
+    def stream(self, urls, finish):
+        return iter(finish(place, found) for place, found in enumerate(self.fetch(urls)))
+
+
+def test_a_backend_is_a_step() -> None:
+    verdict = fetch(pa.table({"url": ["good", "bad"]}), backend=Canned())
+    assert verdict.reasons == [None, "timeout"]
+    assert verdict.details == [None, "after 10 s"]
+    assert verdict.columns["data"].to_pylist() == [b"good", None]
+
+
+class Forgetful:
+    """Stands for img2dataset's downloader: forgets a URL once, or always, or fails as a whole."""
+
+    attempts: list[list[str]]
+
+    def __init__(self, sample_writer_class, number_sample_per_shard: int, **_: object) -> None:
+        self._writer = sample_writer_class(0, "", False, 5, None, "jpg")
+        assert number_sample_per_shard > 1
+
+    def __call__(self, shard: tuple[int, str]) -> tuple[bool, object]:
+        urls = pa.ipc.open_file(shard[1]).read_all()["url"].to_pylist()
+        self.attempts.append(urls)
+        for place, url in reversed(list(enumerate(urls))):  # in no order that could be relied on
+            if url == "always" or (url == "once" and len(self.attempts) == 1):
+                continue
+            failed = url == "dead"
+            meta = {
+                "status": "failed_to_download" if failed else "success",
+                "error_message": "HTTP Error 404: Not Found" if failed else None,
+            }
+            self._writer.write(None if failed else url.encode(), f"{place:07d}", None, meta)
+        self._writer.close()
+        return "always" not in urls, shard
+
+
+def test_what_img2dataset_loses_is_tried_again_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    downloader = types.ModuleType("img2dataset.downloader")
+    downloader.Downloader = Forgetful
+    resizer = types.ModuleType("img2dataset.resizer")
+    resizer.Resizer = lambda *_, **__: None
+    monkeypatch.setitem(sys.modules, "img2dataset", types.ModuleType("img2dataset"))
+    monkeypatch.setitem(sys.modules, "img2dataset.downloader", downloader)
+    monkeypatch.setitem(sys.modules, "img2dataset.resizer", resizer)
+    monkeypatch.setattr(urllib.request, "_opener", None)  # put back what the backend installs
+    monkeypatch.setattr(Forgetful, "attempts", [], raising=False)
+    options = FetchOptions(threads=2, timeout=1, retries=0, user_agent=None, bounds=BOUNDS)
+    found = Img2Dataset(options).fetch(["good", "always", "dead", "once"])
+    assert found == [
+        Fetched(data=b"good"),
+        Fetched(reason=LOST),
+        Fetched(reason="http_404", detail="HTTP Error 404: Not Found"),
+        Fetched(data=b"once"),
+    ]
+    assert Forgetful.attempts == [["good", "always", "dead", "once"], ["always", "once"]]
+
+
+def test_backends_are_made_by_name() -> None:
+    options = FetchOptions(threads=2, timeout=1, retries=0, user_agent="me", bounds=BOUNDS)
+    native = make_backend("native", options)
+    assert isinstance(native, Native)
+    assert native.token == "me"
+
+
+def test_dns_itself_failing_is_told_from_dead_names() -> None:
+    urls = [f"http://host{number}.example/x" for number in range(40)]
+    drops = [{"url": url, "reason": "dns_temporary"} for url in urls]
+    assert "40 of 40 hosts" in dns_trouble(urls, drops)
+    assert dns_trouble(urls, drops[:30]) is None
+    assert dns_trouble(urls, [{**drop, "reason": "http_404"} for drop in drops]) is None
+    assert dns_trouble(urls[:10], drops[:10]) is None  # too few to tell
+    literal = [f"http://192.0.2.{number}/x" for number in range(40)]
+    assert dns_trouble([*literal, None, "no url"], drops) is None

@@ -1,0 +1,99 @@
+import json
+
+import pyarrow as pa
+
+from etl.filters.base import Verdict
+from etl.filters.records import (
+    MEDIA,
+    check_media_urls,
+    declared_duration,
+    in_splits,
+    media_count,
+    pairs_only,
+    placeholders,
+    well_formed,
+)
+from etl.sources.base import TURNS
+
+
+def media(*rows: list[tuple[str, str]]) -> pa.Array:
+    refs = [[{"kind": kind, "url": url} for kind, url in row] for row in rows]
+    return pa.array(refs, MEDIA)
+
+
+def turns(*texts: str) -> pa.Array:
+    return pa.array([[{"role": "user", "text": text}] for text in texts], TURNS)
+
+
+def test_urls_and_names() -> None:
+    column = media(
+        [],
+        [("image", "http://example.com/1"), ("image", "a.jpg")],
+        [("image", "http://127.0.0.1/1")],
+        [("image", "data:image/png;base64,AA==")],
+        [("image", "ftp://example.com/1")],
+        [("image", "http://example.com/1"), ("image", "http://localhost/")],
+    )
+    table = pa.table({"media": column})
+    named = check_media_urls(table, allow_private=False, names=True)
+    assert named.reasons == [None, None, "private_address", None, "bad_url", "private_address"]
+    nowhere = check_media_urls(table, allow_private=True, names=False)
+    assert nowhere.reasons == [None, "no_media", None, None, "bad_url", None]
+
+
+def test_placeholders_go_with_media() -> None:
+    table = pa.table(
+        {
+            "turns": turns("<image> and <video>", "<video> and <image>", "text", "<image>"),
+            "media": media(
+                [("image", "a"), ("video", "b")],
+                [("image", "a"), ("video", "b")],
+                [],
+                [],
+            ),
+        }
+    )
+    wanted = [None, "placeholder_mismatch", None, "placeholder_mismatch"]
+    assert placeholders(table).reasons == wanted
+
+
+def test_faults_are_told() -> None:
+    table = pa.table(
+        {"fault": ["no field 'image'", None, None], "turns": [[], [], turns("x")[0].as_py()]},
+        schema=pa.schema([("fault", pa.string()), ("turns", TURNS)]),
+    )
+    verdict = well_formed(table)
+    assert verdict.reasons == ["bad_record", "no_turns", None]
+    assert verdict.details[0] == "no field 'image'"
+
+
+def test_splits() -> None:
+    found = [json.dumps({"split": name}) for name in ("train", "test")]
+    table = pa.table({"lineage": [*found, "{}"]})
+    assert in_splits(table, splits=("train",)).reasons == [None, "other_split", None]
+
+
+def test_counts() -> None:
+    table = pa.table({"media": media([], [("image", "a")], [("image", "a")] * 3)})
+    reasons = media_count(table, minimum=1, maximum=2).reasons
+    assert reasons == ["too_few_media", None, "too_many_media"]
+
+
+def test_only_pairs_are_judged_by_their_captions() -> None:
+    table = pa.table({"caption": ["one", None, "two"]})
+    verdict = pairs_only(table, operation=lambda part: Verdict(reasons=["x"] * part.num_rows))
+    assert verdict.reasons == ["x", None, "x"]
+
+
+def test_published_durations_spare_downloads() -> None:
+    published = ["PT00H00M14S", "PT01H00M00S", "3.5", "0", "700.0", "601", "", "long", None]
+    lineage = [json.dumps({} if one is None else {"duration": one}) for one in published]
+    found = declared_duration(pa.table({"lineage": lineage}), minimum=2, maximum=600)
+    assert found.reasons == [
+        None,
+        "declared_too_long",
+        None,
+        "declared_too_short",
+        "declared_too_long",
+        *[None] * 4,
+    ]

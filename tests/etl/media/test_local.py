@@ -1,0 +1,134 @@
+import base64
+import io
+import json
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from etl.cli import UserError
+from etl.media.local import Places
+
+FILES = {"train/a.jpg": b"first", "train/b.jpg": b"second", "val/b.jpg": b"third"}
+
+
+def folder(path: Path) -> Path:
+    for name, data in FILES.items():
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_bytes(data)
+    return path
+
+
+def zipped(path: Path) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in FILES.items():
+            archive.writestr(name, data)
+    return path
+
+
+def tarred(path: Path) -> Path:
+    with tarfile.open(path, "w") as archive:
+        for name, data in FILES.items():
+            info = tarfile.TarInfo(f"./{name}")
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return path
+
+
+def coded(path: Path) -> Path:
+    path.write_text(json.dumps({k: base64.b64encode(v).decode() for k, v in FILES.items()}))
+    return path
+
+
+KINDS = {"folder": folder, "media.zip": zipped, "media.tar": tarred, "LA.json": coded}
+
+
+@pytest.fixture(params=KINDS)
+def places(request: pytest.FixtureRequest, tmp_path: Path) -> Places:
+    path = KINDS[request.param](tmp_path / request.param)
+    return Places([path], max_bytes=100)
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("train/a.jpg", b"first"),
+        ("/train/a.jpg", b"first"),
+        ("./train/a.jpg", b"first"),
+        ("coco/images/train/b.jpg", b"second"),
+        ("val/b.jpg", b"third"),
+        ("a.jpg", b"first"),
+        ("elsewhere/a.jpg", b"first"),
+    ],
+)
+def test_files_are_found_by_the_end_of_their_paths(places: Places, name: str, data: bytes) -> None:
+    assert places.read(name).data == data
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("c.jpg", "not_in_media"),
+        ("b.jpg", "ambiguous_name"),
+        ("../train/../../etc/passwd", "not_in_media"),
+        ("", "not_in_media"),
+    ],
+)
+def test_what_is_not_there_is_told(places: Places, name: str, reason: str) -> None:
+    found = places.read(name)
+    assert (found.data, found.reason, found.detail) == (None, reason, name)
+
+
+def test_files_are_bounded(tmp_path: Path) -> None:
+    for make in (folder, zipped, tarred, coded):
+        path = tmp_path / make.__name__
+        places = Places([make(path.with_suffix(".json") if make is coded else path)], max_bytes=5)
+        assert places.read("train/a.jpg").data == b"first"
+        assert places.read("train/b.jpg").reason == "body_too_large"
+
+
+def test_earlier_places_go_first(tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    (other / "train").mkdir(parents=True)
+    (other / "train" / "a.jpg").write_bytes(b"other")
+    places = Places([other, zipped(tmp_path / "media.zip")], max_bytes=100)
+    assert places.read("train/a.jpg").data == b"other"
+    assert places.read("train/b.jpg").data == b"second"
+
+
+def test_fingerprints_tell_contents_apart_and_not_where_they_lie(tmp_path: Path) -> None:
+    one, two = folder(tmp_path / "one"), folder(tmp_path / "two")
+    first = Places([one], max_bytes=9).fingerprint()
+    assert Places([two], max_bytes=9).fingerprint() == first
+    (two / "train" / "a.jpg").write_bytes(b"changed")
+    assert Places([two], max_bytes=9).fingerprint() != first
+
+
+def test_damage_is_told(tmp_path: Path) -> None:
+    path = zipped(tmp_path / "media.zip")
+    data = bytearray(path.read_bytes())
+    start = data.index(b"first") if b"first" in data else 41
+    data[start : start + 3] = b"\xff\xff\xff"
+    path.write_bytes(data)
+    assert Places([path], max_bytes=100).read("train/a.jpg").reason == "unreadable_file"
+    text = tmp_path / "LA.json"
+    text.write_text('{"a": "not base64!"}')
+    assert Places([text], max_bytes=100).read("a").reason == "unreadable_file"
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("nowhere", None, "--media .*nowhere: no such file or folder"),
+        ("media.tar.gz", b"\x1f\x8b\x08compressed", "want a folder, a zip, an uncompressed tar"),
+        ("list.json", b"[1]", "its JSON is no object"),
+        ("list.json", b"{", "want a folder"),
+    ],
+)
+def test_other_files_are_told(tmp_path: Path, name: str, data: bytes | None, message: str) -> None:
+    path = tmp_path / name
+    if data is not None:
+        path.write_bytes(data)
+    with pytest.raises(UserError, match=message):
+        Places([path], max_bytes=100)

@@ -1,0 +1,273 @@
+"""The jobs' commands up to the point where Ray would start: options, plans, refusals."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import etl.audio
+import etl.cc
+import etl.coco
+import etl.instruct
+import etl.interleaved
+import etl.laion
+import etl.pointcloud
+import etl.preference
+import etl.webvid
+from etl.cli import UserError
+from etl.report.report import drops_chart, print_summary, write_report
+from etl.runtime.job_state import CODE_VERSION, Ledger, Plan, make_plan
+from etl.runtime.options import JobOptions
+from etl.storage.atomic import write_json
+from etl.storage.shards import Manifest, read_manifest, write_folder, write_manifest
+from tests.worlds import caption_shards
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture
+def listing(tmp_path: Path) -> Path:
+    path = tmp_path / "list.parquet"
+    pq.write_table(pa.table({"URL": ["http://example.com/1"], "TEXT": ["a caption"]}), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--input", "nowhere.parquet"], "nowhere.parquet: no such file"),
+        (["--threads", "0"], "--threads 0: want 1 or more"),
+        (["--max-aspect", "0.5"], "--max-aspect 0.5: want 1 or more"),
+        (["--min-caption", "9", "--max-caption", "8"], "--min-caption 9: want at most"),
+        (["--backend", "curl"], "--backend"),
+        (["--min-captoin", "5"], "--min-caption"),
+        (["--min-words", "3", "--max-words", "2"], "--min-words 3: want at most --max-words 2"),
+        (["--languages", "en", "german"], "--languages german: want codes of ISO 639"),
+        (["--minimum", "aestetic=5"], "no score 'aestetic' among .*; did you mean 'aesthetic'?"),
+    ],
+)
+def test_bad_options_are_told(
+    listing: Path, tmp_path: Path, words: list[str], message: str
+) -> None:
+    output = tmp_path / "out"
+    with pytest.raises(UserError, match=message) as caught:
+        etl.laion.run(["--input", str(listing), "--output", str(output), *words])
+    assert "\n" not in str(caught.value)
+    assert not output.exists()
+
+
+FORMATS = Path(__file__).parents[1] / "formats"
+
+
+@pytest.mark.parametrize(
+    ("job", "words", "message"),
+    [
+        (etl.cc, ["--input", "vlguard.json", "--format", "cc12"], "--format"),
+        (etl.cc, ["--input", "nowhere"], "no such file or folder"),
+        (etl.coco, ["--input", "coco.json"], "--media: want the folder or archive"),
+        (etl.coco, ["--input", "coco.json", "--media", "nowhere"], "--media nowhere: no such file"),
+        (
+            etl.coco,
+            ["--input", "coco.json", "--media", "http://a/", "b"],
+            "--media http://a/: want one address, or folders and archives",
+        ),
+        (etl.webvid, ["--input", "webvid.csv", "--frames", "-1"], "--frames -1: want 0 or more"),
+        (etl.webvid, ["--input", "clotho.csv"], "no column contentUrl among file_name"),
+        (etl.audio, ["--input", "clotho.csv", "--max-seconds", "0"], "--max-seconds 0"),
+        (etl.pointcloud, ["--input", "cap3d.csv", "--max-points", "9"], "--max-points 9"),
+        (etl.interleaved, ["--input", "llava.json"], "llava.json: record 0: no field 'images'"),
+        (etl.preference, ["--input", "sbu.json"], "want a list of records"),
+        (etl.instruct, ["--input", "gqa.json", "--format", "dvqa"], "want a list of records"),
+    ],
+)
+def test_bad_options_of_other_jobs_are_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, job, words: list[str], message: str
+) -> None:
+    monkeypatch.chdir(FORMATS)
+    output = tmp_path / "out"
+    with pytest.raises(UserError, match=message) as caught:
+        job.run([*words, "--output", str(output)])
+    assert "\n" not in str(caught.value)
+    assert not output.exists()
+
+
+def test_local_media_count_by_what_they_are(tmp_path: Path) -> None:
+    configs = []
+    for name in ("one", "two"):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "a.jpg").write_bytes(b"a")
+        options = {"input": tmp_path, "output": tmp_path, "media": (str(folder),)}
+        configs.append(etl.coco.Options(**options).config)
+    assert configs[0] == configs[1]
+    (tmp_path / "two" / "b.jpg").write_bytes(b"b")
+    assert etl.coco.Options(**options).config["media"] != configs[0]["media"]
+
+
+def test_a_mistake_on_the_command_line_costs_one_line_and_code_2(tmp_path: Path) -> None:
+    words = ["--input", str(tmp_path / "no.json"), "--output", str(tmp_path / "out")]
+    done = subprocess.run(
+        [sys.executable, "etl/instruct.py", *words],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"error: --input {tmp_path / 'no.json'}: no such file or folder\n"
+
+
+def test_a_list_that_cannot_be_read_leaves_nothing(tmp_path: Path) -> None:
+    listing = tmp_path / "list.json"
+    listing.write_text(json.dumps([{"conversations": [{"from": "nobody", "value": "x"}]}]))
+    output = tmp_path / "out"
+    with pytest.raises(UserError, match="record 0: want conversations"):
+        etl.instruct.run(["--input", str(listing), "--output", str(output)])
+    assert not output.exists()
+
+
+def planned(listing: Path, output: Path, **changes: object) -> JobOptions:
+    return etl.laion.Options(input=listing, output=output, **changes)
+
+
+def test_a_complete_output_is_left_alone(
+    listing: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    caption_shards(output, 3)
+    options = planned(listing, output)
+    plan = make_plan("laion", [listing], options.config)
+    manifest = read_manifest(output)
+    details = {"yields": []}
+    write_manifest(
+        output,
+        Manifest(
+            job="laion",
+            plan=vars(plan),
+            input_rows=3,
+            rows=3,
+            drops={},
+            shards=manifest.shards,
+            details=details,
+        ),
+    )
+    before = {path.name: path.stat().st_mtime_ns for path in output.iterdir()}
+    etl.laion.run(["--input", str(listing), "--output", str(output), "--json"])
+    assert json.loads(capsys.readouterr().out)["rows"] == 3
+    assert {path.name: path.stat().st_mtime_ns for path in output.iterdir()} == before
+    with pytest.raises(UserError, match=r"another job's work .*min_caption 5 there, 6 here"):
+        etl.laion.run(["--input", str(listing), "--output", str(output), "--min-caption", "6"])
+
+
+def written(plan: Plan) -> dict:
+    """Return a plan as a manifest gives it back."""
+    return json.loads(json.dumps(dataclasses.asdict(plan)))
+
+
+def test_the_same_bytes_elsewhere_are_the_same_plan(listing: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "moved.parquet"
+    moved.write_bytes(listing.read_bytes())
+    plan = make_plan("laion", [listing], planned(listing, tmp_path).config)
+    other = make_plan("laion", [moved], planned(moved, tmp_path / "x", threads=3).config)
+    assert plan.differences(written(other)) == []
+    moved.write_bytes(b"other bytes")
+    other = make_plan("instruct", [moved], planned(moved, tmp_path, min_side=9).config)
+    assert [found.split()[0] for found in plan.differences(written(other))] == [
+        "input",
+        "job",
+        "min_side",
+    ]
+    newer = {**written(plan), "code_version": CODE_VERSION + 1}
+    assert plan.differences(newer) == [
+        f"code_version {CODE_VERSION + 1} there, {CODE_VERSION} here"
+    ]
+
+
+def test_a_plan_is_the_same_after_it_was_written_down(listing: Path, tmp_path: Path) -> None:
+    options = [
+        planned(listing, tmp_path, languages=("en",), minimum=("aesthetic=5",)),
+        etl.cc.Options(input=listing, output=tmp_path),
+    ]
+    for one in options:
+        plan = make_plan("job", [listing], one.config)
+        assert plan.differences(written(plan)) == []
+
+
+def test_another_jobs_unfinished_work_is_refused(listing: Path, tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "out")
+    plan = make_plan("laion", [listing], planned(listing, ledger.output).config)
+    with ledger.lock():
+        ledger.save_plan(plan, rows=[1], input_rows=1, yields=[])
+        assert ledger.complete(plan) is False
+        other = make_plan("instruct", [listing], plan.config)
+        with pytest.raises(UserError, match="job 'laion' there, 'instruct' here"):
+            ledger.complete(other)
+
+
+def test_foreign_shards_are_refused(listing: Path, tmp_path: Path) -> None:
+    plan = make_plan("laion", [listing], {})
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "mine.arrow").write_bytes(b"")
+    with pytest.raises(UserError, match="Arrow files of another origin"):
+        Ledger(output).complete(plan)
+    write_folder(tmp_path / "world", [], job="worlds")
+    with pytest.raises(UserError, match="it was not written by an ETL job"):
+        Ledger(tmp_path / "world").complete(plan)
+
+
+def test_two_runs_do_not_work_in_one_folder(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "out")
+    second = Ledger(tmp_path / "out").lock()
+    with ledger.lock(), pytest.raises(UserError, match="another run is at work there"):
+        second.__enter__()
+    with ledger.lock():
+        pass
+
+
+def test_discarding_keeps_results(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "out")
+    write_json(ledger.work / "plan.json", {})
+    write_json(ledger.output / "result.json", {})
+    ledger.discard()
+    assert [path.name for path in ledger.output.iterdir()] == ["result.json"]
+
+
+def test_what_a_kill_left_of_discarding_is_swept_away(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "out")
+    write_json(ledger.output / "result.json", {})
+    write_json(ledger.output / ".work.0123.partial" / "range-00000" / "receipt.json", {})
+    ledger.sweep()
+    assert [path.name for path in ledger.output.iterdir()] == ["result.json"]
+
+
+def test_the_report_shows_reasons_and_samples(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = caption_shards(tmp_path / "shards", 4)
+    shards = read_manifest(folder).shards
+    drops = {"http_404": 5, "truncated": 2}
+    details = {"yields": [{"step": "download", "rows_in": 11, "rows_out": 6}]}
+    manifest = Manifest(
+        job="laion",
+        plan={},
+        input_rows=11,
+        rows=4,
+        drops=drops,
+        shards=shards,
+        details=details,
+    )
+    write_report(folder, manifest)
+    page = (folder / "report.html").read_text()
+    assert page.count("data:image/jpeg;base64,") == 4
+    assert "http_404" in page
+    assert "<svg" in page
+    assert "54.5%" in page
+    assert drops_chart(drops) == drops_chart(drops)
+    print_summary(folder, manifest, as_json=False)
+    assert "http_404" in capsys.readouterr().out

@@ -1,0 +1,123 @@
+"""What the stages before MM-PT are built from, and what they hand on."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import BertConfig, BertModel
+
+from model.build import build_on_meta
+from model.presets import system
+from model.pretraining.build import (
+    build_init,
+    build_sentence_tokenizer,
+    only_here,
+    sentence_reader,
+)
+from model.spec import SpecError
+from model.spec.init import ImageTextInit
+
+DLP = system("dlp").tiny()
+SENTENCES, IMAGE_TEXT = DLP.init
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory):
+    """A published BERT of a tiny Q-Former's sizes."""
+    torch.manual_seed(1)
+    config = BertConfig(
+        vocab_size=300,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+    )
+    folder = tmp_path_factory.mktemp("bert")
+    BertModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def nothing_else_is_published(monkeypatch):
+    """Only the BERT is loaded: tiny encoders and backbones are nowhere to be had."""
+    monkeypatch.setattr("model.pretraining.build.own_parts", _random_parts)
+
+
+def _random_parts(slot, width, weights, dtype):
+    from model.build import own_parts  # noqa: PLC0415 -- the name above is replaced
+
+    return own_parts(slot, width, "random", dtype)
+
+
+def test_a_q_former_starts_from_bert_in_both_halves_of_its_layers(bert):
+    stage = replace(IMAGE_TEXT, reference=None, objective=ImageTextInit(bert=str(bert)).tiny())
+    stage = replace(stage, objective=replace(stage.objective, bert=str(bert)))
+    state = build_init(DLP.model, stage, weights="pretrained").projector.qformer.state_dict()
+    given = BertModel.from_pretrained(bert).state_dict()
+    layer, own = "encoder.layer.1", "bert.encoder.layer.1"
+    for half in ("intermediate", "intermediate_query"):
+        assert torch.equal(
+            state[f"{own}.{half}.dense.weight"], given[f"{layer}.intermediate.dense.weight"]
+        )
+    assert torch.equal(
+        state[f"{own}.attention.attention.query.weight"],
+        given[f"{layer}.attention.self.query.weight"],
+    )
+    assert torch.equal(
+        state["words.word_embeddings.weight"][:300], given["embeddings.word_embeddings.weight"]
+    )
+    loaded = sum(name.startswith("bert.encoder.layer.1.") for name in state)
+    assert loaded == len([name for name in given if layer in name]) + 6
+
+
+def test_a_bert_of_other_sizes_is_one_line(bert):
+    wide = replace(DLP.model.inputs[0].projector, width=64)
+    model = replace(DLP.model, inputs=(replace(DLP.model.inputs[0], projector=wide),))
+    objective = replace(IMAGE_TEXT.objective, bert=str(bert))
+    stage = replace(IMAGE_TEXT, reference=None, objective=objective)
+    with pytest.raises(SpecError, match=r"is \(.*32.*\), want \(.*64"):
+        build_init(model, stage, weights="pretrained")
+
+
+def test_a_slot_without_a_q_former_is_refused():
+    stage = replace(IMAGE_TEXT, reference=None)
+    with pytest.raises(SpecError, match="has a projector 'mlp', want a qformer"):
+        build_init(system("digits").model.tiny(), stage, weights="random")
+
+
+def test_what_is_handed_on_is_what_mm_pt_has():
+    names = [n for n, _ in build_init(DLP.model, IMAGE_TEXT, weights="random").named_parameters()]
+    own = {name for name, _ in build_on_meta(DLP.model, DLP.pt).named_parameters()}
+    apart = {name for name in names if only_here(DLP.model, IMAGE_TEXT, name)}
+    assert set(names) - apart <= own
+    assert not apart & own
+    slot = DLP.model.inputs[0]
+    aware = replace(slot, projector=replace(slot.projector, instruction=True))
+    kept = {
+        name
+        for name in names
+        if not only_here(replace(DLP.model, inputs=(aware,)), IMAGE_TEXT, name)
+    }
+    assert {name for name in apart if not name.startswith("heads.")} <= kept
+
+
+def test_bytes_are_read_between_cls_and_sep():
+    tokenizer = build_sentence_tokenizer("", weights="pretrained")
+    ids = tokenizer("ab [MASK]")["input_ids"]
+    assert ids[0] == tokenizer.cls_token_id
+    assert ids[-1] == tokenizer.sep_token_id
+    assert tokenizer.mask_token_id not in ids
+    assert len(ids) == len("ab [MASK]") + 2
+
+
+def test_each_stage_has_who_reads_its_sentences():
+    lengths = {}
+    for name, stage in {"sentences": SENTENCES, "pairs": IMAGE_TEXT, "pt": DLP.pt}.items():
+        reader = sentence_reader(DLP.model, stage, weights="random")
+        lengths[name] = (len(reader.ids("a" * 100)), reader.kind, reader.pairs)
+    assert lengths == {
+        "sentences": (64, "image", True),
+        "pairs": (64, "image", True),
+        "pt": (64, "image", False),
+    }
+    assert sentence_reader(DLP.model, DLP.sft, weights="random") is None

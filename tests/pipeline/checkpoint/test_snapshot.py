@@ -1,0 +1,45 @@
+"""Host copies: nothing that training changes later changes them."""
+
+from collections import OrderedDict
+from pathlib import Path
+
+import torch
+
+from etl.storage.atomic import file_sha256
+from pipeline.checkpoint.snapshot import Snapshot, on_host
+
+
+def test_a_copy_holds_still_and_what_is_one_tensor_stays_one() -> None:
+    step = torch.zeros(())
+    flat = torch.arange(6.0)
+    state = OrderedDict(
+        a={"step": step, "moment": flat[2:4]}, b=[{"step": step}], scale=(1, flat), groups={"lr": 1}
+    )
+    copied = on_host(state)
+    step += 1
+    flat += 1
+    state["groups"]["lr"] = 2
+    assert type(copied) is OrderedDict
+    assert copied["a"]["step"] is copied["b"][0]["step"]
+    assert copied["a"]["step"].item() == 0
+    assert copied["a"]["moment"].tolist() == [2.0, 3.0]
+    assert copied["scale"][1].tolist() == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
+    assert copied["groups"] == {"lr": 1}
+    assert copied["a"]["moment"].untyped_storage().nbytes() == 8  # not the whole flat tensor
+
+
+def test_what_is_written_is_described(tmp_path: Path) -> None:
+    partial = tmp_path / "step-00000001.partial"
+    finished = []
+    share = Snapshot(
+        states={partial / "zero" / "a.pt": {"x": torch.ones(3)}},
+        tensors={"weights.safetensors": {"w": torch.ones(2)}},
+        finish=lambda: finished.append(True),
+    )
+    described = share.write(partial)
+    assert described.keys() == {"zero/a.pt", "weights.safetensors"}
+    for name, told in described.items():
+        assert told["bytes"] == (partial / name).stat().st_size
+        assert told["sha256"] == file_sha256(partial / name)
+    assert finished
+    assert torch.equal(torch.load(partial / "zero" / "a.pt")["x"], torch.ones(3))

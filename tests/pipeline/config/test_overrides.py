@@ -1,0 +1,70 @@
+"""Parts of a preset swapped from the command line, and pairings that are refused."""
+
+import pytest
+
+from etl.cli import UserError
+from model.presets import system
+from model.spec import Mlp, SpecError
+from model.spec.qformer import QFormer
+from pipeline.config.overrides import override
+
+
+def test_one_option_swaps_a_component():
+    whole = override(
+        system("llava_1_5_7b"), ['model.inputs.image.projector={"kind": "qformer", "queries": 8}']
+    )
+    assert whole.model.inputs[0].projector == QFormer(queries=8)
+    assert whole.model.inputs[0].tokens == 8
+
+
+def test_a_field_of_a_part_is_set_by_its_number_or_name():
+    by_name = override(system("llava_1_5_7b"), ["model.inputs.image.projector.depth=3"])
+    by_number = override(system("llava_1_5_7b"), ["model.inputs.0.projector.depth=3"])
+    assert by_name == by_number
+    assert by_name.model.inputs[0].projector == Mlp(depth=3)
+
+
+@pytest.mark.parametrize(
+    ("preset", "setting", "says"),
+    [
+        ("digits", "model.backbone.layer=8", "no such field; want layers"),
+        ("digits", "model.inputs.video.frames=2", "no such field; want image or 0"),
+        ("digits", "model.backbone.layers=many", "layers: 'many', want int"),
+        ("digits", "model.backbone.layers", "want PATH=VALUE"),
+        ("digits", 'model.inputs.image.projector={"kind": "mpl"}', "kind: 'mpl', want one of"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(preset, setting, says):
+    with pytest.raises(UserError, match=says) as told:
+        override(system(preset), [setting])
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("preset", "setting", "says"),
+    [
+        (
+            "digits",
+            'model.inputs.image.encoder={"kind": "point_bert", "weights": ""}',
+            "slot 'image': the encoder 'point_bert' reads points, not image",
+        ),
+        (
+            "blip_2_flan_t5_xxl",
+            'model.fusion={"kind": "gated_cross_attention", "heads": 8}',
+            "goes with a causal backbone, 't5' is seq2seq",
+        ),
+        (
+            "blip_2",
+            'model.fusion={"kind": "visual_expert"}',
+            "goes with a backbone of kind 'llama'",
+        ),
+        ("blip_2_flan_t5_xxl", 'sft.peft={"kind": "prefix"}', "'t5' is seq2seq"),
+        ("digits", "model.inputs.image.frames=4", "slot 'image': frames are for video"),
+        ("digits", "model.inputs.image.pool=mean", "pool wants a medium of several parts"),
+        ("flamingo_3b", "model.inputs.video.projector.latents=8", "its spec differs"),
+    ],
+)
+def test_impossible_pairings_are_refused_before_anything_is_built(preset, setting, says):
+    with pytest.raises(SpecError, match=says) as told:
+        override(system(preset), [setting])
+    assert "\n" not in str(told.value)

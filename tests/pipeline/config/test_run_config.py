@@ -1,0 +1,107 @@
+"""Options become a fully resolved run; a mistake is said in one line."""
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from etl.cli import UserError, parse
+from model.presets import PRESETS, system
+from model.spec import SpecError
+from pipeline.config.decode import decode
+from pipeline.config.run_config import RunConfig, TrainOptions, accumulation, read_config, resolve
+
+
+def options(*words: str) -> TrainOptions:
+    return parse(TrainOptions, prog="pt", args=words)
+
+
+def minimal(*words: str) -> RunConfig:
+    return resolve(options("digits", "--data", "d", "--output", "o", *words), "pt")
+
+
+def test_overrides_reach_the_stage_and_only_that_one() -> None:
+    run = minimal("--learning-rate", "0.5", "--max-steps", "7", "--seed", "3")
+    assert run.settings == replace(system("digits").pt, learning_rate=0.5)
+    assert run.system.sft == system("digits").sft
+    assert (run.max_steps, run.seed) == (7, 3)
+
+
+def test_a_part_that_is_pre_trained_has_settings_of_its_own() -> None:
+    words = ("--data", "d", "--output", "o", "--part", "pformer", "--epochs", "7")
+    run = resolve(options("dlp", *words), "init")
+    sentences, image_text = system("dlp").init
+    assert run.settings == replace(sentences, epochs=7)
+    assert run.system.init[1] == image_text
+
+
+@pytest.mark.parametrize(
+    ("preset", "says"),
+    [
+        ("digits", "digits: has no part that is pre-trained before MM-PT"),
+        ("dlp", "dlp: pre-trains pformer, then qformer; name one as --part"),
+    ],
+)
+def test_a_part_must_be_there_and_named(preset: str, says: str) -> None:
+    with pytest.raises(SpecError, match=says):
+        resolve(options(preset, "--data", "d", "--output", "o"), "init")
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("suffix", [".json", ".yaml"])
+def test_a_written_configuration_reads_back_equal(name: str, suffix: str, tmp_path: Path) -> None:
+    run = RunConfig(stage="sft", system=system(name), data=("a", "b"), output="o")
+    run.save(tmp_path)
+    file = tmp_path / f"config{suffix}"
+    if suffix == ".yaml":
+        file.write_text(yaml.safe_dump(json.loads((tmp_path / "config.json").read_text())))
+    assert read_config(file) == run
+    assert resolve(options(str(file)), "sft") == run
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sed": 1}, "run.sed: no such field; did you mean 'seed'?"),
+        ({"seed": "x"}, "run.seed: 'x', want int"),
+        ({"seed": True}, "run.seed: True, want int"),
+        ({"weights": "some"}, "run.weights: 'some', want one of 'pretrained', 'random'"),
+        ({"data": "folder"}, "run.data: 'folder', want a list"),
+        ({"system": {}}, "run.system.name: missing"),
+    ],
+)
+def test_a_wrong_field_is_named(change: dict[str, object], message: str) -> None:
+    good = asdict(RunConfig(stage="pt", system=system("digits"), data=("a",), output="o"))
+    with pytest.raises(UserError) as caught:
+        decode(RunConfig, good | change, "run")
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["digitz", "--data", "d", "--output", "o"], "did you mean 'digits'?"),
+        (["digits", "--output", "o"], "--data"),
+        (["digits", "--data", "d"], "--output"),
+        (["digits", "--data", "d", "--output", "o", "--save-every", "0"], "--save-every: 0"),
+        (["none.json"], "none.json: no such file"),
+        (["digits", "--data", "d", "--outptu", "o"], "--output"),
+        (["digits", "--max-steps", "many"], "--max-steps"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line(words: list[str], message: str) -> None:
+    with pytest.raises((UserError, SpecError)) as caught:
+        resolve(options(*words), "pt")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_batch_that_does_not_divide_is_refused_where_a_pass_compares_its_samples() -> None:
+    settings = replace(system("dlp").tiny().init[0], global_batch=100, micro_batch=16)
+    with pytest.raises(UserError, match=r"100 is no multiple .* 96 would be"):
+        accumulation(settings, ranks=2)
+    assert accumulation(replace(settings, global_batch=96), ranks=2) == 3
+    pairs = replace(system("digits").pt, global_batch=100, micro_batch=16)
+    assert accumulation(pairs, ranks=2) == 4  # the last pass is filled up

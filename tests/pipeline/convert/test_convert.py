@@ -1,0 +1,271 @@
+"""Weights in and out: every tensor once, bit for bit, and transformers reads what we write."""
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import LlavaForConditionalGeneration, PreTrainedModel
+
+from etl.cli import UserError, main
+from model.build import build, build_text_tokenizer, build_tokenizer
+from model.presets import system
+from model.spec import Lora, SpecError
+from model.spec.image import EvaClip
+from pipeline.checkpoint.checkpoints import newest_weights, write_weights
+from pipeline.cli import run as run_pipeline
+from pipeline.config.run_config import RunConfig, read_config
+from pipeline.convert import store
+from pipeline.convert.export import export_run
+from pipeline.convert.import_ import import_run
+from pipeline.convert.store import Store
+from pipeline.evaluate.command import load_run
+from tests import published
+from tests.worlds import question_shards
+
+Edit = Callable[[dict[str, Tensor]], object]
+
+
+def save(model: PreTrainedModel, folder: Path, *, shard: str = "1GB") -> Path:
+    """Save a model as it is published: weights, configurations, both tokenizers."""
+    model.save_pretrained(folder, max_shard_size=shard)
+    tokenizer = build_tokenizer(system("digits").model, weights="random")
+    tokenizer.save_pretrained(folder)
+    tokenizer.save_pretrained(folder / "qformer_tokenizer")
+    colours = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.2, 0.3]}
+    (folder / "preprocessor_config.json").write_text(json.dumps(colours))
+    return folder
+
+
+def rewrite(folder: Path, edit: Edit) -> None:
+    """Change the tensors of a saved model."""
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    edit(tensors)
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+def tensors_of(folder: Path) -> dict[str, Tensor]:
+    return dict(Store.of_folder(folder))
+
+
+def assert_same(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert found[name].dtype == tensor.dtype
+        assert torch.equal(found[name], tensor), name
+
+
+def texts_of(folder: Path) -> dict[str, bytes]:
+    """Return the files beside the weights."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and "safetensors" not in path.name
+    }
+
+
+def hub_names(tensors: dict[str, Tensor]) -> None:
+    """Name a LLaVA's tensors as its published file does, with a buffer that none has any more."""
+    for name in [name for name in tensors if name.startswith("vision_tower.")]:
+        tensors[name.replace("vision_tower.", "vision_tower.vision_model.")] = tensors.pop(name)
+    tensors["vision_tower.vision_model.embeddings.position_ids"] = torch.arange(17)[None]
+
+
+def tied_twice(tensors: dict[str, Tensor]) -> None:
+    tensors["language_model.encoder.embed_tokens.weight"] = tensors[
+        "language_model.shared.weight"
+    ].clone()
+
+
+def nothing(tensors: dict[str, Tensor]) -> None:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("make", "dtype", "edit", "left_out"),
+    [
+        (published.llava, torch.float16, hub_names, "position_ids, which follows"),
+        (lambda: published.blip_2(published.OPT), torch.float32, nothing, ""),
+        (
+            lambda: published.instructblip(published.T5),
+            torch.bfloat16,
+            tied_twice,
+            "encoder.embed_tokens.weight, which is language_model.shared.weight again",
+        ),
+    ],
+    ids=["llava", "blip_2", "instructblip"],
+)
+def test_a_round_trip_is_bit_for_bit(
+    make: Callable[[], PreTrainedModel],
+    dtype: torch.dtype,
+    edit: Edit,
+    left_out: str,
+    tmp_path: Path,
+) -> None:
+    source = save(make().to(dtype), tmp_path / "source")
+    rewrite(source, edit)
+    said = import_run(source, tmp_path / "run", "sft")
+    named = [line for line in said if line.startswith("left out")]
+    assert len(named) == bool(left_out)
+    assert all(left_out in line for line in named)
+    export_run(tmp_path / "run", tmp_path / "back")
+    assert_same(tensors_of(tmp_path / "back"), tensors_of(source))
+    assert texts_of(tmp_path / "back") == texts_of(source)
+
+
+def test_shards_are_read_and_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "SHARD_BYTES", 60_000)
+    model = published.llava()
+    source = save(model, tmp_path / "source", shard="50KB")
+    import_run(source, tmp_path / "run", "sft")
+    assert len(list((tmp_path / "run/components/backbone").glob("*.safetensors"))) > 2
+    export_run(tmp_path / "run", tmp_path / "back")
+    assert_same(tensors_of(tmp_path / "back"), tensors_of(source))
+    again = LlavaForConditionalGeneration.from_pretrained(tmp_path / "back")
+    assert_same(again.state_dict(), model.state_dict())
+
+
+def test_an_imported_run_has_its_tokenizers_and_its_presets_stages(tmp_path: Path) -> None:
+    source = save(published.instructblip(published.LLAMA), tmp_path / "source")
+    import_run(source, tmp_path / "run", "sft")
+    spec = read_config(tmp_path / "run/config.json").system
+    preset = system("instructblip")
+    assert (spec.pt, spec.sft) == (preset.pt, preset.sft)
+    for slot in spec.model.inputs:
+        assert isinstance(slot.encoder, EvaClip)
+        assert (slot.encoder.mean, slot.encoder.std) == ((0.5, 0.4, 0.3), (0.2, 0.2, 0.3))
+    assert spec.model.backbone.template == preset.model.backbone.template
+    for tokenizer in (
+        build_tokenizer(spec.model, weights="pretrained"),
+        build_text_tokenizer(spec.model, weights="pretrained"),
+    ):
+        assert tokenizer is not None
+        assert tokenizer.decode(tokenizer("seven")["input_ids"]) == "seven"
+
+
+def trained_from(imported: Path, folder: Path) -> RunConfig:
+    """Leave what a stage with LoRA that started from an import leaves: all it trained, and more."""
+    config = read_config(imported / "config.json")
+    settings = replace(
+        config.system.sft, precision="fp32", peft=Lora(rank=2, alpha=8, targets=("q_proj",))
+    )
+    config = replace(
+        config,
+        system=replace(config.system, sft=settings),
+        init_from=str(imported),
+        output=str(folder),
+    )
+    model = build(config.system.model, settings, weights="random")
+    torch.manual_seed(3)
+    weights = {
+        name: torch.randn_like(weight) * 0.2
+        for name, weight in model.named_parameters()
+        if "lora_" in name or "projector" in name
+    }
+    write_weights(folder, weights, identity={})
+    config.save(folder)
+    return config
+
+
+@torch.no_grad()
+def test_what_was_trained_gives_the_same_logits_in_transformers(tmp_path: Path) -> None:
+    import_run(save(published.llava(), tmp_path / "source"), tmp_path / "run", "sft")
+    model = load_run(trained_from(tmp_path / "run", tmp_path / "tuned"), tmp_path / "tuned").eval()
+    export_run(tmp_path / "tuned", tmp_path / "back")
+    theirs = LlavaForConditionalGeneration.from_pretrained(tmp_path / "back").eval()
+    ids = torch.tensor([[1, *[published.IMAGE_ID] * 16, 5, 6, 7]])
+    pixels = torch.randn(1, 3, 32, 32)
+    media = model.project("image", model.encode("image", pixels[:, None]))[0]
+    embedded = model.backbone.get_input_embeddings()(ids)
+    embedded[ids == published.IMAGE_ID] = media
+    ours = model.backbone(inputs_embeds=embedded).logits
+    expected = theirs(input_ids=ids, pixel_values=pixels).logits
+    torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
+    before = tensors_of(tmp_path / "source")
+    after = tensors_of(tmp_path / "back")
+    changed = {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
+    assert all("q_proj" in name or "projector" in name for name in changed)
+    assert len(changed) == 2 + 4
+
+
+def complaint(source: Path, folder: Path) -> str:
+    with pytest.raises((UserError, SpecError)) as told:
+        import_run(source, folder, "sft")
+    assert not folder.exists()
+    assert "\n" not in str(told.value)
+    return str(told.value)
+
+
+def test_a_tensor_too_few_or_too_many_is_told(tmp_path: Path) -> None:
+    source = save(published.llava(), tmp_path / "source")
+    norm = "language_model.model.norm.weight"
+    kept = load_file(source / "model.safetensors")[norm]
+    rewrite(source, lambda tensors: tensors.pop(norm))
+    assert "holds nothing for backbone.model.norm.weight" in complaint(source, tmp_path / "run")
+    rewrite(source, lambda tensors: tensors.update({norm: kept[1:]}))
+    assert f"{norm} is (39,), its configuration wants (40,)" in complaint(source, tmp_path / "run")
+    rewrite(source, lambda tensors: tensors.update({norm: kept, "image_newline": kept.clone()}))
+    assert "image_newline is unexpected" in complaint(source, tmp_path / "run")
+    again = {"model.language_model.norm.weight": kept.clone()}
+    rewrite(source, lambda tensors: [tensors.update(again), tensors.pop("image_newline")])
+    assert "is the same part" in complaint(source, tmp_path / "run")
+
+
+def test_what_is_no_checkpoint_of_ours_is_told(tmp_path: Path) -> None:
+    assert "no such file" in complaint(tmp_path / "nowhere", tmp_path / "run")
+    source = save(published.llava(multimodal_projector_bias=False), tmp_path / "source")
+    assert "multimodal_projector_bias: False, want True" in complaint(source, tmp_path / "run")
+    config = json.loads((source / "config.json").read_text())
+    config["multimodal_projector_bias"] = True
+    config["text_config"]["attention_bias"] = True
+    (source / "config.json").write_text(json.dumps(config))
+    assert "text_config.attention_bias: True, want False" in complaint(source, tmp_path / "run")
+    config["architectures"] = ["FuyuForCausalLM"]
+    (source / "config.json").write_text(json.dumps(config))
+    assert "is of FuyuForCausalLM, want one of Llava" in complaint(source, tmp_path / "run")
+    (source / "model.safetensors").unlink()
+    config["architectures"] = ["LlavaForConditionalGeneration"]
+    config["text_config"]["attention_bias"] = False
+    (source / "config.json").write_text(json.dumps(config))
+    assert "holds no model.safetensors" in complaint(source, tmp_path / "run")
+
+
+def test_a_run_that_was_not_imported_is_not_exported(tmp_path: Path) -> None:
+    RunConfig(stage="pt", system=system("digits"), data=(), output="x").save(tmp_path)
+    with pytest.raises(UserError, match="want a run made by `python -m pipeline import`"):
+        export_run(tmp_path, tmp_path / "back")
+
+
+def test_the_commands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = save(published.llava(), tmp_path / "source")
+    data = question_shards(tmp_path / "data", 2)
+    run = tmp_path / "run"
+
+    def pipeline(*words: object) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["pipeline", *map(str, words)])
+        with pytest.raises(SystemExit) as stop:
+            main(run_pipeline, mistakes=(UserError, SpecError))
+        printed = capsys.readouterr()
+        return int(stop.value.code or 0), printed.out + printed.err
+
+    code, printed = pipeline("import", "--from", source, "--output", run)
+    assert code == 0, printed
+    assert "encoder: 55 tensors" in printed
+    assert newest_weights(run).parent.name == "step-00000000"
+    code, printed = pipeline("import", "--from", source, "--output", run)
+    assert (code, "is there already" in printed) == (2, True)
+    words = ("--data", data, "--max-new-tokens", 2, "--json")
+    code, printed = pipeline("evaluate", "--run", run, *words)
+    assert code == 0, printed
+    assert (run / "evaluation" / "scores.json").is_file()
+    code, printed = pipeline("export", "--run", run, "--output", tmp_path / "back")
+    assert code == 0, printed
+    assert_same(tensors_of(tmp_path / "back"), tensors_of(source))

@@ -1,0 +1,145 @@
+"""Micro-batches are the same from any starting step and with any number of workers."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from etl.storage.shards import ShardSet, write_folder
+from model.batch import IGNORED
+from model.spec import ModelSpec
+from pipeline.data.encode import SampleEncoder
+from pipeline.data.lengths import read_lengths
+from pipeline.data.loader import MicroBatch, Samples, micro_batches
+from pipeline.data.packing import Layout, Packed, Rows
+from pipeline.data.sampler import Prices, Schedule
+from pipeline.data.shuffle import Order, Source
+from pipeline.data.tokenize import Drafter
+from tests.worlds import caption_shards
+
+LAYOUTS = [Rows(most=3, order="length"), Packed(tokens=128, media=8)]
+
+
+class Data:
+    """Forty captions, and what reads them."""
+
+    def __init__(
+        self, folder: Path, spec: ModelSpec, tokenizer: PreTrainedTokenizerBase, tokens: int = 128
+    ) -> None:
+        self.shards = ShardSet([folder])
+        self.encoder = SampleEncoder(spec, tokenizer, prompt="plain", max_tokens=tokens)
+        drafter = Drafter(spec, tokenizer, prompt="plain", max_tokens=tokens)
+        self.lengths = read_lengths([folder], drafter, spec.modalities, spare=folder)
+
+    def load(
+        self, layout: Layout, steps: range, *, workers: int = 0, batch: int = 12, ranks: int = 2
+    ) -> list[list[MicroBatch]]:
+        rows = len(self.shards)
+        schedule = Schedule(
+            order=Order(sources=(Source(first=0, rows=rows, draws=rows),), seed=0, epochs=2),
+            global_batch=batch,
+            layout=layout,
+            lengths=self.lengths,
+            prices=Prices(media={"image": 10.0}),
+        )
+        return list(
+            micro_batches(
+                Samples(self.shards, self.encoder),
+                schedule,
+                steps=steps,
+                rank=ranks - 1,
+                ranks=ranks,
+                pad_id=0,
+                workers=workers,
+            )
+        )
+
+
+@pytest.fixture
+def data(tmp_path: Path, spec: ModelSpec, tokenizer: PreTrainedTokenizerBase) -> Data:
+    return Data(caption_shards(tmp_path / "captions", 40), spec, tokenizer)
+
+
+def same(left: list[list[MicroBatch]], right: list[list[MicroBatch]]) -> bool:
+    ones = [item.batch for step in left for item in step]
+    others = [item.batch for step in right for item in step]
+    return all(
+        torch.equal(one.ids_bt, other.ids_bt)
+        and one.media.keys() == other.media.keys()
+        and all(torch.equal(one.media[kind].values, other.media[kind].values) for kind in one.media)
+        for one, other in zip(ones, others, strict=True)
+    )
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_seeking_gives_what_iterating_gives(data: Data, layout: Layout) -> None:
+    everything = data.load(layout, range(7))
+    assert len(everything) == 7
+    assert same(everything[4:], data.load(layout, range(4, 7)))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_workers_do_not_change_the_order(data: Data, layout: Layout) -> None:
+    assert same(data.load(layout, range(2)), data.load(layout, range(2), workers=2))
+
+
+def test_ranks_have_equally_many_micro_batches_however_many_a_step_has(data: Data) -> None:
+    for layout in LAYOUTS:
+        for ranks in (1, 2, 3):
+            schedule = [
+                [len(items) for items in data.load(layout, range(7), ranks=ranks)] for _ in "ab"
+            ]
+            assert schedule[0] == schedule[1]
+            assert min(schedule[0]) >= 1
+
+
+def test_the_short_last_step_is_filled_without_loss(data: Data) -> None:
+    (last,) = data.load(Rows(most=3, order="length"), range(6, 7))  # 8 samples, in bins of 3
+    assert [item.samples for item in last] == [3, 0]
+    assert bool((last[1].batch.labels_bt == IGNORED).all())
+    (packed,) = data.load(Packed(tokens=10_000, media=8), range(6, 7), ranks=9)
+    assert [item.samples for item in packed] == [0]
+    assert packed[0].batch.ids_bt.shape == (1, 1)
+    assert not packed[0].batch.targeted.any()
+
+
+def test_a_packed_row_has_no_padding_and_tells_its_samples_apart(data: Data) -> None:
+    for item, *_ in data.load(Packed(tokens=400, media=8), range(2)):
+        batch = item.batch
+        assert batch.ids_bt.shape[0] == 1
+        assert batch.ids_bt.shape[1] <= 400
+        assert bool(batch.attention_bt.all())
+        assert batch.positions_bt is not None
+        assert int((batch.positions_bt == 0).sum()) == item.samples
+        assert bool((batch.labels_bt[batch.positions_bt == 0] == IGNORED).all())
+        assert int(batch.media["image"].places_bt.sum()) == 36 * item.samples
+
+
+@pytest.mark.parametrize("layout", [Rows(most=12, order="length"), Packed(tokens=9000, media=99)])
+def test_a_bad_sample_is_reported_and_left_out(
+    layout: Layout, tmp_path: Path, spec: ModelSpec, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    captions = ShardSet([caption_shards(tmp_path / "captions", 12)])
+    samples = [captions[index] for index in range(12)]
+    medium = samples[5].media[0]
+    samples[5] = replace(samples[5], media=(replace(medium, data=medium.data[:200]),))
+    data = Data(write_folder(tmp_path / "bad", samples, job="test"), spec, tokenizer)
+    ((item,),) = data.load(layout, range(1), ranks=1)
+    assert item.samples == 11
+    (bad,) = item.bad
+    assert (bad.row, bad.id) == (5, samples[5].id)
+    assert "cannot be decoded" in bad.reason
+    assert item.batch.media["image"].values.shape[0] == 11
+
+
+def test_what_cannot_be_used_by_its_text_is_reported_without_being_decoded(
+    tmp_path: Path, spec: ModelSpec, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    data = Data(caption_shards(tmp_path, 12), spec, tokenizer, tokens=30)
+    assert len(data.lengths.faults) == 12
+    ((item,),) = data.load(LAYOUTS[1], range(1), ranks=1)
+    assert item.samples == 0
+    assert {bad.row for bad in item.bad} == set(range(12))
+    assert all("do not fit in 30 tokens" in bad.reason for bad in item.bad)

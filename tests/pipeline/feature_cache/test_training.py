@@ -1,0 +1,123 @@
+"""Which media of a run go through the cache, and why."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from etl.cli import UserError
+from etl.storage.shards import ShardSet
+from model.build import build
+from model.freeze import train_only
+from model.multimodal_lm import MultimodalLM
+from model.presets import system
+from pipeline.config.run_config import FeaturesMode, RunConfig, TrainOptions, resolve
+from pipeline.feature_cache.training import open_features
+from pipeline.run_folder.report import run_report
+from tests.worlds import caption_shards
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return caption_shards(tmp_path / "data", 4)
+
+
+def run_of(data: Path, cache: Path | None, mode: FeaturesMode, *settings: str) -> RunConfig:
+    options = TrainOptions(
+        preset="digits_omni",
+        data=(data,),
+        output=data.parent / "run",
+        weights="random",
+        features=cache,
+        features_mode=mode,
+        set=settings,
+    )
+    return resolve(options, "pt")
+
+
+def model_of(run: RunConfig) -> MultimodalLM:
+    model = build(run.system.model, run.settings, weights="random")
+    train_only(model, run.settings.trains)
+    return model
+
+
+def said(run: RunConfig) -> dict[str, dict[str, object]]:
+    found: dict[str, dict[str, object]] = json.loads(
+        (Path(run.output) / "features.json").read_text()
+    )
+    return found
+
+
+@pytest.mark.usefixtures("alone")
+def test_always_uses_every_frozen_encoder_and_shares_what_is_shared(
+    data: Path, tmp_path: Path
+) -> None:
+    run = run_of(data, tmp_path / "cache", "always")
+    model = model_of(run)
+    lookup, recorder = open_features(run, ShardSet([data]), model)
+    assert set(lookup.stores) == {"image", "video", "audio", "points"}
+    assert lookup.stores["image"] is lookup.stores["video"]
+    assert len(list((tmp_path / "cache").glob("*/producer.json"))) == 3
+    assert model.keep == recorder.keep
+    assert all(verdict["used"] for verdict in said(run).values())
+
+
+@pytest.mark.usefixtures("alone")
+def test_what_is_not_in_the_data_cannot_be_timed_and_is_not_used(
+    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = run_of(data, tmp_path / "cache", "auto")
+    with caplog.at_level("INFO"):
+        lookup, _ = open_features(run, ShardSet([data]), model_of(run))
+    verdicts = said(run)
+    timing = verdicts["image"]["timing"]
+    assert isinstance(timing, dict)
+    assert verdicts["image"]["used"] is (timing["read"] < timing["decode"] + timing["encode"])
+    assert ("image" in lookup.stores) is verdicts["image"]["used"]
+    assert verdicts["audio"]["reason"] == "not used: the data hold no audio to time"
+    assert "audio" not in lookup.stores
+    assert sum("features of" in message for message in caplog.messages) == 4
+
+
+@pytest.mark.usefixtures("alone")
+def test_an_encoder_that_trains_is_not_used(data: Path, tmp_path: Path) -> None:
+    trains = 'pt.trains=["inputs.*.projector.*", "inputs.audio.encoder.*"]'
+    run = run_of(data, tmp_path / "cache", "always", trains)
+    lookup, _ = open_features(run, ShardSet([data]), model_of(run))
+    assert set(lookup.stores) == {"image", "video", "points"}
+    assert said(run)["audio"]["reason"] == "not kept, since the encoder trains in this stage"
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_folder_that_cannot_be_is_one_line(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    run = run_of(data, tmp_path / "file", "auto")
+    with pytest.raises(UserError, match="cannot be written"):
+        open_features(run, ShardSet([data]), model_of(run))
+
+
+def test_without_the_option_nothing_is_looked_up_or_kept(data: Path) -> None:
+    run = run_of(data, None, "auto")
+    model = model_of(run)
+    lookup, _ = open_features(run, ShardSet([data]), model)
+    assert not lookup.stores
+    assert model.keep is None
+
+
+def test_the_report_tells_the_verdict(data: Path, tmp_path: Path) -> None:
+    metrics = {"step": 1, "samples": 2, "tokens": 3, "loss": 1.0, "losses": {"text": 1.0}}
+    metrics |= {"lr": 0.1, "grad_norm": 1.0, "step_seconds": 1.0, "tokens_per_second": 3.0}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(metrics) + "\n")
+    verdict = {"image": {"used": True, "reason": "used; reading 1 ms"}}
+    (tmp_path / "features.json").write_text(json.dumps(verdict))
+    page = run_report(tmp_path).read_text()
+    assert "Feature cache" in page
+    assert "used; reading 1 ms" in page
+
+
+def test_options_are_part_of_the_configuration(data: Path, tmp_path: Path) -> None:
+    run = run_of(data, tmp_path / "cache", "always")
+    run.save(tmp_path)
+    again = resolve(TrainOptions(preset=str(tmp_path / "config.json")), "pt")
+    assert (again.features, again.features_mode) == (str(tmp_path / "cache"), "always")
+    assert system("digits_omni").model == again.system.model

@@ -1,0 +1,113 @@
+"""Reckoned operations against those that PyTorch counts while a model runs."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from model.build import build, build_on_meta
+from model.freeze import train_only
+from model.presets import PRESETS, system
+from pipeline.forecast.flops import Work, unit_costs
+
+POSITIONS, TARGETS = 48, 7
+
+
+def on_meta(whole, name):
+    stage = whole.stage(name)
+    model = build_on_meta(whole.model, stage)
+    train_only(model, stage.trains)
+    return model, stage
+
+
+def counted(backbone, *, backward):
+    """Count a backbone's passes over one sequence, whose positions all see each other."""
+    width = backbone.get_input_embeddings().weight.shape[1]
+    inputs = torch.zeros(1, POSITIONS, width, requires_grad=True) * 1.0
+    # The fused attention of CPUs is not known to the counter.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        hidden = backbone.get_decoder()(inputs_embeds=inputs, use_cache=False).last_hidden_state
+        logits = backbone.get_output_embeddings()(hidden[:, :TARGETS])
+        if backward:
+            logits.sum().backward()
+    return counter.get_total_flops()
+
+
+CAUSAL = [
+    "llava_1_5_7b",  # LLaMA frozen, or with LoRA
+    "blip_2",  # OPT
+    "qwen_vl",
+    "vila_7b",  # LLaMA, all of it trains
+]
+
+
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("stage", ["pt", "sft"])
+@pytest.mark.parametrize("name", CAUSAL)
+def test_a_backbone_costs_what_pytorch_counts(name, stage, backward):
+    model, settings = on_meta(system(name).tiny(), stage)
+    settings = replace(settings, recompute=False)
+    costs = unit_costs(model, settings)
+    real = build(system(name).tiny().model, settings, weights="random")
+    train_only(real, settings.trains)
+    reckoned = costs.sample(
+        positions=POSITIONS, targets=TARGETS, media={}, pairs=POSITIONS * POSITIONS
+    )
+    found = counted(real.backbone, backward=backward)
+    assert (reckoned.model if backward else reckoned.forward) == pytest.approx(found, rel=0.02)
+
+
+def test_the_published_7b():
+    """Of 6.74e9 weights 131e6 only look words up, as many make logits; the rest costs 2 each."""
+    model, stage = on_meta(system("llava_1_5_7b"), "pt")
+    costs = unit_costs(model, stage)
+    matrices = 32 * (4 * 4096 * 4096 + 3 * 4096 * 11_008)
+    assert costs.position.forward == costs.position.backward == 2 * matrices
+    assert costs.target.forward == 2 * 4096 * 32_000
+    assert costs.pair.forward == 32 * 4 * 4096
+    # the first 23 of CLIP's layers at 577 positions, and 576 patches of 14 × 14 × 3
+    layers = 23 * (577 * 2 * 12 * 1024 * 1024 + 4 * 577 * 577 * 1024)
+    assert costs.encoders["image"].forward == pytest.approx(layers + 576 * 2 * 588 * 1024, rel=0.01)
+    assert costs.encoders["image"].backward == 0
+    assert costs.projectors["image"].forward == 576 * 2 * (1024 * 4096 + 4096 * 4096)
+
+
+def test_recomputation_is_no_work_of_the_models():
+    model, stage = on_meta(system("llava_1_5_7b").tiny(), "pt")
+    kept = unit_costs(model, replace(stage, recompute=False))
+    again = unit_costs(model, replace(stage, recompute=True))
+    assert kept.position.model == again.position.model == kept.position.device
+    assert again.position.device == 1.5 * kept.position.device
+
+
+def test_work_adds_up():
+    one = Work(forward=1.0, backward=2.0, again=1.0)
+    assert (one + one * 2).model == 9
+    assert (one * 3).device == 12
+
+
+def test_samples_add_up():
+    """A sum over samples is the sum of their costs if their pairs are handed on."""
+    model, stage = on_meta(system("llava_1_5_7b").tiny(), "sft")
+    costs = unit_costs(model, stage)
+    lengths = (10, 20, 30)
+    each = [costs.sample(positions=n, targets=2, media={"image": 1}) for n in lengths]
+    whole = costs.sample(
+        positions=60,
+        targets=6,
+        media={"image": 3},
+        pairs=sum(costs.pairs(n, 2) for n in lengths),
+    )
+    assert whole.model == pytest.approx(sum(one.model for one in each))
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("stage", ["pt", "sft"])
+def test_every_preset_has_costs(name, stage):
+    whole = system(name).tiny()
+    costs = unit_costs(*on_meta(whole, stage))
+    assert costs.position.forward > 0 < costs.position.backward
+    for kind in whole.model.modalities:
+        assert costs.medium(kind).forward > 0
