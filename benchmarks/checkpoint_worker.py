@@ -20,7 +20,7 @@ from pipeline.config.run_config import read_config
 from pipeline.config.trainer_state import TrainerState
 from pipeline.data.worker_status import WorkerStatus
 from pipeline.distributed import ranks
-from pipeline.feature_cache.reader import Lookup
+from pipeline.feature_cache.reader import CacheReader
 from pipeline.signals import StopRequest
 from pipeline.train.engine import start_engine
 from pipeline.train.loop import train
@@ -28,7 +28,7 @@ from pipeline.train.train import (
     data_from,
     make_job,
     make_model,
-    make_tally,
+    make_accumulator,
     open_inputs,
     resume_point,
     start_run,
@@ -84,8 +84,8 @@ def run(args: list[str]) -> None:
         watch = Watch(WorkerStatus(0))
         stop = StopRequest()
         job = replace(make_job(config, inputs), save_every=10**9)
-        batches = data_from(TrainerState(), config, inputs, watch.decoding, Lookup())
-        tally = make_tally(config)
+        batches = data_from(TrainerState(), config, inputs, watch.decoding, CacheReader())
+        tally = make_accumulator(config)
         train(
             engine, batches, job, TrainerState(), inputs.checkpoints, records,
             stop=stop, watch=watch, tally=tally,

@@ -57,11 +57,11 @@ for _name in ("nms", "qnms"):
 from benchmarks.loader_rivals import CAPTION, RIVALS, Rival
 from etl.storage.schema import Medium, Sample, Turn, sha256
 from etl.storage.shards import ShardSet, write_folder
-from model.build import build_tokenizer, prepare
+from model.build import build_tokenizer, preprocess
 from model.presets import system
 from pipeline.data.encode import SampleEncoder
-from pipeline.data.loader import Samples, micro_batches
-from pipeline.data.packing import Rows
+from pipeline.data.loader import MultimodalDataset, micro_batches
+from pipeline.data.packing import PaddedLayout
 from pipeline.data.readers.image import read_image
 from pipeline.data.sampler import Bin, Place
 from pipeline.data.worker_status import WorkerStatus
@@ -105,7 +105,7 @@ class Prepared:
 
     def values(self, data: bytes) -> torch.Tensor:
         """Return the encoder's input of a JPEG file."""
-        return prepare(self.encoder, read_image(data))
+        return preprocess(self.encoder, read_image(data))
 
 
 def batched(items: Iterable[Any]) -> Iterator[tuple[Any, ...]]:
@@ -169,7 +169,7 @@ def _sample(number: int, data: bytes) -> Sample:
 class Given:
     """A schedule of given rows, a batch a step."""
 
-    layout = Rows(most=BATCH, order="position")
+    layout = PaddedLayout(most=BATCH, order="position")
 
     def __init__(self, rows: Sequence[int]) -> None:
         self._steps = list(batched(rows))
@@ -190,7 +190,7 @@ def ours(folder: Path, rows: Sequence[int], model: Prepared, workers: int = 0) -
     shards = ShardSet([folder], verify=False)
     schedule = Given(rows)
     steps = micro_batches(
-        Samples(shards, encoder, WorkerStatus(workers)),
+        MultimodalDataset(shards, encoder, WorkerStatus(workers)),
         schedule,
         steps=range(schedule.steps),
         rank=0,

@@ -24,7 +24,7 @@ from rich.table import Table
 
 from benchmarks.published_params import PUBLISHED, Published
 from model.build import build_on_meta
-from model.freeze import train_only
+from model.freeze import set_trainable
 from model.presets import PRESETS, system
 from model.spec import ModelSpec, Stage
 from pipeline.forecast.plan import _components
@@ -67,7 +67,7 @@ def counts(spec: ModelSpec, stage: Stage) -> dict[str, float]:
     """
     stage = replace(stage, reference=None)
     model = build_on_meta(spec, stage)
-    train_only(model, stage.trains)
+    set_trainable(model, stage.trains)
     trainable = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     components = {"fusion": 0, **_components(model, stage)}
     return {

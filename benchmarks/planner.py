@@ -31,11 +31,11 @@ from etl.cli import UserError, main, parse
 from pipeline.config.mix import Mix
 from pipeline.data.lengths import Lengths
 from pipeline.data.mixture import sources
-from pipeline.data.packing import Packed
-from pipeline.data.sampler import Prices, Schedule
+from pipeline.data.packing import PackedLayout
+from pipeline.data.sampler import CostModel, BatchSampler
 from pipeline.data.shuffle import Order
 
-PRICES = Prices(position=26e9, pair=1.6e6, media={"image": 0.36e12})
+PRICES = CostModel(position=26e9, pair=1.6e6, media={"image": 0.36e12})
 """FLOPs of LLaVA-1.5-7B in MM-IT with adapters: 2 per weight (6.7e9) forward and 2 backward, 32
 layers of width 4,096, and a CLIP ViT-L/14 of 577 tokens (0.30e9 weights)."""
 
@@ -119,10 +119,10 @@ def plan(rows: int, options: Options, path: Path) -> Row:
     started = time.perf_counter()
     sizes = [rows // 2, rows // 3, rows - rows // 2 - rows // 3]
     mix = Mix(shares=("c=10%",), temperature=1.5)
-    schedule = Schedule(
+    schedule = BatchSampler(
         order=Order(sources=sources(["a", "b", "c"], sizes, mix), seed=0, epochs=2),
         global_batch=options.global_batch,
-        layout=Packed(tokens=options.tokens, media=4 * options.tokens // 2048),
+        layout=PackedLayout(tokens=options.tokens, media=4 * options.tokens // 2048),
         lengths=opened(path),
         prices=PRICES,
     )
@@ -150,13 +150,13 @@ def plan(rows: int, options: Options, path: Path) -> Row:
     )
 
 
-def _seek(schedule: Schedule, step: int, ranks: int) -> float:
+def _seek(schedule: BatchSampler, step: int, ranks: int) -> float:
     started = time.perf_counter()
     schedule.step(step, ranks)
     return time.perf_counter() - started
 
 
-def _costs(schedule: Schedule, turns: list[list[list[object]]]) -> tuple[float, float]:
+def _costs(schedule: BatchSampler, turns: list[list[list[object]]]) -> tuple[float, float]:
     """Return the ranks' mean cost of a step, and what the dearest rank of each pass makes of it."""
     ideal = real = 0.0
     assert schedule.lengths is not None

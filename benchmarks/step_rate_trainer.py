@@ -34,7 +34,7 @@ from model.build import build_tokenizer
 from model.encoders.pictures import normalised
 from pipeline.config.deepspeed import ds_config_file
 from pipeline.config.run_config import RunConfig, read_config
-from pipeline.data.build_sampler import make_schedule
+from pipeline.data.build_sampler import make_sampler
 from pipeline.data.encode import SampleEncoder
 
 
@@ -50,13 +50,13 @@ class Options:
     """File for the losses and the times at which steps ended."""
 
 
-class Rows(Dataset[dict[str, Tensor]]):
+class PaddedLayout(Dataset[dict[str, Tensor]]):
     """The run's samples in its order, laid out as the run lays them out."""
 
     def __init__(self, config: RunConfig, image_id: int) -> None:
         settings, model = config.settings, config.system.model
         tokenizer = build_tokenizer(model, weights=config.weights)
-        order = make_schedule(config, tokenizer).order
+        order = make_sampler(config, tokenizer).order
         self._rows = order.rows(0, order.positions)
         self._shards = ShardSet([Path(folder) for folder in config.data])
         self._encoder = SampleEncoder(
@@ -103,7 +103,7 @@ class InOrder(Trainer):
         return SequentialSampler(self.train_dataset)
 
 
-class Ends(TrainerCallback):
+class ProjectorShape(TrainerCallback):
     """Notes when each step ended."""
 
     def __init__(self) -> None:
@@ -136,7 +136,7 @@ def run(options: Options) -> None:
         "gradient_clipping",
     )
     deepspeed = zero | dict.fromkeys(filled, "auto")
-    ends = Ends()
+    ends = ProjectorShape()
     trainer = InOrder(
         model=model,
         args=TrainingArguments(
@@ -158,7 +158,7 @@ def run(options: Options) -> None:
             dataloader_num_workers=0,
             seed=0,
         ),
-        train_dataset=Rows(config, model.config.image_token_id),
+        train_dataset=PaddedLayout(config, model.config.image_token_id),
         data_collator=padded,
         callbacks=[ends],
     )

@@ -26,7 +26,7 @@ class Media:
     Args:
         values: the encoder's input (m, f, *shape) of all media, or of those whose features are not
             known.
-        places_bt: true where a medium's tokens go.
+        media_mask_bt: true where a medium's tokens go.
         rows_m: the sequence that each medium is in.
         starts_m: the first position of its sequence that knows of it.
         text: the instruction for each medium, for projectors that read it.
@@ -37,7 +37,7 @@ class Media:
     """
 
     values: Tensor
-    places_bt: Tensor
+    media_mask_bt: Tensor
     rows_m: Tensor
     starts_m: Tensor
     text: TextIds | None = None
@@ -49,7 +49,7 @@ class Media:
         """Return the media on `device`."""
         return Media(
             values=self.values.to(device),
-            places_bt=self.places_bt.to(device),
+            media_mask_bt=self.media_mask_bt.to(device),
             rows_m=self.rows_m.to(device),
             starts_m=self.starts_m.to(device),
             text=None if self.text is None else self.text.to(device),
@@ -60,11 +60,11 @@ class Media:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drawn:
+class GenerationTargets:
     """All media of one kind that the backbone is to say, in reading order; g media.
 
     Args:
-        places_bt: true where a medium's signals stand.
+        media_mask_bt: true where a medium's signals stand.
         seeds_g: what the time and the noise of eq. 5 are drawn from.
         ids_xl: padded ids of what is told of the media, in the vocabulary of the generator's text
             encoder, of all or of those x whose embedding is not known.
@@ -75,7 +75,7 @@ class Drawn:
         keys: what the other embeddings are to be kept under, for who keeps them; or empty.
     """
 
-    places_bt: Tensor
+    media_mask_bt: Tensor
     seeds_g: Tensor
     ids_xl: Tensor
     values: Tensor
@@ -83,10 +83,10 @@ class Drawn:
     known_g: Tensor | None = None
     keys: tuple[bytes, ...] = ()
 
-    def to(self, device: torch.device | str) -> Drawn:
+    def to(self, device: torch.device | str) -> GenerationTargets:
         """Return the media on `device`; seeds stay, their draws are made on the host."""
-        return Drawn(
-            places_bt=self.places_bt.to(device),
+        return GenerationTargets(
+            media_mask_bt=self.media_mask_bt.to(device),
             seeds_g=self.seeds_g,
             ids_xl=self.ids_xl.to(device),
             values=self.values.to(device),
@@ -120,7 +120,7 @@ class Batch:
     labels_bt: Tensor
     context_bt: Tensor
     media: Mapping[str, Media] = field(default_factory=dict)
-    drawn: Mapping[str, Drawn] = field(default_factory=dict)
+    drawn: Mapping[str, GenerationTargets] = field(default_factory=dict)
     decoder_bs: Tensor | None = None
     sentences: TextIds | None = None
     positions_bt: Tensor | None = None

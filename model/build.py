@@ -34,7 +34,7 @@ from model.encoders import (
     whisper,
 )
 from model.fusion import gated_cross_attention, visual_expert
-from model.generative_lm import DrawingLM
+from model.generative_lm import GenerativeMultimodalLM
 from model.generators import stable_diffusion
 from model.input_projectors import (
     abstractor,
@@ -48,11 +48,11 @@ from model.input_projectors import (
     video_qformer,
 )
 from model.multimodal_lm import MultimodalLM
-from model.output_branch import Generator, WayOut
+from model.output_branch import Generator, OutputBranch
 from model.output_projectors import output_transformer
 from model.packing import attend_within_samples
 from model.peft import adapter, lora, prefix, qlora
-from model.spec import Ends, InputSlot, ModelSpec, SpecError, Stage
+from model.spec import ProjectorShape, InputBranchSpec, ModelSpec, SpecError, Stage
 from model.spec.audio import Beats, CFormer, Hubert, Whisper
 from model.spec.backbones import T5, ChatGlm, Glm, Llama, Opt, Palm, Qwen
 from model.spec.fusion import GatedCrossAttention, Splice, VisualExpert
@@ -62,7 +62,7 @@ from model.spec.image import ClipVision, Eva2Clip, EvaClip
 from model.spec.imagebind import ImageBind
 from model.spec.input_branches import Encoder
 from model.spec.nfnet import NfNet
-from model.spec.output_branches import OutputSlot, OutputTransformer, StableDiffusion
+from model.spec.output_branches import OutputBranchSpec, OutputTransformer, StableDiffusion
 from model.spec.peft import Adapter, Lora, Peft, Prefix, QLora
 from model.spec.points import PointBert
 from model.spec.projectors import (
@@ -88,14 +88,14 @@ class EncoderFile(Protocol):
     def make(self, spec: AnySpec, *, weights: Weights, dtype: torch.dtype) -> nn.Module:
         """Return the encoder."""
 
-    def prepare(self, spec: AnySpec, raw: Any) -> Tensor:  # noqa: ANN401 -- a decoded medium
+    def preprocess(self, spec: AnySpec, raw: Any) -> Tensor:  # noqa: ANN401 -- a decoded medium
         """Return the encoder's input (parts, *shape) of a decoded medium."""
 
 
 class ProjectorFile(Protocol):
     """What a file of `model/input_projectors/` offers."""
 
-    def make(self, spec: AnySpec, ends: Ends, *, weights: Weights) -> nn.Module:
+    def make(self, spec: AnySpec, ends: ProjectorShape, *, weights: Weights) -> nn.Module:
         """Return the projector."""
 
 
@@ -121,7 +121,7 @@ class GeneratorFile(Protocol):
     ) -> Generator:
         """Return the generator, or of it what training needs; see `model.drawing.Generator`."""
 
-    def prepare(self, spec: AnySpec, raw: Any) -> Tensor:  # noqa: ANN401 -- a decoded medium
+    def preprocess(self, spec: AnySpec, raw: Any) -> Tensor:  # noqa: ANN401 -- a decoded medium
         """Return what the generator compares with, (*shape), of a decoded medium."""
 
     def tokenizer(self, spec: AnySpec, *, weights: Weights) -> PreTrainedTokenizerBase:
@@ -211,7 +211,7 @@ def build(spec: ModelSpec, stage: Stage, *, weights: Weights, seed: int = 0) -> 
         return aligned_lm.make(spec, inputs, backbone, stage.reference, weights=weights)
     if stage.generation is not None:
         outputs = build_outputs(spec, stage, weights=weights, seed=seed)
-        return DrawingLM(spec, inputs, backbone, outputs)
+        return GenerativeMultimodalLM(spec, inputs, backbone, outputs)
     return MultimodalLM(spec, inputs, backbone)
 
 
@@ -231,16 +231,16 @@ def build_inputs(
 
 def build_outputs(
     spec: ModelSpec, stage: Stage, *, weights: Weights, seed: int = 0
-) -> dict[str, WayOut]:
+) -> dict[str, OutputBranch]:
     """Build what stands behind the backbone, by modality, for a stage that draws."""
     assert stage.generation is not None
     denoises = stage.generation.denoise > 0
     generators = _generators(spec, stage, denoises=denoises, weights=weights, seed=seed)
-    ways: dict[str, WayOut] = {}
+    ways: dict[str, OutputBranch] = {}
     for slot in spec.outputs:
         projector = OUTPUT_PROJECTORS[type(slot.projector)]
         width = spec.backbone.width
-        way = WayOut(
+        way = OutputBranch(
             slot,
             width,
             projector=projector.make(slot.projector, width, slot.generator.conditions),
@@ -275,7 +275,7 @@ def _generators(
 
 
 def own_parts(
-    slot: InputSlot, width: int, weights: Weights, dtype: torch.dtype
+    slot: InputBranchSpec, width: int, weights: Weights, dtype: torch.dtype
 ) -> dict[str, nn.Module]:
     """Return a slot's own modules; what it shares belongs to another slot."""
     parts: dict[str, nn.Module] = {}
@@ -284,7 +284,7 @@ def own_parts(
         parts["encoder"] = encoder.make(slot.encoder, weights=weights, dtype=dtype)
     if slot.projector_of is None:
         projector = PROJECTORS[type(slot.projector)]
-        made = projector.make(slot.projector, slot.joins(width), weights=weights)
+        made = projector.make(slot.projector, slot.projector_shape(width), weights=weights)
         parts["projector"] = made.to(dtype)
     return parts
 
@@ -300,21 +300,21 @@ def build_on_meta(spec: ModelSpec, stage: Stage) -> MultimodalLM:
         return build(spec, stage, weights="random")
 
 
-def prepare(spec: Encoder, raw: object) -> Tensor:
+def preprocess(spec: Encoder, raw: object) -> Tensor:
     """Return an encoder's input (parts, *shape) of a decoded medium; docs/components.md."""
     file = ENCODERS[type(spec)]
     if isinstance(raw, list) and not isinstance(spec, ImageBind):  # which pairs neighbours
-        return torch.cat([file.prepare(spec, frame) for frame in raw])
-    return file.prepare(spec, raw)
+        return torch.cat([file.preprocess(spec, frame) for frame in raw])
+    return file.preprocess(spec, raw)
 
 
-def prepare_drawn(slot: OutputSlot, raw: object) -> Tensor:
+def preprocess_target(slot: OutputBranchSpec, raw: object) -> Tensor:
     """Return what a slot's generator compares with, (*shape), of a decoded medium."""
     return GENERATORS[type(slot.generator)].prepare(slot.generator, raw)
 
 
 def build_caption_tokenizers(
-    outputs: Sequence[OutputSlot], *, weights: Weights
+    outputs: Sequence[OutputBranchSpec], *, weights: Weights
 ) -> dict[str, PreTrainedTokenizerBase]:
     """Return, by kind (`to_image`), the tokenizers of the generators' text encoders."""
     return {

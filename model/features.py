@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from model.batch import Media
-from model.spec import InputSlot
+from model.spec import InputBranchSpec
 
 Keep = Callable[[str, Sequence[bytes], Tensor], None]
 """Is told the kind of media, their keys, and the features (x, f, n, d) that were made of them."""
@@ -25,7 +25,7 @@ def trains(encoder: nn.Module) -> bool:
 
 
 def media_features(
-    slot: InputSlot,
+    slot: InputBranchSpec,
     encode: Callable[[Tensor], Tensor],
     media: Media | None,
     *,

@@ -10,7 +10,7 @@ from torch import nn
 from model.spec import SpecError
 
 
-def train_only(model: nn.Module, patterns: Sequence[str]) -> list[str]:
+def set_trainable(model: nn.Module, patterns: Sequence[str]) -> list[str]:
     """Let exactly the parameters train that a pattern matches; return their names in order.
 
     Raises:

@@ -16,19 +16,19 @@ from transformers import PreTrainedModel
 from model.batch import Batch
 from model.fusion.splice import splice
 from model.multimodal_lm import MultimodalLM
-from model.output_branch import Drawings, WayOut
+from model.output_branch import GenerationOutput, OutputBranch
 from model.spec import ModelSpec
 
 
-class DrawingOutput(NamedTuple):
+class GenerativeLMOutput(NamedTuple):
     """Logits and targets as of `MultimodalLM`, and what comes out by kind (`to_image`)."""
 
     logits_ov: Tensor
     targets_o: Tensor
-    drawn: Mapping[str, Drawings]
+    drawn: Mapping[str, GenerationOutput]
 
 
-class DrawingLM(MultimodalLM):
+class GenerativeMultimodalLM(MultimodalLM):
     """t, S_X = LLM(P_X, F_T) and H_X = Θ_out(S_X), beside frozen generators.
 
     Args:
@@ -41,23 +41,23 @@ class DrawingLM(MultimodalLM):
         spec: ModelSpec,
         inputs: Mapping[str, Mapping[str, nn.Module]],
         backbone: PreTrainedModel,
-        outputs: Mapping[str, WayOut],
+        outputs: Mapping[str, OutputBranch],
     ) -> None:
         super().__init__(spec, inputs, backbone)
         self.outputs = nn.ModuleDict(dict(outputs))
 
-    def ways_out(self) -> dict[str, WayOut]:
+    def output_branches(self) -> dict[str, OutputBranch]:
         """Return the ways out by kind (`to_image`), in the order of the slots."""
         ways = {}
         for slot in self.spec.outputs:
             way = self.outputs[slot.modality]
-            assert isinstance(way, WayOut)
+            assert isinstance(way, OutputBranch)
             ways[slot.kind] = way
         return ways
 
     def forward(  # type: ignore[override]
         self, batch: Batch, used: Collection[str] = (), encoded: Collection[str] | None = None
-    ) -> DrawingOutput:
+    ) -> GenerativeLMOutput:
         """Return what the LLM says of a micro-batch, and what becomes of what it draws.
 
         Args:
@@ -67,7 +67,7 @@ class DrawingLM(MultimodalLM):
             encoded: those of them of which any rank has one whose features, or whose text's
                 embedding, are not known; by default all.
         """
-        ways = self.ways_out()
+        ways = self.output_branches()
         in_used = [kind for kind in used if kind not in ways]
         in_encoded = None if encoded is None else [kind for kind in encoded if kind not in ways]
         embeddings_btd, extra = self.embed(batch, self.media_tokens(batch, in_used, in_encoded))
@@ -86,14 +86,14 @@ class DrawingLM(MultimodalLM):
         hidden_od = hidden_btd[:, :-1][batch.targeted]
         logits_ov = self.backbone.get_output_embeddings()(hidden_od)
         signals = [way.head(hidden_od) for way in ways.values()]
-        return DrawingOutput(torch.cat([logits_ov, *signals], dim=1), batch.targets_m, drawn)
+        return GenerativeLMOutput(torch.cat([logits_ov, *signals], dim=1), batch.targets_m, drawn)
 
 
 def _with_signals(embeddings_btd: Tensor, batch: Batch, said: Mapping[str, Tensor]) -> Tensor:
     """Return the backbone's input with the signals' embeddings where signals stand."""
     nowhere_bt = torch.zeros_like(batch.ids_bt, dtype=torch.bool)
     places = {
-        kind: batch.drawn[kind].places_bt if kind in batch.drawn else nowhere_bt for kind in said
+        kind: batch.drawn[kind].media_mask_bt if kind in batch.drawn else nowhere_bt for kind in said
     }
     flat = {kind: said_nd.repeat(batch.count(kind)[0], 1) for kind, said_nd in said.items()}
     return splice(embeddings_btd, flat, places)
@@ -103,4 +103,4 @@ def _thought(batch: Batch, kind: str, hidden_btd: Tensor, said_nd: Tensor) -> Te
     """Return what the backbone thinks at its signals, and their embeddings, as one (g, n, d)."""
     if kind not in batch.drawn:
         return hidden_btd.new_zeros(0, *said_nd.shape)
-    return hidden_btd[batch.drawn[kind].places_bt].unflatten(0, (-1, len(said_nd))) + said_nd
+    return hidden_btd[batch.drawn[kind].media_mask_bt].unflatten(0, (-1, len(said_nd))) + said_nd

@@ -21,7 +21,7 @@ from model.fusion import gated_cross_attention, visual_expert
 from model.fusion.conditioning import conditioned
 from model.fusion.splice import FusionError, splice
 from model.parts import encode_parts, pool
-from model.spec import InputSlot, ModelSpec
+from model.spec import InputBranchSpec, ModelSpec
 from model.spec.fusion import GatedCrossAttention, VisualExpert
 from model.text import TextIds
 
@@ -152,17 +152,17 @@ class MultimodalLM(nn.Module):
         fusion = self.spec.fusion
         if isinstance(fusion, GatedCrossAttention):
             return embeddings_btd, self._looked_at(batch, projected, embeddings_btd)
-        places_bt = {
-            kind: batch.media[kind].places_bt
+        media_mask_bt = {
+            kind: batch.media[kind].media_mask_bt
             if kind in batch.media
             else torch.zeros_like(batch.ids_bt, dtype=torch.bool)
             for kind in projected
         }
         flat = {kind: tokens_mkd.flatten(0, 1) for kind, tokens_mkd in projected.items()}
-        fused_btd = splice(embeddings_btd, flat, places_bt)
+        fused_btd = splice(embeddings_btd, flat, media_mask_bt)
         extra: dict[str, Tensor] = {}
         if isinstance(fusion, VisualExpert):
-            places = [(places_bt[kind], tokens.shape[1]) for kind, tokens in projected.items()]
+            places = [(media_mask_bt[kind], tokens.shape[1]) for kind, tokens in projected.items()]
             extra = visual_expert.arrange(fusion, batch.attention_bt, places)
         if self.spec.backbone.prefix_lm:
             # The context's last token already answers: it says the first word.
@@ -250,7 +250,7 @@ class MultimodalLM(nn.Module):
         return ids_bt[:, 1:] if self.spec.backbone.seq2seq else ids_bt
 
 
-def _no_text(slot: InputSlot, device: torch.device) -> TextIds | None:
+def _no_text(slot: InputBranchSpec, device: torch.device) -> TextIds | None:
     """Return the instruction of a medium that stands for none, for projectors that read one."""
     if not slot.projector.reads_text:
         return None

@@ -17,31 +17,31 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from model.batch import Drawn
+from model.batch import GenerationTargets
 from model.features import Keep, together
 from model.input_projectors.attention import INIT_STD
-from model.spec.output_branches import OutputSlot
+from model.spec.output_branches import OutputBranchSpec
 
 
-class Denoised(NamedTuple):
+class NoisePrediction(NamedTuple):
     """What a generator tells of noised latents and what would be right, each (g, c, y, x)."""
 
-    told_gcyx: Tensor
-    right_gcyx: Tensor
+    noise_pred_gcyx: Tensor
+    noise_target_gcyx: Tensor
 
 
-class Drawings(NamedTuple):
+class GenerationOutput(NamedTuple):
     """What is learnt of one kind of media that come out.
 
     Attributes:
-        conditions_glw: H_X, what the generator is told.
-        wanted_glw: τ_X(t), what its own text encoder would tell it.
+        condition_embeds_glw: H_X, what the generator is told.
+        target_embeds_glw: τ_X(t), what its own text encoder would tell it.
         denoised: ε_X's answer under H_X and the right one; None where eq. 5 is not wanted.
     """
 
-    conditions_glw: Tensor
-    wanted_glw: Tensor
-    denoised: Denoised | None
+    condition_embeds_glw: Tensor
+    target_embeds_glw: Tensor
+    denoised: NoisePrediction | None
 
 
 class Generator(nn.Module, ABC):
@@ -52,11 +52,11 @@ class Generator(nn.Module, ABC):
         """Return τ(t) (g, l, w) of padded texts, without a gradient."""
 
     @abstractmethod
-    def denoise(self, values: Tensor, conditions_glw: Tensor, seeds_g: Tensor) -> Denoised:
+    def denoise(self, values: Tensor, condition_embeds_glw: Tensor, seeds_g: Tensor) -> NoisePrediction:
         """Return what is told of noised media under conditions, and what would be right."""
 
 
-class WayOut(nn.Module):
+class OutputBranch(nn.Module):
     """What stands behind the backbone for one modality.
 
     The vocabulary stays as it is: signals have embeddings and rows of the output matrix of their
@@ -73,7 +73,7 @@ class WayOut(nn.Module):
 
     def __init__(
         self,
-        slot: OutputSlot,
+        slot: OutputBranchSpec,
         width: int,
         *,
         projector: nn.Module,
@@ -90,7 +90,7 @@ class WayOut(nn.Module):
         self.generator = generator
         self._denoises = denoises
 
-    def train(self, mode: bool = True) -> WayOut:
+    def train(self, mode: bool = True) -> OutputBranch:
         """Set the mode of all but the frozen generator, which never draws at random."""
         super().train(mode)
         self.generator.eval()
@@ -104,12 +104,12 @@ class WayOut(nn.Module):
 
     def drawings(
         self,
-        drawn: Drawn | None,
-        thought_gnd: Tensor,
+        drawn: GenerationTargets | None,
+        signal_hidden_gnd: Tensor,
         *,
         embeds: bool,
         keep: Keep | None = None,
-    ) -> Drawings:
+    ) -> GenerationOutput:
         """Return what is made of the backbone's signals.
 
         Under ZeRO-3 each module is a collective: a rank without any media sends one that stands
@@ -117,30 +117,30 @@ class WayOut(nn.Module):
 
         Args:
             drawn: the media; None on a rank without any.
-            thought_gnd: the backbone's last hidden states at the signals, plus their embeddings.
+            signal_hidden_gnd: the backbone's last hidden states at the signals, plus their embeddings.
             embeds: whether any rank has a text to embed.
             keep: is told what was embedded of texts that have keys.
         """
         dtype = next(self.projector.parameters()).dtype
         if drawn is None:
-            blank = self.blank(thought_gnd.device)
-            thought_gnd = thought_gnd.new_zeros(1, *thought_gnd.shape[1:])
-            made = self._drawings(blank, thought_gnd.to(dtype), embeds=embeds, keep=None)
-            denoised = made.denoised and Denoised(*(part[:0] for part in made.denoised))
-            return Drawings(made.conditions_glw[:0], made.wanted_glw[:0], denoised)
-        return self._drawings(drawn, thought_gnd.to(dtype), embeds=embeds, keep=keep)
+            blank = self.blank(signal_hidden_gnd.device)
+            signal_hidden_gnd = signal_hidden_gnd.new_zeros(1, *signal_hidden_gnd.shape[1:])
+            made = self._drawings(blank, signal_hidden_gnd.to(dtype), embeds=embeds, keep=None)
+            denoised = made.denoised and NoisePrediction(*(part[:0] for part in made.denoised))
+            return GenerationOutput(made.condition_embeds_glw[:0], made.target_embeds_glw[:0], denoised)
+        return self._drawings(drawn, signal_hidden_gnd.to(dtype), embeds=embeds, keep=keep)
 
     def _drawings(
-        self, drawn: Drawn, thought_gnd: Tensor, *, embeds: bool, keep: Keep | None
-    ) -> Drawings:
-        conditions_glw = self.projector(thought_gnd)
-        wanted_glw = self._wanted(drawn, embeds=embeds, keep=keep)
+        self, drawn: GenerationTargets, signal_hidden_gnd: Tensor, *, embeds: bool, keep: Keep | None
+    ) -> GenerationOutput:
+        condition_embeds_glw = self.projector(signal_hidden_gnd)
+        target_embeds_glw = self._wanted(drawn, embeds=embeds, keep=keep)
         denoised = None
         if self._denoises:
-            denoised = self.generator.denoise(drawn.values, conditions_glw, drawn.seeds_g)
-        return Drawings(conditions_glw, wanted_glw, denoised)
+            denoised = self.generator.denoise(drawn.values, condition_embeds_glw, drawn.seeds_g)
+        return GenerationOutput(condition_embeds_glw, target_embeds_glw, denoised)
 
-    def _wanted(self, drawn: Drawn, *, embeds: bool, keep: Keep | None) -> Tensor:
+    def _wanted(self, drawn: GenerationTargets, *, embeds: bool, keep: Keep | None) -> Tensor:
         """Return τ(t) (g, l, w), known or made; calls τ if any rank does."""
         made_xlw = None
         if not embeds:
@@ -154,18 +154,18 @@ class WayOut(nn.Module):
             self.generator.embed(self.blank(drawn.ids_xl.device).ids_xl)
         return together(drawn.embedded, drawn.known_g, made_xlw)
 
-    def blank(self, device: torch.device) -> Drawn:
+    def blank(self, device: torch.device) -> GenerationTargets:
         """Return a medium that stands for none."""
         spec = self.slot.generator
-        return Drawn(
-            places_bt=torch.zeros(1, 1, dtype=torch.bool, device=device),
+        return GenerationTargets(
+            media_mask_bt=torch.zeros(1, 1, dtype=torch.bool, device=device),
             seeds_g=torch.zeros(1, dtype=torch.long, device="cpu"),
             ids_xl=torch.zeros(1, spec.text_tokens, dtype=torch.long, device=device),
             values=torch.zeros(1, *spec.shape, dtype=torch.uint8, device=device),
         )
 
 
-def signal_ids(outputs: Sequence[OutputSlot], vocabulary: int) -> dict[str, list[int]]:
+def signal_ids(outputs: Sequence[OutputBranchSpec], vocabulary: int) -> dict[str, list[int]]:
     """Return, by modality, the ids of its signals as targets: they follow on the vocabulary's."""
     ids: dict[str, list[int]] = {}
     first = vocabulary

@@ -38,7 +38,7 @@ def encode_parts(encode: Callable[[Tensor], Tensor], values: Tensor, *, whole: b
 
 
 def pool(features_bfnd: Tensor, how: Literal["none", "mean", "spatial_temporal"]) -> Tensor:
-    """Pool the frames of a video; see `model.spec.InputSlot`."""
+    """Pool the frames of a video; see `model.spec.InputBranchSpec`."""
     if how == "none":
         return features_bfnd
     over_time_bnd = features_bfnd.mean(1)

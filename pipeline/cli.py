@@ -20,7 +20,7 @@ from pipeline.config.run_config import Scale, StageName, TrainOptions, changed_p
 from pipeline.convert.export import export
 from pipeline.convert.import_ import import_
 from pipeline.evaluate.command import evaluate
-from pipeline.forecast.forecast import look_ahead, outlook_table, typical_product
+from pipeline.forecast.forecast import make_forecast, forecast_table, typical_product
 from pipeline.forecast.peak_flops import measured, published
 from pipeline.forecast.plan import plan, plan_table
 
@@ -126,11 +126,11 @@ def _plan(args: Sequence[str]) -> int:
         if options.measure
         else published(options.device, stage.precision)
     )
-    outlook = look_ahead(system, options.stage, planned, rate)
+    outlook = make_forecast(system, options.stage, planned, rate)
     if options.json:
         _print_json(planned.to_json() | outlook.to_json())
     else:
-        Console().print(Group(plan_table(planned), outlook_table(outlook)))
+        Console().print(Group(plan_table(planned), forecast_table(outlook)))
     return 0
 
 

@@ -11,8 +11,8 @@ from etl.digits.subjects import sample as subject_sample
 from etl.storage.schema import Sample, Turn
 from etl.storage.shards import write_folder
 from model.spec import Stage, System
-from model.spec.output_branches import Generation, OutputSlot
-from model.spec.system import LEARNT_OUTPUTS
+from model.spec.output_branches import Generation, OutputBranchSpec
+from model.spec.system import TRAINABLE_OUTPUTS
 
 
 def caption_shards(folder: Path, rows: int, *, seed: int = 0) -> Path:
@@ -49,10 +49,10 @@ def text_sample(seed: int, number: int) -> Sample:
 
 def drawing(preset: System) -> System:
     """Return a preset with a tiny way out for pictures, which both of its stages train."""
-    model = replace(preset.model, outputs=(OutputSlot(signals=3).tiny(),))
+    model = replace(preset.model, outputs=(OutputBranchSpec(signals=3).tiny(),))
 
     def stage(given: Stage) -> Stage:
-        trains = (*given.trains, *LEARNT_OUTPUTS)
+        trains = (*given.trains, *TRAINABLE_OUTPUTS)
         return replace(given, generation=Generation(), trains=trains)
 
     return replace(preset, model=model, pt=stage(preset.pt), sft=stage(preset.sft))

@@ -16,7 +16,7 @@ from model.presets.blip import (
     instructblip,
     instructblip_flan_t5_xl,
 )
-from model.spec import InputSlot, System
+from model.spec import InputBranchSpec, System
 from model.spec.image import EvaClip
 from model.spec.qformer import QFormer
 
@@ -66,7 +66,7 @@ def _wire(config: PretrainedConfig, components: Path, preset: System) -> Wiring:
     )
 
 
-def _slot(config: PretrainedConfig, components: Path, slot: InputSlot) -> InputSlot:
+def _slot(config: PretrainedConfig, components: Path, slot: InputBranchSpec) -> InputBranchSpec:
     """Return a preset's slot with a configuration's sizes; videos share the pictures' parts."""
     assert isinstance(slot.encoder, EvaClip)
     assert isinstance(slot.projector, QFormer)

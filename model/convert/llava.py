@@ -10,7 +10,7 @@ from transformers import PretrainedConfig
 from model.convert import parts
 from model.convert.wiring import Part, Wiring, folder_of, want
 from model.presets.llava import llava_1_5_7b
-from model.spec import ClipVision, InputSlot, SpecError, System
+from model.spec import ClipVision, InputBranchSpec, SpecError, System
 
 PROJECTOR = "inputs.image.projector.layers."
 ENCODER = "inputs.image.encoder.tower."
@@ -39,7 +39,7 @@ def wire_video_llava(config: PretrainedConfig, components: Path) -> Wiring:
     images = system.model.inputs[0]
     assert isinstance(images.encoder, ClipVision)
     tower = replace(images.encoder, weights=folder_of(components, "video_encoder"), keep_cls=True)
-    videos = InputSlot(
+    videos = InputBranchSpec(
         modality="video",
         encoder=tower,
         projector=images.projector,

@@ -198,7 +198,7 @@ def published(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     return ours
 
 
-def prepare(spec: Beats, waveform: NDArray[np.float32]) -> Tensor:
+def preprocess(spec: Beats, waveform: NDArray[np.float32]) -> Tensor:
     """Return the normalised log-mel windows (parts, frames, mel bins) of a mono waveform.
 
     Windows follow each other; what is longer is cut, and what is shorter is filled up with zeros,

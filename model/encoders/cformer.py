@@ -143,7 +143,7 @@ def make(spec: CFormer, *, weights: Weights, dtype: torch.dtype) -> CFormerEncod
     return encoder.to(dtype)
 
 
-def prepare(spec: CFormer, waveform: NDArray[np.float32]) -> Tensor:
+def preprocess(spec: CFormer, waveform: NDArray[np.float32]) -> Tensor:
     """Return normalised log-mel frames (1, f, m) of a mono waveform, cut or filled up with blanks.
 
     Each mel bin has zero mean and unit variance over the clip, before it is filled up.

@@ -80,6 +80,6 @@ def make(spec: ClipVision, *, weights: Weights, dtype: torch.dtype) -> ClipEncod
     return ClipEncoder(spec, load_tower(spec, weights=weights, dtype=dtype))
 
 
-def prepare(spec: ClipVision, picture: Image.Image) -> Tensor:
+def preprocess(spec: ClipVision, picture: Image.Image) -> Tensor:
     """Return the pixels (1, 3, side, side), uint8, of an RGB picture."""
     return square_pixels(picture, spec.image_size, fit=spec.fit, mean=spec.mean)

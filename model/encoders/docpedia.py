@@ -72,7 +72,7 @@ def make(spec: DocPedia, *, weights: Weights, dtype: torch.dtype) -> DocPediaEnc
     return DocPediaEncoder(tower)
 
 
-def prepare(spec: DocPedia, picture: Image.Image) -> Tensor:
+def preprocess(spec: DocPedia, picture: Image.Image) -> Tensor:
     """Return the coefficients (1, 192, g, g) of an RGB picture, resized bicubically.
 
     Channel 64 k + 8 u + v has frequency u down and v across of Y, Cb or Cr (k = 0, 1, 2).

@@ -106,6 +106,6 @@ def make(spec: Eva2Clip, *, weights: Weights, dtype: torch.dtype) -> Eva2ClipEnc
     return encoder
 
 
-def prepare(spec: Eva2Clip, picture: Image.Image) -> Tensor:
+def preprocess(spec: Eva2Clip, picture: Image.Image) -> Tensor:
     """Return the pixels (1, 3, side, side), uint8, of an RGB picture."""
     return square_pixels(picture, spec.image_size, fit=spec.fit, mean=spec.mean)

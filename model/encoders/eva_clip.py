@@ -74,6 +74,6 @@ def make(spec: EvaClip, *, weights: Weights, dtype: torch.dtype) -> EvaClipEncod
     return EvaClipEncoder(spec, load_tower(spec, weights=weights, dtype=dtype))
 
 
-def prepare(spec: EvaClip, picture: Image.Image) -> Tensor:
+def preprocess(spec: EvaClip, picture: Image.Image) -> Tensor:
     """Return the pixels (1, 3, side, side), uint8, of an RGB picture."""
     return square_pixels(picture, spec.image_size, fit=spec.fit, mean=spec.mean)

@@ -70,7 +70,7 @@ def make(spec: Hubert, *, weights: Weights, dtype: torch.dtype) -> HubertEncoder
     return HubertEncoder(tower)
 
 
-def prepare(spec: Hubert, waveform: NDArray[np.float32]) -> Tensor:
+def preprocess(spec: Hubert, waveform: NDArray[np.float32]) -> Tensor:
     """Return the waveform (1, t), cut or filled up with silence.
 
     With `spec.norm_first`, what is heard gets zero mean and unit variance before it is filled up.

@@ -138,7 +138,7 @@ def published(spec: ImageBind, checkpoint: Mapping[str, Tensor]) -> dict[str, Te
 Raw = Image.Image | Sequence[Image.Image] | NDArray[np.float32]
 
 
-def prepare(spec: ImageBind, raw: Raw) -> Tensor:
+def preprocess(spec: ImageBind, raw: Raw) -> Tensor:
     """Return a medium as the trunk's parts (parts, *shape).
 
     Args:

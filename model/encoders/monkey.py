@@ -161,7 +161,7 @@ def make(spec: Monkey, *, weights: Weights, dtype: torch.dtype) -> MonkeyEncoder
     return MonkeyEncoder(spec, load_tower(spec.tower, weights=weights, dtype=dtype)).to(dtype)
 
 
-def prepare(spec: Monkey, picture: Image.Image) -> Tensor:
+def preprocess(spec: Monkey, picture: Image.Image) -> Tensor:
     """Return normalised pixels (windows + 1, 3, side, side): windows row by row, then the whole."""
     side = spec.tower.image_size
     size = (spec.columns * side, spec.rows * side)

@@ -190,6 +190,6 @@ def make(spec: NfNet, *, weights: Weights, dtype: torch.dtype) -> NfNetEncoder:
     return encoder
 
 
-def prepare(spec: NfNet, picture: Image.Image) -> Tensor:
+def preprocess(spec: NfNet, picture: Image.Image) -> Tensor:
     """Return the pixels (1, 3, side, side), uint8, of an RGB picture."""
     return square_pixels(picture, spec.image_size, fit=spec.fit, mean=spec.mean)

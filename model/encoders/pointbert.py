@@ -193,7 +193,7 @@ def published(spec: PointBert, checkpoint: Mapping[str, Any]) -> dict[str, Tenso
     return ours
 
 
-def prepare(spec: PointBert, cloud: NDArray[np.float32]) -> Tensor:
+def preprocess(spec: PointBert, cloud: NDArray[np.float32]) -> Tensor:
     """Return one cloud (1, p, c) of `spec.points` points, centred and scaled to the unit sphere.
 
     Args:

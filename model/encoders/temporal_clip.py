@@ -124,6 +124,6 @@ _NAMES = (
 )
 
 
-def prepare(spec: TemporalClip, picture: Image.Image) -> Tensor:
+def preprocess(spec: TemporalClip, picture: Image.Image) -> Tensor:
     """Return the pixels (1, 3, side, side), uint8, of one RGB frame."""
-    return clip.prepare(spec.tower, picture)
+    return clip.preprocess(spec.tower, picture)

@@ -150,6 +150,6 @@ _NAMES = (
 )
 
 
-def prepare(spec: UniformerEva, picture: Image.Image) -> Tensor:
+def preprocess(spec: UniformerEva, picture: Image.Image) -> Tensor:
     """Return the pixels (1, 3, side, side), uint8, of one RGB frame."""
-    return eva_clip.prepare(spec.tower, picture)
+    return eva_clip.preprocess(spec.tower, picture)

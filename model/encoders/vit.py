@@ -56,6 +56,6 @@ def make(spec: Vit, *, weights: Weights, dtype: torch.dtype) -> VitEncoder:
     return VitEncoder(spec, at_size(tower, config, POSITIONS, add_pooling_layer=False))
 
 
-def prepare(spec: Vit, picture: Image.Image) -> Tensor:
+def preprocess(spec: Vit, picture: Image.Image) -> Tensor:
     """Return the pixels (1, 3, side, side), uint8, of an RGB picture."""
     return square_pixels(picture, spec.image_size, fit=spec.fit, mean=spec.mean)

@@ -94,6 +94,6 @@ def make(spec: Vit22B, *, weights: Weights, dtype: torch.dtype) -> Vit22BEncoder
     return encoder
 
 
-def prepare(spec: Vit22B, picture: Image.Image) -> Tensor:
+def preprocess(spec: Vit22B, picture: Image.Image) -> Tensor:
     """Return the pixels (1, 3, side, side), uint8, of an RGB picture."""
     return square_pixels(picture, spec.image_size, fit=spec.fit, mean=spec.mean)

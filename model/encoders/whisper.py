@@ -66,7 +66,7 @@ def make(spec: Whisper, *, weights: Weights, dtype: torch.dtype) -> WhisperEncod
     return WhisperEncoder(tower)
 
 
-def prepare(spec: Whisper, waveform: NDArray[np.float32]) -> Tensor:
+def preprocess(spec: Whisper, waveform: NDArray[np.float32]) -> Tensor:
     """Return the log-mel spectrogram (1, m, f) of a waveform, cut or filled up with silence."""
     mel: Tensor = _processor(spec)(
         np.asarray(waveform, np.float32), sampling_rate=spec.sample_rate, return_tensors="pt"

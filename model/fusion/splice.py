@@ -16,14 +16,14 @@ class FusionError(ValueError):
 
 
 def splice(
-    embeddings_btd: Tensor, projected_kd: Mapping[str, Tensor], places_bt: Mapping[str, Tensor]
+    embeddings_btd: Tensor, projected_kd: Mapping[str, Tensor], media_mask_bt: Mapping[str, Tensor]
 ) -> Tensor:
     """Put each kind's projected tokens, in reading order, where its mask is true.
 
     Args:
         embeddings_btd: token embeddings; what stands at the media's places is ignored.
         projected_kd: per kind, the projected tokens of all its media, one after the other.
-        places_bt: per kind, a boolean mask of the places kept for it.
+        media_mask_bt: per kind, a boolean mask of the places kept for it.
 
     Returns:
         New embeddings of the same shape; the arguments stay as they are.
@@ -32,12 +32,12 @@ def splice(
         FusionError: a kind without places or media, a wrong number of tokens or a wrong width,
             or a place claimed by two kinds.
     """
-    if projected_kd.keys() != places_bt.keys():
-        raise FusionError(f"media of {sorted(projected_kd)}, places for {sorted(places_bt)}")
+    if projected_kd.keys() != media_mask_bt.keys():
+        raise FusionError(f"media of {sorted(projected_kd)}, places for {sorted(media_mask_bt)}")
     fused_btd = embeddings_btd
     taken_bt = torch.zeros(embeddings_btd.shape[:2], dtype=torch.bool, device=embeddings_btd.device)
     for kind, tokens_kd in projected_kd.items():
-        mask_bt = places_bt[kind]
+        mask_bt = media_mask_bt[kind]
         if mask_bt.shape != taken_bt.shape:
             raise FusionError(f"{kind}: mask {tuple(mask_bt.shape)}, want {tuple(taken_bt.shape)}")
         places = int(mask_bt.sum())

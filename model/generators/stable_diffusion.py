@@ -18,7 +18,7 @@ from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel, PreTraine
 
 from model import byte_tokenizers
 from model.encoders.pictures import normalised, square_pixels
-from model.output_branch import Denoised, Generator
+from model.output_branch import NoisePrediction, Generator
 from model.spec import SpecError
 from model.spec.output_branches import StableDiffusion
 from model.weights import Weights, expect, load_transformers
@@ -61,15 +61,15 @@ class StableDiffusionTeacher(Generator):
         embedded_glw: Tensor = self.text(input_ids=ids_gl).last_hidden_state
         return embedded_glw
 
-    def denoise(self, values: Tensor, conditions_glw: Tensor, seeds_g: Tensor) -> Denoised:
+    def denoise(self, values: Tensor, condition_embeds_glw: Tensor, seeds_g: Tensor) -> NoisePrediction:
         """Noise pictures and have the UNet tell, under these conditions, what was added.
 
         Time and noise are drawn for each picture from its own seed: the same ones on whatever rank
         and in whatever pass it comes. The latents are the autoencoder's mean, without its draw.
 
         Args:
-            values: pixels (g, 3, h, w), uint8, see `prepare`.
-            conditions_glw: H, with a gradient.
+            values: pixels (g, 3, h, w), uint8, see `preprocess`.
+            condition_embeds_glw: H, with a gradient.
             seeds_g: one a picture.
         """
         assert self.vae is not None
@@ -81,13 +81,13 @@ class StableDiffusionTeacher(Generator):
             latents_gcyx = latents_gcyx * self.vae.config.scaling_factor
             steps_g, noise_gcyx = self._drawn(seeds_g, latents_gcyx.device)
             noised_gcyx = self.scheduler.add_noise(latents_gcyx, noise_gcyx, steps_g)
-            right_gcyx = noise_gcyx
+            noise_target_gcyx = noise_gcyx
             if self.spec.prediction == "v_prediction":
-                right_gcyx = self.scheduler.get_velocity(latents_gcyx, noise_gcyx, steps_g)
-        told_gcyx = self.unet(
-            noised_gcyx.to(dtype), steps_g, encoder_hidden_states=conditions_glw.to(dtype)
+                noise_target_gcyx = self.scheduler.get_velocity(latents_gcyx, noise_gcyx, steps_g)
+        noise_pred_gcyx = self.unet(
+            noised_gcyx.to(dtype), steps_g, encoder_hidden_states=condition_embeds_glw.to(dtype)
         ).sample
-        return Denoised(told_gcyx, right_gcyx)
+        return NoisePrediction(noise_pred_gcyx, noise_target_gcyx)
 
     def _drawn(self, seeds_g: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
         """Return a time (g,) and noise (g, c, y, x) for each seed, the same on every device."""
@@ -134,7 +134,7 @@ def make(
     return StableDiffusionTeacher(spec, text, vae, unet, scheduler)
 
 
-def prepare(spec: StableDiffusion, picture: Image.Image) -> Tensor:
+def preprocess(spec: StableDiffusion, picture: Image.Image) -> Tensor:
     """Return the pixels (3, side, side), uint8, of an RGB picture: the middle square of it."""
     side = min(picture.size)
     left, top = (picture.width - side) // 2, (picture.height - side) // 2

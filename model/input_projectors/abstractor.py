@@ -17,7 +17,7 @@ from torch.nn.functional import silu
 from model.input_projectors.attention import CrossAttention, initialise
 from model.input_projectors.latents import Latents
 from model.parts import each_part
-from model.spec import Ends
+from model.spec import ProjectorShape
 from model.spec.projectors import Abstractor
 from model.text import TextIds
 from model.weights import Weights, renamed
@@ -68,7 +68,7 @@ class AbstractorLayer(nn.Module):
 class AbstractorProjector(nn.Module):
     """Queries through the layers, a linear layer to the backbone's width, an end token behind."""
 
-    def __init__(self, spec: Abstractor, ends: Ends) -> None:
+    def __init__(self, spec: Abstractor, ends: ProjectorShape) -> None:
         super().__init__()
         self.queries = Latents(spec.queries, ends.width_in)
         self.layers = nn.ModuleList(
@@ -103,13 +103,13 @@ class AbstractorProjector(nn.Module):
 class TemporalQueries(nn.Module):
     """What the release for videos adds: queries, and a linear layer behind them."""
 
-    def __init__(self, queries: int, ends: Ends) -> None:
+    def __init__(self, queries: int, ends: ProjectorShape) -> None:
         super().__init__()
         self.queries = Latents(queries, ends.width_in)
         self.head = nn.Linear(ends.width_in, ends.width_out)
 
 
-def make(spec: Abstractor, ends: Ends, *, weights: Weights = "random") -> AbstractorProjector:
+def make(spec: Abstractor, ends: ProjectorShape, *, weights: Weights = "random") -> AbstractorProjector:
     """Return a new abstractor with random weights."""
     return AbstractorProjector(spec, ends)
 

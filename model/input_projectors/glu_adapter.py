@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from model.input_projectors.attention import initialise
 from model.parts import each_part
-from model.spec import Ends
+from model.spec import ProjectorShape
 from model.spec.glu_adapter import GluAdapter
 from model.text import TextIds
 from model.weights import Weights
@@ -24,7 +24,7 @@ from model.weights import Weights
 class GluProjector(nn.Module):
     """Project to the backbone's width, then SwiGLU; `begin` and `end` stand around each part."""
 
-    def __init__(self, spec: GluAdapter, ends: Ends) -> None:
+    def __init__(self, spec: GluAdapter, ends: ProjectorShape) -> None:
         super().__init__()
         width = ends.width_out
         self.enter = nn.Linear(ends.width_in, width, bias=False)
@@ -63,6 +63,6 @@ def published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def make(spec: GluAdapter, ends: Ends, *, weights: Weights = "random") -> GluProjector:
+def make(spec: GluAdapter, ends: ProjectorShape, *, weights: Weights = "random") -> GluProjector:
     """Return a new projector with random weights."""
     return GluProjector(spec, ends)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from model.input_projectors.attention import initialise
 from model.parts import each_part
-from model.spec import Ends
+from model.spec import ProjectorShape
 from model.spec.projectors import Join
 from model.text import TextIds
 from model.weights import Weights
@@ -21,7 +21,7 @@ from model.weights import Weights
 class JoinProjector(nn.Module):
     """Token i is W [x_ji; …; x_ji+j-1] + b: neighbours in raster order, not squares."""
 
-    def __init__(self, spec: Join, ends: Ends) -> None:
+    def __init__(self, spec: Join, ends: ProjectorShape) -> None:
         super().__init__()
         self.neighbours = spec.neighbours
         self.linear = nn.Linear(spec.neighbours * ends.width_in, ends.width_out)
@@ -37,6 +37,6 @@ class JoinProjector(nn.Module):
         return tokens_xkv
 
 
-def make(spec: Join, ends: Ends, *, weights: Weights = "random") -> JoinProjector:
+def make(spec: Join, ends: ProjectorShape, *, weights: Weights = "random") -> JoinProjector:
     """Return a new projector with random weights."""
     return JoinProjector(spec, ends)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from model.input_projectors.attention import initialise
 from model.parts import each_part
-from model.spec import Ends
+from model.spec import ProjectorShape
 from model.spec.projectors import Ldp, square_side
 from model.text import TextIds
 from model.weights import Weights, renamed
@@ -90,7 +90,7 @@ class PooledPositions(nn.Module):
 class LdpProjector(nn.Module):
     """Two linear layers token by token, then what makes the square of tokens smaller."""
 
-    def __init__(self, spec: Ldp, ends: Ends) -> None:
+    def __init__(self, spec: Ldp, ends: ProjectorShape) -> None:
         super().__init__()
         width = ends.width_out
         self.side = square_side(ends.tokens, spec.kind)
@@ -115,7 +115,7 @@ class LdpProjector(nn.Module):
         return tokens_xkv
 
 
-def make(spec: Ldp, ends: Ends, *, weights: Weights = "random") -> LdpProjector:
+def make(spec: Ldp, ends: ProjectorShape, *, weights: Weights = "random") -> LdpProjector:
     """Return a new projector with random weights."""
     return LdpProjector(spec, ends)
 

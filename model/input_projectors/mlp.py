@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from model.parts import each_part
-from model.spec import Ends, Mlp
+from model.spec import ProjectorShape, Mlp
 from model.text import TextIds
 from model.weights import Weights
 
@@ -13,7 +13,7 @@ from model.weights import Weights
 class MlpProjector(nn.Module):
     """Linear layers with GELU, perhaps a norm, between them; the first one changes the width."""
 
-    def __init__(self, spec: Mlp, ends: Ends) -> None:
+    def __init__(self, spec: Mlp, ends: ProjectorShape) -> None:
         super().__init__()
         width = ends.width_out
         layers: list[nn.Module] = [nn.Linear(ends.width_in, width)]
@@ -27,6 +27,6 @@ class MlpProjector(nn.Module):
         return each_part(self.layers, features_bfnd)
 
 
-def make(spec: Mlp, ends: Ends, *, weights: Weights) -> MlpProjector:
+def make(spec: Mlp, ends: ProjectorShape, *, weights: Weights) -> MlpProjector:
     """Return a new projector with random weights."""
     return MlpProjector(spec, ends)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from model.input_projectors.attention import CrossAttention, initialise
 from model.input_projectors.latents import Latents
-from model.spec import Ends
+from model.spec import ProjectorShape
 from model.spec.projectors import PerceiverResampler
 from model.text import TextIds
 from model.weights import Weights, renamed
@@ -57,7 +57,7 @@ class ResamplerLayer(nn.Module):
 class PerceiverProjector(nn.Module):
     """Frames of any number to a fixed number of tokens."""
 
-    def __init__(self, spec: PerceiverResampler, ends: Ends) -> None:
+    def __init__(self, spec: PerceiverResampler, ends: ProjectorShape) -> None:
         super().__init__()
         same = ends.width_in == spec.width
         self.enter = nn.Identity() if same else nn.Linear(ends.width_in, spec.width)
@@ -82,7 +82,7 @@ class PerceiverProjector(nn.Module):
 
 
 def make(
-    spec: PerceiverResampler, ends: Ends, *, weights: Weights = "random"
+    spec: PerceiverResampler, ends: ProjectorShape, *, weights: Weights = "random"
 ) -> PerceiverProjector:
     """Return a new resampler with random weights."""
     return PerceiverProjector(spec, ends)

@@ -22,7 +22,7 @@ from transformers import Blip2QFormerConfig, Blip2QFormerModel
 from model.input_projectors.attention import initialise
 from model.input_projectors.latents import Latents
 from model.parts import each_part
-from model.spec import Ends
+from model.spec import ProjectorShape
 from model.spec.qformer import QFormer
 from model.text import TextIds
 from model.weights import Weights, load_published
@@ -124,7 +124,7 @@ class TextEmbeddings(nn.Module):
 class QFormerProjector(nn.Module):
     """A Q-Former and a linear head to the backbone's width."""
 
-    def __init__(self, spec: QFormer, ends: Ends) -> None:
+    def __init__(self, spec: QFormer, ends: ProjectorShape) -> None:
         super().__init__()
         self.spec = spec
         self.qformer = QueryingTransformer(spec, ends.width_in)
@@ -146,7 +146,7 @@ class QFormerProjector(nn.Module):
         return tokens_bkv
 
 
-def make(spec: QFormer, ends: Ends, *, weights: Weights = "random") -> QFormerProjector:
+def make(spec: QFormer, ends: ProjectorShape, *, weights: Weights = "random") -> QFormerProjector:
     """Return a projector whose head is new, and whose Q-Former is too unless it is published."""
     projector = QFormerProjector(spec, ends)
     if weights == "pretrained":

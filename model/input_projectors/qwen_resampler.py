@@ -17,7 +17,7 @@ from torch.nn.functional import interpolate
 from model.input_projectors.attention import CrossAttention, initialise
 from model.input_projectors.latents import Latents
 from model.parts import each_part
-from model.spec import Ends
+from model.spec import ProjectorShape
 from model.spec.projectors import QwenResampler, square_side
 from model.text import TextIds
 from model.weights import Weights
@@ -36,7 +36,7 @@ class QwenProjector(nn.Module):
     positions_qv: Tensor
     positions_nv: Tensor
 
-    def __init__(self, spec: QwenResampler, ends: Ends) -> None:
+    def __init__(self, spec: QwenResampler, ends: ProjectorShape) -> None:
         super().__init__()
         width = ends.width_out
         self.queries = Latents(spec.queries, width)
@@ -70,7 +70,7 @@ class QwenProjector(nn.Module):
         return tokens_xqv
 
 
-def make(spec: QwenResampler, ends: Ends, *, weights: Weights = "random") -> QwenProjector:
+def make(spec: QwenResampler, ends: ProjectorShape, *, weights: Weights = "random") -> QwenProjector:
     """Return a new resampler with random weights."""
     return QwenProjector(spec, ends)
 

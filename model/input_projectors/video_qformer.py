@@ -18,7 +18,7 @@ from model.input_projectors import qformer
 from model.input_projectors.attention import initialise
 from model.input_projectors.qformer import QueryingTransformer
 from model.parts import each_part
-from model.spec import Ends
+from model.spec import ProjectorShape
 from model.spec.qformer import VideoQFormer
 from model.text import TextIds
 from model.weights import Weights
@@ -27,7 +27,7 @@ from model.weights import Weights
 class VideoQFormerProjector(nn.Module):
     """Each part by itself, then its position added, then all parts at once, then a linear layer."""
 
-    def __init__(self, spec: VideoQFormer, ends: Ends) -> None:
+    def __init__(self, spec: VideoQFormer, ends: ProjectorShape) -> None:
         super().__init__()
         self.frame = QueryingTransformer(spec.frame, ends.width_in) if spec.frame else None
         width = spec.frame.width if spec.frame else ends.width_in
@@ -48,7 +48,7 @@ class VideoQFormerProjector(nn.Module):
         return tokens_bkv
 
 
-def make(spec: VideoQFormer, ends: Ends, *, weights: Weights = "random") -> VideoQFormerProjector:
+def make(spec: VideoQFormer, ends: ProjectorShape, *, weights: Weights = "random") -> VideoQFormerProjector:
     """Return a new projector; the two Q-Formers' own `weights` are loaded where they name any."""
     projector = VideoQFormerProjector(spec, ends)
     if weights == "pretrained":

@@ -21,7 +21,7 @@ from model.spec.audio import Beats
 from model.spec.backbones import T5, Llama, Opt
 from model.spec.image import EvaClip
 from model.spec.init import ImageTextInit, SentenceInit
-from model.spec.input_branches import InputSlot, ModelSpec
+from model.spec.input_branches import InputBranchSpec, ModelSpec
 from model.spec.peft import Lora
 from model.spec.pformer import PFormer, Reference
 from model.spec.points import PointBert
@@ -61,7 +61,7 @@ def _blip_2(name: str, backbone: Opt | T5, *, batch: int, micro: int) -> System:
         name=name,
         paper="arXiv:2301.12597",
         model=ModelSpec(
-            inputs=(InputSlot(encoder=EvaClip(), projector=blip_2_qformer()),), backbone=backbone
+            inputs=(InputBranchSpec(encoder=EvaClip(), projector=blip_2_qformer()),), backbone=backbone
         ),
         init=(_image_text(batch=1680, warmup=0.008),),
         pt=stage,
@@ -147,8 +147,8 @@ def _instructblip(name: str, backbone: Llama | T5, *, batch: int) -> System:
         paper="arXiv:2305.06500",
         model=ModelSpec(
             inputs=(
-                InputSlot(encoder=EvaClip(), projector=aware),
-                InputSlot(
+                InputBranchSpec(encoder=EvaClip(), projector=aware),
+                InputBranchSpec(
                     modality="video",
                     encoder=EvaClip(),
                     projector=aware,
@@ -187,8 +187,8 @@ def x_instructblip() -> System:
         paper="arXiv:2311.18799",
         model=ModelSpec(
             inputs=(
-                InputSlot(encoder=EvaClip(), projector=aware, before="image: "),
-                InputSlot(
+                InputBranchSpec(encoder=EvaClip(), projector=aware, before="image: "),
+                InputBranchSpec(
                     modality="video",
                     encoder=EvaClip(),
                     projector=aware,
@@ -196,13 +196,13 @@ def x_instructblip() -> System:
                     encoder_of="image",
                     before="video: ",
                 ),
-                InputSlot(
+                InputBranchSpec(
                     modality="audio",
                     encoder=Beats(weights="BEATs_iter3_plus_AS2M.pt"),
                     projector=aware,
                     before="audio: ",
                 ),
-                InputSlot(
+                InputBranchSpec(
                     modality="points",
                     encoder=PointBert(weights="ULIP-2-PointBERT-8k-xyz-pc-vit_g-objaverse.pt"),
                     projector=aware,
@@ -236,7 +236,7 @@ def dress() -> System:
         paper="arXiv:2311.10081",
         model=ModelSpec(
             inputs=(
-                InputSlot(
+                InputBranchSpec(
                     encoder=EvaClip(), projector=Mlp(depth=1), before="<Img>", after="</Img>"
                 ),
             ),

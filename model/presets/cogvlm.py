@@ -7,7 +7,7 @@ from model.presets.templates import LLAMA_2_CHAT
 from model.spec.fusion import VisualExpert
 from model.spec.glu_adapter import GluAdapter
 from model.spec.image import Eva2Clip
-from model.spec.input_branches import InputSlot, ModelSpec
+from model.spec.input_branches import InputBranchSpec, ModelSpec
 from model.spec.system import Stage, System
 
 
@@ -32,7 +32,7 @@ def cogvlm() -> System:
         name="cogvlm",
         paper="arXiv:2311.03079",
         model=ModelSpec(
-            inputs=(InputSlot(encoder=Eva2Clip(), projector=GluAdapter()),),
+            inputs=(InputBranchSpec(encoder=Eva2Clip(), projector=GluAdapter()),),
             backbone=replace(vicuna_7b(), template=chat),
             fusion=VisualExpert(),
         ),

@@ -6,7 +6,7 @@ from typing import Literal
 from model.spec import (
     ChatTemplate,
     ClipVision,
-    InputSlot,
+    InputBranchSpec,
     Llama,
     Lora,
     Mlp,
@@ -24,7 +24,7 @@ TOY_CHECKPOINTS = Path(__file__).parents[2] / "etl" / "digits" / "checkpoints"
 
 def digits() -> System:
     """LLaVA-1.5's wiring on a 4-layer ViT and a 4-layer LLaMA that know only the digits world."""
-    image = InputSlot(encoder=_vision("vision"), projector=Mlp(depth=2))
+    image = InputBranchSpec(encoder=_vision("vision"), projector=Mlp(depth=2))
     return _system("digits", image, captions=128, dialogues=192)
 
 
@@ -45,11 +45,11 @@ def digits_points() -> System:
 
 def digits_omni() -> System:
     """One model for pictures, videos, sounds and point clouds; the first two share an encoder."""
-    image = InputSlot(encoder=_vision("frames"), projector=Mlp(depth=2))
+    image = InputBranchSpec(encoder=_vision("frames"), projector=Mlp(depth=2))
     return _system("digits_omni", image, _video(encoder_of="image"), _audio(), _points())
 
 
-def _system(name: str, *slots: InputSlot, captions: int = 256, dialogues: int = 256) -> System:
+def _system(name: str, *slots: InputBranchSpec, captions: int = 256, dialogues: int = 256) -> System:
     """Wire slots to the backbone; the last two bound a sample's tokens in MM-PT and in SFT."""
     projectors = tuple(f"inputs.{slot.modality}.projector.*" for slot in slots)
     return System(
@@ -80,8 +80,8 @@ def _system(name: str, *slots: InputSlot, captions: int = 256, dialogues: int = 
     )
 
 
-def _video(encoder_of: Literal["image"] | None = None) -> InputSlot:
-    return InputSlot(
+def _video(encoder_of: Literal["image"] | None = None) -> InputBranchSpec:
+    return InputBranchSpec(
         modality="video",
         encoder=_vision("frames"),
         encoder_of=encoder_of,
@@ -90,7 +90,7 @@ def _video(encoder_of: Literal["image"] | None = None) -> InputSlot:
     )
 
 
-def _audio() -> InputSlot:
+def _audio() -> InputBranchSpec:
     encoder = Whisper(
         weights=str(TOY_CHECKPOINTS / "audio"),
         width=128,
@@ -99,11 +99,11 @@ def _audio() -> InputSlot:
         heads=4,
         seconds=2,
     )
-    return InputSlot(modality="audio", encoder=encoder, projector=Join(neighbours=5))
+    return InputBranchSpec(modality="audio", encoder=encoder, projector=Join(neighbours=5))
 
 
-def _points() -> InputSlot:
-    return InputSlot(modality="points", encoder=points_encoder(), projector=Mlp(depth=2))
+def _points() -> InputBranchSpec:
+    return InputBranchSpec(modality="points", encoder=points_encoder(), projector=Mlp(depth=2))
 
 
 def _vision(parent: str) -> ClipVision:

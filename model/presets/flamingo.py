@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from model.spec.backbones import ChatTemplate, Llama
 from model.spec.fusion import GatedCrossAttention
-from model.spec.input_branches import InputSlot, ModelSpec
+from model.spec.input_branches import InputBranchSpec, ModelSpec
 from model.spec.nfnet import NfNet
 from model.spec.projectors import PerceiverResampler
 from model.spec.system import Stage, System
@@ -38,7 +38,7 @@ def flamingo_80b() -> System:
 
 def _flamingo(name: str, backbone: Llama, *, every: int) -> System:
     resampler = PerceiverResampler()
-    video = InputSlot(
+    video = InputBranchSpec(
         modality="video",
         encoder=NfNet(),
         projector=resampler,
@@ -62,7 +62,7 @@ def _flamingo(name: str, backbone: Llama, *, every: int) -> System:
         paper="arXiv:2204.14198",
         model=ModelSpec(
             inputs=(
-                InputSlot(encoder=NfNet(), projector=resampler, before="<image>"),
+                InputBranchSpec(encoder=NfNet(), projector=resampler, before="<image>"),
                 video,
             ),
             backbone=backbone,

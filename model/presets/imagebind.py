@@ -17,7 +17,7 @@ from model.presets.blocks import (
 )
 from model.presets.templates import LLAMA_2_CHAT, VICUNA_V0
 from model.spec.imagebind import ImageBind
-from model.spec.input_branches import InputSlot, Modality, ModelSpec
+from model.spec.input_branches import InputBranchSpec, Modality, ModelSpec
 from model.spec.peft import Lora
 from model.spec.projectors import Mlp
 from model.spec.system import Stage, System
@@ -134,14 +134,14 @@ def _slots(
     ways: tuple[tuple[Modality, ImageBind], ...],
     projector: Mlp,
     marks: tuple[str, str],
-) -> tuple[InputSlot, ...]:
+) -> tuple[InputBranchSpec, ...]:
     """Return a slot for each modality; the first one's projector serves all.
 
     A video is five frames through the image's trunk; they and the clips of an audio are averaged.
     """
     first = ways[0][0]
     return tuple(
-        InputSlot(
+        InputBranchSpec(
             modality=modality,
             encoder=encoder,
             projector=projector,

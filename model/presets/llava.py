@@ -22,7 +22,7 @@ from model.presets.blocks import (
 )
 from model.presets.templates import VICUNA_V0, VICUNA_V1
 from model.spec.backbones import Llama
-from model.spec.input_branches import InputSlot, ModelSpec
+from model.spec.input_branches import InputBranchSpec, ModelSpec
 from model.spec.projectors import Mlp
 from model.spec.system import Stage, System
 
@@ -36,7 +36,7 @@ def llava() -> System:
         name="llava",
         paper="arXiv:2304.08485",
         model=ModelSpec(
-            inputs=(InputSlot(encoder=clip_large_224(), projector=Mlp(depth=1)),),
+            inputs=(InputBranchSpec(encoder=clip_large_224(), projector=Mlp(depth=1)),),
             backbone=llama_13b("Vision-CAIR/vicuna", VICUNA_V0),
         ),
         pt=Stage(
@@ -76,7 +76,7 @@ def _llava_1_5(name: str, backbone: Llama) -> System:
         name=name,
         paper="arXiv:2310.03744",
         model=ModelSpec(
-            inputs=(InputSlot(encoder=clip_large_336(), projector=Mlp(depth=2)),),
+            inputs=(InputBranchSpec(encoder=clip_large_336(), projector=Mlp(depth=2)),),
             backbone=backbone,
         ),
         pt=Stage(
@@ -113,7 +113,7 @@ def shikra() -> System:
         micro_batch=8,
         recompute=True,
     )
-    image = InputSlot(
+    image = InputBranchSpec(
         encoder=clip_large_224(),
         projector=Mlp(depth=1),
         before="<im_start>",
@@ -137,7 +137,7 @@ def chatspot() -> System:
         name="chatspot",
         paper="arXiv:2307.09474",
         model=ModelSpec(
-            inputs=(InputSlot(encoder=clip_large_224(), projector=Mlp(depth=1)),),
+            inputs=(InputBranchSpec(encoder=clip_large_224(), projector=Mlp(depth=1)),),
             backbone=llama_7b("lmsys/vicuna-7b-v1.1", VICUNA_V1),
         ),
         pt=Stage(
@@ -188,7 +188,7 @@ def _vila(name: str, backbone: Llama) -> System:
         name=name,
         paper="arXiv:2312.07533",
         model=ModelSpec(
-            inputs=(InputSlot(encoder=clip_large_336(), projector=Mlp(depth=1)),),
+            inputs=(InputBranchSpec(encoder=clip_large_336(), projector=Mlp(depth=1)),),
             backbone=backbone,
         ),
         pt=replace(stage, prompt="plain", learning_rate=5e-5, global_batch=1024),

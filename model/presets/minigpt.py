@@ -19,7 +19,7 @@ from model.presets.blocks import (
 from model.presets.templates import LLAMA_2_CHAT
 from model.spec.backbones import Llama
 from model.spec.image import EvaClip
-from model.spec.input_branches import InputSlot, ModelSpec
+from model.spec.input_branches import InputBranchSpec, ModelSpec
 from model.spec.peft import Lora
 from model.spec.projectors import Join
 from model.spec.system import Stage, System
@@ -73,7 +73,7 @@ def minigpt_5() -> System:
 
 
 def _minigpt_4_model(backbone: Llama) -> ModelSpec:
-    image = InputSlot(
+    image = InputBranchSpec(
         encoder=EvaClip(),
         projector=blip_2_qformer(published=True),
         before="<Img>",
@@ -112,7 +112,7 @@ def minigpt_v2() -> System:
         max_tokens=1280,
         recompute=True,
     )
-    image = InputSlot(
+    image = InputBranchSpec(
         encoder=eva_clip_448(), projector=Join(neighbours=4), before="<Img>", after="</Img>"
     )
     return System(
@@ -150,13 +150,13 @@ def bubogpt() -> System:
         paper="arXiv:2307.08581",
         model=ModelSpec(
             inputs=(
-                InputSlot(
+                InputBranchSpec(
                     encoder=EvaClip(),
                     projector=blip_2_qformer(published=True),
                     before="<Vision>",
                     after="</Vision>",
                 ),
-                InputSlot(
+                InputBranchSpec(
                     modality="audio",
                     encoder=imagebind_audio(parts=6, output="tokens"),
                     projector=replace(blip_2_qformer(), joint=True),

@@ -5,7 +5,7 @@ from dataclasses import replace
 from model.presets.blocks import BACKBONE, PROJECTORS
 from model.presets.templates import CONTINUATION
 from model.spec.backbones import T5
-from model.spec.input_branches import InputSlot, ModelSpec
+from model.spec.input_branches import InputBranchSpec, ModelSpec
 from model.spec.projectors import Mlp
 from model.spec.system import Stage, System
 from model.spec.vit import Vit22B
@@ -26,7 +26,7 @@ def pali_x() -> System:
         max_tokens=1536,
         recompute=True,
     )
-    image = InputSlot(encoder=Vit22B(), projector=Mlp(depth=1))
+    image = InputBranchSpec(encoder=Vit22B(), projector=Mlp(depth=1))
     video = replace(image, modality="video", frames=4, encoder_of="image", projector_of="image")
     return System(
         name="pali_x",

@@ -5,7 +5,7 @@ from dataclasses import replace
 from model.presets.blocks import BACKBONE, CLIP_TOWER, PROJECTORS, vit_bigg_448
 from model.presets.templates import CHATML
 from model.spec.backbones import Qwen
-from model.spec.input_branches import InputSlot, ModelSpec
+from model.spec.input_branches import InputBranchSpec, ModelSpec
 from model.spec.projectors import QwenResampler
 from model.spec.system import Stage, System
 
@@ -16,7 +16,7 @@ def qwen_vl() -> System:
     PT is its first stage, which runs at 224 pixels, SFT its third; the second one trains all at
     once (5e-5, batch 4096). The encoder's layer-wise decay of the learning rate is left out.
     """
-    image = InputSlot(
+    image = InputBranchSpec(
         encoder=vit_bigg_448(), projector=QwenResampler(), before="<img>", after="</img>"
     )
     stage = Stage(

@@ -18,7 +18,7 @@ from model.presets.blocks import (
 from model.presets.templates import VICUNA_V1
 from model.spec.backbones import ChatTemplate
 from model.spec.image import EvaClip
-from model.spec.input_branches import InputSlot, ModelSpec
+from model.spec.input_branches import InputBranchSpec, ModelSpec
 from model.spec.peft import Lora
 from model.spec.projectors import Abstractor, Mlp
 from model.spec.qformer import QFormer, VideoQFormer
@@ -45,7 +45,7 @@ def mplug_owl() -> System:
     the encoder, too; of its batch only the tokens are published (2.1 million), about 4096 captions.
     """
     tower = replace(clip_large_224(), feature_layer=-1, keep_cls=True, norm_eps=1e-6, fit="squash")
-    image = InputSlot(encoder=TemporalClip(tower=tower), projector=Abstractor(temporal=True))
+    image = InputBranchSpec(encoder=TemporalClip(tower=tower), projector=Abstractor(temporal=True))
     video = replace(image, modality="video", frames=4, encoder_of="image", projector_of="image")
     return System(
         name="mplug_owl",
@@ -155,7 +155,7 @@ def video_llama() -> System:
         model=ModelSpec(
             inputs=(
                 *_video_and_image(EvaClip(), frames),
-                InputSlot(modality="audio", encoder=imagebind_audio(parts=8), projector=audio),
+                InputBranchSpec(modality="audio", encoder=imagebind_audio(parts=8), projector=audio),
             ),
             backbone=vicuna_v0_7b(MINIGPT_CHAT),
         ),
@@ -174,9 +174,9 @@ def video_llama() -> System:
 
 def _video_and_image(
     encoder: EvaClip | UniformerEva, projector: QFormer | VideoQFormer
-) -> tuple[InputSlot, InputSlot]:
+) -> tuple[InputBranchSpec, InputBranchSpec]:
     """Return slots for videos of eight frames and, through the same modules, for pictures."""
-    video = InputSlot(
+    video = InputBranchSpec(
         modality="video",
         encoder=encoder,
         projector=projector,
@@ -184,7 +184,7 @@ def _video_and_image(
         before="<Video>",
         after="</Video>",
     )
-    image = InputSlot(
+    image = InputBranchSpec(
         encoder=encoder,
         projector=projector,
         encoder_of="video",
@@ -215,7 +215,7 @@ def video_chatgpt() -> System:
         paper="arXiv:2306.05424",
         model=ModelSpec(
             inputs=(
-                InputSlot(
+                InputBranchSpec(
                     modality="video",
                     encoder=replace(clip_large_224(), fit="squash"),
                     projector=Mlp(depth=1),

@@ -7,7 +7,7 @@ from model.presets.templates import CHATGLM
 from model.spec.audio import CFormer
 from model.spec.backbones import ChatGlm
 from model.spec.image import EvaClip
-from model.spec.input_branches import InputSlot, ModelSpec
+from model.spec.input_branches import InputBranchSpec, ModelSpec
 from model.spec.projectors import Mlp
 from model.spec.system import Stage, System
 
@@ -50,8 +50,8 @@ def x_llm() -> System:
     )
 
 
-def _slots() -> tuple[InputSlot, ...]:
-    image = InputSlot(
+def _slots() -> tuple[InputBranchSpec, ...]:
+    image = InputBranchSpec(
         encoder=EvaClip(),
         projector=blip_2_qformer(published=True),
         before="<Image>",
@@ -65,7 +65,7 @@ def _slots() -> tuple[InputSlot, ...]:
         before="<Video>",
         after="</Video>",
     )
-    audio = InputSlot(
+    audio = InputBranchSpec(
         modality="audio",
         encoder=CFormer(weights="x_llm_speech.safetensors"),
         projector=Mlp(depth=1),

@@ -15,7 +15,7 @@ from model.build import BACKBONES, DTYPES, own_parts
 from model.input_projectors import pformer, qformer
 from model.pretraining.image_text import ImageTextModel
 from model.pretraining.sentences import SentenceModel
-from model.spec import InputSlot, ModelSpec, SpecError, Stage
+from model.spec import InputBranchSpec, ModelSpec, SpecError, Stage
 from model.spec.init import ImageTextInit, SentenceInit
 from model.spec.qformer import QFormer
 from model.spec.system import InitStage
@@ -100,7 +100,7 @@ def _sentences(
     return SentenceModel(objective, spec, backbone, module, tokenizer.mask_token_id).to(dtype)
 
 
-def _owner(spec: ModelSpec, modality: str) -> InputSlot:
+def _owner(spec: ModelSpec, modality: str) -> InputBranchSpec:
     slot = spec.slot(modality)
     if slot.projector_of is not None:
         raise SpecError(
@@ -109,7 +109,7 @@ def _owner(spec: ModelSpec, modality: str) -> InputSlot:
     return slot
 
 
-def _qformer(slot: InputSlot) -> QFormer:
+def _qformer(slot: InputBranchSpec) -> QFormer:
     if not isinstance(slot.projector, QFormer):
         raise SpecError(
             f"init: slot {slot.modality!r} has a projector {slot.projector.kind!r}, want a qformer"

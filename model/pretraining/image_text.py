@@ -32,7 +32,7 @@ from model.pretraining.contrastive import (
     gather,
     query_similarity,
 )
-from model.spec import InputSlot
+from model.spec import InputBranchSpec
 from model.spec.init import ImageTextInit
 from model.text import TextIds
 
@@ -119,7 +119,7 @@ class ImageTextModel(nn.Module):
     def __init__(
         self,
         spec: ImageTextInit,
-        slot: InputSlot,
+        slot: InputBranchSpec,
         parts: Mapping[str, nn.Module],
         reference: PromptFormer | None,
     ) -> None:

@@ -5,10 +5,10 @@ apart. docs/components.md says what a part of each slot must tell of itself.
 """
 
 from model.spec.backbones import ChatTemplate, Llama
-from model.spec.base import Ends, SpecError, choose
+from model.spec.base import ProjectorShape, SpecError, choose
 from model.spec.fusion import Splice
 from model.spec.image import ClipVision
-from model.spec.input_branches import InputSlot, ModelSpec
+from model.spec.input_branches import InputBranchSpec, ModelSpec
 from model.spec.peft import Lora
 from model.spec.projectors import Mlp
 from model.spec.system import Stage, System
@@ -16,8 +16,8 @@ from model.spec.system import Stage, System
 __all__ = [
     "ChatTemplate",
     "ClipVision",
-    "Ends",
-    "InputSlot",
+    "ProjectorShape",
+    "InputBranchSpec",
     "Llama",
     "Lora",
     "Mlp",

@@ -25,7 +25,7 @@ def choose(name: str, choices: Sequence[str], what: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ends:
+class ProjectorShape:
     """What a projector joins: derived from its neighbours, never written in a preset.
 
     Args:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
-from model.spec.base import Ends
+from model.spec.base import ProjectorShape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +21,7 @@ class GluAdapter:
 
     reads_text: ClassVar[bool] = False
 
-    def tokens(self, ends: Ends) -> int:
+    def tokens(self, ends: ProjectorShape) -> int:
         """Tokens handed to the backbone for one medium: each part's between begin and end."""
         return ends.parts * (ends.tokens + 2)
 

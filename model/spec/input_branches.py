@@ -10,14 +10,14 @@ from typing import Literal
 
 from model.spec.audio import Beats, CFormer, Hubert, Whisper
 from model.spec.backbones import Backbone
-from model.spec.base import Ends, SpecError, choose
+from model.spec.base import ProjectorShape, SpecError, choose
 from model.spec.fusion import Fusion, GatedCrossAttention, Splice
 from model.spec.glu_adapter import GluAdapter
 from model.spec.high_resolution import DocPedia, Monkey
 from model.spec.image import ClipVision, Eva2Clip, EvaClip
 from model.spec.imagebind import ImageBind
 from model.spec.nfnet import NfNet
-from model.spec.output_branches import OutputSlot
+from model.spec.output_branches import OutputBranchSpec
 from model.spec.points import PointBert
 from model.spec.projectors import (
     Abstractor,
@@ -64,7 +64,7 @@ Projector = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class InputSlot:
+class InputBranchSpec:
     """One modality's way in: encoder, then input projector.
 
     Args:
@@ -131,17 +131,17 @@ class InputSlot:
         parts, tokens, _ = self.features
         return parts, tokens
 
-    def joins(self, width_out: int) -> Ends:
+    def projector_shape(self, width_out: int) -> ProjectorShape:
         """Return what this slot's projector joins in front of a backbone of that width."""
         parts, tokens = self.ends
-        return Ends(parts=parts, tokens=tokens, width_in=self.encoder.width, width_out=width_out)
+        return ProjectorShape(parts=parts, tokens=tokens, width_in=self.encoder.width, width_out=width_out)
 
     @property
     def tokens(self) -> int:
         """Tokens of one medium as the projector leaves them."""
-        return self.projector.tokens(self.joins(0))
+        return self.projector.tokens(self.projector_shape(0))
 
-    def tiny(self) -> InputSlot:
+    def tiny(self) -> InputBranchSpec:
         """Return the same wiring with small parts."""
         return replace(
             self,
@@ -155,10 +155,10 @@ class InputSlot:
 class ModelSpec:
     """The slots of one model: ways in, the backbone, and ways out."""
 
-    inputs: tuple[InputSlot, ...]
+    inputs: tuple[InputBranchSpec, ...]
     backbone: Backbone
     fusion: Fusion = field(default_factory=Splice)
-    outputs: tuple[OutputSlot, ...] = ()
+    outputs: tuple[OutputBranchSpec, ...] = ()
 
     def __post_init__(self) -> None:
         """Raise SpecError where slots contradict each other."""
@@ -170,7 +170,7 @@ class ModelSpec:
         for slot in self.inputs:
             self._check_shared(slot, "encoder", slot.encoder_of)
             self._check_shared(slot, "projector", slot.projector_of)
-            slot.projector.tokens(slot.joins(self.projected_width))
+            slot.projector.tokens(slot.projector_shape(self.projected_width))
         self.fusion.check(self.backbone)
         if not self.fusion.splices and len({slot.tokens for slot in self.inputs}) > 1:
             raise SpecError(f"fusion: {self.fusion.kind!r} wants equally many tokens of all media")
@@ -187,7 +187,7 @@ class ModelSpec:
         if not isinstance(self.fusion, Splice):
             raise SpecError(f"outputs: {self.fusion.kind!r} has no places for signals")
 
-    def _check_shared(self, slot: InputSlot, part: str, owner: str | None) -> None:
+    def _check_shared(self, slot: InputBranchSpec, part: str, owner: str | None) -> None:
         if owner is None:
             return
         choose(owner, self.modalities, f"modality in {part}_of of slot {slot.modality!r}")
@@ -205,7 +205,7 @@ class ModelSpec:
         """The media this model takes in, in the order of its slots."""
         return tuple(slot.modality for slot in self.inputs)
 
-    def slot(self, modality: str) -> InputSlot:
+    def slot(self, modality: str) -> InputBranchSpec:
         """Return the slot of one modality."""
         choose(modality, self.modalities, "modality")
         return next(slot for slot in self.inputs if slot.modality == modality)
@@ -222,7 +222,7 @@ class ModelSpec:
         """Whether several samples may stand in one row of the backbone's input."""
         return self.backbone.packs and isinstance(self.fusion, Splice)
 
-    def places(self, slot: InputSlot) -> int:
+    def places(self, slot: InputBranchSpec) -> int:
         """Return the places that one medium takes in the backbone's context."""
         return slot.tokens if self.fusion.splices else 0
 

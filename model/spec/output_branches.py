@@ -105,7 +105,7 @@ class StableDiffusion:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OutputSlot:
+class OutputBranchSpec:
     """One modality's way out: the backbone says signals, a generator draws what they mean.
 
     Args:
@@ -137,7 +137,7 @@ class OutputSlot:
         """The name of media that come out, beside those that go in: `to_image`."""
         return f"to_{self.modality}"
 
-    def tiny(self) -> OutputSlot:
+    def tiny(self) -> OutputBranchSpec:
         """Return the same wiring with small parts."""
         return replace(self, projector=self.projector.tiny(), generator=self.generator.tiny())
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
-from model.spec.base import Ends, SpecError
+from model.spec.base import ProjectorShape, SpecError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class Mlp:
 
     reads_text: ClassVar[bool] = False
 
-    def tokens(self, ends: Ends) -> int:
+    def tokens(self, ends: ProjectorShape) -> int:
         """Tokens handed to the backbone for one medium: as many as the encoder's."""
         return ends.parts * ends.tokens
 
@@ -48,7 +48,7 @@ class Join:
 
     reads_text: ClassVar[bool] = False
 
-    def tokens(self, ends: Ends) -> int:
+    def tokens(self, ends: ProjectorShape) -> int:
         """Tokens handed to the backbone for one medium.
 
         Raises:
@@ -84,7 +84,7 @@ class Ldp:
 
     reads_text: ClassVar[bool] = False
 
-    def tokens(self, ends: Ends) -> int:
+    def tokens(self, ends: ProjectorShape) -> int:
         """Tokens handed to the backbone for one medium.
 
         Raises:
@@ -129,7 +129,7 @@ class PerceiverResampler:
 
     reads_text: ClassVar[bool] = False
 
-    def tokens(self, ends: Ends) -> int:
+    def tokens(self, ends: ProjectorShape) -> int:
         """Tokens handed to the backbone for one medium: the latents, whatever its length.
 
         Raises:
@@ -164,7 +164,7 @@ class QwenResampler:
         """Raise SpecError where the queries are no square."""
         square_side(self.queries, self.kind)
 
-    def tokens(self, ends: Ends) -> int:
+    def tokens(self, ends: ProjectorShape) -> int:
         """Tokens handed to the backbone for one medium: the queries, for each part.
 
         Raises:
@@ -204,7 +204,7 @@ class Abstractor:
 
     reads_text: ClassVar[bool] = False
 
-    def tokens(self, ends: Ends) -> int:
+    def tokens(self, ends: ProjectorShape) -> int:
         """Tokens handed to the backbone for one medium: queries and end, for each part or once."""
         return (self.queries + 1) * (1 if self.temporal else ends.parts)
 

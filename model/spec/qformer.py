@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from model.spec.backbones import TINY_VOCABULARY
-from model.spec.base import Ends, SpecError
+from model.spec.base import ProjectorShape, SpecError
 from model.spec.projectors import check_frames
 
 TINY_QUERIES = 4
@@ -67,7 +67,7 @@ class QFormer:
         """Whether the text half of the weights exists."""
         return self.instruction or self.text_branch
 
-    def tokens(self, ends: Ends) -> int:
+    def tokens(self, ends: ProjectorShape) -> int:
         """Tokens handed to the backbone for one medium: the queries, for each part or once."""
         return (self.queries + self.extra_queries) * (1 if self.joint else ends.parts)
 
@@ -113,7 +113,7 @@ class VideoQFormer:
                     f"projector {self.kind!r}: its parts cannot have instruction or joint"
                 )
 
-    def tokens(self, ends: Ends) -> int:
+    def tokens(self, ends: ProjectorShape) -> int:
         """Tokens handed to the backbone for one medium: the queries, whatever its length.
 
         Raises:

@@ -11,11 +11,11 @@ from typing import Literal, Self
 from model.spec.base import SpecError, choose
 from model.spec.init import ImageTextInit, SentenceInit
 from model.spec.input_branches import ModelSpec
-from model.spec.output_branches import Generation, OutputSlot
+from model.spec.output_branches import Generation, OutputBranchSpec
 from model.spec.peft import Peft
 from model.spec.pformer import Reference
 
-LEARNT_OUTPUTS = ("outputs.*.signals.*", "outputs.*.head.*", "outputs.*.projector.*")
+TRAINABLE_OUTPUTS = ("outputs.*.signals.*", "outputs.*.head.*", "outputs.*.projector.*")
 """What of the ways out a stage that draws trains; the generators stay frozen."""
 
 
@@ -75,13 +75,13 @@ class Stage:
             reference=self.reference.tiny() if self.reference else None,
         )
 
-    def ways_out(self, model: ModelSpec) -> tuple[OutputSlot, ...]:
+    def output_branches(self, model: ModelSpec) -> tuple[OutputBranchSpec, ...]:
         """Return the ways out that this stage of a model uses."""
         return model.outputs if self.generation else ()
 
     def kinds(self, model: ModelSpec) -> tuple[str, ...]:
         """Return the kinds of media of this stage: the modalities that go in, then `to_…`."""
-        return (*model.modalities, *(slot.kind for slot in self.ways_out(model)))
+        return (*model.modalities, *(slot.kind for slot in self.output_branches(model)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +127,7 @@ class System:
         if stage.reference is not None:
             raise SpecError(f"{self.name}: a stage has a reference or generation, not both")
         if not any(pattern.startswith(("outputs.", "*")) for pattern in stage.trains):
-            wanted = ", ".join(LEARNT_OUTPUTS)
+            wanted = ", ".join(TRAINABLE_OUTPUTS)
             raise SpecError(f"{self.name}: generation trains no outputs; add {wanted} to trains")
 
     def tiny(self) -> System:

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Standing:
+class SaveStatus:
     """How many ranks are at it still, and how many could not do it."""
 
     busy: int = 0
@@ -44,13 +44,13 @@ class Writer:
             self._work.exception()
 
     @property
-    def standing(self) -> Standing:
+    def standing(self) -> SaveStatus:
         """What the other ranks are told; what is no disk's fault is raised."""
         if self._work is None:
-            return Standing()
+            return SaveStatus()
         if not self._work.done():
-            return Standing(busy=1)
-        return Standing(failed=int(self.trouble is not None))
+            return SaveStatus(busy=1)
+        return SaveStatus(failed=int(self.trouble is not None))
 
     @property
     def trouble(self) -> str | None:

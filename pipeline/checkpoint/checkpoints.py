@@ -26,7 +26,7 @@ from torch import Tensor
 
 from etl.cli import UserError
 from etl.storage.atomic import write_json
-from pipeline.checkpoint.async_writer import Standing, Writer
+from pipeline.checkpoint.async_writer import SaveStatus, Writer
 from pipeline.checkpoint.files import (
     WEIGHTS,
     ZERO,
@@ -37,7 +37,7 @@ from pipeline.checkpoint.files import (
     read_manifest,
     step_of,
 )
-from pipeline.checkpoint.reshard import load_redealt
+from pipeline.checkpoint.reshard import load_resharded
 from pipeline.checkpoint.snapshot import Snapshot, snapshot
 from pipeline.config.trainer_state import TrainerState
 from pipeline.distributed import device
@@ -117,11 +117,11 @@ class Checkpoints:
         self._writer.start(lambda: self._write(copied, partial))
 
     @property
-    def standing(self) -> Standing:
+    def standing(self) -> SaveStatus:
         """How far this rank is with what was begun; the others are to know before `turn`."""
-        return self._writer.standing if self._pending is not None else Standing()
+        return self._writer.standing if self._pending is not None else SaveStatus()
 
-    def turn(self, standing: Standing) -> None:
+    def turn(self, standing: SaveStatus) -> None:
         """Go on with what was begun as far as all ranks are; a collective, which does not wait.
 
         Args:
@@ -159,7 +159,7 @@ class Checkpoints:
             both = torch.tensor([own.busy, own.failed], device=device())
             dist.all_reduce(both)
             busy, failed = both.tolist()
-            self.turn(Standing(busy=busy, failed=failed))
+            self.turn(SaveStatus(busy=busy, failed=failed))
 
     def _write(self, copied: Snapshot, partial: Path) -> None:
         described = copied.write(partial)
@@ -249,7 +249,7 @@ class Checkpoints:
         if saved in (0, ranks):
             engine.load_checkpoint(str(checkpoint), tag=ZERO, load_module_strict=False)
         else:
-            load_redealt(engine, files)
+            load_resharded(engine, files)
             log.info("%s: written by %d ranks, dealt out to %d", checkpoint, saved, ranks)
         if dist.get_rank() == 0:
             self.folder.point_latest(checkpoint.name)

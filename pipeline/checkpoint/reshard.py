@@ -166,7 +166,7 @@ class Source:
             raise RuntimeError(f"{wanted.name}: {filled} of {wanted.size} elements in the files")
 
 
-def load_redealt(engine: deepspeed.DeepSpeedEngine, folder: Path) -> None:
+def load_resharded(engine: deepspeed.DeepSpeedEngine, folder: Path) -> None:
     """Load a checkpoint that another number of ranks has written; a collective.
 
     Args:
@@ -182,13 +182,13 @@ def load_redealt(engine: deepspeed.DeepSpeedEngine, folder: Path) -> None:
     engine.lr_scheduler.load_state_dict(common["lr_scheduler"])
     for name in ("global_steps", "global_samples", "skipped_steps"):
         setattr(engine, name, common[name])
-    state = redealt_state(engine, old)
+    state = resharded_state(engine, old)
     optimizer.load_state_dict([state] * dist.get_world_size(), load_from_fp32_weights=True)
     if partitioned:
         optimizer.checkpoint_event_epilogue()
 
 
-def redealt_state(engine: deepspeed.DeepSpeedEngine, old: OldRanks) -> dict[str, Any]:
+def resharded_state(engine: deepspeed.DeepSpeedEngine, old: OldRanks) -> dict[str, Any]:
     """Return this rank's optimizer state in the layout of the ranks there are now."""
     rank, ranks = dist.get_rank(), dist.get_world_size()
     state: dict[str, Any] = dict(engine.optimizer.state_dict())

@@ -11,14 +11,14 @@ from model.spec.system import InitStage
 from pipeline.config.run_config import RunConfig, packs
 from pipeline.data.lengths import read_lengths
 from pipeline.data.mixture import sources
-from pipeline.data.packing import Layout, Packed, Rows
-from pipeline.data.sampler import Prices, Schedule
+from pipeline.data.packing import Layout, PackedLayout, PaddedLayout
+from pipeline.data.sampler import CostModel, BatchSampler
 from pipeline.data.shuffle import Order
-from pipeline.data.tokenize import Drafter
+from pipeline.data.tokenize import SampleTokenizer
 from pipeline.forecast.forecast import stage_costs
 
 
-def make_schedule(run: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Schedule:
+def make_sampler(run: RunConfig, tokenizer: PreTrainedTokenizerBase) -> BatchSampler:
     """Plan a run's samples; reads texts where that was never done, and no medium.
 
     Raises:
@@ -28,22 +28,22 @@ def make_schedule(run: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Schedul
     folders = [Path(folder) for folder in run.data]
     rows = [read_manifest(folder).rows for folder in folders]
     order = Order(sources=sources(run.data, rows, run.mix), seed=run.seed, epochs=settings.epochs)
-    layout, prices = _layout(run), Prices(media={})
+    layout, prices = _layout(run), CostModel(media={})
     lengths = None
     if not isinstance(settings, InitStage):
-        drafter = Drafter(
+        drafter = SampleTokenizer(
             run.system.model,
             tokenizer,
             prompt=settings.prompt,
             max_tokens=settings.max_tokens,
-            outputs=settings.ways_out(run.system.model),
+            outputs=settings.output_branches(run.system.model),
         )
         kinds = settings.kinds(run.system.model)
         lengths = read_lengths(folders, drafter, kinds, spare=Path(run.output))
         prices = (
-            _prices(run) if isinstance(layout, Packed) else Prices(media=dict.fromkeys(kinds, 0))
+            _prices(run) if isinstance(layout, PackedLayout) else CostModel(media=dict.fromkeys(kinds, 0))
         )
-    return Schedule(
+    return BatchSampler(
         order=order,
         global_batch=settings.global_batch,
         layout=layout,
@@ -55,18 +55,18 @@ def make_schedule(run: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Schedul
 def _layout(run: RunConfig) -> Layout:
     settings = run.settings
     if packs(run.system.model, settings):
-        return Packed(
+        return PackedLayout(
             tokens=settings.micro_batch * settings.max_tokens,
             media=settings.micro_batch * settings.pack_media,
         )
     compares = isinstance(settings, InitStage)
-    return Rows(most=settings.micro_batch, order="position" if compares else "length")
+    return PaddedLayout(most=settings.micro_batch, order="position" if compares else "length")
 
 
-def _prices(run: RunConfig) -> Prices:
+def _prices(run: RunConfig) -> CostModel:
     """Return what a sample's parts cost in FLOPs, recomputation included."""
     costs = stage_costs(run.system.model, run.settings)
-    return Prices(
+    return CostModel(
         position=costs.position.device,
         target=costs.target.device,
         pair=costs.pair.device,

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.batch import IGNORED, Batch, Drawn, Media
+from model.batch import IGNORED, Batch, GenerationTargets, Media
 from model.text import TextIds
-from pipeline.data.encode import PlacedMedium, Row
+from pipeline.data.encode import MediumInput, Row
 
 
 def collate(rows: Sequence[Row], *, pad_id: int, side: Literal["left", "right"]) -> Batch:
@@ -78,13 +78,13 @@ def _packed_media(kind: str, rows: Sequence[Row], firsts: Sequence[int], length:
     media = _media(kind, rows, firsts, length)
     return replace(
         media,
-        places_bt=media.places_bt.any(0, keepdim=True),
+        media_mask_bt=media.media_mask_bt.any(0, keepdim=True),
         rows_m=torch.zeros_like(media.rows_m),
     )
 
 
 def _media(kind: str, rows: Sequence[Row], firsts: Sequence[int], length: int) -> Media:
-    placed: list[tuple[int, int, PlacedMedium]] = [
+    placed: list[tuple[int, int, MediumInput]] = [
         (number, first + medium.start, medium)
         for number, (row, first) in enumerate(zip(rows, firsts, strict=True))
         for medium in row.media
@@ -97,7 +97,7 @@ def _media(kind: str, rows: Sequence[Row], firsts: Sequence[int], length: int) -
     keys = [medium.key for _, _, medium in placed if medium.values is not None and medium.key]
     return Media(
         values=torch.stack(values) if values else torch.zeros(0),
-        places_bt=_places(kind, rows, firsts, length),
+        media_mask_bt=_places(kind, rows, firsts, length),
         rows_m=torch.tensor([number for number, _, _ in placed]),
         starts_m=torch.tensor([start for _, start, _ in placed]),
         text=_texts(texts) if texts else None,
@@ -109,31 +109,31 @@ def _media(kind: str, rows: Sequence[Row], firsts: Sequence[int], length: int) -
 
 def _places(kind: str, rows: Sequence[Row], firsts: Sequence[int], length: int) -> Tensor:
     """Return where (b, t) the places of a kind of media are."""
-    places_bt = torch.zeros(len(rows), length, dtype=torch.bool)
+    media_mask_bt = torch.zeros(len(rows), length, dtype=torch.bool)
     for number, (row, first) in enumerate(zip(rows, firsts, strict=True)):
         mask = bytearray([place == kind for place in row.kinds])
-        places_bt[number, first : first + len(row.ids)] = torch.frombuffer(mask, dtype=torch.bool)
-    return places_bt
+        media_mask_bt[number, first : first + len(row.ids)] = torch.frombuffer(mask, dtype=torch.bool)
+    return media_mask_bt
 
 
 def _kinds_drawn(rows: Sequence[Row]) -> list[str]:
     return sorted({drawing.kind for row in rows for drawing in row.drawn})
 
 
-def _packed_drawn(kind: str, rows: Sequence[Row], firsts: Sequence[int], length: int) -> Drawn:
+def _packed_drawn(kind: str, rows: Sequence[Row], firsts: Sequence[int], length: int) -> GenerationTargets:
     """As `_drawn`, with all rows in one."""
     drawn = _drawn(kind, rows, firsts, length)
-    return replace(drawn, places_bt=drawn.places_bt.any(0, keepdim=True))
+    return replace(drawn, media_mask_bt=drawn.media_mask_bt.any(0, keepdim=True))
 
 
-def _drawn(kind: str, rows: Sequence[Row], firsts: Sequence[int], length: int) -> Drawn:
+def _drawn(kind: str, rows: Sequence[Row], firsts: Sequence[int], length: int) -> GenerationTargets:
     placed = [drawing for row in rows for drawing in row.drawn if drawing.kind == kind]
     ids = [drawing.ids for drawing in placed if drawing.ids is not None]
     values = [drawing.values for drawing in placed if drawing.values is not None]
     embedded = [drawing.embedded for drawing in placed if drawing.embedded is not None]
     keys = [drawing.key for drawing in placed if drawing.ids is not None and drawing.key]
-    return Drawn(
-        places_bt=_places(kind, rows, firsts, length),
+    return GenerationTargets(
+        media_mask_bt=_places(kind, rows, firsts, length),
         seeds_g=torch.tensor([drawing.seed for drawing in placed]),
         ids_xl=torch.tensor(ids) if ids else torch.zeros(0, 0, dtype=torch.long),
         values=torch.stack(values) if values else torch.zeros(0),

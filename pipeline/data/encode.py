@@ -10,19 +10,19 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from etl.storage.schema import PLACEHOLDER_PATTERN, PLACEHOLDERS, Medium, Sample, SampleError, Turn
-from model.build import prepare
+from model.build import preprocess
 from model.pretraining.build import SentenceReader
-from model.spec import InputSlot, ModelSpec
+from model.spec import InputBranchSpec, ModelSpec
 from model.spec.qformer import QFormer
 from pipeline.data.chat_template import said
 from pipeline.data.features import FeatureReader, NoFeatures
-from pipeline.data.generation_targets import DrawingEncoder, PlacedDrawing
+from pipeline.data.generation_targets import GenerationTargetEncoder, GenerationTarget
 from pipeline.data.readers import read
-from pipeline.data.tokenize import Draft, Drafter
+from pipeline.data.tokenize import TokenizedSample, SampleTokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlacedMedium:
+class MediumInput:
     """One medium of a row.
 
     Args:
@@ -63,8 +63,8 @@ class Row:
     ids: list[int]
     labels: list[int]
     kinds: list[str]
-    media: tuple[PlacedMedium, ...] = ()
-    drawn: tuple[PlacedDrawing, ...] = ()
+    media: tuple[MediumInput, ...] = ()
+    drawn: tuple[GenerationTarget, ...] = ()
     context: int = 0
     answer: list[int] | None = None
     sentence: tuple[int, ...] = ()
@@ -101,13 +101,13 @@ class SampleEncoder:
         text_tokenizer: PreTrainedTokenizerBase | None = None,
         sentences: SentenceReader | None = None,
         features: FeatureReader | None = None,
-        drawing: DrawingEncoder | None = None,
+        drawing: GenerationTargetEncoder | None = None,
     ) -> None:
         self._features = features or NoFeatures()
         self._drawing = drawing
-        self._slots: dict[str, InputSlot] = {slot.modality: slot for slot in spec.inputs}
+        self._slots: dict[str, InputBranchSpec] = {slot.modality: slot for slot in spec.inputs}
         outputs = tuple(drawing.slots.values()) if drawing else ()
-        self._drafter = Drafter(
+        self._drafter = SampleTokenizer(
             spec, tokenizer, prompt=prompt, max_tokens=max_tokens, outputs=outputs
         )
         self._text_tokenizer = text_tokenizer
@@ -116,7 +116,7 @@ class SampleEncoder:
         self.seq2seq = self._drafter.seq2seq
         self.end = self._drafter.end
 
-    def draft(self, sample: Sample) -> Draft | None:
+    def draft(self, sample: Sample) -> TokenizedSample | None:
         """Lay out a sample's text for `row`; None where a sentence is read, which `row` does.
 
         Raises:
@@ -127,7 +127,7 @@ class SampleEncoder:
         kinds = [medium.kind for medium in sample.media]
         return self._drafter.draft(sample.id, sample.turns, kinds, cut=True)
 
-    def row(self, sample: Sample, draft: Draft | None = None, *, position: int = 0) -> Row:
+    def row(self, sample: Sample, draft: TokenizedSample | None = None, *, position: int = 0) -> Row:
         """Encode a sample for training: the assistant's turns are the targets.
 
         Args:
@@ -155,7 +155,7 @@ class SampleEncoder:
             draft = self._drafter.draft(sample.id, turns, [reader.kind], cut=True)
             [(start, first)] = draft.starts
             unread = torch.zeros(0)
-            media = PlacedMedium(kind=reader.kind, start=start, first=first, values=unread)
+            media = MediumInput(kind=reader.kind, start=start, first=first, values=unread)
             return replace(_row(draft, (media,)), sentence=reader.ids(text))
         kinds = [medium.kind for medium in sample.media]
         if kinds != [reader.kind] and (kinds or reader.pairs):
@@ -184,14 +184,14 @@ class SampleEncoder:
         turns: Sequence[Turn],
         *,
         cut: bool,
-        draft: Draft | None = None,
+        draft: TokenizedSample | None = None,
         position: int = 0,
     ) -> Row:
         if draft is None:
             kinds = [medium.kind for medium in sample.media]
             draft = self._drafter.draft(sample.id, turns, kinds, cut=cut)
-        media: list[PlacedMedium] = []
-        drawn: list[PlacedDrawing] = []
+        media: list[MediumInput] = []
+        drawn: list[GenerationTarget] = []
         parts = zip(
             sample.media, draft.ways, draft.starts, _instructions(sample.turns), strict=True
         )
@@ -205,12 +205,12 @@ class SampleEncoder:
 
     def _placed(
         self, sample: Sample, medium: Medium, places: tuple[int, int], instruction: str
-    ) -> PlacedMedium:
+    ) -> MediumInput:
         """Return a medium with its features if they are known, or else decoded."""
         found = self._features.find(medium)
         known = found is not None and found.features is not None
         start, first = places
-        return PlacedMedium(
+        return MediumInput(
             kind=medium.kind,
             start=start,
             first=first,
@@ -220,7 +220,7 @@ class SampleEncoder:
             key=found.key if found else b"",
         )
 
-    def _text_ids(self, slot: InputSlot, instruction: str) -> tuple[int, ...] | None:
+    def _text_ids(self, slot: InputBranchSpec, instruction: str) -> tuple[int, ...] | None:
         projector = slot.projector
         if not isinstance(projector, QFormer) or not projector.reads_text:
             return None
@@ -234,14 +234,14 @@ class SampleEncoder:
     def _values(self, sample: Sample, medium: Medium) -> Tensor:
         slot = self._slots[medium.kind]
         try:
-            return prepare(slot.encoder, read(medium, slot))
+            return preprocess(slot.encoder, read(medium, slot))
         except (OSError, ValueError) as error:
             raise SampleError(
                 f"sample {sample.id}: its {medium.kind} cannot be decoded ({error})"
             ) from error
 
 
-def _row(draft: Draft, media: tuple[PlacedMedium, ...]) -> Row:
+def _row(draft: TokenizedSample, media: tuple[MediumInput, ...]) -> Row:
     return Row(
         ids=draft.ids,
         labels=draft.labels,

@@ -11,8 +11,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from etl.storage.schema import PLACEHOLDER_PATTERN, Medium, Sample, SampleError, Turn
-from model.build import prepare_drawn
-from model.spec.output_branches import OutputSlot
+from model.build import preprocess_target
+from model.spec.output_branches import OutputBranchSpec
 from pipeline.data.features import FeatureReader
 from pipeline.data.readers import read_image
 
@@ -21,7 +21,7 @@ CAPTIONS = "captions"
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlacedDrawing:
+class GenerationTarget:
     """One medium of a row that comes out.
 
     Args:
@@ -42,7 +42,7 @@ class PlacedDrawing:
     key: bytes = b""
 
 
-class DrawingEncoder:
+class GenerationTargetEncoder:
     """Encodes media that come out.
 
     Args:
@@ -55,7 +55,7 @@ class DrawingEncoder:
 
     def __init__(
         self,
-        slots: Sequence[OutputSlot],
+        slots: Sequence[OutputBranchSpec],
         tokenizers: Mapping[str, PreTrainedTokenizerBase],
         *,
         denoises: bool,
@@ -68,7 +68,7 @@ class DrawingEncoder:
         self._seed = seed
         self._known = known
 
-    def placed(self, sample: Sample, number: int, kind: str, position: int) -> PlacedDrawing:
+    def placed(self, sample: Sample, number: int, kind: str, position: int) -> GenerationTarget:
         """Return a sample's medium as what is to be drawn.
 
         Args:
@@ -85,7 +85,7 @@ class DrawingEncoder:
         known = found is not None and found.features is not None
         slot = self.slots[kind]
         seed = np.random.SeedSequence((self._seed, position, number)).generate_state(1)[0]
-        return PlacedDrawing(
+        return GenerationTarget(
             kind=kind,
             seed=int(seed),
             ids=None if known else caption_ids(self._tokenizers[kind], slot, text),
@@ -94,16 +94,16 @@ class DrawingEncoder:
             key=found.key if found else b"",
         )
 
-    def _values(self, sample: Sample, medium: Medium, slot: OutputSlot) -> Tensor:
+    def _values(self, sample: Sample, medium: Medium, slot: OutputBranchSpec) -> Tensor:
         try:
-            return prepare_drawn(slot, read_image(medium.data))
+            return preprocess_target(slot, read_image(medium.data))
         except (OSError, ValueError) as error:
             raise SampleError(
                 f"sample {sample.id}: its {medium.kind} cannot be decoded ({error})"
             ) from error
 
 
-def caption_ids(tokenizer: PreTrainedTokenizerBase, slot: OutputSlot, text: str) -> tuple[int, ...]:
+def caption_ids(tokenizer: PreTrainedTokenizerBase, slot: OutputBranchSpec, text: str) -> tuple[int, ...]:
     """Return a text's ids, cut or padded to what the generator's text encoder takes."""
     ids: list[int] = tokenizer(
         text, truncation=True, padding="max_length", max_length=slot.generator.text_tokens
@@ -129,7 +129,7 @@ def captions(turns: Sequence[Turn], lineage: Mapping[str, str]) -> list[str]:
     return told
 
 
-def ways(turns: Sequence[Turn], kinds: Sequence[str], outputs: Sequence[OutputSlot]) -> list[str]:
+def ways(turns: Sequence[Turn], kinds: Sequence[str], outputs: Sequence[OutputBranchSpec]) -> list[str]:
     """Return, per medium in reading order, its kind as of `Stage.kinds`.
 
     A medium that the assistant says comes out (`to_image`) where the stage has a way out for it;

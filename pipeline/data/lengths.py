@@ -29,7 +29,7 @@ from etl.cli import UserError
 from etl.storage.atomic import atomic_file
 from etl.storage.schema import Turn
 from etl.storage.shards import ShardSet
-from pipeline.data.tokenize import Drafter
+from pipeline.data.tokenize import SampleTokenizer
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class Lengths:
 
 
 def read_lengths(
-    folders: Sequence[Path], drafter: Drafter, kinds: Sequence[str], *, spare: Path
+    folders: Sequence[Path], drafter: SampleTokenizer, kinds: Sequence[str], *, spare: Path
 ) -> Lengths:
     """Return the lengths of all rows of data folders, counting them where that was not done yet.
 
@@ -89,7 +89,7 @@ def _joined(parts: Sequence[pa.Table], name: str) -> NDArray[Any]:
     return chunks[0] if len(chunks) == 1 else np.concatenate(chunks)
 
 
-def _folder_lengths(folder: Path, drafter: Drafter, kinds: Sequence[str], spare: Path) -> pa.Table:
+def _folder_lengths(folder: Path, drafter: SampleTokenizer, kinds: Sequence[str], spare: Path) -> pa.Table:
     shards = ShardSet([folder], verify=False)
     cache = folder / _FOLDER
     try:
@@ -120,7 +120,7 @@ def _lock(path: Path) -> Iterator[None]:
 
 
 def _count(
-    path: Path, folder: Path, shards: ShardSet, drafter: Drafter, kinds: Sequence[str]
+    path: Path, folder: Path, shards: ShardSet, drafter: SampleTokenizer, kinds: Sequence[str]
 ) -> None:
     """Lay out every sample's text and write down what it takes."""
     log.info("%s: counts the tokens of %d samples, once", folder, len(shards))
@@ -141,7 +141,7 @@ def _count(
 class _Measure:
     """Measures a batch of samples; an object, since it travels to other processes."""
 
-    def __init__(self, drafter: Drafter, kinds: tuple[str, ...]) -> None:
+    def __init__(self, drafter: SampleTokenizer, kinds: tuple[str, ...]) -> None:
         self._drafter = drafter
         self._kinds = kinds
 

@@ -17,9 +17,9 @@ from etl.storage.shards import ShardSet
 from model.batch import Batch
 from pipeline.data.collate import collate, filler, pack
 from pipeline.data.encode import Row, SampleEncoder
-from pipeline.data.packing import Packed
-from pipeline.data.sampler import Bin, Place, Schedule
-from pipeline.data.tokenize import Draft
+from pipeline.data.packing import PackedLayout
+from pipeline.data.sampler import Bin, Place, BatchSampler
+from pipeline.data.tokenize import TokenizedSample
 from pipeline.data.worker_status import WorkerStatus
 
 
@@ -33,12 +33,12 @@ class BadSample:
     reason: str
 
 
-Begun = tuple[Sample, Draft | SampleError | None]
+Begun = tuple[Sample, TokenizedSample | SampleError | None]
 """A sample, and its text as it is laid out, or why it cannot be used; see `SampleEncoder.draft`."""
 
 
 @dataclass(frozen=True)
-class Lost:
+class UnreadableShard:
     """A place whose shard cannot be read any more: no sample's fault, so the run must end."""
 
     reason: str
@@ -65,7 +65,7 @@ class MicroBatch:
     lost: str | None = None
 
 
-class Samples(Dataset[Row | BadSample | Lost]):
+class MultimodalDataset(Dataset[Row | BadSample | UnreadableShard]):
     """The samples by place; decoding happens here, in a worker if there are any."""
 
     def __init__(
@@ -76,11 +76,11 @@ class Samples(Dataset[Row | BadSample | Lost]):
         self._decoding = decoding
         self.seq2seq = encoder.seq2seq
 
-    def __getitem__(self, place: Place) -> Row | BadSample | Lost:
+    def __getitem__(self, place: Place) -> Row | BadSample | UnreadableShard:
         """Return the encoded sample, or why there is none."""
         return self.__getitems__([place])[0]
 
-    def __getitems__(self, places: Sequence[Place]) -> list[Row | BadSample | Lost]:
+    def __getitems__(self, places: Sequence[Place]) -> list[Row | BadSample | UnreadableShard]:
         """Return the encoded samples of a bin, each or why there is none; PyTorch asks for these.
 
         All texts come before all media: with a picture decoded in between, nothing of the tokenizer
@@ -91,13 +91,13 @@ class Samples(Dataset[Row | BadSample | Lost]):
         self._note("")
         return rows
 
-    def _begin(self, place: Place) -> Begun | Lost:
+    def _begin(self, place: Place) -> Begun | UnreadableShard:
         """Return a sample, and its text as it is laid out or why it cannot be used."""
         self._note(f"row {place.row}")
         try:
             sample = self._shards[place.row]
         except UserError as error:
-            return Lost(str(error))
+            return UnreadableShard(str(error))
         if place.fault is not None:
             return sample, SampleError(place.fault)
         try:
@@ -105,9 +105,9 @@ class Samples(Dataset[Row | BadSample | Lost]):
         except SampleError as error:
             return sample, error
 
-    def _finish(self, place: Place, begun: Begun | Lost) -> Row | BadSample | Lost:
+    def _finish(self, place: Place, begun: Begun | UnreadableShard) -> Row | BadSample | UnreadableShard:
         """Decode a sample's media."""
-        if isinstance(begun, Lost):
+        if isinstance(begun, UnreadableShard):
             return begun
         sample, draft = begun
         self._note(f"{sample.id} (row {place.row})")
@@ -140,7 +140,7 @@ class _Join:
     seq2seq: bool
     most: int | None
 
-    def __call__(self, items: list[Row | BadSample | Lost]) -> MicroBatch:
+    def __call__(self, items: list[Row | BadSample | UnreadableShard]) -> MicroBatch:
         rows = [item for item in items if isinstance(item, Row)]
         samples = len(rows)
         # An empty bin takes part in its pass with one token that is no target.
@@ -153,14 +153,14 @@ class _Join:
             bad=tuple(item for item in items if isinstance(item, BadSample)),
             ids=tuple(item.id for item in items if isinstance(item, Row)),
             sources=tuple(item.source for item in items if isinstance(item, Row)),
-            lost=next((item.reason for item in items if isinstance(item, Lost)), None),
+            lost=next((item.reason for item in items if isinstance(item, UnreadableShard)), None),
         )
 
 
 class _Bins:
     """This rank's bins in order, made as they are asked for; remembers the passes of each step."""
 
-    def __init__(self, schedule: Schedule, steps: range, rank: int, ranks: int) -> None:
+    def __init__(self, schedule: BatchSampler, steps: range, rank: int, ranks: int) -> None:
         self._schedule, self._steps = schedule, steps
         self._rank, self._ranks = rank, ranks
         self.passes: deque[int] = deque()
@@ -180,8 +180,8 @@ def _leave_stopping_to_the_rank(worker: int) -> None:
 
 
 def micro_batches(
-    samples: Samples,
-    schedule: Schedule,
+    samples: MultimodalDataset,
+    schedule: BatchSampler,
     *,
     steps: range,
     rank: int,
@@ -196,7 +196,7 @@ def micro_batches(
     """
     bins = _Bins(schedule, steps, rank, ranks)
     layout = schedule.layout
-    most = None if isinstance(layout, Packed) else layout.most
+    most = None if isinstance(layout, PackedLayout) else layout.most
     before = set(multiprocessing.active_children())
     loaded = iter(
         DataLoader(

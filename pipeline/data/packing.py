@@ -39,7 +39,7 @@ class Sizes:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Packed:
+class PackedLayout:
     """Samples end to end in one long row.
 
     Args:
@@ -51,7 +51,7 @@ class Packed:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rows:
+class PaddedLayout:
     """A row for each sample, as long as the longest of its bin.
 
     Args:
@@ -64,7 +64,7 @@ class Rows:
     order: Literal["length", "position"]
 
 
-Layout = Packed | Rows
+Layout = PackedLayout | PaddedLayout
 """How the samples of one rank and pass lie in memory."""
 
 
@@ -76,12 +76,12 @@ def deal(sizes: Sizes, layout: Layout, ranks: int) -> Deal:
         layout: what a bin may hold.
         ranks: how many share the step.
     """
-    bins = _rows(sizes, layout) if isinstance(layout, Rows) else _packed(sizes, layout, ranks)
+    bins = _rows(sizes, layout) if isinstance(layout, PaddedLayout) else _packed(sizes, layout, ranks)
     bins += [[] for _ in range(-len(bins) % ranks or (0 if bins else ranks))]
     return [bins[first : first + ranks] for first in range(0, len(bins), ranks)]
 
 
-def _rows(sizes: Sizes, layout: Rows) -> list[list[int]]:
+def _rows(sizes: Sizes, layout: PaddedLayout) -> list[list[int]]:
     """Cut the samples, sorted or not, into bins of `most`; the longest first."""
     order = np.arange(len(sizes))
     if layout.order == "length":
@@ -92,7 +92,7 @@ def _rows(sizes: Sizes, layout: Rows) -> list[list[int]]:
     ]
 
 
-def _packed(sizes: Sizes, layout: Packed, ranks: int) -> list[list[int]]:
+def _packed(sizes: Sizes, layout: PackedLayout, ranks: int) -> list[list[int]]:
     """Fill as few passes as the budgets allow, the bins of a pass as alike as can be."""
     least = max(
         _ceil(int(sizes.tokens_n.sum()), layout.tokens * ranks),
@@ -106,7 +106,7 @@ def _packed(sizes: Sizes, layout: Packed, ranks: int) -> list[list[int]]:
     raise AssertionError("a bin for each sample holds every sample")
 
 
-def _fill(sizes: Sizes, layout: Packed, count: int) -> list[list[int]] | None:
+def _fill(sizes: Sizes, layout: PackedLayout, count: int) -> list[list[int]] | None:
     """Put each sample, the dearest first, where it makes the passes longest by least.
 
     That is Graham's rule of the longest processing time (1969), over two phases. Returns None

@@ -38,7 +38,7 @@ Bin = list[Place]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prices:
+class CostModel:
     """What samples cost, in any one unit: FLOPs, say, see `pipeline.forecast.flops`.
 
     Args:
@@ -54,7 +54,7 @@ class Prices:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Schedule:
+class BatchSampler:
     """The samples of every step.
 
     Args:
@@ -69,7 +69,7 @@ class Schedule:
     global_batch: int
     layout: Layout
     lengths: Lengths | None
-    prices: Prices
+    prices: CostModel
 
     @property
     def steps(self) -> int:

@@ -15,8 +15,8 @@ from transformers import PreTrainedTokenizerBase
 from etl.storage.schema import PLACEHOLDER_PATTERN, PLACEHOLDERS, SampleError, Turn
 from model.batch import IGNORED
 from model.output_branch import signal_ids
-from model.spec import InputSlot, ModelSpec
-from model.spec.output_branches import OutputSlot
+from model.spec import InputBranchSpec, ModelSpec
+from model.spec.output_branches import OutputBranchSpec
 from pipeline.data.chat_template import Piece, Segment, chat, plain, without_special
 
 _KINDS = {placeholder: kind for kind, placeholder in PLACEHOLDERS.items()}
@@ -24,7 +24,7 @@ _VERSION = 1
 """Raise it when the same text is laid out in other tokens, so that no old lengths are used."""
 
 
-class Draft:
+class TokenizedSample:
     """A row while it is laid out.
 
     Attributes:
@@ -91,7 +91,7 @@ class Length:
     Args:
         tokens: of the backbone; with a decoder, of encoder and decoder together.
         targets: tokens that are learnt.
-        media: the kinds of its media, one a medium, as of `Draft.ways`.
+        media: the kinds of its media, one a medium, as of `TokenizedSample.ways`.
         fault: why it cannot be used, or None.
     """
 
@@ -101,7 +101,7 @@ class Length:
     fault: str | None = None
 
 
-class Drafter:
+class SampleTokenizer:
     """Lays out dialogues for one model and one kind of prompt.
 
     Args:
@@ -124,12 +124,12 @@ class Drafter:
         *,
         prompt: str,
         max_tokens: int,
-        outputs: Sequence[OutputSlot] = (),
+        outputs: Sequence[OutputBranchSpec] = (),
     ) -> None:
         self._spec = spec
-        self._outputs: dict[str, OutputSlot] = {slot.modality: slot for slot in outputs}
+        self._outputs: dict[str, OutputBranchSpec] = {slot.modality: slot for slot in outputs}
         self._signals = signal_ids(outputs, spec.backbone.vocabulary)
-        self._slots: dict[str, InputSlot] = {slot.modality: slot for slot in spec.inputs}
+        self._slots: dict[str, InputBranchSpec] = {slot.modality: slot for slot in spec.inputs}
         self._tokenizer = tokenizer
         self._prompt = prompt
         self._max_tokens = max_tokens
@@ -161,7 +161,7 @@ class Drafter:
         }
         return hashlib.sha256(json.dumps(words, sort_keys=True).encode()).hexdigest()
 
-    def draft(self, name: str, turns: Sequence[Turn], kinds: Sequence[str], *, cut: bool) -> Draft:
+    def draft(self, name: str, turns: Sequence[Turn], kinds: Sequence[str], *, cut: bool) -> TokenizedSample:
         """Lay out a dialogue.
 
         Args:
@@ -197,9 +197,9 @@ class Drafter:
             tokens=len(draft.ids) + answer, targets=draft.targets, media=tuple(draft.ways)
         )
 
-    def _lay_out(self, name: str, turns: Sequence[Turn]) -> Draft:
+    def _lay_out(self, name: str, turns: Sequence[Turn]) -> TokenizedSample:
         """Lay out tokens and places; some backbones answer only the last turn."""
-        draft = Draft()
+        draft = TokenizedSample()
         if (start := self._tokenizer.bos_token_id) is not None:
             draft.add([start], learnt=False)
         template = self._spec.backbone.template
@@ -221,7 +221,7 @@ class Drafter:
             draft.add([self._tokenizer.eos_token_id], learnt=False)  # as T5 ends every input
         return draft
 
-    def _lay(self, draft: Draft, piece: Piece, name: str = "") -> None:
+    def _lay(self, draft: TokenizedSample, piece: Piece, name: str = "") -> None:
         """Add a piece's tokens and places; `name` is the sample's."""
         for segment in without_special(piece, self._special):
             if segment.own:
@@ -241,7 +241,7 @@ class Drafter:
 
     def _piece_ids(self, piece: Piece) -> list[int]:
         """Return the tokens of an answer, which holds no media."""
-        draft = Draft()
+        draft = TokenizedSample()
         self._lay(draft, piece)
         return draft.ids
 
@@ -253,7 +253,7 @@ class Drafter:
             Piece(segments=(Segment(text=end, own=True),), answers=True, learnt=True)
         )
 
-    def _place(self, draft: Draft, slot: InputSlot) -> None:
+    def _place(self, draft: TokenizedSample, slot: InputBranchSpec) -> None:
         start = len(draft.ids)
         draft.add(self._ids(slot.before), learnt=False)
         draft.starts.append((start, len(draft.ids)))

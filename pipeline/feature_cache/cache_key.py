@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from model.spec import InputSlot
-from model.spec.output_branches import OutputSlot
+from model.spec import InputBranchSpec
+from model.spec.output_branches import OutputBranchSpec
 
 VERSION = 1
-"""Raise it when readers or an encoder's `prepare` give other inputs for the same media, so that no
+"""Raise it when readers or an encoder's `preprocess` give other inputs for the same media, so that no
 old features are used."""
 
 
@@ -53,7 +53,7 @@ class Producer:
         return value
 
 
-def encoder_producer(slot: InputSlot, encoder: nn.Module) -> Producer:
+def encoder_producer(slot: InputBranchSpec, encoder: nn.Module) -> Producer:
     """Return a slot's encoder as a producer; reads all its weights, which must be whole."""
     dtype = str(next(encoder.parameters()).dtype).removeprefix("torch.")
     return Producer(
@@ -61,7 +61,7 @@ def encoder_producer(slot: InputSlot, encoder: nn.Module) -> Producer:
     )
 
 
-def text_producer(slot: OutputSlot, generator: nn.Module) -> Producer:
+def text_producer(slot: OutputBranchSpec, generator: nn.Module) -> Producer:
     """Return the text encoder of a way out as a producer; see `encoder_producer`."""
     text = generator.get_submodule("text")
     dtype = str(next(text.parameters()).dtype).removeprefix("torch.")
@@ -90,7 +90,7 @@ def content_key(digest: bytes, how: str) -> bytes:
     return hashlib.sha256(how.encode() + b"\0" + digest).digest()
 
 
-def medium_key(digest: bytes, slot: InputSlot) -> bytes:
+def medium_key(digest: bytes, slot: InputBranchSpec) -> bytes:
     """Return the key of a medium, by the sha256 of its bytes, as a slot reads it.
 
     How many frames of a video are read is the slot's; all else that decides is the encoder's spec.

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from etl.storage.schema import Sample
-from model.build import prepare
+from model.build import preprocess
 from model.output_branch import Generator
 from model.parts import encode_parts
-from model.spec import InputSlot
-from model.spec.output_branches import OutputSlot
+from model.spec import InputBranchSpec
+from model.spec.output_branches import OutputBranchSpec
 from pipeline.data.generation_targets import caption_ids, captions
 from pipeline.data.readers import read
 from pipeline.feature_cache.cache_key import (
@@ -63,7 +63,7 @@ class Kept(Protocol):
 class KeptMedia:
     """An encoder, and the media of a slot; features are (x, f, n, d)."""
 
-    slot: InputSlot
+    slot: InputBranchSpec
     module: nn.Module
 
     @property
@@ -86,7 +86,7 @@ class KeptMedia:
 
     def values(self, sample: Sample, number: int) -> Tensor:
         """Return a decoded medium."""
-        return prepare(self.slot.encoder, read(sample.media[number], self.slot))
+        return preprocess(self.slot.encoder, read(sample.media[number], self.slot))
 
     def make(self, values: Tensor) -> Tensor:
         """Return what the encoder makes of media."""
@@ -103,7 +103,7 @@ class KeptTexts:
         tokenizer: the encoder's.
     """
 
-    slot: OutputSlot
+    slot: OutputBranchSpec
     whole: Generator
     tokenizer: PreTrainedTokenizerBase
 

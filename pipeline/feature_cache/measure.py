@@ -16,7 +16,7 @@ from torch import Tensor
 
 from etl.storage.schema import Sample
 from etl.storage.shards import ShardSet
-from model.spec.output_branches import OutputSlot
+from model.spec.output_branches import OutputBranchSpec
 from pipeline.data.generation_targets import ways
 from pipeline.feature_cache.cache_key import Producer
 from pipeline.feature_cache.cached import Kept
@@ -57,7 +57,7 @@ class Timing:
 def measure(
     shards: ShardSet,
     kept: Kept,
-    outputs: Sequence[OutputSlot],
+    outputs: Sequence[OutputBranchSpec],
     store: FeatureStore,
     device: str,
 ) -> Timing | None:
@@ -98,7 +98,7 @@ Place = tuple[Sample, int]
 
 
 def _decoded(
-    shards: ShardSet, kept: Kept, outputs: Sequence[OutputSlot], device: str
+    shards: ShardSet, kept: Kept, outputs: Sequence[OutputBranchSpec], device: str
 ) -> tuple[list[Place], float, Tensor]:
     """Return some media, the seconds of decoding one, and the part's input of all."""
     found: dict[bytes, tuple[Place, Tensor]] = {}

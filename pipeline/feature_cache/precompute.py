@@ -38,8 +38,8 @@ from etl.runtime.ray_cluster import ray_cluster
 from etl.storage.atomic import write_json
 from etl.storage.schema import Turn
 from etl.storage.shards import ShardSet
-from model.spec import InputSlot
-from model.spec.output_branches import OutputSlot
+from model.spec import InputBranchSpec
+from model.spec.output_branches import OutputBranchSpec
 from pipeline.checkpoint.checkpoints import newest_weights
 from pipeline.config.run_config import RunConfig, Scale, StageName, TrainOptions, resolve
 from pipeline.data.generation_targets import captions, ways
@@ -144,8 +144,8 @@ def features(args: Sequence[str]) -> int:
     with ray_cluster() as cpus, _crew(cpus) as (crew, threads, device):
         make = partial(Filler, run, initial, batch=options.batch, threads=threads, device=device)
         stores = _stores(run, crew, make, verify=options.verify)
-        slots: dict[str, InputSlot] = {slot.modality: slot for slot in run.system.model.inputs}
-        outputs = run.settings.ways_out(run.system.model)
+        slots: dict[str, InputBranchSpec] = {slot.modality: slot for slot in run.system.model.inputs}
+        outputs = run.settings.output_branches(run.system.model)
         counts, ranges = plan(shards, slots, outputs, stores, options.part_media)
         begun = time.monotonic()
         unreadable = _fill(crew, make, ranges, counts)
@@ -196,8 +196,8 @@ def _stores(
 
 def plan(
     shards: ShardSet,
-    slots: Mapping[str, InputSlot],
-    outputs: Sequence[OutputSlot],
+    slots: Mapping[str, InputBranchSpec],
+    outputs: Sequence[OutputBranchSpec],
     stores: Mapping[str, FeatureStore],
     part_media: int,
 ) -> tuple[dict[str, Count], list[Range]]:
@@ -228,7 +228,7 @@ def plan(
 
 
 def _keys(
-    shards: ShardSet, slots: Mapping[str, InputSlot], outputs: Sequence[OutputSlot]
+    shards: ShardSet, slots: Mapping[str, InputBranchSpec], outputs: Sequence[OutputBranchSpec]
 ) -> Iterator[list[tuple[str, bytes]]]:
     """Yield, of each row, the kind and the key of each medium (of what is told of it)."""
     drawing = ["turns", "lineage"] if outputs else []

@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from etl.storage.schema import Medium
-from model.spec import InputSlot
+from model.spec import InputBranchSpec
 from pipeline.data.features import Found
 from pipeline.feature_cache.cache_key import medium_key, text_key
 from pipeline.feature_cache.store import FeatureStore
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lookup:
+class CacheReader:
     """Known features by kind of media; travels to the processes that decode.
 
     Args:
@@ -23,7 +23,7 @@ class Lookup:
             encoders' embeddings are; those that share an encoder share the object, too.
     """
 
-    slots: Mapping[str, InputSlot] = field(default_factory=dict)
+    slots: Mapping[str, InputBranchSpec] = field(default_factory=dict)
     stores: Mapping[str, FeatureStore] = field(default_factory=dict)
 
     def find(self, medium: Medium) -> Found | None:

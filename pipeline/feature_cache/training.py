@@ -14,14 +14,14 @@ from etl.cli import UserError
 from etl.storage.shards import ShardSet
 from model.build import build_caption_tokenizers
 from model.features import trains
-from model.generative_lm import DrawingLM
+from model.generative_lm import GenerativeMultimodalLM
 from model.multimodal_lm import MultimodalLM
 from model.pretraining.image_text import ImageTextModel
 from pipeline.config.run_config import RunConfig
 from pipeline.distributed import device
 from pipeline.feature_cache.cached import Kept, KeptMedia, KeptTexts
 from pipeline.feature_cache.measure import Timing, measure
-from pipeline.feature_cache.reader import Lookup
+from pipeline.feature_cache.reader import CacheReader
 from pipeline.feature_cache.store import FeatureStore
 from pipeline.feature_cache.writer import Recorder
 from pipeline.run_folder.records import write_features
@@ -48,7 +48,7 @@ class Verdict:
     timing: Timing | None = None
 
 
-def open_features(run: RunConfig, shards: ShardSet, model: nn.Module) -> tuple[Lookup, Recorder]:
+def open_features(run: RunConfig, shards: ShardSet, model: nn.Module) -> tuple[CacheReader, Recorder]:
     """Decide which kinds of media go through the cache; a collective.
 
     Must come before DeepSpeed takes the model apart: the fingerprint is of whole weights, and the
@@ -63,13 +63,13 @@ def open_features(run: RunConfig, shards: ShardSet, model: nn.Module) -> tuple[L
         UserError: the folder cannot be written, or holds something else.
     """
     if run.features is None:
-        return Lookup(), Recorder({})
+        return CacheReader(), Recorder({})
     parts = keepable(run, model)
     stores = _stores(Path(run.features), [part for part in parts if not trains(part.module)])
     verdicts = _verdicts(run, shards, parts, stores)
     used = {kind: store for kind, store in stores.items() if verdicts[kind].used}
     slots = {p.kind: p.slot for p in parts if isinstance(p, KeptMedia) and p.kind in used}
-    lookup = Lookup(slots=slots, stores=used)
+    lookup = CacheReader(slots=slots, stores=used)
     recorder = Recorder(used)
     if isinstance(model, MultimodalLM | ImageTextModel):
         model.keep = recorder.keep
@@ -86,8 +86,8 @@ def keepable(run: RunConfig, model: nn.Module) -> list[Kept]:
     parts: list[Kept] = [
         KeptMedia(slot=slot, module=model.encoder(slot.modality)) for slot in model.spec.inputs
     ]
-    if isinstance(model, DrawingLM):
-        ways = model.ways_out()
+    if isinstance(model, GenerativeMultimodalLM):
+        ways = model.output_branches()
         slots = [way.slot for way in ways.values()]
         tokenizers = build_caption_tokenizers(slots, weights=run.weights)
         parts += [
@@ -145,7 +145,7 @@ def _verdict(run: RunConfig, shards: ShardSet, part: Kept, store: FeatureStore |
             f"{store.folder}: cannot be written, which measuring needs; "
             "--features-mode always reads from it all the same"
         )
-    outputs = run.settings.ways_out(run.system.model)
+    outputs = run.settings.output_branches(run.system.model)
     timing = measure(shards, part, outputs, store, device())
     if timing is None:
         return Verdict(used=False, reason=f"not used: the data hold no {part.kind} to time")

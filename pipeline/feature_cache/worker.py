@@ -161,7 +161,7 @@ def frozen_parts(run: RunConfig, initial: Path | None) -> list[Kept]:
         for slot in spec.inputs
         if slot.modality in encoders
     ]
-    slots = settings.ways_out(spec)
+    slots = settings.output_branches(spec)
     tokenizers = build_caption_tokenizers(slots, weights=run.weights)
     teachers = build_text_encoders(spec, settings, weights=run.weights, seed=run.seed)
     parts += [

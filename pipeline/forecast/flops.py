@@ -32,9 +32,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from model.fusion.gated_cross_attention import CrossAttention
-from model.generative_lm import DrawingLM
+from model.generative_lm import GenerativeMultimodalLM
 from model.multimodal_lm import MultimodalLM
-from model.output_branch import WayOut
+from model.output_branch import OutputBranch
 from model.parts import encode_parts, pool
 from model.spec import Stage
 from model.spec.backbones import T5, Backbone, Palm
@@ -136,13 +136,13 @@ def unit_costs(model: MultimodalLM, stage: Stage) -> UnitCosts:
     """Return what each unit of a stage's work costs.
 
     Args:
-        model: on the meta device, with what trains set (`model.freeze.train_only`).
+        model: on the meta device, with what trains set (`model.freeze.set_trainable`).
         stage: brings recomputation.
     """
     media = {kind: medium_flops(model, kind) for kind in model.spec.modalities}
-    if isinstance(model, DrawingLM):
+    if isinstance(model, GenerativeMultimodalLM):
         width = model.spec.backbone.width
-        media |= {kind: drawing_flops(way, width) for kind, way in model.ways_out().items()}
+        media |= {kind: drawing_flops(way, width) for kind, way in model.output_branches().items()}
     position, target = token_flops(model, stage)
     return UnitCosts(
         position=position,
@@ -222,7 +222,7 @@ def medium_flops(model: MultimodalLM, kind: str) -> tuple[Work, Work]:
     return encoded, projected + Work(forward=keys, backward=2 * keys)
 
 
-def drawing_flops(way: WayOut, width: int) -> tuple[Work, Work]:
+def drawing_flops(way: OutputBranch, width: int) -> tuple[Work, Work]:
     """Return the cost of one medium that comes out: of its text, and of all the rest.
 
     Counted on the meta device, where the model must be. The generator is frozen, but gradients
@@ -234,13 +234,13 @@ def drawing_flops(way: WayOut, width: int) -> tuple[Work, Work]:
     """
     with torch.device("meta"):
         blank = way.blank(torch.device("meta"))
-        thought_gnd = torch.zeros(1, way.slot.signals, width)
+        signal_hidden_gnd = torch.zeros(1, way.slot.signals, width)
         _, embedded = _counted(lambda: way.generator.embed(blank.ids_xl))
 
         def draw() -> Tensor:
-            drawings = way.drawings(blank, thought_gnd, embeds=False)
-            told = drawings.denoised.told_gcyx if drawings.denoised else drawings.conditions_glw
-            return told.sum() + drawings.conditions_glw.sum()
+            drawings = way.drawings(blank, signal_hidden_gnd, embeds=False)
+            told = drawings.denoised.noise_pred_gcyx if drawings.denoised else drawings.condition_embeds_glw
+            return told.sum() + drawings.condition_embeds_glw.sum()
 
         _, drawn = _counted(draw)
     return embedded, drawn

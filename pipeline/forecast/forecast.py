@@ -14,7 +14,7 @@ from rich.console import Group
 from rich.table import Table
 
 from model.build import build_on_meta
-from model.freeze import train_only
+from model.freeze import set_trainable
 from model.spec import ModelSpec, Stage, System
 from pipeline.config.deepspeed import ds_config
 from pipeline.config.run_config import StageName
@@ -22,11 +22,11 @@ from pipeline.forecast import memory
 from pipeline.forecast.flops import UnitCosts, Work, unit_costs
 from pipeline.forecast.peak_flops import Rate
 from pipeline.forecast.plan import Plan
-from pipeline.forecast.workload import Load
+from pipeline.forecast.workload import Workload
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outlook:
+class Forecast:
     """What is predicted of a stage beside `Plan`.
 
     Args:
@@ -72,9 +72,9 @@ class Outlook:
         }
 
 
-def look_ahead(
-    system: System, stage_name: StageName, planned: Plan, rate: Rate, load: Load | None = None
-) -> Outlook:
+def make_forecast(
+    system: System, stage_name: StageName, planned: Plan, rate: Rate, load: Workload | None = None
+) -> Forecast:
     """Predict a stage's step time and checkpoint size.
 
     Args:
@@ -88,13 +88,13 @@ def look_ahead(
     costs = stage_costs(system.model, stage)
     if load is None:
         positions, targets = planned.tokens["total"], planned.tokens["text"]
-        load = Load(
+        load = Workload(
             positions=positions,
             targets=targets,
             pairs=costs.pairs(positions, targets),
             media=dict.fromkeys(stage.kinds(system.model), 1),
         )
-    return Outlook(
+    return Forecast(
         work=_by_component(costs, load),
         rate=rate,
         samples=planned.global_batch / planned.gpus,
@@ -106,7 +106,7 @@ def look_ahead(
 def stage_costs(model: ModelSpec, stage: Stage) -> UnitCosts:
     """Return what each unit of a stage's work costs; the last answer is kept."""
     built = build_on_meta(model, stage)
-    train_only(built, stage.trains)
+    set_trainable(built, stage.trains)
     return unit_costs(built, stage)
 
 
@@ -117,7 +117,7 @@ def typical_product(model: ModelSpec, stage: Stage) -> tuple[int, int, int]:
     return min(rows, 4096), backbone.width, backbone.mlp_width
 
 
-def _by_component(costs: UnitCosts, load: Load) -> dict[str, Work]:
+def _by_component(costs: UnitCosts, load: Workload) -> dict[str, Work]:
     work = {"encoders": Work(), "projectors": Work()}
     for kind, count in load.media.items():
         encoded = count if load.encoded is None else load.encoded[kind]
@@ -144,7 +144,7 @@ def checkpoint_bytes(stage: Stage, trainable: int, ranks: int) -> dict[str, int]
     }
 
 
-def outlook_table(outlook: Outlook) -> Group:
+def forecast_table(outlook: Forecast) -> Group:
     """Return the prediction as a table for a terminal."""
     title = f"one step: {outlook.samples:g} samples a rank"
     table = Table("GFLOPs of a sample", "forward", "backward", "again", title=title)

@@ -129,7 +129,7 @@ def buckets(trainable: int, zero: Zero, precision: int) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Load:
+class Workload:
     """What one sample brings, and how far the backward pass reaches.
 
     Args:
@@ -150,7 +150,7 @@ class Load:
     drawn: Mapping[str, int] = field(default_factory=dict)
 
 
-def activations(model: ModelSpec, stage: Stage, zero: Zero, load: Load) -> int:
+def activations(model: ModelSpec, stage: Stage, zero: Zero, load: Workload) -> int:
     """Bytes that autograd keeps of one micro-batch, without the vocabulary's matrix.
 
     With recomputation, a layer's input (2sbh bytes in Korthikanti et al. 2022, §5) stays per
@@ -174,7 +174,7 @@ def activations(model: ModelSpec, stage: Stage, zero: Zero, load: Load) -> int:
     return stage.micro_batch * (load.tokens * per_token + load.media * way)
 
 
-def layer_bytes(backbone: Backbone, stage: Stage, load: Load, *, linear_keeps: bool) -> int:
+def layer_bytes(backbone: Backbone, stage: Stage, load: Workload, *, linear_keeps: bool) -> int:
     """Bytes per token that autograd keeps of one LLaMA layer, counted operation by operation.
 
     As Korthikanti et al. 2022 count a GPT layer (34 bytes per token and width), for a fused
@@ -261,7 +261,7 @@ def encoder_bytes(encoder: Encoder, precision: int) -> int:
     return patches * precision * ((encoder.layers + 1) * encoder.width + 2 * encoder.mlp_width)
 
 
-def logits(backbone: Backbone, stage: Stage, load: Load) -> int:
+def logits(backbone: Backbone, stage: Stage, load: Workload) -> int:
     """Bytes at the target positions: logits, then in float32 themselves, log-softmax, gradient."""
     per_value = PRECISION[stage.precision] + 3 * FLOAT
     return stage.micro_batch * load.targets * backbone.vocabulary * per_value

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from etl.cli import UserError
 from model.build import build_on_meta
-from model.freeze import train_only
-from model.generative_lm import DrawingLM
+from model.freeze import set_trainable
+from model.generative_lm import GenerativeMultimodalLM
 from model.multimodal_lm import MultimodalLM
-from model.output_branch import WayOut
+from model.output_branch import OutputBranch
 from model.spec import ModelSpec, Stage, System
 from model.text import TextIds
 from pipeline.config.deepspeed import ds_config
@@ -112,13 +112,13 @@ def plan(system: System, stage_name: StageName, gpus: int, *, tokens: int | None
     stage = system.stage(stage_name)
     config = ds_config(stage, gpus)
     model = build_on_meta(system.model, stage)
-    train_only(model, stage.trains)
+    set_trainable(model, stage.trains)
     sizes = [
         memory.Weight(elements=weight.numel(), trains=weight.requires_grad)
         for weight in model.parameters()
     ]
     room = _room(system.model, stage, tokens)
-    load = memory.Load(
+    load = memory.Workload(
         tokens=room["total"],
         targets=room["text"],
         media=_media(system.model, stage, room["total"]),
@@ -164,15 +164,15 @@ def _kept_by_projector(model: MultimodalLM, kind: str) -> int:
 
 def _kept_by_drawing(model: MultimodalLM) -> dict[str, int]:
     """Bytes that autograd keeps of one medium of each kind that comes out, likewise."""
-    if not isinstance(model, DrawingLM):
+    if not isinstance(model, GenerativeMultimodalLM):
         return {}
     width = model.spec.backbone.width
     kept = {}
-    for kind, way in model.ways_out().items():
+    for kind, way in model.output_branches().items():
 
-        def draw(way: WayOut = way) -> None:
-            thought_gnd = torch.zeros(1, way.slot.signals, width)
-            way.drawings(way.blank(thought_gnd.device), thought_gnd, embeds=True)
+        def draw(way: OutputBranch = way) -> None:
+            signal_hidden_gnd = torch.zeros(1, way.slot.signals, width)
+            way.drawings(way.blank(signal_hidden_gnd.device), signal_hidden_gnd, embeds=True)
 
         kept[kind] = _kept(way, draw)
     return kept
@@ -220,7 +220,7 @@ def _media(model: ModelSpec, stage: Stage, tokens: int) -> int:
     """Return the media that a pass may hold for each sample of its micro-batch."""
     if not packs(model, stage):
         return 1
-    signals = [slot.signals for slot in stage.ways_out(model)]
+    signals = [slot.signals for slot in stage.output_branches(model)]
     smallest = min([slot.tokens for slot in model.inputs] + signals)
     return max(1, min(stage.pack_media, tokens // smallest))
 
@@ -228,7 +228,7 @@ def _media(model: ModelSpec, stage: Stage, tokens: int) -> int:
 def _room(model: ModelSpec, stage: Stage, tokens: int | None) -> dict[str, int]:
     """Return the tokens of one medium of each modality, and what they leave for text."""
     media: dict[str, int] = {slot.modality: slot.tokens for slot in model.inputs}
-    media |= {slot.kind: slot.signals for slot in stage.ways_out(model)}
+    media |= {slot.kind: slot.signals for slot in stage.output_branches(model)}
     total = stage.max_tokens if tokens is None else tokens
     if not sum(media.values()) < total <= stage.max_tokens:
         raise UserError(
@@ -242,7 +242,7 @@ def _memory(
     model: ModelSpec,
     stage: Stage,
     zero: memory.Zero,
-    load: memory.Load,
+    load: memory.Workload,
     sizes: list[memory.Weight],
     ranks: int,
 ) -> tuple[dict[str, int], dict[str, int]]:

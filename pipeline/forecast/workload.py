@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
-class Load:
+class Workload:
     """What a sample brings, on average.
 
     Args:
@@ -27,8 +27,8 @@ class Load:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Totals:
-    """What a run has worked on so far, over all ranks; see `Load`.
+class WorkTotals:
+    """What a run has worked on so far, over all ranks; see `Workload`.
 
     Args:
         samples, positions, targets, pairs: sums.

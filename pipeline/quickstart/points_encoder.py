@@ -136,7 +136,7 @@ def _asked(sample: Sample) -> list[tuple[str, str]]:
 
 def _load(samples: Sequence[Sample], heads: Mapping[str, list[str]]) -> Clouds:
     spec = points_encoder()
-    clouds = [pointbert.prepare(spec, read_points(sample.media[0].data)) for sample in samples]
+    clouds = [pointbert.preprocess(spec, read_points(sample.media[0].data)) for sample in samples]
     answers = {question: torch.full((len(samples),), _UNASKED) for question in heads}
     for row, sample in enumerate(samples):
         for question, answer in _asked(sample):

@@ -14,11 +14,11 @@ from rich.table import Table
 from model.spec import System
 from model.spec.system import InitStage
 from pipeline.config.run_config import RunConfig
-from pipeline.forecast.forecast import Outlook, look_ahead, typical_product
+from pipeline.forecast.forecast import Forecast, make_forecast, typical_product
 from pipeline.forecast.peak_flops import of_this_device
 from pipeline.forecast.plan import Plan, plan
-from pipeline.forecast.workload import Load, Totals
-from pipeline.run_folder.records import read_metrics, write_hindsight
+from pipeline.forecast.workload import Workload, WorkTotals
+from pipeline.run_folder.records import read_metrics, write_forecast_check
 
 _MIB = 2**20
 
@@ -33,7 +33,7 @@ class Comparison:
     unit: str
 
 
-def look_back(run: RunConfig, world: int, totals: Totals, *, memory_before: int) -> None:
+def compare_with_forecast(run: RunConfig, world: int, totals: WorkTotals, *, memory_before: int) -> None:
     """Compare, print, and write it down for the report; for the rank that writes.
 
     What is predicted is the time and the memory of the samples as they were, so that what is put
@@ -51,14 +51,14 @@ def look_back(run: RunConfig, world: int, totals: Totals, *, memory_before: int)
     planned = plan(system, run.stage, world, tokens=_longest(system, run, totals))
     rate = of_this_device(settings.precision, typical_product(system.model, settings), measure=True)
     assert rate is not None
-    load = Load(
+    load = Workload(
         positions=totals.positions / totals.samples,
         targets=totals.targets / totals.samples,
         pairs=totals.pairs / totals.samples,
         media={kind: count / totals.samples for kind, count in totals.media.items()},
         encoded={kind: count / totals.samples for kind, count in totals.encoded.items()},
     )
-    outlook = look_ahead(system, run.stage, planned, rate, load)
+    outlook = make_forecast(system, run.stage, planned, rate, load)
     rows = _rows(Path(run.output), planned, outlook, totals, memory_before)
     notes = [
         f"Time: the FLOPs of the samples as they were, at {rate}; neither waiting for data nor "
@@ -66,23 +66,23 @@ def look_back(run: RunConfig, world: int, totals: Totals, *, memory_before: int)
         "Memory: the sum of its parts at their own peaks, for a pass of as many positions as the "
         f"largest had ({totals.places:,.0f}). {_memory_note()}",
     ]
-    write_hindsight(Path(run.output), [vars(row) for row in rows], notes)
+    write_forecast_check(Path(run.output), [vars(row) for row in rows], notes)
     console = Console(stderr=True)
     console.print(_table(rows))
     for note in notes:
         console.print(note, highlight=False, style="dim")
 
 
-def _longest(system: System, run: RunConfig, totals: Totals) -> int:
+def _longest(system: System, run: RunConfig, totals: WorkTotals) -> int:
     """Return the length of a sample at which a full micro-batch is the largest pass there was."""
     least = 1 + sum(slot.tokens for slot in system.model.inputs)
-    least += sum(slot.signals for slot in run.settings.ways_out(system.model))
+    least += sum(slot.signals for slot in run.settings.output_branches(system.model))
     tokens = round(totals.places / run.settings.micro_batch)
     return min(max(tokens, least), run.settings.max_tokens)
 
 
 def _rows(
-    folder: Path, planned: Plan, outlook: Outlook, totals: Totals, memory_before: int
+    folder: Path, planned: Plan, outlook: Forecast, totals: WorkTotals, memory_before: int
 ) -> list[Comparison]:
     metrics = read_metrics(folder)
     computing = [e["step_seconds"] * (1 - e["data_wait_share"]) for e in metrics]

@@ -11,7 +11,7 @@ from uuid import uuid4
 from etl.storage.atomic import atomic_file
 
 
-class Tracker(Protocol):
+class Logger(Protocol):
     """Something that shows a run's figures elsewhere."""
 
     def log(self, step: int, figures: Mapping[str, float]) -> None:
@@ -21,9 +21,9 @@ class Tracker(Protocol):
         """Write what is pending."""
 
 
-def start_trackers(
+def start_loggers(
     names: Sequence[str], run: Path, config: Mapping[str, object], *, step: int
-) -> list[Tracker]:
+) -> list[Logger]:
     """Start the named trackers on the rank that writes.
 
     Args:

@@ -19,7 +19,7 @@ from typing import Any
 from etl.cli import UserError
 from etl.storage.atomic import atomic_file, write_json
 from pipeline.config.trainer_state import TrainerState
-from pipeline.run_folder.loggers import Tracker, flat
+from pipeline.run_folder.loggers import Logger, flat
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ _TOLERATED_OVER = 1000
 """Samples below which the share of bad ones is not yet taken at its word."""
 
 
-class RunRecords:
+class MetricsWriter:
     """The records of one run folder; only rank 0 writes.
 
     Args:
@@ -43,9 +43,9 @@ class RunRecords:
         self._bad = run / "bad_samples.jsonl"
         self._writes = rank == 0
         self._unwritten: dict[Path, str] = {}
-        self._trackers: tuple[Tracker, ...] = ()
+        self._trackers: tuple[Logger, ...] = ()
 
-    def show_in(self, trackers: Sequence[Tracker]) -> None:
+    def show_in(self, trackers: Sequence[Logger]) -> None:
         """Hand every step's figures on to trackers, too."""
         self._trackers = tuple(trackers)
 
@@ -133,7 +133,7 @@ def read_bad(run: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in _whole_lines(path)] if path.is_file() else []
 
 
-def write_hindsight(run: Path, rows: list[dict[str, object]], notes: list[str]) -> None:
+def write_forecast_check(run: Path, rows: list[dict[str, object]], notes: list[str]) -> None:
     """Write what was predicted and measured.
 
     Args:
@@ -144,8 +144,8 @@ def write_hindsight(run: Path, rows: list[dict[str, object]], notes: list[str]) 
     write_json(run / _HINDSIGHT, {"rows": rows, "notes": notes})
 
 
-def read_hindsight(run: Path) -> dict[str, Any] | None:
-    """Return what `write_hindsight` wrote; None where a run has not come so far."""
+def read_forecast_check(run: Path) -> dict[str, Any] | None:
+    """Return what `write_forecast_check` wrote; None where a run has not come so far."""
     path = run / _HINDSIGHT
     return json.loads(path.read_bytes()) if path.is_file() else None
 

@@ -11,7 +11,7 @@ from typing import Any
 from etl.cli import UserError
 from pipeline.run_folder.charts import line_chart
 from pipeline.run_folder.page import Cell, Charts, Section, Table, Text, write_report
-from pipeline.run_folder.records import read_bad, read_features, read_hindsight, read_metrics
+from pipeline.run_folder.records import read_bad, read_features, read_forecast_check, read_metrics
 
 Entry = Mapping[str, object]
 _BAD_SHOWN = 20
@@ -140,7 +140,7 @@ def _summary(metrics: Sequence[Entry]) -> list[tuple[Cell, Cell]]:
 
 
 def _hindsight(run: Path) -> list[Section]:
-    found = read_hindsight(run)
+    found = read_forecast_check(run)
     if found is None:
         return []
     rows = [(row["what"], row["predicted"], row["measured"], row["unit"]) for row in found["rows"]]

@@ -19,12 +19,12 @@ from pipeline.checkpoint.checkpoints import Checkpoints
 from pipeline.config.trainer_state import TrainerState
 from pipeline.data.loader import MicroBatch
 from pipeline.distributed import device
-from pipeline.run_folder.records import RunRecords
+from pipeline.run_folder.records import MetricsWriter
 from pipeline.signals import STOPPED, StopRequest
 from pipeline.train.losses import Objective
-from pipeline.train.metrics import Tally
+from pipeline.train.metrics import MetricsAccumulator
 from pipeline.train.progress import ProgressLine
-from pipeline.train.step_sync import Agreement, agree
+from pipeline.train.step_sync import StepSync, agree
 from pipeline.train.watchdog import Watch
 
 log = logging.getLogger(__name__)
@@ -61,11 +61,11 @@ def train(
     job: Job,
     cursor: TrainerState,
     checkpoints: Checkpoints,
-    records: RunRecords,
+    records: MetricsWriter,
     *,
     stop: StopRequest,
     watch: Watch,
-    tally: Tally,
+    tally: MetricsAccumulator,
 ) -> int:
     """Train from `cursor` to the end, or until asked to stop.
 
@@ -131,10 +131,10 @@ def train(
 def _step(
     engine: deepspeed.DeepSpeedEngine,
     items: list[MicroBatch],
-    agreed: Agreement,
+    agreed: StepSync,
     objective: Objective,
     watch: Watch,
-    tally: Tally,
+    tally: MetricsAccumulator,
 ) -> dict[str, float]:
     """Run one optimizer step; return each loss's mean over the global batch.
 
@@ -172,7 +172,7 @@ def _step(
     return losses
 
 
-def _after(cursor: TrainerState, agreed: Agreement) -> TrainerState:
+def _after(cursor: TrainerState, agreed: StepSync) -> TrainerState:
     """Return where a run stands after one more step."""
     return TrainerState(
         step=cursor.step + 1,
@@ -209,7 +209,7 @@ def _gather_bad(items: list[MicroBatch]) -> list[dict[str, object]]:
 def _metrics(
     engine: deepspeed.DeepSpeedEngine,
     cursor: TrainerState,
-    agreed: Agreement,
+    agreed: StepSync,
     objective: Objective,
     losses: Mapping[str, float],
     *,

@@ -18,7 +18,7 @@ from model.batch import Batch
 from pipeline.data.loader import MicroBatch
 from pipeline.distributed import peak_memory
 from pipeline.forecast.flops import UnitCosts, Work
-from pipeline.forecast.workload import Totals
+from pipeline.forecast.workload import WorkTotals
 from pipeline.train.losses import Loss
 
 BY_SOURCE = "text"
@@ -44,7 +44,7 @@ def samples_o(batch: Batch) -> Tensor:
     return samples_bt(batch)[:, 1:][batch.targeted]
 
 
-class Tally:
+class MetricsAccumulator:
     """Counts what the passes of a step hold, and tells it of all ranks at the step's end.
 
     Args:
@@ -64,13 +64,13 @@ class Tally:
         self._sources, self._kinds = tuple(sources), tuple(kinds)
         self._costs, self._peak = costs, peak
         none = dict.fromkeys(kinds, 0.0)
-        self.totals = Totals(media=none, encoded=none)
+        self.totals = WorkTotals(media=none, encoded=none)
         self._begin()
 
     def _begin(self) -> None:
         device = get_accelerator().current_device_name()
         self._losses_s = torch.zeros(len(self._sources), dtype=torch.float64, device=device)
-        # Samples, positions and targets of each source.
+        # MultimodalDataset, positions and targets of each source.
         self._counts_s3 = torch.zeros(len(self._sources), 3, dtype=torch.float64)
         self._pairs = 0.0
         self._media = dict.fromkeys(self._kinds, 0.0)
@@ -139,10 +139,10 @@ class Tally:
             if samples
         }
 
-    def _added(self, ranks: Sequence[_Rank]) -> Totals:
+    def _added(self, ranks: Sequence[_Rank]) -> WorkTotals:
         old = self.totals
         samples, positions, targets = torch.stack([r.counts_s3 for r in ranks]).sum((0, 1)).tolist()
-        return Totals(
+        return WorkTotals(
             samples=old.samples + samples,
             positions=old.positions + positions,
             targets=old.targets + targets,
@@ -174,7 +174,7 @@ class _Rank:
 
     @classmethod
     def read(cls, row: Tensor, sources: int, kinds: Sequence[str]) -> _Rank:
-        """Read what `Tally.finish` has sent."""
+        """Read what `MetricsAccumulator.finish` has sent."""
         sizes = [sources, 3 * sources, len(kinds), len(kinds), 3]
         losses_s, counts, media, encoded, rest = row.cpu().split(sizes)
         pairs, places, memory = rest.tolist()

@@ -8,7 +8,7 @@ from math import prod
 
 from model.aligned_lm import AlignedOutput
 from model.batch import Batch
-from model.generative_lm import DrawingOutput
+from model.generative_lm import GenerativeLMOutput
 from model.pretraining.image_text import ImageTextOutput
 from model.pretraining.sentences import SentenceOutput
 from model.spec import ModelSpec, Stage
@@ -192,7 +192,7 @@ class DrawingObjective:
             counts[f"{slot.kind}.denoise"] = media * prod(slot.generator.latents)
         return {name: counts[name] for name in self.weights}
 
-    def losses(self, outputs: DrawingOutput) -> Mapping[str, Loss]:
+    def losses(self, outputs: GenerativeLMOutput) -> Mapping[str, Loss]:
         """Return each loss; of media that no rank has, 0 of 0."""
         losses = {"text": text_loss(outputs.logits_ov, outputs.targets_o)}
         nothing = Loss(outputs.logits_ov.new_zeros(()), 0)
@@ -201,7 +201,7 @@ class DrawingObjective:
             drawn = outputs.drawn.get(kind)
             if part == "align":
                 losses[name] = (
-                    squared_distance(drawn.conditions_glw, drawn.wanted_glw) if drawn else nothing
+                    squared_distance(drawn.condition_embeds_glw, drawn.target_embeds_glw) if drawn else nothing
                 )
             elif part == "denoise":
                 losses[name] = (

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-from pipeline.checkpoint.async_writer import Standing
+from pipeline.checkpoint.async_writer import SaveStatus
 from pipeline.data.loader import MicroBatch
 from pipeline.train.losses import Objective
 
 
 @dataclass(frozen=True, kw_only=True)
-class Agreement:
+class StepSync:
     """What holds for all ranks in one step.
 
     Args:
@@ -44,7 +44,7 @@ class Agreement:
     places: int
     stop: bool
     lost: bool
-    writing: Standing
+    writing: SaveStatus
 
 
 def agree(
@@ -53,9 +53,9 @@ def agree(
     objective: Objective,
     *,
     stop: bool,
-    writing: Standing,
+    writing: SaveStatus,
     device: str,
-) -> Agreement:
+) -> StepSync:
     """Exchange what this rank's micro-batches hold; every rank returns the same.
 
     Args:
@@ -92,7 +92,7 @@ def agree(
         tuple(kind for kind, count in zip(kinds, flags[first:], strict=False) if count)
         for first in range(0, len(flags), width)
     ]
-    return Agreement(
+    return StepSync(
         used=tuple(told[: len(batches)]),
         encoded=tuple(told[len(batches) :]),
         counts=dict(zip(names, total[8:], strict=False)),
@@ -102,5 +102,5 @@ def agree(
         places=total[3],
         stop=total[4] > 0,
         lost=total[5] > 0,
-        writing=Standing(busy=total[6], failed=total[7]),
+        writing=SaveStatus(busy=total[6], failed=total[7]),
     )

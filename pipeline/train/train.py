@@ -37,7 +37,7 @@ from model.build import (
     build_text_tokenizer,
     build_tokenizer,
 )
-from model.freeze import train_only
+from model.freeze import set_trainable
 from model.pretraining.build import build_init, only_here, sentence_reader
 from model.spec.system import InitStage
 from model.weights import load_trained, names_in
@@ -45,24 +45,24 @@ from pipeline.checkpoint.checkpoints import Checkpoints, Keep, newest_weights
 from pipeline.config.deepspeed import ds_config
 from pipeline.config.run_config import RunConfig, accumulation
 from pipeline.config.trainer_state import TrainerState
-from pipeline.data.build_sampler import make_schedule
+from pipeline.data.build_sampler import make_sampler
 from pipeline.data.encode import SampleEncoder
-from pipeline.data.generation_targets import DrawingEncoder
-from pipeline.data.loader import MicroBatch, Samples, micro_batches
-from pipeline.data.sampler import Schedule
+from pipeline.data.generation_targets import GenerationTargetEncoder
+from pipeline.data.loader import MicroBatch, MultimodalDataset, micro_batches
+from pipeline.data.sampler import BatchSampler
 from pipeline.data.worker_status import WorkerStatus
 from pipeline.distributed import memory_now, ranks, start_ranks
-from pipeline.feature_cache.reader import Lookup
+from pipeline.feature_cache.reader import CacheReader
 from pipeline.feature_cache.training import open_features
 from pipeline.forecast.forecast import stage_costs, typical_product
 from pipeline.forecast.peak_flops import of_this_device
-from pipeline.run_folder.forecast_check import look_back
-from pipeline.run_folder.loggers import start_trackers
-from pipeline.run_folder.records import RunRecords
+from pipeline.run_folder.forecast_check import compare_with_forecast
+from pipeline.run_folder.loggers import start_loggers
+from pipeline.run_folder.records import MetricsWriter
 from pipeline.signals import StopRequest
 from pipeline.train.engine import start_engine
 from pipeline.train.loop import Job, train
-from pipeline.train.metrics import Tally, source_names
+from pipeline.train.metrics import MetricsAccumulator, source_names
 from pipeline.train.objectives import objective_of
 from pipeline.train.watchdog import Watch, Watchdog
 
@@ -75,7 +75,7 @@ class Inputs:
 
     shards: ShardSet
     tokenizer: PreTrainedTokenizerBase
-    schedule: Schedule
+    schedule: BatchSampler
     steps: int
     initial: Path | None
     checkpoint: Path | None
@@ -102,11 +102,11 @@ def train_stage(run: RunConfig, resume: str) -> int:
     watch = Watch(WorkerStatus(run.workers))
     watch.follow(engine.module)
     batches = data_from(cursor, run, inputs, watch.decoding, lookup)
-    job, tally = make_job(run, inputs), make_tally(run)
+    job, tally = make_job(run, inputs), make_accumulator(run)
     rank, world = ranks()
     folder = Path(run.output)
     if rank == 0:
-        records.show_in(start_trackers(run.log_to, folder, asdict(run), step=cursor.step))
+        records.show_in(start_loggers(run.log_to, folder, asdict(run), step=cursor.step))
     watchdog = Watchdog(watch, folder, rank=rank, world=world, seconds=run.stall_seconds)
     with recorder, watchdog:
         code = train(
@@ -125,7 +125,7 @@ def train_stage(run: RunConfig, resume: str) -> int:
         # Here, since its charts are matplotlib's, which only the end of a run needs.
         from pipeline.run_folder.report import run_report  # noqa: PLC0415
 
-        look_back(run, world, tally.totals, memory_before=memory_before)
+        compare_with_forecast(run, world, tally.totals, memory_before=memory_before)
         run_report(folder)
     return code
 
@@ -153,7 +153,7 @@ def open_inputs(run: RunConfig, resume: str) -> Inputs:
     # One rank reads all bytes to compare checksums; sizes are compared by all.
     shards = ShardSet([Path(folder) for folder in run.data], verify=rank == 0)
     tokenizer = build_tokenizer(run.system.model, weights=run.weights)
-    schedule = make_schedule(run, tokenizer)
+    schedule = make_sampler(run, tokenizer)
     steps = min(schedule.steps, run.max_steps or schedule.steps)
     initial = newest_weights(Path(run.init_from)) if run.init_from else None
     identity = _identity(run, shards, initial, steps=steps, world=world)
@@ -193,7 +193,7 @@ def _identity(
     }
 
 
-def start_run(run: RunConfig) -> RunRecords:
+def start_run(run: RunConfig) -> MetricsWriter:
     """Join the process group and prepare the run folder."""
     start_ranks()
     rank, _ = ranks()
@@ -202,7 +202,7 @@ def start_run(run: RunConfig) -> RunRecords:
         folder.mkdir(parents=True, exist_ok=True)
         run.save(folder)
     dist.barrier()
-    return RunRecords(folder, rank)
+    return MetricsWriter(folder, rank)
 
 
 def make_model(run: RunConfig, inputs: Inputs) -> nn.Module:
@@ -210,7 +210,7 @@ def make_model(run: RunConfig, inputs: Inputs) -> nn.Module:
     model = _build(run)
     if inputs.initial is not None:
         load_trained(model, inputs.initial)
-    trained = train_only(model, run.settings.trains)
+    trained = set_trainable(model, run.settings.trains)
     total = sum(parameter.numel() for parameter in model.parameters())
     moving = sum(p.numel() for p in model.parameters() if p.requires_grad)
     log.info("%d of %d parameters train (%d tensors)", moving, total, len(trained))
@@ -224,7 +224,7 @@ def _build(run: RunConfig) -> nn.Module:
 
 
 def resume_point(
-    engine: deepspeed.DeepSpeedEngine, inputs: Inputs, records: RunRecords
+    engine: deepspeed.DeepSpeedEngine, inputs: Inputs, records: MetricsWriter
 ) -> TrainerState:
     """Load the chosen checkpoint, if any, and return where the run stands."""
     cursor = TrainerState()
@@ -236,7 +236,7 @@ def resume_point(
 
 
 def data_from(
-    cursor: TrainerState, run: RunConfig, inputs: Inputs, decoding: WorkerStatus, lookup: Lookup
+    cursor: TrainerState, run: RunConfig, inputs: Inputs, decoding: WorkerStatus, lookup: CacheReader
 ) -> Iterator[list[MicroBatch]]:
     """Yield this rank's micro-batches of each step from the cursor on."""
     settings = run.settings
@@ -252,7 +252,7 @@ def data_from(
     )
     rank, world = ranks()
     return micro_batches(
-        Samples(inputs.shards, encoder, decoding),
+        MultimodalDataset(inputs.shards, encoder, decoding),
         inputs.schedule,
         steps=range(cursor.step, inputs.steps),
         rank=rank,
@@ -262,13 +262,13 @@ def data_from(
     )
 
 
-def _drawing(run: RunConfig, lookup: Lookup) -> DrawingEncoder | None:
+def _drawing(run: RunConfig, lookup: CacheReader) -> GenerationTargetEncoder | None:
     """Return what encodes media that come out, for a stage that learns to draw."""
     generation = run.settings.generation
     if generation is None:
         return None
-    slots = run.settings.ways_out(run.system.model)
-    return DrawingEncoder(
+    slots = run.settings.output_branches(run.system.model)
+    return GenerationTargetEncoder(
         slots,
         build_caption_tokenizers(slots, weights=run.weights),
         denoises=generation.denoise > 0,
@@ -291,7 +291,7 @@ def make_job(run: RunConfig, inputs: Inputs) -> Job:
     )
 
 
-def make_tally(run: RunConfig) -> Tally:
+def make_accumulator(run: RunConfig) -> MetricsAccumulator:
     """Return what counts a run's figures by source and by rank."""
     model, settings = run.system.model, run.settings
     costs = peak = None
@@ -299,4 +299,4 @@ def make_tally(run: RunConfig) -> Tally:
         costs = stage_costs(model, settings)
         rate = of_this_device(settings.precision, typical_product(model, settings), measure=False)
         peak = rate.peak if rate else None
-    return Tally(source_names(run.data), settings.kinds(model), costs, peak)
+    return MetricsAccumulator(source_names(run.data), settings.kinds(model), costs, peak)

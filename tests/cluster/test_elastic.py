@@ -36,7 +36,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def test_the_curve_is_the_uninterrupted_one(
     zero: str, precision: str, data: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    """Packed, mixed, over three epochs; in float32 under ZeRO-3 with workers, too.
+    """PackedLayout, mixed, over three epochs; in float32 under ZeRO-3 with workers, too.
 
     Adapters and projector learn at rates of their own; matrices decay and vectors do not.
     """

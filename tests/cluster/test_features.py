@@ -15,8 +15,8 @@ import torch
 from model.build import build_tokenizer
 from model.presets import system
 from pipeline.config.run_config import RunConfig, TrainOptions, resolve
-from pipeline.data.build_sampler import make_schedule
-from pipeline.data.sampler import Schedule
+from pipeline.data.build_sampler import make_sampler
+from pipeline.data.sampler import BatchSampler
 from pipeline.feature_cache.feature_file import Part
 from pipeline.feature_cache.store import FeatureStore
 from pipeline.feature_cache.worker import Filler, Range
@@ -75,7 +75,7 @@ def fill(captions: Path, cache: Path, rows: list[int]) -> FeatureStore:
     return store
 
 
-def schedule_of(captions: Path, output: Path) -> Schedule:
+def schedule_of(captions: Path, output: Path) -> BatchSampler:
     options = TrainOptions(
         preset="digits",
         data=(captions,),
@@ -86,10 +86,10 @@ def schedule_of(captions: Path, output: Path) -> Schedule:
         epochs=2,
     )
     run: RunConfig = resolve(options, "pt")
-    return make_schedule(run, build_tokenizer(run.system.model, weights=run.weights))
+    return make_sampler(run, build_tokenizer(run.system.model, weights=run.weights))
 
 
-def rows_of(schedule: Schedule, step: int, rank: int) -> set[int]:
+def rows_of(schedule: BatchSampler, step: int, rank: int) -> set[int]:
     return {place.row for turn in schedule.step(step, 2) for place in turn[rank]}
 
 

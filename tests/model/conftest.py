@@ -33,13 +33,13 @@ def make_batch(digits):
         width = pad_to or max(lengths)
         ids_bt = torch.zeros(len(lengths), width, dtype=torch.long)
         attention_bt = torch.zeros_like(ids_bt)
-        places_bt = torch.zeros_like(ids_bt, dtype=torch.bool)
+        media_mask_bt = torch.zeros_like(ids_bt, dtype=torch.bool)
         for row, length in enumerate(lengths):
             ids_bt[row, :length] = torch.randint(3, IMAGE_ID, (length,), generator=draw)
             attention_bt[row, :length] = 1
-            places_bt[row, 1 : 1 + patches] = True
-        ids_bt[places_bt] = IMAGE_ID
-        labels_bt = ids_bt.masked_fill((attention_bt == 0) | places_bt, IGNORED)
+            media_mask_bt[row, 1 : 1 + patches] = True
+        ids_bt[media_mask_bt] = IMAGE_ID
+        labels_bt = ids_bt.masked_fill((attention_bt == 0) | media_mask_bt, IGNORED)
         side = digits.model.inputs[0].encoder.image_size
         pixels = torch.randn(len(lengths), 3, side, side, generator=draw)
         batch = Batch(
@@ -53,7 +53,7 @@ def make_batch(digits):
         rows_m = torch.arange(len(lengths))
         images = Media(
             values=pixels[:, None],
-            places_bt=places_bt,
+            media_mask_bt=media_mask_bt,
             rows_m=rows_m,
             starts_m=torch.ones_like(rows_m),
         )

@@ -8,7 +8,7 @@ from PIL import Image
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 from model.backbones.llama import llama_config
-from model.build import build, build_on_meta, build_tokenizer, prepare
+from model.build import build, build_on_meta, build_tokenizer, preprocess
 from model.encoders.clip import clip_config
 from model.encoders.pictures import normalised
 from model.spec import SpecError
@@ -172,7 +172,7 @@ def test_the_byte_tokenizer_says_what_it_read_and_nothing_is_special(digits):
 
 def test_the_processor_squares_and_normalises(digits):
     encoder = digits.model.inputs[0].encoder
-    pixels = prepare(encoder, Image.new("RGB", (10, 20), "white"))
+    pixels = preprocess(encoder, Image.new("RGB", (10, 20), "white"))
     assert pixels.dtype == torch.uint8
     pixels = normalised(pixels, mean=encoder.mean, std=encoder.std)
     assert pixels.shape == (1, 3, encoder.image_size, encoder.image_size)

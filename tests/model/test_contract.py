@@ -15,7 +15,7 @@ from model.parts import encode_parts, pool
 from model.presets import PRESETS, system
 from model.presets.blocks import clip_large_224, monkey
 from model.presets.templates import CHATGLM_2, CONTINUATION
-from model.spec import InputSlot, Mlp, ModelSpec, SpecError
+from model.spec import InputBranchSpec, Mlp, ModelSpec, SpecError
 from model.spec.audio import Hubert
 from model.spec.backbones import Glm, Palm
 from model.spec.high_resolution import DocPedia
@@ -31,20 +31,20 @@ GLM = Glm(**SIZES, template=CHATGLM_2)
 PALM = Palm(**SIZES, template=CONTINUATION)
 MADE_UP = {
     "glm, LDP": ModelSpec(
-        inputs=(InputSlot(encoder=clip_large_224(), projector=Ldp()),), backbone=GLM
+        inputs=(InputBranchSpec(encoder=clip_large_224(), projector=Ldp()),), backbone=GLM
     ),
     "palm, LDP v2": ModelSpec(
-        inputs=(InputSlot(encoder=Vit(), projector=Ldp(version=2)),), backbone=PALM
+        inputs=(InputBranchSpec(encoder=Vit(), projector=Ldp(version=2)),), backbone=PALM
     ),
     "Monkey": ModelSpec(
-        inputs=(InputSlot(encoder=monkey(), projector=QwenResampler()),),
+        inputs=(InputBranchSpec(encoder=monkey(), projector=QwenResampler()),),
         backbone=GLM,
     ),
     "DocPedia": ModelSpec(
-        inputs=(InputSlot(encoder=DocPedia(), projector=Mlp(norm=True)),), backbone=GLM
+        inputs=(InputBranchSpec(encoder=DocPedia(), projector=Mlp(norm=True)),), backbone=GLM
     ),
     "HuBERT": ModelSpec(
-        inputs=(InputSlot(modality="audio", encoder=Hubert(weights=""), projector=Mlp()),),
+        inputs=(InputBranchSpec(modality="audio", encoder=Hubert(weights=""), projector=Mlp()),),
         backbone=GLM,
     ),
 }
@@ -78,15 +78,15 @@ def batch_with(slot, spec, values, text):
     rows, places = len(values), spec.places(slot)
     ids_bt = torch.arange(3, 10 + places).repeat(rows, 1)
     ids_bt[:, 1 : 1 + places] = 0
-    places_bt = torch.zeros_like(ids_bt, dtype=torch.bool)
-    places_bt[:, 1 : 1 + places] = True
+    media_mask_bt = torch.zeros_like(ids_bt, dtype=torch.bool)
+    media_mask_bt[:, 1 : 1 + places] = True
     labels_bt = torch.full_like(ids_bt, IGNORED)
     labels_bt[:, -3:] = torch.arange(3, 6)
-    context_bt = torch.ones_like(places_bt)
+    context_bt = torch.ones_like(media_mask_bt)
     context_bt[:, -3:] = False
     own = Media(
         values=values,
-        places_bt=places_bt,
+        media_mask_bt=media_mask_bt,
         rows_m=torch.arange(rows),
         starts_m=torch.ones(rows, dtype=torch.long),
         text=text,
@@ -174,7 +174,7 @@ def test_a_higher_resolution_is_one_line(name, encoder, tokens):
 
 
 def test_an_encoder_of_whole_videos_hands_on_one_part_and_cannot_be_pooled():
-    slot = InputSlot(
+    slot = InputBranchSpec(
         modality="video", encoder=UniformerEva(), projector=QFormer(joint=True), frames=8
     )
     assert slot.ends == (1, 8 * 257 + 1)

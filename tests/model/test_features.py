@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy
 
 from model.batch import Batch
 from model.build import build
-from model.freeze import train_only
+from model.freeze import set_trainable
 from model.multimodal_lm import MultimodalLM
 from model.presets import system
 
@@ -38,7 +38,7 @@ def answer(model, batch, *words):
 
 @pytest.mark.parametrize("which", [[1, 1, 1], [0, 1, 0], [1, 0, 1], [0, 0, 0]])
 def test_logits_and_gradients_are_those_of_the_media(model, digits, make_batch, which) -> None:
-    train_only(model, digits.pt.trains)
+    set_trainable(model, digits.pt.trains)
     batch = make_batch([50, 44, 47])
     logits, gradients = answer(model, batch)
     same, others = answer(model, known(model, batch, list(map(bool, which))), ("image",))

@@ -3,7 +3,7 @@
 import pytest
 
 from model.build import build
-from model.freeze import train_only
+from model.freeze import set_trainable
 from model.spec import SpecError
 
 PROJECTOR = [
@@ -18,13 +18,13 @@ def trainable(model):
 
 
 def test_pt_trains_the_projector_and_nothing_else(model, digits):
-    assert train_only(model, digits.pt.trains) == PROJECTOR
+    assert set_trainable(model, digits.pt.trains) == PROJECTOR
     assert trainable(model) == PROJECTOR
 
 
 def test_sft_trains_the_projector_and_the_adapters(digits):
     model = build(digits.model, digits.sft, weights="random")
-    names = train_only(model, digits.sft.trains)
+    names = set_trainable(model, digits.sft.trains)
     assert names == trainable(model)
     layers, targets = digits.model.backbone.layers, digits.sft.peft.targets
     adapters = [name for name in names if name not in PROJECTOR]
@@ -34,22 +34,22 @@ def test_sft_trains_the_projector_and_the_adapters(digits):
 
 def test_what_was_trainable_before_does_not_stay_so(model):
     model.requires_grad_(True)
-    train_only(model, ["inputs.image.projector.*"])
+    set_trainable(model, ["inputs.image.projector.*"])
     assert trainable(model) == PROJECTOR
 
 
 def test_a_pattern_without_a_match_is_a_mistake_and_changes_nothing(model):
     before = trainable(model)
     with pytest.raises(SpecError, match=r"'inputs\.audio\.projector\.\*' matches no parameter"):
-        train_only(model, ["inputs.image.projector.*", "inputs.audio.projector.*"])
+        set_trainable(model, ["inputs.image.projector.*", "inputs.audio.projector.*"])
     assert trainable(model) == before
 
 
 def test_patterns_tell_case_and_brackets_apart(model):
     with pytest.raises(SpecError):
-        train_only(model, ["INPUTS.image.projector.*"])
+        set_trainable(model, ["INPUTS.image.projector.*"])
 
 
 def test_no_pattern_freezes_everything(model):
-    assert train_only(model, []) == []
+    assert set_trainable(model, []) == []
     assert trainable(model) == []

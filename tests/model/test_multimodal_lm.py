@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy
 
 from model.batch import IGNORED, Batch, Media
 from model.build import build
-from model.freeze import train_only
+from model.freeze import set_trainable
 from model.fusion.splice import FusionError
 
 
@@ -68,7 +68,7 @@ def test_a_neighbour_changes_nothing(model, make_batch):
         media={
             "image": Media(
                 values=both.media["image"].values[1:],
-                places_bt=both.media["image"].places_bt[1:, :46],
+                media_mask_bt=both.media["image"].media_mask_bt[1:, :46],
                 rows_m=torch.tensor([0]),
                 starts_m=torch.tensor([1]),
             )
@@ -106,7 +106,7 @@ def test_no_dummy_runs_beside_the_real_medium(model, make_batch):
 
 
 def test_pt_reaches_the_projector_through_the_frozen_backbone(model, digits, make_batch):
-    names = train_only(model, digits.pt.trains)
+    names = set_trainable(model, digits.pt.trains)
     found = gradients(model, make_batch([50]))
     assert sorted(found) == sorted(names)
     assert all(grad.abs().sum() > 0 for grad in found.values())
@@ -118,7 +118,7 @@ def test_recomputation_gives_the_same_gradients(digits, make_batch, stage):
     for recompute in (False, True):
         settings = replace(digits.stage(stage), recompute=recompute)
         model = build(digits.model, settings, weights="random", seed=0).train()
-        train_only(model, settings.trains)
+        set_trainable(model, settings.trains)
         if stage == "sft":  # adapters start at zero and would hide a lost gradient
             torch.manual_seed(1)
             for name, weight in model.named_parameters():
@@ -152,14 +152,14 @@ def test_greedy_decoding_is_what_full_passes_say(model, make_batch):
     answer = model.generate(batch, max_new_tokens=4, pad_id=0, end_id=2)
     ids = batch.ids_bt
     image = batch.media["image"]
-    places = image.places_bt
+    places = image.media_mask_bt
     for step in range(answer.shape[1]):
         grown = replace(
             batch,
             ids_bt=ids,
             attention_bt=torch.ones_like(ids),
             labels_bt=ids,
-            media={"image": replace(image, places_bt=places)},
+            media={"image": replace(image, media_mask_bt=places)},
         )
         chosen = full_logits(model, grown)[:, -1].argmax(-1, keepdim=True)
         assert answer[:, step : step + 1].equal(chosen)

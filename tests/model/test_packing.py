@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from etl.storage.shards import ShardSet
 from model.build import build, build_tokenizer
-from model.freeze import train_only
+from model.freeze import set_trainable
 from model.multimodal_lm import MultimodalLM
 from model.presets import system
 from model.spec import ModelSpec, Stage
@@ -78,7 +78,7 @@ def test_adapters_learn_the_same_from_packed_samples(peft: Peft, tmp_path: Path)
 def compare(spec: ModelSpec, how: Stage, folder: Path) -> None:
     model = build(spec, how, weights="random", seed=1)
     assert isinstance(model, MultimodalLM)
-    train_only(model, how.trains)
+    set_trainable(model, how.trains)
     model.double().eval()
     rows = rows_of(spec, folder)
     loss, expected = learnt(model, rows, packed=False)

@@ -1,6 +1,6 @@
 """Whole models give the numbers of transformers' own, after our import of their checkpoints.
 
-Pictures go through our own `prepare`, rows of unequal length are padded on the right, and every
+Pictures go through our own `preprocess`, rows of unequal length are padded on the right, and every
 position of the text is compared.
 """
 
@@ -11,13 +11,13 @@ import torch
 from PIL import Image
 from transformers import BlipImageProcessorPil, LlavaImageProcessorPil
 
-from model.build import prepare
+from model.build import preprocess
 from model.encoders.pictures import normalised
 from model.presets import system
 from pipeline.config.run_config import read_config
 from pipeline.convert.import_ import import_run
 from pipeline.data.collate import collate
-from pipeline.data.encode import PlacedMedium, Row
+from pipeline.data.encode import MediumInput, Row
 from pipeline.evaluate.command import load_run
 from tests import published
 
@@ -49,11 +49,11 @@ def row(spec, *, media, words, asked, seed):
     ids, kinds, placed = some(1), [""], []
     for kind in media:
         slot = spec.slot(kind)
-        frames = [prepare(slot.encoder, picture(seed + n)) for n in range(slot.frames)]
+        frames = [preprocess(slot.encoder, picture(seed + n)) for n in range(slot.frames)]
         text = tuple(some(asked, 300)) if slot.projector.reads_text else ()
         start = len(ids)
         placed.append(
-            PlacedMedium(kind=kind, start=start, first=start, values=torch.cat(frames), text=text)
+            MediumInput(kind=kind, start=start, first=start, values=torch.cat(frames), text=text)
         )
         ids += [published.TOKENS[kind]] * spec.places(slot) + some(2)
         kinds += [kind] * spec.places(slot) + ["", ""]
@@ -164,5 +164,5 @@ def test_pictures_become_the_pixels_of_transformers_processors():
         processor.crop_size = processor.size
         for photo in (tall, wide):
             expected = processor(photo, return_tensors="pt")["pixel_values"]
-            pixels = normalised(prepare(encoder, photo), mean=encoder.mean, std=encoder.std)
+            pixels = normalised(preprocess(encoder, photo), mean=encoder.mean, std=encoder.std)
             torch.testing.assert_close(pixels, expected, atol=1e-5, rtol=0)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from model.build import build_on_meta
-from model.freeze import train_only
+from model.freeze import set_trainable
 from model.presets import PRESETS, system
 from model.pretraining.build import build_init
 from model.spec import ClipVision, Llama, SpecError, System
@@ -44,7 +44,7 @@ def test_what_its_stages_train_exists(name):
     tiny = system(name).tiny()
     for stage in (tiny.pt, tiny.sft):
         model = build_on_meta(tiny.model, stage)
-        trained = train_only(model, stage.trains)
+        trained = set_trainable(model, stage.trains)
         assert 0 < len(trained) < len(list(model.parameters()))
 
 
@@ -52,7 +52,7 @@ def test_what_its_stages_train_exists(name):
 def test_what_its_stages_before_mm_pt_train_exists(name):
     tiny = system(name).tiny()
     for stage in tiny.init:
-        train_only(build_init(tiny.model, stage, weights="random"), stage.trains)
+        set_trainable(build_init(tiny.model, stage, weights="random"), stage.trains)
 
 
 @pytest.mark.parametrize("name", PRESETS)

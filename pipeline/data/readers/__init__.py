@@ -1,4 +1,4 @@
-"""Encoded media to what an encoder's `prepare` takes (docs/components.md).
+"""Encoded media to what an encoder's `preprocess` takes (docs/components.md).
 
 Media come from the web: every reader bounds what it decodes, opens nothing but the bytes it is
 given, and answers what it cannot read with OSError or ValueError, in one line.
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from etl.storage.schema import Medium
-from model.spec import InputSlot
+from model.spec import InputBranchSpec
 from pipeline.data.readers.audio import read_audio
 from pipeline.data.readers.image import read_image
 from pipeline.data.readers.points import read_points
@@ -31,7 +31,7 @@ class Hears(Protocol):
     sample_rate: int
 
 
-def read(medium: Medium, slot: InputSlot) -> Raw:
+def read(medium: Medium, slot: InputBranchSpec) -> Raw:
     """Decode a medium for a slot.
 
     Returns:

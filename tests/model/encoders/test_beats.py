@@ -85,7 +85,7 @@ def test_half_precision_runs():
 @pytest.mark.parametrize("samples", [0, 100, 8_000, 16_000 * 12])
 def test_a_waveform_of_any_length_becomes_the_specs_windows(samples):
     waveform = np.random.default_rng(0).normal(0, 0.1, samples).astype(np.float32)
-    windows = prepare(PUBLISHED, waveform)
+    windows = preprocess(PUBLISHED, waveform)
     assert windows.shape == (PUBLISHED.parts, *PUBLISHED.shape)
     assert windows.isfinite().all()
 
@@ -93,6 +93,6 @@ def test_a_waveform_of_any_length_becomes_the_specs_windows(samples):
 def test_windows_follow_each_other_and_end_in_zeros():
     waveform = np.random.default_rng(0).normal(0, 0.1, 16_000 * 7).astype(np.float32)
     whole = fbank(torch.from_numpy(waveform) * 2**15, 16_000, 128, "povey")
-    windows = prepare(PUBLISHED, waveform).flatten(0, 1)
+    windows = preprocess(PUBLISHED, waveform).flatten(0, 1)
     assert torch.allclose(windows[: len(whole)], (whole - MEAN) / (2 * DEVIATION))
     assert not windows[len(whole) :].any()

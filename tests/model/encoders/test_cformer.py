@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import BertModel
 
-from model.encoders.cformer import bert_config, make, prepare
+from model.encoders.cformer import bert_config, make, preprocess
 from model.spec.audio import CFormer
 
 PUBLISHED = CFormer(weights="OWNER/NAME:FILE")
@@ -90,7 +90,7 @@ def test_the_full_size_is_counted_on_the_meta_device():
 @pytest.mark.parametrize("samples", [0, 5_000, 16_000, 40_000])
 def test_a_waveform_of_any_length_is_fitted(samples):
     waveform = np.random.default_rng(0).normal(0, 0.1, samples).astype(np.float32)
-    mel = prepare(TINY, waveform)
+    mel = preprocess(TINY, waveform)
     assert mel.shape == (1, *TINY.shape)
     assert mel.isfinite().all()
     frames = 1 + max(0, samples - 400) // 160

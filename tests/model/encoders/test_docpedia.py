@@ -9,7 +9,7 @@ from PIL import Image
 from scipy.fft import dctn
 from transformers import SwinConfig, SwinForImageClassification
 
-from model.encoders.docpedia import make, prepare, swin_config
+from model.encoders.docpedia import make, preprocess, swin_config
 from model.spec import SpecError
 from model.spec.high_resolution import DocPedia
 
@@ -20,7 +20,7 @@ def test_coefficients_are_scipys():
     draw = np.random.default_rng(0)
     side = TINY.image_size
     picture = Image.fromarray(draw.integers(0, 256, (side, side, 3), dtype=np.uint8))
-    coefficients_1cgg = prepare(TINY, picture)
+    coefficients_1cgg = preprocess(TINY, picture)
     assert coefficients_1cgg.shape == (1, *TINY.shape)
     assert coefficients_1cgg.dtype == torch.float32
     values = (np.asarray(picture.convert("YCbCr"), dtype=np.float64) - 128) / 128
@@ -32,7 +32,7 @@ def test_coefficients_are_scipys():
 
 
 def test_one_colour_has_one_coefficient_a_plane():
-    coefficients = prepare(TINY, Image.new("RGB", (30, 50), (255, 255, 255)))[0]
+    coefficients = preprocess(TINY, Image.new("RGB", (30, 50), (255, 255, 255)))[0]
     assert coefficients[0].min() == coefficients[0].max() == pytest.approx(127 / 128)
     assert coefficients[1:].abs().max() < 1e-6
 

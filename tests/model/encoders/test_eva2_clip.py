@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from model.encoders.eva2_clip import make, prepare
+from model.encoders.eva2_clip import make, preprocess
 from model.spec import SpecError
 from model.spec.image import Eva2Clip
 
@@ -65,4 +65,4 @@ def test_the_full_size_has_the_published_count():
 
 
 def test_a_picture_is_squashed():
-    assert prepare(SPEC, Image.new("RGB", (50, 20))).shape == (1, 3, 16, 16)
+    assert preprocess(SPEC, Image.new("RGB", (50, 20))).shape == (1, 3, 16, 16)

@@ -14,7 +14,7 @@ from transformers import (
     OPTConfig,
 )
 
-from model.encoders.eva_clip import eva_config, make, prepare
+from model.encoders.eva_clip import eva_config, make, preprocess
 from model.spec import SpecError
 from model.spec.image import EvaClip
 
@@ -104,7 +104,7 @@ def test_random_weights_tell_pictures_apart():
     torch.manual_seed(0)
     encoder = make(TINY, weights="random", dtype=torch.float32)
     pixels = torch.stack(
-        [prepare(TINY, Image.new("RGB", (20, 30), colour))[0] for colour in ("red", "blue")]
+        [preprocess(TINY, Image.new("RGB", (20, 30), colour))[0] for colour in ("red", "blue")]
     )
     features_bnd = encoder(pixels)
     assert (features_bnd[0] - features_bnd[1]).abs().max() > 0.1

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import HubertModel, Wav2Vec2FeatureExtractor
 
-from model.encoders.hubert import hubert_config, make, prepare
+from model.encoders.hubert import hubert_config, make, preprocess
 from model.spec import SpecError
 from model.spec.audio import Hubert
 
@@ -65,7 +65,7 @@ def test_a_second_is_forty_nine_tokens():
 def test_a_waveform_of_any_length_is_fitted(samples):
     spec = LARGE.tiny()
     waveform = np.random.default_rng(0).normal(0.3, 0.1, samples).astype(np.float32)
-    fitted = prepare(spec, waveform)
+    fitted = preprocess(spec, waveform)
     assert fitted.shape == (1, *spec.shape)
     heard = fitted[0, : min(samples, spec.shape[0])]
     if samples:
@@ -74,5 +74,5 @@ def test_a_waveform_of_any_length_is_fitted(samples):
         )
         assert torch.allclose(heard, theirs["input_values"][0], atol=1e-4)
     assert not fitted[0, len(heard) :].any()
-    as_it_is = prepare(replace(spec, norm_first=False), waveform)[0, : len(heard)]
+    as_it_is = preprocess(replace(spec, norm_first=False), waveform)[0, : len(heard)]
     assert torch.equal(as_it_is, torch.from_numpy(waveform)[: len(heard)])

@@ -112,7 +112,7 @@ def test_pictures_lose_what_lies_outside_the_middle_square():
     picture = Image.new("RGB", (300, 100), "red")
     picture.paste("blue", (100, 0, 200, 100))
     spec = imagebind("image", weights="")
-    prepared = prepare(spec, picture)
+    prepared = preprocess(spec, picture)
     assert prepared.shape == (1, *spec.shape)
     assert torch.equal(prepared[0, :, 0], prepared[0, :, 1])
     blue = (torch.tensor([0.0, 0, 1]) - torch.tensor([0.48145466, 0.4578275, 0.40821073])) / (
@@ -123,7 +123,7 @@ def test_pictures_lose_what_lies_outside_the_middle_square():
 
 def test_frames_of_a_video_go_with_the_one_that_follows():
     frames = [Image.new("RGB", (32, 32), (shade, 0, 0)) for shade in (0, 100, 200)]
-    prepared = prepare(imagebind("image", weights="").tiny(), frames)
+    prepared = preprocess(imagebind("image", weights="").tiny(), frames)
     assert prepared.shape == (3, 3, 2, 28, 28)
     red = prepared[:, 0, :, 0, 0]
     assert torch.equal(red[:-1, 1], red[1:, 0])
@@ -134,27 +134,27 @@ def test_frames_of_a_video_go_with_the_one_that_follows():
 def test_clips_of_audio_are_spread_over_any_length(seconds):
     spec = imagebind("audio", weights="", parts=3)
     waveform = np.random.default_rng(0).normal(0.1, 0.1, int(seconds * 16_000)).astype(np.float32)
-    clips = prepare(spec, waveform)
+    clips = preprocess(spec, waveform)
     assert clips.shape == (3, *spec.shape)
     blank = (0 - AUDIO_MEAN) / AUDIO_DEVIATION
     assert torch.allclose(clips[..., 198:], torch.tensor(blank))
     assert torch.equal(clips[0], clips[2]) == (seconds <= 2)
-    alone = prepare(replace(spec, parts=1), waveform[-32_000:])
+    alone = preprocess(replace(spec, parts=1), waveform[-32_000:])
     assert torch.allclose(clips[2], alone[0], atol=1e-5)
 
 
 def test_grey_pictures_and_motion_are_fitted():
     depth = imagebind("depth", weights="")
-    prepared = prepare(depth, Image.new("RGB", (500, 400), (51, 51, 51)))
+    prepared = preprocess(depth, Image.new("RGB", (500, 400), (51, 51, 51)))
     assert torch.allclose(prepared, torch.full((1, *depth.shape), 0.2))
     motion = imagebind("imu", weights="")
-    short = prepare(motion, np.ones((6, 1500), np.float32))
+    short = preprocess(motion, np.ones((6, 1500), np.float32))
     assert short.shape == (1, *motion.shape)
     assert short.sum() == 6 * 1500
 
 
 def test_another_kind_of_medium_is_refused():
     with pytest.raises(ValueError, match="imu trunk cannot read a ndarray"):
-        prepare(imagebind("imu", weights=""), np.ones((3, 2000), np.float32))
+        preprocess(imagebind("imu", weights=""), np.ones((3, 2000), np.float32))
     with pytest.raises(ValueError, match="audio trunk cannot read a Image"):
-        prepare(imagebind("audio", weights=""), Image.new("RGB", (8, 8)))
+        preprocess(imagebind("audio", weights=""), Image.new("RGB", (8, 8)))

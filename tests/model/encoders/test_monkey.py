@@ -45,7 +45,7 @@ def test_windows_and_features_are_the_published_codes(encoder):
     recorded = load_file(RECORDED)
     encoder.load_state_dict(monkey.published(SMALL, recorded))
     picture_13hw = recorded["input"]
-    # The picture's pixels are normal numbers here, so `prepare` is followed by hand: rows first.
+    # The picture's pixels are normal numbers here, so `preprocess` is followed by hand: rows first.
     windows = [
         picture_13hw[:, :, 16 * row : 16 * row + 16, 16 * column : 16 * column + 16]
         for row in range(2)
@@ -79,13 +79,13 @@ def test_an_adapter_sees_its_own_window_only(encoder):
 def test_a_picture_becomes_rows_of_windows_and_the_whole():
     draw = np.random.default_rng(0)
     values = draw.integers(0, 256, (32, 48, 3), dtype=np.uint8)
-    pixels = monkey.prepare(SMALL, Image.fromarray(values))
+    pixels = monkey.preprocess(SMALL, Image.fromarray(values))
     assert pixels.shape == (SMALL.parts, *SMALL.shape)
-    squashed = clip.prepare(SMALL.tower, Image.fromarray(values[16:, 16:32]))
+    squashed = clip.preprocess(SMALL.tower, Image.fromarray(values[16:, 16:32]))
     colours = SMALL.tower
     squashed = normalised(squashed, mean=colours.mean, std=colours.std)
     torch.testing.assert_close(pixels[4], squashed[0])
-    flat = monkey.prepare(SMALL, Image.new("RGB", (90, 10), (10, 200, 30)))
+    flat = monkey.preprocess(SMALL, Image.new("RGB", (90, 10), (10, 200, 30)))
     torch.testing.assert_close(flat, flat[:1].expand_as(flat))
 
 

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from model.encoders.nfnet import make, prepare
+from model.encoders.nfnet import make, preprocess
 from model.spec.nfnet import NfNet
 
 RECORDED = Path(__file__).parents[1] / "recorded" / "nfnet.safetensors"
@@ -43,7 +43,7 @@ def test_random_weights_tell_pictures_apart_in_bfloat16():
     torch.manual_seed(0)
     spec = NfNet().tiny()
     encoder = make(spec, weights="random", dtype=torch.bfloat16)
-    red, blue = (prepare(spec, Image.new("RGB", (90, 70), colour)) for colour in ("red", "blue"))
+    red, blue = (preprocess(spec, Image.new("RGB", (90, 70), colour)) for colour in ("red", "blue"))
     features_bnd = encoder(torch.cat([red, blue]))
     assert features_bnd.shape == (2, 4, 64)
     assert (features_bnd[0] - features_bnd[1]).abs().max() > 0.1

@@ -49,7 +49,7 @@ def test_a_picture_of_any_size_becomes_what_the_spec_says(spec, file, dtype):
         Image.fromarray(draw.integers(0, 256, (high, wide, 3), dtype=np.uint8))
         for high, wide in ((31, 57), (200, 3))
     ]
-    media = torch.stack([file.prepare(tiny, picture) for picture in pictures])
+    media = torch.stack([file.preprocess(tiny, picture) for picture in pictures])
     assert media.shape == (2, tiny.parts, *tiny.shape)
     assert media.dtype == (torch.float32 if file in (monkey, docpedia) else torch.uint8)
     encoder = file.make(tiny, weights="random", dtype=dtype).eval()

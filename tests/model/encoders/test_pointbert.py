@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from model.encoders.pointbert import PointBertEncoder, farthest_points, group, make, prepare
+from model.encoders.pointbert import PointBertEncoder, farthest_points, group, make, preprocess
 from model.encoders.pointbert import published as renamed
 from model.spec.points import PointBert
 from tests.model.generation import recorded
@@ -101,12 +101,12 @@ def test_a_cloud_of_any_size_becomes_the_specs(points):
     cloud = np.random.default_rng(1).random((points, 6), dtype=np.float32) * 40
     for channels in (3, 6):
         spec = replace(PUBLISHED.tiny(), channels=channels)
-        prepared = prepare(spec, cloud)
+        prepared = preprocess(spec, cloud)
         assert prepared.shape == (spec.parts, *spec.shape)
         assert prepared[..., :3].norm(dim=-1).max() <= 1 + 1e-6
-        assert torch.equal(prepared, prepare(spec, cloud))
+        assert torch.equal(prepared, preprocess(spec, cloud))
 
 
 def test_what_is_no_cloud_is_refused():
     with pytest.raises(ValueError, match=r"shape \(5, 3\), want \(points, 6\)"):
-        prepare(PUBLISHED, np.zeros((5, 3), np.float32))
+        preprocess(PUBLISHED, np.zeros((5, 3), np.float32))

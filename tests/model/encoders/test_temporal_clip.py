@@ -80,4 +80,4 @@ def test_a_tower_that_is_not_read_to_its_end_is_refused():
 
 def test_a_frame_is_prepared_as_for_clip():
     picture = Image.new("RGB", (30, 20), (10, 200, 30))
-    assert torch.equal(temporal_clip.prepare(SMALL, picture), clip.prepare(SMALL.tower, picture))
+    assert torch.equal(temporal_clip.preprocess(SMALL, picture), clip.preprocess(SMALL.tower, picture))

@@ -9,7 +9,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from model.encoders import eva_clip, uniformer_eva
-from model.freeze import train_only
+from model.freeze import set_trainable
 from model.spec.image import EvaClip
 from model.spec.video import UniformerEva
 
@@ -82,7 +82,7 @@ def test_the_last_token_alone_knows_the_order_of_frames(published):
 
 def test_what_videochat_trains_learns_and_nothing_else(published):
     patterns = ("token.*", "aggregators.*", "tower.post_layernorm.*")
-    trained = set(train_only(published, patterns))
+    trained = set(set_trainable(published, patterns))
     published(torch.randn(2, 3, *SMALL.shape)).square().sum().backward()
     grads = {name for name, weight in published.named_parameters() if weight.grad is not None}
     assert grads == trained
@@ -90,7 +90,7 @@ def test_what_videochat_trains_learns_and_nothing_else(published):
 
 def test_a_frame_is_prepared_as_for_eva_clip():
     picture = Image.new("RGB", (30, 20), (10, 200, 30))
-    assert torch.equal(uniformer_eva.prepare(SMALL, picture), eva_clip.prepare(TOWER, picture))
+    assert torch.equal(uniformer_eva.preprocess(SMALL, picture), eva_clip.preprocess(TOWER, picture))
 
 
 def test_the_full_size_has_the_published_count():

@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import WhisperModel
 
-from model.encoders.whisper import make, prepare, whisper_config
+from model.encoders.whisper import make, preprocess, whisper_config
 from model.spec import SpecError
 from model.spec.audio import Whisper
 
@@ -52,6 +52,6 @@ def test_the_published_size_has_the_published_number_of_parameters():
 @pytest.mark.parametrize("samples", [0, 5_000, 16_000, 40_000])
 def test_a_waveform_of_any_length_is_fitted(samples):
     waveform = np.random.default_rng(0).normal(0, 0.1, samples).astype(np.float32)
-    mel = prepare(TINY, waveform)
+    mel = preprocess(TINY, waveform)
     assert mel.shape == (1, *TINY.shape)
     assert mel.isfinite().all()

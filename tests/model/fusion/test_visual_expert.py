@@ -95,11 +95,11 @@ def test_logits_are_those_of_the_published_code():
     add(backbone, spec)
     weights = {k.removeprefix("weights."): v for k, v in arrays.items() if "weights." in k}
     backbone.load_state_dict(published(weights))
-    places_bt = arrays["types"].bool()
-    extra = arrange(spec, torch.ones_like(arrays["ids"]), [(places_bt, 5)])
+    media_mask_bt = arrays["types"].bool()
+    extra = arrange(spec, torch.ones_like(arrays["ids"]), [(media_mask_bt, 5)])
     assert extra["position_ids"].equal(arrays["positions"])
     embeds = backbone.get_input_embeddings()(arrays["ids"]).detach()
-    embeds[places_bt] = arrays["features"].flatten(0, 1)
+    embeds[media_mask_bt] = arrays["features"].flatten(0, 1)
     with torch.no_grad():
         states = hidden(backbone, embeds, torch.ones_like(arrays["ids"]), extra)
         logits = backbone.get_output_embeddings()(states)

@@ -25,7 +25,7 @@ def teacher(spec=TINY, *, denoises=True, weights="random", seed=0):
 def pixels(count, spec=TINY):
     draw = np.random.default_rng(0)
     noise = draw.integers(0, 256, (count, 40, 48, 3), dtype=np.uint8)
-    return torch.stack([stable_diffusion.prepare(spec, Image.fromarray(one)) for one in noise])
+    return torch.stack([stable_diffusion.preprocess(spec, Image.fromarray(one)) for one in noise])
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +77,8 @@ def test_a_checkpoint_gives_diffusers_own_numbers(checkpoint):
             latents, noise, steps
         )
         wanted = unet(noised, steps, encoder_hidden_states=conditions).sample
-    torch.testing.assert_close(found.told_gcyx, wanted, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(found.right_gcyx, noise)
+    torch.testing.assert_close(found.noise_pred_gcyx, wanted, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found.noise_target_gcyx, noise)
 
 
 def test_velocity_is_what_a_v_model_should_tell():
@@ -91,7 +91,7 @@ def test_velocity_is_what_a_v_model_should_tell():
     kept = made.scheduler.alphas_cumprod[steps]
     # v = √ᾱ ε − √(1 − ᾱ) z (Salimans and Ho 2022, appendix D)
     wanted = kept.sqrt() * noise - (1 - kept).sqrt() * latents
-    torch.testing.assert_close(found.right_gcyx, wanted, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(found.noise_target_gcyx, wanted, atol=1e-5, rtol=1e-4)
 
 
 def test_noise_belongs_to_the_medium_and_not_to_its_batch():
@@ -101,16 +101,16 @@ def test_noise_belongs_to_the_medium_and_not_to_its_batch():
     with torch.no_grad():
         together = made.denoise(shown, conditions, seeds)
         alone = made.denoise(shown[1:2], conditions[1:2], seeds[1:2])
-    assert torch.equal(together.right_gcyx[1:2], alone.right_gcyx)
-    torch.testing.assert_close(together.told_gcyx[1:2], alone.told_gcyx, atol=1e-5, rtol=1e-5)
-    assert not torch.equal(together.right_gcyx[0], together.right_gcyx[2])
+    assert torch.equal(together.noise_target_gcyx[1:2], alone.noise_target_gcyx)
+    torch.testing.assert_close(together.noise_pred_gcyx[1:2], alone.noise_pred_gcyx, atol=1e-5, rtol=1e-5)
+    assert not torch.equal(together.noise_target_gcyx[0], together.noise_target_gcyx[2])
 
 
 def test_the_gradient_reaches_the_conditions():
     made = teacher().requires_grad_(False)
     conditions = torch.randn(1, *TINY.conditions, requires_grad=True)
     found = made.denoise(pixels(1), conditions, torch.tensor([0]))
-    (found.told_gcyx - found.right_gcyx).square().mean().backward()
+    (found.noise_pred_gcyx - found.noise_target_gcyx).square().mean().backward()
     assert conditions.grad.abs().sum() > 0
 
 
@@ -140,7 +140,7 @@ def test_weights_that_are_not_there_are_one_line(tmp_path):
 def test_a_picture_is_cut_to_its_middle_square():
     picture = Image.new("RGB", (90, 30), (255, 0, 0))
     picture.paste((0, 0, 255), (30, 0, 60, 30))
-    shown = stable_diffusion.prepare(TINY, picture)
+    shown = stable_diffusion.preprocess(TINY, picture)
     assert shown.shape == TINY.shape
     assert shown.dtype == torch.uint8
     assert shown[2].min() == 255

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file
 
 from model.input_projectors import abstractor
-from model.spec import Ends
+from model.spec import ProjectorShape
 from model.spec.projectors import Abstractor
 
 RECORDED = Path(__file__).parents[1] / "recorded" / "abstractor.safetensors"
@@ -18,7 +18,7 @@ def test_tokens_are_those_of_the_published_code():
     stored = load_file(RECORDED)
     weights = {name.removeprefix("weights."): tensor for name, tensor in stored.items()}
     spec = Abstractor(queries=3, mlp_width=40, layers=2, heads=2)
-    module = abstractor.make(spec, Ends(parts=1, tokens=7, width_in=24, width_out=40)).eval()
+    module = abstractor.make(spec, ProjectorShape(parts=1, tokens=7, width_in=24, width_out=40)).eval()
     module.load_state_dict(abstractor.published(weights))
     found = module(stored["features"][:, None])
     torch.testing.assert_close(found, stored["tokens"], atol=2e-6, rtol=1e-5)
@@ -28,7 +28,7 @@ def test_tokens_are_those_of_the_published_code():
 def test_videos_are_read_as_in_the_published_code():
     stored = load_file(VIDEO)
     spec = Abstractor(queries=3, mlp_width=256, layers=1, heads=2, temporal=True)
-    ends = Ends(parts=3, tokens=5, width_in=16, width_out=40)
+    ends = ProjectorShape(parts=3, tokens=5, width_in=16, width_out=40)
     module = abstractor.make(spec, ends).eval()
     module.load_state_dict(abstractor.published(stored))
     for kind in ("video", "picture"):
@@ -39,7 +39,7 @@ def test_videos_are_read_as_in_the_published_code():
 
 @torch.no_grad()
 def test_each_part_ends_with_the_same_token():
-    spec, ends = Abstractor().tiny(), Ends(parts=2, tokens=5, width_in=32, width_out=48)
+    spec, ends = Abstractor().tiny(), ProjectorShape(parts=2, tokens=5, width_in=32, width_out=48)
     module = abstractor.make(spec, ends).eval()
     found = module(torch.randn(2, 2, 5, 32))
     assert found.shape == (2, spec.tokens(ends), 48)
@@ -49,7 +49,7 @@ def test_each_part_ends_with_the_same_token():
 
 def test_full_size_has_65_tokens_and_81_million_weights():
     """The published weights' sizes; the paper states no total of the abstractor alone."""
-    spec, ends = Abstractor(), Ends(parts=1, tokens=257, width_in=1024, width_out=4096)
+    spec, ends = Abstractor(), ProjectorShape(parts=1, tokens=257, width_in=1024, width_out=4096)
     with torch.device("meta"):
         module = abstractor.make(spec, ends)
     assert spec.tokens(ends) == 65

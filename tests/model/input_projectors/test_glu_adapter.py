@@ -6,11 +6,11 @@ import torch
 from safetensors.torch import load_file
 
 from model.input_projectors.glu_adapter import make, published
-from model.spec import Ends
+from model.spec import ProjectorShape
 from model.spec.glu_adapter import GluAdapter
 
 RECORDED = Path(__file__).parents[1] / "recorded" / "glu_adapter.safetensors"
-ENDS = Ends(parts=1, tokens=5, width_in=32, width_out=16)
+ENDS = ProjectorShape(parts=1, tokens=5, width_in=32, width_out=16)
 
 
 def projector(ends=ENDS):
@@ -29,7 +29,7 @@ def test_tokens_are_the_published_codes():
 
 
 def test_every_part_stands_between_begin_and_end():
-    ends = Ends(parts=2, tokens=5, width_in=32, width_out=16)
+    ends = ProjectorShape(parts=2, tokens=5, width_in=32, width_out=16)
     module, features_bfnd, want_bke = projector(ends)
     tokens_bke = module(features_bfnd.expand(-1, 2, -1, -1), None)
     assert tokens_bke.shape[1] == GluAdapter().tokens(ends) == 14
@@ -38,7 +38,7 @@ def test_every_part_stands_between_begin_and_end():
 
 def test_the_full_size_has_the_published_count():
     # CogVLM-17B: EVA-2-CLIP-E to Vicuna-7B.
-    ends = Ends(parts=1, tokens=1225, width_in=1792, width_out=4096)
+    ends = ProjectorShape(parts=1, tokens=1225, width_in=1792, width_out=4096)
     with torch.device("meta"):
         module = make(GluAdapter(), ends)
     count = sum(parameter.numel() for parameter in module.parameters())

@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from model.input_projectors import join
-from model.spec import Ends, SpecError
+from model.spec import ProjectorShape, SpecError
 from model.spec.projectors import Join
 
 
 @torch.no_grad()
 def test_a_token_is_the_linear_layer_of_four_raster_neighbours():
-    spec, ends = Join(), Ends(parts=2, tokens=8, width_in=3, width_out=5)
+    spec, ends = Join(), ProjectorShape(parts=2, tokens=8, width_in=3, width_out=5)
     module = join.make(spec, ends)
     features = torch.randn(2, 2, 8, 3)
     found = module(features)
@@ -23,9 +23,9 @@ def test_a_token_is_the_linear_layer_of_four_raster_neighbours():
 
 
 def test_1024_tokens_become_256():
-    assert Join().tokens(Ends(parts=1, tokens=1024, width_in=1408, width_out=4096)) == 256
+    assert Join().tokens(ProjectorShape(parts=1, tokens=1024, width_in=1408, width_out=4096)) == 256
 
 
 def test_a_class_token_is_refused():
     with pytest.raises(SpecError, match="1025 tokens cannot be joined by 4"):
-        Join().tokens(Ends(parts=1, tokens=1025, width_in=1408, width_out=4096))
+        Join().tokens(ProjectorShape(parts=1, tokens=1025, width_in=1408, width_out=4096))

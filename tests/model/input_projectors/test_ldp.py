@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from model.input_projectors import ldp
-from model.spec import Ends, SpecError
+from model.spec import ProjectorShape, SpecError
 from model.spec.projectors import Ldp
 
 RECORDED = Path(__file__).parents[1] / "recorded"
@@ -19,7 +19,7 @@ def test_tokens_are_those_of_the_published_code(version):
     stored = load_file(RECORDED / f"ldp_v{version}.safetensors")
     features, expected = stored.pop("features"), stored.pop("tokens")
     weights = {name.removeprefix("weights."): tensor for name, tensor in stored.items()}
-    ends = Ends(parts=1, tokens=16, width_in=24, width_out=48)
+    ends = ProjectorShape(parts=1, tokens=16, width_in=24, width_out=48)
     module = ldp.make(Ldp(version=version), ends).eval()
     module.load_state_dict(ldp.published(weights))
     torch.testing.assert_close(module(features[:, None]), expected, atol=2e-6, rtol=1e-5)
@@ -28,7 +28,7 @@ def test_tokens_are_those_of_the_published_code(version):
 @pytest.mark.parametrize(("version", "millions"), [(1, 18.94), (2, 6.32)])
 def test_sizes_are_mobilevlms(version, millions):
     """Chu et al. 2024, table 5: LDP 18.94M, LDPv2 6.32M, 576 tokens to 144."""
-    spec, ends = Ldp(version=version), Ends(parts=1, tokens=576, width_in=1024, width_out=2048)
+    spec, ends = Ldp(version=version), ProjectorShape(parts=1, tokens=576, width_in=1024, width_out=2048)
     with torch.device("meta"):
         module = ldp.make(spec, ends)
     count = sum(weight.numel() for weight in module.parameters())
@@ -39,7 +39,7 @@ def test_sizes_are_mobilevlms(version, millions):
 @pytest.mark.parametrize("version", [1, 2])
 @torch.no_grad()
 def test_each_part_is_made_smaller_by_itself(version):
-    spec, ends = Ldp(version=version).tiny(), Ends(parts=3, tokens=4, width_in=16, width_out=32)
+    spec, ends = Ldp(version=version).tiny(), ProjectorShape(parts=3, tokens=4, width_in=16, width_out=32)
     module = ldp.make(spec, ends).eval()
     features = torch.randn(2, 3, 4, 16)
     found = module(features)
@@ -51,4 +51,4 @@ def test_each_part_is_made_smaller_by_itself(version):
 @pytest.mark.parametrize(("tokens", "message"), [(577, "no square"), (9, "multiple of the stride")])
 def test_what_cannot_be_made_smaller_is_refused(tokens, message):
     with pytest.raises(SpecError, match=message):
-        Ldp().tokens(Ends(parts=1, tokens=tokens, width_in=16, width_out=32))
+        Ldp().tokens(ProjectorShape(parts=1, tokens=tokens, width_in=16, width_out=32))

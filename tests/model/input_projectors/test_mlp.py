@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from model.input_projectors import mlp
-from model.spec import Ends, Mlp
+from model.spec import ProjectorShape, Mlp
 
-ENDS = Ends(parts=2, tokens=3, width_in=8, width_out=16)
+ENDS = ProjectorShape(parts=2, tokens=3, width_in=8, width_out=16)
 
 
 @pytest.mark.parametrize(

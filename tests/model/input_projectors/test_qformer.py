@@ -13,11 +13,11 @@ from transformers import (
 )
 
 from model.input_projectors import qformer
-from model.spec import Ends
+from model.spec import ProjectorShape
 from model.spec.qformer import QFormer
 from model.text import TextIds
 
-ENDS = Ends(parts=1, tokens=5, width_in=32, width_out=48)
+ENDS = ProjectorShape(parts=1, tokens=5, width_in=32, width_out=48)
 TINY = QFormer(dropout=0.0).tiny()
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 
@@ -223,9 +223,9 @@ def test_sizes_are_blip2s():
     """
     with torch.device("meta"):
         both = qformer.make(
-            QFormer(text_branch=True), Ends(parts=1, tokens=257, width_in=1408, width_out=2560)
+            QFormer(text_branch=True), ProjectorShape(parts=1, tokens=257, width_in=1408, width_out=2560)
         )
-        read = qformer.make(QFormer(), Ends(parts=1, tokens=257, width_in=1408, width_out=2560))
+        read = qformer.make(QFormer(), ProjectorShape(parts=1, tokens=257, width_in=1408, width_out=2560))
     assert sum(weight.numel() for weight in both.qformer.parameters()) == pytest.approx(
         188e6, rel=0.015
     )
@@ -234,7 +234,7 @@ def test_sizes_are_blip2s():
 
 def test_new_weights_are_berts_at_its_width():
     spec = replace(QFormer(), layers=1, vocabulary=10)
-    module = qformer.make(spec, Ends(parts=1, tokens=2, width_in=1024, width_out=64))
+    module = qformer.make(spec, ProjectorShape(parts=1, tokens=2, width_in=1024, width_out=64))
     for name, weight in module.named_parameters():
         if name.endswith("bias"):
             assert not weight.any(), name

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from model.input_projectors import qwen_resampler
-from model.spec import Ends, SpecError
+from model.spec import ProjectorShape, SpecError
 from model.spec.projectors import QwenResampler
 
 RECORDED = Path(__file__).parents[1] / "recorded" / "qwen_resampler.safetensors"
@@ -19,7 +19,7 @@ RECORDED = Path(__file__).parents[1] / "recorded" / "qwen_resampler.safetensors"
 def test_tokens_are_those_of_the_published_code(suffix, tokens):
     stored = load_file(RECORDED)
     weights = {name.removeprefix("weights."): tensor for name, tensor in stored.items()}
-    ends = Ends(parts=1, tokens=tokens, width_in=24, width_out=64)
+    ends = ProjectorShape(parts=1, tokens=tokens, width_in=24, width_out=64)
     module = qwen_resampler.make(QwenResampler(queries=4, head_width=16), ends).eval()
     module.load_state_dict(qwen_resampler.published(weights))
     found = module(stored[f"features{suffix}"][:, None])
@@ -40,7 +40,7 @@ def test_positions_are_sines_and_cosines_of_column_and_row():
 
 @torch.no_grad()
 def test_each_part_is_read_by_itself():
-    spec, ends = QwenResampler().tiny(), Ends(parts=3, tokens=9, width_in=16, width_out=32)
+    spec, ends = QwenResampler().tiny(), ProjectorShape(parts=3, tokens=9, width_in=16, width_out=32)
     module = qwen_resampler.make(spec, ends).eval()
     features = torch.randn(2, 3, 9, 16)
     found = module(features)
@@ -51,12 +51,12 @@ def test_each_part_is_read_by_itself():
 
 def test_a_class_token_is_refused():
     with pytest.raises(SpecError, match="257 tokens are no square"):
-        QwenResampler().tokens(Ends(parts=1, tokens=257, width_in=16, width_out=32))
+        QwenResampler().tokens(ProjectorShape(parts=1, tokens=257, width_in=16, width_out=32))
 
 
 def test_size_is_qwen_vls():
     """0.08B (Bai et al. 2023, table 1), where the last linear layer counts to the encoder."""
-    ends = Ends(parts=1, tokens=1024, width_in=1664, width_out=4096)
+    ends = ProjectorShape(parts=1, tokens=1024, width_in=1664, width_out=4096)
     with torch.device("meta"):
         module = qwen_resampler.make(QwenResampler(), ends)
     count = sum(weight.numel() for weight in module.parameters())
@@ -65,7 +65,7 @@ def test_size_is_qwen_vls():
 
 @torch.no_grad()
 def test_parameters_may_be_cast_without_the_positions_as_deepspeed_does():
-    spec, ends = QwenResampler().tiny(), Ends(parts=1, tokens=9, width_in=16, width_out=32)
+    spec, ends = QwenResampler().tiny(), ProjectorShape(parts=1, tokens=9, width_in=16, width_out=32)
     module = qwen_resampler.make(spec, ends)
     for weight in module.parameters():
         weight.data = weight.data.bfloat16()

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from model.input_projectors import video_qformer
-from model.spec import Ends, SpecError
+from model.spec import ProjectorShape, SpecError
 from model.spec.qformer import QFormer, VideoQFormer
 
 RECORDED = Path(__file__).parents[1] / "recorded" / "video_qformer.safetensors"
@@ -26,7 +26,7 @@ AUDIO = VideoQFormer(frame=None, whole=replace(SMALL, queries=2, cross_every=1),
 def test_tokens_are_those_of_the_published_code(spec, branch, prefix, tokens):
     stored = load_file(RECORDED)
     weights = {name.removeprefix("weights."): tensor for name, tensor in stored.items()}
-    ends = Ends(parts=3, tokens=tokens, width_in=20, width_out=32)
+    ends = ProjectorShape(parts=3, tokens=tokens, width_in=20, width_out=32)
     module = video_qformer.make(spec, ends).eval()
     module.load_state_dict(video_qformer.published({"model": weights}, spec, branch=branch))
     found = module(stored[f"{prefix}features"])
@@ -37,7 +37,7 @@ def test_tokens_are_those_of_the_published_code(spec, branch, prefix, tokens):
 @torch.no_grad()
 def test_the_order_of_frames_counts():
     torch.manual_seed(0)
-    ends = Ends(parts=3, tokens=6, width_in=20, width_out=32)
+    ends = ProjectorShape(parts=3, tokens=6, width_in=20, width_out=32)
     module = video_qformer.make(VIDEO.tiny(), ends).eval()
     torch.nn.init.normal_(module.positions.weight)
     features = torch.randn(1, 3, 6, 20)
@@ -46,14 +46,14 @@ def test_the_order_of_frames_counts():
 
 def test_more_frames_than_positions_are_refused():
     with pytest.raises(SpecError, match="33 parts, it has positions for 32"):
-        VideoQFormer().tokens(Ends(parts=33, tokens=257, width_in=1408, width_out=4096))
+        VideoQFormer().tokens(ProjectorShape(parts=33, tokens=257, width_in=1408, width_out=4096))
 
 
 def test_names_tell_the_frozen_part_from_the_trained_ones():
     names = {
         name
         for name, _ in video_qformer.make(
-            VIDEO, Ends(parts=3, tokens=6, width_in=20, width_out=32)
+            VIDEO, ProjectorShape(parts=3, tokens=6, width_in=20, width_out=32)
         ).named_parameters()
     }
     assert {name.partition(".")[0] for name in names} == {"frame", "positions", "whole", "head"}

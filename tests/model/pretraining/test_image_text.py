@@ -12,7 +12,7 @@ from model.input_projectors import pformer, qformer
 from model.presets import system
 from model.pretraining import image_text
 from model.pretraining.contrastive import draw_negatives
-from model.spec import Ends
+from model.spec import ProjectorShape
 from model.spec.init import ImageTextInit
 from model.spec.pformer import PFormer
 from model.spec.qformer import QFormer
@@ -22,7 +22,7 @@ from pipeline.train.objectives import ImageTextObjective
 RECORDED = Path(__file__).parents[1] / "recorded" / "blip2_stage1.safetensors"
 SPEC = ImageTextInit(bert="", width=16, max_text=10)
 FORMER = replace(QFormer(dropout=0.0, text_branch=True).tiny(), vocabulary=48, max_positions=64)
-ENDS = Ends(parts=1, tokens=5, width_in=24, width_out=40)
+ENDS = ProjectorShape(parts=1, tokens=5, width_in=24, width_out=40)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ def pairs(features, text, *, filler=False):
     rows_m = torch.arange(len(features))
     image = Media(
         values=features[:, None],
-        places_bt=zeros.bool(),
+        media_mask_bt=zeros.bool(),
         rows_m=rows_m,
         starts_m=torch.zeros_like(rows_m),
     )

@@ -53,7 +53,7 @@ def behind_prompts(text, words, words_mask, *, rows):
     rows_m = torch.arange(rows)
     unread = Media(
         values=torch.zeros(rows, 0),
-        places_bt=places,
+        media_mask_bt=places,
         rows_m=rows_m,
         starts_m=torch.zeros_like(rows_m),
     )

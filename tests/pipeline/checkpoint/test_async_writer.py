@@ -7,17 +7,17 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pipeline.checkpoint.async_writer import Standing, Writer, disk_trouble
+from pipeline.checkpoint.async_writer import SaveStatus, Writer, disk_trouble
 
 
 def test_work_is_told_of_while_it_lasts_and_when_it_is_done() -> None:
     writer, gate = Writer(), threading.Event()
-    assert writer.standing == Standing()
+    assert writer.standing == SaveStatus()
     writer.start(lambda: gate.wait() and None)
-    assert writer.standing == Standing(busy=1)
+    assert writer.standing == SaveStatus(busy=1)
     gate.set()
     writer.wait()
-    assert (writer.standing, writer.trouble) == (Standing(), None)
+    assert (writer.standing, writer.trouble) == (SaveStatus(), None)
 
 
 def test_a_disk_s_fault_is_told_and_ours_is_raised() -> None:
@@ -29,7 +29,7 @@ def test_a_disk_s_fault_is_told_and_ours_is_raised() -> None:
 
     writer.start(full)
     writer.wait()
-    assert writer.standing == Standing(failed=1)
+    assert writer.standing == SaveStatus(failed=1)
     assert writer.trouble == "No space left on device"
 
     def wrong() -> None:

@@ -130,7 +130,7 @@ def test_collation_pads_to_the_longest(
     assert batch.ids_bt.shape == (2, 40)
     assert batch.attention_bt.sum(1).tolist() == [40, 1]
     assert batch.attention_bt[1, first] == 1
-    assert batch.media["image"].places_bt.sum(1).tolist() == [36, 0]
+    assert batch.media["image"].media_mask_bt.sum(1).tolist() == [36, 0]
     assert batch.media["image"].values.shape == (1, 1, 3, 48, 48)
     assert torch.all(batch.labels_bt[1] == IGNORED)
 

@@ -14,21 +14,21 @@ from etl.storage.schema import Sample, SampleError, Turn
 from etl.storage.shards import ShardSet, write_folder
 from model.batch import IGNORED, Batch
 from model.build import build, build_caption_tokenizers
-from model.freeze import train_only
-from model.generative_lm import DrawingLM, DrawingOutput
+from model.freeze import set_trainable
+from model.generative_lm import GenerativeMultimodalLM, GenerativeLMOutput
 from model.presets import system
 from model.spec import SpecError, System
-from model.spec.output_branches import Generation, OutputSlot
+from model.spec.output_branches import Generation, OutputBranchSpec
 from pipeline.config.run_config import RunConfig, TrainOptions, resolve
 from pipeline.data.collate import collate, filler, pack
 from pipeline.data.encode import Row, SampleEncoder
-from pipeline.data.generation_targets import DrawingEncoder, captions, ways
-from pipeline.data.tokenize import Drafter
+from pipeline.data.generation_targets import GenerationTargetEncoder, captions, ways
+from pipeline.data.tokenize import SampleTokenizer
 from pipeline.feature_cache.cache_key import text_key
 from pipeline.feature_cache.cached import KeptTexts
 from pipeline.feature_cache.measure import measure
 from pipeline.feature_cache.precompute import plan
-from pipeline.feature_cache.reader import Lookup
+from pipeline.feature_cache.reader import CacheReader
 from pipeline.feature_cache.store import FeatureStore
 from pipeline.feature_cache.training import keepable
 from pipeline.feature_cache.worker import Filled, Filler
@@ -56,13 +56,13 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
 
 
 def encoder_of(
-    preset: System, tokenizer: PreTrainedTokenizerBase, known: Lookup | None = None
+    preset: System, tokenizer: PreTrainedTokenizerBase, known: CacheReader | None = None
 ) -> SampleEncoder:
     slots = preset.model.outputs
     generation = preset.pt.generation
     assert generation is not None
-    known = known or Lookup()
-    drawing = DrawingEncoder(
+    known = known or CacheReader()
+    drawing = GenerationTargetEncoder(
         slots,
         build_caption_tokenizers(slots, weights="random"),
         denoises=generation.denoise > 0,
@@ -83,14 +83,14 @@ def rows_of(encoder: SampleEncoder, samples: Sequence[Sample]) -> list[Row]:
     return [encoder.row(sample, position=number) for number, sample in enumerate(samples)]
 
 
-def model_of(preset: System) -> DrawingLM:
+def model_of(preset: System) -> GenerativeMultimodalLM:
     model = build(preset.model, preset.pt, weights="random", seed=0)
-    assert isinstance(model, DrawingLM)
-    train_only(model, preset.pt.trains)
+    assert isinstance(model, GenerativeMultimodalLM)
+    set_trainable(model, preset.pt.trains)
     return model.train()
 
 
-def learnt(model: DrawingLM, preset: System, batches: Sequence[Batch]) -> dict[str, float]:
+def learnt(model: GenerativeMultimodalLM, preset: System, batches: Sequence[Batch]) -> dict[str, float]:
     """Run batches as passes of one step; leave the gradients in the model, return the losses."""
     objective = objective_of(preset.model, preset.pt)
     counts = [objective.counts(batch) for batch in batches]
@@ -110,7 +110,7 @@ def learnt(model: DrawingLM, preset: System, batches: Sequence[Batch]) -> dict[s
     return losses
 
 
-def gradients(model: DrawingLM) -> dict[str, Tensor]:
+def gradients(model: GenerativeMultimodalLM) -> dict[str, Tensor]:
     return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
@@ -146,7 +146,7 @@ def test_what_can_only_be_drawn_cannot_be_shown(
     tokenizer: PreTrainedTokenizerBase, samples: list[Sample]
 ) -> None:
     audio = system("digits_audio").model
-    drafter = Drafter(audio, tokenizer, prompt="plain", max_tokens=200, outputs=(OutputSlot(),))
+    drafter = SampleTokenizer(audio, tokenizer, prompt="plain", max_tokens=200, outputs=(OutputBranchSpec(),))
     shown = samples[1]
     length = drafter.length(shown.id, shown.turns, ["image"])
     assert length.fault == f"sample {shown.id}: shows image, which the model only draws"
@@ -157,7 +157,7 @@ def test_what_can_only_be_drawn_cannot_be_shown(
 def test_lengths_count_both_ways(
     preset: System, tokenizer: PreTrainedTokenizerBase, samples: list[Sample]
 ) -> None:
-    drafter = Drafter(
+    drafter = SampleTokenizer(
         preset.model, tokenizer, prompt="plain", max_tokens=200, outputs=preset.model.outputs
     )
     for sample, kind in zip(samples, ["to_image", "image"] * 2, strict=True):
@@ -249,7 +249,7 @@ def test_it_learns_to_say_signals_and_what_they_mean(
     said = output.logits_ov.argmax(1)[output.targets_o >= preset.model.backbone.vocabulary]
     assert said.tolist() == 2 * output.targets_o[:SIGNALS].tolist()
     near, far = (
-        (output.drawn["to_image"].conditions_glw[[a]] - output.drawn["to_image"].wanted_glw[[b]])
+        (output.drawn["to_image"].condition_embeds_glw[[a]] - output.drawn["to_image"].target_embeds_glw[[b]])
         .square()
         .mean()
         for a, b in ((0, 0), (0, 1))
@@ -275,9 +275,9 @@ def test_a_rank_without_pictures_calls_what_the_others_call(
     assert calls[0] == calls[1] == calls[2]
     assert any("unet" in name for name in calls[0])
     drawn = model(pack(rows[1:2]), used, used).drawn["to_image"]
-    assert len(drawn.conditions_glw) == len(drawn.wanted_glw) == len(drawn.denoised.told_gcyx) == 0
+    assert len(drawn.condition_embeds_glw) == len(drawn.target_embeds_glw) == len(drawn.denoised.noise_pred_gcyx) == 0
     calls.append({})
-    output: DrawingOutput = model(pack(rows[1:2]), ["image"], ["image"])
+    output: GenerativeLMOutput = model(pack(rows[1:2]), ["image"], ["image"])
     assert not output.drawn
     assert not any("projector.enter" in name or "generator" in name for name in calls[-1])
 
@@ -303,7 +303,7 @@ def test_known_embeddings_give_the_same_losses_without_the_text_encoder(
     model = model_of(preset)
     wanted = learnt(model, preset, [pack(rows)])
     ids = torch.tensor([row.drawn[0].ids for row in (rows[0], rows[2])])
-    embedded = model.ways_out()["to_image"].generator.embed(ids)
+    embedded = model.output_branches()["to_image"].generator.embed(ids)
 
     def known(row: Row, number: int) -> Row:
         drawn = replace(row.drawn[0], ids=None, embedded=embedded[number])
@@ -314,9 +314,9 @@ def test_known_embeddings_give_the_same_losses_without_the_text_encoder(
     all_known = pack([known(rows[0], 0), rows[1], known(rows[2], 1), rows[3]])
     assert all_known.count("to_image") == (2, 0)
     texts = []
-    model.ways_out()["to_image"].generator.text.register_forward_hook(lambda *_: texts.append(1))
+    model.output_branches()["to_image"].generator.text.register_forward_hook(lambda *_: texts.append(1))
     drawn = model(all_known, ["image", "to_image"], ["image"]).drawn["to_image"]
-    assert torch.equal(drawn.wanted_glw, embedded)
+    assert torch.equal(drawn.target_embeds_glw, embedded)
     assert not texts
     model(all_known, ["image", "to_image"], ["image", "to_image"])  # another rank has one to embed
     assert texts == [1]
@@ -378,7 +378,7 @@ def run(tmp_path: Path) -> RunConfig:
 def test_a_filled_cache_knows_each_text_once_and_as_training_does(run: RunConfig) -> None:
     worker = Filler(run, None, batch=4, threads=1, device="cpu")
     model = build(run.system.model, run.settings, weights="random", seed=run.seed)
-    train_only(model, run.settings.trains)
+    set_trainable(model, run.settings.trains)
     (kept,) = [part for part in keepable(run, model) if isinstance(part, KeptTexts)]
     assert worker.producers["to_image"] == kept.producer()
     stores = {kind: FeatureStore(Path(run.output), p) for kind, p in worker.producers.items()}
@@ -394,7 +394,7 @@ def test_a_filled_cache_knows_each_text_once_and_as_training_does(run: RunConfig
     for item in ranges:
         filled = worker(item)
         assert isinstance(filled, Filled)
-    lookup = Lookup(stores=stores)
+    lookup = CacheReader(stores=stores)
     for text in texts:
         found = lookup.find_text("to_image", text)
         assert found is not None
@@ -414,11 +414,11 @@ def test_labels_of_cut_or_unlearnt_signals_are_ignored(
     preset: System, tokenizer: PreTrainedTokenizerBase, samples: list[Sample]
 ) -> None:
     """Signals are never cut in two: the sample is told as bad instead."""
-    drafter = Drafter(
+    drafter = SampleTokenizer(
         preset.model, tokenizer, prompt="plain", max_tokens=3, outputs=preset.model.outputs
     )
     length = drafter.length("x", samples[0].turns, ["image"])
     assert length.fault == "sample x: its media do not fit in 3 tokens"
     batch = pack(rows_of(encoder_of(preset, tokenizer), samples))
     assert int((batch.labels_bt >= preset.model.backbone.vocabulary).sum()) == 2 * SIGNALS
-    assert (batch.labels_bt[batch.media["image"].places_bt] == IGNORED).all()
+    assert (batch.labels_bt[batch.media["image"].media_mask_bt] == IGNORED).all()

@@ -12,7 +12,7 @@ from model.spec import ModelSpec
 from pipeline.data import lengths as module
 from pipeline.data.encode import SampleEncoder
 from pipeline.data.lengths import read_lengths
-from pipeline.data.tokenize import Drafter
+from pipeline.data.tokenize import SampleTokenizer
 from tests.worlds import caption_shards, instruct_shards
 
 
@@ -21,7 +21,7 @@ def test_lengths_are_those_of_encoded_rows(
     prompt: str, tmp_path: Path, spec: ModelSpec, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     folders = [caption_shards(tmp_path / "a", 7), instruct_shards(tmp_path / "b", 9)]
-    drafter = Drafter(spec, tokenizer, prompt=prompt, max_tokens=90)
+    drafter = SampleTokenizer(spec, tokenizer, prompt=prompt, max_tokens=90)
     found = read_lengths(folders, drafter, spec.modalities, spare=tmp_path)
     encoder = SampleEncoder(spec, tokenizer, prompt=prompt, max_tokens=90)
     shards = ShardSet(folders)
@@ -38,7 +38,7 @@ def test_a_seq2seq_backbone_s_answer_counts(tmp_path: Path) -> None:
     spec = system("blip_2_flan_t5_xxl").tiny().model
     tokenizer = build_tokenizer(spec, weights="random")
     folder = caption_shards(tmp_path, 3)
-    drafter = Drafter(spec, tokenizer, prompt="plain", max_tokens=200)
+    drafter = SampleTokenizer(spec, tokenizer, prompt="plain", max_tokens=200)
     found = read_lengths([folder], drafter, spec.modalities, spare=tmp_path)
     row = SampleEncoder(spec, tokenizer, prompt="plain", max_tokens=200).row(ShardSet([folder])[1])
     assert row.answer is not None
@@ -55,7 +55,7 @@ def test_lengths_are_counted_once(
     folder = caption_shards(tmp_path, 5)
     first = read_lengths(
         [folder],
-        Drafter(spec, tokenizer, prompt="plain", max_tokens=90),
+        SampleTokenizer(spec, tokenizer, prompt="plain", max_tokens=90),
         spec.modalities,
         spare=tmp_path,
     )
@@ -64,14 +64,14 @@ def test_lengths_are_counted_once(
         raise AssertionError("counted again")
 
     monkeypatch.setattr(module, "_count", never)
-    again = Drafter(spec, tokenizer, prompt="plain", max_tokens=90)
+    again = SampleTokenizer(spec, tokenizer, prompt="plain", max_tokens=90)
     assert (
         read_lengths([folder], again, spec.modalities, spare=tmp_path).tokens_n.tolist()
         == first.tokens_n.tolist()
     )
     for other in (
-        Drafter(spec, tokenizer, prompt="chat", max_tokens=90),
-        Drafter(spec, tokenizer, prompt="plain", max_tokens=91),
+        SampleTokenizer(spec, tokenizer, prompt="chat", max_tokens=90),
+        SampleTokenizer(spec, tokenizer, prompt="plain", max_tokens=91),
     ):
         with pytest.raises(AssertionError, match="counted again"):
             read_lengths([folder], other, spec.modalities, spare=tmp_path)
@@ -84,7 +84,7 @@ def test_many_rows_are_counted_by_several_processes_with_the_same_result(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder = caption_shards(tmp_path / "data", 300)
-    drafter = Drafter(spec, tokenizer, prompt="plain", max_tokens=90)
+    drafter = SampleTokenizer(spec, tokenizer, prompt="plain", max_tokens=90)
     alone = read_lengths([folder], drafter, spec.modalities, spare=tmp_path).tokens_n.tolist()
     for cached in (folder / ".lengths").glob("*.arrow"):
         cached.unlink()

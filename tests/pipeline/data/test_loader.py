@@ -12,14 +12,14 @@ from model.batch import IGNORED
 from model.spec import ModelSpec
 from pipeline.data.encode import SampleEncoder
 from pipeline.data.lengths import read_lengths
-from pipeline.data.loader import MicroBatch, Samples, micro_batches
-from pipeline.data.packing import Layout, Packed, Rows
-from pipeline.data.sampler import Prices, Schedule
+from pipeline.data.loader import MicroBatch, MultimodalDataset, micro_batches
+from pipeline.data.packing import Layout, PackedLayout, PaddedLayout
+from pipeline.data.sampler import CostModel, BatchSampler
 from pipeline.data.shuffle import Order, Source
-from pipeline.data.tokenize import Drafter
+from pipeline.data.tokenize import SampleTokenizer
 from tests.worlds import caption_shards
 
-LAYOUTS = [Rows(most=3, order="length"), Packed(tokens=128, media=8)]
+LAYOUTS = [PaddedLayout(most=3, order="length"), PackedLayout(tokens=128, media=8)]
 
 
 class Data:
@@ -30,23 +30,23 @@ class Data:
     ) -> None:
         self.shards = ShardSet([folder])
         self.encoder = SampleEncoder(spec, tokenizer, prompt="plain", max_tokens=tokens)
-        drafter = Drafter(spec, tokenizer, prompt="plain", max_tokens=tokens)
+        drafter = SampleTokenizer(spec, tokenizer, prompt="plain", max_tokens=tokens)
         self.lengths = read_lengths([folder], drafter, spec.modalities, spare=folder)
 
     def load(
         self, layout: Layout, steps: range, *, workers: int = 0, batch: int = 12, ranks: int = 2
     ) -> list[list[MicroBatch]]:
         rows = len(self.shards)
-        schedule = Schedule(
+        schedule = BatchSampler(
             order=Order(sources=(Source(first=0, rows=rows, draws=rows),), seed=0, epochs=2),
             global_batch=batch,
             layout=layout,
             lengths=self.lengths,
-            prices=Prices(media={"image": 10.0}),
+            prices=CostModel(media={"image": 10.0}),
         )
         return list(
             micro_batches(
-                Samples(self.shards, self.encoder),
+                MultimodalDataset(self.shards, self.encoder),
                 schedule,
                 steps=steps,
                 rank=ranks - 1,
@@ -96,17 +96,17 @@ def test_ranks_have_equally_many_micro_batches_however_many_a_step_has(data: Dat
 
 
 def test_the_short_last_step_is_filled_without_loss(data: Data) -> None:
-    (last,) = data.load(Rows(most=3, order="length"), range(6, 7))  # 8 samples, in bins of 3
+    (last,) = data.load(PaddedLayout(most=3, order="length"), range(6, 7))  # 8 samples, in bins of 3
     assert [item.samples for item in last] == [3, 0]
     assert bool((last[1].batch.labels_bt == IGNORED).all())
-    (packed,) = data.load(Packed(tokens=10_000, media=8), range(6, 7), ranks=9)
+    (packed,) = data.load(PackedLayout(tokens=10_000, media=8), range(6, 7), ranks=9)
     assert [item.samples for item in packed] == [0]
     assert packed[0].batch.ids_bt.shape == (1, 1)
     assert not packed[0].batch.targeted.any()
 
 
 def test_a_packed_row_has_no_padding_and_tells_its_samples_apart(data: Data) -> None:
-    for item, *_ in data.load(Packed(tokens=400, media=8), range(2)):
+    for item, *_ in data.load(PackedLayout(tokens=400, media=8), range(2)):
         batch = item.batch
         assert batch.ids_bt.shape[0] == 1
         assert batch.ids_bt.shape[1] <= 400
@@ -114,10 +114,10 @@ def test_a_packed_row_has_no_padding_and_tells_its_samples_apart(data: Data) -> 
         assert batch.positions_bt is not None
         assert int((batch.positions_bt == 0).sum()) == item.samples
         assert bool((batch.labels_bt[batch.positions_bt == 0] == IGNORED).all())
-        assert int(batch.media["image"].places_bt.sum()) == 36 * item.samples
+        assert int(batch.media["image"].media_mask_bt.sum()) == 36 * item.samples
 
 
-@pytest.mark.parametrize("layout", [Rows(most=12, order="length"), Packed(tokens=9000, media=99)])
+@pytest.mark.parametrize("layout", [PaddedLayout(most=12, order="length"), PackedLayout(tokens=9000, media=99)])
 def test_a_bad_sample_is_reported_and_left_out(
     layout: Layout, tmp_path: Path, spec: ModelSpec, tokenizer: PreTrainedTokenizerBase
 ) -> None:

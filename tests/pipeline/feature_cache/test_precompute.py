@@ -10,13 +10,13 @@ import torch
 from etl.cli import UserError
 from etl.storage.schema import Sample
 from etl.storage.shards import ShardSet, write_folder
-from model.build import build, prepare
+from model.build import build, preprocess
 from model.presets import system
 from model.spec import ModelSpec
 from pipeline.config.run_config import RunConfig, TrainOptions, resolve
 from pipeline.data.readers import read
 from pipeline.feature_cache.precompute import Count, features, plan
-from pipeline.feature_cache.reader import Lookup
+from pipeline.feature_cache.reader import CacheReader
 from pipeline.feature_cache.store import FeatureStore
 from pipeline.feature_cache.worker import Filled, Filler, Range, frozen_parts
 from tests.worlds import preset_shards
@@ -94,10 +94,10 @@ def test_features_are_what_the_model_makes(filler: Filler, run: RunConfig) -> No
     slot = preset.model.slot("image")
     model = build(preset.model, preset.pt, weights="pretrained")
     medium = ShardSet([Path(run.data[0])])[4].media[0]
-    values = prepare(slot.encoder, read(medium, slot))
+    values = preprocess(slot.encoder, read(medium, slot))
     with torch.no_grad():
         made = model.encode("image", values[None])[0]
-    found = Lookup(slots={"image": slot}, stores=stores).find(medium)
+    found = CacheReader(slots={"image": slot}, stores=stores).find(medium)
     assert found is not None
     assert found.features is not None
     torch.testing.assert_close(found.features, made, atol=1e-5, rtol=1e-5)

@@ -16,7 +16,7 @@ from pipeline.data.collate import collate, pack
 from pipeline.data.encode import SampleEncoder
 from pipeline.feature_cache.cache_key import Producer, medium_key
 from pipeline.feature_cache.feature_file import Row, write_part
-from pipeline.feature_cache.reader import Lookup
+from pipeline.feature_cache.reader import CacheReader
 from pipeline.feature_cache.store import FeatureStore
 
 SHAPE = (1, 36, 128)
@@ -33,7 +33,7 @@ def key_of(sample: Sample, spec: ModelSpec) -> bytes:
 
 
 @pytest.fixture
-def lookup(tmp_path: Path, spec: ModelSpec, captions: ShardSet) -> Lookup:
+def lookup(tmp_path: Path, spec: ModelSpec, captions: ShardSet) -> CacheReader:
     """The features of a picture, and of one that nobody could decode."""
     producer = Producer(role="encoder", spec={}, weights="", dtype="float32")
     store = FeatureStore(tmp_path, producer)
@@ -44,11 +44,11 @@ def lookup(tmp_path: Path, spec: ModelSpec, captions: ShardSet) -> Lookup:
         for number, one in enumerate(known)
     ]
     write_part(store.folder, rows)
-    return Lookup(slots={"image": spec.slot("image")}, stores={"image": store})
+    return CacheReader(slots={"image": spec.slot("image")}, stores={"image": store})
 
 
 @pytest.fixture
-def encoder(spec: ModelSpec, tokenizer: PreTrainedTokenizerBase, lookup: Lookup) -> SampleEncoder:
+def encoder(spec: ModelSpec, tokenizer: PreTrainedTokenizerBase, lookup: CacheReader) -> SampleEncoder:
     return SampleEncoder(spec, tokenizer, prompt="plain", max_tokens=200, features=lookup)
 
 
@@ -91,17 +91,17 @@ def test_known_and_unknown_media_stand_in_one_micro_batch(
     assert image.known_m is not None
     assert image.known_m.tolist() == [False, True, False]
     assert image.keys == (key_of(captions[2], spec), key_of(captions[3], spec))
-    assert int(image.places_bt.sum()) == 3 * 36
+    assert int(image.media_mask_bt.sum()) == 3 * 36
     all_known = pack([encoder.row(captions[0])]).media["image"]
     assert len(all_known.values) == 0
     assert all_known.to("cpu").features is not None
 
 
 def test_a_lookup_travels_to_other_processes(
-    lookup: Lookup, spec: ModelSpec, captions: ShardSet
+    lookup: CacheReader, spec: ModelSpec, captions: ShardSet
 ) -> None:
     there = pickle.loads(pickle.dumps(lookup))
     found = there.find(captions[0].media[0])
     assert found.features is not None
     assert there.find(captions[2].media[0]).features is None
-    assert Lookup().find(captions[0].media[0]) is None
+    assert CacheReader().find(captions[0].media[0]) is None

@@ -8,7 +8,7 @@ import pytest
 from etl.cli import UserError
 from etl.storage.shards import ShardSet
 from model.build import build
-from model.freeze import train_only
+from model.freeze import set_trainable
 from model.multimodal_lm import MultimodalLM
 from model.presets import system
 from pipeline.config.run_config import FeaturesMode, RunConfig, TrainOptions, resolve
@@ -37,7 +37,7 @@ def run_of(data: Path, cache: Path | None, mode: FeaturesMode, *settings: str) -
 
 def model_of(run: RunConfig) -> MultimodalLM:
     model = build(run.system.model, run.settings, weights="random")
-    train_only(model, run.settings.trains)
+    set_trainable(model, run.settings.trains)
     return model
 
 

@@ -8,7 +8,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from model.build import build, build_on_meta
-from model.freeze import train_only
+from model.freeze import set_trainable
 from model.presets import PRESETS, system
 from pipeline.forecast.flops import Work, unit_costs
 
@@ -18,7 +18,7 @@ POSITIONS, TARGETS = 48, 7
 def on_meta(whole, name):
     stage = whole.stage(name)
     model = build_on_meta(whole.model, stage)
-    train_only(model, stage.trains)
+    set_trainable(model, stage.trains)
     return model, stage
 
 
@@ -51,7 +51,7 @@ def test_a_backbone_costs_what_pytorch_counts(name, stage, backward):
     settings = replace(settings, recompute=False)
     costs = unit_costs(model, settings)
     real = build(system(name).tiny().model, settings, weights="random")
-    train_only(real, settings.trains)
+    set_trainable(real, settings.trains)
     reckoned = costs.sample(
         positions=POSITIONS, targets=TARGETS, media={}, pairs=POSITIONS * POSITIONS
     )

@@ -9,13 +9,13 @@ from etl.cli import UserError
 from model.presets import system
 from pipeline.forecast.forecast import (
     checkpoint_bytes,
-    look_ahead,
-    outlook_table,
+    make_forecast,
+    forecast_table,
     typical_product,
 )
 from pipeline.forecast.peak_flops import measured, of_this_device, published
 from pipeline.forecast.plan import plan
-from pipeline.forecast.workload import Load
+from pipeline.forecast.workload import Workload
 
 
 def test_the_published_runs_are_in_reach():
@@ -26,13 +26,13 @@ def test_the_published_runs_are_in_reach():
     """
     whole = system("llava_1_5_7b")
     rate = published("a100", "bf16")
-    captions = Load(positions=620, targets=30, pairs=620 * 620 / 2, media={"image": 1})
-    pt = look_ahead(whole, "pt", plan(whole, "pt", 8), rate, captions)
+    captions = Workload(positions=620, targets=30, pairs=620 * 620 / 2, media={"image": 1})
+    pt = make_forecast(whole, "pt", plan(whole, "pt", 8), rate, captions)
     hours = 558_000 / 256 * pt.step_seconds / 3600
     assert 1.5 < hours < 5
     full = replace(whole, sft=replace(whole.sft, peft=None, trains=("backbone.*", "inputs.*proj*")))
-    dialogues = Load(positions=900, targets=250, pairs=900 * 900 / 2, media={"image": 0.94})
-    sft = look_ahead(full, "sft", plan(full, "sft", 8), rate, dialogues)
+    dialogues = Workload(positions=900, targets=250, pairs=900 * 900 / 2, media={"image": 0.94})
+    sft = make_forecast(full, "sft", plan(full, "sft", 8), rate, dialogues)
     hours = 665_000 / 128 * sft.step_seconds / 3600
     assert 5 < hours < 15
 
@@ -41,9 +41,9 @@ def test_time_follows_the_work_and_the_rate():
     whole = system("llava_1_5_7b")
     eight, sixteen = (plan(whole, "pt", gpus) for gpus in (8, 16))
     a100, h100 = (published(name, "bf16") for name in ("a100", "h100"))
-    slow = look_ahead(whole, "pt", eight, a100)
-    assert look_ahead(whole, "pt", sixteen, a100).step_seconds == slow.step_seconds / 2
-    fast = look_ahead(whole, "pt", eight, h100)
+    slow = make_forecast(whole, "pt", eight, a100)
+    assert make_forecast(whole, "pt", sixteen, a100).step_seconds == slow.step_seconds / 2
+    fast = make_forecast(whole, "pt", eight, h100)
     assert slow.step_seconds / fast.step_seconds == pytest.approx(989.4 / 312)
     assert slow.sample.model == pytest.approx(sum(w.model for w in slow.work.values()))
 
@@ -71,10 +71,10 @@ def test_this_machine_is_measured_only_when_asked():
 
 def test_what_is_printed():
     whole = system("digits")
-    outlook = look_ahead(whole, "pt", plan(whole, "pt", 2), published("a100", "fp32"))
+    outlook = make_forecast(whole, "pt", plan(whole, "pt", 2), published("a100", "fp32"))
     console = Console(width=120)
     with console.capture() as captured:
-        console.print(outlook_table(outlook))
+        console.print(forecast_table(outlook))
     text = captured.get()
     assert "KiB a checkpoint" in text or "MiB a checkpoint" in text
     assert "40% of 19.5 TFLOP/s, a100's published fp32 peak" in " ".join(text.split())

@@ -184,7 +184,7 @@ def test_a_layer_keeps_what_is_predicted(precision, trains, adapters):
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
     lora = Lora(rank=16, alpha=32, dropout=0.0) if adapters else None
     stage = replace(system("llava_1_5_7b").pt, precision=precision, peft=lora)
-    load = memory.Load(tokens=tokens, targets=0, media=1, projectors={}, backbone_trains=trains)
+    load = memory.Workload(tokens=tokens, targets=0, media=1, projectors={}, backbone_trains=trains)
     predicted = memory.layer_bytes(SMALL, stage, load, linear_keeps=False)
     measured = kept_bytes_per_token(SMALL, dtype=dtype, tokens=tokens, trains=trains, lora=lora)
     assert predicted == pytest.approx(measured, rel=0.02)
@@ -194,7 +194,7 @@ def test_dropout_in_adapters_costs_what_is_predicted():
     """On a GPU the mask takes a byte; on a CPU it has the precision of what it is for."""
     lora = Lora(rank=16, alpha=32, dropout=0.05)
     stage = replace(system("llava_1_5_7b").pt, precision="bf16", peft=lora)
-    load = memory.Load(tokens=64, targets=0, media=1, projectors={}, backbone_trains=False)
+    load = memory.Workload(tokens=64, targets=0, media=1, projectors={}, backbone_trains=False)
     predicted = memory.layer_bytes(SMALL, stage, load, linear_keeps=False)
     masks = 6 * SMALL.width + SMALL.mlp_width
     measured = kept_bytes_per_token(SMALL, dtype=torch.bfloat16, tokens=64, trains=False, lora=lora)

@@ -6,7 +6,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from etl.cli import UserError
 from pipeline.config.loggers import check_loggers
 from pipeline.run_folder import loggers as trackers
-from pipeline.run_folder.loggers import flat, start_trackers
+from pipeline.run_folder.loggers import flat, start_loggers
 
 STEP = {
     "step": 3,
@@ -28,7 +28,7 @@ def test_nested_figures_become_names():
 
 
 def log(names, run, steps):
-    started = start_trackers(names, run, {"seed": 0}, step=steps[0] - 1)
+    started = start_loggers(names, run, {"seed": 0}, step=steps[0] - 1)
     for step in steps:
         for tracker in started:
             tracker.log(step, {"loss": 1 / step})

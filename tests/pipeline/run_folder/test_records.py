@@ -8,12 +8,12 @@ import pytest
 
 from etl.cli import UserError
 from pipeline.config.trainer_state import TrainerState
-from pipeline.run_folder.records import RunRecords, read_metrics
+from pipeline.run_folder.records import MetricsWriter, read_metrics
 from tests.disks import make_room, small_disk
 
 
 def test_rewinding_forgets_what_lies_past_the_checkpoint(tmp_path: Path) -> None:
-    records = RunRecords(tmp_path, rank=0)
+    records = MetricsWriter(tmp_path, rank=0)
     for step in range(1, 6):
         records.step({"step": step, "loss": 1 / step})
         records.bad(step, [{"id": f"s{step}"}])
@@ -26,12 +26,12 @@ def test_rewinding_forgets_what_lies_past_the_checkpoint(tmp_path: Path) -> None
 
 
 def test_only_rank_0_writes(tmp_path: Path) -> None:
-    RunRecords(tmp_path, rank=1).step({"step": 1})
+    MetricsWriter(tmp_path, rank=1).step({"step": 1})
     assert list(tmp_path.iterdir()) == []
 
 
 def test_too_many_bad_samples_end_the_run(tmp_path: Path) -> None:
-    records = RunRecords(tmp_path, rank=0)
+    records = MetricsWriter(tmp_path, rank=0)
     records.check_bad(TrainerState(samples=100, bad=10), 0.01)
     with pytest.raises(UserError, match="11 of 111 samples cannot be used"):
         records.check_bad(TrainerState(samples=100, bad=11), 0.01)
@@ -42,7 +42,7 @@ def test_lines_that_a_full_disk_does_not_take_come_with_the_next_ones(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with small_disk(tmp_path / "run", 1 << 16) as run:
-        records = RunRecords(run, rank=0)
+        records = MetricsWriter(run, rank=0)
         records.step({"step": 1})
         filler = run / "filler"
         with contextlib.suppress(OSError), filler.open("wb", buffering=0) as stream:

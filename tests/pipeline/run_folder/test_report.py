@@ -14,7 +14,7 @@ from PIL import Image
 from etl.cli import UserError
 from pipeline.run_folder.charts import bar_chart, line_chart, running_mean
 from pipeline.run_folder.page import Answer, Charts, Gallery, Table, Text, write_report
-from pipeline.run_folder.records import write_hindsight
+from pipeline.run_folder.records import write_forecast_check
 from pipeline.run_folder.report import run_report
 
 NASTY = '<script>alert("x")</script> & "quoted"'
@@ -154,7 +154,7 @@ def test_a_runs_report_shows_whatever_was_recorded(tmp_path):
     bad = {"step": 2, "position": 9, "row": 9, "id": "web-9", "reason": NASTY}
     (tmp_path / "bad_samples.jsonl").write_text(json.dumps(bad) + "\n")
     row = {"what": "time of a step", "predicted": 1.5, "measured": None, "unit": "s"}
-    write_hindsight(tmp_path, [row], ["Reckoned."])
+    write_forecast_check(tmp_path, [row], ["Reckoned."])
     page = Page(run_report(tmp_path).read_text())
     assert page.count("svg") == 10
     assert page.count("script") == 0

@@ -7,11 +7,11 @@ import torch
 
 from model.batch import IGNORED
 from pipeline.data.collate import collate, pack
-from pipeline.data.encode import PlacedMedium, Row
+from pipeline.data.encode import MediumInput, Row
 from pipeline.data.loader import MicroBatch
 from pipeline.forecast.flops import UnitCosts, Work
 from pipeline.train.losses import Loss, text_loss
-from pipeline.train.metrics import Tally, samples_o, source_names
+from pipeline.train.metrics import MetricsAccumulator, samples_o, source_names
 
 
 def row(length, targets, *, source, answer=None):
@@ -53,7 +53,7 @@ def test_losses_by_source_add_up_to_the_loss(alone, batch):
     torch.manual_seed(0)
     logits = torch.randn(7, 9)
     found = text_loss(logits, batch.targets_m)
-    tally = Tally(["captions", "dialogues", "unused"], (), costs(), peak=28.0)
+    tally = MetricsAccumulator(["captions", "dialogues", "unused"], (), costs(), peak=28.0)
     item = MicroBatch(batch=batch, samples=3, sources=(1, 0, 1))
     tally.add(item, {"text": found})
     figures = tally.finish(seconds=2.0)
@@ -73,7 +73,7 @@ def test_losses_by_source_add_up_to_the_loss(alone, batch):
 def test_fillers_and_losses_without_summands_count_for_nothing(alone):
     filler = Row(ids=[0], labels=[IGNORED], kinds=[""])
     batch = collate([ROWS[0], filler], pad_id=0, side="right")
-    tally = Tally(["captions", "dialogues"], ("image",), None, None)
+    tally = MetricsAccumulator(["captions", "dialogues"], ("image",), None, None)
     tally.add(MicroBatch(batch=batch, samples=1, sources=(1,)), {"itc": Loss(torch.ones(()), 1)})
     tally.add(MicroBatch(batch=pack([filler]), samples=0), {})
     figures = tally.finish(seconds=1.0)
@@ -96,11 +96,11 @@ def test_the_encoder_has_not_worked_on_media_whose_features_were_known(alone):
         position=Work(), pair=Work(), target=Work(), encoders=parts, projectors=parts, seq2seq=False
     )
     placed = [
-        PlacedMedium(kind="image", start=0, first=0, values=values, features=features)
+        MediumInput(kind="image", start=0, first=0, values=values, features=features)
         for values, features in ((torch.zeros(1, 2), None), (None, torch.ones(1, 3, 4)))
     ]
     rows = [replace(ROWS[0], media=(medium,)) for medium in placed]
-    tally = Tally(["captions", "dialogues"], ("image",), told, peak=1.0)
+    tally = MetricsAccumulator(["captions", "dialogues"], ("image",), told, peak=1.0)
     tally.add(MicroBatch(batch=pack(rows), samples=2, sources=(0, 0)), {})
     assert tally.finish(seconds=1.0)["mfu"] == 3.0  # one encoder, two projectors
     assert (tally.totals.media, tally.totals.encoded) == ({"image": 2}, {"image": 1})

@@ -2,9 +2,9 @@
 
 import torch
 
-from pipeline.checkpoint.async_writer import Standing
+from pipeline.checkpoint.async_writer import SaveStatus
 from pipeline.data.collate import pack
-from pipeline.data.encode import PlacedMedium, Row
+from pipeline.data.encode import MediumInput, Row
 from pipeline.data.loader import MicroBatch
 from pipeline.train.losses import TextObjective
 from pipeline.train.step_sync import agree
@@ -15,7 +15,7 @@ KINDS = ("image", "video", "audio")
 def item(*media: tuple[str, bool]) -> MicroBatch:
     """Return a micro-batch with media of these kinds, whose features are known or not."""
     placed = tuple(
-        PlacedMedium(
+        MediumInput(
             kind=kind,
             start=0,
             first=0,
@@ -34,7 +34,7 @@ def test_known_media_are_used_and_not_encoded(alone: None) -> None:
         item(("image", True), ("image", False), ("audio", True)),
         item(),
     ]
-    writing = Standing(busy=1)
+    writing = SaveStatus(busy=1)
     agreed = agree(items, KINDS, TextObjective(), stop=False, writing=writing, device="cpu")
     assert agreed.used == (("image", "audio"), ("image", "audio"), ())
     assert agreed.encoded == (("audio",), ("image",), ())
