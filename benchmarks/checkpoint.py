@@ -74,7 +74,7 @@ def measure(name: str, options: Options, folder: Path) -> Figures:
                 f"model.backbone.width={width}",
                 f"model.backbone.mlp_width={width * 11 // 4}",
                 f"model.backbone.layers={layers}",
-                *(("sft.peft=null", f"sft.trains={trains}") if whole else ()),
+                *(("sft.peft=null", f"sft.trainable={trains}") if whole else ()),
             ),
         ),
         "sft",

@@ -26,9 +26,9 @@ from pipeline.train.engine import start_engine
 from pipeline.train.loop import train
 from pipeline.train.train import (
     data_from,
+    make_accumulator,
     make_job,
     make_model,
-    make_accumulator,
     open_inputs,
     resume_point,
     start_run,

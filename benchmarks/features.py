@@ -207,7 +207,7 @@ def compare(name: str, options: Options, data: Path, folder: Path) -> dict[str, 
     small = SYSTEMS[name]
     filled = fill(small, data, folder / "cache")
     without = train(small, options, data, folder, "encoder")
-    known = train(small, options, data, folder, "known", "--features", folder / "cache")
+    known = train(small, options, data, folder, "known", "--feature-cache", folder / "cache")
     verdict = json.loads((folder / "known" / "features.json").read_text())["image"]
     pairs = zip(known.losses, without.losses, strict=True)
     return {

@@ -11,7 +11,7 @@ the others are spared.
 `decoder` is what no loader can pass: the JPEG's pixels from bytes in memory, and nothing else.
 `decoder and encoder's input` resizes them, too: the work that all loaders share. Every side is held
 against both. Times are of the process's CPU, the best of the rounds, which take turns: on a shared
-machine that is steadier than the clock, and nothing here waits for a disk. With `--workers`
+machine that is steadier than the clock, and nothing here waits for a disk. With `--num-workers`
 processes it is the clock, once all of them work, and ours is held against PyTorch's loader over
 files in memory. A rival that is not installed is named and left out: `pip install webdataset
 datasets mosaicml-streaming`.
@@ -45,6 +45,8 @@ from rich.table import Table
 from sklearn.datasets import load_sample_images
 from torch.utils.data import DataLoader, Dataset
 
+from pipeline.data.sampler import SampleRef
+
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 # Streaming wants torchvision, whose compiled operators may not fit torch's build; transformers
@@ -63,7 +65,7 @@ from pipeline.data.encode import SampleEncoder
 from pipeline.data.loader import MultimodalDataset, micro_batches
 from pipeline.data.packing import PaddedLayout
 from pipeline.data.readers.image import read_image
-from pipeline.data.sampler import Bin, Place
+from pipeline.data.sampler import Bin
 from pipeline.data.worker_status import WorkerStatus
 
 BATCH = 32
@@ -181,7 +183,7 @@ class Given:
 
     def step(self, step: int, ranks: int) -> list[list[Bin]]:
         """Return the only pass of the only rank."""
-        return [[[Place(position=row, row=row) for row in self._steps[step]]]]
+        return [[[SampleRef(position=row, row=row) for row in self._steps[step]]]]
 
 
 def ours(folder: Path, rows: Sequence[int], model: Prepared, workers: int = 0) -> Iterator[int]:
@@ -231,7 +233,7 @@ def sides(
     write_ours(folder / "ours", files)
     found: dict[str, Callable[[], Iterator[int]]] = {
         DECODER: lambda: decoder(files),
-        INPUT: lambda: stacked(map(model.values, files)),
+        INPUT: lambda: stacked(map(model.input_values, files)),
     }
     for how, order in orders.items():
         found[f"ours, {how}"] = partial(ours, folder / "ours", order, model)
@@ -247,7 +249,7 @@ def sides(
 
 
 def _rival(rival: Rival, folder: Path, rows: Sequence[int], model: Prepared) -> Iterator[int]:
-    return stacked(map(model.values, rival.read(folder / rival.module, rows)))
+    return stacked(map(model.input_values, rival.read(folder / rival.module, rows)))
 
 
 def measure(options: argparse.Namespace, files: Sequence[bytes], folder: Path) -> dict[str, Any]:
@@ -286,7 +288,7 @@ def main() -> None:
     parser.add_argument("--size", default="640x480")
     parser.add_argument("--side", type=int, default=336)
     parser.add_argument("--rounds", type=int, default=12)
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--num-workers", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(1)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -67,7 +67,7 @@ def counts(spec: ModelSpec, stage: Stage) -> dict[str, float]:
     """
     stage = replace(stage, reference=None)
     model = build_on_meta(spec, stage)
-    set_trainable(model, stage.trains)
+    set_trainable(model, stage.trainable)
     trainable = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     components = {"fusion": 0, **_components(model, stage)}
     return {

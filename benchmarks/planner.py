@@ -19,6 +19,8 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from pipeline.data.shuffle import ShuffledStream
+
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
@@ -32,8 +34,7 @@ from pipeline.config.mix import Mix
 from pipeline.data.lengths import Lengths
 from pipeline.data.mixture import sources
 from pipeline.data.packing import PackedLayout
-from pipeline.data.sampler import CostModel, BatchSampler
-from pipeline.data.shuffle import Order
+from pipeline.data.sampler import BatchSampler, CostModel
 
 PRICES = CostModel(position=26e9, pair=1.6e6, media={"image": 0.36e12})
 """FLOPs of LLaVA-1.5-7B in MM-IT with adapters: 2 per weight (6.7e9) forward and 2 backward, 32
@@ -120,7 +121,7 @@ def plan(rows: int, options: Options, path: Path) -> Row:
     sizes = [rows // 2, rows // 3, rows - rows // 2 - rows // 3]
     mix = Mix(shares=("c=10%",), temperature=1.5)
     schedule = BatchSampler(
-        order=Order(sources=sources(["a", "b", "c"], sizes, mix), seed=0, epochs=2),
+        order=ShuffledStream(sources=sources(["a", "b", "c"], sizes, mix), seed=0, epochs=2),
         global_batch=options.global_batch,
         layout=PackedLayout(tokens=options.tokens, media=4 * options.tokens // 2048),
         lengths=opened(path),

@@ -77,7 +77,7 @@ class PaddedLayout(Dataset[dict[str, Tensor]]):
         ]
         item = {"input_ids": torch.tensor(ids), "labels": torch.tensor(row.labels)}
         if row.media:
-            pixels = torch.cat([medium.values for medium in row.media])
+            pixels = torch.cat([medium.input_values for medium in row.media])
             item["pixel_values"] = normalised(pixels, mean=self._mean, std=self._std)
         return item
 

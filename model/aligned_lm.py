@@ -64,7 +64,7 @@ class AlignedLM(MultimodalLM):
         rows = {kind: media.rows_m for kind, media in batch.media.items()}
         none = batch.ids_bt.new_zeros(0)
         prompts = [prompts_bku[rows.get(kind, none)] for kind in projected]
-        logits_ov, targets_o = self.answer(batch, projected)
+        logits_ov, targets_o = self.compute_logits(batch, projected)
         return AlignedOutput(
             logits_ov=logits_ov,
             targets_o=targets_o,
@@ -73,7 +73,7 @@ class AlignedLM(MultimodalLM):
         )
 
 
-def make(
+def build(
     spec: ModelSpec,
     inputs: Mapping[str, Mapping[str, nn.Module]],
     backbone: PreTrainedModel,
@@ -96,7 +96,7 @@ def make_reference(
     """
     if len(spec.inputs) != 1:
         raise SpecError(f"reference: want a model with one slot, this has {len(spec.inputs)}")
-    return pformer.make(
+    return pformer.build(
         replace(reference.pformer, dropout=0.0),
         prompts=spec.inputs[0].tokens,
         width_out=spec.backbone.width,

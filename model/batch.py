@@ -36,7 +36,7 @@ class Media:
         keys: what the values' features are to be kept under, for who keeps them; or empty.
     """
 
-    values: Tensor
+    input_values: Tensor
     media_mask_bt: Tensor
     rows_m: Tensor
     starts_m: Tensor
@@ -48,7 +48,7 @@ class Media:
     def to(self, device: torch.device | str) -> Media:
         """Return the media on `device`."""
         return Media(
-            values=self.values.to(device),
+            input_values=self.input_values.to(device),
             media_mask_bt=self.media_mask_bt.to(device),
             rows_m=self.rows_m.to(device),
             starts_m=self.starts_m.to(device),
@@ -78,7 +78,7 @@ class GenerationTargets:
     media_mask_bt: Tensor
     seeds_g: Tensor
     ids_xl: Tensor
-    values: Tensor
+    input_values: Tensor
     embedded: Tensor | None = None
     known_g: Tensor | None = None
     keys: tuple[bytes, ...] = ()
@@ -89,7 +89,7 @@ class GenerationTargets:
             media_mask_bt=self.media_mask_bt.to(device),
             seeds_g=self.seeds_g,
             ids_xl=self.ids_xl.to(device),
-            values=self.values.to(device),
+            input_values=self.input_values.to(device),
             embedded=None if self.embedded is None else self.embedded.to(device),
             known_g=None if self.known_g is None else self.known_g.to(device),
             keys=self.keys,
@@ -107,7 +107,7 @@ class Batch:
             what each position of the decoder is to say.
         context_bt: true before the last answer, for backbones that see it in both directions.
         media: those that go in, by kind.
-        drawn: those that come out, by kind (`to_image`).
+        generation_targets: those that come out, by kind (`to_image`).
         decoder_bs: the decoder's input of a seq2seq backbone; None for a causal one.
         sentences: what the assistant says in each row, (b, l) in the vocabulary of a Q-Former's
             text half or a P-Former; None where no part of the model reads it.
@@ -120,17 +120,19 @@ class Batch:
     labels_bt: Tensor
     context_bt: Tensor
     media: Mapping[str, Media] = field(default_factory=dict)
-    drawn: Mapping[str, GenerationTargets] = field(default_factory=dict)
+    generation_targets: Mapping[str, GenerationTargets] = field(default_factory=dict)
     decoder_bs: Tensor | None = None
     sentences: TextIds | None = None
     positions_bt: Tensor | None = None
 
     def count(self, kind: str) -> tuple[int, int]:
         """Return how many media of a kind there are, and of how many no features are known."""
-        if kind in self.drawn:
-            return len(self.drawn[kind].seeds_g), len(self.drawn[kind].ids_xl)
+        if kind in self.generation_targets:
+            return len(self.generation_targets[kind].seeds_g), len(
+                self.generation_targets[kind].ids_xl
+            )
         if kind in self.media:
-            return len(self.media[kind].rows_m), len(self.media[kind].values)
+            return len(self.media[kind].rows_m), len(self.media[kind].input_values)
         return 0, 0
 
     @property
@@ -153,7 +155,9 @@ class Batch:
             labels_bt=self.labels_bt.to(device),
             context_bt=self.context_bt.to(device),
             media={kind: media.to(device) for kind, media in self.media.items()},
-            drawn={kind: drawn.to(device) for kind, drawn in self.drawn.items()},
+            generation_targets={
+                kind: drawn.to(device) for kind, drawn in self.generation_targets.items()
+            },
             decoder_bs=None if self.decoder_bs is None else self.decoder_bs.to(device),
             sentences=None if self.sentences is None else self.sentences.to(device),
             positions_bt=None if self.positions_bt is None else self.positions_bt.to(device),

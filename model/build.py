@@ -52,7 +52,7 @@ from model.output_branch import Generator, OutputBranch
 from model.output_projectors import output_transformer
 from model.packing import attend_within_samples
 from model.peft import adapter, lora, prefix, qlora
-from model.spec import ProjectorShape, InputBranchSpec, ModelSpec, SpecError, Stage
+from model.spec import InputBranchSpec, ModelSpec, ProjectorShape, SpecError, Stage
 from model.spec.audio import Beats, CFormer, Hubert, Whisper
 from model.spec.backbones import T5, ChatGlm, Glm, Llama, Opt, Palm, Qwen
 from model.spec.fusion import GatedCrossAttention, Splice, VisualExpert
@@ -85,7 +85,7 @@ AnySpec = Any
 class EncoderFile(Protocol):
     """What a file of `model/encoders/` offers."""
 
-    def make(self, spec: AnySpec, *, weights: Weights, dtype: torch.dtype) -> nn.Module:
+    def build(self, spec: AnySpec, *, weights: Weights, dtype: torch.dtype) -> nn.Module:
         """Return the encoder."""
 
     def preprocess(self, spec: AnySpec, raw: Any) -> Tensor:  # noqa: ANN401 -- a decoded medium
@@ -95,28 +95,28 @@ class EncoderFile(Protocol):
 class ProjectorFile(Protocol):
     """What a file of `model/input_projectors/` offers."""
 
-    def make(self, spec: AnySpec, ends: ProjectorShape, *, weights: Weights) -> nn.Module:
+    def build(self, spec: AnySpec, ends: ProjectorShape, *, weights: Weights) -> nn.Module:
         """Return the projector."""
 
 
 class BackboneFile(Protocol):
     """What a file of `model/backbones/` offers."""
 
-    def make(self, spec: AnySpec, *, weights: Weights, dtype: torch.dtype) -> PreTrainedModel:
+    def build(self, spec: AnySpec, *, weights: Weights, dtype: torch.dtype) -> PreTrainedModel:
         """Return the backbone."""
 
 
 class OutputProjectorFile(Protocol):
     """What a file of `model/output_projectors/` offers."""
 
-    def make(self, spec: AnySpec, width_in: int, conditions: tuple[int, int]) -> nn.Module:
+    def build(self, spec: AnySpec, width_in: int, conditions: tuple[int, int]) -> nn.Module:
         """Return a new projector."""
 
 
 class GeneratorFile(Protocol):
     """What a file of `model/generators/` offers."""
 
-    def make(
+    def build(
         self, spec: AnySpec, *, denoises: bool, weights: Weights, dtype: torch.dtype
     ) -> Generator:
         """Return the generator, or of it what training needs; see `model.drawing.Generator`."""
@@ -199,7 +199,7 @@ def build(spec: ModelSpec, stage: Stage, *, weights: Weights, seed: int = 0) -> 
     """
     inputs = build_inputs(spec, stage, weights=weights, seed=seed)
     dtype = DTYPES[stage.precision]
-    backbone = BACKBONES[type(spec.backbone)].make(spec.backbone, weights=weights, dtype=dtype)
+    backbone = BACKBONES[type(spec.backbone)].build(spec.backbone, weights=weights, dtype=dtype)
     FUSIONS[type(spec.fusion)](backbone, spec.fusion)
     if stage.peft is not None:
         add_peft(backbone, stage.peft)
@@ -208,7 +208,7 @@ def build(spec: ModelSpec, stage: Stage, *, weights: Weights, seed: int = 0) -> 
     if stage.recompute:
         backbone.activation_checkpointing_enable({"use_reentrant": False})
     if stage.reference is not None:
-        return aligned_lm.make(spec, inputs, backbone, stage.reference, weights=weights)
+        return aligned_lm.build(spec, inputs, backbone, stage.reference, weights=weights)
     if stage.generation is not None:
         outputs = build_outputs(spec, stage, weights=weights, seed=seed)
         return GenerativeMultimodalLM(spec, inputs, backbone, outputs)
@@ -243,7 +243,7 @@ def build_outputs(
         way = OutputBranch(
             slot,
             width,
-            projector=projector.make(slot.projector, width, slot.generator.conditions),
+            projector=projector.build(slot.projector, width, slot.generator.conditions),
             generator=generators[slot.modality],
             denoises=denoises,
         )
@@ -268,7 +268,7 @@ def _generators(
     for number, slot in enumerate(spec.outputs, start=1):
         torch.manual_seed(seed + number)
         generator = GENERATORS[type(slot.generator)]
-        made[slot.modality] = generator.make(
+        made[slot.modality] = generator.build(
             slot.generator, denoises=denoises, weights=weights, dtype=DTYPES[stage.precision]
         )
     return made
@@ -281,10 +281,10 @@ def own_parts(
     parts: dict[str, nn.Module] = {}
     if slot.encoder_of is None:
         encoder = ENCODERS[type(slot.encoder)]
-        parts["encoder"] = encoder.make(slot.encoder, weights=weights, dtype=dtype)
+        parts["encoder"] = encoder.build(slot.encoder, weights=weights, dtype=dtype)
     if slot.projector_of is None:
         projector = PROJECTORS[type(slot.projector)]
-        made = projector.make(slot.projector, slot.projector_shape(width), weights=weights)
+        made = projector.build(slot.projector, slot.projector_shape(width), weights=weights)
         parts["projector"] = made.to(dtype)
     return parts
 
@@ -310,7 +310,7 @@ def preprocess(spec: Encoder, raw: object) -> Tensor:
 
 def preprocess_target(slot: OutputBranchSpec, raw: object) -> Tensor:
     """Return what a slot's generator compares with, (*shape), of a decoded medium."""
-    return GENERATORS[type(slot.generator)].prepare(slot.generator, raw)
+    return GENERATORS[type(slot.generator)].preprocess(slot.generator, raw)
 
 
 def build_caption_tokenizers(

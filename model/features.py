@@ -19,7 +19,7 @@ Keep = Callable[[str, Sequence[bytes], Tensor], None]
 """Is told the kind of media, their keys, and the features (x, f, n, d) that were made of them."""
 
 
-def trains(encoder: nn.Module) -> bool:
+def is_trainable(encoder: nn.Module) -> bool:
     """Return whether any weight of an encoder trains, so that its features change."""
     return any(parameter.requires_grad for parameter in encoder.parameters())
 
@@ -51,8 +51,8 @@ def media_features(
     if media is None:
         return blank() if calls else torch.zeros(1, *slot.features, device=device)
     encoded_xfnd = None
-    if len(media.values):
-        encoded_xfnd = encode(media.values)
+    if len(media.input_values):
+        encoded_xfnd = encode(media.input_values)
         if keep is not None and media.keys:
             keep(slot.modality, media.keys, encoded_xfnd.detach())
     elif calls:

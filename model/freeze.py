@@ -19,7 +19,7 @@ def set_trainable(model: nn.Module, patterns: Sequence[str]) -> list[str]:
     names = [name for name, _ in model.named_parameters()]
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
-            raise SpecError(f"trains: the pattern {pattern!r} matches no parameter")
+            raise SpecError(f"trainable: the pattern {pattern!r} matches no parameter")
     chosen = {name for name in names for pattern in patterns if fnmatchcase(name, pattern)}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in chosen)

@@ -25,7 +25,7 @@ class GenerativeLMOutput(NamedTuple):
 
     logits_ov: Tensor
     targets_o: Tensor
-    drawn: Mapping[str, GenerationOutput]
+    generation: Mapping[str, GenerationOutput]
 
 
 class GenerativeMultimodalLM(MultimodalLM):
@@ -33,7 +33,7 @@ class GenerativeMultimodalLM(MultimodalLM):
 
     Args:
         spec, inputs, backbone: as of `MultimodalLM`.
-        outputs: per modality its way out.
+        outputs: per modality its branch out.
     """
 
     def __init__(
@@ -47,13 +47,13 @@ class GenerativeMultimodalLM(MultimodalLM):
         self.outputs = nn.ModuleDict(dict(outputs))
 
     def output_branches(self) -> dict[str, OutputBranch]:
-        """Return the ways out by kind (`to_image`), in the order of the slots."""
-        ways = {}
+        """Return the branches out by kind (`to_image`), in the order of the slots."""
+        branches = {}
         for slot in self.spec.outputs:
-            way = self.outputs[slot.modality]
-            assert isinstance(way, OutputBranch)
-            ways[slot.kind] = way
-        return ways
+            branch = self.outputs[slot.modality]
+            assert isinstance(branch, OutputBranch)
+            branches[slot.kind] = branch
+        return branches
 
     def forward(  # type: ignore[override]
         self, batch: Batch, used: Collection[str] = (), encoded: Collection[str] | None = None
@@ -62,45 +62,56 @@ class GenerativeMultimodalLM(MultimodalLM):
 
         Args:
             batch: the micro-batch.
-            used: kinds of media, both ways, that any rank has in this pass. Under ZeRO-3 a module
-                is a collective; who lacks a kind runs it for nothing.
+            used: kinds of media, input and output, that any rank has in this pass. Under ZeRO-3
+                calling a module is a collective; a rank without the kind runs a dummy.
             encoded: those of them of which any rank has one whose features, or whose text's
-                embedding, are not known; by default all.
+                embedding, are not cached; by default all.
         """
-        ways = self.output_branches()
-        in_used = [kind for kind in used if kind not in ways]
-        in_encoded = None if encoded is None else [kind for kind in encoded if kind not in ways]
+        branches = self.output_branches()
+        in_used = [kind for kind in used if kind not in branches]
+        in_encoded = None if encoded is None else [kind for kind in encoded if kind not in branches]
         embeddings_btd, extra = self.embed(batch, self.media_tokens(batch, in_used, in_encoded))
-        said = {kind: way.said() for kind, way in ways.items()}
-        hidden_btd = self.think(batch, _with_signals(embeddings_btd, batch, said), extra)
-        drawn = {
-            kind: way.drawings(
-                batch.drawn.get(kind),
-                _thought(batch, kind, hidden_btd, said[kind]),
+        signals = {kind: branch.signal_embeddings() for kind, branch in branches.items()}
+        hidden_btd = self.backbone_hidden_states(
+            batch, _with_signals(embeddings_btd, batch, signals), extra
+        )
+        generation = {
+            kind: branch.generation_output(
+                batch.generation_targets.get(kind),
+                _signal_hidden(batch, kind, hidden_btd, signals[kind]),
                 embeds=encoded is None or kind in encoded,
                 keep=self.keep,
             )
-            for kind, way in ways.items()
-            if kind in used or kind in batch.drawn
+            for kind, branch in branches.items()
+            if kind in used or kind in batch.generation_targets
         }
         hidden_od = hidden_btd[:, :-1][batch.targeted]
         logits_ov = self.backbone.get_output_embeddings()(hidden_od)
-        signals = [way.head(hidden_od) for way in ways.values()]
-        return GenerativeLMOutput(torch.cat([logits_ov, *signals], dim=1), batch.targets_m, drawn)
+        signal_logits = [branch.head(hidden_od) for branch in branches.values()]
+        logits_ov = torch.cat([logits_ov, *signal_logits], dim=1)
+        return GenerativeLMOutput(logits_ov, batch.targets_m, generation)
 
 
-def _with_signals(embeddings_btd: Tensor, batch: Batch, said: Mapping[str, Tensor]) -> Tensor:
+def _with_signals(embeddings_btd: Tensor, batch: Batch, signals: Mapping[str, Tensor]) -> Tensor:
     """Return the backbone's input with the signals' embeddings where signals stand."""
     nowhere_bt = torch.zeros_like(batch.ids_bt, dtype=torch.bool)
     places = {
-        kind: batch.drawn[kind].media_mask_bt if kind in batch.drawn else nowhere_bt for kind in said
+        kind: batch.generation_targets[kind].media_mask_bt
+        if kind in batch.generation_targets
+        else nowhere_bt
+        for kind in signals
     }
-    flat = {kind: said_nd.repeat(batch.count(kind)[0], 1) for kind, said_nd in said.items()}
+    flat = {
+        kind: signals_nd.repeat(batch.count(kind)[0], 1) for kind, signals_nd in signals.items()
+    }
     return splice(embeddings_btd, flat, places)
 
 
-def _thought(batch: Batch, kind: str, hidden_btd: Tensor, said_nd: Tensor) -> Tensor:
+def _signal_hidden(batch: Batch, kind: str, hidden_btd: Tensor, signals_nd: Tensor) -> Tensor:
     """Return what the backbone thinks at its signals, and their embeddings, as one (g, n, d)."""
-    if kind not in batch.drawn:
-        return hidden_btd.new_zeros(0, *said_nd.shape)
-    return hidden_btd[batch.drawn[kind].media_mask_bt].unflatten(0, (-1, len(said_nd))) + said_nd
+    if kind not in batch.generation_targets:
+        return hidden_btd.new_zeros(0, *signals_nd.shape)
+    return (
+        hidden_btd[batch.generation_targets[kind].media_mask_bt].unflatten(0, (-1, len(signals_nd)))
+        + signals_nd
+    )

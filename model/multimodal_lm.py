@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from model import packing
 from model.batch import Batch
-from model.features import Keep, media_features, trains
+from model.features import Keep, is_trainable, media_features
 from model.fusion import gated_cross_attention, visual_expert
 from model.fusion.conditioning import conditioned
 from model.fusion.splice import FusionError, splice
@@ -75,7 +75,7 @@ class MultimodalLM(nn.Module):
         for slot in self.spec.inputs:
             if slot.modality in self.inputs and slot.encoder_of is None:
                 encoder = self.encoder(slot.modality)
-                encoder.train(mode and trains(encoder))
+                encoder.train(mode and is_trainable(encoder))
         return self
 
     def encode(self, kind: str, values: Tensor) -> Tensor:
@@ -84,7 +84,7 @@ class MultimodalLM(nn.Module):
         A frozen encoder keeps no activations.
         """
         slot, encoder = self.spec.slot(kind), self.encoder(kind)
-        with torch.set_grad_enabled(trains(encoder) and torch.is_grad_enabled()):
+        with torch.set_grad_enabled(is_trainable(encoder) and torch.is_grad_enabled()):
             return encode_parts(encoder, values, whole=slot.encoder.sees_parts)
 
     def project(self, kind: str, features_mfnd: Tensor, text: TextIds | None = None) -> Tensor:
@@ -192,9 +192,11 @@ class MultimodalLM(nn.Module):
 
         `used` and `encoded` are as of `media_tokens`.
         """
-        return self.answer(batch, self.media_tokens(batch, used, encoded))
+        return self.compute_logits(batch, self.media_tokens(batch, used, encoded))
 
-    def answer(self, batch: Batch, projected: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def compute_logits(
+        self, batch: Batch, projected: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor]:
         """Return logits (o, v) and targets (o,), given the media's tokens.
 
         Only positions with a target pass the vocabulary's matrix: in MM-PT a picture's hundreds of
@@ -202,12 +204,14 @@ class MultimodalLM(nn.Module):
         """
         embeddings_btd, extra = self.embed(batch, projected)
         if batch.decoder_bs is None:
-            hidden_btd = self.think(batch, embeddings_btd, extra)[:, :-1]
+            hidden_btd = self.backbone_hidden_states(batch, embeddings_btd, extra)[:, :-1]
         else:
             hidden_btd = self._encode_decode(embeddings_btd, batch.attention_bt, batch.decoder_bs)
         return self.backbone.get_output_embeddings()(hidden_btd[batch.targeted]), batch.targets_m
 
-    def think(self, batch: Batch, embeddings_btd: Tensor, extra: Mapping[str, Tensor]) -> Tensor:
+    def backbone_hidden_states(
+        self, batch: Batch, embeddings_btd: Tensor, extra: Mapping[str, Tensor]
+    ) -> Tensor:
         """Return a causal backbone's last hidden states (b, t, d) of its input, see `embed`."""
         told = dict(extra) | {"attention_mask": batch.attention_bt}
         if batch.positions_bt is not None:

@@ -52,7 +52,9 @@ class Generator(nn.Module, ABC):
         """Return τ(t) (g, l, w) of padded texts, without a gradient."""
 
     @abstractmethod
-    def denoise(self, values: Tensor, condition_embeds_glw: Tensor, seeds_g: Tensor) -> NoisePrediction:
+    def denoise(
+        self, values: Tensor, condition_embeds_glw: Tensor, seeds_g: Tensor
+    ) -> NoisePrediction:
         """Return what is told of noised media under conditions, and what would be right."""
 
 
@@ -96,15 +98,15 @@ class OutputBranch(nn.Module):
         self.generator.eval()
         return self
 
-    def said(self) -> Tensor:
+    def signal_embeddings(self) -> Tensor:
         """Return the embeddings (n, d) of the signals."""
         device = next(self.signals.parameters()).device
-        said_nd: Tensor = self.signals(torch.arange(self.slot.signals, device=device))
-        return said_nd
+        signals_nd: Tensor = self.signals(torch.arange(self.slot.signals, device=device))
+        return signals_nd
 
-    def drawings(
+    def generation_output(
         self,
-        drawn: GenerationTargets | None,
+        targets: GenerationTargets | None,
         signal_hidden_gnd: Tensor,
         *,
         embeds: bool,
@@ -116,43 +118,53 @@ class OutputBranch(nn.Module):
         for none through the same modules, and hands nothing on (g = 0).
 
         Args:
-            drawn: the media; None on a rank without any.
-            signal_hidden_gnd: the backbone's last hidden states at the signals, plus their embeddings.
+            targets: the media; None on a rank without any.
+            signal_hidden_gnd: the backbone's last hidden states at the signals, plus their
+                embeddings.
             embeds: whether any rank has a text to embed.
-            keep: is told what was embedded of texts that have keys.
+            keep: receives the embeddings of texts that have keys.
         """
         dtype = next(self.projector.parameters()).dtype
-        if drawn is None:
+        if targets is None:
             blank = self.blank(signal_hidden_gnd.device)
             signal_hidden_gnd = signal_hidden_gnd.new_zeros(1, *signal_hidden_gnd.shape[1:])
             made = self._drawings(blank, signal_hidden_gnd.to(dtype), embeds=embeds, keep=None)
             denoised = made.denoised and NoisePrediction(*(part[:0] for part in made.denoised))
-            return GenerationOutput(made.condition_embeds_glw[:0], made.target_embeds_glw[:0], denoised)
-        return self._drawings(drawn, signal_hidden_gnd.to(dtype), embeds=embeds, keep=keep)
+            return GenerationOutput(
+                made.condition_embeds_glw[:0], made.target_embeds_glw[:0], denoised
+            )
+        return self._drawings(targets, signal_hidden_gnd.to(dtype), embeds=embeds, keep=keep)
 
     def _drawings(
-        self, drawn: GenerationTargets, signal_hidden_gnd: Tensor, *, embeds: bool, keep: Keep | None
+        self,
+        targets: GenerationTargets,
+        signal_hidden_gnd: Tensor,
+        *,
+        embeds: bool,
+        keep: Keep | None,
     ) -> GenerationOutput:
         condition_embeds_glw = self.projector(signal_hidden_gnd)
-        target_embeds_glw = self._wanted(drawn, embeds=embeds, keep=keep)
+        target_embeds_glw = self._wanted(targets, embeds=embeds, keep=keep)
         denoised = None
         if self._denoises:
-            denoised = self.generator.denoise(drawn.values, condition_embeds_glw, drawn.seeds_g)
+            denoised = self.generator.denoise(
+                targets.input_values, condition_embeds_glw, targets.seeds_g
+            )
         return GenerationOutput(condition_embeds_glw, target_embeds_glw, denoised)
 
-    def _wanted(self, drawn: GenerationTargets, *, embeds: bool, keep: Keep | None) -> Tensor:
+    def _wanted(self, targets: GenerationTargets, *, embeds: bool, keep: Keep | None) -> Tensor:
         """Return τ(t) (g, l, w), known or made; calls τ if any rank does."""
         made_xlw = None
         if not embeds:
-            if drawn.embedded is None:  # a medium that stands for none
-                return torch.zeros(1, *self.slot.generator.conditions, device=drawn.ids_xl.device)
-        elif len(drawn.ids_xl):
-            made_xlw = self.generator.embed(drawn.ids_xl)
-            if keep is not None and drawn.keys:
-                keep(self.slot.kind, drawn.keys, made_xlw)
+            if targets.embedded is None:  # a medium that stands for none
+                return torch.zeros(1, *self.slot.generator.conditions, device=targets.ids_xl.device)
+        elif len(targets.ids_xl):
+            made_xlw = self.generator.embed(targets.ids_xl)
+            if keep is not None and targets.keys:
+                keep(self.slot.kind, targets.keys, made_xlw)
         else:
-            self.generator.embed(self.blank(drawn.ids_xl.device).ids_xl)
-        return together(drawn.embedded, drawn.known_g, made_xlw)
+            self.generator.embed(self.blank(targets.ids_xl.device).ids_xl)
+        return together(targets.embedded, targets.known_g, made_xlw)
 
     def blank(self, device: torch.device) -> GenerationTargets:
         """Return a medium that stands for none."""
@@ -161,7 +173,7 @@ class OutputBranch(nn.Module):
             media_mask_bt=torch.zeros(1, 1, dtype=torch.bool, device=device),
             seeds_g=torch.zeros(1, dtype=torch.long, device="cpu"),
             ids_xl=torch.zeros(1, spec.text_tokens, dtype=torch.long, device=device),
-            values=torch.zeros(1, *spec.shape, dtype=torch.uint8, device=device),
+            input_values=torch.zeros(1, *spec.shape, dtype=torch.uint8, device=device),
         )
 
 

@@ -20,7 +20,7 @@ from pipeline.config.run_config import Scale, StageName, TrainOptions, changed_p
 from pipeline.convert.export import export
 from pipeline.convert.import_ import import_
 from pipeline.evaluate.command import evaluate
-from pipeline.forecast.forecast import make_forecast, forecast_table, typical_product
+from pipeline.forecast.forecast import forecast_table, make_forecast, typical_product
 from pipeline.forecast.peak_flops import measured, published
 from pipeline.forecast.plan import plan, plan_table
 

@@ -52,8 +52,8 @@ def drawing(preset: System) -> System:
     model = replace(preset.model, outputs=(OutputBranchSpec(signals=3).tiny(),))
 
     def stage(given: Stage) -> Stage:
-        trains = (*given.trains, *TRAINABLE_OUTPUTS)
-        return replace(given, generation=Generation(), trains=trains)
+        trains = (*given.trainable, *TRAINABLE_OUTPUTS)
+        return replace(given, generation=Generation(), trainable=trains)
 
     return replace(preset, model=model, pt=stage(preset.pt), sft=stage(preset.sft))
 
@@ -61,7 +61,7 @@ def drawing(preset: System) -> System:
 def drawing_words(preset: System) -> list[str]:
     """Return the settings of `--set` that make a preset the one that `drawing` returns."""
     drawn = json.loads(json.dumps(asdict(drawing(preset))))
-    stages = [f"{name}.{field}" for name in ("pt", "sft") for field in ("generation", "trains")]
+    stages = [f"{name}.{field}" for name in ("pt", "sft") for field in ("generation", "trainable")]
     words = [f"model.outputs={json.dumps(drawn['model']['outputs'])}"]
     return words + [f"{s}={json.dumps(drawn[s.split('.')[0]][s.split('.')[1]])}" for s in stages]
 

@@ -303,7 +303,7 @@ def chatglm_config(spec: ChatGlm) -> ChatGlmConfig:
     )
 
 
-def published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def convert_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors of the published checkpoint that are used, under the same names.
 
     The rotary frequencies are computed; the output matrix is stored though it is the embeddings.
@@ -315,7 +315,7 @@ def published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def make(spec: ChatGlm, *, weights: Weights, dtype: torch.dtype) -> ChatGlmForCausalLM:
+def build(spec: ChatGlm, *, weights: Weights, dtype: torch.dtype) -> ChatGlmForCausalLM:
     """Return the backbone with published or random weights.
 
     Raises:
@@ -324,4 +324,4 @@ def make(spec: ChatGlm, *, weights: Weights, dtype: torch.dtype) -> ChatGlmForCa
     config = chatglm_config(spec)
     if weights == "random":
         return ChatGlmForCausalLM(config).to(dtype)
-    return load_renamed(ChatGlmForCausalLM, spec.weights, config, published, dtype)
+    return load_renamed(ChatGlmForCausalLM, spec.weights, config, convert_state_dict, dtype)

@@ -44,7 +44,7 @@ def glm_config(spec: Glm) -> GlmConfig:
     )
 
 
-def published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def convert_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors of a published ChatGLM2 checkpoint under transformers' names for Glm.
 
     Its `query_key_value` holds all queries, then the few keys, then the few values.
@@ -71,7 +71,7 @@ def published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return ours
 
 
-def make(spec: Glm, *, weights: Weights, dtype: torch.dtype) -> GlmForCausalLM:
+def build(spec: Glm, *, weights: Weights, dtype: torch.dtype) -> GlmForCausalLM:
     """Return the backbone with published or random weights.
 
     Raises:
@@ -80,4 +80,4 @@ def make(spec: Glm, *, weights: Weights, dtype: torch.dtype) -> GlmForCausalLM:
     config = glm_config(spec)
     if weights == "random":
         return GlmForCausalLM(config).to(dtype)
-    return load_renamed(GlmForCausalLM, spec.weights, config, published, dtype)
+    return load_renamed(GlmForCausalLM, spec.weights, config, convert_state_dict, dtype)

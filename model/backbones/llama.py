@@ -26,7 +26,7 @@ def llama_config(spec: Llama) -> LlamaConfig:
     )
 
 
-def make(spec: Llama, *, weights: Weights, dtype: torch.dtype) -> LlamaForCausalLM:
+def build(spec: Llama, *, weights: Weights, dtype: torch.dtype) -> LlamaForCausalLM:
     """Return the backbone with published or random weights."""
     if weights == "random":
         return LlamaForCausalLM(llama_config(spec)).to(dtype)

@@ -24,7 +24,7 @@ def opt_config(spec: Opt) -> OPTConfig:
     )
 
 
-def make(spec: Opt, *, weights: Weights, dtype: torch.dtype) -> OPTForCausalLM:
+def build(spec: Opt, *, weights: Weights, dtype: torch.dtype) -> OPTForCausalLM:
     """Return the backbone with published or random weights.
 
     Raises:

@@ -30,7 +30,7 @@ def palm_config(spec: Palm) -> CohereConfig:
     )
 
 
-def make(spec: Palm, *, weights: Weights, dtype: torch.dtype) -> CohereForCausalLM:
+def build(spec: Palm, *, weights: Weights, dtype: torch.dtype) -> CohereForCausalLM:
     """Return the backbone with random weights, or those of a Cohere checkpoint of its shape.
 
     Raises:

@@ -48,7 +48,7 @@ def qwen_config(spec: Qwen) -> Qwen2Config:
     )
 
 
-def published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def convert_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors of a published Qwen checkpoint under transformers' names for Qwen2.
 
     Qwen's gate is `w2` and its gated layer `w1`; `c_attn` holds queries, keys and values.
@@ -72,7 +72,7 @@ def published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return ours
 
 
-def make(spec: Qwen, *, weights: Weights, dtype: torch.dtype) -> Qwen2ForCausalLM:
+def build(spec: Qwen, *, weights: Weights, dtype: torch.dtype) -> Qwen2ForCausalLM:
     """Return the backbone with published or random weights.
 
     Raises:
@@ -81,4 +81,4 @@ def make(spec: Qwen, *, weights: Weights, dtype: torch.dtype) -> Qwen2ForCausalL
     config = qwen_config(spec)
     if weights == "random":
         return Qwen2ForCausalLM(config).to(dtype)
-    return load_renamed(Qwen2ForCausalLM, spec.weights, config, published, dtype)
+    return load_renamed(Qwen2ForCausalLM, spec.weights, config, convert_state_dict, dtype)

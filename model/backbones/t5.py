@@ -46,7 +46,7 @@ def t5_config(spec: T5) -> T5Config:
     return config
 
 
-def make(spec: T5, *, weights: Weights, dtype: torch.dtype) -> UntiedT5:
+def build(spec: T5, *, weights: Weights, dtype: torch.dtype) -> UntiedT5:
     """Return the backbone with published or random weights.
 
     Raises:

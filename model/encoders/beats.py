@@ -150,15 +150,15 @@ def scaled_linear(width_in: int, width_out: int, gain: float) -> nn.Linear:
     return layer
 
 
-def make(spec: Beats, *, weights: Weights, dtype: torch.dtype) -> BeatsEncoder:
+def build(spec: Beats, *, weights: Weights, dtype: torch.dtype) -> BeatsEncoder:
     """Return the encoder with published or random weights."""
     encoder = BeatsEncoder(spec)
     if weights == "pretrained":
-        load_published(encoder, spec.weights, published)
+        load_published(encoder, spec.weights, convert_state_dict)
     return encoder.to(dtype)
 
 
-def published(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+def convert_state_dict(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     """Return our names of a BEATs checkpoint (`LEFT_OUT` says what we have no use for).
 
     Args:

@@ -124,7 +124,7 @@ class CFormerEncoder(nn.Module):
         return tokens_bkd
 
 
-def make(spec: CFormer, *, weights: Weights, dtype: torch.dtype) -> CFormerEncoder:
+def build(spec: CFormer, *, weights: Weights, dtype: torch.dtype) -> CFormerEncoder:
     """Return the encoder with stored or random weights."""
     config = bert_config(spec)
     if weights == "random":

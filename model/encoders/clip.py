@@ -75,7 +75,7 @@ def load_tower(spec: ClipVision, *, weights: Weights, dtype: torch.dtype) -> CLI
     return at_size(tower, config, POSITIONS)
 
 
-def make(spec: ClipVision, *, weights: Weights, dtype: torch.dtype) -> ClipEncoder:
+def build(spec: ClipVision, *, weights: Weights, dtype: torch.dtype) -> ClipEncoder:
     """Return the encoder with published or random weights."""
     return ClipEncoder(spec, load_tower(spec, weights=weights, dtype=dtype))
 

@@ -51,7 +51,7 @@ class DocPediaEncoder(nn.Module):
         return features_bnd
 
 
-def make(spec: DocPedia, *, weights: Weights, dtype: torch.dtype) -> DocPediaEncoder:
+def build(spec: DocPedia, *, weights: Weights, dtype: torch.dtype) -> DocPediaEncoder:
     """Return the encoder with published weights behind the adapter, or random ones."""
     config = swin_config(spec)
     if weights == "random":

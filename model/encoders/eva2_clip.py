@@ -75,7 +75,7 @@ class Eva2ClipEncoder(nn.Module):
         return tokens_bnd[:, 1:]
 
 
-def published(spec: Eva2Clip, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def convert_state_dict(spec: Eva2Clip, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return a checkpoint in timm's names under ours.
 
     Left out: layers behind the last that is read, and the norm and the head behind them.
@@ -98,11 +98,11 @@ def published(spec: Eva2Clip, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return ours
 
 
-def make(spec: Eva2Clip, *, weights: Weights, dtype: torch.dtype) -> Eva2ClipEncoder:
+def build(spec: Eva2Clip, *, weights: Weights, dtype: torch.dtype) -> Eva2ClipEncoder:
     """Return the encoder with published or random weights."""
     encoder = Eva2ClipEncoder(spec).to(dtype)
     if weights == "pretrained":
-        load_published(encoder, spec.weights, partial(published, spec))
+        load_published(encoder, spec.weights, partial(convert_state_dict, spec))
     return encoder
 
 

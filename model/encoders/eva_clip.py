@@ -69,7 +69,7 @@ def load_tower(spec: EvaClip, *, weights: Weights, dtype: torch.dtype) -> Blip2V
     return at_size(tower, config, POSITIONS)
 
 
-def make(spec: EvaClip, *, weights: Weights, dtype: torch.dtype) -> EvaClipEncoder:
+def build(spec: EvaClip, *, weights: Weights, dtype: torch.dtype) -> EvaClipEncoder:
     """Return the encoder with published or random weights."""
     return EvaClipEncoder(spec, load_tower(spec, weights=weights, dtype=dtype))
 

@@ -61,7 +61,7 @@ class HubertEncoder(nn.Module):
         return tokens_bnd
 
 
-def make(spec: Hubert, *, weights: Weights, dtype: torch.dtype) -> HubertEncoder:
+def build(spec: Hubert, *, weights: Weights, dtype: torch.dtype) -> HubertEncoder:
     """Return the encoder with published or random weights."""
     if weights == "random":
         return HubertEncoder(HubertModel(hubert_config(spec)).to(dtype))

@@ -76,15 +76,15 @@ class ImageBindEncoder(nn.Module):
         return self.spec.scale * tokens_bnd
 
 
-def make(spec: ImageBind, *, weights: Weights, dtype: torch.dtype) -> ImageBindEncoder:
+def build(spec: ImageBind, *, weights: Weights, dtype: torch.dtype) -> ImageBindEncoder:
     """Return the trunk with published or random weights."""
     encoder = ImageBindEncoder(spec)
     if weights == "pretrained":
-        load_published(encoder, spec.weights, functools.partial(published, spec))
+        load_published(encoder, spec.weights, functools.partial(convert_state_dict, spec))
     return encoder.to(dtype)
 
 
-def published(spec: ImageBind, checkpoint: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def convert_state_dict(spec: ImageBind, checkpoint: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return our names of one trunk of the published checkpoint.
 
     Left out: the other modalities' tensors, those of the text trunk among them; the trunk's

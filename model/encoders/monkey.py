@@ -91,7 +91,7 @@ class MonkeyEncoder(nn.Module):
         return tokens_bfnd[:, :, 1:] if spec.attend_cls and not spec.keep_cls else tokens_bfnd
 
 
-def published(spec: Monkey, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def convert_state_dict(spec: Monkey, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return Monkey's tensors, as they stand under `transformer.visual.`, under our names.
 
     Left out: the resampler and what is behind it (`attn_pool`, `ln_post`, `proj`). The tower's
@@ -156,7 +156,7 @@ def _by_head(rows: Tensor, heads: int) -> Tensor:
     return rows.unflatten(0, (heads, 3, -1)).transpose(0, 1).flatten(0, 2)
 
 
-def make(spec: Monkey, *, weights: Weights, dtype: torch.dtype) -> MonkeyEncoder:
+def build(spec: Monkey, *, weights: Weights, dtype: torch.dtype) -> MonkeyEncoder:
     """Return the encoder with published or random weights; new adapters change nothing."""
     return MonkeyEncoder(spec, load_tower(spec.tower, weights=weights, dtype=dtype)).to(dtype)
 

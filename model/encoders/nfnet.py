@@ -173,7 +173,7 @@ def activate(maps_bchw: Tensor) -> Tensor:
     return F.gelu(maps_bchw) * GELU_GAIN
 
 
-def published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def convert_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return a checkpoint in timm's names under ours, without the classes' head."""
     return {
         renamed(name, OWN_NAMES): tensor.reshape(1) if tensor.dim() == 0 else tensor
@@ -182,11 +182,11 @@ def published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def make(spec: NfNet, *, weights: Weights, dtype: torch.dtype) -> NfNetEncoder:
+def build(spec: NfNet, *, weights: Weights, dtype: torch.dtype) -> NfNetEncoder:
     """Return the encoder with published or random weights."""
     encoder = NfNetEncoder(spec).to(dtype)
     if weights == "pretrained":
-        load_published(encoder, spec.weights, published)
+        load_published(encoder, spec.weights, convert_state_dict)
     return encoder
 
 

@@ -152,15 +152,15 @@ def take(rows_bpc: Tensor, index_bg: Tensor) -> Tensor:
     return rows_bpc.gather(1, index_bg[..., None].expand(-1, -1, rows_bpc.shape[-1]))
 
 
-def make(spec: PointBert, *, weights: Weights, dtype: torch.dtype) -> PointBertEncoder:
+def build(spec: PointBert, *, weights: Weights, dtype: torch.dtype) -> PointBertEncoder:
     """Return the encoder with published or random weights."""
     encoder = PointBertEncoder(spec)
     if weights == "pretrained":
-        load_published(encoder, spec.weights, functools.partial(published, spec))
+        load_published(encoder, spec.weights, functools.partial(convert_state_dict, spec))
     return encoder.to(dtype)
 
 
-def published(spec: PointBert, checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+def convert_state_dict(spec: PointBert, checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     """Return our names of a ULIP checkpoint (`LEFT_OUT` says what we have no use for).
 
     Args:

@@ -76,17 +76,17 @@ class TemporalClipEncoder(nn.Module):
         return features_bfnd
 
 
-def make(spec: TemporalClip, *, weights: Weights, dtype: torch.dtype) -> TemporalClipEncoder:
+def build(spec: TemporalClip, *, weights: Weights, dtype: torch.dtype) -> TemporalClipEncoder:
     """Return the encoder; its convolutions are new unless the spec names published ones."""
     own = weights == "pretrained" and spec.owl_weights
     tower = clip.load_tower(spec.tower, weights="random" if own else weights, dtype=dtype)
     encoder = TemporalClipEncoder(spec, tower).to(dtype)
     if own:
-        load_published(encoder, own, lambda state: published(spec, state))
+        load_published(encoder, own, lambda state: convert_state_dict(spec, state))
     return encoder
 
 
-def published(spec: TemporalClip, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def convert_state_dict(spec: TemporalClip, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename mPLUG-Owl's tensors to ours; what is not the vision model's is left out."""
     found: dict[str, Tensor] = {}
     for name, tensor in state.items():

@@ -102,17 +102,19 @@ class UniformerEvaEncoder(nn.Module):
         return features_bxd[:, None]
 
 
-def make(spec: UniformerEva, *, weights: Weights, dtype: torch.dtype) -> UniformerEvaEncoder:
+def build(spec: UniformerEva, *, weights: Weights, dtype: torch.dtype) -> UniformerEvaEncoder:
     """Return the encoder; its aggregators are new unless the spec names published ones."""
     tower = eva_clip.load_tower(spec.tower, weights=weights, dtype=dtype)
     encoder = UniformerEvaEncoder(spec, tower).to(dtype)
     if weights == "pretrained" and spec.aggregator_weights:
         frozen = tower.state_dict(prefix="tower.")
-        load_published(encoder, spec.aggregator_weights, lambda state: frozen | published(state))
+        load_published(
+            encoder, spec.aggregator_weights, lambda state: frozen | convert_state_dict(state)
+        )
     return encoder
 
 
-def published(state: Mapping[str, Any]) -> dict[str, Tensor]:
+def convert_state_dict(state: Mapping[str, Any]) -> dict[str, Tensor]:
     """Rename VideoChat's tensors to ours: what trains in its encoder, and the norm behind it.
 
     Args:

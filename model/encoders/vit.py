@@ -46,7 +46,7 @@ class VitEncoder(nn.Module):
         return features_bnd if self.spec.keep_cls else features_bnd[:, 1:]
 
 
-def make(spec: Vit, *, weights: Weights, dtype: torch.dtype) -> VitEncoder:
+def build(spec: Vit, *, weights: Weights, dtype: torch.dtype) -> VitEncoder:
     """Return the encoder with published or random weights."""
     config = vit_config(spec)
     if weights == "random":

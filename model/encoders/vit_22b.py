@@ -77,7 +77,7 @@ class Vit22BEncoder(nn.Module):
         return features_bnd
 
 
-def make(spec: Vit22B, *, weights: Weights, dtype: torch.dtype) -> Vit22BEncoder:
+def build(spec: Vit22B, *, weights: Weights, dtype: torch.dtype) -> Vit22BEncoder:
     """Return the encoder with random weights, or those of a file of ours.
 
     Raises:

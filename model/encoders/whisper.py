@@ -46,7 +46,7 @@ class WhisperEncoder(nn.Module):
         return tokens_bnd
 
 
-def make(spec: Whisper, *, weights: Weights, dtype: torch.dtype) -> WhisperEncoder:
+def build(spec: Whisper, *, weights: Weights, dtype: torch.dtype) -> WhisperEncoder:
     """Return the encoder with published or random weights."""
     config = whisper_config(spec)
     if weights == "random":

@@ -160,7 +160,7 @@ def arrange(
     return {"media": media_bmkd, "media_index": begun_bt.cumsum(1)[:, :length] + NO_MEDIUM}
 
 
-def published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def convert_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return one OpenFlamingo block's tensors under our names (mlfoundations/open_flamingo)."""
     names = {
         "attn.norm": "attention.norm",

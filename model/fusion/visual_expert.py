@@ -171,7 +171,7 @@ def arrange(
     return {"vision_mask": vision_bt, "position_ids": (steps_bt.cumsum(1) - 1).clamp(min=0)}
 
 
-def published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def convert_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the language model of a published CogVLM checkpoint, under our names.
 
     Its `query_key_value` holds all queries, then keys, then values. `model.vision.*`, the encoder,

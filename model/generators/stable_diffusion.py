@@ -18,7 +18,7 @@ from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel, PreTraine
 
 from model import byte_tokenizers
 from model.encoders.pictures import normalised, square_pixels
-from model.output_branch import NoisePrediction, Generator
+from model.output_branch import Generator, NoisePrediction
 from model.spec import SpecError
 from model.spec.output_branches import StableDiffusion
 from model.weights import Weights, expect, load_transformers
@@ -61,7 +61,9 @@ class StableDiffusionTeacher(Generator):
         embedded_glw: Tensor = self.text(input_ids=ids_gl).last_hidden_state
         return embedded_glw
 
-    def denoise(self, values: Tensor, condition_embeds_glw: Tensor, seeds_g: Tensor) -> NoisePrediction:
+    def denoise(
+        self, values: Tensor, condition_embeds_glw: Tensor, seeds_g: Tensor
+    ) -> NoisePrediction:
         """Noise pictures and have the UNet tell, under these conditions, what was added.
 
         Time and noise are drawn for each picture from its own seed: the same ones on whatever rank
@@ -100,7 +102,7 @@ class StableDiffusionTeacher(Generator):
         return torch.cat(steps).to(device), torch.stack(noises).to(device)
 
 
-def make(
+def build(
     spec: StableDiffusion, *, denoises: bool, weights: Weights, dtype: torch.dtype
 ) -> StableDiffusionTeacher:
     """Return the frozen model with published or random weights.
@@ -163,7 +165,7 @@ def _load(cls: Any, spec: StableDiffusion, part: str, **options: object) -> Any:
 
 def _scheduler(spec: StableDiffusion, weights: Weights) -> DDPMScheduler:
     """Return how noise is added: as published, and for random weights as Stable Diffusion does."""
-    from diffusers import DDPMScheduler  # noqa: PLC0415 - see `make`
+    from diffusers import DDPMScheduler  # noqa: PLC0415 - see `build`
 
     if weights == "random":
         return DDPMScheduler(

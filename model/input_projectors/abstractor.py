@@ -109,12 +109,14 @@ class TemporalQueries(nn.Module):
         self.head = nn.Linear(ends.width_in, ends.width_out)
 
 
-def make(spec: Abstractor, ends: ProjectorShape, *, weights: Weights = "random") -> AbstractorProjector:
+def build(
+    spec: Abstractor, ends: ProjectorShape, *, weights: Weights = "random"
+) -> AbstractorProjector:
     """Return a new abstractor with random weights."""
     return AbstractorProjector(spec, ends)
 
 
-def published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def convert_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename mPLUG-Owl's tensors to ours; what is not the abstractor's is left out."""
     found: dict[str, Tensor] = {}
     for name, tensor in state.items():

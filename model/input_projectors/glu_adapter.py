@@ -49,7 +49,7 @@ class GluProjector(nn.Module):
         return torch.cat([begin_b1e, tokens_bne, end_b1e], dim=1)
 
 
-def published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def convert_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return CogVLM's tensors, as they stand under `model.vision.`, under our names."""
     return {
         "enter.weight": state["linear_proj.linear_proj.weight"],
@@ -63,6 +63,6 @@ def published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def make(spec: GluAdapter, ends: ProjectorShape, *, weights: Weights = "random") -> GluProjector:
+def build(spec: GluAdapter, ends: ProjectorShape, *, weights: Weights = "random") -> GluProjector:
     """Return a new projector with random weights."""
     return GluProjector(spec, ends)

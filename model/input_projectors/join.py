@@ -37,6 +37,6 @@ class JoinProjector(nn.Module):
         return tokens_xkv
 
 
-def make(spec: Join, ends: ProjectorShape, *, weights: Weights = "random") -> JoinProjector:
+def build(spec: Join, ends: ProjectorShape, *, weights: Weights = "random") -> JoinProjector:
     """Return a new projector with random weights."""
     return JoinProjector(spec, ends)

@@ -115,12 +115,12 @@ class LdpProjector(nn.Module):
         return tokens_xkv
 
 
-def make(spec: Ldp, ends: ProjectorShape, *, weights: Weights = "random") -> LdpProjector:
+def build(spec: Ldp, ends: ProjectorShape, *, weights: Weights = "random") -> LdpProjector:
     """Return a new projector with random weights."""
     return LdpProjector(spec, ends)
 
 
-def published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def convert_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename MobileVLM's tensors (`model.mm_projector.` removed) of either version to ours."""
     return {renamed(name, _NAMES): tensor for name, tensor in state.items()}
 

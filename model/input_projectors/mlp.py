@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from model.parts import each_part
-from model.spec import ProjectorShape, Mlp
+from model.spec import Mlp, ProjectorShape
 from model.text import TextIds
 from model.weights import Weights
 
@@ -27,6 +27,6 @@ class MlpProjector(nn.Module):
         return each_part(self.layers, features_bfnd)
 
 
-def make(spec: Mlp, ends: ProjectorShape, *, weights: Weights) -> MlpProjector:
+def build(spec: Mlp, ends: ProjectorShape, *, weights: Weights) -> MlpProjector:
     """Return a new projector with random weights."""
     return MlpProjector(spec, ends)

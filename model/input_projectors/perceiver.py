@@ -81,14 +81,14 @@ class PerceiverProjector(nn.Module):
         return tokens_bqv
 
 
-def make(
+def build(
     spec: PerceiverResampler, ends: ProjectorShape, *, weights: Weights = "random"
 ) -> PerceiverProjector:
     """Return a new resampler with random weights."""
     return PerceiverProjector(spec, ends)
 
 
-def published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def convert_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename OpenFlamingo's tensors (`perceiver.` removed) to ours; nothing is left out."""
     found: dict[str, Tensor] = {}
     for name, tensor in state.items():

@@ -50,7 +50,7 @@ class PromptFormer(nn.Module):
         return prompts_bkv
 
 
-def make(
+def build(
     spec: PFormer, *, prompts: int, width_out: int, weights: Weights = "random"
 ) -> PromptFormer:
     """Return a P-Former, new unless the spec names a published one.
@@ -63,7 +63,7 @@ def make(
     """
     module = PromptFormer(spec, prompts, width_out)
     if weights == "pretrained" and spec.weights:
-        load_published(module, spec.weights, published)
+        load_published(module, spec.weights, convert_state_dict)
     return module
 
 
@@ -112,7 +112,7 @@ _STAGE_ONLY = ("text_proj.", "temp")
 """What BLIText keeps in the P-Former for its contrastive loss, and nothing else."""
 
 
-def published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def convert_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename BLIText's tensors (`Pformer.…`) to those of `PromptFormer`.
 
     The frozen language model that its files hold, too, and the contrastive loss's own parameters

@@ -146,7 +146,7 @@ class QFormerProjector(nn.Module):
         return tokens_bkv
 
 
-def make(spec: QFormer, ends: ProjectorShape, *, weights: Weights = "random") -> QFormerProjector:
+def build(spec: QFormer, ends: ProjectorShape, *, weights: Weights = "random") -> QFormerProjector:
     """Return a projector whose head is new, and whose Q-Former is too unless it is published."""
     projector = QFormerProjector(spec, ends)
     if weights == "pretrained":
@@ -164,7 +164,7 @@ def load(module: QueryingTransformer, spec: QFormer) -> None:
         return
     own = module.state_dict()
     fresh = {name: tensor for name, tensor in own.items() if name.startswith("extra_queries.")}
-    load_published(module, spec.weights, lambda state: {**published(state, spec), **fresh})
+    load_published(module, spec.weights, lambda state: {**convert_state_dict(state, spec), **fresh})
 
 
 def joint_mask(mask_xl: Tensor, queries: int, dtype: torch.dtype, *, causal: bool) -> Tensor:
@@ -198,7 +198,7 @@ def repeat_text(text: TextIds, parts: int) -> TextIds:
     )
 
 
-def published(state: Mapping[str, Any], spec: QFormer) -> dict[str, Tensor]:
+def convert_state_dict(state: Mapping[str, Any], spec: QFormer) -> dict[str, Tensor]:
     """Rename a published Q-Former's tensors to those of `QueryingTransformer`.
 
     Args:

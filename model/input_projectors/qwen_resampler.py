@@ -70,7 +70,9 @@ class QwenProjector(nn.Module):
         return tokens_xqv
 
 
-def make(spec: QwenResampler, ends: ProjectorShape, *, weights: Weights = "random") -> QwenProjector:
+def build(
+    spec: QwenResampler, ends: ProjectorShape, *, weights: Weights = "random"
+) -> QwenProjector:
     """Return a new resampler with random weights."""
     return QwenProjector(spec, ends)
 
@@ -98,7 +100,7 @@ def resize(positions_qv: Tensor, side: int, wanted: int) -> Tensor:
     return sized[0].flatten(1).T
 
 
-def published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def convert_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename Qwen-VL's tensors (`transformer.visual.` removed) to ours.
 
     The encoder's and the computed positions are left out.

@@ -48,7 +48,9 @@ class VideoQFormerProjector(nn.Module):
         return tokens_bkv
 
 
-def make(spec: VideoQFormer, ends: ProjectorShape, *, weights: Weights = "random") -> VideoQFormerProjector:
+def build(
+    spec: VideoQFormer, ends: ProjectorShape, *, weights: Weights = "random"
+) -> VideoQFormerProjector:
     """Return a new projector; the two Q-Formers' own `weights` are loaded where they name any."""
     projector = VideoQFormerProjector(spec, ends)
     if weights == "pretrained":
@@ -58,7 +60,7 @@ def make(spec: VideoQFormer, ends: ProjectorShape, *, weights: Weights = "random
     return projector
 
 
-def published(
+def convert_state_dict(
     state: Mapping[str, Any], spec: VideoQFormer, *, branch: Literal["video", "audio"]
 ) -> dict[str, Tensor]:
     """Rename the tensors of one branch of a Video-LLaMA checkpoint to ours.
@@ -82,7 +84,7 @@ def published(
     }
     for part, part_spec, tensors in (("frame", spec.frame, named), ("whole", spec.whole, whole)):
         if part_spec is not None:
-            renamed = qformer.published(tensors, part_spec)
+            renamed = qformer.convert_state_dict(tensors, part_spec)
             found |= {f"{part}.{name}": tensor for name, tensor in renamed.items()}
     return found
 

@@ -87,14 +87,14 @@ class OutputTransformerProjector(nn.Module):
         return conditions_gqw
 
 
-def make(
+def build(
     spec: OutputTransformer, width_in: int, conditions: tuple[int, int]
 ) -> OutputTransformerProjector:
     """Return a new projector with random weights."""
     return OutputTransformerProjector(spec, width_in, conditions)
 
 
-def published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def convert_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename the tensors of GILL's and NExT-GPT's mapper (`fc`, `tfm`, `model`, `query_embs`)."""
     whole = {"fc.": "enter.", "model.": "leave.", "tfm.encoder.norm.": "encoder_norm."}
     whole["tfm.decoder.norm."] = "decoder_norm."

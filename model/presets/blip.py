@@ -47,7 +47,7 @@ def blip_2_flan_t5_xxl() -> System:
 
 def _blip_2(name: str, backbone: Opt | T5, *, batch: int, micro: int) -> System:
     stage = Stage(
-        trains=(PROJECTORS,),
+        trainable=(PROJECTORS,),
         prompt="plain",
         learning_rate=1e-4,
         weight_decay=0.05,
@@ -61,7 +61,8 @@ def _blip_2(name: str, backbone: Opt | T5, *, batch: int, micro: int) -> System:
         name=name,
         paper="arXiv:2301.12597",
         model=ModelSpec(
-            inputs=(InputBranchSpec(encoder=EvaClip(), projector=blip_2_qformer()),), backbone=backbone
+            inputs=(InputBranchSpec(encoder=EvaClip(), projector=blip_2_qformer()),),
+            backbone=backbone,
         ),
         init=(_image_text(batch=1680, warmup=0.008),),
         pt=stage,
@@ -73,7 +74,7 @@ def _image_text(*, batch: int, warmup: float) -> InitStage:
     """BLIP-2's first stage: contrast, matching and text generation on captions (§3.2)."""
     return InitStage(
         objective=ImageTextInit(),
-        trains=("inputs.image.projector.qformer.*", "heads.*"),
+        trainable=("inputs.image.projector.qformer.*", "heads.*"),
         prompt="plain",
         learning_rate=1e-4,
         weight_decay=0.05,
@@ -93,14 +94,14 @@ def dlp() -> System:
     former = PFormer()
     image_text = replace(
         _image_text(batch=1024, warmup=0.025),
-        trains=(PROJECTORS, "heads.*"),
+        trainable=(PROJECTORS, "heads.*"),
         epochs=10,
         reference=Reference(pformer=former, weight=10.0),
     )
     sentences = replace(
         image_text,
         objective=SentenceInit(pformer=former),
-        trains=("reference.*", "heads.sentences.*", "heads.temperature.*"),
+        trainable=("reference.*", "heads.sentences.*", "heads.temperature.*"),
         reference=None,
         prompt="sentences",
         global_batch=384,
@@ -132,7 +133,7 @@ def _vicuna_1_1() -> Llama:
 def _instructblip(name: str, backbone: Llama | T5, *, batch: int) -> System:
     aware = QFormer(instruction=True)
     stage = Stage(
-        trains=(PROJECTORS,),
+        trainable=(PROJECTORS,),
         prompt="chat",
         learning_rate=1e-5,
         weight_decay=0.05,
@@ -171,7 +172,7 @@ def x_instructblip() -> System:
     SFT repeat.
     """
     stage = Stage(
-        trains=(PROJECTORS,),
+        trainable=(PROJECTORS,),
         prompt="chat",
         learning_rate=1e-5,
         weight_decay=0.05,
@@ -223,7 +224,7 @@ def dress() -> System:
     the rank are MiniGPT-v2's here, and all of the encoder's tokens are handed on.
     """
     stage = Stage(
-        trains=(PROJECTORS,),
+        trainable=(PROJECTORS,),
         prompt="plain",
         learning_rate=1e-4,
         weight_decay=0.05,
@@ -245,7 +246,7 @@ def dress() -> System:
         pt=stage,
         sft=replace(
             stage,
-            trains=(PROJECTORS, LORA),
+            trainable=(PROJECTORS, LORA),
             peft=Lora(rank=64, alpha=16, targets=("q_proj", "v_proj")),
             prompt="chat",
             learning_rate=1e-5,

@@ -19,7 +19,7 @@ def cogvlm() -> System:
     at a tenth of the rate there, stays frozen.
     """
     stage = Stage(
-        trains=("inputs.image.projector.*", "backbone.*"),
+        trainable=("inputs.image.projector.*", "backbone.*"),
         prompt="chat",
         learning_rate=1e-5,
         weight_decay=0.05,
@@ -38,7 +38,7 @@ def cogvlm() -> System:
         ),
         pt=replace(
             stage,
-            trains=("inputs.image.projector.*", "backbone.*.expert*"),
+            trainable=("inputs.image.projector.*", "backbone.*.expert*"),
             prompt="plain",
             learning_rate=1e-4,
             global_batch=8192,

@@ -49,7 +49,9 @@ def digits_omni() -> System:
     return _system("digits_omni", image, _video(encoder_of="image"), _audio(), _points())
 
 
-def _system(name: str, *slots: InputBranchSpec, captions: int = 256, dialogues: int = 256) -> System:
+def _system(
+    name: str, *slots: InputBranchSpec, captions: int = 256, dialogues: int = 256
+) -> System:
     """Wire slots to the backbone; the last two bound a sample's tokens in MM-PT and in SFT."""
     projectors = tuple(f"inputs.{slot.modality}.projector.*" for slot in slots)
     return System(
@@ -57,7 +59,7 @@ def _system(name: str, *slots: InputBranchSpec, captions: int = 256, dialogues: 
         paper="arXiv:2310.03744",
         model=ModelSpec(inputs=slots, backbone=_backbone()),
         pt=Stage(
-            trains=projectors,
+            trainable=projectors,
             prompt="plain",
             learning_rate=3e-3,
             global_batch=128,
@@ -67,7 +69,7 @@ def _system(name: str, *slots: InputBranchSpec, captions: int = 256, dialogues: 
             precision="fp32",
         ),
         sft=Stage(
-            trains=(*projectors, "backbone.*lora_*"),
+            trainable=(*projectors, "backbone.*lora_*"),
             peft=Lora(rank=32, alpha=64, dropout=0.0),
             prompt="chat",
             learning_rate=2e-3,

@@ -48,7 +48,7 @@ def _flamingo(name: str, backbone: Llama, *, every: int) -> System:
         before="<image>",
     )
     stage = Stage(
-        trains=("inputs.*.projector.*", "backbone.*.gated.*"),
+        trainable=("inputs.*.projector.*", "backbone.*.gated.*"),
         prompt="plain",
         learning_rate=1e-4,
         weight_decay=0.1,

@@ -39,7 +39,7 @@ def pandagpt() -> System:
         ("imu", imagebind_of("imu")),
     )
     stage = Stage(
-        trains=(PROJECTORS, LORA),
+        trainable=(PROJECTORS, LORA),
         peft=Lora(rank=32, alpha=32, dropout=0.1, targets=ATTENTION),
         prompt="chat",
         learning_rate=5e-4,
@@ -58,7 +58,7 @@ def pandagpt() -> System:
             inputs=_slots(ways, Mlp(depth=1), _MARKS),
             backbone=vicuna_v0_13b(replace(VICUNA_V0, system="")),
         ),
-        pt=replace(stage, trains=(PROJECTORS,), peft=None, prompt="plain", epochs=1),
+        pt=replace(stage, trainable=(PROJECTORS,), peft=None, prompt="plain", epochs=1),
         sft=stage,
     )
 
@@ -75,7 +75,7 @@ def next_gpt() -> System:
         ("audio", imagebind_audio(parts=3)),
     )
     stage = Stage(
-        trains=(PROJECTORS, LORA),
+        trainable=(PROJECTORS, LORA),
         peft=Lora(rank=32, alpha=32, dropout=0.1, targets=ATTENTION),
         prompt="chat",
         learning_rate=5e-4,
@@ -93,7 +93,7 @@ def next_gpt() -> System:
             inputs=_slots(ways, Mlp(depth=1), _MARKS),
             backbone=vicuna_v0_7b(replace(VICUNA_V0, system="")),
         ),
-        pt=replace(stage, trains=(PROJECTORS,), peft=None, prompt="plain", learning_rate=4e-4),
+        pt=replace(stage, trainable=(PROJECTORS,), peft=None, prompt="plain", learning_rate=4e-4),
         sft=stage,
     )
 
@@ -109,7 +109,7 @@ def codi_2() -> System:
         ("audio", imagebind_audio(parts=3)),
     )
     stage = Stage(
-        trains=(PROJECTORS, LORA),
+        trainable=(PROJECTORS, LORA),
         peft=Lora(rank=32, alpha=32, targets=ATTENTION),
         prompt="chat",
         learning_rate=5e-4,

@@ -40,7 +40,7 @@ def llava() -> System:
             backbone=llama_13b("Vision-CAIR/vicuna", VICUNA_V0),
         ),
         pt=Stage(
-            trains=(PROJECTORS,),
+            trainable=(PROJECTORS,),
             prompt="plain",
             learning_rate=2e-3,
             global_batch=128,
@@ -48,7 +48,7 @@ def llava() -> System:
             recompute=True,
         ),
         sft=Stage(
-            trains=(PROJECTORS, BACKBONE),
+            trainable=(PROJECTORS, BACKBONE),
             prompt="chat",
             learning_rate=2e-5,
             epochs=3,
@@ -80,7 +80,7 @@ def _llava_1_5(name: str, backbone: Llama) -> System:
             backbone=backbone,
         ),
         pt=Stage(
-            trains=(projector,),
+            trainable=(projector,),
             prompt="plain",
             learning_rate=1e-3,
             global_batch=256,
@@ -88,7 +88,7 @@ def _llava_1_5(name: str, backbone: Llama) -> System:
             recompute=True,
         ),
         sft=Stage(
-            trains=(projector, LORA),
+            trainable=(projector, LORA),
             peft=llava_lora(),
             prompt="chat",
             learning_rate=2e-5,
@@ -106,7 +106,7 @@ def shikra() -> System:
     configuration files, three epochs of its mixture.
     """
     stage = Stage(
-        trains=(PROJECTORS, BACKBONE),
+        trainable=(PROJECTORS, BACKBONE),
         prompt="chat",
         learning_rate=2e-5,
         global_batch=64,
@@ -141,7 +141,7 @@ def chatspot() -> System:
             backbone=llama_7b("lmsys/vicuna-7b-v1.1", VICUNA_V1),
         ),
         pt=Stage(
-            trains=(PROJECTORS,),
+            trainable=(PROJECTORS,),
             prompt="plain",
             learning_rate=2e-3,
             global_batch=128,
@@ -149,7 +149,7 @@ def chatspot() -> System:
             recompute=True,
         ),
         sft=Stage(
-            trains=(PROJECTORS, BACKBONE),
+            trainable=(PROJECTORS, BACKBONE),
             prompt="chat",
             learning_rate=2e-5,
             global_batch=128,
@@ -176,7 +176,7 @@ def vila_13b() -> System:
 
 def _vila(name: str, backbone: Llama) -> System:
     stage = Stage(
-        trains=(PROJECTORS, BACKBONE),
+        trainable=(PROJECTORS, BACKBONE),
         prompt="chat",
         learning_rate=1e-4,
         global_batch=2048,

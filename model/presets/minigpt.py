@@ -35,7 +35,7 @@ def minigpt_4() -> System:
         model=_minigpt_4_model(vicuna_v0_13b(MINIGPT_CHAT)),
         pt=_minigpt_4_pt(),
         sft=Stage(
-            trains=(_HEAD,),
+            trainable=(_HEAD,),
             prompt="chat",
             learning_rate=3e-5,
             weight_decay=0.05,
@@ -59,7 +59,7 @@ def minigpt_5() -> System:
         model=_minigpt_4_model(vicuna_v0_7b(MINIGPT_CHAT)),
         pt=_minigpt_4_pt(),
         sft=Stage(
-            trains=(LORA,),
+            trainable=(LORA,),
             peft=Lora(rank=8, alpha=16, targets=("q_proj", "v_proj")),
             prompt="chat",
             learning_rate=2e-5,
@@ -84,7 +84,7 @@ def _minigpt_4_model(backbone: Llama) -> ModelSpec:
 
 def _minigpt_4_pt() -> Stage:
     return Stage(
-        trains=(_HEAD,),
+        trainable=(_HEAD,),
         prompt="plain",
         learning_rate=1e-4,
         weight_decay=0.05,
@@ -102,7 +102,7 @@ def minigpt_v2() -> System:
     PT is its first stage, SFT its third; the second differs from that in data and batch (64).
     """
     stage = Stage(
-        trains=(PROJECTORS, LORA),
+        trainable=(PROJECTORS, LORA),
         peft=Lora(rank=64, alpha=16, targets=("q_proj", "v_proj")),
         prompt="chat",
         learning_rate=1e-5,
@@ -135,7 +135,7 @@ def bubogpt() -> System:
     in PT, too. Batches are for 8 GPUs.
     """
     stage = Stage(
-        trains=("inputs.*.projector.head.*",),
+        trainable=("inputs.*.projector.head.*",),
         prompt="chat",
         learning_rate=3e-5,
         weight_decay=0.05,
@@ -168,7 +168,7 @@ def bubogpt() -> System:
         ),
         pt=replace(
             stage,
-            trains=("inputs.audio.projector.*", _HEAD),
+            trainable=("inputs.audio.projector.*", _HEAD),
             prompt="plain",
             learning_rate=1e-4,
             warmup=0.25,

@@ -18,7 +18,7 @@ def pali_x() -> System:
     are UL2's. Learning rates and batches are not published. SFT is its fine-tuning.
     """
     stage = Stage(
-        trains=(PROJECTORS, BACKBONE),
+        trainable=(PROJECTORS, BACKBONE),
         prompt="chat",
         learning_rate=1e-4,
         global_batch=512,

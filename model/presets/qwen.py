@@ -20,7 +20,7 @@ def qwen_vl() -> System:
         encoder=vit_bigg_448(), projector=QwenResampler(), before="<img>", after="</img>"
     )
     stage = Stage(
-        trains=(PROJECTORS, BACKBONE),
+        trainable=(PROJECTORS, BACKBONE),
         prompt="chat",
         learning_rate=1e-5,
         weight_decay=0.05,
@@ -35,7 +35,7 @@ def qwen_vl() -> System:
         model=ModelSpec(inputs=(image,), backbone=_qwen_7b()),
         pt=replace(
             stage,
-            trains=(*CLIP_TOWER, PROJECTORS),
+            trainable=(*CLIP_TOWER, PROJECTORS),
             prompt="plain",
             learning_rate=2e-4,
             warmup=0.01,

@@ -55,7 +55,7 @@ def mplug_owl() -> System:
             backbone=llama_7b(template=_OWL),
         ),
         pt=Stage(
-            trains=("inputs.*.encoder.*", PROJECTORS),
+            trainable=("inputs.*.encoder.*", PROJECTORS),
             prompt="plain",
             learning_rate=1e-4,
             warmup=0.04,
@@ -65,7 +65,7 @@ def mplug_owl() -> System:
             recompute=True,
         ),
         sft=Stage(
-            trains=(LORA,),
+            trainable=(LORA,),
             peft=Lora(rank=8, alpha=32, targets=("q_proj", "v_proj")),
             prompt="chat",
             learning_rate=2e-5,
@@ -88,7 +88,7 @@ def videochat() -> System:
     """
     projector = replace(blip_2_qformer(published=True), extra_queries=64, joint=True)
     stage = Stage(
-        trains=(
+        trainable=(
             "inputs.*.encoder.token.*",
             "inputs.*.encoder.aggregators.*",
             "inputs.*.encoder.tower.post_layernorm.*",
@@ -135,7 +135,7 @@ def video_llama() -> System:
     frames = VideoQFormer(frame=blip_2_qformer(published=True))
     audio = VideoQFormer(frame=None, whole=QFormer(layers=2, cross_every=1, queries=8), positions=8)
     stage = Stage(
-        trains=(
+        trainable=(
             "inputs.*.projector.positions.*",
             "inputs.*.projector.whole.*",
             "inputs.*.projector.head.*",
@@ -155,7 +155,9 @@ def video_llama() -> System:
         model=ModelSpec(
             inputs=(
                 *_video_and_image(EvaClip(), frames),
-                InputBranchSpec(modality="audio", encoder=imagebind_audio(parts=8), projector=audio),
+                InputBranchSpec(
+                    modality="audio", encoder=imagebind_audio(parts=8), projector=audio
+                ),
             ),
             backbone=vicuna_v0_7b(MINIGPT_CHAT),
         ),
@@ -202,7 +204,7 @@ def video_chatgpt() -> System:
     PT is the same stage on captions here.
     """
     stage = Stage(
-        trains=(PROJECTORS,),
+        trainable=(PROJECTORS,),
         prompt="chat",
         learning_rate=2e-5,
         epochs=3,

@@ -21,7 +21,7 @@ def x_llm() -> System:
     queries and head make it another one here. The first stage trains the Q-Former as BLIP-2 does.
     """
     stage = Stage(
-        trains=("inputs.*.projector.head.*", "inputs.audio.projector.*"),
+        trainable=("inputs.*.projector.head.*", "inputs.audio.projector.*"),
         prompt="chat",
         learning_rate=1e-6,
         weight_decay=0.05,
@@ -37,7 +37,7 @@ def x_llm() -> System:
         model=ModelSpec(inputs=_slots(), backbone=ChatGlm(template=CHATGLM)),
         pt=replace(
             stage,
-            trains=(
+            trainable=(
                 "inputs.*.projector.*",
                 "inputs.audio.encoder.project.*",
                 "inputs.audio.encoder.transformer.*",

@@ -90,10 +90,10 @@ def _sentences(
 ) -> SentenceModel:
     slot = _owner(spec, objective.modality)
     dtype = DTYPES[stage.precision]
-    backbone = BACKBONES[type(spec.backbone)].make(spec.backbone, weights=weights, dtype=dtype)
+    backbone = BACKBONES[type(spec.backbone)].build(spec.backbone, weights=weights, dtype=dtype)
     if stage.recompute:
         backbone.activation_checkpointing_enable({"use_reentrant": False})
-    module = pformer.make(objective.pformer, prompts=slot.tokens, width_out=spec.backbone.width)
+    module = pformer.build(objective.pformer, prompts=slot.tokens, width_out=spec.backbone.width)
     if weights == "pretrained" and objective.bert:
         pformer.start_from_bert(module, objective.bert)
     tokenizer = build_sentence_tokenizer(objective.pformer.tokenizer, weights=weights)
@@ -149,7 +149,7 @@ def _of_qformer(state: Mapping[str, Tensor], spec: QFormer) -> dict[str, Tensor]
             place = f".{half}"
             if place in name and ".attention." not in name:
                 renamed[f"qformer.{name.replace(place, f'.{half[:-1]}_query.')}"] = tensor
-    return qformer.published(renamed, spec)
+    return qformer.convert_state_dict(renamed, spec)
 
 
 def sentence_reader(spec: ModelSpec, stage: Stage, *, weights: Weights) -> SentenceReader | None:

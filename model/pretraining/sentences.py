@@ -127,7 +127,7 @@ class SentenceModel(MultimodalLM):
         similar_bg = self.heads.temperature(sentences_be @ gather(sentences_be).T)
         # A row's sentence is a medium without pixels: its places are where the prompts go.
         prompts_mku = prompts_bku[rows_m]
-        logits_mv, targets_m = self.answer(batch, {self.objective.modality: prompts_mku})
+        logits_mv, targets_m = self.compute_logits(batch, {self.objective.modality: prompts_mku})
         prompts_xu = prompts_mku.flatten(0, 1)
         return SentenceOutput(
             similar_bg=similar_bg,

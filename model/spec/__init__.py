@@ -16,12 +16,12 @@ from model.spec.system import Stage, System
 __all__ = [
     "ChatTemplate",
     "ClipVision",
-    "ProjectorShape",
     "InputBranchSpec",
     "Llama",
     "Lora",
     "Mlp",
     "ModelSpec",
+    "ProjectorShape",
     "SpecError",
     "Splice",
     "Stage",

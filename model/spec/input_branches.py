@@ -134,7 +134,9 @@ class InputBranchSpec:
     def projector_shape(self, width_out: int) -> ProjectorShape:
         """Return what this slot's projector joins in front of a backbone of that width."""
         parts, tokens = self.ends
-        return ProjectorShape(parts=parts, tokens=tokens, width_in=self.encoder.width, width_out=width_out)
+        return ProjectorShape(
+            parts=parts, tokens=tokens, width_in=self.encoder.width, width_out=width_out
+        )
 
     @property
     def tokens(self) -> int:

@@ -45,7 +45,7 @@ class Stage:
         pack_media: see there; also what `plan` reckons with.
     """
 
-    trains: tuple[str, ...]
+    trainable: tuple[str, ...]
     peft: Peft | None = None
     reference: Reference | None = None
     generation: Generation | None = None
@@ -126,7 +126,7 @@ class System:
             raise SpecError(f"{self.name}: generation wants a model with outputs")
         if stage.reference is not None:
             raise SpecError(f"{self.name}: a stage has a reference or generation, not both")
-        if not any(pattern.startswith(("outputs.", "*")) for pattern in stage.trains):
+        if not any(pattern.startswith(("outputs.", "*")) for pattern in stage.trainable):
             wanted = ", ".join(TRAINABLE_OUTPUTS)
             raise SpecError(f"{self.name}: generation trains no outputs; add {wanted} to trains")
 

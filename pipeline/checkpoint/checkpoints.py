@@ -49,7 +49,7 @@ _MOST_FAILURES = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Keep:
+class RetentionPolicy:
     """Which checkpoints stay.
 
     Args:
@@ -86,7 +86,7 @@ class Checkpoints:
         self,
         run: Path,
         identity: Mapping[str, Any],
-        keep: Keep,
+        keep: RetentionPolicy,
         inherited: Collection[str] = (),
         apart: Callable[[str], bool] = lambda name: False,
     ) -> None:

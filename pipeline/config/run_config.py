@@ -22,7 +22,7 @@ from pipeline.config.mix import Mix
 from pipeline.config.overrides import override
 
 StageName = Literal["init", "pt", "sft"]
-FeaturesMode = Literal["auto", "always"]
+FeatureCacheMode = Literal["auto", "always"]
 Scale = Literal["full", "tiny"]
 REPOSITORY = Path(__file__).parents[2]
 
@@ -42,16 +42,16 @@ class RunConfig:
         seed: of new weights, of the order of samples and of every random draw.
         max_steps: ends the run early; the learning rate's schedule ends there, too.
         save_every: steps between checkpoints.
-        keep: how many checkpoints stay.
+        keep_last: how many checkpoints stay.
         keep_every: steps of which the checkpoint at each multiple stays for good.
-        workers: processes per rank that decode media; 0 does it in the rank itself.
-        bad_share: the share of undecodable samples past which the run stops.
+        num_workers: processes per rank that decode media; 0 does it in the rank itself.
+        max_bad_fraction: the share of undecodable samples past which the run stops.
         log_every: steps between lines of progress where there is no terminal.
         log_to: where else the figures of every step go.
         mix: how often the data folders' rows come in an epoch.
         stall_seconds: without progress, after which a rank tells where it stands and ends.
-        features: folder of features that frozen encoders have made, if they are to be kept.
-        features_mode: `auto` uses it where that measures faster, `always` everywhere.
+        feature_cache: folder of features that frozen encoders have made, if they are to be kept.
+        feature_cache_mode: `auto` uses it where that measures faster, `always` everywhere.
     """
 
     stage: StageName
@@ -64,16 +64,16 @@ class RunConfig:
     seed: int = 0
     max_steps: int | None = None
     save_every: int = 500
-    keep: int = 2
+    keep_last: int = 2
     keep_every: int | None = None
-    workers: int = 0
-    bad_share: float = 0.01
+    num_workers: int = 0
+    max_bad_fraction: float = 0.01
     log_every: int = 10
     log_to: tuple[LoggerName, ...] = ()
     mix: Mix = field(default_factory=Mix)
     stall_seconds: float = 1200
-    features: str | None = None
-    features_mode: FeaturesMode = "auto"
+    feature_cache: str | None = None
+    feature_cache_mode: FeatureCacheMode = "auto"
 
     @property
     def settings(self) -> Stage:
@@ -113,13 +113,13 @@ class TrainOptions:
     """End after so many optimizer steps."""
     save_every: int | None = None
     """Steps between checkpoints. Default: 500."""
-    keep: int | None = None
+    keep_last: int | None = None
     """How many checkpoints stay. Default: 2."""
     keep_every: int | None = None
     """Steps: the checkpoint at each multiple stays for good. Default: none does."""
-    workers: int | None = None
+    num_workers: int | None = None
     """Processes per rank that decode media. Default: 0, in the rank itself."""
-    bad_share: float | None = None
+    max_bad_fraction: float | None = None
     """Share of undecodable samples past which the run stops. Default: 0.01."""
     log_every: int | None = None
     """Steps between lines of progress where there is no terminal. Default: 10."""
@@ -127,12 +127,12 @@ class TrainOptions:
     """Where else the figures of every step go. Default: nowhere else."""
     stall_seconds: float | None = None
     """Without progress, after which a rank tells where it stands and ends. Default: 1200."""
-    features: Path | None = None
+    feature_cache: Path | None = None
     """Where features of frozen encoders are kept: media that are in it are neither decoded nor
     encoded, others are added. `python -m pipeline features` fills it beforehand."""
-    features_mode: FeaturesMode | None = None
-    """`auto`: use --features where that measures faster on this machine, which takes seconds at
-    the start; `always`. Default: auto."""
+    feature_cache_mode: FeatureCacheMode | None = None
+    """`auto`: use --feature-cache where that measures faster on this machine, which takes seconds
+    at the start; `always`. Default: auto."""
     mix: tuple[str, ...] = ()
     """How often a data folder's rows come in an epoch: FOLDER=2, FOLDER=0.5, or FOLDER=10% of
     all that is drawn."""
@@ -169,13 +169,13 @@ _RUN_FIELDS = (
     "seed",
     "max_steps",
     "save_every",
-    "keep",
+    "keep_last",
     "keep_every",
-    "workers",
-    "bad_share",
+    "num_workers",
+    "max_bad_fraction",
     "stall_seconds",
     "log_every",
-    "features_mode",
+    "feature_cache_mode",
 )
 
 
@@ -208,7 +208,7 @@ def resolve(options: TrainOptions, stage: StageName) -> RunConfig:
         data=tuple(map(str, options.data)) or run.data,
         output=str(options.output or run.output),
         init_from=str(options.init_from) if options.init_from else run.init_from,
-        features=str(options.features) if options.features else run.features,
+        feature_cache=str(options.feature_cache) if options.feature_cache else run.feature_cache,
         mix=_mix(options, run.mix),
         log_to=options.log_to or run.log_to,
     )
@@ -264,7 +264,7 @@ def _check(run: RunConfig) -> None:
     settings = run.settings
     positive: dict[str, float] = {
         "--save-every": run.save_every,
-        "--keep": run.keep,
+        "--keep-last": run.keep_last,
         "--log-every": run.log_every,
         "--epochs": settings.epochs,
         "--global-batch": settings.global_batch,

@@ -12,8 +12,8 @@ from pipeline.config.run_config import RunConfig, packs
 from pipeline.data.lengths import read_lengths
 from pipeline.data.mixture import sources
 from pipeline.data.packing import Layout, PackedLayout, PaddedLayout
-from pipeline.data.sampler import CostModel, BatchSampler
-from pipeline.data.shuffle import Order
+from pipeline.data.sampler import BatchSampler, CostModel
+from pipeline.data.shuffle import ShuffledStream
 from pipeline.data.tokenize import SampleTokenizer
 from pipeline.forecast.forecast import stage_costs
 
@@ -27,7 +27,9 @@ def make_sampler(run: RunConfig, tokenizer: PreTrainedTokenizerBase) -> BatchSam
     settings = run.settings
     folders = [Path(folder) for folder in run.data]
     rows = [read_manifest(folder).rows for folder in folders]
-    order = Order(sources=sources(run.data, rows, run.mix), seed=run.seed, epochs=settings.epochs)
+    order = ShuffledStream(
+        sources=sources(run.data, rows, run.mix), seed=run.seed, epochs=settings.epochs
+    )
     layout, prices = _layout(run), CostModel(media={})
     lengths = None
     if not isinstance(settings, InitStage):
@@ -41,7 +43,9 @@ def make_sampler(run: RunConfig, tokenizer: PreTrainedTokenizerBase) -> BatchSam
         kinds = settings.kinds(run.system.model)
         lengths = read_lengths(folders, drafter, kinds, spare=Path(run.output))
         prices = (
-            _prices(run) if isinstance(layout, PackedLayout) else CostModel(media=dict.fromkeys(kinds, 0))
+            _prices(run)
+            if isinstance(layout, PackedLayout)
+            else CostModel(media=dict.fromkeys(kinds, 0))
         )
     return BatchSampler(
         order=order,

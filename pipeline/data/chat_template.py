@@ -54,7 +54,7 @@ def plain(turns: Sequence[Turn], drawn: Collection[str] = ()) -> list[Piece]:
     return pieces
 
 
-def said(turns: Sequence[Turn]) -> str:
+def assistant_text(turns: Sequence[Turn]) -> str:
     """Return the assistant's texts as one, without placeholders."""
     texts = (turn.text for turn in turns if turn.role == "assistant")
     return " ".join(PLACEHOLDER_PATTERN.sub("", " ".join(texts)).split())

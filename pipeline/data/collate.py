@@ -17,10 +17,10 @@ from torch import Tensor
 
 from model.batch import IGNORED, Batch, GenerationTargets, Media
 from model.text import TextIds
-from pipeline.data.encode import MediumInput, Row
+from pipeline.data.encode import Example, MediumInput
 
 
-def collate(rows: Sequence[Row], *, pad_id: int, side: Literal["left", "right"]) -> Batch:
+def collate(rows: Sequence[Example], *, pad_id: int, side: Literal["left", "right"]) -> Batch:
     """Pad rows to the longest of them: on the right to train, on the left to generate."""
     length = max(len(row.ids) for row in rows)
     shape = (len(rows), length)
@@ -46,13 +46,15 @@ def collate(rows: Sequence[Row], *, pad_id: int, side: Literal["left", "right"])
         labels_bt=labels_bt,
         context_bt=context_bt,
         media={kind: _media(kind, rows, firsts, length) for kind in kinds},
-        drawn={kind: _drawn(kind, rows, firsts, length) for kind in _kinds_drawn(rows)},
+        generation_targets={
+            kind: _drawn(kind, rows, firsts, length) for kind in _kinds_drawn(rows)
+        },
         decoder_bs=decoder_bs,
         sentences=_texts(sentences) if any(sentences) else None,
     )
 
 
-def pack(rows: Sequence[Row]) -> Batch:
+def pack(rows: Sequence[Example]) -> Batch:
     """Lay rows end to end in one sequence, which attention keeps apart by their positions.
 
     The first token of each is no target: what stands before it is another sample.
@@ -68,12 +70,14 @@ def pack(rows: Sequence[Row]) -> Batch:
         labels_bt=labels_t[None],
         context_bt=torch.zeros(1, length, dtype=torch.bool),
         media={kind: _packed_media(kind, rows, firsts, length) for kind in kinds},
-        drawn={kind: _packed_drawn(kind, rows, firsts, length) for kind in _kinds_drawn(rows)},
+        generation_targets={
+            kind: _packed_drawn(kind, rows, firsts, length) for kind in _kinds_drawn(rows)
+        },
         positions_bt=torch.cat([torch.arange(len(row.ids)) for row in rows])[None],
     )
 
 
-def _packed_media(kind: str, rows: Sequence[Row], firsts: Sequence[int], length: int) -> Media:
+def _packed_media(kind: str, rows: Sequence[Example], firsts: Sequence[int], length: int) -> Media:
     """As `_media`, with all rows in one."""
     media = _media(kind, rows, firsts, length)
     return replace(
@@ -83,7 +87,7 @@ def _packed_media(kind: str, rows: Sequence[Row], firsts: Sequence[int], length:
     )
 
 
-def _media(kind: str, rows: Sequence[Row], firsts: Sequence[int], length: int) -> Media:
+def _media(kind: str, rows: Sequence[Example], firsts: Sequence[int], length: int) -> Media:
     placed: list[tuple[int, int, MediumInput]] = [
         (number, first + medium.start, medium)
         for number, (row, first) in enumerate(zip(rows, firsts, strict=True))
@@ -91,12 +95,12 @@ def _media(kind: str, rows: Sequence[Row], firsts: Sequence[int], length: int) -
         if medium.kind == kind
     ]
     texts = [medium.text for _, _, medium in placed if medium.text is not None]
-    values = [medium.values for _, _, medium in placed if medium.values is not None]
-    known_m = [medium.values is None for _, _, medium in placed]
+    values = [medium.input_values for _, _, medium in placed if medium.input_values is not None]
+    known_m = [medium.input_values is None for _, _, medium in placed]
     features = [medium.features for _, _, medium in placed if medium.features is not None]
-    keys = [medium.key for _, _, medium in placed if medium.values is not None and medium.key]
+    keys = [medium.key for _, _, medium in placed if medium.input_values is not None and medium.key]
     return Media(
-        values=torch.stack(values) if values else torch.zeros(0),
+        input_values=torch.stack(values) if values else torch.zeros(0),
         media_mask_bt=_places(kind, rows, firsts, length),
         rows_m=torch.tensor([number for number, _, _ in placed]),
         starts_m=torch.tensor([start for _, start, _ in placed]),
@@ -107,36 +111,42 @@ def _media(kind: str, rows: Sequence[Row], firsts: Sequence[int], length: int) -
     )
 
 
-def _places(kind: str, rows: Sequence[Row], firsts: Sequence[int], length: int) -> Tensor:
+def _places(kind: str, rows: Sequence[Example], firsts: Sequence[int], length: int) -> Tensor:
     """Return where (b, t) the places of a kind of media are."""
     media_mask_bt = torch.zeros(len(rows), length, dtype=torch.bool)
     for number, (row, first) in enumerate(zip(rows, firsts, strict=True)):
         mask = bytearray([place == kind for place in row.kinds])
-        media_mask_bt[number, first : first + len(row.ids)] = torch.frombuffer(mask, dtype=torch.bool)
+        media_mask_bt[number, first : first + len(row.ids)] = torch.frombuffer(
+            mask, dtype=torch.bool
+        )
     return media_mask_bt
 
 
-def _kinds_drawn(rows: Sequence[Row]) -> list[str]:
-    return sorted({drawing.kind for row in rows for drawing in row.drawn})
+def _kinds_drawn(rows: Sequence[Example]) -> list[str]:
+    return sorted({drawing.kind for row in rows for drawing in row.generation_targets})
 
 
-def _packed_drawn(kind: str, rows: Sequence[Row], firsts: Sequence[int], length: int) -> GenerationTargets:
+def _packed_drawn(
+    kind: str, rows: Sequence[Example], firsts: Sequence[int], length: int
+) -> GenerationTargets:
     """As `_drawn`, with all rows in one."""
     drawn = _drawn(kind, rows, firsts, length)
     return replace(drawn, media_mask_bt=drawn.media_mask_bt.any(0, keepdim=True))
 
 
-def _drawn(kind: str, rows: Sequence[Row], firsts: Sequence[int], length: int) -> GenerationTargets:
-    placed = [drawing for row in rows for drawing in row.drawn if drawing.kind == kind]
+def _drawn(
+    kind: str, rows: Sequence[Example], firsts: Sequence[int], length: int
+) -> GenerationTargets:
+    placed = [drawing for row in rows for drawing in row.generation_targets if drawing.kind == kind]
     ids = [drawing.ids for drawing in placed if drawing.ids is not None]
-    values = [drawing.values for drawing in placed if drawing.values is not None]
+    values = [drawing.input_values for drawing in placed if drawing.input_values is not None]
     embedded = [drawing.embedded for drawing in placed if drawing.embedded is not None]
     keys = [drawing.key for drawing in placed if drawing.ids is not None and drawing.key]
     return GenerationTargets(
         media_mask_bt=_places(kind, rows, firsts, length),
         seeds_g=torch.tensor([drawing.seed for drawing in placed]),
         ids_xl=torch.tensor(ids) if ids else torch.zeros(0, 0, dtype=torch.long),
-        values=torch.stack(values) if values else torch.zeros(0),
+        input_values=torch.stack(values) if values else torch.zeros(0),
         embedded=torch.stack(embedded) if embedded else None,
         known_g=torch.tensor([drawing.ids is None for drawing in placed]) if embedded else None,
         keys=tuple(keys),
@@ -169,6 +179,6 @@ def _decoder(answers: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Ten
     return decoder_bs, labels_bs
 
 
-def filler(pad_id: int, *, seq2seq: bool) -> Row:
+def dummy_example(pad_id: int, *, seq2seq: bool) -> Example:
     """Return a row that stands for no sample: one token that is no target."""
-    return Row(ids=[pad_id], labels=[IGNORED], kinds=[""], answer=[] if seq2seq else None)
+    return Example(ids=[pad_id], labels=[IGNORED], kinds=[""], answer=[] if seq2seq else None)

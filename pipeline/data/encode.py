@@ -14,11 +14,11 @@ from model.build import preprocess
 from model.pretraining.build import SentenceReader
 from model.spec import InputBranchSpec, ModelSpec
 from model.spec.qformer import QFormer
-from pipeline.data.chat_template import said
+from pipeline.data.chat_template import assistant_text
 from pipeline.data.features import FeatureReader, NoFeatures
-from pipeline.data.generation_targets import GenerationTargetEncoder, GenerationTarget
+from pipeline.data.generation_targets import GenerationTarget, GenerationTargetEncoder
 from pipeline.data.readers import read
-from pipeline.data.tokenize import TokenizedSample, SampleTokenizer
+from pipeline.data.tokenize import SampleTokenizer, TokenizedSample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,21 +38,21 @@ class MediumInput:
     kind: str
     start: int
     first: int
-    values: Tensor | None
+    input_values: Tensor | None
     text: tuple[int, ...] | None = None
     features: Tensor | None = None
     key: bytes = b""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class Example:
     """One encoded sample; t tokens, media in reading order.
 
     Args:
         ids, labels: t token ids, and the same where they are targets, else `IGNORED`.
         kinds: per token the kind of medium whose place it is, or "" for text.
         media: one entry a medium that goes in.
-        drawn: one entry a medium that comes out.
+        generation_targets: one entry a medium that comes out.
         context: tokens before the last answer.
         answer: what a seq2seq backbone's decoder is to say; None for a causal one.
         sentence: what the assistant says, in the vocabulary of who reads sentences, if anyone.
@@ -64,7 +64,7 @@ class Row:
     labels: list[int]
     kinds: list[str]
     media: tuple[MediumInput, ...] = ()
-    drawn: tuple[GenerationTarget, ...] = ()
+    generation_targets: tuple[GenerationTarget, ...] = ()
     context: int = 0
     answer: list[int] | None = None
     sentence: tuple[int, ...] = ()
@@ -127,7 +127,9 @@ class SampleEncoder:
         kinds = [medium.kind for medium in sample.media]
         return self._drafter.draft(sample.id, sample.turns, kinds, cut=True)
 
-    def row(self, sample: Sample, draft: TokenizedSample | None = None, *, position: int = 0) -> Row:
+    def row(
+        self, sample: Sample, draft: TokenizedSample | None = None, *, position: int = 0
+    ) -> Example:
         """Encode a sample for training: the assistant's turns are the targets.
 
         Args:
@@ -144,9 +146,9 @@ class SampleEncoder:
             return self._encode(sample, sample.turns, cut=True, draft=draft, position=position)
         return self._pair(sample, self._sentences)
 
-    def _pair(self, sample: Sample, reader: SentenceReader) -> Row:
+    def _pair(self, sample: Sample, reader: SentenceReader) -> Example:
         """Encode a medium and what is said of it, or with the prompt `sentences` that alone."""
-        text = said(sample.turns)
+        text = assistant_text(sample.turns)
         if not text:
             raise SampleError(f"sample {sample.id}: the assistant says nothing")
         if self._prompt == "sentences":
@@ -155,7 +157,7 @@ class SampleEncoder:
             draft = self._drafter.draft(sample.id, turns, [reader.kind], cut=True)
             [(start, first)] = draft.starts
             unread = torch.zeros(0)
-            media = MediumInput(kind=reader.kind, start=start, first=first, values=unread)
+            media = MediumInput(kind=reader.kind, start=start, first=first, input_values=unread)
             return replace(_row(draft, (media,)), sentence=reader.ids(text))
         kinds = [medium.kind for medium in sample.media]
         if kinds != [reader.kind] and (kinds or reader.pairs):
@@ -165,7 +167,7 @@ class SampleEncoder:
         row = self._encode(sample, sample.turns, cut=True)
         return replace(row, sentence=reader.ids(text))
 
-    def question(self, sample: Sample) -> Row:
+    def question(self, sample: Sample) -> Example:
         """Encode everything before the last answer, for the model to go on from.
 
         Raises:
@@ -186,12 +188,12 @@ class SampleEncoder:
         cut: bool,
         draft: TokenizedSample | None = None,
         position: int = 0,
-    ) -> Row:
+    ) -> Example:
         if draft is None:
             kinds = [medium.kind for medium in sample.media]
             draft = self._drafter.draft(sample.id, turns, kinds, cut=cut)
         media: list[MediumInput] = []
-        drawn: list[GenerationTarget] = []
+        targets: list[GenerationTarget] = []
         parts = zip(
             sample.media, draft.ways, draft.starts, _instructions(sample.turns), strict=True
         )
@@ -200,8 +202,8 @@ class SampleEncoder:
                 media.append(self._placed(sample, medium, places, instruction))
             else:
                 assert self._drawing is not None
-                drawn.append(self._drawing.placed(sample, number, way, position))
-        return replace(_row(draft, tuple(media)), drawn=tuple(drawn))
+                targets.append(self._drawing.placed(sample, number, way, position))
+        return replace(_row(draft, tuple(media)), generation_targets=tuple(targets))
 
     def _placed(
         self, sample: Sample, medium: Medium, places: tuple[int, int], instruction: str
@@ -214,7 +216,7 @@ class SampleEncoder:
             kind=medium.kind,
             start=start,
             first=first,
-            values=None if known else self._values(sample, medium),
+            input_values=None if known else self._values(sample, medium),
             text=self._text_ids(self._slots[medium.kind], instruction),
             features=found.features if found else None,
             key=found.key if found else b"",
@@ -241,8 +243,8 @@ class SampleEncoder:
             ) from error
 
 
-def _row(draft: TokenizedSample, media: tuple[MediumInput, ...]) -> Row:
-    return Row(
+def _row(draft: TokenizedSample, media: tuple[MediumInput, ...]) -> Example:
+    return Example(
         ids=draft.ids,
         labels=draft.labels,
         kinds=draft.kinds,

@@ -37,7 +37,7 @@ class GenerationTarget:
     kind: str
     seed: int
     ids: tuple[int, ...] | None
-    values: Tensor | None
+    input_values: Tensor | None
     embedded: Tensor | None = None
     key: bytes = b""
 
@@ -89,7 +89,9 @@ class GenerationTargetEncoder:
             kind=kind,
             seed=int(seed),
             ids=None if known else caption_ids(self._tokenizers[kind], slot, text),
-            values=self._values(sample, sample.media[number], slot) if self._denoises else None,
+            input_values=self._values(sample, sample.media[number], slot)
+            if self._denoises
+            else None,
             embedded=found.features if found else None,
             key=found.key if found else b"",
         )
@@ -103,7 +105,9 @@ class GenerationTargetEncoder:
             ) from error
 
 
-def caption_ids(tokenizer: PreTrainedTokenizerBase, slot: OutputBranchSpec, text: str) -> tuple[int, ...]:
+def caption_ids(
+    tokenizer: PreTrainedTokenizerBase, slot: OutputBranchSpec, text: str
+) -> tuple[int, ...]:
     """Return a text's ids, cut or padded to what the generator's text encoder takes."""
     ids: list[int] = tokenizer(
         text, truncation=True, padding="max_length", max_length=slot.generator.text_tokens
@@ -129,7 +133,9 @@ def captions(turns: Sequence[Turn], lineage: Mapping[str, str]) -> list[str]:
     return told
 
 
-def ways(turns: Sequence[Turn], kinds: Sequence[str], outputs: Sequence[OutputBranchSpec]) -> list[str]:
+def ways(
+    turns: Sequence[Turn], kinds: Sequence[str], outputs: Sequence[OutputBranchSpec]
+) -> list[str]:
     """Return, per medium in reading order, its kind as of `Stage.kinds`.
 
     A medium that the assistant says comes out (`to_image`) where the stage has a way out for it;

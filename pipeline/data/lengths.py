@@ -89,7 +89,9 @@ def _joined(parts: Sequence[pa.Table], name: str) -> NDArray[Any]:
     return chunks[0] if len(chunks) == 1 else np.concatenate(chunks)
 
 
-def _folder_lengths(folder: Path, drafter: SampleTokenizer, kinds: Sequence[str], spare: Path) -> pa.Table:
+def _folder_lengths(
+    folder: Path, drafter: SampleTokenizer, kinds: Sequence[str], spare: Path
+) -> pa.Table:
     shards = ShardSet([folder], verify=False)
     cache = folder / _FOLDER
     try:

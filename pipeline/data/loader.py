@@ -15,10 +15,10 @@ from etl.cli import UserError
 from etl.storage.schema import Sample, SampleError
 from etl.storage.shards import ShardSet
 from model.batch import Batch
-from pipeline.data.collate import collate, filler, pack
-from pipeline.data.encode import Row, SampleEncoder
+from pipeline.data.collate import collate, dummy_example, pack
+from pipeline.data.encode import Example, SampleEncoder
 from pipeline.data.packing import PackedLayout
-from pipeline.data.sampler import Bin, Place, BatchSampler
+from pipeline.data.sampler import BatchSampler, Bin, SampleRef
 from pipeline.data.tokenize import TokenizedSample
 from pipeline.data.worker_status import WorkerStatus
 
@@ -65,7 +65,7 @@ class MicroBatch:
     lost: str | None = None
 
 
-class MultimodalDataset(Dataset[Row | BadSample | UnreadableShard]):
+class MultimodalDataset(Dataset[Example | BadSample | UnreadableShard]):
     """The samples by place; decoding happens here, in a worker if there are any."""
 
     def __init__(
@@ -76,11 +76,13 @@ class MultimodalDataset(Dataset[Row | BadSample | UnreadableShard]):
         self._decoding = decoding
         self.seq2seq = encoder.seq2seq
 
-    def __getitem__(self, place: Place) -> Row | BadSample | UnreadableShard:
+    def __getitem__(self, place: SampleRef) -> Example | BadSample | UnreadableShard:
         """Return the encoded sample, or why there is none."""
         return self.__getitems__([place])[0]
 
-    def __getitems__(self, places: Sequence[Place]) -> list[Row | BadSample | UnreadableShard]:
+    def __getitems__(
+        self, places: Sequence[SampleRef]
+    ) -> list[Example | BadSample | UnreadableShard]:
         """Return the encoded samples of a bin, each or why there is none; PyTorch asks for these.
 
         All texts come before all media: with a picture decoded in between, nothing of the tokenizer
@@ -91,7 +93,7 @@ class MultimodalDataset(Dataset[Row | BadSample | UnreadableShard]):
         self._note("")
         return rows
 
-    def _begin(self, place: Place) -> Begun | UnreadableShard:
+    def _begin(self, place: SampleRef) -> Begun | UnreadableShard:
         """Return a sample, and its text as it is laid out or why it cannot be used."""
         self._note(f"row {place.row}")
         try:
@@ -105,7 +107,9 @@ class MultimodalDataset(Dataset[Row | BadSample | UnreadableShard]):
         except SampleError as error:
             return sample, error
 
-    def _finish(self, place: Place, begun: Begun | UnreadableShard) -> Row | BadSample | UnreadableShard:
+    def _finish(
+        self, place: SampleRef, begun: Begun | UnreadableShard
+    ) -> Example | BadSample | UnreadableShard:
         """Decode a sample's media."""
         if isinstance(begun, UnreadableShard):
             return begun
@@ -140,19 +144,19 @@ class _Join:
     seq2seq: bool
     most: int | None
 
-    def __call__(self, items: list[Row | BadSample | UnreadableShard]) -> MicroBatch:
-        rows = [item for item in items if isinstance(item, Row)]
+    def __call__(self, items: list[Example | BadSample | UnreadableShard]) -> MicroBatch:
+        rows = [item for item in items if isinstance(item, Example)]
         samples = len(rows)
         # An empty bin takes part in its pass with one token that is no target.
         missing = (1 if self.most is None else self.most) - samples
-        rows += [filler(self.pad_id, seq2seq=self.seq2seq)] * max(0, missing)
+        rows += [dummy_example(self.pad_id, seq2seq=self.seq2seq)] * max(0, missing)
         padded = self.most is not None
         return MicroBatch(
             batch=collate(rows, pad_id=self.pad_id, side="right") if padded else pack(rows),
             samples=samples,
             bad=tuple(item for item in items if isinstance(item, BadSample)),
-            ids=tuple(item.id for item in items if isinstance(item, Row)),
-            sources=tuple(item.source for item in items if isinstance(item, Row)),
+            ids=tuple(item.id for item in items if isinstance(item, Example)),
+            sources=tuple(item.source for item in items if isinstance(item, Example)),
             lost=next((item.reason for item in items if isinstance(item, UnreadableShard)), None),
         )
 

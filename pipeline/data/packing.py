@@ -68,7 +68,7 @@ Layout = PackedLayout | PaddedLayout
 """How the samples of one rank and pass lie in memory."""
 
 
-def deal(sizes: Sizes, layout: Layout, ranks: int) -> Deal:
+def assign_to_ranks(sizes: Sizes, layout: Layout, ranks: int) -> Deal:
     """Deal a step's samples; every sample is in exactly one bin, and each rank has a bin a pass.
 
     Args:
@@ -76,7 +76,9 @@ def deal(sizes: Sizes, layout: Layout, ranks: int) -> Deal:
         layout: what a bin may hold.
         ranks: how many share the step.
     """
-    bins = _rows(sizes, layout) if isinstance(layout, PaddedLayout) else _packed(sizes, layout, ranks)
+    bins = (
+        _rows(sizes, layout) if isinstance(layout, PaddedLayout) else _packed(sizes, layout, ranks)
+    )
     bins += [[] for _ in range(-len(bins) % ranks or (0 if bins else ranks))]
     return [bins[first : first + ranks] for first in range(0, len(bins), ranks)]
 

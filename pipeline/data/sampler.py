@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.lengths import Lengths
-from pipeline.data.packing import Deal, Layout, Sizes, deal
-from pipeline.data.shuffle import Order
+from pipeline.data.packing import Deal, Layout, Sizes, assign_to_ranks
+from pipeline.data.shuffle import ShuffledStream
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class SampleRef:
     """One sample of a step.
 
     Args:
@@ -33,7 +33,7 @@ class Place:
     fault: str | None = None
 
 
-Bin = list[Place]
+Bin = list[SampleRef]
 """The samples of one rank and pass."""
 
 
@@ -65,7 +65,7 @@ class BatchSampler:
         prices: of the samples; they only matter where samples are packed.
     """
 
-    order: Order
+    order: ShuffledStream
     global_batch: int
     layout: Layout
     lengths: Lengths | None
@@ -82,10 +82,10 @@ class BatchSampler:
         rows = self.order.rows(first, first + self.global_batch)
         faults = self.lengths.faults if self.lengths else {}
         places = [
-            Place(position=first + number, row=row, fault=faults.get(row))
+            SampleRef(position=first + number, row=row, fault=faults.get(row))
             for number, row in enumerate(rows.tolist())
         ]
-        dealt: Deal = deal(self._sizes(rows), self.layout, ranks)
+        dealt: Deal = assign_to_ranks(self._sizes(rows), self.layout, ranks)
         return [[[places[sample] for sample in chosen] for chosen in turn] for turn in dealt]
 
     def _sizes(self, rows: NDArray[np.int64]) -> Sizes:

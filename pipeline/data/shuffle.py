@@ -30,7 +30,7 @@ class Source:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Order:
+class ShuffledStream:
     """Which row stands at which position of the stream.
 
     Args:

@@ -161,7 +161,9 @@ class SampleTokenizer:
         }
         return hashlib.sha256(json.dumps(words, sort_keys=True).encode()).hexdigest()
 
-    def draft(self, name: str, turns: Sequence[Turn], kinds: Sequence[str], *, cut: bool) -> TokenizedSample:
+    def draft(
+        self, name: str, turns: Sequence[Turn], kinds: Sequence[str], *, cut: bool
+    ) -> TokenizedSample:
         """Lay out a dialogue.
 
         Args:

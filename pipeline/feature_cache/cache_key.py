@@ -20,8 +20,8 @@ from model.spec import InputBranchSpec
 from model.spec.output_branches import OutputBranchSpec
 
 VERSION = 1
-"""Raise it when readers or an encoder's `preprocess` give other inputs for the same media, so that no
-old features are used."""
+"""Raise it when readers or an encoder's `preprocess` give other inputs for the same media, so that
+no old features are used."""
 
 
 @dataclass(frozen=True, kw_only=True)

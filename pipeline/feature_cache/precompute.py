@@ -56,7 +56,7 @@ _DIGEST_BYTES = 32
 
 @dataclass(frozen=True, kw_only=True)
 class FeaturesOptions:
-    """Fill a feature cache on Ray: encode each medium of the data once, for --features to read.
+    """Fill a feature cache on Ray: encode each medium of the data once, for `--feature-cache`.
 
     Uses the cluster that RAY_ADDRESS names, or starts one on this machine; a worker for each GPU,
     or for every four CPUs. The same command goes on after a kill.
@@ -67,7 +67,7 @@ class FeaturesOptions:
     data: tuple[Path, ...]
     """Folders of Arrow shards."""
     output: Path
-    """The cache, as training takes it by --features; may hold other producers' features."""
+    """The cache, as training takes it by --feature-cache; may hold other producers' features."""
     stage: StageName = "pt"
     """The stage that will read it: says which encoders are frozen, and their precision."""
     part: str | None = None
@@ -144,7 +144,9 @@ def features(args: Sequence[str]) -> int:
     with ray_cluster() as cpus, _crew(cpus) as (crew, threads, device):
         make = partial(Filler, run, initial, batch=options.batch, threads=threads, device=device)
         stores = _stores(run, crew, make, verify=options.verify)
-        slots: dict[str, InputBranchSpec] = {slot.modality: slot for slot in run.system.model.inputs}
+        slots: dict[str, InputBranchSpec] = {
+            slot.modality: slot for slot in run.system.model.inputs
+        }
         outputs = run.settings.output_branches(run.system.model)
         counts, ranges = plan(shards, slots, outputs, stores, options.part_media)
         begun = time.monotonic()

@@ -13,7 +13,7 @@ from torch import nn
 from etl.cli import UserError
 from etl.storage.shards import ShardSet
 from model.build import build_caption_tokenizers
-from model.features import trains
+from model.features import is_trainable
 from model.generative_lm import GenerativeMultimodalLM
 from model.multimodal_lm import MultimodalLM
 from model.pretraining.image_text import ImageTextModel
@@ -48,7 +48,9 @@ class Verdict:
     timing: Timing | None = None
 
 
-def open_features(run: RunConfig, shards: ShardSet, model: nn.Module) -> tuple[CacheReader, Recorder]:
+def open_features(
+    run: RunConfig, shards: ShardSet, model: nn.Module
+) -> tuple[CacheReader, Recorder]:
     """Decide which kinds of media go through the cache; a collective.
 
     Must come before DeepSpeed takes the model apart: the fingerprint is of whole weights, and the
@@ -62,10 +64,12 @@ def open_features(run: RunConfig, shards: ShardSet, model: nn.Module) -> tuple[C
     Raises:
         UserError: the folder cannot be written, or holds something else.
     """
-    if run.features is None:
+    if run.feature_cache is None:
         return CacheReader(), Recorder({})
     parts = keepable(run, model)
-    stores = _stores(Path(run.features), [part for part in parts if not trains(part.module)])
+    stores = _stores(
+        Path(run.feature_cache), [part for part in parts if not is_trainable(part.module)]
+    )
     verdicts = _verdicts(run, shards, parts, stores)
     used = {kind: store for kind, store in stores.items() if verdicts[kind].used}
     slots = {p.kind: p.slot for p in parts if isinstance(p, KeptMedia) and p.kind in used}
@@ -137,13 +141,13 @@ def _verdict(run: RunConfig, shards: ShardSet, part: Kept, store: FeatureStore |
     if not store.folder.is_dir():
         store.create()
     producer, known = store.folder.name, len(store)
-    if run.features_mode == "always":
-        reason = f"used, as --features-mode says; {known} known"
+    if run.feature_cache_mode == "always":
+        reason = f"used, as --feature-cache-mode says; {known} known"
         return Verdict(used=True, reason=reason, producer=producer, known=known)
     if not store.writable:
         raise UserError(
             f"{store.folder}: cannot be written, which measuring needs; "
-            "--features-mode always reads from it all the same"
+            "--feature-cache-mode always reads from it all the same"
         )
     outputs = run.settings.output_branches(run.system.model)
     timing = measure(shards, part, outputs, store, device())

@@ -184,7 +184,7 @@ def _frozen_encoders(run: RunConfig, initial: Path | None) -> dict[str, nn.Modul
     if initial is not None:
         stored = {name: t for name, t in load_file(initial).items() if name in names}
         assign(holder, stored, str(initial))
-    trained = {n for n in names if any(fnmatchcase(n, p) for p in settings.trains)}
+    trained = {n for n in names if any(fnmatchcase(n, p) for p in settings.trainable)}
     return {
         slot.modality: parts[owner]["encoder"]
         for slot in spec.inputs

@@ -13,7 +13,7 @@ cost by their number of weights. The backbone's follow from its linear layers. A
 - only multiplications of matrices count, and a multiplication with its addition is two;
 - a linear layer costs 2 per weight and position forward, as much again for the gradient of its
   input, and as much again for that of its weights. What is frozen has no gradient of its weights:
-  a frozen backbone in front of which something trains costs 4 per weight, not 6;
+  a frozen backbone in front of which something trainable costs 4 per weight, not 6;
 - attention costs 4 per head width, head and *pair* of positions forward, twice that backward; of a
   causal one's pairs half are needed (PaLM's formula counts all, and so finds more);
 - what is computed again to save memory is no work of the model's; it is told apart.
@@ -136,7 +136,7 @@ def unit_costs(model: MultimodalLM, stage: Stage) -> UnitCosts:
     """Return what each unit of a stage's work costs.
 
     Args:
-        model: on the meta device, with what trains set (`model.freeze.set_trainable`).
+        model: on the meta device, with what trainable set (`model.freeze.set_trainable`).
         stage: brings recomputation.
     """
     media = {kind: medium_flops(model, kind) for kind in model.spec.modalities}
@@ -169,8 +169,8 @@ def token_flops(model: MultimodalLM, stage: Stage) -> tuple[Work, Work]:
     decoder = _Sum()
     answering = {id(m) for m in backbone.get_decoder().modules()} if spec.seq2seq else set()
     for module in linears:
-        trains = module.weight.requires_grad or experts_train
-        (decoder if id(module) in answering else layers).add(module, trains=trains)
+        trainable = module.weight.requires_grad or experts_train
+        (decoder if id(module) in answering else layers).add(module, trainable=trainable)
     if isinstance(spec, T5):
         # Cross-attention's keys and values are made of the encoder's positions.
         keys = spec.layers * 2 * spec.width * spec.heads * spec.head_width
@@ -178,7 +178,7 @@ def token_flops(model: MultimodalLM, stage: Stage) -> tuple[Work, Work]:
         layers.all, layers.training = layers.all + keys, layers.training + share * decoder.training
         decoder.all, decoder.training = decoder.all - keys, (1 - share) * decoder.training
     head = _Sum()
-    head.add(output, trains=output.weight.requires_grad)
+    head.add(output, trainable=output.weight.requires_grad)
     again = stage.recompute
     target = decoder.work(trained=trained, again=again) + head.work(trained=trained, again=False)
     return layers.work(trained=trained, again=again), target
@@ -202,17 +202,17 @@ def medium_flops(model: MultimodalLM, kind: str) -> tuple[Work, Work]:
     Counted on the meta device, where the model must be. A frozen encoder has no backward pass.
     """
     slot, encoder, projector = model.spec.slot(kind), model.encoder(kind), model.projector(kind)
-    trains = any(weight.requires_grad for weight in encoder.parameters())
+    trainable = any(weight.requires_grad for weight in encoder.parameters())
     dtype = next(projector.parameters()).dtype
     with torch.device("meta"):
         values = torch.zeros(1, slot.parts, *slot.encoder.shape)
         ids_bl = torch.ones(1, INSTRUCTION, dtype=torch.long)
         text = TextIds(ids_bl=ids_bl, mask_bl=ids_bl)
-        with torch.set_grad_enabled(trains):
+        with torch.set_grad_enabled(trainable):
             features, encoded = _counted(
                 lambda: encode_parts(encoder, values, whole=slot.encoder.sees_parts)
             )
-        pooled = pool(features.detach().to(dtype), slot.pool).requires_grad_(trains)
+        pooled = pool(features.detach().to(dtype), slot.pool).requires_grad_(trainable)
         _, projected = _counted(lambda: projector(pooled, text))
     keys = sum(
         2.0 * module.key_value.weight.numel() * slot.tokens
@@ -238,8 +238,12 @@ def drawing_flops(way: OutputBranch, width: int) -> tuple[Work, Work]:
         _, embedded = _counted(lambda: way.generator.embed(blank.ids_xl))
 
         def draw() -> Tensor:
-            drawings = way.drawings(blank, signal_hidden_gnd, embeds=False)
-            told = drawings.denoised.noise_pred_gcyx if drawings.denoised else drawings.condition_embeds_glw
+            drawings = way.generation_output(blank, signal_hidden_gnd, embeds=False)
+            told = (
+                drawings.denoised.noise_pred_gcyx
+                if drawings.denoised
+                else drawings.condition_embeds_glw
+            )
             return told.sum() + drawings.condition_embeds_glw.sum()
 
         _, drawn = _counted(draw)
@@ -263,11 +267,11 @@ class _Sum:
     all: float = 0.0
     training: float = 0.0
 
-    def add(self, module: nn.Linear, *, trains: bool) -> None:
+    def add(self, module: nn.Linear, *, trainable: bool) -> None:
         """Add a linear layer by its shape: quantised or partitioned weights have another size."""
         size = module.in_features * module.out_features
         self.all += size
-        self.training += size * trains
+        self.training += size * trainable
 
     def work(self, *, trained: bool, again: bool) -> Work:
         """Return the cost of one position: twice the weights, each way that is gone."""

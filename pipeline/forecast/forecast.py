@@ -106,7 +106,7 @@ def make_forecast(
 def stage_costs(model: ModelSpec, stage: Stage) -> UnitCosts:
     """Return what each unit of a stage's work costs; the last answer is kept."""
     built = build_on_meta(model, stage)
-    set_trainable(built, stage.trains)
+    set_trainable(built, stage.trainable)
     return unit_costs(built, stage)
 
 

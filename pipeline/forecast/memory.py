@@ -1,4 +1,4 @@
-"""Predict what one GPU holds while a stage trains, part by part, in bytes; nothing is run.
+"""Predict what one GPU holds while a stage trainable, part by part, in bytes; nothing is run.
 
 Sources: Rajbhandari et al. 2020, *ZeRO* (§3 and §5, what each ZeRO stage divides); Korthikanti et
 al. 2022, *Reducing Activation Recomputation in Large Transformer Models* (§4, counting what
@@ -31,7 +31,7 @@ class Weight:
     """A parameter's number of elements, and whether it trains."""
 
     elements: int
-    trains: bool
+    trainable: bool
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -112,9 +112,9 @@ def plan(system: System, stage_name: StageName, gpus: int, *, tokens: int | None
     stage = system.stage(stage_name)
     config = ds_config(stage, gpus)
     model = build_on_meta(system.model, stage)
-    set_trainable(model, stage.trains)
+    set_trainable(model, stage.trainable)
     sizes = [
-        memory.Weight(elements=weight.numel(), trains=weight.requires_grad)
+        memory.Weight(elements=weight.numel(), trainable=weight.requires_grad)
         for weight in model.parameters()
     ]
     room = _room(system.model, stage, tokens)
@@ -141,7 +141,7 @@ def plan(system: System, stage_name: StageName, gpus: int, *, tokens: int | None
         micro_batch=stage.micro_batch,
         accumulation=accumulation(stage, gpus),
         components=_components(model, stage),
-        trainable=sum(size.elements for size in sizes if size.trains),
+        trainable=sum(size.elements for size in sizes if size.trainable),
         tokens=room,
         gpu_bytes=gpu,
         host_bytes=host,
@@ -172,7 +172,9 @@ def _kept_by_drawing(model: MultimodalLM) -> dict[str, int]:
 
         def draw(way: OutputBranch = way) -> None:
             signal_hidden_gnd = torch.zeros(1, way.slot.signals, width)
-            way.drawings(way.blank(signal_hidden_gnd.device), signal_hidden_gnd, embeds=True)
+            way.generation_output(
+                way.blank(signal_hidden_gnd.device), signal_hidden_gnd, embeds=True
+            )
 
         kept[kind] = _kept(way, draw)
     return kept
@@ -248,7 +250,7 @@ def _memory(
 ) -> tuple[dict[str, int], dict[str, int]]:
     """Return the bytes by part on a GPU and on the host."""
     precision = memory.PRECISION[stage.precision]
-    trainable = sum(size.elements for size in sizes if size.trains)
+    trainable = sum(size.elements for size in sizes if size.trainable)
     weights = memory.weights(sizes, zero, ranks, precision)
     gradients = memory.gradients(trainable, zero, ranks)
     optimizer = memory.optimizer(trainable, zero, ranks)

@@ -98,7 +98,7 @@ class CloudReader(nn.Module):
     def __init__(self, answers: Mapping[str, int]) -> None:
         super().__init__()
         spec = points_encoder()
-        self.encoder = pointbert.make(spec, weights="random", dtype=torch.float32)
+        self.encoder = pointbert.build(spec, weights="random", dtype=torch.float32)
         _initialise(self.encoder)
         self.heads = nn.ModuleList(nn.Linear(spec.width, number) for number in answers.values())
 

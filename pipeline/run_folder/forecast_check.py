@@ -33,7 +33,9 @@ class Comparison:
     unit: str
 
 
-def compare_with_forecast(run: RunConfig, world: int, totals: WorkTotals, *, memory_before: int) -> None:
+def compare_with_forecast(
+    run: RunConfig, world: int, totals: WorkTotals, *, memory_before: int
+) -> None:
     """Compare, print, and write it down for the report; for the rank that writes.
 
     What is predicted is the time and the memory of the samples as they were, so that what is put

@@ -89,7 +89,7 @@ class MetricsWriter:
         if cursor.bad > share * seen:
             raise UserError(
                 f"{cursor.bad} of {cursor.samples + cursor.bad} samples cannot be used, more than "
-                f"--bad-share {share}; {self._bad} names each with its reason"
+                f"--max-bad-fraction {share}; {self._bad} names each with its reason"
             )
 
     def _append(self, path: Path, records: Iterable[Mapping[str, object]]) -> None:

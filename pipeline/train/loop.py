@@ -24,7 +24,7 @@ from pipeline.signals import STOPPED, StopRequest
 from pipeline.train.losses import Objective
 from pipeline.train.metrics import MetricsAccumulator
 from pipeline.train.progress import ProgressLine
-from pipeline.train.step_sync import StepSync, agree
+from pipeline.train.step_sync import StepSync, sync_step
 from pipeline.train.watchdog import Watch
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ class Job:
         save_every: steps between checkpoints.
         log_every: steps between lines of progress where there is no terminal.
         seed: of the random draws of a step.
-        bad_share: the share of unusable samples past which the run stops.
+        max_bad_fraction: the share of unusable samples past which the run stops.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Job:
     save_every: int
     log_every: int
     seed: int
-    bad_share: float
+    max_bad_fraction: float
 
 
 def train(
@@ -85,7 +85,7 @@ def train(
             items = next(batches)
             waited = time.perf_counter() - started
             watch.at("agree", samples=tuple(name for item in items for name in item.ids))
-            agreed = agree(
+            sync = sync_step(
                 items,
                 job.kinds,
                 job.objective,
@@ -93,36 +93,36 @@ def train(
                 writing=checkpoints.standing,
                 device=device(),
             )
-            checkpoints.turn(agreed.writing)
-            if agreed.lost:
+            checkpoints.turn(sync.writing)
+            if sync.lost:
                 watch.at("save")
                 if cursor.step > newest:
                     checkpoints.begin(engine, cursor)
                 checkpoints.finish()
                 raise UserError(_what_is_lost(items, cursor))
-            if agreed.bad:
+            if sync.bad:
                 records.bad(step + 1, _gather_bad(items))
             seed_step(job.seed, step, dist.get_rank())
-            losses = _step(engine, items, agreed, job.objective, watch, tally)
+            losses = _step(engine, items, sync, job.objective, watch, tally)
             watch.at("record")
-            cursor = _after(cursor, agreed)
+            cursor = _after(cursor, sync)
             seconds = time.perf_counter() - started
             figures = _metrics(
-                engine, cursor, agreed, job.objective, losses, seconds=seconds, waited=waited
+                engine, cursor, sync, job.objective, losses, seconds=seconds, waited=waited
             )
             figures |= tally.finish(seconds)
             figures["phase_seconds"] = watch.spent()
             records.step(figures)
             progress.step(figures)
-            records.check_bad(cursor, job.bad_share)
-            last = agreed.stop or cursor.step == job.steps
+            records.check_bad(cursor, job.max_bad_fraction)
+            last = sync.stop or cursor.step == job.steps
             if last or cursor.step % job.save_every == 0:
                 watch.at("save")
                 checkpoints.begin(engine, cursor)
                 newest = cursor.step
                 if last:
                     checkpoints.finish()
-            if agreed.stop and cursor.step < job.steps:
+            if sync.stop and cursor.step < job.steps:
                 log.info("stopped on request after step %d of %d; saved", cursor.step, job.steps)
                 return STOPPED
     return 0
@@ -131,7 +131,7 @@ def train(
 def _step(
     engine: deepspeed.DeepSpeedEngine,
     items: list[MicroBatch],
-    agreed: StepSync,
+    sync: StepSync,
     objective: Objective,
     watch: Watch,
     tally: MetricsAccumulator,
@@ -144,12 +144,12 @@ def _step(
     """
     ranks = dist.get_world_size()
     scales = {
-        name: weight * ranks / max(1, agreed.counts[name])
+        name: weight * ranks / max(1, sync.counts[name])
         for name, weight in objective.weights.items()
     }
     # A sum and a count for each loss.
     summed = torch.zeros(len(scales), 2, dtype=torch.float64, device=device())
-    passes = zip(items, agreed.used, agreed.encoded, strict=True)
+    passes = zip(items, sync.used, sync.encoded, strict=True)
     for number, (item, used, encoded) in enumerate(passes, start=1):
         engine.set_gradient_accumulation_boundary(number == len(items))
         watch.at("forward", samples=item.ids)
@@ -166,19 +166,19 @@ def _step(
     dist.all_reduce(summed)
     losses = {}
     for name, (total, count) in zip(scales, summed.tolist(), strict=True):
-        if count != agreed.counts[name]:
-            raise RuntimeError(f"loss {name}: counted {count:.0f}, told {agreed.counts[name]}")
+        if count != sync.counts[name]:
+            raise RuntimeError(f"loss {name}: counted {count:.0f}, told {sync.counts[name]}")
         losses[name] = total / max(1.0, count)
     return losses
 
 
-def _after(cursor: TrainerState, agreed: StepSync) -> TrainerState:
+def _after(cursor: TrainerState, sync: StepSync) -> TrainerState:
     """Return where a run stands after one more step."""
     return TrainerState(
         step=cursor.step + 1,
-        samples=cursor.samples + agreed.samples,
-        bad=cursor.bad + agreed.bad,
-        tokens=cursor.tokens + agreed.tokens,
+        samples=cursor.samples + sync.samples,
+        bad=cursor.bad + sync.bad,
+        tokens=cursor.tokens + sync.tokens,
     )
 
 
@@ -209,7 +209,7 @@ def _gather_bad(items: list[MicroBatch]) -> list[dict[str, object]]:
 def _metrics(
     engine: deepspeed.DeepSpeedEngine,
     cursor: TrainerState,
-    agreed: StepSync,
+    sync: StepSync,
     objective: Objective,
     losses: Mapping[str, float],
     *,
@@ -225,8 +225,8 @@ def _metrics(
         "lr": max(engine.get_lr()),
         "grad_norm": float(engine.get_global_grad_norm() or 0.0),
         "step_seconds": seconds,
-        "tokens_per_second": agreed.tokens / seconds,
-        "padding_share": 1 - agreed.tokens / agreed.places,
+        "tokens_per_second": sync.tokens / seconds,
+        "padding_share": 1 - sync.tokens / sync.places,
         "data_wait_share": waited / seconds,
     }
 

@@ -198,10 +198,12 @@ class DrawingObjective:
         nothing = Loss(outputs.logits_ov.new_zeros(()), 0)
         for name in self.weights:
             kind, _, part = name.partition(".")
-            drawn = outputs.drawn.get(kind)
+            drawn = outputs.generation.get(kind)
             if part == "align":
                 losses[name] = (
-                    squared_distance(drawn.condition_embeds_glw, drawn.target_embeds_glw) if drawn else nothing
+                    squared_distance(drawn.condition_embeds_glw, drawn.target_embeds_glw)
+                    if drawn
+                    else nothing
                 )
             elif part == "denoise":
                 losses[name] = (

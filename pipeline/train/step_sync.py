@@ -47,7 +47,7 @@ class StepSync:
     writing: SaveStatus
 
 
-def agree(
+def sync_step(
     batches: Sequence[MicroBatch],
     kinds: Sequence[str],
     objective: Objective,

@@ -41,7 +41,7 @@ from model.freeze import set_trainable
 from model.pretraining.build import build_init, only_here, sentence_reader
 from model.spec.system import InitStage
 from model.weights import load_trained, names_in
-from pipeline.checkpoint.checkpoints import Checkpoints, Keep, newest_weights
+from pipeline.checkpoint.checkpoints import Checkpoints, RetentionPolicy, newest_weights
 from pipeline.config.deepspeed import ds_config
 from pipeline.config.run_config import RunConfig, accumulation
 from pipeline.config.trainer_state import TrainerState
@@ -99,7 +99,7 @@ def train_stage(run: RunConfig, resume: str) -> int:
     lookup, recorder = open_features(run, inputs.shards, model)
     engine = start_engine(model, run.settings, steps=inputs.steps, world=ranks()[1])
     cursor = resume_point(engine, inputs, records)
-    watch = Watch(WorkerStatus(run.workers))
+    watch = Watch(WorkerStatus(run.num_workers))
     watch.follow(engine.module)
     batches = data_from(cursor, run, inputs, watch.decoding, lookup)
     job, tally = make_job(run, inputs), make_accumulator(run)
@@ -160,7 +160,11 @@ def open_inputs(run: RunConfig, resume: str) -> Inputs:
     inherited = names_in(initial) if initial else ()
     apart = partial(only_here, run.system.model, settings)
     checkpoints = Checkpoints(
-        Path(run.output), identity, Keep(newest=run.keep, every=run.keep_every), inherited, apart
+        Path(run.output),
+        identity,
+        RetentionPolicy(newest=run.keep_last, every=run.keep_every),
+        inherited,
+        apart,
     )
     return Inputs(
         shards=shards,
@@ -210,7 +214,7 @@ def make_model(run: RunConfig, inputs: Inputs) -> nn.Module:
     model = _build(run)
     if inputs.initial is not None:
         load_trained(model, inputs.initial)
-    trained = set_trainable(model, run.settings.trains)
+    trained = set_trainable(model, run.settings.trainable)
     total = sum(parameter.numel() for parameter in model.parameters())
     moving = sum(p.numel() for p in model.parameters() if p.requires_grad)
     log.info("%d of %d parameters train (%d tensors)", moving, total, len(trained))
@@ -236,7 +240,11 @@ def resume_point(
 
 
 def data_from(
-    cursor: TrainerState, run: RunConfig, inputs: Inputs, decoding: WorkerStatus, lookup: CacheReader
+    cursor: TrainerState,
+    run: RunConfig,
+    inputs: Inputs,
+    decoding: WorkerStatus,
+    lookup: CacheReader,
 ) -> Iterator[list[MicroBatch]]:
     """Yield this rank's micro-batches of each step from the cursor on."""
     settings = run.settings
@@ -258,7 +266,7 @@ def data_from(
         rank=rank,
         ranks=world,
         pad_id=inputs.tokenizer.pad_token_id,
-        workers=run.workers,
+        workers=run.num_workers,
     )
 
 
@@ -287,7 +295,7 @@ def make_job(run: RunConfig, inputs: Inputs) -> Job:
         save_every=run.save_every,
         log_every=run.log_every,
         seed=run.seed,
-        bad_share=run.bad_share,
+        max_bad_fraction=run.max_bad_fraction,
     )
 
 

@@ -81,7 +81,7 @@ def compare(config: RunConfig, module: torch.nn.Module) -> dict[str, object]:
     now = {name: tensor.cpu().clone() for name, tensor in gathered(list(module.named_parameters()))}
     return {
         "loss": [loss_before, loss(fresh, batch)],
-        "trains": [name for name, weight in module.named_parameters() if weight.requires_grad],
+        "trainable": [name for name, weight in module.named_parameters() if weight.requires_grad],
         "moved": [name for name, weight in now.items() if not torch.equal(weight, before[name])],
         "saved": sorted(saved),
         "saved_wrong": [

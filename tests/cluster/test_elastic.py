@@ -42,7 +42,7 @@ def test_the_curve_is_the_uninterrupted_one(
     """
     words = ("sft", "digits", "--data", *data, "--mix", "text=20%", *SMALL, *GROUPS)
     words = (*words, "--epochs", 3, "--ds-config", zero, "--precision", precision)
-    words = (*words, "--workers", int((zero, precision) == ("zero3", "fp32")))
+    words = (*words, "--num-workers", int((zero, precision) == ("zero3", "fp32")))
     outcome = run_ranks(2, *words, "--output", tmp_path / "whole")
     assert outcome.code == 0, outcome.stderr
     run = tmp_path / "run"

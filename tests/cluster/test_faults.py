@@ -64,7 +64,7 @@ def test_a_shard_that_changes_in_mid_run_ends_in_one_line(
     data = tmp_path / "captions"
     shutil.copytree(captions, data)
     run = tmp_path / "run"
-    told = (*words(data, run), "--save-every", 100, "--workers", workers)
+    told = (*words(data, run), "--save-every", 100, "--num-workers", workers)
     ranks = Ranks(2, told)
     wait_for(run / "metrics.jsonl", ranks)
     [shard] = data.glob("*.arrow")

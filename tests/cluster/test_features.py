@@ -16,6 +16,7 @@ from model.build import build_tokenizer
 from model.presets import system
 from pipeline.config.run_config import RunConfig, TrainOptions, resolve
 from pipeline.data.build_sampler import make_sampler
+from pipeline.data.collate import dummy_example
 from pipeline.data.sampler import BatchSampler
 from pipeline.feature_cache.feature_file import Part
 from pipeline.feature_cache.store import FeatureStore
@@ -55,7 +56,7 @@ def words(captions: Path, run: Path, *more: object) -> list[object]:
 
 
 def with_cache(captions: Path, run: Path, cache: Path) -> list[object]:
-    return words(captions, run, "--features", cache, "--features-mode", "always")
+    return words(captions, run, "--feature-cache", cache, "--feature-cache-mode", "always")
 
 
 def checked(outcome: Outcome) -> Outcome:
@@ -70,7 +71,7 @@ def fill(captions: Path, cache: Path, rows: list[int]) -> FeatureStore:
     store = FeatureStore(cache, filler.producers["image"])
     store.create()
     places = np.array([[row, 0] for row in rows])
-    filler(Range(kind="image", places_k2=places))
+    dummy_example(Range(kind="image", places_k2=places))
     assert len(store) == len(rows)
     return store
 
@@ -128,7 +129,7 @@ def test_what_generators_are_told_is_kept_too(tmp_path: Path) -> None:
     command += ["--set", "pt.max_tokens=256", *settings]
     runs = {name: tmp_path / name for name in ("plain", "first", "second")}
     checked(run_ranks(2, *command, "--output", runs["plain"]))
-    cache = ("--features", tmp_path / "cache", "--features-mode", "always")
+    cache = ("--feature-cache", tmp_path / "cache", "--feature-cache-mode", "always")
     for name in ("first", "second"):
         outcome = checked(run_ranks(2, *command, "--output", runs[name], *cache))
         assert "features of to_image: used" in outcome.stderr
@@ -162,7 +163,7 @@ def test_a_run_that_is_stopped_goes_on_with_what_it_has_kept(
 
 def test_the_measurement_decides_and_is_told(captions: Path, plain: list[float], tmp_path: Path):
     run = tmp_path / "run"
-    outcome = checked(run_ranks(2, *words(captions, run, "--features", tmp_path / "cache")))
+    outcome = checked(run_ranks(2, *words(captions, run, "--feature-cache", tmp_path / "cache")))
     (line,) = [one for one in outcome.stderr.splitlines() if "features of image" in one]
     assert "decoding" in line
     assert "reading" in line
@@ -172,7 +173,7 @@ def test_the_measurement_decides_and_is_told(captions: Path, plain: list[float],
 
 def test_an_encoder_that_trains_is_left_alone(captions: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    more = ("--set", 'pt.trains=["inputs.*.projector.*", "inputs.*.encoder.tower.encoder.*"]')
+    more = ("--set", 'pt.trainable=["inputs.*.projector.*", "inputs.*.encoder.tower.encoder.*"]')
     command = [*with_cache(captions, run, tmp_path / "cache"), *more, "--max-steps", 1]
     outcome = checked(run_ranks(2, *command))
     assert "not kept, since the encoder trains in this stage" in outcome.stderr

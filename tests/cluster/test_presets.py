@@ -43,18 +43,20 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("name", NAMES)
 def test_exactly_what_should_move_moves(runs: Path, name: str, stage: str) -> None:
     report = json.loads((runs / name / f"{stage}.json").read_text())
-    assert report["trains"]
+    assert report["trainable"]
     idle = [
         pattern
         for key, all_of in IDLE.items()
         if fnmatch(name, key)
         for pattern in all_of.split("|")
     ]
-    should = [one for one in report["trains"] if not any(fnmatch(one, pattern) for pattern in idle)]
+    should = [
+        one for one in report["trainable"] if not any(fnmatch(one, pattern) for pattern in idle)
+    ]
     assert should
-    assert set(should) <= set(report["moved"]) <= set(report["trains"])
+    assert set(should) <= set(report["moved"]) <= set(report["trainable"])
     # What an earlier stage has trained is kept, too, though it is frozen now.
-    assert set(report["saved"]) >= set(report["trains"])
+    assert set(report["saved"]) >= set(report["trainable"])
     assert not report["saved_wrong"]
 
 

@@ -27,7 +27,7 @@ def model(digits):
 def make_batch(digits):
     """Return a function that makes a batch: one picture after the first id, then text."""
 
-    def make(lengths, *, pad_to=None, pictures=True, seed=0):
+    def build(lengths, *, pad_to=None, pictures=True, seed=0):
         draw = torch.Generator().manual_seed(seed)
         patches = digits.model.inputs[0].tokens if pictures else 0
         width = pad_to or max(lengths)
@@ -59,4 +59,4 @@ def make_batch(digits):
         )
         return replace(batch, media={"image": images})
 
-    return make
+    return build

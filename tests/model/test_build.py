@@ -69,7 +69,7 @@ def test_logits_equal_transformers_llava(digits, make_batch, encoder, backbone):
     copy_across(model, other)
     batch = make_batch([60, 52])
     colours = slot.encoder
-    pixels = normalised(batch.media["image"].values[:, 0], mean=colours.mean, std=colours.std)
+    pixels = normalised(batch.media["image"].input_values[:, 0], mean=colours.mean, std=colours.std)
     with torch.no_grad():
         ours, targets = model(batch)
         theirs = other(
@@ -84,7 +84,7 @@ def test_logits_equal_transformers_llava(digits, make_batch, encoder, backbone):
 
 def test_shapes(model, digits, make_batch):
     batch = make_batch([50, 50])
-    values = batch.media["image"].values
+    values = batch.media["image"].input_values
     with torch.no_grad():
         assert model.encoder("image")(values[:, 0]).shape == (2, 36, 128)
         assert model.project("image", model.encode("image", values)).shape == (2, 36, 128)

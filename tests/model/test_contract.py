@@ -127,11 +127,11 @@ def test_a_blank_medium_of_each_kind_takes_part_and_changes_nothing(name):
     kinds = model.spec.modalities
     slot = model.spec.inputs[0]
     batch = batch_with(slot, model.spec, *media(slot, 1))
-    plain, _ = model.answer(batch, model.media_tokens(batch))
+    plain, _ = model.compute_logits(batch, model.media_tokens(batch))
     dummies = model.media_tokens(batch, used=kinds)
     assert tuple(dummies) == kinds
     assert all(dummies[kind].shape[0] == (kind == slot.modality) for kind in kinds)
-    torch.testing.assert_close(model.answer(batch, dummies)[0], plain)
+    torch.testing.assert_close(model.compute_logits(batch, dummies)[0], plain)
 
 
 @EVERY
@@ -141,7 +141,7 @@ def test_the_backbone_answers_by_what_it_is_shown(name):
     spec = model.spec
     for slot in spec.inputs:
         batch = batch_with(slot, spec, *media(slot, 2))
-        logits, targets = model.answer(batch, model.media_tokens(batch))
+        logits, targets = model.compute_logits(batch, model.media_tokens(batch))
         assert logits.shape == (6, spec.backbone.vocabulary)
         assert targets.tolist() == [3, 4, 5, 3, 4, 5]
         assert logits.isfinite().all()

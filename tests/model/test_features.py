@@ -17,10 +17,10 @@ def known(model: MultimodalLM, batch: Batch, which: list[bool]) -> Batch:
     """Return the batch with the features of some of its pictures in their place."""
     image = batch.media["image"]
     known_m = torch.tensor(which)
-    features = torch.stack([model.encode("image", one[None])[0] for one in image.values])
+    features = torch.stack([model.encode("image", one[None])[0] for one in image.input_values])
     media = replace(
         image,
-        values=image.values[~known_m],
+        values=image.input_values[~known_m],
         features=features[known_m] if known_m.any() else None,
         known_m=known_m if known_m.any() else None,
         keys=tuple(bytes([i]) for i, one in enumerate(which) if not one),
@@ -38,7 +38,7 @@ def answer(model, batch, *words):
 
 @pytest.mark.parametrize("which", [[1, 1, 1], [0, 1, 0], [1, 0, 1], [0, 0, 0]])
 def test_logits_and_gradients_are_those_of_the_media(model, digits, make_batch, which) -> None:
-    set_trainable(model, digits.pt.trains)
+    set_trainable(model, digits.pt.trainable)
     batch = make_batch([50, 44, 47])
     logits, gradients = answer(model, batch)
     same, others = answer(model, known(model, batch, list(map(bool, which))), ("image",))
@@ -85,7 +85,10 @@ def test_who_keeps_features_is_told_those_that_were_encoded(model, make_batch) -
     ((kind, keys, features),) = told
     assert (kind, keys) == ("image", (b"\0", b"\2"))
     torch.testing.assert_close(
-        features, model.encode("image", batch.media["image"].values[[0, 2]]), atol=1e-5, rtol=1e-5
+        features,
+        model.encode("image", batch.media["image"].input_values[[0, 2]]),
+        atol=1e-5,
+        rtol=1e-5,
     )
 
 

@@ -18,13 +18,13 @@ def trainable(model):
 
 
 def test_pt_trains_the_projector_and_nothing_else(model, digits):
-    assert set_trainable(model, digits.pt.trains) == PROJECTOR
+    assert set_trainable(model, digits.pt.trainable) == PROJECTOR
     assert trainable(model) == PROJECTOR
 
 
 def test_sft_trains_the_projector_and_the_adapters(digits):
     model = build(digits.model, digits.sft, weights="random")
-    names = set_trainable(model, digits.sft.trains)
+    names = set_trainable(model, digits.sft.trainable)
     assert names == trainable(model)
     layers, targets = digits.model.backbone.layers, digits.sft.peft.targets
     adapters = [name for name in names if name not in PROJECTOR]

@@ -67,7 +67,7 @@ def test_a_neighbour_changes_nothing(model, make_batch):
         context_bt=both.context_bt[1:, :46],
         media={
             "image": Media(
-                values=both.media["image"].values[1:],
+                values=both.media["image"].input_values[1:],
                 media_mask_bt=both.media["image"].media_mask_bt[1:, :46],
                 rows_m=torch.tensor([0]),
                 starts_m=torch.tensor([1]),
@@ -106,7 +106,7 @@ def test_no_dummy_runs_beside_the_real_medium(model, make_batch):
 
 
 def test_pt_reaches_the_projector_through_the_frozen_backbone(model, digits, make_batch):
-    names = set_trainable(model, digits.pt.trains)
+    names = set_trainable(model, digits.pt.trainable)
     found = gradients(model, make_batch([50]))
     assert sorted(found) == sorted(names)
     assert all(grad.abs().sum() > 0 for grad in found.values())
@@ -118,7 +118,7 @@ def test_recomputation_gives_the_same_gradients(digits, make_batch, stage):
     for recompute in (False, True):
         settings = replace(digits.stage(stage), recompute=recompute)
         model = build(digits.model, settings, weights="random", seed=0).train()
-        set_trainable(model, settings.trains)
+        set_trainable(model, settings.trainable)
         if stage == "sft":  # adapters start at zero and would hide a lost gradient
             torch.manual_seed(1)
             for name, weight in model.named_parameters():
@@ -134,13 +134,13 @@ def test_recomputation_gives_the_same_gradients(digits, make_batch, stage):
 def test_a_picture_too_many_is_noticed(model, make_batch):
     batch = make_batch([50])
     image = batch.media["image"]
-    twice = replace(image, values=torch.cat([image.values] * 2))
+    twice = replace(image, values=torch.cat([image.input_values] * 2))
     with pytest.raises(FusionError, match=r"\(72, 128\), want \(36, 128\)"):
         model(replace(batch, media={"image": twice}))
 
 
 def test_a_frozen_encoder_keeps_no_graph(model, make_batch):
-    values = make_batch([50]).media["image"].values
+    values = make_batch([50]).media["image"].input_values
     model.requires_grad_(False)
     assert not model.encode("image", values).requires_grad
     model.encoder("image").requires_grad_(True)

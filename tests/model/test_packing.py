@@ -17,7 +17,7 @@ from model.spec import ModelSpec, Stage
 from model.spec.backbones import Backbone, ChatTemplate, Glm, Llama, Palm, Qwen
 from model.spec.peft import Lora, Peft, Prefix
 from pipeline.data.collate import collate, pack
-from pipeline.data.encode import Row, SampleEncoder
+from pipeline.data.encode import Example, SampleEncoder
 from tests.worlds import instruct_shards, text_sample
 
 SIZES = {"weights": "", "width": 64, "mlp_width": 128, "layers": 2, "heads": 4}
@@ -31,7 +31,7 @@ BACKBONES: dict[str, Backbone] = {
 }
 
 
-def rows_of(spec: ModelSpec, folder: Path) -> list[Row]:
+def rows_of(spec: ModelSpec, folder: Path) -> list[Example]:
     """Six dialogues of several lengths: pictures, several turns, and no picture at all."""
     encoder = SampleEncoder(
         spec, build_tokenizer(spec, weights="random"), prompt="chat", max_tokens=300
@@ -42,7 +42,7 @@ def rows_of(spec: ModelSpec, folder: Path) -> list[Row]:
 
 
 def learnt(
-    model: MultimodalLM, rows: list[Row], *, packed: bool
+    model: MultimodalLM, rows: list[Example], *, packed: bool
 ) -> tuple[float, dict[str, Tensor]]:
     """Return the summed loss and every gradient."""
     batch = pack(rows) if packed else collate(rows, pad_id=0, side="right")
@@ -58,7 +58,9 @@ def stage(peft: Peft | None) -> Stage:
     one = system("llava").tiny().sft
     if peft is None:
         return one
-    return replace(one, peft=peft, trains=("inputs.image.projector.*", f"backbone.*{peft.marks}*"))
+    return replace(
+        one, peft=peft, trainable=("inputs.image.projector.*", f"backbone.*{peft.marks}*")
+    )
 
 
 @pytest.mark.parametrize("backbone", list(BACKBONES))
@@ -78,7 +80,7 @@ def test_adapters_learn_the_same_from_packed_samples(peft: Peft, tmp_path: Path)
 def compare(spec: ModelSpec, how: Stage, folder: Path) -> None:
     model = build(spec, how, weights="random", seed=1)
     assert isinstance(model, MultimodalLM)
-    set_trainable(model, how.trains)
+    set_trainable(model, how.trainable)
     model.double().eval()
     rows = rows_of(spec, folder)
     loss, expected = learnt(model, rows, packed=False)
@@ -124,6 +126,6 @@ def test_packed_samples_are_not_masked_but_given_to_the_kernel_one_by_one(
     batch = pack(rows)
     projected = model.media_tokens(batch)
     monkeypatch.setattr(F, "scaled_dot_product_attention", watched)
-    model.answer(batch, projected)
+    model.compute_logits(batch, projected)
     assert [length for length, _ in seen] == [len(row.ids) for row in rows] * 2  # layers
     assert all(mask is None for _, mask in seen)

@@ -17,7 +17,7 @@ from model.presets import system
 from pipeline.config.run_config import read_config
 from pipeline.convert.import_ import import_run
 from pipeline.data.collate import collate
-from pipeline.data.encode import MediumInput, Row
+from pipeline.data.encode import Example, MediumInput
 from pipeline.evaluate.command import load_run
 from tests import published
 
@@ -60,7 +60,7 @@ def row(spec, *, media, words, asked, seed):
     ids, kinds = ids + some(words), kinds + [""] * words
     labels = [token if not kind else -100 for token, kind in zip(ids, kinds, strict=True)]
     answer = some(words) if spec.backbone.seq2seq else None
-    return Row(ids=ids, labels=labels, kinds=kinds, media=tuple(placed), answer=answer)
+    return Example(ids=ids, labels=labels, kinds=kinds, media=tuple(placed), answer=answer)
 
 
 @torch.no_grad()
@@ -92,7 +92,8 @@ def compare(ours, theirs, media, pixels):
     assert expected.std() > 0.1
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     swapped = {
-        kind: replace(placed, values=placed.values.flip(0)) for kind, placed in batch.media.items()
+        kind: replace(placed, values=placed.input_values.flip(0))
+        for kind, placed in batch.media.items()
     }
     assert (ours(replace(batch, media=swapped))[0] - found).abs().max() > 0.01  # media are read
 
@@ -103,18 +104,20 @@ def as_theirs(spec, batch):
     return {
         kind: replace(
             placed,
-            values=normalised(placed.values, mean=encoders[kind].mean, std=encoders[kind].std),
+            values=normalised(
+                placed.input_values, mean=encoders[kind].mean, std=encoders[kind].std
+            ),
         )
         for kind, placed in batch.media.items()
     }
 
 
 def images(batch):
-    return {"pixel_values": batch.media["image"].values[:, 0]}
+    return {"pixel_values": batch.media["image"].input_values[:, 0]}
 
 
 def videos(batch):
-    return {"pixel_values": batch.media["video"].values}
+    return {"pixel_values": batch.media["video"].input_values}
 
 
 @pytest.mark.parametrize("strategy", ["default", "full"])
@@ -132,7 +135,7 @@ def test_video_llava_with_pictures_and_videos_in_one_row(tmp_path):
         ours,
         theirs,
         ["video", "image"],
-        lambda batch: images(batch) | {"pixel_values_videos": batch.media["video"].values},
+        lambda batch: images(batch) | {"pixel_values_videos": batch.media["video"].input_values},
     )
 
 

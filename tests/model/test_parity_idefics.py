@@ -43,7 +43,9 @@ def test_the_perceiver_resampler_is_idefics_but_for_its_activation():
         IdeficsPerceiverResampler(CONFIG, embed_dim=24, depth=2, n_heads=2, head_dim=8, n_latents=3)
     )
     spec = PerceiverResampler(latents=3, width=24, layers=2, heads=2, head_width=8, frames=2)
-    ours = perceiver.make(spec, ProjectorShape(parts=2, tokens=5, width_in=24, width_out=24)).eval()
+    ours = perceiver.build(
+        spec, ProjectorShape(parts=2, tokens=5, width_in=24, width_out=24)
+    ).eval()
     nn.init.zeros_(ours.time.weight)  # Idefics has one picture and no time
     ours.latents.tokens.copy_(theirs.latents[None])
     ours.norm.load_state_dict(theirs.layer_norm.state_dict())

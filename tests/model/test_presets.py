@@ -44,7 +44,7 @@ def test_what_its_stages_train_exists(name):
     tiny = system(name).tiny()
     for stage in (tiny.pt, tiny.sft):
         model = build_on_meta(tiny.model, stage)
-        trained = set_trainable(model, stage.trains)
+        trained = set_trainable(model, stage.trainable)
         assert 0 < len(trained) < len(list(model.parameters()))
 
 
@@ -52,7 +52,7 @@ def test_what_its_stages_train_exists(name):
 def test_what_its_stages_before_mm_pt_train_exists(name):
     tiny = system(name).tiny()
     for stage in tiny.init:
-        set_trainable(build_init(tiny.model, stage, weights="random"), stage.trains)
+        set_trainable(build_init(tiny.model, stage, weights="random"), stage.trainable)
 
 
 @pytest.mark.parametrize("name", PRESETS)

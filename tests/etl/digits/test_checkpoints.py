@@ -7,7 +7,7 @@ from sklearn.linear_model import LogisticRegression
 
 from etl.digits import motion, solids, tones
 from etl.digits.checkpoints import audio, frames
-from model.build import ENCODERS, build, prepare
+from model.build import ENCODERS, build, preprocess
 from model.presets import system
 from pipeline.data.readers import read_audio, read_points, read_video
 
@@ -35,7 +35,9 @@ def test_clouds_tell_their_digit_and_colour():
         drawn = [solids.draw_solid(RNG((number, seed)), split) for seed in range(number)]
         clouds = [read_points(solids.encode(solids.render(one))) for one in drawn]
         with torch.no_grad():
-            tokens_bd = encoder(torch.cat([prepare(slot.encoder, cloud) for cloud in clouds]))[:, 0]
+            tokens_bd = encoder(torch.cat([preprocess(slot.encoder, cloud) for cloud in clouds]))[
+                :, 0
+            ]
         return tokens_bd.numpy(), [one.digit for one in drawn], [one.colour for one in drawn]
 
     (known, digits, colours), (asked, *truth) = features("train", 200), features("held_out", 100)
@@ -49,7 +51,7 @@ def test_sounds_tell_each_token_its_digit():
     def features(split, number):
         drawn = [tones.draw_dialling(RNG((number, seed)), split) for seed in range(number)]
         waves = [read_audio(tones.encode(tones.render(one), "audio/flac"), 16_000) for one in drawn]
-        mel = torch.cat([prepare(slot.encoder, wave) for wave in waves])
+        mel = torch.cat([preprocess(slot.encoder, wave) for wave in waves])
         with torch.no_grad():
             tokens_nd = encoder(mel).flatten(0, 1)
         labels = np.concatenate([audio.labels(one)[0] for one in drawn])
@@ -66,7 +68,7 @@ def test_frames_tell_their_digit_wherever_it_stands():
         drawn = [motion.draw_motion(RNG((number, seed)), split) for seed in range(number)]
         pictures = [read_video(motion.encode(motion.render(one)), 1)[0] for one in drawn]
         with torch.no_grad():
-            features_bnd = encoder(torch.cat([prepare(slot.encoder, one) for one in pictures]))
+            features_bnd = encoder(torch.cat([preprocess(slot.encoder, one) for one in pictures]))
         middles = [motion.boxes(one)[one.frames // 2] for one in drawn]
         on_scan = torch.from_numpy(np.stack([frames.covered(square) for square in middles]))
         mean_bd = (features_bnd * on_scan[..., None]).sum(1) / on_scan.sum(1, keepdim=True)

@@ -37,18 +37,18 @@ LLAMA_7B = llama_spec(4096, 11_008, 32, 32)
 LLAMA_13B = llama_spec(5120, 13_824, 40, 40)
 
 MAKE = {
-    ChatGlm: chatglm.make,
-    Glm: glm.make,
-    Llama: llama.make,
-    Opt: opt.make,
-    Palm: palm.make,
-    Qwen: qwen.make,
-    T5: t5.make,
+    ChatGlm: chatglm.build,
+    Glm: glm.build,
+    Llama: llama.build,
+    Opt: opt.build,
+    Palm: palm.build,
+    Qwen: qwen.build,
+    T5: t5.build,
 }
 CAUSAL = (LLAMA_7B, OPT_2_7B, QWEN_7B, CHATGLM2_6B, CHATGLM_6B, PALM_8B)
 
 
-def make(spec, weights="random"):
+def build(spec, weights="random"):
     torch.manual_seed(0)
     return MAKE[type(spec)](spec, weights=weights, dtype=torch.float32).eval()
 
@@ -80,7 +80,7 @@ def extras(spec, length):
 )
 def test_full_size_has_the_published_number_of_parameters(spec, billions):
     with torch.device("meta"):
-        backbone = make(spec)
+        backbone = build(spec)
     assert sum(weight.numel() for weight in backbone.parameters()) / 1e9 == pytest.approx(
         billions, abs=0.005
     )
@@ -89,7 +89,7 @@ def test_full_size_has_the_published_number_of_parameters(spec, billions):
 @pytest.mark.parametrize("spec", CAUSAL, ids=lambda spec: spec.kind)
 def test_decoding_with_a_cache_is_what_full_passes_say(spec):
     spec = spec.tiny()
-    backbone = make(spec)
+    backbone = build(spec)
     draw = torch.Generator().manual_seed(1)
     embeddings_btd = torch.randn(2, 9, spec.width, generator=draw)
     mask_bt = torch.ones(2, 9, dtype=torch.long)
@@ -120,7 +120,7 @@ def test_decoding_with_a_cache_is_what_full_passes_say(spec):
 @pytest.mark.parametrize("spec", CAUSAL, ids=lambda spec: spec.kind)
 def test_padding_on_the_right_changes_nothing(spec):
     spec = spec.tiny()
-    backbone = make(spec).train()  # no dropout either
+    backbone = build(spec).train()  # no dropout either
     embeddings_btd = torch.randn(1, 8, spec.width)
     padded_btd = torch.cat([embeddings_btd, torch.randn(1, 3, spec.width)], dim=1)
     mask_bt = torch.tensor([[1] * 8 + [0] * 3])
@@ -137,7 +137,7 @@ def test_padding_on_the_right_changes_nothing(spec):
 
 def test_t5_answers_embeddings_and_its_output_matrix_is_its_own():
     spec = FLAN_T5_XL.tiny()
-    backbone = make(spec)
+    backbone = build(spec)
     assert backbone.lm_head.weight is not backbone.shared.weight
     assert backbone.encoder.embed_tokens.weight is backbone.shared.weight
     embeddings_btd = torch.randn(2, 7, spec.width)
@@ -154,7 +154,7 @@ def test_t5_answers_embeddings_and_its_output_matrix_is_its_own():
 @pytest.mark.parametrize("activation", ["gelu_new", "gelu", "silu"])
 def test_t5_computes_with_the_activation_of_the_spec(activation):
     spec = T5(width=64, mlp_width=128, layers=1, heads=2, activation=activation, **COMMON).tiny()
-    backbone = make(spec)
+    backbone = build(spec)
     blocks = (backbone.encoder.block[0].layer[1], backbone.decoder.block[0].layer[2])
     names = {type(block.DenseReluDense.act).__name__ for block in blocks}
     wanted = {"gelu_new": "NewGELUActivation", "gelu": "GELUActivation", "silu": "SiLUActivation"}
@@ -187,7 +187,7 @@ def test_logits_are_those_of_the_published_code(name, tmp_path):
     for number, part in enumerate((names[:half], names[half:])):
         save_file({key: state[key] for key in part}, tmp_path / f"model-{number}.safetensors")
     spec = PUBLISHED[name]
-    backbone = make(replace(spec, weights=str(tmp_path)), "pretrained")
+    backbone = build(replace(spec, weights=str(tmp_path)), "pretrained")
     more = {}
     if name == "chatglm":
         more["context_mask"] = torch.arange(10)[None] < torch.tensor([[5], [7]])
@@ -203,40 +203,40 @@ def test_logits_are_those_of_the_published_code(name, tmp_path):
 )
 def test_a_transformers_checkpoint_loads_as_it_was_saved(spec, tmp_path):
     spec = replace(spec.tiny(), weights=str(tmp_path))
-    saved = make(spec)
+    saved = build(spec)
     saved.save_pretrained(tmp_path)
-    loaded = make(spec, "pretrained")
+    loaded = build(spec, "pretrained")
     own = loaded.state_dict()
     assert all(own[name].equal(tensor) for name, tensor in saved.state_dict().items())
 
 
 @pytest.mark.parametrize("spec", [OPT_2_7B, FLAN_T5_XL], ids=lambda spec: spec.kind)
 def test_a_checkpoint_of_another_size_is_refused(spec, tmp_path):
-    make(spec.tiny()).save_pretrained(tmp_path)
+    build(spec.tiny()).save_pretrained(tmp_path)
     wider = replace(spec.tiny(), weights=str(tmp_path), mlp_width=256)
     with pytest.raises(SpecError, match=r"is 128, the preset says 256"):
-        make(wider, "pretrained")
+        build(wider, "pretrained")
 
 
 def test_t5_without_an_output_matrix_of_its_own_is_refused(tmp_path):
     spec = replace(FLAN_T5_XL.tiny(), weights=str(tmp_path))
-    backbone = make(spec)
+    backbone = build(spec)
     backbone.save_pretrained(
         tmp_path, state_dict={k: v for k, v in backbone.state_dict().items() if "lm_head" not in k}
     )
     with pytest.raises(SpecError, match=r"missing \['lm_head.weight'\]"):
-        make(spec, "pretrained")
+        build(spec, "pretrained")
 
 
 def test_a_published_checkpoint_must_fit_and_be_whole(tmp_path):
     state, _ = recorded("qwen")
     spec = replace(PUBLISHED["qwen"], weights=str(tmp_path))
     with pytest.raises(SpecError, match=r"no \*.safetensors"):
-        make(spec, "pretrained")
+        build(spec, "pretrained")
     gone = state.pop("transformer.h.1.mlp.w2.weight")
     save_file(state, tmp_path / "model.safetensors")
     with pytest.raises(SpecError, match=r"missing \['model.layers.1.mlp.gate_proj.weight'\]"):
-        make(spec, "pretrained")
+        build(spec, "pretrained")
     save_file(
         state | {"transformer.h.1.mlp.w2.weight": gone[:, :16].clone()},
         tmp_path / "model.safetensors",
@@ -244,11 +244,11 @@ def test_a_published_checkpoint_must_fit_and_be_whole(tmp_path):
     with pytest.raises(
         SpecError, match=r"gate_proj.weight is \(48, 16\), the preset says \(48, 32\)"
     ):
-        make(spec, "pretrained")
+        build(spec, "pretrained")
 
 
 def test_chatglm_wants_to_know_its_context():
-    backbone = make(CHATGLM_6B.tiny())
+    backbone = build(CHATGLM_6B.tiny())
     with pytest.raises(ValueError, match="context_mask"):
         backbone(input_ids=torch.ones(1, 3, dtype=torch.long))
 
@@ -256,7 +256,7 @@ def test_chatglm_wants_to_know_its_context():
 def test_chatglm_recomputes_to_the_same_gradients():
     found = []
     for recompute in (False, True):
-        backbone = make(CHATGLM_6B.tiny()).train()
+        backbone = build(CHATGLM_6B.tiny()).train()
         if recompute:
             backbone.activation_checkpointing_enable({"use_reentrant": False})
         ids_bt = torch.arange(12).reshape(2, 6)

@@ -10,10 +10,10 @@ from model.encoders.beats import (
     DEVIATION,
     MEAN,
     BeatsEncoder,
+    build,
+    convert_state_dict,
     distance_buckets,
-    make,
-    prepare,
-    published,
+    preprocess,
 )
 from model.encoders.fbank import fbank
 from model.spec.audio import Beats
@@ -36,7 +36,7 @@ SMALL = Beats(
 def test_the_numbers_are_the_published_ones():
     weights, expected = recorded(RECORDED)
     encoder = BeatsEncoder(SMALL)
-    encoder.load_state_dict(published(weights))
+    encoder.load_state_dict(convert_state_dict(weights))
     with torch.no_grad():
         tokens = encoder(expected["features"].float())
     assert tokens.shape == (2, SMALL.tokens, SMALL.width)
@@ -48,7 +48,7 @@ def test_a_published_file_is_loaded_with_its_configuration_and_classifier_left_o
     content = weights | {"predictor.weight": torch.zeros(527, 32), "predictor.bias": torch.zeros(1)}
     torch.save({"cfg": {"encoder_layers": 2}, "model": content}, tmp_path / "beats.pt")
     spec = Beats(**{**vars(SMALL), "weights": str(tmp_path / "beats.pt")})
-    encoder = make(spec, weights="pretrained", dtype=torch.float32)
+    encoder = build(spec, weights="pretrained", dtype=torch.float32)
     with torch.no_grad():
         tokens = encoder(expected["features"].float())
     assert torch.allclose(tokens, expected["tokens"], atol=1e-5)
@@ -56,7 +56,7 @@ def test_a_published_file_is_loaded_with_its_configuration_and_classifier_left_o
 
 def test_the_published_size_has_ninety_million_parameters():
     with torch.device("meta"):
-        encoder = make(PUBLISHED, weights="random", dtype=torch.bfloat16)
+        encoder = build(PUBLISHED, weights="random", dtype=torch.bfloat16)
     # Chen et al. 2022, table 1; less the 128 lengths that weight normalisation keeps apart.
     assert sum(weight.numel() for weight in encoder.parameters()) == 90_311_792 - 128
     assert PUBLISHED.tokens == 256
@@ -74,7 +74,7 @@ def test_near_distances_have_buckets_of_their_own_and_far_ones_share():
 
 def test_half_precision_runs():
     torch.manual_seed(0)
-    encoder = make(PUBLISHED.tiny(), weights="random", dtype=torch.bfloat16)
+    encoder = build(PUBLISHED.tiny(), weights="random", dtype=torch.bfloat16)
     spec = PUBLISHED.tiny()
     tokens = encoder(torch.randn(3, *spec.shape))
     assert tokens.dtype == torch.bfloat16

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import BertModel
 
-from model.encoders.cformer import bert_config, make, preprocess
+from model.encoders.cformer import bert_config, build, preprocess
 from model.spec.audio import CFormer
 
 PUBLISHED = CFormer(weights="OWNER/NAME:FILE")
@@ -18,7 +18,7 @@ TINY = PUBLISHED.tiny()
 @pytest.fixture
 def encoder():
     torch.manual_seed(0)
-    return make(TINY, weights="random", dtype=torch.float32)
+    return build(TINY, weights="random", dtype=torch.float32)
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def test_what_only_fills_up_weighs_nothing(encoder, mel):
 
 
 def test_blank_media_and_half_precision_are_finite():
-    encoder = make(TINY, weights="random", dtype=torch.bfloat16)
+    encoder = build(TINY, weights="random", dtype=torch.bfloat16)
     tokens = encoder(torch.zeros(2, *TINY.shape))
     assert tokens.dtype == torch.bfloat16
     assert tokens.isfinite().all()
@@ -71,7 +71,7 @@ def test_stored_weights_come_back(encoder, mel, tmp_path):
     bert = BertModel(bert_config(TINY))
     bert.save_pretrained(tmp_path)
     spec = replace(TINY, weights=str(tmp_path / "speech.safetensors"), transformer=str(tmp_path))
-    loaded = make(spec, weights="pretrained", dtype=torch.float32)
+    loaded = build(spec, weights="pretrained", dtype=torch.float32)
     for name, weight in encoder.speech.state_dict().items():
         assert torch.equal(loaded.speech.state_dict()[name], weight)
     query = "encoder.layer.0.attention.self.query.weight"
@@ -81,7 +81,7 @@ def test_stored_weights_come_back(encoder, mel, tmp_path):
 
 def test_the_full_size_is_counted_on_the_meta_device():
     with torch.device("meta"):
-        encoder = make(PUBLISHED, weights="random", dtype=torch.bfloat16)
+        encoder = build(PUBLISHED, weights="random", dtype=torch.bfloat16)
     bert = sum(weight.numel() for weight in encoder.transformer.parameters())
     # BERT-base has 110M, of which 23.4M are its English words and 0.6M its pooler (Devlin et al.).
     assert bert == pytest.approx(110e6 - 23.4e6 - 0.6e6, rel=0.01)

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from transformers import CLIPImageProcessorPil, CLIPVisionModel
 
-from model.encoders.clip import clip_config, make, preprocess
+from model.encoders.clip import build, clip_config, preprocess
 from model.encoders.pictures import normalised
 from model.spec import SpecError
 from model.spec.image import ClipVision
@@ -57,7 +57,7 @@ def checkpoint(tower, tmp_path_factory):
 
 
 def features(spec, pixels):
-    encoder = make(spec, weights="pretrained", dtype=torch.float32).eval()
+    encoder = build(spec, weights="pretrained", dtype=torch.float32).eval()
     with torch.no_grad():
         return encoder(pixels)
 
@@ -90,8 +90,10 @@ def test_a_class_token_that_is_not_there_cannot_be_kept():
 
 
 def test_the_activation_is_the_specs():
-    assert make(TINY, weights="random", dtype=torch.float32).tower.config.hidden_act == "quick_gelu"
-    bigg = make(BIGG.tiny(), weights="random", dtype=torch.float32)
+    assert (
+        build(TINY, weights="random", dtype=torch.float32).tower.config.hidden_act == "quick_gelu"
+    )
+    bigg = build(BIGG.tiny(), weights="random", dtype=torch.float32)
     assert bigg.tower.config.hidden_act == "gelu"
     assert bigg(torch.zeros(1, *BIGG.tiny().shape)).shape == (1, 4, 32)
 
@@ -108,7 +110,7 @@ def test_the_activation_is_the_specs():
 )
 def test_the_full_sizes_have_the_published_counts(spec, tokens, millions, tolerance):
     with torch.device("meta"):
-        encoder = make(spec, weights="random", dtype=torch.bfloat16)
+        encoder = build(spec, weights="random", dtype=torch.bfloat16)
         assert encoder(torch.empty(1, *spec.shape)).shape == (1, tokens, spec.width)
     assert spec.tokens == tokens
     count = sum(parameter.numel() for parameter in encoder.parameters()) / 1e6

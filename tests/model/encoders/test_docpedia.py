@@ -9,7 +9,7 @@ from PIL import Image
 from scipy.fft import dctn
 from transformers import SwinConfig, SwinForImageClassification
 
-from model.encoders.docpedia import make, preprocess, swin_config
+from model.encoders.docpedia import build, preprocess, swin_config
 from model.spec import SpecError
 from model.spec.high_resolution import DocPedia
 
@@ -51,7 +51,7 @@ def checkpoint(folder, **options):
 def test_weights_for_pixels_are_taken_but_for_the_adapter(tmp_path):
     state = checkpoint(tmp_path)
     spec = replace(TINY, weights=str(tmp_path))
-    tower = make(spec, weights="pretrained", dtype=torch.float32).tower
+    tower = build(spec, weights="pretrained", dtype=torch.float32).tower
     own = tower.state_dict()
     differ = {name for name, value in state.items() if not torch.equal(own[name], value)}
     assert differ == {"embeddings.patch_embeddings.projection.weight"}
@@ -60,12 +60,12 @@ def test_weights_for_pixels_are_taken_but_for_the_adapter(tmp_path):
 def test_weights_of_another_shape_are_refused(tmp_path):
     checkpoint(tmp_path, embed_dim=16)
     with pytest.raises(SpecError, match="missing or does not fit"):
-        make(replace(TINY, weights=str(tmp_path)), weights="pretrained", dtype=torch.float32)
+        build(replace(TINY, weights=str(tmp_path)), weights="pretrained", dtype=torch.float32)
 
 
 def test_features_come_from_their_place():
     torch.manual_seed(0)
-    encoder = make(TINY, weights="random", dtype=torch.float32).eval()
+    encoder = build(TINY, weights="random", dtype=torch.float32).eval()
     coefficients = torch.randn(1, *TINY.shape).repeat(2, 1, 1, 1)
     coefficients[1, :, :8, 8:] = torch.randn(TINY.shape[0], 8, 8)
     with torch.no_grad():
@@ -78,7 +78,7 @@ def test_features_come_from_their_place():
 def test_the_full_size_has_the_published_shapes_and_count():
     spec = DocPedia()
     with torch.device("meta"):
-        encoder = make(spec, weights="random", dtype=torch.bfloat16)
+        encoder = build(spec, weights="random", dtype=torch.bfloat16)
         assert encoder(torch.empty(1, *spec.shape)).shape == (1, 1600, 1024)
     assert (spec.tokens, spec.width) == (1600, 1024)
     # Swin-B (Liu et al. 2021, table 1): 88M, with a layer for pixels and a head of 1000 classes.

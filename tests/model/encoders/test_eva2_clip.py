@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from model.encoders.eva2_clip import make, preprocess
+from model.encoders.eva2_clip import build, preprocess
 from model.spec import SpecError
 from model.spec.image import Eva2Clip
 
@@ -30,7 +30,7 @@ def weights(recorded, tmp_path_factory):
 
 
 def test_features_are_timms_before_its_last_layer(recorded, weights):
-    encoder = make(replace(SPEC, weights=weights), weights="pretrained", dtype=torch.float32)
+    encoder = build(replace(SPEC, weights=weights), weights="pretrained", dtype=torch.float32)
     with torch.no_grad():
         features_bnd = encoder(recorded["input"])
     assert features_bnd.shape == (2, SPEC.tokens, SPEC.width)
@@ -39,19 +39,19 @@ def test_features_are_timms_before_its_last_layer(recorded, weights):
 
 def test_weights_for_another_picture_are_resized(weights):
     spec = replace(SPEC, weights=weights, image_size=24)
-    encoder = make(spec, weights="pretrained", dtype=torch.float32)
+    encoder = build(spec, weights="pretrained", dtype=torch.float32)
     assert encoder(torch.zeros(1, *spec.shape)).shape == (1, 36, 32)
 
 
 def test_too_few_layers_are_told(weights):
     with pytest.raises(SpecError, match=r"missing \['layers.3"):
-        make(replace(SPEC, weights=weights, layers=4), weights="pretrained", dtype=torch.float32)
+        build(replace(SPEC, weights=weights, layers=4), weights="pretrained", dtype=torch.float32)
 
 
 def test_the_full_size_has_the_published_count():
     spec = Eva2Clip()
     with torch.device("meta"):
-        encoder = make(spec, weights="random", dtype=torch.bfloat16)
+        encoder = build(spec, weights="random", dtype=torch.bfloat16)
         assert encoder(torch.empty(1, *spec.shape)).shape == (1, 1225, 1792)
     # timm's eva02_enormous_patch14_clip_224 without its head has 4,348,720,896 in 64 layers; CogVLM
     # reads 63 and no norm behind them. Keys' biases (zero) are parameters here, not there.

@@ -14,7 +14,7 @@ from transformers import (
     OPTConfig,
 )
 
-from model.encoders.eva_clip import eva_config, make, preprocess
+from model.encoders.eva_clip import build, eva_config, preprocess
 from model.spec import SpecError
 from model.spec.image import EvaClip
 
@@ -55,7 +55,7 @@ def checkpoint(recorded, tmp_path_factory):
 @pytest.mark.parametrize("side", [16, 32])
 def test_a_blip2_checkpoint_gives_what_lavis_gives(recorded, checkpoint, side):
     spec = replace(TINY, weights=str(checkpoint), image_size=side)
-    encoder = make(spec, weights="pretrained", dtype=torch.float32).eval()
+    encoder = build(spec, weights="pretrained", dtype=torch.float32).eval()
     with torch.no_grad():
         features_bnd = encoder(recorded[f"input.{side}"])
     assert features_bnd.shape == (2, spec.tokens, spec.width)
@@ -64,7 +64,7 @@ def test_a_blip2_checkpoint_gives_what_lavis_gives(recorded, checkpoint, side):
 
 def test_the_class_token_can_be_dropped(recorded, checkpoint):
     spec = replace(TINY, weights=str(checkpoint), keep_cls=False)
-    encoder = make(spec, weights="pretrained", dtype=torch.float32).eval()
+    encoder = build(spec, weights="pretrained", dtype=torch.float32).eval()
     with torch.no_grad():
         features_bnd = encoder(recorded["input.16"])
     assert features_bnd.shape[1] == spec.tokens == 4
@@ -74,7 +74,7 @@ def test_the_class_token_can_be_dropped(recorded, checkpoint):
 def test_weights_of_another_shape_are_refused(checkpoint):
     spec = replace(TINY, weights=str(checkpoint), layers=3)
     with pytest.raises(SpecError, match="num_hidden_layers is 2, the preset says 3"):
-        make(spec, weights="pretrained", dtype=torch.float32)
+        build(spec, weights="pretrained", dtype=torch.float32)
 
 
 def test_a_checkpoint_without_the_vision_part_is_refused(checkpoint, tmp_path):
@@ -82,14 +82,14 @@ def test_a_checkpoint_without_the_vision_part_is_refused(checkpoint, tmp_path):
     text_only.save_pretrained(tmp_path)
     blip2(TINY).config.save_pretrained(tmp_path)
     with pytest.raises(SpecError, match="is missing"):
-        make(replace(TINY, weights=str(tmp_path)), weights="pretrained", dtype=torch.float32)
+        build(replace(TINY, weights=str(tmp_path)), weights="pretrained", dtype=torch.float32)
 
 
 @pytest.mark.parametrize(("side", "tokens"), [(224, 257), (448, 1025)])
 def test_the_full_size_has_the_published_count(side, tokens):
     spec = EvaClip(image_size=side)
     with torch.device("meta"):
-        encoder = make(spec, weights="random", dtype=torch.bfloat16)
+        encoder = build(spec, weights="random", dtype=torch.bfloat16)
         features_bnd = encoder(torch.empty(1, *spec.shape))
     assert features_bnd.shape == (1, tokens, 1408)
     assert spec.tokens == tokens
@@ -102,7 +102,7 @@ def test_the_full_size_has_the_published_count(side, tokens):
 
 def test_random_weights_tell_pictures_apart():
     torch.manual_seed(0)
-    encoder = make(TINY, weights="random", dtype=torch.float32)
+    encoder = build(TINY, weights="random", dtype=torch.float32)
     pixels = torch.stack(
         [preprocess(TINY, Image.new("RGB", (20, 30), colour))[0] for colour in ("red", "blue")]
     )

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import HubertModel, Wav2Vec2FeatureExtractor
 
-from model.encoders.hubert import hubert_config, make, preprocess
+from model.encoders.hubert import build, hubert_config, preprocess
 from model.spec import SpecError
 from model.spec.audio import Hubert
 
@@ -32,7 +32,7 @@ def test_published_weights_give_transformers_tokens_even_in_training(tmp_path, n
     HubertModel(config).save_pretrained(tmp_path)
     waveform = torch.randn(2, *spec.shape)
     with torch.no_grad():
-        tokens = make(spec, weights="pretrained", dtype=torch.float32).train()(waveform)
+        tokens = build(spec, weights="pretrained", dtype=torch.float32).train()(waveform)
         expected = HubertModel.from_pretrained(tmp_path).eval()(waveform).last_hidden_state
     assert torch.allclose(tokens, expected, atol=1e-6)
     assert tokens.shape == (2, spec.tokens, spec.width)
@@ -41,7 +41,7 @@ def test_published_weights_give_transformers_tokens_even_in_training(tmp_path, n
 def test_weights_of_another_size_are_refused(tmp_path):
     HubertModel(hubert_config(LARGE.tiny())).save_pretrained(tmp_path)
     with pytest.raises(SpecError, match="num_hidden_layers is 2, the preset says 3"):
-        make(
+        build(
             replace(LARGE.tiny(), layers=3, weights=str(tmp_path)),
             weights="pretrained",
             dtype=torch.float32,
@@ -52,7 +52,7 @@ def test_weights_of_another_size_are_refused(tmp_path):
 def test_the_published_sizes_have_the_published_number_of_parameters(size):
     spec, published = SIZES[size]
     with torch.device("meta"):
-        encoder = make(spec, weights="random", dtype=torch.bfloat16)
+        encoder = build(spec, weights="random", dtype=torch.bfloat16)
     count = sum(weight.numel() for weight in encoder.parameters())
     assert count == pytest.approx(published, rel=0.01)
 

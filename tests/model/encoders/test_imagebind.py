@@ -12,9 +12,9 @@ from model.encoders.imagebind import (
     AUDIO_DEVIATION,
     AUDIO_MEAN,
     ImageBindEncoder,
-    make,
-    prepare,
-    published,
+    build,
+    convert_state_dict,
+    preprocess,
 )
 from model.spec.imagebind import imagebind
 from tests.model.generation import recorded
@@ -37,7 +37,7 @@ def tiny(trunk, **changes):
 def encode(spec, values):
     encoder = ImageBindEncoder(spec)
     weights, _ = recorded(RECORDED)
-    encoder.load_state_dict(published(spec, weights))
+    encoder.load_state_dict(convert_state_dict(spec, weights))
     with torch.no_grad():
         return encoder(values)
 
@@ -74,7 +74,7 @@ def test_a_published_file_is_loaded_by_each_trunk(tmp_path):
     torch.save(weights, tmp_path / "imagebind.pth")
     for trunk in ("imu", "audio"):
         spec = replace(tiny(trunk), weights=str(tmp_path / "imagebind.pth"))
-        encoder = make(spec, weights="pretrained", dtype=torch.float32)
+        encoder = build(spec, weights="pretrained", dtype=torch.float32)
         with torch.no_grad():
             features = encoder(signal(2, *spec.shape))
         assert torch.allclose(features[:, 0], expected[trunk], atol=1e-5)
@@ -84,7 +84,7 @@ def test_the_published_sizes_have_the_published_number_of_parameters():
     counts = {}
     for trunk in TRUNKS:
         with torch.device("meta"):
-            encoder = make(imagebind(trunk, weights=""), weights="random", dtype=torch.bfloat16)
+            encoder = build(imagebind(trunk, weights=""), weights="random", dtype=torch.bfloat16)
         counts[trunk] = sum(weight.numel() for weight in encoder.parameters())
     # ViT-H, ViT-B and ViT-S (Dosovitskiy et al. 2021, table 1; Touvron et al. 2021, table 1).
     assert counts["image"] == pytest.approx(632e6, rel=0.01)
@@ -102,7 +102,7 @@ def test_tiny_trunks_read_blank_media(trunk):
         imagebind(trunk, weights="").tiny(),
         imagebind(trunk, weights="", output="tokens").tiny(),
     ):
-        encoder = make(spec, weights="random", dtype=torch.bfloat16)
+        encoder = build(spec, weights="random", dtype=torch.bfloat16)
         features = encoder(torch.zeros(3, *spec.shape))
         assert features.shape == (3, spec.tokens, spec.width)
         assert features.isfinite().all()

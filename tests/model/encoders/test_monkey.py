@@ -38,12 +38,12 @@ SMALL = Monkey(
 @pytest.fixture
 def encoder():
     torch.manual_seed(0)
-    return monkey.make(SMALL, weights="random", dtype=torch.float32).eval()
+    return monkey.build(SMALL, weights="random", dtype=torch.float32).eval()
 
 
 def test_windows_and_features_are_the_published_codes(encoder):
     recorded = load_file(RECORDED)
-    encoder.load_state_dict(monkey.published(SMALL, recorded))
+    encoder.load_state_dict(monkey.convert_state_dict(SMALL, recorded))
     picture_13hw = recorded["input"]
     # The picture's pixels are normal numbers here, so `preprocess` is followed by hand: rows first.
     windows = [
@@ -92,7 +92,7 @@ def test_a_picture_becomes_rows_of_windows_and_the_whole():
 def test_the_full_size_has_the_published_count():
     spec = Monkey(tower=BIGG)
     with torch.device("meta"):
-        encoder = monkey.make(spec, weights="random", dtype=torch.bfloat16)
+        encoder = monkey.build(spec, weights="random", dtype=torch.bfloat16)
         assert encoder(torch.empty(1, 7, *spec.shape)).shape == (1, 7, 1024, 1664)
     # Counted in the published class with six windows; the paper says 117M, which its code (four
     # windows: 51.1M) does not give either.
@@ -110,6 +110,6 @@ def test_padding_is_refused():
 
 def test_the_tiny_one_keeps_the_wiring():
     spec = SMALL.tiny()
-    encoder = monkey.make(spec, weights="random", dtype=torch.float32)
+    encoder = monkey.build(spec, weights="random", dtype=torch.float32)
     features_bfnd = encoder(torch.zeros(1, spec.parts, *spec.shape))
     assert features_bfnd.shape == (1, 7, spec.tokens, spec.width)

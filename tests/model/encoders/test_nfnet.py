@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from model.encoders.nfnet import make, preprocess
+from model.encoders.nfnet import build, preprocess
 from model.spec.nfnet import NfNet
 
 RECORDED = Path(__file__).parents[1] / "recorded" / "nfnet.safetensors"
@@ -19,7 +19,7 @@ def test_features_are_timms(tmp_path):
     save_file(recorded, tmp_path / "model.safetensors")
     # An odd size: every rounding of the padding is met.
     spec = replace(NfNet().tiny(), weights=str(tmp_path / "model.safetensors"), image_size=70)
-    encoder = make(spec, weights="pretrained", dtype=torch.float32)
+    encoder = build(spec, weights="pretrained", dtype=torch.float32)
     with torch.no_grad():
         features_bnd = encoder(pixels)
     assert features_bnd.shape == (1, spec.tokens, spec.width)
@@ -29,7 +29,7 @@ def test_features_are_timms(tmp_path):
 def test_the_full_size_has_the_published_count():
     spec = NfNet()
     with torch.device("meta"):
-        encoder = make(spec, weights="random", dtype=torch.bfloat16)
+        encoder = build(spec, weights="random", dtype=torch.bfloat16)
         assert encoder(torch.empty(1, *spec.shape)).shape == (1, 100, 3072)
     assert (spec.tokens, spec.width) == (100, 3072)
     count = sum(parameter.numel() for parameter in encoder.parameters())
@@ -42,7 +42,7 @@ def test_the_full_size_has_the_published_count():
 def test_random_weights_tell_pictures_apart_in_bfloat16():
     torch.manual_seed(0)
     spec = NfNet().tiny()
-    encoder = make(spec, weights="random", dtype=torch.bfloat16)
+    encoder = build(spec, weights="random", dtype=torch.bfloat16)
     red, blue = (preprocess(spec, Image.new("RGB", (90, 70), colour)) for colour in ("red", "blue"))
     features_bnd = encoder(torch.cat([red, blue]))
     assert features_bnd.shape == (2, 4, 64)

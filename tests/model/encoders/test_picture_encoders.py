@@ -52,7 +52,7 @@ def test_a_picture_of_any_size_becomes_what_the_spec_says(spec, file, dtype):
     media = torch.stack([file.preprocess(tiny, picture) for picture in pictures])
     assert media.shape == (2, tiny.parts, *tiny.shape)
     assert media.dtype == (torch.float32 if file in (monkey, docpedia) else torch.uint8)
-    encoder = file.make(tiny, weights="random", dtype=dtype).eval()
+    encoder = file.build(tiny, weights="random", dtype=dtype).eval()
     with torch.no_grad():
         features_mfnd = encode(encoder, tiny, media)
         alone = encode(encoder, tiny, media[1:])
@@ -68,7 +68,7 @@ def test_a_picture_of_any_size_becomes_what_the_spec_says(spec, file, dtype):
 def test_what_is_read_learns(spec, file):
     torch.manual_seed(0)
     tiny = spec.tiny()
-    encoder = file.make(tiny, weights="random", dtype=torch.float32)
+    encoder = file.build(tiny, weights="random", dtype=torch.float32)
     media = torch.randn(2, tiny.parts, *tiny.shape)
     encode(encoder, tiny, media).square().sum().backward()
     moved = [name for name, weight in encoder.named_parameters() if weight.grad is not None]

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from model.encoders.clip import make, preprocess
+from model.encoders.clip import build, preprocess
 from model.encoders.pictures import normalised, pixels_of, square
 from model.spec.image import CLIP_MEAN, CLIP_STD, ClipVision
 
@@ -47,7 +47,7 @@ def test_bytes_and_floats_are_normalised_once():
 
 def test_an_encoder_reads_bytes_as_it_reads_what_they_stand_for():
     torch.manual_seed(0)
-    encoder = make(TINY, weights="random", dtype=torch.float32).eval()
+    encoder = build(TINY, weights="random", dtype=torch.float32).eval()
     pixels = preprocess(TINY, noise(40, 30))
     values = normalised(pixels, mean=TINY.mean, std=TINY.std)
     with torch.no_grad():

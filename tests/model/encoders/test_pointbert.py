@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from model.encoders.pointbert import PointBertEncoder, farthest_points, group, make, preprocess
-from model.encoders.pointbert import published as renamed
+from model.encoders.pointbert import PointBertEncoder, build, farthest_points, group, preprocess
+from model.encoders.pointbert import convert_state_dict as renamed
 from model.spec.points import PointBert
 from tests.model.generation import recorded
 
@@ -48,7 +48,7 @@ def test_a_checkpoint_in_ulips_form_is_loaded(tmp_path):
     weights, expected = recorded(RECORDED)
     torch.save({"state_dict": weights, "epoch": 3}, tmp_path / "ulip.pt")
     spec = replace(SMALL, weights=str(tmp_path / "ulip.pt"))
-    encoder = make(spec, weights="pretrained", dtype=torch.float32)
+    encoder = build(spec, weights="pretrained", dtype=torch.float32)
     with torch.no_grad():
         assert torch.allclose(encoder(expected["clouds"]), expected["embedding"], atol=1e-5)
 
@@ -56,8 +56,8 @@ def test_a_checkpoint_in_ulips_form_is_loaded(tmp_path):
 def test_the_published_sizes_have_the_published_number_of_parameters():
     coloured = replace(PUBLISHED, points=10_000, channels=6, layers=18, embedding=1280)
     with torch.device("meta"):
-        plain = make(replace(PUBLISHED, output="pooled"), weights="random", dtype=torch.bfloat16)
-        deep = make(replace(coloured, output="pooled"), weights="random", dtype=torch.bfloat16)
+        plain = build(replace(PUBLISHED, output="pooled"), weights="random", dtype=torch.bfloat16)
+        deep = build(replace(coloured, output="pooled"), weights="random", dtype=torch.bfloat16)
     # 22.1M with the classifier of 768, 256 and 40 (ACT, Dong et al. 2023, table 1); the deep one is
     # that of OpenShape (Liu et al. 2023), 32.3M.
     assert parameters(plain) + 768 * 256 + 256 * 40 == pytest.approx(22.1e6, rel=0.01)
@@ -66,7 +66,7 @@ def test_the_published_sizes_have_the_published_number_of_parameters():
 
 def test_training_mode_and_the_other_clouds_change_nothing():
     torch.manual_seed(0)
-    encoder = make(PUBLISHED.tiny(), weights="random", dtype=torch.float32)
+    encoder = build(PUBLISHED.tiny(), weights="random", dtype=torch.float32)
     clouds = torch.randn(3, *encoder.spec.shape)
     with torch.no_grad():
         alone = encoder.eval()(clouds[:1])
@@ -76,7 +76,7 @@ def test_training_mode_and_the_other_clouds_change_nothing():
 
 def test_half_precision_keeps_the_groups():
     torch.manual_seed(0)
-    encoder = make(PUBLISHED.tiny(), weights="random", dtype=torch.bfloat16)
+    encoder = build(PUBLISHED.tiny(), weights="random", dtype=torch.bfloat16)
     features = encoder(torch.randn(2, *encoder.spec.shape))
     assert features.dtype == torch.bfloat16
     assert features.shape == (2, encoder.spec.tokens, encoder.spec.width)

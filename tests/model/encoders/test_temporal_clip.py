@@ -36,16 +36,16 @@ def recorded():
 
 
 @pytest.fixture(scope="module")
-def published():
-    return temporal_clip.make(SMALL, weights="pretrained", dtype=torch.float32).eval()
+def convert_state_dict():
+    return temporal_clip.build(SMALL, weights="pretrained", dtype=torch.float32).eval()
 
 
 @torch.no_grad()
-def test_features_are_those_of_the_published_code(recorded, published):
-    found = published(recorded["video"])
+def test_features_are_those_of_the_published_code(recorded, convert_state_dict):
+    found = convert_state_dict(recorded["video"])
     assert found.shape == (2, 3, SMALL.tokens, SMALL.width)
     torch.testing.assert_close(found, recorded["features_video"], atol=1e-5, rtol=0)
-    picture = published(recorded["video"][:, :1])
+    picture = convert_state_dict(recorded["video"][:, :1])
     torch.testing.assert_close(picture, recorded["features_picture"], atol=1e-5, rtol=0)
 
 
@@ -54,7 +54,7 @@ def test_a_frame_hears_of_a_far_one_through_the_layers(published):
     frames = torch.randn(1, 5, *SMALL.shape)
     changed = frames.clone()
     changed[:, 4] = 0
-    moved = (published(frames) - published(changed)).abs().amax(dim=(0, 2, 3))
+    moved = (convert_state_dict(frames) - convert_state_dict(changed)).abs().amax(dim=(0, 2, 3))
     assert (moved[2:] > 1e-4).all()  # two layers, one frame each
     assert moved[:2].max() == 0
 
@@ -62,14 +62,14 @@ def test_a_frame_hears_of_a_far_one_through_the_layers(published):
 @torch.no_grad()
 def test_a_picture_passes_the_tower_alone():
     torch.manual_seed(0)
-    encoder = temporal_clip.make(SMALL, weights="random", dtype=torch.float32).eval()
+    encoder = temporal_clip.build(SMALL, weights="random", dtype=torch.float32).eval()
     frames = torch.randn(2, 1, *SMALL.shape)
     plain = clip.ClipEncoder(SMALL.tower, encoder.tower)(frames[:, 0])
     torch.testing.assert_close(encoder(frames)[:, 0], encoder.tower.post_layernorm(plain))
 
 
 def test_every_weight_learns_from_a_video(published):
-    published(torch.randn(2, 3, *SMALL.shape)).pow(3).sum().backward()
+    convert_state_dict(torch.randn(2, 3, *SMALL.shape)).pow(3).sum().backward()
     assert all(weight.grad is not None for weight in published.parameters())
 
 
@@ -80,4 +80,6 @@ def test_a_tower_that_is_not_read_to_its_end_is_refused():
 
 def test_a_frame_is_prepared_as_for_clip():
     picture = Image.new("RGB", (30, 20), (10, 200, 30))
-    assert torch.equal(temporal_clip.preprocess(SMALL, picture), clip.preprocess(SMALL.tower, picture))
+    assert torch.equal(
+        temporal_clip.preprocess(SMALL, picture), clip.preprocess(SMALL.tower, picture)
+    )

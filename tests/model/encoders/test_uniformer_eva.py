@@ -26,23 +26,23 @@ def recorded():
 @pytest.fixture
 def encoder():
     torch.manual_seed(0)
-    return uniformer_eva.make(SMALL, weights="random", dtype=torch.float32).eval()
+    return uniformer_eva.build(SMALL, weights="random", dtype=torch.float32).eval()
 
 
 @pytest.fixture
-def published(recorded, encoder):
+def convert_state_dict(recorded, encoder):
     tower = {name: value for name, value in recorded.items() if name.startswith("tower.")}
-    encoder.load_state_dict(tower | uniformer_eva.published({"model": recorded}))
+    encoder.load_state_dict(tower | uniformer_eva.convert_state_dict({"model": recorded}))
     return encoder
 
 
 @torch.no_grad()
-def test_features_are_those_of_the_published_code(recorded, published):
+def test_features_are_those_of_the_published_code(recorded, convert_state_dict):
     frames = recorded["video"]
-    found = published(frames)
+    found = convert_state_dict(frames)
     assert found.shape == (2, 1, 3 * SMALL.tokens + 1, SMALL.width)
     torch.testing.assert_close(found[:, 0], recorded["output"], atol=2e-5, rtol=0)
-    picture = published(frames[:, :1])
+    picture = convert_state_dict(frames[:, :1])
     torch.testing.assert_close(picture[:, 0], recorded["output_picture"], atol=2e-5, rtol=0)
 
 
@@ -58,8 +58,8 @@ def test_published_aggregators_are_read_from_a_file(recorded, published, tmp_pat
         tower=replace(TOWER, weights=str(tmp_path / "tower")),
         aggregator_weights=str(tmp_path / "videochat.safetensors"),
     )
-    loaded = uniformer_eva.make(spec, weights="pretrained", dtype=torch.float32).eval()
-    torch.testing.assert_close(loaded(recorded["video"]), published(recorded["video"]))
+    loaded = uniformer_eva.build(spec, weights="pretrained", dtype=torch.float32).eval()
+    torch.testing.assert_close(loaded(recorded["video"]), convert_state_dict(recorded["video"]))
 
 
 @torch.no_grad()
@@ -74,7 +74,7 @@ def test_new_aggregators_leave_the_frames_as_eva_clip_has_them(encoder):
 @torch.no_grad()
 def test_the_last_token_alone_knows_the_order_of_frames(published):
     frames = torch.randn(1, 3, *SMALL.shape)
-    forth, back = published(frames)[0, 0], published(frames.flip(1))[0, 0]
+    forth, back = convert_state_dict(frames)[0, 0], convert_state_dict(frames.flip(1))[0, 0]
     n = SMALL.tokens
     torch.testing.assert_close(forth[:n], back[2 * n : 3 * n])
     assert (forth[-1] - back[-1]).abs().max() > 1e-3
@@ -83,21 +83,23 @@ def test_the_last_token_alone_knows_the_order_of_frames(published):
 def test_what_videochat_trains_learns_and_nothing_else(published):
     patterns = ("token.*", "aggregators.*", "tower.post_layernorm.*")
     trained = set(set_trainable(published, patterns))
-    published(torch.randn(2, 3, *SMALL.shape)).square().sum().backward()
+    convert_state_dict(torch.randn(2, 3, *SMALL.shape)).square().sum().backward()
     grads = {name for name, weight in published.named_parameters() if weight.grad is not None}
     assert grads == trained
 
 
 def test_a_frame_is_prepared_as_for_eva_clip():
     picture = Image.new("RGB", (30, 20), (10, 200, 30))
-    assert torch.equal(uniformer_eva.preprocess(SMALL, picture), eva_clip.preprocess(TOWER, picture))
+    assert torch.equal(
+        uniformer_eva.preprocess(SMALL, picture), eva_clip.preprocess(TOWER, picture)
+    )
 
 
 def test_the_full_size_has_the_published_count():
     """Counted in the published class at its configuration; the paper states no figure."""
     spec = UniformerEva()
     with torch.device("meta"):
-        encoder = uniformer_eva.make(spec, weights="random", dtype=torch.bfloat16)
+        encoder = uniformer_eva.build(spec, weights="random", dtype=torch.bfloat16)
         assert encoder(torch.empty(1, 8, *spec.shape)).shape == (1, 1, 8 * 257 + 1, 1408)
     counted = sum(weight.numel() for weight in encoder.aggregators.parameters())
     assert counted == 202_339_328

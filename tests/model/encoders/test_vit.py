@@ -8,7 +8,7 @@ from PIL import Image
 from transformers import ViTForImageClassification
 
 from model.encoders.pictures import normalised
-from model.encoders.vit import make, preprocess, vit_config
+from model.encoders.vit import build, preprocess, vit_config
 from model.spec.vit import Vit
 
 TINY = Vit().tiny()
@@ -28,7 +28,7 @@ def classifier():
 def test_features_of_a_checkpoint_are_transformers_own(classifier, tmp_path, side, keep_cls):
     classifier.save_pretrained(tmp_path)
     spec = replace(TINY, weights=str(tmp_path), image_size=side, keep_cls=keep_cls)
-    encoder = make(spec, weights="pretrained", dtype=torch.float32).eval()
+    encoder = build(spec, weights="pretrained", dtype=torch.float32).eval()
     pixels = torch.randn(2, *spec.shape)
     with torch.no_grad():
         want_bnd = classifier.vit(pixels, interpolate_pos_encoding=True).last_hidden_state
@@ -41,7 +41,7 @@ def test_features_of_a_checkpoint_are_transformers_own(classifier, tmp_path, sid
 def test_the_full_size_has_the_published_count():
     spec = Vit()
     with torch.device("meta"):
-        encoder = make(spec, weights="random", dtype=torch.bfloat16)
+        encoder = build(spec, weights="random", dtype=torch.bfloat16)
         assert encoder(torch.empty(1, *spec.shape)).shape == (1, 196, 1024)
     # Dosovitskiy et al. 2021, table 1: 307M, counted with the head of 3072 classes or more.
     count = sum(parameter.numel() for parameter in encoder.parameters())

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from model.encoders.vit_22b import ParallelLayer, make
+from model.encoders.vit_22b import ParallelLayer, build
 from model.spec import SpecError
 from model.spec.vit import Vit22B
 
@@ -15,7 +15,7 @@ RECORDED = Path(__file__).parents[1] / "recorded" / "vit_22b.safetensors"
 SPEC = replace(Vit22B().tiny(), image_size=16, patch_size=4)
 
 
-def published(state):
+def convert_state_dict(state):
     """From timm's names: its first layer joins the MLP's with queries, keys and values."""
     ours = {
         "patches.weight": state["patch_embed.proj.weight"],
@@ -39,9 +39,9 @@ def published(state):
 
 def test_features_are_those_of_timms_parallel_blocks(tmp_path):
     recorded = load_file(RECORDED)
-    save_file(published(recorded), tmp_path / "own.safetensors")
+    save_file(convert_state_dict(recorded), tmp_path / "own.safetensors")
     spec = replace(SPEC, weights=str(tmp_path / "own.safetensors"))
-    encoder = make(spec, weights="pretrained", dtype=torch.float32)
+    encoder = build(spec, weights="pretrained", dtype=torch.float32)
     with torch.no_grad():
         features_bnd = encoder(recorded["input"])
     assert features_bnd.shape == (2, spec.tokens, spec.width)
@@ -80,7 +80,7 @@ def test_a_layer_is_the_papers_equations():
 def test_the_full_size_has_the_published_count(side, tokens):
     spec = Vit22B(image_size=side)
     with torch.device("meta"):
-        encoder = make(spec, weights="random", dtype=torch.bfloat16)
+        encoder = build(spec, weights="random", dtype=torch.bfloat16)
         assert encoder(torch.empty(1, *spec.shape)).shape == (1, tokens, 6144)
     # Dehghani et al. 2023, table 1: 21743M, which is the layers' matrices to the million.
     matrices = sum(weight.numel() for weight in encoder.layers.parameters() if weight.dim() == 2)
@@ -91,4 +91,4 @@ def test_the_full_size_has_the_published_count(side, tokens):
 
 def test_unpublished_weights_are_told():
     with pytest.raises(SpecError, match="not published"):
-        make(SPEC, weights="pretrained", dtype=torch.float32)
+        build(SPEC, weights="pretrained", dtype=torch.float32)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import WhisperModel
 
-from model.encoders.whisper import make, preprocess, whisper_config
+from model.encoders.whisper import build, preprocess, whisper_config
 from model.spec import SpecError
 from model.spec.audio import Whisper
 
@@ -29,7 +29,7 @@ def test_published_weights_give_transformers_tokens(folder):
     spec = Whisper(**{**vars(TINY), "weights": folder})
     mel = torch.randn(2, *spec.shape)
     with torch.no_grad():
-        tokens = make(spec, weights="pretrained", dtype=torch.float32)(mel)
+        tokens = build(spec, weights="pretrained", dtype=torch.float32)(mel)
         expected = WhisperModel.from_pretrained(folder).get_encoder()(mel).last_hidden_state
     assert torch.equal(tokens, expected)
     assert tokens.shape == (2, spec.tokens, spec.width)
@@ -38,12 +38,12 @@ def test_published_weights_give_transformers_tokens(folder):
 def test_weights_of_another_duration_are_refused(folder):
     spec = Whisper(**{**vars(TINY), "weights": folder, "seconds": 3})
     with pytest.raises(SpecError, match="max_source_positions is 50, the preset says 150"):
-        make(spec, weights="pretrained", dtype=torch.float32)
+        build(spec, weights="pretrained", dtype=torch.float32)
 
 
 def test_the_published_size_has_the_published_number_of_parameters():
     with torch.device("meta"):
-        encoder = make(PUBLISHED, weights="random", dtype=torch.bfloat16)
+        encoder = build(PUBLISHED, weights="random", dtype=torch.bfloat16)
     # The encoder's share of large's 1.55 billion (Radford et al. 2022, table 1).
     assert sum(weight.numel() for weight in encoder.parameters()) == pytest.approx(637e6, rel=0.01)
     assert PUBLISHED.tokens == 1500

@@ -14,7 +14,7 @@ from model.fusion.gated_cross_attention import (
     GatedBlock,
     add,
     arrange,
-    published,
+    convert_state_dict,
 )
 from model.spec import ChatTemplate, SpecError
 from model.spec.backbones import T5, ChatGlm, Glm, Llama, Opt, Palm, Qwen
@@ -25,16 +25,16 @@ SIZES = {"width": 64, "mlp_width": 128, "layers": 4, "heads": 4}
 COMMON = {"weights": "", "vocabulary": 50, "template": ChatTemplate(), **SIZES}
 SPEC = GatedCrossAttention(every=2, heads=4, head_width=8, media_width=24)
 BACKBONES = {
-    "llama": (llama.make, Llama(kv_heads=4, max_positions=64, **COMMON)),
-    "opt": (opt.make, Opt(max_positions=64, **COMMON)),
-    "qwen": (qwen.make, Qwen(**COMMON)),
-    "glm": (glm.make, Glm(**COMMON)),
-    "palm": (palm.make, Palm(head_width=16, **COMMON)),
-    "chatglm": (chatglm.make, ChatGlm(**COMMON)),
+    "llama": (llama.build, Llama(kv_heads=4, max_positions=64, **COMMON)),
+    "opt": (opt.build, Opt(max_positions=64, **COMMON)),
+    "qwen": (qwen.build, Qwen(**COMMON)),
+    "glm": (glm.build, Glm(**COMMON)),
+    "palm": (palm.build, Palm(head_width=16, **COMMON)),
+    "chatglm": (chatglm.build, ChatGlm(**COMMON)),
 }
 
 
-def make(name, *, open_gates=False):
+def build(name, *, open_gates=False):
     torch.manual_seed(0)
     make_one, spec = BACKBONES[name]
     backbone = make_one(spec, weights="random", dtype=torch.float32).eval()
@@ -90,12 +90,12 @@ def test_new_layers_change_nothing_at_first(name):
     plain = make_one(spec, weights="random", dtype=torch.float32).eval()
     with torch.no_grad():
         wanted = hidden(plain, inputs(name), {})
-        assert hidden(make(name), inputs(name), media()).equal(wanted)
+        assert hidden(build(name), inputs(name), media()).equal(wanted)
 
 
 @pytest.mark.parametrize("name", BACKBONES)
 def test_greedy_decoding_with_a_cache_is_what_full_passes_say(name):
-    backbone, given, extra = make(name, open_gates=True), inputs(name), media()
+    backbone, given, extra = build(name, open_gates=True), inputs(name), media()
     with conditioned(backbone.get_decoder(), extra):
         answer_bt = backbone.generate(
             **given, max_new_tokens=4, do_sample=False, use_cache=True, eos_token_id=None
@@ -113,7 +113,7 @@ def test_greedy_decoding_with_a_cache_is_what_full_passes_say(name):
 
 
 def test_beams_see_the_media_of_their_row():
-    backbone, given = make("llama", open_gates=True), inputs("llama")
+    backbone, given = build("llama", open_gates=True), inputs("llama")
     with conditioned(backbone.get_decoder(), media()):
         beams = backbone.generate(**given, max_new_tokens=3, num_beams=3, eos_token_id=None)
     alone = arrange(torch.randn(0, 6, 24), *(torch.zeros(0, dtype=torch.long),) * 2, (1, 9))
@@ -126,7 +126,7 @@ def test_beams_see_the_media_of_their_row():
 
 
 def test_text_sees_the_last_medium_before_it_and_no_other():
-    backbone, given, extra = make("llama", open_gates=True), inputs("llama"), media()
+    backbone, given, extra = build("llama", open_gates=True), inputs("llama"), media()
     with torch.no_grad():
         before = hidden(backbone, given, extra)
         other = extra | {"media": extra["media"].clone()}
@@ -145,7 +145,7 @@ def test_text_sees_the_last_medium_before_it_and_no_other():
 
 
 def test_blank_media_are_nothing_and_every_new_weight_still_has_a_gradient():
-    backbone, given = make("llama", open_gates=True), inputs("llama")
+    backbone, given = build("llama", open_gates=True), inputs("llama")
     nothing = torch.zeros(0, dtype=torch.long)
     extra = arrange(torch.zeros(0, 6, 24), nothing, nothing, (2, 9))
     loud = extra | {"media": torch.full_like(extra["media"], 1e4)}
@@ -160,7 +160,7 @@ def test_blank_media_are_nothing_and_every_new_weight_still_has_a_gradient():
 def test_recomputation_gives_the_same_gradients():
     found = []
     for recompute in (False, True):
-        backbone = make("llama", open_gates=True).train()
+        backbone = build("llama", open_gates=True).train()
         if recompute:
             backbone.activation_checkpointing_enable({"use_reentrant": False})
         extra = media()
@@ -178,7 +178,7 @@ def test_a_block_gives_the_numbers_of_open_flamingo():
     spec = GatedCrossAttention(heads=2, head_width=8, media_width=20, activation="gelu")
     block = GatedBlock(spec, 24)
     weights = {k.removeprefix("weights."): v for k, v in arrays.items() if "weights." in k}
-    block.load_state_dict(published(weights))
+    block.load_state_dict(convert_state_dict(weights))
     index_bt = arrays["locations"].long().cumsum(1) - 1
     with torch.no_grad():
         output = block(arrays["hidden"], arrays["media"], index_bt)
@@ -200,7 +200,7 @@ def test_squared_relu_is_flamingos_own():
 def test_flamingos_have_their_published_number_of_new_layers(every, layers, new):
     with torch.device("meta"):
         spec = replace(BACKBONES["llama"][1], layers=layers)
-        backbone = llama.make(spec, weights="random", dtype=torch.float32)
+        backbone = llama.build(spec, weights="random", dtype=torch.float32)
         add(backbone, replace(SPEC, every=every))
     gates = [name for name, _ in backbone.named_parameters() if name.endswith("dense_gate")]
     assert len(gates) == new

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from model.backbones import llama
 from model.fusion.conditioning import conditioned
-from model.fusion.visual_expert import add, arrange, published
+from model.fusion.visual_expert import add, arrange, convert_state_dict
 from model.spec import ChatTemplate, SpecError
 from model.spec.backbones import Llama, Opt
 from model.spec.fusion import VisualExpert
@@ -20,9 +20,9 @@ LLAMA = Llama(weights="", max_positions=64, template=ChatTemplate(), **SIZES)
 SPEC = VisualExpert()
 
 
-def make(*, stir=False, spec=SPEC):
+def build(*, stir=False, spec=SPEC):
     torch.manual_seed(0)
-    backbone = llama.make(LLAMA, weights="random", dtype=torch.float32).eval()
+    backbone = llama.build(LLAMA, weights="random", dtype=torch.float32).eval()
     add(backbone, spec)
     for name, weight in backbone.named_parameters():
         if stir and ".expert" in name:
@@ -75,8 +75,8 @@ def test_pictures_side_by_side_are_told_apart():
 @pytest.mark.parametrize("bias", [False, True])
 def test_experts_that_agree_are_llama(bias):
     torch.manual_seed(0)
-    plain = llama.make(LLAMA, weights="random", dtype=torch.float32).eval()
-    backbone = make(spec=replace(SPEC, bias=bias))
+    plain = llama.build(LLAMA, weights="random", dtype=torch.float32).eval()
+    backbone = build(spec=replace(SPEC, bias=bias))
     attention_bt, kinds = places()
     extra = arrange(SPEC, attention_bt, kinds)
     with torch.no_grad():
@@ -89,12 +89,12 @@ def test_experts_that_agree_are_llama(bias):
 def test_logits_are_those_of_the_published_code():
     arrays = load_file(RECORDED / "visual_expert.safetensors")
     spec = VisualExpert(bias=True)
-    backbone = llama.make(
+    backbone = llama.build(
         replace(LLAMA, rope_theta=500_000.0), weights="random", dtype=torch.float32
     ).eval()
     add(backbone, spec)
     weights = {k.removeprefix("weights."): v for k, v in arrays.items() if "weights." in k}
-    backbone.load_state_dict(published(weights))
+    backbone.load_state_dict(convert_state_dict(weights))
     media_mask_bt = arrays["types"].bool()
     extra = arrange(spec, torch.ones_like(arrays["ids"]), [(media_mask_bt, 5)])
     assert extra["position_ids"].equal(arrays["positions"])
@@ -111,8 +111,8 @@ def test_only_pictures_feel_the_visual_expert():
     attention_bt, kinds = places()
     extra = arrange(SPEC, attention_bt, kinds)
     with torch.no_grad():
-        plain = hidden(make(), embeds, attention_bt, extra)
-        stirred = hidden(make(stir=True), embeds, attention_bt, extra)
+        plain = hidden(build(), embeds, attention_bt, extra)
+        stirred = hidden(build(stir=True), embeds, attention_bt, extra)
     changed = (plain - stirred).abs().amax(-1) > 1e-6
     assert changed.tolist() == [[False] + [True] * 8, [False] * 3 + [True] * 6]
 
@@ -120,7 +120,7 @@ def test_only_pictures_feel_the_visual_expert():
 def test_every_weight_has_a_gradient_whatever_the_batch_holds():
     none = torch.zeros(2, 9, dtype=torch.bool)
     for mask_bt in (none, ~none):
-        backbone = make()
+        backbone = build()
         out = hidden(
             backbone, embeddings(), torch.ones(2, 9, dtype=torch.long), {"vision_mask": mask_bt}
         )
@@ -131,7 +131,7 @@ def test_every_weight_has_a_gradient_whatever_the_batch_holds():
 
 @pytest.mark.parametrize("use_cache", [True, False])
 def test_greedy_decoding_is_what_full_passes_say(use_cache):
-    backbone, embeds = make(stir=True), embeddings()
+    backbone, embeds = build(stir=True), embeddings()
     attention_bt, kinds = places()
     attention_bt[:] = 1  # which `generate` leaves out
     extra = arrange(SPEC, attention_bt, kinds)
@@ -160,7 +160,7 @@ def test_recomputation_gives_the_same_gradients():
     found = []
     attention_bt, kinds = places()
     for recompute in (False, True):
-        backbone = make(stir=True).train()
+        backbone = build(stir=True).train()
         if recompute:
             backbone.activation_checkpointing_enable({"use_reentrant": False})
         extra = arrange(SPEC, attention_bt, kinds)
@@ -173,7 +173,7 @@ def test_cogvlm_has_its_published_number_of_language_weights():
     sizes = {"vocabulary": 32_000, "width": 4096, "mlp_width": 11_008, "layers": 32}
     spec = replace(LLAMA, heads=32, kv_heads=32, **sizes)
     with torch.device("meta"):
-        backbone = llama.make(spec, weights="random", dtype=torch.float32)
+        backbone = llama.build(spec, weights="random", dtype=torch.float32)
         add(backbone, SPEC)
     experts = sum(w.numel() for name, w in backbone.named_parameters() if ".expert" in name)
     assert experts / 1e9 == pytest.approx(6.5, abs=0.03)  # "6.5B trainable", paper, appendix A.2

@@ -18,7 +18,7 @@ TINY = StableDiffusion().tiny()
 
 def teacher(spec=TINY, *, denoises=True, weights="random", seed=0):
     torch.manual_seed(seed)
-    made = stable_diffusion.make(spec, denoises=denoises, weights=weights, dtype=torch.float32)
+    made = stable_diffusion.build(spec, denoises=denoises, weights=weights, dtype=torch.float32)
     return made.eval()
 
 
@@ -45,7 +45,7 @@ def checkpoint(tmp_path_factory):
 def test_sizes_are_stable_diffusion_1_5s():
     """859.5 M in the UNet, 123.1 M in CLIP's text encoder, 34.2 M in the autoencoder's encoder."""
     with torch.device("meta"):
-        made = stable_diffusion.make(
+        made = stable_diffusion.build(
             StableDiffusion(), denoises=True, weights="random", dtype=torch.float32
         )
     sizes = {
@@ -102,7 +102,9 @@ def test_noise_belongs_to_the_medium_and_not_to_its_batch():
         together = made.denoise(shown, conditions, seeds)
         alone = made.denoise(shown[1:2], conditions[1:2], seeds[1:2])
     assert torch.equal(together.noise_target_gcyx[1:2], alone.noise_target_gcyx)
-    torch.testing.assert_close(together.noise_pred_gcyx[1:2], alone.noise_pred_gcyx, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        together.noise_pred_gcyx[1:2], alone.noise_pred_gcyx, atol=1e-5, rtol=1e-5
+    )
     assert not torch.equal(together.noise_target_gcyx[0], together.noise_target_gcyx[2])
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from model.input_projectors.glu_adapter import make, published
+from model.input_projectors.glu_adapter import build, convert_state_dict
 from model.spec import ProjectorShape
 from model.spec.glu_adapter import GluAdapter
 
@@ -15,9 +15,9 @@ ENDS = ProjectorShape(parts=1, tokens=5, width_in=32, width_out=16)
 
 def projector(ends=ENDS):
     recorded = load_file(RECORDED)
-    projector = make(GluAdapter(mlp_width=24), ends)
+    projector = build(GluAdapter(mlp_width=24), ends)
     features_bfnd, tokens_bke = recorded.pop("input")[:, None], recorded.pop("output")
-    projector.load_state_dict(published(recorded))
+    projector.load_state_dict(convert_state_dict(recorded))
     return projector, features_bfnd, tokens_bke
 
 
@@ -40,7 +40,7 @@ def test_the_full_size_has_the_published_count():
     # CogVLM-17B: EVA-2-CLIP-E to Vicuna-7B.
     ends = ProjectorShape(parts=1, tokens=1225, width_in=1792, width_out=4096)
     with torch.device("meta"):
-        module = make(GluAdapter(), ends)
+        module = build(GluAdapter(), ends)
     count = sum(parameter.numel() for parameter in module.parameters())
     assert count == 1792 * 4096 + 3 * 4096 * 11008 + 2 * 4096 + 2 * 4096
     assert GluAdapter().tokens(ends) == 1227

@@ -11,7 +11,7 @@ from model.spec.projectors import Join
 @torch.no_grad()
 def test_a_token_is_the_linear_layer_of_four_raster_neighbours():
     spec, ends = Join(), ProjectorShape(parts=2, tokens=8, width_in=3, width_out=5)
-    module = join.make(spec, ends)
+    module = join.build(spec, ends)
     features = torch.randn(2, 2, 8, 3)
     found = module(features)
     assert found.shape == (2, spec.tokens(ends), 5)

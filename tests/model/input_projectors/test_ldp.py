@@ -20,17 +20,20 @@ def test_tokens_are_those_of_the_published_code(version):
     features, expected = stored.pop("features"), stored.pop("tokens")
     weights = {name.removeprefix("weights."): tensor for name, tensor in stored.items()}
     ends = ProjectorShape(parts=1, tokens=16, width_in=24, width_out=48)
-    module = ldp.make(Ldp(version=version), ends).eval()
-    module.load_state_dict(ldp.published(weights))
+    module = ldp.build(Ldp(version=version), ends).eval()
+    module.load_state_dict(ldp.convert_state_dict(weights))
     torch.testing.assert_close(module(features[:, None]), expected, atol=2e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("version", "millions"), [(1, 18.94), (2, 6.32)])
 def test_sizes_are_mobilevlms(version, millions):
     """Chu et al. 2024, table 5: LDP 18.94M, LDPv2 6.32M, 576 tokens to 144."""
-    spec, ends = Ldp(version=version), ProjectorShape(parts=1, tokens=576, width_in=1024, width_out=2048)
+    spec, ends = (
+        Ldp(version=version),
+        ProjectorShape(parts=1, tokens=576, width_in=1024, width_out=2048),
+    )
     with torch.device("meta"):
-        module = ldp.make(spec, ends)
+        module = ldp.build(spec, ends)
     count = sum(weight.numel() for weight in module.parameters())
     assert count / 1e6 == pytest.approx(millions, abs=0.01)
     assert spec.tokens(ends) == 144
@@ -39,8 +42,11 @@ def test_sizes_are_mobilevlms(version, millions):
 @pytest.mark.parametrize("version", [1, 2])
 @torch.no_grad()
 def test_each_part_is_made_smaller_by_itself(version):
-    spec, ends = Ldp(version=version).tiny(), ProjectorShape(parts=3, tokens=4, width_in=16, width_out=32)
-    module = ldp.make(spec, ends).eval()
+    spec, ends = (
+        Ldp(version=version).tiny(),
+        ProjectorShape(parts=3, tokens=4, width_in=16, width_out=32),
+    )
+    module = ldp.build(spec, ends).eval()
     features = torch.randn(2, 3, 4, 16)
     found = module(features)
     assert found.shape == (2, spec.tokens(ends), 32) == (2, 3, 32)

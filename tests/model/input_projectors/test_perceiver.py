@@ -28,8 +28,10 @@ def test_tokens_are_open_flamingos():
     spec = PerceiverResampler(
         latents=3, width=24, layers=2, heads=2, head_width=8, activation="gelu", frames=4
     )
-    module = perceiver.make(spec, ProjectorShape(parts=3, tokens=5, width_in=24, width_out=24)).eval()
-    module.load_state_dict(perceiver.published(weights))
+    module = perceiver.build(
+        spec, ProjectorShape(parts=3, tokens=5, width_in=24, width_out=24)
+    ).eval()
+    module.load_state_dict(perceiver.convert_state_dict(weights))
     found = module(stored["features"])
     torch.testing.assert_close(found, stored["tokens"], atol=2e-6, rtol=1e-5)
 
@@ -41,9 +43,12 @@ def test_squared_relu_is_what_it_says():
 
 @torch.no_grad()
 def test_any_number_of_frames_gives_as_many_tokens_and_their_order_counts():
-    spec, ends = PerceiverResampler().tiny(), ProjectorShape(parts=3, tokens=5, width_in=16, width_out=48)
+    spec, ends = (
+        PerceiverResampler().tiny(),
+        ProjectorShape(parts=3, tokens=5, width_in=16, width_out=48),
+    )
     torch.manual_seed(0)
-    module = perceiver.make(spec, ends).eval()
+    module = perceiver.build(spec, ends).eval()
     torch.nn.init.normal_(module.time.weight)
     features = torch.randn(2, 3, 5, 16)
     assert module(features).shape == module(features[:, :1]).shape == (2, spec.tokens(ends), 48)
@@ -59,12 +64,12 @@ def test_size_is_flamingos():
     """194M (Alayrac et al. 2022, table 5) with NFNet-F6's width of 3072 in front."""
     ends = ProjectorShape(parts=1, tokens=81, width_in=3072, width_out=1536)
     with torch.device("meta"):
-        module = perceiver.make(PerceiverResampler(), ends)
+        module = perceiver.build(PerceiverResampler(), ends)
     assert sum(weight.numel() for weight in module.parameters()) == pytest.approx(194e6, rel=0.005)
 
 
 def test_every_weight_gets_a_gradient():
     ends = ProjectorShape(parts=2, tokens=5, width_in=16, width_out=48)
-    module = perceiver.make(replace(PerceiverResampler().tiny(), frames=2), ends)
+    module = perceiver.build(replace(PerceiverResampler().tiny(), frames=2), ends)
     module(torch.randn(2, 2, 5, 16)).square().sum().backward()
     assert all(weight.grad is not None and weight.grad.any() for weight in module.parameters())

@@ -27,8 +27,10 @@ def test_tokens_are_those_of_the_published_code(spec, branch, prefix, tokens):
     stored = load_file(RECORDED)
     weights = {name.removeprefix("weights."): tensor for name, tensor in stored.items()}
     ends = ProjectorShape(parts=3, tokens=tokens, width_in=20, width_out=32)
-    module = video_qformer.make(spec, ends).eval()
-    module.load_state_dict(video_qformer.published({"model": weights}, spec, branch=branch))
+    module = video_qformer.build(spec, ends).eval()
+    module.load_state_dict(
+        video_qformer.convert_state_dict({"model": weights}, spec, branch=branch)
+    )
     found = module(stored[f"{prefix}features"])
     assert found.shape == (2, spec.tokens(ends), 32)
     torch.testing.assert_close(found, stored[f"{prefix}tokens"], atol=2e-6, rtol=1e-5)
@@ -38,7 +40,7 @@ def test_tokens_are_those_of_the_published_code(spec, branch, prefix, tokens):
 def test_the_order_of_frames_counts():
     torch.manual_seed(0)
     ends = ProjectorShape(parts=3, tokens=6, width_in=20, width_out=32)
-    module = video_qformer.make(VIDEO.tiny(), ends).eval()
+    module = video_qformer.build(VIDEO.tiny(), ends).eval()
     torch.nn.init.normal_(module.positions.weight)
     features = torch.randn(1, 3, 6, 20)
     assert not torch.allclose(module(features), module(features.flip(1)), atol=1e-5)
@@ -52,7 +54,7 @@ def test_more_frames_than_positions_are_refused():
 def test_names_tell_the_frozen_part_from_the_trained_ones():
     names = {
         name
-        for name, _ in video_qformer.make(
+        for name, _ in video_qformer.build(
             VIDEO, ProjectorShape(parts=3, tokens=6, width_in=20, width_out=32)
         ).named_parameters()
     }

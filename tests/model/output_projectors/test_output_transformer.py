@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from model.output_projectors import output_transformer
+from model.output_projectors.output_transformer import convert_state_dict
 from model.spec.output_branches import OutputTransformer
 
 WIDTH_IN, CONDITIONS = 24, (5, 12)
@@ -38,11 +39,11 @@ def test_conditions_are_those_of_torchs_transformer():
     torch.manual_seed(0)
     spec = OutputTransformer(width=16, layers=2, heads=4)
     published = Published(spec)
-    module = output_transformer.make(spec, WIDTH_IN, CONDITIONS)
+    module = output_transformer.build(spec, WIDTH_IN, CONDITIONS)
     state = published.state_dict()
-    module.load_state_dict(output_transformer.published(state))
+    module.load_state_dict(output_transformer.convert_state_dict(state))
     signals = torch.randn(3, 4, WIDTH_IN)
-    found, wanted = module(signals), published(signals)
+    found, wanted = module(signals), convert_state_dict(signals)
     assert found.shape == (3, *CONDITIONS)
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
 
@@ -50,7 +51,7 @@ def test_conditions_are_those_of_torchs_transformer():
 def test_size_is_next_gpts():
     """512 wide, 4 + 4 layers, from Vicuna 7B to Stable Diffusion: 31.9 M."""
     with torch.device("meta"):
-        module = output_transformer.make(OutputTransformer(), 4096, (77, 768))
+        module = output_transformer.build(OutputTransformer(), 4096, (77, 768))
         published = Published(OutputTransformer())
     count = sum(weight.numel() for weight in module.parameters())
     sides = (4096 - WIDTH_IN) * 512 + (768 - 12) * 513 + (77 - 5) * 512

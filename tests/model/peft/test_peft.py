@@ -29,13 +29,13 @@ from model.spec.peft import (
 SIZES = {"width": 64, "mlp_width": 128, "layers": 2, "heads": 4, "vocabulary": 50}
 COMMON = {"weights": "", "template": ChatTemplate(), **SIZES}
 BACKBONES = {
-    "llama": (llama.make, Llama(kv_heads=2, max_positions=64, **COMMON), LLAMA_LINEAR),
-    "opt": (opt.make, Opt(max_positions=64, **COMMON), OPT_LINEAR),
-    "qwen": (qwen.make, Qwen(**COMMON), LLAMA_LINEAR),
-    "glm": (glm.make, Glm(**COMMON), GLM_LINEAR),
-    "palm": (palm.make, Palm(head_width=8, **COMMON), LLAMA_LINEAR),
-    "chatglm": (chatglm.make, ChatGlm(**COMMON), CHATGLM_LINEAR),
-    "t5": (t5.make, T5(**COMMON), T5_LINEAR),
+    "llama": (llama.build, Llama(kv_heads=2, max_positions=64, **COMMON), LLAMA_LINEAR),
+    "opt": (opt.build, Opt(max_positions=64, **COMMON), OPT_LINEAR),
+    "qwen": (qwen.build, Qwen(**COMMON), LLAMA_LINEAR),
+    "glm": (glm.build, Glm(**COMMON), GLM_LINEAR),
+    "palm": (palm.build, Palm(head_width=8, **COMMON), LLAMA_LINEAR),
+    "chatglm": (chatglm.build, ChatGlm(**COMMON), CHATGLM_LINEAR),
+    "t5": (t5.build, T5(**COMMON), T5_LINEAR),
 }
 CAUSAL = [name for name in BACKBONES if name != "t5"]
 LAST = {
@@ -45,7 +45,7 @@ LAST = {
 }
 
 
-def make(name):
+def build(name):
     torch.manual_seed(0)
     make_one, spec, _ = BACKBONES[name]
     return make_one(spec, weights="random", dtype=torch.float32).eval()
@@ -81,7 +81,7 @@ def gradients(name, backbone, mark, **more):
 
 @pytest.mark.parametrize("name", BACKBONES)
 def test_lora_reaches_every_linear_layer_and_changes_nothing_at_first(name):
-    backbone, targets = make(name), BACKBONES[name][2]
+    backbone, targets = build(name), BACKBONES[name][2]
     with torch.no_grad():
         before = states(name, backbone)
         blocks = {
@@ -103,7 +103,7 @@ def test_lora_reaches_every_linear_layer_and_changes_nothing_at_first(name):
 
 @pytest.mark.parametrize("name", BACKBONES)
 def test_adapters_stand_behind_both_sublayers_and_are_nearly_nothing(name):
-    backbone = make(name)
+    backbone = build(name)
     with torch.no_grad():
         before = states(name, backbone)
     spec = Adapter(bottleneck=8, targets=LAST.get(name, ("o_proj", "down_proj")))
@@ -128,7 +128,7 @@ def test_adapters_have_the_published_size():
 
 @pytest.mark.parametrize("make_spec", [lambda t: Lora(rank=2, alpha=2, targets=t), None])
 def test_a_target_that_is_not_there_is_refused(make_spec):
-    backbone = make("opt")
+    backbone = build("opt")
     line = (
         "no linear layer is called 'o_proj', the backbone has fc1, fc2, k_proj, lm_head, out_proj"
     )
@@ -143,8 +143,8 @@ def test_a_target_that_is_not_there_is_refused(make_spec):
 @pytest.mark.parametrize("name", CAUSAL)
 @pytest.mark.parametrize("hidden", [None, 16])
 def test_a_prefix_is_what_transformers_caches_make_of_the_same_keys(name, hidden):
-    backbone = make(name)
-    plain = make(name)
+    backbone = build(name)
+    plain = build(name)
     prefix.add(backbone, Prefix(length=3, hidden=hidden))
     backbone.get_decoder().prefix.rows.data *= 30  # so that it is felt
     given = inputs(name)
@@ -168,7 +168,7 @@ def test_a_prefix_is_what_transformers_caches_make_of_the_same_keys(name, hidden
 
 @pytest.mark.parametrize("name", CAUSAL)
 def test_greedy_decoding_with_a_prefix_and_a_cache_is_what_full_passes_say(name):
-    backbone, given = make(name), inputs(name)
+    backbone, given = build(name), inputs(name)
     given["attention_mask"][1, :2] = 0
     prefix.add(backbone, Prefix(length=3, hidden=16))
     backbone.get_decoder().prefix.rows.data *= 30
@@ -186,7 +186,7 @@ def test_greedy_decoding_with_a_prefix_and_a_cache_is_what_full_passes_say(name)
 
 
 def test_a_prefix_goes_with_padding_and_without_a_mask():
-    backbone = make("llama")
+    backbone = build("llama")
     prefix.add(backbone, Prefix(length=3))
     given = inputs("llama")
     with torch.no_grad():
@@ -210,7 +210,7 @@ def test_a_prefix_goes_with_padding_and_without_a_mask():
 def test_recomputation_gives_the_same_gradients(add, spec):
     found = []
     for recompute in (False, True):
-        backbone = make("llama").train()
+        backbone = build("llama").train()
         add(backbone, spec)
         if recompute:
             backbone.activation_checkpointing_enable({"use_reentrant": False})
@@ -223,7 +223,7 @@ def test_recomputation_gives_the_same_gradients(add, spec):
 
 @pytest.mark.parametrize("fusion", ["gated", "expert"])
 def test_a_prefix_goes_with_fusion_inside_the_backbone(fusion):
-    backbone, given = make("llama"), inputs("llama")
+    backbone, given = build("llama"), inputs("llama")
     if fusion == "gated":
         spec = GatedCrossAttention(every=1, heads=2, head_width=8)
         gated_cross_attention.add(backbone, spec)
@@ -243,7 +243,7 @@ def test_a_prefix_goes_with_fusion_inside_the_backbone(fusion):
 def test_prefixes_refuse_what_they_cannot_do():
     with pytest.raises(SpecError, match="goes with a causal backbone, 't5' is seq2seq"):
         Prefix().check(BACKBONES["t5"][1])
-    backbone = make("llama")
+    backbone = build("llama")
     backbone.config._attn_implementation = "flash_attention_2"
     with pytest.raises(SpecError, match="does not go with flash_attention_2 attention"):
         prefix.add(backbone, Prefix())
@@ -252,7 +252,7 @@ def test_prefixes_refuse_what_they_cannot_do():
 @pytest.mark.parametrize("name", ["llama", "opt", "t5"])
 def test_qlora_is_near_the_whole_backbone_and_only_its_adapters_train(name):
     pytest.importorskip("bitsandbytes")
-    backbone = make(name)
+    backbone = build(name)
     with torch.no_grad():
         before = states(name, backbone)
     qlora.add(backbone, QLora(rank=2, alpha=4, targets=BACKBONES[name][2]))
@@ -270,7 +270,7 @@ def test_qlora_is_near_the_whole_backbone_and_only_its_adapters_train(name):
 def test_qlora_counts_its_weights_on_the_meta_device():
     pytest.importorskip("bitsandbytes")
     with torch.device("meta"):
-        backbone = make("llama")
+        backbone = build("llama")
         before = sum(weight.numel() for weight in backbone.parameters())
         qlora.add(backbone, QLora(rank=2, alpha=4))
     after = sum(w.numel() for key, w in backbone.named_parameters() if "lora_" not in key)
@@ -280,7 +280,7 @@ def test_qlora_counts_its_weights_on_the_meta_device():
 def test_qlora_says_what_it_lacks(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "bitsandbytes", None)
     with pytest.raises(SpecError, match=r"needs bitsandbytes.*pip install mmloom\[qlora\]"):
-        qlora.add(make("llama"), QLora())
+        qlora.add(build("llama"), QLora())
 
 
 def test_only_four_bit_weights_cannot_be_partitioned():

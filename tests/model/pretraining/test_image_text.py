@@ -49,7 +49,7 @@ class Given(nn.Module):
 
 def small_model(reference=None):
     torch.manual_seed(0)
-    parts = {"encoder": Given(), "projector": qformer.make(FORMER, ENDS)}
+    parts = {"encoder": Given(), "projector": qformer.build(FORMER, ENDS)}
     return image_text.ImageTextModel(SPEC, GivenSpec(), parts, reference)
 
 
@@ -101,7 +101,7 @@ def test_the_losses_and_their_gradients_are_those_of_lavis(monkeypatch):
     state = {n.removeprefix("weights."): t for n, t in recorded.items() if "weights." in n}
     model = small_model()
     found = model.projector.qformer.load_state_dict(
-        qformer.published(state, model.projector.spec), strict=True
+        qformer.convert_state_dict(state, model.projector.spec), strict=True
     )
     assert not found.missing_keys
     heads = {"words.decoder.weight": state["Qformer.bert.embeddings.word_embeddings.weight"]}
@@ -160,8 +160,8 @@ def test_known_features_give_the_losses_of_their_media():
     image = batch.media["image"]
     known = replace(
         image,
-        values=image.values[:1],
-        features=image.values[1:],  # which the encoder hands on as they are
+        values=image.input_values[:1],
+        features=image.input_values[1:],  # which the encoder hands on as they are
         known_m=torch.tensor([False, True]),
     )
     expected = means(model(batch))
@@ -206,7 +206,7 @@ def test_wrong_partners_are_never_ones_own_nor_fillers():
 
 
 def test_the_projected_tokens_are_drawn_to_the_reference():
-    reference = pformer.make(PFormer().tiny(), prompts=4, width_out=40)
+    reference = pformer.build(PFormer().tiny(), prompts=4, width_out=40)
     outputs = small_model(reference)(pairs(*some_pairs(3), filler=True))
     assert outputs.tokens_xku.shape == outputs.prompts_xku.shape == (3, 4, 40)
     assert not outputs.prompts_xku.requires_grad

@@ -37,7 +37,7 @@ def small_model():
     )
     torch.manual_seed(0)
     backbone = OPTForCausalLM(config)
-    former = pformer.make(FORMER, prompts=8, width_out=24)
+    former = pformer.build(FORMER, prompts=8, width_out=24)
     return SentenceModel(SPEC, system("digits").model, backbone, former, MASK)
 
 
@@ -80,7 +80,7 @@ def test_the_losses_and_their_gradients_are_those_of_blitext():
     recorded = load_file(RECORDED)
     state = {n.removeprefix("weights."): t for n, t in recorded.items() if "weights." in n}
     model = small_model()
-    model.reference.load_state_dict(pformer.published(state))
+    model.reference.load_state_dict(pformer.convert_state_dict(state))
     frozen = {
         name.removeprefix("opt_model."): tensor
         for name, tensor in state.items()
@@ -157,7 +157,7 @@ def test_what_is_counted_before_the_pass_is_what_the_losses_count():
 
 def test_the_size_is_berts_and_that_of_the_layers_behind_it():
     with torch.device("meta"):
-        module = pformer.make(PFormer(), prompts=32, width_out=2560)
+        module = pformer.build(PFormer(), prompts=32, width_out=2560)
     bert = sum(weight.numel() for weight in module.bert.parameters())
     rest = sum(weight.numel() for weight in module.parameters()) - bert
     assert bert == pytest.approx(109e6, rel=0.005)

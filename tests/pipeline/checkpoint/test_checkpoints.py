@@ -15,7 +15,7 @@ from etl.cli import UserError
 from etl.storage.atomic import file_sha256, write_json
 from pipeline.checkpoint.checkpoints import (
     Checkpoints,
-    Keep,
+    RetentionPolicy,
     newest_weights,
     write_weights,
 )
@@ -37,7 +37,7 @@ def make(run: Path, step: int) -> Path:
 
 
 def test_auto_takes_the_newest_sound_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    checkpoints = Checkpoints(tmp_path, IDENTITY, Keep())
+    checkpoints = Checkpoints(tmp_path, IDENTITY, RetentionPolicy())
     assert checkpoints.choose("auto") is None
     first, second, third = (make(tmp_path, step) for step in (5, 10, 15))
     assert checkpoints.choose("auto") == third
@@ -55,19 +55,19 @@ def test_auto_takes_the_newest_sound_one(tmp_path: Path, caplog: pytest.LogCaptu
 def test_half_written_ones_do_not_count(tmp_path: Path) -> None:
     whole = make(tmp_path, 5)
     make(tmp_path, 10).rename(tmp_path / "checkpoints" / "step-00000010.partial")
-    assert Checkpoints(tmp_path, IDENTITY, Keep()).choose("auto") == whole
+    assert Checkpoints(tmp_path, IDENTITY, RetentionPolicy()).choose("auto") == whole
     assert newest_weights(tmp_path) == whole / "weights.safetensors"
 
 
 def test_latest_rules_over_newer_ones(tmp_path: Path) -> None:
     older, _ = make(tmp_path, 5), make(tmp_path, 10)
     (tmp_path / "checkpoints" / "latest").write_text(f"{older.name}\n")
-    assert Checkpoints(tmp_path, IDENTITY, Keep()).choose("auto") == older
+    assert Checkpoints(tmp_path, IDENTITY, RetentionPolicy()).choose("auto") == older
 
 
 def test_a_step_by_number(tmp_path: Path) -> None:
     older, newer = make(tmp_path, 5), make(tmp_path, 10)
-    checkpoints = Checkpoints(tmp_path, IDENTITY, Keep())
+    checkpoints = Checkpoints(tmp_path, IDENTITY, RetentionPolicy())
     assert checkpoints.choose("5") == older
     with pytest.raises(UserError, match=r"want auto, never or a step with a checkpoint \(10, 5\)"):
         checkpoints.choose("7")
@@ -80,7 +80,7 @@ def test_a_step_by_number(tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     make(tmp_path, 5)
-    other = Checkpoints(tmp_path, IDENTITY | {"preset": "llava_1_5_7b"}, Keep())
+    other = Checkpoints(tmp_path, IDENTITY | {"preset": "llava_1_5_7b"}, RetentionPolicy())
     with pytest.raises(UserError, match="preset 'digits', this one has 'llava_1_5_7b'"):
         other.choose("auto")
     manifest = json.loads((tmp_path / "checkpoints/step-00000005/manifest.json").read_text())
@@ -116,7 +116,7 @@ def test_what_an_earlier_run_trained_is_saved_though_it_is_frozen_now(tmp_path: 
         def save_checkpoint(self, folder: str, tag: str, **_: object) -> None:
             self.checkpoint_engine.save({"step": 3}, str(Path(folder) / tag / "states.pt"))
 
-    checkpoints = Checkpoints(tmp_path, IDENTITY, Keep(newest=1), inherited=["b.weight"])
+    checkpoints = Checkpoints(tmp_path, IDENTITY, RetentionPolicy(newest=1), inherited=["b.weight"])
     checkpoints.begin(Engine(), TrainerState(step=3))  # type: ignore[arg-type]
     checkpoints.finish()
     saved = load_file(newest_weights(tmp_path))

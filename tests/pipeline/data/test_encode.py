@@ -11,8 +11,8 @@ from etl.storage.shards import ShardSet
 from model.batch import IGNORED
 from model.pretraining.build import SentenceReader, build_sentence_tokenizer
 from model.spec import ModelSpec
-from pipeline.data.collate import collate, filler
-from pipeline.data.encode import Row, SampleEncoder
+from pipeline.data.collate import collate, dummy_example
+from pipeline.data.encode import Example, SampleEncoder
 
 
 def dialogue(captions: ShardSet, *texts: str) -> Sample:
@@ -21,7 +21,7 @@ def dialogue(captions: ShardSet, *texts: str) -> Sample:
     return replace(captions[0], turns=turns)
 
 
-def targets(row: Row, tokenizer: PreTrainedTokenizerBase) -> str:
+def targets(row: Example, tokenizer: PreTrainedTokenizerBase) -> str:
     return tokenizer.decode([label for label in row.labels if label != IGNORED])
 
 
@@ -43,7 +43,7 @@ def test_a_text_that_is_laid_out_before_gives_the_same_row(
     sample = dialogue(captions, "<image>\nWhich digit is red?", "3", "Where?", "centre")
     at_once, later = encoder.row(sample), encoder.row(sample, encoder.draft(sample))
     assert (at_once.ids, at_once.labels, at_once.kinds) == (later.ids, later.labels, later.kinds)
-    assert torch.equal(at_once.media[0].values, later.media[0].values)
+    assert torch.equal(at_once.media[0].input_values, later.media[0].input_values)
     with pytest.raises(SampleError, match="1 media, 0 used"):
         encoder.draft(dialogue(captions, "Which digit?", "3"))
 
@@ -114,7 +114,7 @@ def test_pixels_stay_bytes(
     spec: ModelSpec, tokenizer: PreTrainedTokenizerBase, captions: ShardSet
 ) -> None:
     encoder = SampleEncoder(spec, tokenizer, prompt="plain", max_tokens=200)
-    pixels = encoder.row(captions[0]).media[0].values
+    pixels = encoder.row(captions[0]).media[0].input_values
     assert pixels.shape == (1, 3, 48, 48)
     assert pixels.dtype == torch.uint8
     assert pixels.min() < pixels.max()
@@ -126,12 +126,12 @@ def test_collation_pads_to_the_longest(
 ) -> None:
     encoder = SampleEncoder(spec, tokenizer, prompt="plain", max_tokens=40)
     row = encoder.row(captions[0])
-    batch = collate([row, filler(7, seq2seq=False)], pad_id=7, side=side)
+    batch = collate([row, dummy_example(7, seq2seq=False)], pad_id=7, side=side)
     assert batch.ids_bt.shape == (2, 40)
     assert batch.attention_bt.sum(1).tolist() == [40, 1]
     assert batch.attention_bt[1, first] == 1
     assert batch.media["image"].media_mask_bt.sum(1).tolist() == [36, 0]
-    assert batch.media["image"].values.shape == (1, 1, 3, 48, 48)
+    assert batch.media["image"].input_values.shape == (1, 1, 3, 48, 48)
     assert torch.all(batch.labels_bt[1] == IGNORED)
 
 
@@ -154,7 +154,7 @@ def test_a_pair_brings_its_sentence_in_another_vocabulary(
     assert (row.ids, row.labels) == (alone.ids, alone.labels)
     assert row.sentence == reader.ids("a red 3.")
     assert len(row.sentence) == 8
-    batch = collate([row, filler(0, seq2seq=False)], pad_id=0, side="right")
+    batch = collate([row, dummy_example(0, seq2seq=False)], pad_id=0, side="right")
     assert batch.sentences is not None
     assert batch.sentences.mask_bl.sum(1).tolist() == [8, 0]
 
@@ -172,7 +172,7 @@ def test_sentences_alone_are_laid_out_as_captions_are_and_no_medium_is_read(
     assert encoder.draft(broken) is None
     row, alone = encoder.row(broken), plain.row(sample)
     assert (row.ids, row.labels, row.kinds) == (alone.ids, alone.labels, alone.kinds)
-    assert row.media[0].values.numel() == 0
+    assert row.media[0].input_values.numel() == 0
 
 
 @pytest.mark.parametrize(

@@ -15,13 +15,13 @@ from etl.storage.shards import ShardSet, write_folder
 from model.batch import IGNORED, Batch
 from model.build import build, build_caption_tokenizers
 from model.freeze import set_trainable
-from model.generative_lm import GenerativeMultimodalLM, GenerativeLMOutput
+from model.generative_lm import GenerativeLMOutput, GenerativeMultimodalLM
 from model.presets import system
 from model.spec import SpecError, System
 from model.spec.output_branches import Generation, OutputBranchSpec
 from pipeline.config.run_config import RunConfig, TrainOptions, resolve
-from pipeline.data.collate import collate, filler, pack
-from pipeline.data.encode import Row, SampleEncoder
+from pipeline.data.collate import collate, dummy_example, pack
+from pipeline.data.encode import Example, SampleEncoder
 from pipeline.data.generation_targets import GenerationTargetEncoder, captions, ways
 from pipeline.data.tokenize import SampleTokenizer
 from pipeline.feature_cache.cache_key import text_key
@@ -79,18 +79,20 @@ def encoder_of(
     )
 
 
-def rows_of(encoder: SampleEncoder, samples: Sequence[Sample]) -> list[Row]:
+def rows_of(encoder: SampleEncoder, samples: Sequence[Sample]) -> list[Example]:
     return [encoder.row(sample, position=number) for number, sample in enumerate(samples)]
 
 
 def model_of(preset: System) -> GenerativeMultimodalLM:
     model = build(preset.model, preset.pt, weights="random", seed=0)
     assert isinstance(model, GenerativeMultimodalLM)
-    set_trainable(model, preset.pt.trains)
+    set_trainable(model, preset.pt.trainable)
     return model.train()
 
 
-def learnt(model: GenerativeMultimodalLM, preset: System, batches: Sequence[Batch]) -> dict[str, float]:
+def learnt(
+    model: GenerativeMultimodalLM, preset: System, batches: Sequence[Batch]
+) -> dict[str, float]:
     """Run batches as passes of one step; leave the gradients in the model, return the losses."""
     objective = objective_of(preset.model, preset.pt)
     counts = [objective.counts(batch) for batch in batches]
@@ -128,9 +130,9 @@ def test_signals_are_said_where_the_assistant_draws(
     caption = tokenizer.encode(samples[0].turns[0].text, add_special_tokens=False)
     assert row.ids[1 : places[0]] == caption
     assert set(row.labels[: places[0]]) == {IGNORED}
-    (drawn,) = row.drawn
-    assert drawn.values is not None
-    assert drawn.values.shape == preset.model.outputs[0].generator.shape
+    (drawn,) = row.generation_targets
+    assert drawn.input_values is not None
+    assert drawn.input_values.shape == preset.model.outputs[0].generator.shape
     assert drawn.ids is not None
     assert len(drawn.ids) == 77
 
@@ -146,7 +148,9 @@ def test_what_can_only_be_drawn_cannot_be_shown(
     tokenizer: PreTrainedTokenizerBase, samples: list[Sample]
 ) -> None:
     audio = system("digits_audio").model
-    drafter = SampleTokenizer(audio, tokenizer, prompt="plain", max_tokens=200, outputs=(OutputBranchSpec(),))
+    drafter = SampleTokenizer(
+        audio, tokenizer, prompt="plain", max_tokens=200, outputs=(OutputBranchSpec(),)
+    )
     shown = samples[1]
     length = drafter.length(shown.id, shown.turns, ["image"])
     assert length.fault == f"sample {shown.id}: shows image, which the model only draws"
@@ -200,7 +204,7 @@ def test_any_split_and_packing_give_the_same_losses_and_gradients(
     """One pass, packed or padded; four of one sample; and one beside fillers only."""
     rows = rows_of(encoder_of(preset, tokenizer), samples)
     pad = tokenizer.pad_token_id
-    nothing = collate([filler(pad, seq2seq=False)], pad_id=pad, side="right")
+    nothing = collate([dummy_example(pad, seq2seq=False)], pad_id=pad, side="right")
     splits = [
         [pack(rows)],
         [collate(rows, pad_id=pad, side="right")],
@@ -249,7 +253,10 @@ def test_it_learns_to_say_signals_and_what_they_mean(
     said = output.logits_ov.argmax(1)[output.targets_o >= preset.model.backbone.vocabulary]
     assert said.tolist() == 2 * output.targets_o[:SIGNALS].tolist()
     near, far = (
-        (output.drawn["to_image"].condition_embeds_glw[[a]] - output.drawn["to_image"].target_embeds_glw[[b]])
+        (
+            output.drawn["to_image"].condition_embeds_glw[[a]]
+            - output.drawn["to_image"].target_embeds_glw[[b]]
+        )
         .square()
         .mean()
         for a, b in ((0, 0), (0, 1))
@@ -275,7 +282,12 @@ def test_a_rank_without_pictures_calls_what_the_others_call(
     assert calls[0] == calls[1] == calls[2]
     assert any("unet" in name for name in calls[0])
     drawn = model(pack(rows[1:2]), used, used).drawn["to_image"]
-    assert len(drawn.condition_embeds_glw) == len(drawn.target_embeds_glw) == len(drawn.denoised.noise_pred_gcyx) == 0
+    assert (
+        len(drawn.condition_embeds_glw)
+        == len(drawn.target_embeds_glw)
+        == len(drawn.denoised.noise_pred_gcyx)
+        == 0
+    )
     calls.append({})
     output: GenerativeLMOutput = model(pack(rows[1:2]), ["image"], ["image"])
     assert not output.drawn
@@ -302,11 +314,11 @@ def test_known_embeddings_give_the_same_losses_without_the_text_encoder(
     rows = rows_of(encoder_of(preset, tokenizer), samples)
     model = model_of(preset)
     wanted = learnt(model, preset, [pack(rows)])
-    ids = torch.tensor([row.drawn[0].ids for row in (rows[0], rows[2])])
+    ids = torch.tensor([row.generation_targets[0].ids for row in (rows[0], rows[2])])
     embedded = model.output_branches()["to_image"].generator.embed(ids)
 
-    def known(row: Row, number: int) -> Row:
-        drawn = replace(row.drawn[0], ids=None, embedded=embedded[number])
+    def known(row: Example, number: int) -> Example:
+        drawn = replace(row.generation_targets[0], ids=None, embedded=embedded[number])
         return replace(row, drawn=(drawn,))
 
     some = [known(rows[0], 0), *rows[1:]]
@@ -314,7 +326,9 @@ def test_known_embeddings_give_the_same_losses_without_the_text_encoder(
     all_known = pack([known(rows[0], 0), rows[1], known(rows[2], 1), rows[3]])
     assert all_known.count("to_image") == (2, 0)
     texts = []
-    model.output_branches()["to_image"].generator.text.register_forward_hook(lambda *_: texts.append(1))
+    model.output_branches()["to_image"].generator.text.register_forward_hook(
+        lambda *_: texts.append(1)
+    )
     drawn = model(all_known, ["image", "to_image"], ["image"]).drawn["to_image"]
     assert torch.equal(drawn.target_embeds_glw, embedded)
     assert not texts
@@ -325,7 +339,7 @@ def test_known_embeddings_give_the_same_losses_without_the_text_encoder(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"generation": Generation(), "trains": ("inputs.*",)}, "generation trains no outputs"),
+        ({"generation": Generation(), "trainable": ("inputs.*",)}, "generation trains no outputs"),
         ({"generation": Generation(align=0.5), "outputs": ()}, "wants a model with outputs"),
     ],
 )
@@ -378,7 +392,7 @@ def run(tmp_path: Path) -> RunConfig:
 def test_a_filled_cache_knows_each_text_once_and_as_training_does(run: RunConfig) -> None:
     worker = Filler(run, None, batch=4, threads=1, device="cpu")
     model = build(run.system.model, run.settings, weights="random", seed=run.seed)
-    set_trainable(model, run.settings.trains)
+    set_trainable(model, run.settings.trainable)
     (kept,) = [part for part in keepable(run, model) if isinstance(part, KeptTexts)]
     assert worker.producers["to_image"] == kept.producer()
     stores = {kind: FeatureStore(Path(run.output), p) for kind, p in worker.producers.items()}

@@ -14,8 +14,8 @@ from pipeline.data.encode import SampleEncoder
 from pipeline.data.lengths import read_lengths
 from pipeline.data.loader import MicroBatch, MultimodalDataset, micro_batches
 from pipeline.data.packing import Layout, PackedLayout, PaddedLayout
-from pipeline.data.sampler import CostModel, BatchSampler
-from pipeline.data.shuffle import Order, Source
+from pipeline.data.sampler import BatchSampler, CostModel
+from pipeline.data.shuffle import ShuffledStream, Source
 from pipeline.data.tokenize import SampleTokenizer
 from tests.worlds import caption_shards
 
@@ -38,7 +38,9 @@ class Data:
     ) -> list[list[MicroBatch]]:
         rows = len(self.shards)
         schedule = BatchSampler(
-            order=Order(sources=(Source(first=0, rows=rows, draws=rows),), seed=0, epochs=2),
+            order=ShuffledStream(
+                sources=(Source(first=0, rows=rows, draws=rows),), seed=0, epochs=2
+            ),
             global_batch=batch,
             layout=layout,
             lengths=self.lengths,
@@ -68,7 +70,10 @@ def same(left: list[list[MicroBatch]], right: list[list[MicroBatch]]) -> bool:
     return all(
         torch.equal(one.ids_bt, other.ids_bt)
         and one.media.keys() == other.media.keys()
-        and all(torch.equal(one.media[kind].values, other.media[kind].values) for kind in one.media)
+        and all(
+            torch.equal(one.media[kind].input_values, other.media[kind].input_values)
+            for kind in one.media
+        )
         for one, other in zip(ones, others, strict=True)
     )
 
@@ -96,7 +101,9 @@ def test_ranks_have_equally_many_micro_batches_however_many_a_step_has(data: Dat
 
 
 def test_the_short_last_step_is_filled_without_loss(data: Data) -> None:
-    (last,) = data.load(PaddedLayout(most=3, order="length"), range(6, 7))  # 8 samples, in bins of 3
+    (last,) = data.load(
+        PaddedLayout(most=3, order="length"), range(6, 7)
+    )  # 8 samples, in bins of 3
     assert [item.samples for item in last] == [3, 0]
     assert bool((last[1].batch.labels_bt == IGNORED).all())
     (packed,) = data.load(PackedLayout(tokens=10_000, media=8), range(6, 7), ranks=9)
@@ -117,7 +124,9 @@ def test_a_packed_row_has_no_padding_and_tells_its_samples_apart(data: Data) -> 
         assert int(batch.media["image"].media_mask_bt.sum()) == 36 * item.samples
 
 
-@pytest.mark.parametrize("layout", [PaddedLayout(most=12, order="length"), PackedLayout(tokens=9000, media=99)])
+@pytest.mark.parametrize(
+    "layout", [PaddedLayout(most=12, order="length"), PackedLayout(tokens=9000, media=99)]
+)
 def test_a_bad_sample_is_reported_and_left_out(
     layout: Layout, tmp_path: Path, spec: ModelSpec, tokenizer: PreTrainedTokenizerBase
 ) -> None:
@@ -131,7 +140,7 @@ def test_a_bad_sample_is_reported_and_left_out(
     (bad,) = item.bad
     assert (bad.row, bad.id) == (5, samples[5].id)
     assert "cannot be decoded" in bad.reason
-    assert item.batch.media["image"].values.shape[0] == 11
+    assert item.batch.media["image"].input_values.shape[0] == 11
 
 
 def test_what_cannot_be_used_by_its_text_is_reported_without_being_decoded(

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from pipeline.data.packing import Deal, Layout, PackedLayout, PaddedLayout, Sizes, deal
+from pipeline.data.packing import Deal, Layout, PackedLayout, PaddedLayout, Sizes, assign_to_ranks
 
 
 def some(count: int, *, seed: int = 0, media: int = 2) -> Sizes:
@@ -39,7 +39,7 @@ def test_every_sample_is_dealt_once_and_every_rank_has_a_bin_in_each_pass(
     layout: Layout, count: int, ranks: int
 ) -> None:
     sizes = some(count)
-    found = deal(sizes, layout, ranks)
+    found = assign_to_ranks(sizes, layout, ranks)
     assert dealt(found) == list(range(count))
     assert found
     assert all(len(turn) == ranks for turn in found)
@@ -54,18 +54,18 @@ def test_every_sample_is_dealt_once_and_every_rank_has_a_bin_in_each_pass(
 
 def test_the_deal_is_a_function_of_the_sizes() -> None:
     layout = PackedLayout(tokens=4096, media=8)
-    assert deal(some(64), layout, 2) == deal(some(64), layout, 2)
+    assert assign_to_ranks(some(64), layout, 2) == assign_to_ranks(some(64), layout, 2)
 
 
 def test_packing_takes_as_few_passes_as_the_tokens_ask_for() -> None:
     sizes = some(128)
-    found = deal(sizes, PackedLayout(tokens=4096, media=1000), 4)
+    found = assign_to_ranks(sizes, PackedLayout(tokens=4096, media=1000), 4)
     assert len(found) <= -(-int(sizes.tokens_n.sum()) // (4 * 4096)) + 1
 
 
 def test_the_bins_of_a_pass_cost_alike_in_both_phases() -> None:
     sizes = some(256)
-    for turn in deal(sizes, PackedLayout(tokens=16384, media=1000), 8):
+    for turn in assign_to_ranks(sizes, PackedLayout(tokens=16384, media=1000), 8):
         for cost_n in (sizes.encoding_n, sizes.thinking_n):
             costs = [cost_n[bin_].sum() for bin_ in turn]
             assert max(costs) <= 1.1 * np.mean(costs)
@@ -75,12 +75,12 @@ def test_rows_of_like_length_lie_together() -> None:
     sizes = some(64)
     lengths = [
         [sizes.tokens_n[sample] for sample in bin_]
-        for turn in deal(sizes, PaddedLayout(most=8, order="length"), 2)
+        for turn in assign_to_ranks(sizes, PaddedLayout(most=8, order="length"), 2)
         for bin_ in turn
     ]
     assert all(min(first) >= max(second) for first, second in itertools.pairwise(lengths))
 
 
 def test_in_order_of_position_the_ranks_take_turns() -> None:
-    found = deal(some(8), PaddedLayout(most=2, order="position"), 2)
+    found = assign_to_ranks(some(8), PaddedLayout(most=2, order="position"), 2)
     assert found == [[[0, 1], [2, 3]], [[4, 5], [6, 7]]]

@@ -3,14 +3,16 @@
 import numpy as np
 import pytest
 
-from pipeline.data.shuffle import Order, Source
+from pipeline.data.shuffle import ShuffledStream, Source
 
 
-def whole(rows: int, *, seed: int, epochs: int) -> Order:
-    return Order(sources=(Source(first=0, rows=rows, draws=rows),), seed=seed, epochs=epochs)
+def whole(rows: int, *, seed: int, epochs: int) -> ShuffledStream:
+    return ShuffledStream(
+        sources=(Source(first=0, rows=rows, draws=rows),), seed=seed, epochs=epochs
+    )
 
 
-def stream(order: Order) -> list[int]:
+def stream(order: ShuffledStream) -> list[int]:
     return order.rows(0, order.positions).tolist()
 
 
@@ -30,7 +32,7 @@ def test_the_seed_decides_the_order() -> None:
 @pytest.mark.parametrize("length", [1, 3, 8, 100])
 def test_seeking_gives_what_reading_on_gives(length: int) -> None:
     mixed = (Source(first=0, rows=20, draws=7), Source(first=20, rows=11, draws=22))
-    for order in (whole(23, seed=1, epochs=3), Order(sources=mixed, seed=1, epochs=4)):
+    for order in (whole(23, seed=1, epochs=3), ShuffledStream(sources=mixed, seed=1, epochs=4)):
         everything = stream(order)
         for first in range(0, order.positions, length):
             assert order.rows(first, first + length).tolist() == everything[first : first + length]
@@ -43,7 +45,7 @@ def test_the_stream_ends_where_the_last_epoch_ends() -> None:
 
 
 def test_a_source_that_is_drawn_in_part_gives_all_its_rows_before_any_comes_again() -> None:
-    order = Order(sources=(Source(first=5, rows=12, draws=5),), seed=0, epochs=12)
+    order = ShuffledStream(sources=(Source(first=5, rows=12, draws=5),), seed=0, epochs=12)
     rows = stream(order)
     for turn in range(5):
         assert sorted(rows[12 * turn : 12 * turn + 10]) != list(range(5, 15))  # shuffled, …
@@ -54,7 +56,7 @@ def test_a_source_that_is_drawn_in_part_gives_all_its_rows_before_any_comes_agai
 
 def test_epochs_hold_each_source_in_its_share() -> None:
     sources = (Source(first=0, rows=100, draws=100), Source(first=100, rows=10, draws=25))
-    order = Order(sources=sources, seed=2, epochs=4)
+    order = ShuffledStream(sources=sources, seed=2, epochs=4)
     assert order.per_epoch == 125
     for epoch in range(4):
         rows = order.rows(125 * epoch, 125 * (epoch + 1))

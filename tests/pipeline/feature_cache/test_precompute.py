@@ -43,7 +43,7 @@ def run(data: Path, tmp_path: Path) -> RunConfig:
 
 
 @pytest.fixture
-def filler(run: RunConfig) -> Filler:
+def dummy_example(run: RunConfig) -> Filler:
     return Filler(run, None, batch=3, threads=2, device="cpu")
 
 
@@ -63,7 +63,7 @@ def planned(
 
 
 def fill(filler: Filler, item: Range) -> Filled:
-    filled = filler(item)
+    filled = dummy_example(item)
     assert isinstance(filled, Filled)
     return filled
 
@@ -121,10 +121,10 @@ def test_kinds_that_share_an_encoder_share_a_producer_and_no_key(tmp_path: Path)
 
 
 def test_encoders_that_train_are_left_out(spec: ModelSpec, data: Path, tmp_path: Path) -> None:
-    trained = ("--set", 'pt.trains=["inputs.*"]')
+    trained = ("--set", 'pt.trainable=["inputs.*"]')
     words = ["digits", "--data", str(data), "--output", str(tmp_path / "f"), *trained]
     options = TrainOptions(
-        preset="digits", data=(data,), output=tmp_path, set=('pt.trains=["inputs.*"]',)
+        preset="digits", data=(data,), output=tmp_path, set=('pt.trainable=["inputs.*"]',)
     )
     assert not frozen_parts(resolve(options, "pt"), None)
     with pytest.raises(UserError, match="all encoders train in stage pt; there is nothing to keep"):

@@ -13,9 +13,9 @@ from etl.storage.schema import Sample, SampleError
 from etl.storage.shards import ShardSet
 from model.spec import ModelSpec
 from pipeline.data.collate import collate, pack
-from pipeline.data.encode import SampleEncoder
+from pipeline.data.encode import Example, SampleEncoder
 from pipeline.feature_cache.cache_key import Producer, medium_key
-from pipeline.feature_cache.feature_file import Row, write_part
+from pipeline.feature_cache.feature_file import write_part
 from pipeline.feature_cache.reader import CacheReader
 from pipeline.feature_cache.store import FeatureStore
 
@@ -40,7 +40,7 @@ def lookup(tmp_path: Path, spec: ModelSpec, captions: ShardSet) -> CacheReader:
     store.create()
     known = captions[0], broken(captions[1])
     rows = [
-        Row(key=key_of(one, spec), features=torch.full(SHAPE, float(number)))
+        Example(key=key_of(one, spec), features=torch.full(SHAPE, float(number)))
         for number, one in enumerate(known)
     ]
     write_part(store.folder, rows)
@@ -48,13 +48,15 @@ def lookup(tmp_path: Path, spec: ModelSpec, captions: ShardSet) -> CacheReader:
 
 
 @pytest.fixture
-def encoder(spec: ModelSpec, tokenizer: PreTrainedTokenizerBase, lookup: CacheReader) -> SampleEncoder:
+def encoder(
+    spec: ModelSpec, tokenizer: PreTrainedTokenizerBase, lookup: CacheReader
+) -> SampleEncoder:
     return SampleEncoder(spec, tokenizer, prompt="plain", max_tokens=200, features=lookup)
 
 
 def test_known_media_are_not_decoded(encoder: SampleEncoder, captions: ShardSet) -> None:
     (medium,) = encoder.row(broken(captions[1])).media
-    assert medium.values is None
+    assert medium.input_values is None
     assert medium.features is not None
     assert torch.equal(medium.features, torch.ones(SHAPE))
 
@@ -85,7 +87,7 @@ def test_known_and_unknown_media_stand_in_one_micro_batch(
     rows = [encoder.row(captions[number]) for number in (2, 0, 3)]
     batch = pack(rows) if packed else collate(rows, pad_id=0, side="right")
     image = batch.media["image"]
-    assert image.values.shape == (2, 1, 3, 48, 48)
+    assert image.input_values.shape == (2, 1, 3, 48, 48)
     assert image.features is not None
     assert image.features.shape == (1, *SHAPE)
     assert image.known_m is not None
@@ -93,7 +95,7 @@ def test_known_and_unknown_media_stand_in_one_micro_batch(
     assert image.keys == (key_of(captions[2], spec), key_of(captions[3], spec))
     assert int(image.media_mask_bt.sum()) == 3 * 36
     all_known = pack([encoder.row(captions[0])]).media["image"]
-    assert len(all_known.values) == 0
+    assert len(all_known.input_values) == 0
     assert all_known.to("cpu").features is not None
 
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from etl.cli import UserError
+from pipeline.data.encode import Example
 from pipeline.feature_cache.cache_key import Producer, content_key
-from pipeline.feature_cache.feature_file import DamagedError, Part, Row, write_part
+from pipeline.feature_cache.feature_file import DamagedError, Part, write_part
 from pipeline.feature_cache.index import Index
 from pipeline.feature_cache.store import FeatureStore
 
@@ -21,10 +22,10 @@ def key(number: int) -> bytes:
     return hashlib.sha256(str(number).encode()).digest()
 
 
-def rows(first: int, count: int, dtype: torch.dtype = torch.float32) -> list[Row]:
+def rows(first: int, count: int, dtype: torch.dtype = torch.float32) -> list[Example]:
     draw = torch.Generator().manual_seed(first)
     return [
-        Row(key=key(first + i), features=torch.randn(1, 3, 4, generator=draw).to(dtype))
+        Example(key=key(first + i), features=torch.randn(1, 3, 4, generator=draw).to(dtype))
         for i in range(count)
     ]
 
@@ -55,7 +56,7 @@ def test_text_embeddings_of_any_length_fit_in(store: FeatureStore) -> None:
     keys = [content_key(hashlib.sha256(text.encode()).digest(), "text") for text in texts]
     embeddings = [torch.randn(len(text.split()), 8, dtype=torch.bfloat16) for text in texts]
     write_part(
-        store.folder, (Row(key=k, features=e) for k, e in zip(keys, embeddings, strict=True))
+        store.folder, (Example(key=k, features=e) for k, e in zip(keys, embeddings, strict=True))
     )
     for one, embedding in zip(keys, embeddings, strict=True):
         found = store.get(one)

@@ -11,7 +11,7 @@ from model.build import build
 from model.freeze import set_trainable
 from model.multimodal_lm import MultimodalLM
 from model.presets import system
-from pipeline.config.run_config import FeaturesMode, RunConfig, TrainOptions, resolve
+from pipeline.config.run_config import FeatureCacheMode, RunConfig, TrainOptions, resolve
 from pipeline.feature_cache.training import open_features
 from pipeline.run_folder.report import run_report
 from tests.worlds import caption_shards
@@ -22,14 +22,14 @@ def data(tmp_path: Path) -> Path:
     return caption_shards(tmp_path / "data", 4)
 
 
-def run_of(data: Path, cache: Path | None, mode: FeaturesMode, *settings: str) -> RunConfig:
+def run_of(data: Path, cache: Path | None, mode: FeatureCacheMode, *settings: str) -> RunConfig:
     options = TrainOptions(
         preset="digits_omni",
         data=(data,),
         output=data.parent / "run",
         weights="random",
         features=cache,
-        features_mode=mode,
+        feature_cache_mode=mode,
         set=settings,
     )
     return resolve(options, "pt")
@@ -37,11 +37,11 @@ def run_of(data: Path, cache: Path | None, mode: FeaturesMode, *settings: str) -
 
 def model_of(run: RunConfig) -> MultimodalLM:
     model = build(run.system.model, run.settings, weights="random")
-    set_trainable(model, run.settings.trains)
+    set_trainable(model, run.settings.trainable)
     return model
 
 
-def said(run: RunConfig) -> dict[str, dict[str, object]]:
+def cache_decisions(run: RunConfig) -> dict[str, dict[str, object]]:
     found: dict[str, dict[str, object]] = json.loads(
         (Path(run.output) / "features.json").read_text()
     )
@@ -59,7 +59,7 @@ def test_always_uses_every_frozen_encoder_and_shares_what_is_shared(
     assert lookup.stores["image"] is lookup.stores["video"]
     assert len(list((tmp_path / "cache").glob("*/producer.json"))) == 3
     assert model.keep == recorder.keep
-    assert all(verdict["used"] for verdict in said(run).values())
+    assert all(verdict["used"] for verdict in cache_decisions(run).values())
 
 
 @pytest.mark.usefixtures("alone")
@@ -69,7 +69,7 @@ def test_what_is_not_in_the_data_cannot_be_timed_and_is_not_used(
     run = run_of(data, tmp_path / "cache", "auto")
     with caplog.at_level("INFO"):
         lookup, _ = open_features(run, ShardSet([data]), model_of(run))
-    verdicts = said(run)
+    verdicts = cache_decisions(run)
     timing = verdicts["image"]["timing"]
     assert isinstance(timing, dict)
     assert verdicts["image"]["used"] is (timing["read"] < timing["decode"] + timing["encode"])
@@ -81,11 +81,14 @@ def test_what_is_not_in_the_data_cannot_be_timed_and_is_not_used(
 
 @pytest.mark.usefixtures("alone")
 def test_an_encoder_that_trains_is_not_used(data: Path, tmp_path: Path) -> None:
-    trains = 'pt.trains=["inputs.*.projector.*", "inputs.audio.encoder.*"]'
+    trains = 'pt.trainable=["inputs.*.projector.*", "inputs.audio.encoder.*"]'
     run = run_of(data, tmp_path / "cache", "always", trains)
     lookup, _ = open_features(run, ShardSet([data]), model_of(run))
     assert set(lookup.stores) == {"image", "video", "points"}
-    assert said(run)["audio"]["reason"] == "not kept, since the encoder trains in this stage"
+    assert (
+        cache_decisions(run)["audio"]["reason"]
+        == "not kept, since the encoder trains in this stage"
+    )
 
 
 @pytest.mark.usefixtures("alone")
@@ -119,5 +122,5 @@ def test_options_are_part_of_the_configuration(data: Path, tmp_path: Path) -> No
     run = run_of(data, tmp_path / "cache", "always")
     run.save(tmp_path)
     again = resolve(TrainOptions(preset=str(tmp_path / "config.json")), "pt")
-    assert (again.features, again.features_mode) == (str(tmp_path / "cache"), "always")
+    assert (again.features, again.feature_cache_mode) == (str(tmp_path / "cache"), "always")
     assert system("digits_omni").model == again.system.model

@@ -18,7 +18,7 @@ POSITIONS, TARGETS = 48, 7
 def on_meta(whole, name):
     stage = whole.stage(name)
     model = build_on_meta(whole.model, stage)
-    set_trainable(model, stage.trains)
+    set_trainable(model, stage.trainable)
     return model, stage
 
 
@@ -51,7 +51,7 @@ def test_a_backbone_costs_what_pytorch_counts(name, stage, backward):
     settings = replace(settings, recompute=False)
     costs = unit_costs(model, settings)
     real = build(system(name).tiny().model, settings, weights="random")
-    set_trainable(real, settings.trains)
+    set_trainable(real, settings.trainable)
     reckoned = costs.sample(
         positions=POSITIONS, targets=TARGETS, media={}, pairs=POSITIONS * POSITIONS
     )

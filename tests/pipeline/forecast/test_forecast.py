@@ -9,8 +9,8 @@ from etl.cli import UserError
 from model.presets import system
 from pipeline.forecast.forecast import (
     checkpoint_bytes,
-    make_forecast,
     forecast_table,
+    make_forecast,
     typical_product,
 )
 from pipeline.forecast.peak_flops import measured, of_this_device, published
@@ -30,7 +30,9 @@ def test_the_published_runs_are_in_reach():
     pt = make_forecast(whole, "pt", plan(whole, "pt", 8), rate, captions)
     hours = 558_000 / 256 * pt.step_seconds / 3600
     assert 1.5 < hours < 5
-    full = replace(whole, sft=replace(whole.sft, peft=None, trains=("backbone.*", "inputs.*proj*")))
+    full = replace(
+        whole, sft=replace(whole.sft, peft=None, trainable=("backbone.*", "inputs.*proj*"))
+    )
     dialogues = Workload(positions=900, targets=250, pairs=900 * 900 / 2, media={"image": 0.94})
     sft = make_forecast(full, "sft", plan(full, "sft", 8), rate, dialogues)
     hours = 665_000 / 128 * sft.step_seconds / 3600

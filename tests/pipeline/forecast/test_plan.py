@@ -175,9 +175,9 @@ def kept_bytes_per_token(spec, *, dtype, tokens, trains, lora=None):
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 @pytest.mark.parametrize(
-    ("trains", "adapters"),
+    ("trainable", "adapters"),
     [(False, False), (True, False), (False, True)],
-    ids=["frozen", "trains", "adapters beside frozen"],
+    ids=["frozen", "trainable", "adapters beside frozen"],
 )
 def test_a_layer_keeps_what_is_predicted(precision, trains, adapters):
     tokens = 64
@@ -186,7 +186,7 @@ def test_a_layer_keeps_what_is_predicted(precision, trains, adapters):
     stage = replace(system("llava_1_5_7b").pt, precision=precision, peft=lora)
     load = memory.Workload(tokens=tokens, targets=0, media=1, projectors={}, backbone_trains=trains)
     predicted = memory.layer_bytes(SMALL, stage, load, linear_keeps=False)
-    measured = kept_bytes_per_token(SMALL, dtype=dtype, tokens=tokens, trains=trains, lora=lora)
+    measured = kept_bytes_per_token(SMALL, dtype=dtype, tokens=tokens, trainable=trains, lora=lora)
     assert predicted == pytest.approx(measured, rel=0.02)
 
 
@@ -197,7 +197,9 @@ def test_dropout_in_adapters_costs_what_is_predicted():
     load = memory.Workload(tokens=64, targets=0, media=1, projectors={}, backbone_trains=False)
     predicted = memory.layer_bytes(SMALL, stage, load, linear_keeps=False)
     masks = 6 * SMALL.width + SMALL.mlp_width
-    measured = kept_bytes_per_token(SMALL, dtype=torch.bfloat16, tokens=64, trains=False, lora=lora)
+    measured = kept_bytes_per_token(
+        SMALL, dtype=torch.bfloat16, tokens=64, trainable=False, lora=lora
+    )
     assert predicted + masks == pytest.approx(measured, rel=0.02)
 
 

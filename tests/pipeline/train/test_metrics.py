@@ -7,7 +7,7 @@ import torch
 
 from model.batch import IGNORED
 from pipeline.data.collate import collate, pack
-from pipeline.data.encode import MediumInput, Row
+from pipeline.data.encode import Example, MediumInput
 from pipeline.data.loader import MicroBatch
 from pipeline.forecast.flops import UnitCosts, Work
 from pipeline.train.losses import Loss, text_loss
@@ -18,7 +18,7 @@ def row(length, targets, *, source, answer=None):
     """Return a row whose last tokens are targets."""
     ids = list(range(1, length + 1))
     labels = [IGNORED] * (length - targets) + ids[length - targets :]
-    return Row(ids=ids, labels=labels, kinds=[""] * length, source=source, answer=answer)
+    return Example(ids=ids, labels=labels, kinds=[""] * length, source=source, answer=answer)
 
 
 ROWS = [row(5, 2, source=1), row(3, 1, source=0), row(6, 4, source=1)]
@@ -71,7 +71,7 @@ def test_losses_by_source_add_up_to_the_loss(alone, batch):
 
 
 def test_fillers_and_losses_without_summands_count_for_nothing(alone):
-    filler = Row(ids=[0], labels=[IGNORED], kinds=[""])
+    filler = Example(ids=[0], labels=[IGNORED], kinds=[""])
     batch = collate([ROWS[0], filler], pad_id=0, side="right")
     tally = MetricsAccumulator(["captions", "dialogues"], ("image",), None, None)
     tally.add(MicroBatch(batch=batch, samples=1, sources=(1,)), {"itc": Loss(torch.ones(()), 1)})

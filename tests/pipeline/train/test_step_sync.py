@@ -4,10 +4,10 @@ import torch
 
 from pipeline.checkpoint.async_writer import SaveStatus
 from pipeline.data.collate import pack
-from pipeline.data.encode import MediumInput, Row
+from pipeline.data.encode import Example, MediumInput
 from pipeline.data.loader import MicroBatch
 from pipeline.train.losses import TextObjective
-from pipeline.train.step_sync import agree
+from pipeline.train.step_sync import sync_step
 
 KINDS = ("image", "video", "audio")
 
@@ -24,7 +24,7 @@ def item(*media: tuple[str, bool]) -> MicroBatch:
         )
         for kind, known in media
     )
-    row = Row(ids=[1, 2], labels=[1, 2], kinds=["", ""], media=placed)
+    row = Example(ids=[1, 2], labels=[1, 2], kinds=["", ""], media=placed)
     return MicroBatch(batch=pack([row]), samples=1)
 
 
@@ -35,9 +35,9 @@ def test_known_media_are_used_and_not_encoded(alone: None) -> None:
         item(),
     ]
     writing = SaveStatus(busy=1)
-    agreed = agree(items, KINDS, TextObjective(), stop=False, writing=writing, device="cpu")
-    assert agreed.used == (("image", "audio"), ("image", "audio"), ())
-    assert agreed.encoded == (("audio",), ("image",), ())
-    assert agreed.samples == 3
-    assert agreed.writing == writing
-    assert not agreed.lost
+    sync = sync_step(items, KINDS, TextObjective(), stop=False, writing=writing, device="cpu")
+    assert sync.used == (("image", "audio"), ("image", "audio"), ())
+    assert sync.encoded == (("audio",), ("image",), ())
+    assert sync.samples == 3
+    assert sync.writing == writing
+    assert not sync.lost
