@@ -2,8 +2,8 @@
 
     RANK=0 WORLD_SIZE=2 … python -m tests.cluster.presets_worker FOLDER PRESET …
 
-All presets go through one pair of ranks: starting Python and the process group costs more than
-training a tiny model. FOLDER holds shards, `KIND/STAGE`, and gets `runs/PRESET/STAGE.json`.
+The presets are trained one after the other. FOLDER holds shards, `KIND/STAGE`, and gets
+`runs/PRESET/STAGE.json`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from pipeline.data.encode import SampleEncoder
 from pipeline.engine import gathered
 from pipeline.stages import common, pt, sft
 
-STEPS = 16
+STEPS = 8
 LOOKED_AT = 8
 STAGES = {"pt": pt.run, "sft": sft.run}
 

@@ -44,8 +44,14 @@ PRELOADED = (
     "tests.worlds",
 )
 
-ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
-"""Environment under which no library starts a thread while it is imported."""
+LIBRARIES = {
+    # No library is to start a thread while it is imported.
+    "OPENBLAS_NUM_THREADS": "1",
+    "JE_ARROW_MALLOC_CONF": "background_thread:false",
+    # Threads that wait are not to keep busy those cores on which other processes work.
+    "OMP_WAIT_POLICY": "passive",
+}
+"""Environment of the servers; libraries read it as they are loaded."""
 
 SERVERS = 2
 """Neighbouring ranks come from different servers, since real ranks hash strings differently."""
@@ -126,7 +132,7 @@ class _Server:
         number = str(theirs.fileno())
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.cluster.warm", number],
-            env={**os.environ, "DS_ACCELERATOR": "cpu", **ONE_THREAD},
+            env={**os.environ, "DS_ACCELERATOR": "cpu", **LIBRARIES},
             stdin=subprocess.DEVNULL,
             cwd=REPOSITORY,
             pass_fds=[theirs.fileno()],
