@@ -150,6 +150,23 @@ def _quick_start() -> Iterator[None]:
         torch.set_printoptions(profile="default")
 
 
+def forget_gradients(engine: deepspeed.DeepSpeedEngine) -> None:
+    """Set to zero what ZeRO-3 has kept of the last step's gradients; before a step's first pass.
+
+    DeepSpeed overwrites a weight's gradient in the first pass of a step and adds to it in the
+    others (`partition_grads`, whatever `zero_grad` may suggest). A weight that has none in that
+    pass, since no rank has a medium of its kind there, would keep the one of an earlier step and be
+    moved by it once more.
+    """
+    kept = getattr(engine.optimizer, "grad_partitions_flat_buffer", None)
+    if kept is None:  # not ZeRO-3
+        return
+    kept.zero_()
+    for master in engine.optimizer.fp32_partitioned_groups_flat:
+        if master.grad is not None:  # on the host, of an offloaded optimizer
+            master.grad.zero_()
+
+
 def _groups(model: nn.Module, settings: Stage) -> list[dict[str, Any]]:
     """Group the trainable parameters by learning rate; vectors (biases, norms) do not decay."""
     groups: dict[tuple[float, float], list[Tensor]] = {}

@@ -18,7 +18,7 @@ from etl.command import UserError
 from pipeline.agree import Agreement, agree
 from pipeline.checkpoint import Checkpoints, Cursor
 from pipeline.data.loader import MicroBatch
-from pipeline.engine import device
+from pipeline.engine import device, forget_gradients
 from pipeline.losses import Objective
 from pipeline.progress import ProgressLine
 from pipeline.records import RunRecords
@@ -148,6 +148,7 @@ def _step(
     }
     # A sum and a count for each loss.
     summed = torch.zeros(len(scales), 2, dtype=torch.float64, device=device())
+    forget_gradients(engine)
     passes = zip(items, agreed.used, agreed.encoded, strict=True)
     for number, (item, used, encoded) in enumerate(passes, start=1):
         engine.set_gradient_accumulation_boundary(number == len(items))
