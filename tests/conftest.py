@@ -50,19 +50,20 @@ def minutes(item: pytest.Item) -> float | None:
 
 
 def shares(items: list[tuple[str, float]]) -> list[set[str]]:
-    """Spread tests, each with its minutes, over as few shares as they need, alike in length."""
-    total = sum(each for _, each in items)
-    count = max(1, round(total / SHARE_MINUTES + 0.5))
-    while True:
-        filled: list[tuple[float, set[str]]] = [(0.0, set()) for _ in range(count)]
+    """Spread tests, each with its minutes, over as few shares as hold them, alike in length."""
+    for name, each in items:
+        if each > SHARE_MINUTES:
+            raise pytest.UsageError(f"{name}: takes {each:g} minutes, longer than a share may")
+    for count in range(1, len(items) + 1):
+        taken = [0.0] * count
+        parts: list[set[str]] = [set() for _ in range(count)]
         for name, each in sorted(items, key=lambda item: (-item[1], item[0])):
-            shortest = min(range(count), key=lambda number: filled[number][0])
-            taken, names = filled[shortest]
-            filled[shortest] = taken + each, names | {name}
-        longest = max(items, key=lambda item: item[1])[1] if items else 0.0
-        if max(taken for taken, _ in filled) <= max(SHARE_MINUTES, longest):
-            return [names for _, names in filled]
-        count += 1
+            shortest = taken.index(min(taken))
+            taken[shortest] += each
+            parts[shortest].add(name)
+        if max(taken) <= SHARE_MINUTES:
+            return parts
+    return [set()]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
