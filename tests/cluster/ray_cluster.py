@@ -150,13 +150,16 @@ def serve_digits(
         yield DigitsWeb(folder=folder, planted=planted)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def ray_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayHead]:
+    """The one cluster of the whole run; who takes away its head starts another."""
     with start_ray(tmp_path_factory.mktemp("ray")) as head:
         yield head
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def digits_web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DigitsWeb]:
-    with serve_digits(tmp_path_factory.mktemp("web"), captions=200, dialogues=40) as web:
+    """The one served world of the whole run; who changes a file puts it back."""
+    folder = tmp_path_factory.mktemp("web")
+    with serve_digits(folder, captions=200, dialogues=40, others=6) as web:
         yield web
