@@ -19,12 +19,13 @@ die() {
     exit 2
 }
 
-# Whether a daemon is running, by the file in which it wrote its process id. Another process may
-# have the id of one that has ended.
+# Whether a daemon is running, by the file in which it wrote its process id. That may be another
+# process by now, or one that has ended and that nobody has asked about (Z).
 alive() {
-    local pid
+    local pid name state
     pid=$(cat "$folder/$1.pid" 2>/dev/null) &&
-        [[ $(cat "/proc/$pid/comm" 2>/dev/null) == "${1%%-*}" ]]
+        read -r _ name state _ 2>/dev/null <"/proc/$pid/stat" &&
+        [[ $name == "(${1%%-*})" && $state != Z ]]
 }
 
 # Waits until a command succeeds; Slurm tells nobody when it is ready.
@@ -123,8 +124,7 @@ up() {
     local node
     check_host
     if alive slurmctld; then
-        echo "Slurm is running already."
-        tell
+        tell ' already'
         return
     fi
     if [[ -e $folder ]]; then
@@ -132,9 +132,9 @@ up() {
         take_down # what a crash has left
     fi
     mkdir --parents "${folder%/*}"
-    mkdir --mode=700 "$folder"
+    mkdir --mode=755 "$folder" # any user of this host may submit jobs
     trap take_down EXIT
-    mkdir "$folder/state"
+    mkdir --mode=700 "$folder/state"
     write_configuration >"$SLURM_CONF"
     if [[ -e $extra/gres.conf ]]; then cp "$extra/gres.conf" "$folder"; fi
 
@@ -155,10 +155,11 @@ up() {
     trap - EXIT
 }
 
+# Says how to use the cluster.
 tell() {
     local here=${BASH_SOURCE[0]%/*}
     cat <<END
-$(sinfo --noheader --partition=main --format='%D nodes with %c CPUs each') in $folder
+Slurm is running${1:-} in $folder: $(sinfo --noheader --partition=main --format='%N, CPUs of each: %c')
 
     export SLURM_CONF=$SLURM_CONF
     sbatch $here/pt.sh digits --data DIR --output DIR --max-steps 20
@@ -179,7 +180,7 @@ take_down() {
     local pidfile name
     trap - EXIT
     if alive slurmctld; then
-        scancel --user=root 2>/dev/null || true
+        squeue --noheader --format=%A | xargs --no-run-if-empty scancel 2>/dev/null || true
         await 'an empty queue' no_jobs || true
     fi
     # Nodes first, munged last: all that end tell others so.
