@@ -120,7 +120,7 @@ class SlurmCluster:
         return dict(field.split("=", 1) for field in fields if "=" in field)
 
     def wait(
-        self, job: str, states: tuple[str, ...] = ENDED, deadline: float = 120
+        self, job: str, states: tuple[str, ...] = ENDED, deadline: float = 300
     ) -> dict[str, str]:
         """Wait until the job is in one of `states`; return what Slurm knows of it then."""
         try:

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.cluster
 
 
 def test_ray_and_a_killed_run_give_the_same_shards(drivers: Drivers, tmp_path: Path) -> None:
-    samples = (pair_sample(0, row) for row in range(400))
+    samples = (pair_sample(0, row) for row in range(160))
     shards = write_folder(tmp_path / "shards", samples, job="worlds", rows_per_shard=8)
     alone, on_ray, killed = (tmp_path / name for name in ("alone", "ray", "killed"))
 
@@ -20,7 +20,7 @@ def test_ray_and_a_killed_run_give_the_same_shards(drivers: Drivers, tmp_path: P
         return ["--input", shards, "--output", output, "--max-caption", "40", *more]
 
     drivers.run("refilter", words(alone))
-    assert 0 < read_manifest(alone).rows < 400
+    assert 0 < read_manifest(alone).rows < 160
     drivers.run("refilter", words(on_ray, "--ray"))
     drivers.start("refilter", words(killed)).kill_when(lambda: list(killed.glob("shard-*.arrow")))
     drivers.run("refilter", words(killed))

@@ -13,6 +13,8 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 FILES = ("predictions.jsonl", "predictions_blind.jsonl", "scores.json")
 ASKED = 16
+REQUEUE = ("scontrol", "requeue")
+TIME_ENDS = ("scancel", "--batch", "--signal=USR1")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -31,7 +33,7 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
     outcome = run_ranks(1, *train, "--global-batch", 2, "--micro-batch", 2)
     assert outcome.code == 0, outcome.stderr
     questions = question_shards(folder / "questions", ASKED)
-    return ("--run", str(run), "--data", str(questions), "--batch", "1")
+    return ("--run", str(run), "--data", str(questions), "--batch", "1", "--max-new-tokens", "8")
 
 
 @pytest.fixture(scope="module")
@@ -64,13 +66,15 @@ def same(output: Path, whole: Path) -> bool:
     return all((output / name).read_bytes() == (whole / name).read_bytes() for name in FILES)
 
 
-def test_a_job_that_must_go_comes_back(slurm, words, whole, tmp_path):
-    """Preempted, and two minutes before the end of its time; then it can end."""
+@pytest.mark.parametrize(
+    "stops", [(REQUEUE,), pytest.param((TIME_ENDS, REQUEUE), marks=pytest.mark.nightly)]
+)
+def test_a_job_that_must_go_comes_back(slurm, words, whole, tmp_path, stops):
     output = tmp_path / "scores"
     script = str(REPOSITORY / "slurm" / "evaluate.sh")
     job = slurm.submit(script, *words, "--output", str(output), cwd=tmp_path)
     kept = 0
-    for stop in (("scontrol", "requeue"), ("scancel", "--batch", "--signal=USR1")):
+    for stop in stops:
         await_answers(slurm, job, output, kept + 3)
         slurm.run(*stop, job)
         slurm.wait(job, ("PENDING",))
@@ -82,7 +86,9 @@ def test_a_job_that_must_go_comes_back(slurm, words, whole, tmp_path):
             "its start", lambda kept=kept: f"goes on after {kept} a" in slurm.output(job), 240
         )
     state = slurm.wait(job)
-    assert (state["JobState"], state["Restarts"]) == ("COMPLETED", "2"), slurm.output(job)
+    assert (state["JobState"], state["Restarts"]) == ("COMPLETED", str(len(stops))), slurm.output(
+        job
+    )
     assert same(output, whole)
 
 
