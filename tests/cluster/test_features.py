@@ -69,7 +69,7 @@ def fill(captions: Path, cache: Path, rows: list[int]) -> FeatureStore:
     store = FeatureStore(cache, filler.producers["image"])
     store.create()
     places = np.array([[row, 0] for row in rows])
-    dummy_example(Range(kind="image", places_k2=places))
+    filler(Range(kind="image", places_k2=places))
     assert len(store) == len(rows)
     return store
 

@@ -80,14 +80,14 @@ class Learnt:
         model: as it is now.
         before: its weights before the first step, by name.
         losses: of the same batch in each step.
-        trains: the names of what the stage trains.
+        trainable: the names of what the stage trains.
         saved: the folder of its weights.
     """
 
     model: nn.Module
     before: dict[str, Tensor]
     losses: list[float]
-    trains: list[str]
+    trainable: list[str]
     saved: Path
 
 
