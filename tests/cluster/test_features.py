@@ -15,7 +15,6 @@ from model.build import build_tokenizer
 from model.presets import system
 from pipeline.config.run_config import RunConfig, TrainOptions, resolve
 from pipeline.data.build_sampler import make_sampler
-from pipeline.data.collate import dummy_example
 from pipeline.data.sampler import BatchSampler
 from pipeline.feature_cache.feature_file import Part
 from pipeline.feature_cache.store import FeatureStore
