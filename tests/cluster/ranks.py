@@ -1,7 +1,9 @@
 """Start real ranks of the pipeline on this machine, as a launcher would."""
 
+import contextlib
 import json
 import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -22,11 +24,16 @@ class Outcome:
 
 
 def free_port() -> int:
-    """Return a port on which nobody listens now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
+    """Return a port on which nobody listens now.
+
+    It lies below the range from which the kernel takes ports for outgoing connections, so that none
+    takes it before the ranks do.
+    """
+    while True:
+        port = secrets.choice(range(20000, 30000))
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 class Ranks:
