@@ -87,7 +87,7 @@ class Drivers:
     def __init__(self, server: forkserver.ForkServer, folder: Path) -> None:
         self._server = server
         self._folder = folder
-        self._started = 0
+        self._jobs: list[EtlJob] = []
 
     def start(self, job: str, words: Sequence[object], *, dies_before: str | None = None) -> EtlJob:
         """Start `python etl/JOB.py WORDS`; the caller awaits its end.
@@ -98,17 +98,24 @@ class Drivers:
             dies_before: name of a file; the job is killed when it is about to rename one to or
                 from that name.
         """
-        self._started += 1
-        folder = self._folder / f"{self._started:03}-{job}"
+        folder = self._folder / f"{len(self._jobs):03}-{job}"
         folder.mkdir()
         command = [f"etl/{job}.py", *map(str, words)]
         process = _FORKS.Process(target=_run, args=(command, folder, dies_before))
         self._launch(process)
-        return EtlJob(process=process, folder=folder)
+        self._jobs.append(EtlJob(process=process, folder=folder))
+        return self._jobs[-1]
 
     def run(self, job: str, words: Sequence[object]) -> dict:
         """Run a job that must end well; return what it prints with `--json`."""
         return self.start(job, [*words, "--json"]).summary()
+
+    def stop(self) -> None:
+        """End what a failed test has left running, and the server."""
+        for job in self._jobs:
+            job.process.kill()
+            job.process.join()
+        self._server._stop()
 
     def _launch(self, process: BaseProcess) -> None:
         # The module knows of one server only, which belongs to whoever starts it first.
@@ -128,10 +135,11 @@ def start_drivers(head: RayHead, folder: Path) -> Iterator[Drivers]:
     server.set_forkserver_preload([__name__])
     with mock.patch.dict(os.environ, {**head.env, "RAY_ADDRESS": head.address}, clear=True):
         server.ensure_running()
+    drivers = Drivers(server, folder)
     try:
-        yield Drivers(server, folder)
+        yield drivers
     finally:
-        server._stop()
+        drivers.stop()
 
 
 @pytest.fixture(scope="session")

@@ -8,10 +8,12 @@ import signal
 import socket
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -41,6 +43,13 @@ class RayHead:
     dashboard: str
     address: str
     env: dict[str, str]
+
+    def ask(self, path: str) -> Any:
+        """What the dashboard answers to a GET."""
+        proof = {"Authorization": f"Bearer {self.env['RAY_AUTH_TOKEN']}"}
+        request = urllib.request.Request(f"{self.dashboard}/api/{path}", headers=proof)
+        with urllib.request.urlopen(request) as answer:
+            return json.load(answer)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,6 @@ can hold it there.
 """
 
 import hashlib
-import json
 import os
 import random
 import shutil
@@ -13,7 +12,6 @@ import signal
 import subprocess
 import sys
 import threading
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -183,13 +181,8 @@ def test_a_second_run_does_nothing(web: Web, whole: Path) -> None:
 
 def workers(head: RayHead) -> list[tuple[int, str]]:
     """Pid and node of every actor that does ranges; asks the cluster."""
-    request = urllib.request.Request(
-        f"{head.dashboard}/api/v0/actors?detail=1&filter_keys=state&filter_predicates=%3D"
-        "&filter_values=ALIVE",
-        headers={"Authorization": f"Bearer {head.env['RAY_AUTH_TOKEN']}"},
-    )
-    with urllib.request.urlopen(request) as answer:
-        found = json.load(answer)["data"]["result"]["result"]
+    alive = "filter_keys=state&filter_predicates=%3D&filter_values=ALIVE"
+    found = head.ask(f"v0/actors?detail=1&{alive}")["data"]["result"]["result"]
     return [(one["pid"], one["node_id"]) for one in found if one["class_name"] == "_Worker"]
 
 

@@ -91,7 +91,9 @@ def test_a_cluster_named_by_the_environment_is_used(
     listing = digits_web.folder / "dialogues.json"
     output = tmp_path / "shards"
     words = ["--input", listing, "--output", output, "--allow-private-addresses"]
+    before = len(ray_head.ask("jobs/"))
     told = drivers.run("instruct", words)
+    assert len(ray_head.ask("jobs/")) == before + 1
     assert (told["input_rows"], told["rows"], told["drops"]) == (40, 40, {})
     samples = ShardSet([output])
     for index, record in enumerate(json.loads(listing.read_bytes())):
