@@ -9,8 +9,9 @@ from pathlib import Path
 from etl.digits.faults import World
 from etl.digits.records import VERSION
 from etl.digits.subjects import Maker, makers
+from etl.storage.manifest import MANIFEST
 from etl.storage.schema import Sample
-from etl.storage.shards import MANIFEST, write_folder
+from etl.storage.shards import write_folder
 
 _JOB = "digits"
 

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from etl.runtime.job_state import Ledger
-from etl.runtime.scores import computed_path
-from etl.storage.shards import ShardSet, read_manifest
+from etl.runtime.job_state import JobState
+from etl.runtime.scores import scores_path
+from etl.storage.manifest import read_manifest
+from etl.storage.shards import ShardSet
 from tests.cluster.ray_cluster import ROOT, DigitsWeb, marked, serve_digits
 from tests.etl.filters.tiny_clip import save_tiny_clip
 
@@ -46,21 +47,21 @@ def test_a_model_judges_what_was_downloaded(tmp_path: Path) -> None:
         least = statistics.median(found.values())
         output = tmp_path / "killed"
         command = laion(web, output, model, least)
-        ledger = Ledger(output)
+        state = JobState(output)
         with marked(dict(os.environ)) as env:
             process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL)
-            while not (done := [n for n in range(6) if computed_path(ledger, n).exists()]):
+            while not (done := [n for n in range(6) if scores_path(state, n).exists()]):
                 assert process.poll() is None
                 time.sleep(0.02)  # a file's appearance is no event that could be awaited
             process.send_signal(signal.SIGKILL)
             process.wait()
-        judged = computed_path(ledger, done[0]).stat().st_mtime_ns
+        judged = scores_path(state, done[0]).stat().st_mtime_ns
         with marked(dict(os.environ)) as env:
             process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL)
             while not (output / "shard-00000.arrow").exists():
                 assert process.poll() is None
                 time.sleep(0.005)
-            path = computed_path(ledger, done[0])
+            path = scores_path(state, done[0])
             assert not path.exists() or path.stat().st_mtime_ns == judged  # not judged again
             assert process.wait() == 0
     kept = scores(output)

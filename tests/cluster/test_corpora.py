@@ -10,8 +10,9 @@ import pytest
 
 from etl.digits.records import pair
 from etl.digits.scenes import encode, render
+from etl.storage.manifest import Manifest, read_manifest
 from etl.storage.schema import Sample
-from etl.storage.shards import Manifest, ShardSet, read_manifest
+from etl.storage.shards import ShardSet
 from tests.cluster.ray_cluster import DigitsWeb, RayHead, ray_head, serve_digits
 from tests.cluster.test_ray import run
 

@@ -24,8 +24,9 @@ from ray.util.state import list_actors
 from etl import laion
 from etl.digits.faults import World
 from etl.digits.lists import write_lists, write_media
-from etl.runtime.job_state import Ledger
-from etl.storage.shards import ShardSet, read_manifest
+from etl.runtime.job_state import JobState
+from etl.storage.manifest import read_manifest
+from etl.storage.shards import ShardSet
 from tests.cluster.ray_cluster import BIN, ROOT, RayHead, free_ports, running, start_ray
 from tests.etl.download.web import Handler, Web, served
 
@@ -83,8 +84,8 @@ def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
 def held(web: Web) -> Iterator[Web]:
     """The world, of which so far only a part can be had."""
     web.left = 100
-    web.held.clear()
-    web.gate.clear()
+    web.held.remove_partial_work()
+    web.gate.remove_partial_work()
     yield web
     web.gate.set()
 
@@ -185,7 +186,7 @@ def test_killed_at_random_instants(web: Web, whole: Path, tmp_path: Path) -> Non
 
 def test_killed_in_every_stage(held: Web, whole: Path, tmp_path: Path) -> None:
     output = tmp_path / "shards"
-    ledger = Ledger(output)
+    state = JobState(output)
     todo = words(held, output)
 
     def dies_before(name: str) -> None:
@@ -195,14 +196,14 @@ def test_killed_in_every_stage(held: Web, whole: Path, tmp_path: Path) -> None:
 
     dies_before("candidates.arrow")
     dies_before("plan.json")
-    assert not ledger.planned()
+    assert not state.saved_plan()
     kill_when(start(todo), held.held.is_set)  # in mid-download
-    done = len(list(ledger.work.glob("range-*")))
+    done = len(list(state.work.glob("unit-*")))
     assert done < RANGES
     held.gate.set()
-    kill_when(start(todo), lambda: len(list(ledger.work.glob("range-*"))) == RANGES)
+    kill_when(start(todo), lambda: len(list(state.work.glob("unit-*"))) == RANGES)
     assert not list(output.glob("*.arrow"))  # so duplicates were not yet decided
-    kill_when(start(todo), lambda: list(ledger.work.glob("written-*")))
+    kill_when(start(todo), lambda: list(state.work.glob("final-*")))
     for name in ("drops.parquet", "report.html", "manifest.json", ".work"):
         dies_before(name)
     assert read_manifest(output) == read_manifest(whole)  # killed as it cleared up
@@ -275,14 +276,14 @@ def test_a_retry_is_killed(web: Web, head: RayHead, tmp_path: Path) -> None:
     shutil.copytree(*outputs)
     web.ill = False
     finish(start(run(outputs[0], "--retry-failed")))
-    ledger = Ledger(outputs[1])
+    state = JobState(outputs[1])
     for name in ("plan.json", "drops.parquet", "manifest.json", ".work"):
         process = start(run(outputs[1], "--retry-failed"), name)
         process.join()
         assert process.exitcode == -signal.SIGKILL
         if name == "plan.json":
             kill_when(
-                start(run(outputs[1], "--retry-failed")), lambda: list(ledger.work.glob("range-*"))
+                start(run(outputs[1], "--retry-failed")), lambda: list(state.work.glob("unit-*"))
             )
     finish(start(run(outputs[1], "--retry-failed")))
     same(outputs[1], outputs[0])

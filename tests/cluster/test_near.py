@@ -16,7 +16,7 @@ from PIL import Image
 from etl.dedup.perceptual_hash import perceptual_hash
 from etl.digits.records import pair
 from etl.digits.scenes import render
-from etl.storage.shards import read_manifest
+from etl.storage.manifest import read_manifest
 from tests.cluster.ray_cluster import ROOT
 from tests.etl.download.web import Handler, Web, served
 
@@ -64,7 +64,7 @@ def stays(rows: list[int], given: list[tuple[int, int]], kept: list[int]) -> lis
 
 def hashed(number: int, quality: int) -> int:
     with Image.open(io.BytesIO(picture(number, quality))) as found:
-        found.draft("L", (64, 64))
+        found.open_unit("L", (64, 64))
         return perceptual_hash(found)
 
 
@@ -95,7 +95,7 @@ def test_the_earliest_of_near_pictures_stays(web: Web, tmp_path: Path) -> None:
     pq.write_table(pa.table({"URL": urls, "TEXT": captions}), listing)
     output = tmp_path / "shards"
     words = ["--input", str(listing), "--output", str(output), "--allow-private-addresses"]
-    words += ["--rows-per-shard", "16", "--near-images", str(DISTANCE)]
+    words += ["--rows-per-shard", "16", "--image-dedup-distance", str(DISTANCE)]
     busy = [row for row in range(50) if kinds[row] == "busy"]
     fine = [row for row in range(50) if kinds[row] == "fine"]
 
@@ -113,7 +113,7 @@ def test_the_earliest_of_near_pictures_stays(web: Web, tmp_path: Path) -> None:
     assert sorted(pq.read_table(output / "keys.parquet")["row"].to_pylist()) == sorted(everything)
     drops = pq.read_table(output / "drops.parquet")
     assert drops["row"].to_pylist() == sorted({*range(50)} - {*everything})
-    assert Counter(drops["step"].to_pylist()) == {"near images": drops.num_rows}
+    assert Counter(drops["step"].to_pylist()) == {"image dedup": drops.num_rows}
     for detail in drops["detail"].to_pylist():
         assert int(detail.rpartition(" ")[2]) in everything
     assert read_manifest(output).rows == len(everything)

@@ -12,8 +12,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from etl.runtime.job_state import Ledger, read_table
-from etl.storage.shards import ShardSet, read_manifest
+from etl.runtime.job_state import JobState, read_table
+from etl.storage.manifest import read_manifest
+from etl.storage.shards import ShardSet
 from tests.cluster.ray_cluster import (
     BIN,
     ROOT,
@@ -96,18 +97,18 @@ def test_a_submitted_job_writes_the_same_bytes(
 
 def test_a_killed_job_goes_on(digits_web: DigitsWeb, uninterrupted: Path, tmp_path: Path) -> None:
     output = tmp_path / "shards"
-    ledger = Ledger(output)
+    state = JobState(output)
     with marked(dict(os.environ)) as env:
         command = [sys.executable, *laion(digits_web, output)]
         process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL)
-        while not (done := [n for n in range(8) if ledger.receipt(n)]):
+        while not (done := [n for n in range(8) if state.unit_result(n)]):
             assert process.poll() is None
             time.sleep(0.02)  # a file's appearance is no event that could be awaited
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert not (output / "manifest.json").exists()
     # What a done range holds is gone from the web: it must not be asked for again.
-    url = read_table(ledger.keys_path(done[0]))["url"][0].as_py()
+    url = read_table(state.keys_path(done[0]))["url"][0].as_py()
     served = digits_web.folder / "media" / "/".join(url.split("/")[3:])
     hidden = served.rename(served.with_suffix(".hidden"))
     try:
@@ -117,7 +118,7 @@ def test_a_killed_job_goes_on(digits_web: DigitsWeb, uninterrupted: Path, tmp_pa
     assert again.returncode == 0, again.stderr
     assert shards(output) == shards(uninterrupted)
     assert read_manifest(output) == read_manifest(uninterrupted)
-    assert not ledger.work.exists()
+    assert not state.work.exists()
 
 
 def test_a_cluster_named_by_the_environment_is_used(

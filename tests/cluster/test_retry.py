@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from etl.storage.shards import ShardSet, read_manifest
+from etl.storage.manifest import read_manifest
+from etl.storage.shards import ShardSet
 from tests.cluster.ray_cluster import ROOT
 from tests.etl.download.web import Handler, Web, photo, served
 

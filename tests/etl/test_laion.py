@@ -7,22 +7,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from etl.filters.base import Outcome, run_steps
+from etl.filters.base import FilteredBatch, run_filters
 from etl.laion import Options
 from etl.sources.parquet import Laion
 
 URLS = [f"http://example.com/{number}.jpg" for number in range(6)]
 
 
-def judged(folder: Path, columns: dict, **changes: object) -> Outcome:
+def judged(folder: Path, columns: dict, **changes: object) -> FilteredBatch:
     listing = folder / "list.parquet"
     pq.write_table(pa.table(columns), listing)
     options = Options(input=listing, output=folder, **changes)
     (table,) = Laion(listing).read(100)
-    return run_steps(table, options.steps())
+    return run_filters(table, options.filters())
 
 
-def reasons(outcome: Outcome) -> dict[int, str]:
+def reasons(outcome: FilteredBatch) -> dict[int, str]:
     return dict(
         zip(outcome.drops["row"].to_pylist(), outcome.drops["reason"].to_pylist(), strict=True)
     )
@@ -72,7 +72,7 @@ def test_coyo(tmp_path: Path) -> None:
     found = judged(tmp_path, COYO, min_side=200, maximum=("gantman=0.5",))
     assert reasons(found) == {
         1: "declared_too_small",
-        2: "declared_too_oblong",
+        2: "declared_aspect_too_large",
         3: "similarity_too_low",
         4: "gantman_too_high",
         5: "duplicate_url",
@@ -83,7 +83,7 @@ def test_datacomp(tmp_path: Path) -> None:
     found = judged(tmp_path, DATACOMP, min_side=200, minimum=("similarity_l14=0.2",))
     assert reasons(found) == {
         1: "declared_too_small",
-        2: "declared_too_oblong",
+        2: "declared_aspect_too_large",
         3: "similarity_too_low",
         4: "similarity_l14_too_low",
         5: "duplicate_url",

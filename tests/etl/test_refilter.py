@@ -8,11 +8,12 @@ import pyarrow.parquet as pq
 import pytest
 
 import etl.refilter
-import etl.runtime.copies
+import etl.runtime.shard_copy
 from etl.cli import UserError
 from etl.digits.records import pair_sample
+from etl.storage.manifest import read_manifest
 from etl.storage.schema import Sample, Turn
-from etl.storage.shards import ShardSet, read_manifest, write_folder
+from etl.storage.shards import ShardSet, write_folder
 
 ROWS = 20
 
@@ -107,7 +108,7 @@ def test_a_killed_run_goes_on(
 ) -> None:
     refilter(shards, tmp_path / "whole", "--minimum", "similarity=0.25")
     output = tmp_path / "out"
-    copy = etl.runtime.copies.CopyShard.row
+    copy = etl.runtime.shard_copy.CopyShard.row
     done: list[int] = []
 
     def killed(self, item: dict) -> str | None:
@@ -116,13 +117,13 @@ def test_a_killed_run_goes_on(
         done.append(item["number"])
         return copy(self, item)
 
-    monkeypatch.setattr(etl.runtime.copies.CopyShard, "row", killed)
+    monkeypatch.setattr(etl.runtime.shard_copy.CopyShard, "row", killed)
     with pytest.raises(KeyboardInterrupt):
         refilter(shards, output, "--minimum", "similarity=0.25")
     assert not (output / "manifest.json").exists()
     (output / "shard-00001.arrow").write_bytes(b"")  # it was lost since
-    done.clear()
-    monkeypatch.setattr(etl.runtime.copies.CopyShard, "row", copy)
+    done.remove_partial_work()
+    monkeypatch.setattr(etl.runtime.shard_copy.CopyShard, "row", copy)
     refilter(shards, output, "--minimum", "similarity=0.25")
     for shard in read_manifest(tmp_path / "whole").shards:
         name = shard.path

@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from etl.cli import UserError
-from etl.sources.base import CANDIDATES, Records
+from etl.sources.base import CANDIDATES, RecordReader
 from etl.sources.dialogues import LLAVA
 from etl.sources.parquet import Laion
 
@@ -132,7 +132,7 @@ def instruct_list(path: Path, *records: object) -> Path:
 
 def test_dialogues_become_candidates(tmp_path: Path) -> None:
     records = [record(0), record(1, kind="sum"), record(2, image=None)]
-    source = Records("instruct", instruct_list(tmp_path / "list.json", *records), LLAVA)
+    source = RecordReader("instruct", instruct_list(tmp_path / "list.json", *records), LLAVA)
     first, second = source.read(2)
     assert first.schema == second.schema
     assert first.select(CANDIDATES.names).schema == CANDIDATES
@@ -164,4 +164,4 @@ def test_dialogues_become_candidates(tmp_path: Path) -> None:
 def test_bad_dialogues_are_told(tmp_path: Path, text: str, message: str) -> None:
     path = write_text(tmp_path / "list.json", text)
     with pytest.raises(UserError, match=message):
-        list(Records("instruct", path, LLAVA).read(10))
+        list(RecordReader("instruct", path, LLAVA).read(10))

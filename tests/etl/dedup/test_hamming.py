@@ -20,8 +20,8 @@ def drawn(bits: int, rng: np.random.Generator) -> Hashes:
 
 
 def by_force(hashes: Hashes, distance: int, groups: NDArray[np.int64] | None) -> set:
-    apart = np.bitwise_count(hashes[:, None] ^ hashes[None, :])
-    near = apart.reshape(len(hashes), len(hashes), -1).max(axis=-1) <= distance
+    differing_bits = np.bitwise_count(hashes[:, None] ^ hashes[None, :])
+    near = differing_bits.reshape(len(hashes), len(hashes), -1).max(axis=-1) <= distance
     if groups is not None:
         near &= groups[:, None] == groups[None, :]
     return set(zip(*(found.tolist() for found in np.nonzero(np.triu(near, 1))), strict=True))

@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from etl.dedup.images import NearImages, earlier_twins
-from etl.runtime.worker import KEPT
+from etl.dedup.images import NearImages, duplicate_of
+from etl.runtime.worker import STAGED_SCHEMA
 
 
 def plainly(items: int, pairs: set[tuple[int, int]]) -> list[bool]:
@@ -29,7 +29,7 @@ def test_what_goes_is_like_an_earlier_one_that_stays(seed: int, most: int) -> No
         for part in range(0, len(left), 3):
             yield right[part : part + 3], left[part : part + 3]
 
-    twins = earlier_twins(60, find, most=most)
+    twins = duplicate_of(60, find, maximum=most)
     assert (twins < 0).tolist() == plainly(60, pairs)
     for late, early in enumerate(twins.tolist()):
         assert early < 0 or ((early, late) in pairs and twins[early] < 0)
@@ -40,13 +40,13 @@ def table(*rows: tuple[str, list[int | None]]) -> pa.Table:
         {"row": 10 * number, "id": str(number), "url": "", "key": key, "phash": hashes}
         for number, (key, hashes) in enumerate(rows)
     ]
-    return pa.Table.from_pylist(found, schema=KEPT)
+    return pa.Table.from_pylist(found, schema=STAGED_SCHEMA)
 
 
 def dropped(found: pa.Table, distance: int, identity: str) -> dict[int, str | None]:
-    verdict = NearImages(distance=distance, identity=identity)(found)
-    told = zip(verdict.reasons, verdict.details, strict=True)
-    assert all(reason in (None, "near_duplicate_image") for reason in verdict.reasons)
+    result = NearImages(distance=distance, identity=identity)(found)
+    told = zip(result.reasons, result.details, strict=True)
+    assert all(reason in (None, "near_duplicate_image") for reason in result.reasons)
     return {place: detail for place, (reason, detail) in enumerate(told) if reason}
 
 

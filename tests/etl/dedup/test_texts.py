@@ -4,9 +4,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from etl.dedup.ngrams import grams, hash_words, words
+from etl.dedup.ngrams import hash_words, ngrams, words
 from etl.dedup.texts import NearTexts
-from etl.runtime.worker import KEPT
+from etl.runtime.worker import STAGED_SCHEMA
 from etl.sources.base import TURNS
 from etl.sources.base import texts as minhash
 
@@ -18,13 +18,13 @@ def table(*rows: tuple[str, str]) -> pa.Table:
         for n, (key, _) in enumerate(rows)
     ]
     said = [[{"role": "assistant", "text": text}] for _, text in rows]
-    found = pa.Table.from_pylist(kept, schema=KEPT)
+    found = pa.Table.from_pylist(kept, schema=STAGED_SCHEMA)
     return found.append_column("turns", pa.array(said, TURNS))
 
 
 def dropped(found: pa.Table, jaccard: float, identity: str = "medium") -> dict[int, str | None]:
-    verdict = NearTexts(jaccard=jaccard, identity=identity)(found)
-    told = zip(verdict.reasons, verdict.details, strict=True)
+    result = NearTexts(similarity=jaccard, identity=identity)(found)
+    told = zip(result.reasons, result.details, strict=True)
     return {place: detail for place, (reason, detail) in enumerate(told) if reason}
 
 
@@ -35,7 +35,7 @@ def runs(text: str) -> set[tuple[str, ...]]:
 
 
 def texts(number: int, rng: np.random.Generator) -> list[str]:
-    """Texts of few words, half of them changed copies of others."""
+    """Texts of few words, half of them changed shard_copy of others."""
     made: list[list[str]] = []
     for place in range(number):
         if place % 2 and rng.random() < 0.9:
@@ -79,7 +79,7 @@ def test_records_must_have_the_same_media() -> None:
     found = found.set_column(
         found.schema.get_field_index("phash"),
         "phash",
-        pa.array([[1]] * 4, KEPT.field("phash").type),
+        pa.array([[1]] * 4, STAGED_SCHEMA.field("phash").type),
     )
     assert dropped(found, 0.8, "record") == {2: "like row 0"}
 
@@ -101,7 +101,7 @@ def test_words_without_blanks() -> None:
 
 def test_runs_of_words() -> None:
     found = hash_words([["a", "b", "c"], ["b", "c"], ["x"], []])
-    values, owner = grams(found, 2, np.array([0, 1, 2, 3]))
+    values, owner = ngrams(found, 2, np.array([0, 1, 2, 3]))
     assert owner.tolist() == [0, 0, 1]
     assert values[1] == values[2] != values[0]
-    assert grams(found, 1, np.array([1]))[0].tolist() != values[:2].tolist()
+    assert ngrams(found, 1, np.array([1]))[0].tolist() != values[:2].tolist()

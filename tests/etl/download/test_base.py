@@ -12,12 +12,12 @@ from collections.abc import Iterator, Sequence
 import pyarrow as pa
 import pytest
 
-from etl.download.backends import LOST, Img2Dataset, make_backend, reason_of
-from etl.download.base import Fetched, FetchOptions, dns_trouble, fetch
-from etl.download.native import Native
-from etl.download.safe_http import BodyError, Bounds, PrivateAddressError, opener
+from etl.download.backends import LOST, Img2DatasetBackend, make_backend, reason_of
+from etl.download.base import Fetched, FetchOptions, dns_outage, fetch
+from etl.download.native import NativeBackend
+from etl.download.safe_http import BodyError, DownloadLimits, PrivateAddressError, opener
 
-BOUNDS = Bounds(max_bytes=1000, deadline=0.5, allow_private=True)
+BOUNDS = DownloadLimits(max_bytes=1000, deadline=0.5, allow_private=True)
 
 
 class Hostile(http.server.BaseHTTPRequestHandler):
@@ -98,7 +98,7 @@ def hostile() -> Iterator[str]:
         thread.join()
 
 
-def read(url: str, bounds: Bounds = BOUNDS) -> bytes:
+def read(url: str, bounds: DownloadLimits = BOUNDS) -> bytes:
     with opener(bounds).open(url, timeout=5) as answer:
         return answer.read()
 
@@ -129,7 +129,7 @@ def test_hostile_bodies_end_with_a_reason(
 
 
 def test_private_addresses_are_refused_when_connecting(hostile: str) -> None:
-    closed = Bounds(max_bytes=1000, deadline=5, allow_private=False)
+    closed = DownloadLimits(max_bytes=1000, deadline=5, allow_private=False)
     for url in (f"{hostile}/sound", hostile.replace("127.0.0.1", "localhost") + "/sound"):
         with pytest.raises(urllib.error.URLError) as caught:
             read(url, closed)
@@ -140,7 +140,7 @@ def test_private_addresses_are_refused_when_connecting(hostile: str) -> None:
 @pytest.mark.parametrize(
     ("message", "reason"),
     [
-        ("HTTP Error 404: Not Found", "http_404"),
+        ("HTTP Error 404: Not CheckedMedium", "http_404"),
         ("HTTP Error 503: Service Unavailable", "http_503"),
         ("<urlopen error timed out>", "timeout"),
         ("The read operation timed out", "timeout"),
@@ -178,10 +178,10 @@ class Canned:
 
 
 def test_a_backend_is_a_step() -> None:
-    verdict = fetch(pa.table({"url": ["good", "bad"]}), backend=Canned())
-    assert verdict.reasons == [None, "timeout"]
-    assert verdict.details == [None, "after 10 s"]
-    assert verdict.columns["data"].to_pylist() == [b"good", None]
+    result = fetch(pa.table({"url": ["good", "bad"]}), backend=Canned())
+    assert result.reasons == [None, "timeout"]
+    assert result.details == [None, "after 10 s"]
+    assert result.columns["data"].to_pylist() == [b"good", None]
 
 
 class Forgetful:
@@ -202,7 +202,7 @@ class Forgetful:
             failed = url == "dead"
             meta = {
                 "status": "failed_to_download" if failed else "success",
-                "error_message": "HTTP Error 404: Not Found" if failed else None,
+                "error_message": "HTTP Error 404: Not CheckedMedium" if failed else None,
             }
             self._writer.write(None if failed else url.encode(), f"{place:07d}", None, meta)
         self._writer.close()
@@ -220,11 +220,11 @@ def test_what_img2dataset_loses_is_tried_again_and_told(monkeypatch: pytest.Monk
     monkeypatch.setattr(urllib.request, "_opener", None)  # put back what the backend installs
     monkeypatch.setattr(Forgetful, "attempts", [], raising=False)
     options = FetchOptions(threads=2, timeout=1, retries=0, user_agent=None, bounds=BOUNDS)
-    found = Img2Dataset(options).fetch(["good", "always", "dead", "once"])
+    found = Img2DatasetBackend(options).fetch(["good", "always", "dead", "once"])
     assert found == [
         Fetched(data=b"good"),
         Fetched(reason=LOST),
-        Fetched(reason="http_404", detail="HTTP Error 404: Not Found"),
+        Fetched(reason="http_404", detail="HTTP Error 404: Not CheckedMedium"),
         Fetched(data=b"once"),
     ]
     assert Forgetful.attempts == [["good", "always", "dead", "once"], ["always", "once"]]
@@ -233,16 +233,16 @@ def test_what_img2dataset_loses_is_tried_again_and_told(monkeypatch: pytest.Monk
 def test_backends_are_made_by_name() -> None:
     options = FetchOptions(threads=2, timeout=1, retries=0, user_agent="me", bounds=BOUNDS)
     native = make_backend("native", options)
-    assert isinstance(native, Native)
+    assert isinstance(native, NativeBackend)
     assert native.token == "me"
 
 
 def test_dns_itself_failing_is_told_from_dead_names() -> None:
     urls = [f"http://host{number}.example/x" for number in range(40)]
     drops = [{"url": url, "reason": "dns_temporary"} for url in urls]
-    assert "40 of 40 hosts" in dns_trouble(urls, drops)
-    assert dns_trouble(urls, drops[:30]) is None
-    assert dns_trouble(urls, [{**drop, "reason": "http_404"} for drop in drops]) is None
-    assert dns_trouble(urls[:10], drops[:10]) is None  # too few to tell
+    assert "40 of 40 hosts" in dns_outage(urls, drops)
+    assert dns_outage(urls, drops[:30]) is None
+    assert dns_outage(urls, [{**drop, "reason": "http_404"} for drop in drops]) is None
+    assert dns_outage(urls[:10], drops[:10]) is None  # too few to tell
     literal = [f"http://192.0.2.{number}/x" for number in range(40)]
-    assert dns_trouble([*literal, None, "no url"], drops) is None
+    assert dns_outage([*literal, None, "no url"], drops) is None

@@ -12,7 +12,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from etl.cli import UserError
 from etl.digits.records import pair
 from etl.digits.scenes import encode, render
-from etl.filters.clip import Clip, ClipSpec, check_model, model_identity
+from etl.filters.clip import ClipModel, ClipSpec, check_model, model_identity
 from tests.etl.filters.tiny_clip import save_tiny_clip
 
 PAIRS = [(encode(render(pair(0, n).scene), "image/png"), pair(0, n).caption) for n in range(7)]
@@ -36,18 +36,18 @@ def by_hand(folder: Path, data: bytes, caption: str) -> float:
 
 
 def test_scores_are_the_models_cosines_whatever_the_batch(folder: Path) -> None:
-    spec = ClipSpec(model=str(folder), least=None, batch=3)
-    found = list(Clip(spec, cuda=False, threads=1).cosines(PAIRS))
+    spec = ClipSpec(model=str(folder), minimum=None, batch=3)
+    found = list(ClipModel(spec, cuda=False, threads=1).similarities(PAIRS))
     assert found == pytest.approx([by_hand(folder, *one) for one in PAIRS], abs=1e-5)
     assert max(found) - min(found) > 0.01
-    alone = Clip(dataclasses.replace(spec, batch=1), cuda=False, threads=1)
-    assert list(alone.cosines(PAIRS[:2])) == pytest.approx(found[:2], abs=1e-5)
-    assert list(alone.cosines([])) == []
+    alone = ClipModel(dataclasses.replace(spec, batch=1), cuda=False, threads=1)
+    assert list(alone.similarities(PAIRS[:2])) == pytest.approx(found[:2], abs=1e-5)
+    assert list(alone.similarities([])) == []
 
 
 def test_captions_longer_than_the_model_reads_are_cut(folder: Path) -> None:
-    clip = Clip(ClipSpec(model=str(folder), least=None), cuda=False, threads=1)
-    (found,) = clip.cosines([(PAIRS[0][0], "many words " * 100)])
+    clip = ClipModel(ClipSpec(model=str(folder), minimum=None), cuda=False, threads=1)
+    (found,) = clip.similarities([(PAIRS[0][0], "many words " * 100)])
     assert -1 <= found <= 1
 
 

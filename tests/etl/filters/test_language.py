@@ -22,7 +22,7 @@ def table(captions: list[str | None], published: list[str | None] | None = None)
 
 
 def test_captions_in_other_languages_go() -> None:
-    found = in_languages(table(CAPTIONS), languages=["en", "zh"], least=0.2)
+    found = in_languages(table(CAPTIONS), languages=["en", "zh"], minimum=0.2)
     assert found.reasons == [None, None, "language", "language", None]
     assert found.details == found.columns["language"].to_pylist()
     assert found.details == ["en", "zh", "fr", "und", None]
@@ -33,14 +33,17 @@ def test_captions_in_other_languages_go() -> None:
 
 
 def test_unclear_ones_stay_if_they_are_asked_for() -> None:
-    assert in_languages(table(["photo", "x"]), languages=["und"], least=0.2).reasons == [None, None]
+    assert in_languages(table(["photo", "x"]), languages=["und"], minimum=0.2).reasons == [
+        None,
+        None,
+    ]
 
 
 def test_what_a_list_publishes_is_believed_if_it_is_known() -> None:
     found = in_languages(
         table(["photo", "photo", "a cat on a roof"], ["en", "zh-Latn", "klingon"]),
         languages=["en"],
-        least=0.2,
+        minimum=0.2,
     )
     assert found.columns["language"].to_pylist() == ["en", "zh", "en"]
     assert found.columns["score.language_confidence"].is_valid().to_pylist() == [False, False, True]

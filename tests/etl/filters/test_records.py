@@ -2,14 +2,14 @@ import json
 
 import pyarrow as pa
 
-from etl.filters.base import Verdict
+from etl.filters.base import FilterResult
 from etl.filters.records import (
     MEDIA,
+    captioned_only,
     check_media_urls,
     declared_duration,
     in_splits,
     media_count,
-    pairs_only,
     placeholders,
     well_formed,
 )
@@ -59,12 +59,12 @@ def test_placeholders_go_with_media() -> None:
 
 def test_faults_are_told() -> None:
     table = pa.table(
-        {"fault": ["no field 'image'", None, None], "turns": [[], [], turns("x")[0].as_py()]},
-        schema=pa.schema([("fault", pa.string()), ("turns", TURNS)]),
+        {"parse_error": ["no field 'image'", None, None], "turns": [[], [], turns("x")[0].as_py()]},
+        schema=pa.schema([("parse_error", pa.string()), ("turns", TURNS)]),
     )
-    verdict = well_formed(table)
-    assert verdict.reasons == ["bad_record", "no_turns", None]
-    assert verdict.details[0] == "no field 'image'"
+    result = well_formed(table)
+    assert result.reasons == ["bad_record", "no_turns", None]
+    assert result.details[0] == "no field 'image'"
 
 
 def test_splits() -> None:
@@ -81,8 +81,10 @@ def test_counts() -> None:
 
 def test_only_pairs_are_judged_by_their_captions() -> None:
     table = pa.table({"caption": ["one", None, "two"]})
-    verdict = pairs_only(table, operation=lambda part: Verdict(reasons=["x"] * part.num_rows))
-    assert verdict.reasons == ["x", None, "x"]
+    result = captioned_only(
+        table, function=lambda part: FilterResult(reasons=["x"] * part.num_rows)
+    )
+    assert result.reasons == ["x", None, "x"]
 
 
 def test_published_durations_spare_downloads() -> None:

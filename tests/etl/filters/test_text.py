@@ -53,7 +53,7 @@ def test_declared_sizes_of_nothing_are_unknown() -> None:
     assert declared_size(table, minimum=64, max_aspect=3.0).reasons == [
         None,
         "declared_too_small",
-        "declared_too_oblong",
+        "declared_aspect_too_large",
         None,
         None,
     ]

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from etl.dedup.perceptual_hash import hex_hash, perceptual_hash
-from etl.media.decode import Picture, finish_picture
+from etl.media.decode import NormalizedImage, normalize_image
 from etl.media.image import ImageLimits
 from etl.media.sniff import is_polyglot, sniff
 from etl.storage.schema import sha256
@@ -16,7 +16,7 @@ from tests.etl.download.web import archive, photo, pixel_bomb
 LIMITS = ImageLimits(min_side=16, max_aspect=3, max_pixels=4_000_000)
 
 
-def opened(picture: Picture) -> Image.Image:
+def opened(picture: NormalizedImage) -> Image.Image:
     return Image.open(io.BytesIO(picture.medium.data))
 
 
@@ -33,7 +33,7 @@ def with_orientation(data: bytes, orientation: int) -> bytes:
 def test_what_needs_no_change_keeps_its_bytes(form: str, mime: str) -> None:
     data = photo(form=form)
     for size in (None, 80):
-        found = finish_picture(data, LIMITS, size)
+        found = normalize_image(data, LIMITS, size)
         assert found.medium.data == data
         assert (found.medium.mime, found.medium.width, found.medium.height) == (
             f"image/{mime}",
@@ -50,16 +50,16 @@ def test_faces_are_blurred_where_they_are_shown(orientation: int) -> None:
     Image.fromarray(noise).save(stream, "PNG")
     data = with_orientation(stream.getvalue(), orientation)
     box = (0.1, 0.2, 0.3, 0.5)  # in the stored picture, as img2dataset's users see it
-    plain = finish_picture(data, LIMITS, 100)
-    blurred = finish_picture(data, LIMITS, 100, [box])
+    plain = normalize_image(data, LIMITS, 100)
+    blurred = normalize_image(data, LIMITS, 100, [box])
     assert blurred.notes["changed"].split(", ")[-1] == "faces blurred"
     assert "faces" not in plain.notes["changed"]
     marked = np.zeros((160, 240), np.uint8)
     marked[32:80, 24:72] = 255
     stored = Image.fromarray(marked)
     stored.getexif()[0x0112] = orientation
-    shown = ImageOps.exif_transpose(stored).resize(opened(blurred).size)
-    inside = np.asarray(shown) > 254
+    display_url = ImageOps.exif_transpose(stored).resize(opened(blurred).size)
+    inside = np.asarray(display_url) > 254
     before, after = (np.asarray(opened(one).convert("L"), float) for one in (plain, blurred))
     assert after[inside].std() < before[inside].std() / 3
     changed = np.abs(after - before) > 12  # JPEG's own loss is less
@@ -67,12 +67,12 @@ def test_faces_are_blurred_where_they_are_shown(orientation: int) -> None:
 
 
 def test_a_picture_without_faces_keeps_its_bytes() -> None:
-    assert finish_picture(photo(), LIMITS, None, []).medium.data == photo()
+    assert normalize_image(photo(), LIMITS, None, []).medium.data == photo()
 
 
 def test_sideways_pictures_are_turned_and_told() -> None:
     data = with_orientation(photo(), 6)
-    found = finish_picture(data, LIMITS, None)
+    found = normalize_image(data, LIMITS, None)
     assert (found.medium.width, found.medium.height) == opened(found).size == (80, 120)
     assert found.notes == {
         "changed": "turned",
@@ -89,12 +89,12 @@ def test_sideways_pictures_are_turned_and_told() -> None:
 @pytest.mark.parametrize("orientation", [0, 1, 9])
 def test_orientations_that_say_nothing_change_nothing(orientation: int) -> None:
     data = with_orientation(photo(), orientation)
-    assert finish_picture(data, LIMITS, None).medium.data == data
+    assert normalize_image(data, LIMITS, None).medium.data == data
 
 
 def test_large_pictures_shrink_to_their_shorter_side() -> None:
     data = photo(1600, 1000, quality=90)
-    found = finish_picture(data, LIMITS, 100)
+    found = normalize_image(data, LIMITS, 100)
     assert opened(found).size == (found.medium.width, found.medium.height) == (160, 100)
     assert found.notes["changed"] == "shrunk"
     assert (found.notes["original_width"], found.notes["original_height"]) == ("1600", "1000")
@@ -111,7 +111,7 @@ def test_other_modes_become_rgb(mode: str) -> None:
         picture = grey.convert("RGB").convert(mode)
     stream = io.BytesIO()
     picture.save(stream, "JPEG" if mode == "CMYK" else "PNG")
-    found = finish_picture(stream.getvalue(), LIMITS, None)
+    found = normalize_image(stream.getvalue(), LIMITS, None)
     assert found.notes["changed"] == "to RGB"
     assert opened(found).mode in ("RGB", "L")
     if mode not in ("1", "P"):  # which are dithered
@@ -121,13 +121,13 @@ def test_other_modes_become_rgb(mode: str) -> None:
 def test_what_is_transparent_shows_white() -> None:
     stream = io.BytesIO()
     Image.new("RGBA", (32, 32), (0, 0, 0, 0)).save(stream, "PNG")
-    assert opened(finish_picture(stream.getvalue(), LIMITS, None)).getpixel((5, 5)) == (255,) * 3
+    assert opened(normalize_image(stream.getvalue(), LIMITS, None)).getpixel((5, 5)) == (255,) * 3
 
 
 def test_other_formats_become_jpeg() -> None:
-    found = finish_picture(photo(form="BMP"), LIMITS, None)
+    found = normalize_image(photo(form="BMP"), LIMITS, None)
     assert (found.notes["changed"], found.medium.mime) == ("to JPEG", "image/jpeg")
-    assert finish_picture(photo(form="GIF"), LIMITS, None).notes["changed"] == "to RGB, to JPEG"
+    assert normalize_image(photo(form="GIF"), LIMITS, None).notes["changed"] == "to RGB, to JPEG"
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_other_formats_become_jpeg() -> None:
         (photo(form="PNG")[:900], "truncated"),
         (pixel_bomb(), "decompression_bomb"),
         (photo(8, 8), "too_small"),
-        (photo(200, 20), "too_oblong"),
+        (photo(200, 20), "aspect_too_large"),
         (photo() + archive(), "polyglot"),
         (photo() + b"<?php system($_GET['c']); ?>", "polyglot"),
         (b"\x89PNG\r\n\x1a\n" + bytes(50), "corrupt"),
@@ -147,12 +147,12 @@ def test_other_formats_become_jpeg() -> None:
 )
 def test_unsound_pictures_have_reasons(data: bytes, reason: str) -> None:
     for size in (None, 32):
-        found = finish_picture(data, LIMITS, size)
+        found = normalize_image(data, LIMITS, size)
         assert found == reason or (reason == "corrupt" and found in ("corrupt", "wrong_type"))
 
 
 def distance(left: bytes, right: bytes) -> int:
-    hashes = [finish_picture(data, LIMITS, None).phash for data in (left, right)]
+    hashes = [normalize_image(data, LIMITS, None).phash for data in (left, right)]
     return (hashes[0] ^ hashes[1]).bit_count()
 
 
@@ -162,8 +162,8 @@ def test_near_duplicates_are_near_and_others_are_far() -> None:
     assert distance(data, photo(600, 400)) <= 6
     assert distance(data, photo(300, 200, form="PNG")) <= 4
     assert min(distance(data, photo(300, 200, seed=seed)) for seed in range(1, 20)) > 12
-    shrunk = finish_picture(data, LIMITS, 100).phash
-    assert (shrunk ^ finish_picture(data, LIMITS, None).phash).bit_count() <= 4
+    shrunk = normalize_image(data, LIMITS, 100).phash
+    assert (shrunk ^ normalize_image(data, LIMITS, None).phash).bit_count() <= 4
 
 
 def test_the_hash_is_of_64_bits_against_the_median() -> None:
@@ -211,6 +211,6 @@ def test_damaged_bytes_always_have_a_reason(capfd: pytest.CaptureFixture[str]) -
             data = np.frombuffer(sound, np.uint8).copy()
             reach = min(len(data), int(rng.choice([64, 400, len(data)])))
             data[rng.integers(0, reach, 5)] = rng.integers(0, 256, 5)
-            found = finish_picture(data.tobytes(), LIMITS, 20)
-            assert isinstance(found, (Picture, str))
+            found = normalize_image(data.tobytes(), LIMITS, 20)
+            assert isinstance(found, (NormalizedImage, str))
     capfd.readouterr()  # libtiff tells of its finds by itself

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from etl.media.faces import BOXES, blur, sound_boxes, turned_boxes
+from etl.media.faces import BOXES, blur, rotate_boxes, valid_boxes
 
 NOISE = np.random.default_rng(0).integers(0, 256, (200, 300, 3), np.uint8)
 
@@ -50,9 +50,9 @@ def test_grey_pictures_stay_grey() -> None:
 
 def test_boxes_turn_with_their_picture() -> None:
     box = (0.1, 0.2, 0.3, 0.6)
-    assert turned_boxes([box], None) == turned_boxes([box], 1) == [box]
-    assert turned_boxes([box], 6) == [pytest.approx((0.4, 0.1, 0.8, 0.3))]
-    assert turned_boxes(turned_boxes([box], 6), 8) == [pytest.approx(box)]
+    assert rotate_boxes([box], None) == rotate_boxes([box], 1) == [box]
+    assert rotate_boxes([box], 6) == [pytest.approx((0.4, 0.1, 0.8, 0.3))]
+    assert rotate_boxes(rotate_boxes([box], 6), 8) == [pytest.approx(box)]
 
 
 def test_rows_whose_faces_would_stay_go() -> None:
@@ -67,5 +67,5 @@ def test_rows_whose_faces_would_stay_go() -> None:
         [[10, 10, 200, 200]],
         [None],
     ]
-    found = sound_boxes(pa.table({"boxes": pa.array(boxes, BOXES)})).reasons
+    found = valid_boxes(pa.table({"boxes": pa.array(boxes, BOXES)})).reasons
     assert found == [None, None, "no_boxes", *["bad_boxes"] * 6]

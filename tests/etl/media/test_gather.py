@@ -1,4 +1,4 @@
-"""Records and their media: fetched once, put together, lost."""
+"""RecordReader and their media: fetched once, put together, lost."""
 
 import base64
 import json
@@ -12,7 +12,15 @@ from etl.digits.records import pair
 from etl.digits.scenes import encode, render
 from etl.digits.subjects import sample
 from etl.download.base import Fetched
-from etl.media.gather import Anywhere, Found, Gathered, Key, MediaPlan, check_medium, gather
+from etl.media.gather import (
+    CheckedMedium,
+    GatheredRecord,
+    Key,
+    MediaFetcher,
+    MediaOptions,
+    check_medium,
+    gather,
+)
 from etl.media.image import ImageLimits
 from etl.storage.schema import Medium, sha256
 
@@ -30,8 +38,8 @@ class Web:
             yield finish(place, Fetched(data=url.encode()))
 
 
-def stream(plan: MediaPlan, urls: Sequence[str], web: Web | None = None) -> list:
-    anywhere = Anywhere(web or Web(), plan, max_bytes=1000)
+def stream(plan: MediaOptions, urls: Sequence[str], web: Web | None = None) -> list:
+    anywhere = MediaFetcher(web or Web(), plan, max_bytes=1000)
     return list(anywhere.stream(urls, lambda place, found: (place, found.data or found.reason)))
 
 
@@ -39,7 +47,7 @@ def test_media_come_from_wherever_their_names_say(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"here")
     urls = ["http://web/1", "a.jpg", "data:image/png;base64,aW5saW5l", "b.jpg", "http://web/2"]
     web = Web()
-    assert stream(MediaPlan(places=(str(tmp_path),)), urls, web) == [
+    assert stream(MediaOptions(locations=(str(tmp_path),)), urls, web) == [
         (0, b"http://web/1"),
         (1, b"here"),
         (2, b"inline"),
@@ -50,7 +58,7 @@ def test_media_come_from_wherever_their_names_say(tmp_path: Path) -> None:
 
 
 def test_names_may_be_put_behind_an_address() -> None:
-    plan = MediaPlan(places=("http://web/train2017/",))
+    plan = MediaOptions(locations=("http://web/train2017/",))
     assert stream(plan, ["0 1.jpg", "http://other/1"]) == [
         (0, b"http://web/train2017/0%201.jpg"),
         (1, b"http://other/1"),
@@ -67,11 +75,11 @@ def test_names_may_be_put_behind_an_address() -> None:
     ],
 )
 def test_what_cannot_be_had(url: str, reason: str) -> None:
-    assert stream(MediaPlan(), [url]) == [(0, reason)]
+    assert stream(MediaOptions(), [url]) == [(0, reason)]
 
 
 def test_data_urls_may_be_percent_encoded() -> None:
-    assert stream(MediaPlan(), ["data:text/plain,a%20b"]) == [(0, b"a b")]
+    assert stream(MediaOptions(), ["data:text/plain,a%20b"]) == [(0, b"a b")]
 
 
 @pytest.mark.parametrize("name", ["video", "audio", "points"])
@@ -79,12 +87,12 @@ def test_media_of_all_kinds_are_as_the_world_has_them(name: str) -> None:
     for number in range(3):
         (made,) = sample(name, "captions", 0, number).media
         key = (made.kind, "http://web/1", None, None)
-        found = check_medium(key, Fetched(data=made.data), MediaPlan(), IMAGE)
+        found = check_medium(key, Fetched(data=made.data), MediaOptions(), IMAGE)
         assert found.medium == made
 
 
 def test_images_bring_their_hash() -> None:
-    found = check_medium(("image", "u", None, None), Fetched(data=PICTURE), MediaPlan(), IMAGE)
+    found = check_medium(("image", "u", None, None), Fetched(data=PICTURE), MediaOptions(), IMAGE)
     assert (found.medium.width, found.medium.mime) == (96, "image/png")
     assert found.phash is not None
 
@@ -93,7 +101,7 @@ def test_media_that_are_encoded_anew_are_hashed_anew() -> None:
     data = tones.encode(
         tones.render(tones.Dialling(digits=(1, 2, 3), phone=200, seed=1)), "audio/wav"
     )
-    found = check_medium(("audio", "u", 0.1, 0.2), Fetched(data=data), MediaPlan(), IMAGE)
+    found = check_medium(("audio", "u", 0.1, 0.2), Fetched(data=data), MediaOptions(), IMAGE)
     assert found.medium.mime == "audio/flac"
     assert found.medium.sha256 == sha256(found.medium.data) != sha256(data)
     assert found.medium.duration == pytest.approx(0.2)
@@ -124,15 +132,15 @@ def test_media_that_are_encoded_anew_are_hashed_anew() -> None:
     ],
 )
 def test_media_of_another_kind_are_of_the_wrong_type(kind: str, data: bytes) -> None:
-    found = check_medium((kind, "u", None, None), Fetched(data=data), MediaPlan(), IMAGE)
+    found = check_medium((kind, "u", None, None), Fetched(data=data), MediaOptions(), IMAGE)
     assert (found.medium, found.step, found.reason) == (None, "decode", "wrong_type")
 
 
 # Putting together.
 
 LOST = {
-    "gone": Found(step="download", reason="http_404", detail="Not Found"),
-    "page": Found(step="decode", reason="wrong_type"),
+    "gone": CheckedMedium(step="download", reason="http_404", detail="Not CheckedMedium"),
+    "page": CheckedMedium(step="decode", reason="wrong_type"),
 }
 
 
@@ -143,12 +151,12 @@ class Media:
         self.asked: list[str] = []
         self.given = 0
 
-    def stream(self, keys: Sequence[Key]) -> Iterator[Found]:
+    def stream(self, keys: Sequence[Key]) -> Iterator[CheckedMedium]:
         self.asked += [url for _, url, _, _ in keys]
         for kind, url, _, _ in keys:
             self.given += 1
             medium = Medium(kind=kind, data=url.encode(), mime="", sha256="")
-            yield LOST.get(url) or Found(medium=medium)
+            yield LOST.get(url) or CheckedMedium(medium=medium)
 
 
 def row(text: str, *urls: str) -> dict:
@@ -179,14 +187,14 @@ def test_records_come_as_soon_as_their_media_are_there() -> None:
 def test_a_record_goes_with_the_first_step_that_cost_it_a_medium() -> None:
     rows = [row("<image><image><image>", "a", "page", "gone"), row("<image>", "page")]
     first, second = gather(rows, Media().stream, "drop")
-    assert (first.step, first.reason, first.detail) == ("download", "http_404", "Not Found")
+    assert (first.step, first.reason, first.detail) == ("download", "http_404", "Not CheckedMedium")
     assert (second.step, second.reason) == ("decode", "wrong_type")
 
 
 def test_a_document_forgets_what_it_loses_and_tells_so() -> None:
     text = "<image>\nOne. <image> Two.\n<image>\nThree."
-    (kept,) = gather([row(text, "gone", "a", "page")], Media().stream, "forget")
-    assert isinstance(kept, Gathered)
+    (kept,) = gather([row(text, "gone", "a", "page")], Media().stream, "remove")
+    assert isinstance(kept, GatheredRecord)
     assert kept.row["turns"] == [{"role": "assistant", "text": "One. <image> Two.\nThree."}]
     assert [one.medium.data for one in kept.found] == [b"a"]
     lost = json.loads(json.loads(kept.row["lineage"])["lost_media"])
@@ -194,7 +202,7 @@ def test_a_document_forgets_what_it_loses_and_tells_so() -> None:
 
 
 def test_a_document_goes_with_its_last_image() -> None:
-    (lost,) = gather([row("<image><image>", "page", "gone")], Media().stream, "forget")
+    (lost,) = gather([row("<image><image>", "page", "gone")], Media().stream, "remove")
     assert lost.reason == "http_404"
-    (kept,) = gather([row("text")], Media().stream, "forget")
+    (kept,) = gather([row("text")], Media().stream, "remove")
     assert kept.found == ()

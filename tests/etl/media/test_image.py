@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from etl.media.image import ImageFacts, ImageLimits, decode_check, examine
+from etl.media.image import ImageInfo, ImageLimits, decode_check, probe
 from etl.storage.schema import sha256
 
 LIMITS = ImageLimits(min_side=16, max_aspect=3.0, max_pixels=1_000_000)
@@ -37,14 +37,14 @@ def png_header(width: int, height: int) -> bytes:
     [("JPEG", "image/jpeg"), ("PNG", "image/png"), ("WEBP", "image/webp"), ("GIF", "image/gif")],
 )
 def test_sound_images_are_told_by_their_bytes(name: str, mime: str) -> None:
-    assert examine(encoded(name), LIMITS) == ImageFacts(mime=mime, width=40, height=30)
+    assert probe(encoded(name), LIMITS) == ImageInfo(mime=mime, width=40, height=30)
 
 
 def test_width_and_height_are_those_shown() -> None:
     exif = Image.Exif()
     exif[274] = 6  # orientation: turned by a quarter
     turned = encoded("JPEG", exif=exif)
-    assert examine(turned, LIMITS) == ImageFacts(mime="image/jpeg", width=30, height=40)
+    assert probe(turned, LIMITS) == ImageInfo(mime="image/jpeg", width=30, height=40)
 
 
 @pytest.mark.parametrize(
@@ -60,18 +60,18 @@ def test_width_and_height_are_those_shown() -> None:
         (png_header(2000, 2000), "decompression_bomb"),
         (png_header(100_000, 100_000), "decompression_bomb"),
         (encoded("PNG", (15, 40)), "too_small"),
-        (encoded("PNG", (100, 30)), "too_oblong"),
+        (encoded("PNG", (100, 30)), "aspect_too_large"),
     ],
 )
 def test_what_is_no_picture_has_a_reason(data: bytes, reason: str) -> None:
-    assert examine(data, LIMITS) == reason
+    assert probe(data, LIMITS) == reason
 
 
 def test_a_batch_gets_columns_for_what_is_kept() -> None:
     good, bad = encoded("PNG"), b"nothing"
     table = pa.table({"data": pa.array([good, bad], pa.large_binary())})
-    verdict = decode_check(table, limits=LIMITS)
-    assert verdict.reasons == [None, "wrong_type"]
-    assert verdict.columns["width"].to_pylist() == [40, None]
-    assert verdict.columns["mime"].to_pylist() == ["image/png", None]
-    assert verdict.columns["sha256"][0].as_py() == sha256(good)
+    result = decode_check(table, limits=LIMITS)
+    assert result.reasons == [None, "wrong_type"]
+    assert result.columns["width"].to_pylist() == [40, None]
+    assert result.columns["mime"].to_pylist() == ["image/png", None]
+    assert result.columns["sha256"][0].as_py() == sha256(good)

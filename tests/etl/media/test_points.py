@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from etl.digits import solids
-from etl.media.points import PointsLimits, examine
+from etl.media.points import PointsLimits, probe
 
 CLOUD = solids.render(solids.draw_solid(np.random.default_rng(0), "train"))
 NPY = solids.encode(CLOUD)
@@ -48,7 +48,7 @@ def obj(cloud: np.ndarray) -> bytes:
     ],
 )
 def test_clouds_are_counted(data: bytes, mime: str) -> None:
-    facts = examine(data, LIMITS)
+    facts = probe(data, LIMITS)
     assert (facts.mime, facts.points) == (mime, len(CLOUD))
 
 
@@ -72,8 +72,8 @@ HUGE = b"ply\nformat ascii 1.0\nelement vertex 1000000000\nproperty float x\nend
         (b"\x93NUMPY\x01\x00\x04\x00{{{{", "corrupt"),
         (array(np.zeros((100, 2))), "wrong_shape"),
         (array(np.array([["a"] * 3] * 100)), "wrong_shape"),
-        (array(np.zeros((100, 3))), "one_place"),
-        (array(np.full((100, 3), np.nan)), "not_a_number"),
+        (array(np.zeros((100, 3))), "all_points_equal"),
+        (array(np.full((100, 3), np.nan)), "non_finite"),
         (array(CLOUD[:10]), "too_few_points"),
         (ply(CLOUD, "ascii")[:2000], "truncated"),
         (ply(CLOUD, "binary_little_endian")[:2000], "truncated"),
@@ -85,17 +85,17 @@ HUGE = b"ply\nformat ascii 1.0\nelement vertex 1000000000\nproperty float x\nend
     ],
 )
 def test_what_is_not_kept(data: bytes, reason: str) -> None:
-    assert examine(data, LIMITS) == reason
+    assert probe(data, LIMITS) == reason
 
 
 def test_pickles_are_not_opened() -> None:
     stream = io.BytesIO()
     np.save(stream, np.array([[{}] * 3] * 100, dtype=object), allow_pickle=True)
-    assert examine(stream.getvalue(), LIMITS) == "wrong_shape"
+    assert probe(stream.getvalue(), LIMITS) == "wrong_shape"
 
 
 def test_limits() -> None:
-    assert examine(NPY, PointsLimits(max_points=100)) == "too_many_points"
+    assert probe(NPY, PointsLimits(max_points=100)) == "too_many_points"
 
 
 def test_published_meshes() -> None:
@@ -104,5 +104,5 @@ def test_published_meshes() -> None:
     if not files:
         pytest.skip(f"no meshes in {folder}")
     for file in files:
-        found = examine(file.read_bytes(), PointsLimits(min_points=1))
+        found = probe(file.read_bytes(), PointsLimits(min_points=1))
         assert not isinstance(found, str), (file.name, found)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from etl.digits import motion
-from etl.media.video import VideoLimits, examine, middles
+from etl.media.video import VideoLimits, probe, sampled_indices
 
 RNG = np.random.default_rng(0)
 DRAWN = motion.draw_motion(RNG, "train")
@@ -33,7 +33,7 @@ def decoded(data: bytes) -> list[np.ndarray]:
 
 
 def test_a_video_is_kept_as_it_is() -> None:
-    facts = examine(VIDEO, LOOSE)
+    facts = probe(VIDEO, LOOSE)
     assert (facts.mime, facts.width, facts.height) == ("video/mp4", 96, 96)
     assert facts.frames == DRAWN.frames
     assert facts.duration == DRAWN.frames / motion.FRAMES_PER_SECOND
@@ -43,21 +43,21 @@ def test_a_video_is_kept_as_it_is() -> None:
 
 
 def test_sampled_frames_are_those_in_the_middle_of_equal_parts() -> None:
-    facts = examine(VIDEO, VideoLimits(frames=5))
+    facts = probe(VIDEO, VideoLimits(frames=5))
     assert (facts.frames, facts.duration) == (5, DRAWN.frames / motion.FRAMES_PER_SECOND)
     whole, few = decoded(VIDEO), decoded(facts.data)
-    for number, picture in zip(middles(DRAWN.frames, 5), few, strict=True):
+    for number, picture in zip(sampled_indices(DRAWN.frames, 5), few, strict=True):
         assert np.abs(picture.astype(int) - whole[number]).mean() < 3  # JPEG's loss
-    again = examine(facts.data, LOOSE)
+    again = probe(facts.data, LOOSE)
     assert (again.frames, again.mime) == (5, "video/mp4")
     assert again.duration == pytest.approx(facts.duration, rel=1e-3)
-    assert examine(VIDEO, VideoLimits(frames=5)).data == facts.data
+    assert probe(VIDEO, VideoLimits(frames=5)).data == facts.data
 
 
 def test_middles() -> None:
-    assert middles(10, 5) == [1, 3, 5, 7, 9]
-    assert middles(100, 1) == [50]
-    assert middles(2, 5) == [0, 0, 1, 1, 1]
+    assert sampled_indices(10, 5) == [1, 3, 5, 7, 9]
+    assert sampled_indices(100, 1) == [50]
+    assert sampled_indices(2, 5) == [0, 0, 1, 1, 1]
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_middles() -> None:
     ],
 )
 def test_other_containers(codec: str, kind: str, mime: str) -> None:
-    facts = examine(encoded(PICTURES, codec, kind), LOOSE)
+    facts = probe(encoded(PICTURES, codec, kind), LOOSE)
     assert (facts.mime, facts.frames) == (mime, DRAWN.frames)
 
 
@@ -94,20 +94,20 @@ STILL = encoded(np.repeat(PICTURES[:1], 8, axis=0), "libx264", "mp4")
     ],
 )
 def test_what_is_not_kept(data: bytes, limits: dict, reason: str) -> None:
-    assert examine(data, VideoLimits(**{"min_side": 16, **limits})) == reason
+    assert probe(data, VideoLimits(**{"min_side": 16, **limits})) == reason
 
 
 def test_a_still_has_no_motion_and_a_single_frame_none_to_tell() -> None:
-    assert examine(STILL, VideoLimits(min_side=16, min_motion=0)).scores["motion"] < 0.25
+    assert probe(STILL, VideoLimits(min_side=16, min_motion=0)).scores["motion"] < 0.25
     single = encoded(PICTURES[:1], "libx264", "mp4", rate=1)
-    assert set(examine(single, LOOSE).scores) == {"duration"}
+    assert set(probe(single, LOOSE).scores) == {"duration"}
 
 
 def test_the_middle_of_a_file_may_be_damaged_anywhere_without_harm() -> None:
     data = bytearray(VIDEO)
     for place in range(40, len(data), 97):
         damaged = bytes(data[:place]) + b"\xff" * 16 + bytes(data[place + 16 :])
-        found = examine(damaged, LOOSE)
+        found = probe(damaged, LOOSE)
         assert isinstance(found, str) or found.frames <= 4 * DRAWN.frames
 
 
@@ -121,5 +121,5 @@ def test_width_and_height_are_not_mixed_up() -> None:
         for picture in wide:
             container.mux(track.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(track.encode())
-    facts = examine(stream.getvalue(), LOOSE)
+    facts = probe(stream.getvalue(), LOOSE)
     assert (facts.width, facts.height) == (192, 96)

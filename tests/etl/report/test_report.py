@@ -12,7 +12,7 @@ from etl.report.charts import bars, histogram
 from etl.report.report import DROPS_FILE, TIMINGS_FILE, write_report
 from etl.report.statistics import download_yield, spread, statistics
 from etl.storage.atomic import write_json
-from etl.storage.shards import Manifest, read_manifest
+from etl.storage.manifest import Manifest, read_manifest
 from tests.worlds import caption_shards
 
 NASTY = "<script>alert(1)</script>"
@@ -47,7 +47,7 @@ def output(tmp_path: Path) -> tuple[Path, Manifest, pa.Table]:
 def test_statistics_count_what_is_there(output: tuple[Path, Manifest, pa.Table]) -> None:
     folder, manifest, drops = output
     told = statistics(folder, manifest.shards, drops)
-    assert told["looked_at"] == 8
+    assert told["sampled_rows"] == 8
     assert {"width", "height", "kilobytes", "characters of answers"} <= told["histograms"].keys()
     assert "duration" not in told["histograms"]  # of pictures there is none
     for found in told["histograms"].values():

@@ -12,26 +12,33 @@ from etl.cli import UserError
 from etl.dedup.exact import FirstSeen
 from etl.dedup.images import NearImages
 from etl.dedup.texts import NearTexts
-from etl.filters.base import Step, StepYield, Verdict
-from etl.runtime.global_filters import KEYS_FILE, kept_before, save_keys, settle, steps_after
-from etl.runtime.job_state import KEYS, STAGED, Ledger, Receipt, write_table
+from etl.filters.base import Filter, FilterResult, StepYield
+from etl.runtime.global_filters import (
+    KEYS_FILE,
+    global_filters,
+    previous_rows,
+    run_global_filters,
+    save_keys,
+)
+from etl.runtime.job_state import KEYS, STAGED, JobState, UnitResult, write_table
 from etl.runtime.options import JobOptions
-from etl.runtime.worker import KEPT
+from etl.runtime.worker import STAGED_SCHEMA
+from etl.storage.manifest import read_manifest, write_manifest
 from etl.storage.schema import Medium, Sample, Turn
-from etl.storage.shards import read_manifest, shard_name, write_manifest, write_shard
+from etl.storage.shards import shard_name, write_shard
 from tests.worlds import caption_shards
 
-NEAR = Step(name="near images", operation=NearImages(distance=4, identity="medium"))
-ALIKE = Step(
-    name="near text", operation=NearTexts(jaccard=0.7, identity="medium"), needs=("turns",)
+NEAR = Filter(name="image dedup", function=NearImages(distance=4, identity="medium"))
+ALIKE = Filter(
+    name="text dedup", function=NearTexts(similarity=0.7, identity="medium"), needs=("turns",)
 )
 
 FAR = 0xFFFF << 40
 
 
-def exact() -> Step:
+def exact() -> Filter:
     """A step with nothing seen yet."""
-    return Step(name="dedup", operation=FirstSeen("key", "duplicate_medium"))
+    return Filter(name="dedup", function=FirstSeen("key", "duplicate_medium"))
 
 
 def sample(number: int, text: str) -> Sample:
@@ -40,14 +47,14 @@ def sample(number: int, text: str) -> Sample:
     return Sample(id=f"id-{number}", source="t", turns=turns, media=(medium,))
 
 
-def stage(output: Path, *ranges: Sequence[tuple[str, int, str]]) -> tuple[Ledger, list[int]]:
+def stage(output: Path, *ranges: Sequence[tuple[str, int, str]]) -> tuple[JobState, list[int]]:
     """Ranges of staged rows: key, perceptual hash and text of each; and how many rows they have."""
-    ledger = Ledger(output)
-    ledger.work.mkdir(parents=True)
+    state = JobState(output)
+    state.work.mkdir(parents=True)
     row = 0
     for number, rows in enumerate(ranges):
         kept = []
-        with ledger.draft(number) as draft:
+        with state.open_unit(number) as draft:
             samples = []
             for key, phash, text in rows:
                 named = {"row": row, "id": f"id-{row}", "url": f"http://web/{row}"}
@@ -55,19 +62,19 @@ def stage(output: Path, *ranges: Sequence[tuple[str, int, str]]) -> tuple[Ledger
                 samples.append(sample(row, text))
                 row += 1
             shard = write_shard(draft, STAGED, samples) if samples else None
-            write_table(draft / KEYS, pa.Table.from_pylist(kept, schema=KEPT))
-            ledger.save_receipt(draft, Receipt(number=number, yields=(), shard=shard))
-    return ledger, [len(rows) or 1 for rows in ranges]
+            write_table(draft / KEYS, pa.Table.from_pylist(kept, schema=STAGED_SCHEMA))
+            state.commit_unit(draft, UnitResult(number=number, yields=(), shard=shard))
+    return state, [len(rows) or 1 for rows in ranges]
 
 
 def test_each_drop_has_the_first_reason_that_applies(tmp_path: Path) -> None:
-    ledger, ranges = stage(
+    state, ranges = stage(
         tmp_path / "out",
         [("a", 0b0001, "one"), ("b", FAR, "two")],
         [],
         [("a", 0b0001, "three"), ("c", 0b0010, "four"), ("d", 2**64 - 1, "five")],
     )
-    late = settle(ledger, [2, 1, 3], [exact(), NEAR])
+    late = run_global_filters(state, [2, 1, 3], [exact(), NEAR])
     assert ranges == [2, 1, 3]
     assert late.rows == {0: [0, 1], 1: [], 2: [4]}
     drops = late.drops.select(["row", "step", "reason", "detail"]).to_pylist()
@@ -75,14 +82,14 @@ def test_each_drop_has_the_first_reason_that_applies(tmp_path: Path) -> None:
         {"row": 2, "step": "dedup", "reason": "duplicate_medium", "detail": None},
         {
             "row": 3,
-            "step": "near images",
+            "step": "image dedup",
             "reason": "near_duplicate_image",
             "detail": "2 bits from row 0",
         },
     ]
     assert late.yields == (
         StepYield(step="dedup", rows_in=5, rows_out=4),
-        StepYield(step="near images", rows_in=4, rows_out=3),
+        StepYield(step="image dedup", rows_in=4, rows_out=3),
     )
     assert late.keys.to_pylist() == [
         {"shard": 0, "row": 0, "key": "a", "phash": [1]},
@@ -94,19 +101,22 @@ def test_each_drop_has_the_first_reason_that_applies(tmp_path: Path) -> None:
 def test_texts_are_there_for_steps_that_need_them(tmp_path: Path) -> None:
     text = "what a long caption this one is for a picture"
     rows = [("a", 0, text), ("b", 0, "another caption"), ("c", 0, f"{text} indeed")]
-    ledger, ranges = stage(tmp_path / "out", rows[:2], [], rows[2:])
-    late = settle(ledger, ranges, [exact(), ALIKE])
+    state, ranges = stage(tmp_path / "out", rows[:2], [], rows[2:])
+    late = run_global_filters(state, ranges, [exact(), ALIKE])
     assert late.rows == {0: [0, 1], 1: [], 2: []}
     assert late.drops["detail"].to_pylist() == ["like row 0"]
 
 
 def test_a_step_of_the_users_own(tmp_path: Path) -> None:
-    ledger, ranges = stage(tmp_path / "out", [("a", 0, "x"), ("b", 0, "y")], [("c", 0, "z")])
+    state, ranges = stage(tmp_path / "out", [("a", 0, "x"), ("b", 0, "y")], [("c", 0, "z")])
 
-    def last_only(table: pa.Table) -> Verdict:
-        return Verdict(reasons=["not_last"] * (table.num_rows - 1) + [None])
+    def last_only(table: pa.Table) -> FilterResult:
+        return FilterResult(reasons=["not_last"] * (table.num_rows - 1) + [None])
 
-    assert settle(ledger, ranges, [Step(name="last", operation=last_only)]).rows == {0: [], 1: [2]}
+    assert run_global_filters(state, ranges, [Filter(name="last", function=last_only)]).rows == {
+        0: [],
+        1: [2],
+    }
 
 
 @pytest.fixture
@@ -128,12 +138,12 @@ def complete(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("steps", [(NEAR,), (NEAR, ALIKE)])
-def test_what_was_kept_before_stays(complete: Path, steps: Sequence[Step]) -> None:
+def test_what_was_kept_before_stays(complete: Path, steps: Sequence[Filter]) -> None:
     steps = [exact(), *steps]
-    before = kept_before(complete, read_manifest(complete), steps)
+    before = previous_rows(complete, read_manifest(complete), steps)
     rows = [("b", 5, "some words"), ("x", 0b0011, "other words"), ("lost", 0b11111100, "more")]
-    ledger, ranges = stage(complete, rows)
-    late = settle(ledger, ranges, steps, before=before)
+    state, ranges = stage(complete, rows)
+    late = run_global_filters(state, ranges, steps, previous=before)
     assert late.rows == {0: [2]}
     assert dict(
         zip(late.drops["reason"].to_pylist(), late.drops["detail"].to_pylist(), strict=True)
@@ -149,7 +159,7 @@ def test_keys_that_are_not_the_folders_are_told(complete: Path) -> None:
     save_keys(
         complete,
         [
-            kept_before(complete, manifest, [])
+            previous_rows(complete, manifest, [])
             .slice(1)
             .select(["row"])
             .slice(1)
@@ -157,22 +167,25 @@ def test_keys_that_are_not_the_folders_are_told(complete: Path) -> None:
         ],
     )
     with pytest.raises(UserError, match="0 rows, the manifest says 2"):
-        kept_before(complete, manifest, [])
+        previous_rows(complete, manifest, [])
     (complete / KEYS_FILE).unlink()
     with pytest.raises(UserError, match=KEYS_FILE):
-        kept_before(complete, manifest, [])
+        previous_rows(complete, manifest, [])
 
 
 def test_options_make_the_steps(tmp_path: Path) -> None:
     (tmp_path / "eval.txt").write_text("x\n")
     given = {"input": tmp_path, "output": tmp_path}
     plain = JobOptions(**given)
-    assert [step.name for step in steps_after(plain, "medium")] == ["dedup"]
+    assert [step.name for step in global_filters(plain, "medium")] == ["dedup"]
     asked = JobOptions(
-        **given, near_images=0, near_text=0.8, decontaminate=(tmp_path / "eval.txt",)
+        **given,
+        image_dedup_distance=0,
+        text_dedup_similarity=0.8,
+        decontaminate=(tmp_path / "eval.txt",),
     )
-    names = ["dedup", "near images", "near texts", "eval images", "eval texts"]
-    assert [step.name for step in steps_after(asked, "record")] == names
+    names = ["dedup", "image dedup", "text dedup", "image decontamination", "text decontamination"]
+    assert [step.name for step in global_filters(asked, "record")] == names
     (tmp_path / "eval.txt").rename(tmp_path / "moved.txt")
     moved = dataclasses.replace(asked, decontaminate=(tmp_path / "moved.txt",))
     assert len(moved.config["decontaminate"][0]) == 64
@@ -183,8 +196,8 @@ def test_options_make_the_steps(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"near_images": 11}, "--near-images 11: want 0 to 10 bits"),
-        ({"near_text": 0.0}, "--near-text 0.0: want above 0"),
+        ({"image_dedup_distance": 11}, "--image-dedup-distance 11: want 0 to 10 bits"),
+        ({"text_dedup_similarity": 0.0}, "--text-dedup-similarity 0.0: want above 0"),
         ({"eval_distance": -1}, "--eval-distance -1: want 0 to 10 bits"),
         ({"decontaminate": (Path("nowhere"),)}, "--decontaminate nowhere: no such"),
     ],

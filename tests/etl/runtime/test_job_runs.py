@@ -21,10 +21,11 @@ import etl.preference
 import etl.webvid
 from etl.cli import UserError
 from etl.report.report import drops_chart, print_summary, write_report
-from etl.runtime.job_state import CODE_VERSION, Ledger, Plan, make_plan
+from etl.runtime.job_state import CODE_VERSION, JobState, Plan, make_plan
 from etl.runtime.options import JobOptions
 from etl.storage.atomic import write_json
-from etl.storage.shards import Manifest, read_manifest, write_folder, write_manifest
+from etl.storage.manifest import Manifest, read_manifest, write_manifest
+from etl.storage.shards import write_folder
 from tests.worlds import caption_shards
 
 ROOT = Path(__file__).parents[3]
@@ -199,14 +200,14 @@ def test_a_plan_is_the_same_after_it_was_written_down(listing: Path, tmp_path: P
 
 
 def test_another_jobs_unfinished_work_is_refused(listing: Path, tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path / "out")
-    plan = make_plan("laion", [listing], planned(listing, ledger.output).config)
-    with ledger.lock():
-        ledger.save_plan(plan, rows=[1], input_rows=1, yields=[])
-        assert ledger.complete(plan) is False
+    state = JobState(tmp_path / "out")
+    plan = make_plan("laion", [listing], planned(listing, state.output).config)
+    with state.lock():
+        state.save_plan(plan, rows=[1], input_rows=1, yields=[])
+        assert state.is_complete(plan) is False
         other = make_plan("instruct", [listing], plan.config)
         with pytest.raises(UserError, match="job 'laion' there, 'instruct' here"):
-            ledger.complete(other)
+            state.is_complete(other)
 
 
 def test_foreign_shards_are_refused(listing: Path, tmp_path: Path) -> None:
@@ -215,35 +216,35 @@ def test_foreign_shards_are_refused(listing: Path, tmp_path: Path) -> None:
     output.mkdir()
     (output / "mine.arrow").write_bytes(b"")
     with pytest.raises(UserError, match="Arrow files of another origin"):
-        Ledger(output).complete(plan)
+        JobState(output).is_complete(plan)
     write_folder(tmp_path / "world", [], job="worlds")
     with pytest.raises(UserError, match="it was not written by an ETL job"):
-        Ledger(tmp_path / "world").complete(plan)
+        JobState(tmp_path / "world").is_complete(plan)
 
 
 def test_two_runs_do_not_work_in_one_folder(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path / "out")
-    second = Ledger(tmp_path / "out").lock()
-    with ledger.lock(), pytest.raises(UserError, match="another run is at work there"):
+    state = JobState(tmp_path / "out")
+    second = JobState(tmp_path / "out").lock()
+    with state.lock(), pytest.raises(UserError, match="another run is at work there"):
         second.__enter__()
-    with ledger.lock():
+    with state.lock():
         pass
 
 
 def test_discarding_keeps_results(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path / "out")
-    write_json(ledger.work / "plan.json", {})
-    write_json(ledger.output / "result.json", {})
-    ledger.discard()
-    assert [path.name for path in ledger.output.iterdir()] == ["result.json"]
+    state = JobState(tmp_path / "out")
+    write_json(state.work / "plan.json", {})
+    write_json(state.output / "result.json", {})
+    state.discard()
+    assert [path.name for path in state.output.iterdir()] == ["result.json"]
 
 
 def test_what_a_kill_left_of_discarding_is_swept_away(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path / "out")
-    write_json(ledger.output / "result.json", {})
-    write_json(ledger.output / ".work.0123.partial" / "range-00000" / "receipt.json", {})
-    ledger.sweep()
-    assert [path.name for path in ledger.output.iterdir()] == ["result.json"]
+    state = JobState(tmp_path / "out")
+    write_json(state.output / "result.json", {})
+    write_json(state.output / ".work.0123.partial" / "unit-00000" / "result.json", {})
+    state.remove_leftovers()
+    assert [path.name for path in state.output.iterdir()] == ["result.json"]
 
 
 def test_the_report_shows_reasons_and_samples(

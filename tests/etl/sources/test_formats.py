@@ -15,9 +15,9 @@ import etl.pointcloud
 import etl.preference
 import etl.webvid
 from etl.cli import UserError
-from etl.runtime.corpus import glimpse
+from etl.runtime.corpus import peek
 from etl.sources import captions, clouds, conceptual, documents, sounds, videos, vqa
-from etl.sources.base import Records
+from etl.sources.base import RecordReader
 from etl.storage.schema import PLACEHOLDER_PATTERN, PLACEHOLDERS
 
 FILES = Path(__file__).parents[1] / "formats"
@@ -35,7 +35,7 @@ FORMATS = {
 
 
 def rows(path: Path, name: str, at_once: int = 100) -> list[dict]:
-    return pa.concat_tables(Records(name, path, FORMATS[name]).read(at_once)).to_pylist()
+    return pa.concat_tables(RecordReader(name, path, FORMATS[name]).read(at_once)).to_pylist()
 
 
 def told(row: dict) -> dict:
@@ -52,7 +52,11 @@ def told(row: dict) -> dict:
         for name, value in row.items()
         if name.startswith("score.") and value is not None
     }
-    more = {"lineage": json.loads(row["lineage"]), "scores": scores, "fault": row["fault"]}
+    more = {
+        "lineage": json.loads(row["lineage"]),
+        "scores": scores,
+        "parse_error": row["parse_error"],
+    }
     return {**kept, **{name: value for name, value in more.items() if value}}
 
 
@@ -81,20 +85,20 @@ def test_ids_do_not_depend_on_how_rows_are_cut(name: str) -> None:
 
 
 GUESSED = {
-    conceptual.guess: etl.cc.FORMATS,
-    captions.guess: etl.coco.FORMATS,
-    videos.guess: etl.webvid.FORMATS,
-    clouds.guess: etl.pointcloud.FORMATS,
-    sounds.guess: sounds.formats("", cut=False, local=False),
-    documents.guess: documents.formats(0.24),
+    conceptual.detect_format: etl.cc.FORMATS,
+    captions.detect_format: etl.coco.FORMATS,
+    videos.detect_format: etl.webvid.FORMATS,
+    clouds.detect_format: etl.pointcloud.FORMATS,
+    sounds.detect_format: sounds.formats("", cut=False, local=False),
+    documents.detect_format: documents.formats(0.24),
 }
 
 
-@pytest.mark.parametrize("guess", GUESSED)
-def test_formats_are_told_by_their_beginning(guess) -> None:
+@pytest.mark.parametrize("detect_format", GUESSED)
+def test_formats_are_told_by_their_beginning(detect_format) -> None:
     for name, wanted in EXPECTED.items():
-        if wanted["format"] in GUESSED[guess] and "." in name:
-            assert guess(glimpse(FILES / name)) == wanted["format"], name
+        if wanted["format"] in GUESSED[detect_format] and "." in name:
+            assert detect_format(peek(FILES / name)) == wanted["format"], name
 
 
 def test_dialogues_that_share_a_picture_stand_together() -> None:
@@ -102,7 +106,7 @@ def test_dialogues_that_share_a_picture_stand_together() -> None:
     assert [row["row"] for row in found] == [0, 2, 1, 3]
     assert found[0]["media"] == found[1]["media"]
     # A table is not cut between them, so that one range has them all.
-    tables = list(Records("llava", FILES / "llava.json", FORMATS["llava"]).read(1))
+    tables = list(RecordReader("llava", FILES / "llava.json", FORMATS["llava"]).read(1))
     assert [table.num_rows for table in tables] == [2, 1, 1]
 
 
@@ -157,13 +161,13 @@ def test_answers_become_instructions_by_the_surveys_templates() -> None:
 
 
 def test_a_question_without_a_mark_gets_the_templates_full_stop() -> None:
-    (record,) = vqa.instruct("a.jpg", [("Name the colour of the largest bar.", "red")])
+    (record,) = vqa.vqa_dialogue("a.jpg", [("Name the colour of the largest bar.", "red")])
     assert record.turns[0].text.endswith("bar. Answer:")
 
 
 def test_parts_of_recordings_are_cut_where_the_list_says() -> None:
     how = sounds.formats("{youtube_id}.flac", cut=True, local=True)["audiocaps"]
-    (table,) = Records("audiocaps", FILES / "audiocaps.csv", how).read(10)
+    (table,) = RecordReader("audiocaps", FILES / "audiocaps.csv", how).read(10)
     (first,) = table["media"][0].as_py()
     assert first == {
         "kind": "audio",
@@ -173,12 +177,12 @@ def test_parts_of_recordings_are_cut_where_the_list_says() -> None:
     }
     how = sounds.formats("{videoid}.flac", cut=False, local=True)["audiocaps"]
     with pytest.raises(UserError, match="names no columns of audiocap_id, youtube_id"):
-        list(Records("audiocaps", FILES / "audiocaps.csv", how).read(10))
+        list(RecordReader("audiocaps", FILES / "audiocaps.csv", how).read(10))
 
 
 def test_wavcaps_names_files_where_there_are_any() -> None:
     how = sounds.formats("", cut=False, local=True)["wavcaps"]
-    (table,) = Records("wavcaps", FILES / "wavcaps.json", how).read(10)
+    (table,) = RecordReader("wavcaps", FILES / "wavcaps.json", how).read(10)
     assert table["url"].to_pylist() == ["180913.flac", "Yb0RFKhbpFJA.flac"]
 
 

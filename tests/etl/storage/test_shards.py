@@ -11,16 +11,9 @@ import pytest
 
 from etl.cli import UserError
 from etl.storage.atomic import atomic_file, remove_partials
+from etl.storage.manifest import Manifest, Shard, read_manifest
 from etl.storage.schema import Medium, Sample, Turn, sha256
-from etl.storage.shards import (
-    MAX_BATCH_ROWS,
-    Manifest,
-    Shard,
-    ShardSet,
-    read_manifest,
-    write_folder,
-    write_shard,
-)
+from etl.storage.shards import MAX_BATCH_ROWS, ShardSet, write_folder, write_shard
 
 
 def sample(number: int) -> Sample:

@@ -3,11 +3,11 @@
 import threading
 import time
 
-from etl.download.schedule import Schedule
+from etl.download.host_queue import HostQueue
 
 
 def test_a_busy_host_does_not_keep_others_waiting() -> None:
-    schedule: Schedule[str] = Schedule(per_host=2)
+    schedule: HostQueue[str] = HostQueue(per_host=2)
     for number in range(4):
         schedule.add("big", f"big {number}")
     schedule.add("small", "small")
@@ -17,7 +17,7 @@ def test_a_busy_host_does_not_keep_others_waiting() -> None:
 
 
 def test_what_waits_lets_what_is_ready_pass() -> None:
-    schedule: Schedule[str] = Schedule(per_host=8)
+    schedule: HostQueue[str] = HostQueue(per_host=8)
     schedule.add("host", "later", seconds=0.05)
     schedule.add("host", "now")
     assert schedule.take() == "now"
@@ -25,7 +25,7 @@ def test_what_waits_lets_what_is_ready_pass() -> None:
 
 
 def test_a_host_on_hold_is_left_alone() -> None:
-    schedule: Schedule[str] = Schedule(per_host=1)
+    schedule: HostQueue[str] = HostQueue(per_host=1)
     schedule.add("host", "first")
     schedule.add("host", "second")
     assert schedule.take() == "first"
@@ -36,7 +36,7 @@ def test_a_host_on_hold_is_left_alone() -> None:
 
 
 def test_closing_lets_everybody_go() -> None:
-    schedule: Schedule[str] = Schedule(per_host=1)
+    schedule: HostQueue[str] = HostQueue(per_host=1)
     taken = []
     threads = [threading.Thread(target=lambda: taken.append(schedule.take())) for _ in range(3)]
     for thread in threads:
@@ -48,7 +48,7 @@ def test_closing_lets_everybody_go() -> None:
 
 
 def test_no_host_is_asked_more_often_than_allowed_and_nothing_is_lost() -> None:
-    schedule: Schedule[int] = Schedule(per_host=3)
+    schedule: HostQueue[int] = HostQueue(per_host=3)
     lock = threading.Lock()
     running, most, done = dict.fromkeys("abc", 0), dict.fromkeys("abc", 0), []
 
