@@ -102,15 +102,19 @@ def _resume(job: Job, plan: Plan, state: JobState) -> None:
 
 
 def _run(job: Job, plan: Plan, state: JobState) -> None:
+    filters = _global_filters(job)
     with _progress() as progress:
         unit_rows = _plan_units(job, plan, state, progress)
-        with ray_cluster() as cpus, _actor_pool(job, cpus) as pool:
-            _download(job, state, unit_rows, pool, progress)
-            _score(job, state, unit_rows, cpus, pool, progress)
-            started = time.monotonic()
-            result = run_global_filters(state, unit_rows, _global_filters(job))
-            state.add_time("global filters", started, sum(unit_rows))
-            shards = _write_shards(state, result, pool, progress)
+        if any(unit_rows):
+            with ray_cluster() as cpus, _actor_pool(job, cpus) as pool:
+                _download(job, state, unit_rows, pool, progress)
+                _score(job, state, unit_rows, cpus, pool, progress)
+                started = time.monotonic()
+                result = run_global_filters(state, unit_rows, filters)
+                state.add_time("global filters", started, sum(unit_rows))
+                shards = _write_shards(state, result, pool, progress)
+        else:  # every row was dropped: no need for Ray
+            result, shards = run_global_filters(state, unit_rows, filters), ()
     _finish(job, plan, state, result, shards)
 
 

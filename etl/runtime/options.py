@@ -118,10 +118,10 @@ class JobOptions:
         if self.clip_model is not None:
             check_model(self.clip_model)
 
-    def _require(self, name: str, holds: bool, wanted: str) -> None:
-        if not holds:
+    def _require(self, name: str, condition: bool, expected: str) -> None:
+        if not condition:
             option = name.replace("_", "-")
-            raise UserError(f"--{option} {getattr(self, name)}: want {wanted}")
+            raise UserError(f"--{option} {getattr(self, name)}: want {expected}")
 
     @property
     def fetch(self) -> FetchOptions:

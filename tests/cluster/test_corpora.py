@@ -55,7 +55,7 @@ def test_drops_are_what_was_planted(
 ) -> None:
     truth = json.loads((web.folder / "planted_media.json").read_bytes())[listing]
     manifest, samples = job(ray_head, name, web.folder / listing, tmp_path / "out", *words)
-    assert (manifest.input_rows, len(samples)) == (truth["rows"], truth["sound"])
+    assert (manifest.input_rows, len(samples)) == (truth["rows"], truth["valid"])
     assert manifest.drops == truth["drops"]
     for sample in samples:
         for medium in sample.media:

@@ -22,7 +22,7 @@ import pytest
 from ray.util.state import list_actors
 
 from etl import laion
-from etl.digits.faults import World
+from etl.digits.faults import WorldSize
 from etl.digits.lists import write_lists, write_media
 from etl.runtime.job_state import JobState
 from etl.storage.manifest import read_manifest
@@ -32,7 +32,7 @@ from tests.etl.download.web import Handler, Web, served
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
-WORLD = World(captions=200, dialogues=1, questions=1, seed=0)
+WORLD = WorldSize(captions=200, dialogues=1, questions=1, seed=0)
 RANGES = 8
 KILLS = 12
 _FORKS = multiprocessing.get_context("forkserver")
@@ -84,8 +84,8 @@ def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
 def held(web: Web) -> Iterator[Web]:
     """The world, of which so far only a part can be had."""
     web.left = 100
-    web.held.remove_partial_work()
-    web.gate.remove_partial_work()
+    web.held.clear()
+    web.gate.clear()
     yield web
     web.gate.set()
 

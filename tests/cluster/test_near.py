@@ -64,7 +64,7 @@ def stays(rows: list[int], given: list[tuple[int, int]], kept: list[int]) -> lis
 
 def hashed(number: int, quality: int) -> int:
     with Image.open(io.BytesIO(picture(number, quality))) as found:
-        found.open_unit("L", (64, 64))
+        found.draft("L", (64, 64))
         return perceptual_hash(found)
 
 

@@ -62,7 +62,7 @@ def test_drops_are_what_was_planted(digits_web: DigitsWeb, uninterrupted: Path) 
     planted = digits_web.planted
     wanted = {fault["reason"]: fault["count"] for fault in planted["planted"].values()}
     assert manifest.drops == wanted
-    assert (manifest.input_rows, manifest.rows) == (planted["rows"], planted["sound"])
+    assert (manifest.input_rows, manifest.rows) == (planted["rows"], planted["valid"])
     drops = pq.read_table(uninterrupted / "drops.parquet")
     assert Counter(drops["reason"].to_pylist()) == wanted
     for kind in ("dead_link", "truncated", "html_page", "short_caption"):

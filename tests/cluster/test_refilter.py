@@ -25,10 +25,10 @@ def command(shards: Path, output: Path, *words: str) -> list[str]:
 def test_ray_and_a_killed_run_give_the_same_shards(tmp_path: Path) -> None:
     samples = (pair_sample(0, row) for row in range(400))
     shards = write_folder(tmp_path / "shards", samples, job="worlds", rows_per_shard=8)
-    alone, copy_on_ray, killed = (tmp_path / name for name in ("alone", "ray", "killed"))
+    alone, on_ray, killed = (tmp_path / name for name in ("alone", "ray", "killed"))
     subprocess.run(command(shards, alone), cwd=ROOT, check=True, timeout=120)
     assert 0 < read_manifest(alone).rows < 400
-    subprocess.run(command(shards, copy_on_ray, "--ray"), cwd=ROOT, check=True, timeout=120)
+    subprocess.run(command(shards, on_ray, "--ray"), cwd=ROOT, check=True, timeout=120)
     with marked(dict(os.environ)) as env:
         process = subprocess.Popen(command(shards, killed), cwd=ROOT, env=env)
         while not list(killed.glob("shard-*.arrow")):
@@ -37,7 +37,7 @@ def test_ray_and_a_killed_run_give_the_same_shards(tmp_path: Path) -> None:
         process.send_signal(signal.SIGKILL)
         process.wait()
     subprocess.run(command(shards, killed), cwd=ROOT, check=True, timeout=120)
-    for output in (copy_on_ray, killed):
+    for output in (on_ray, killed):
         assert read_manifest(output) == read_manifest(alone)
         for shard in read_manifest(alone).shards:
             assert (output / shard.path).read_bytes() == (alone / shard.path).read_bytes()

@@ -79,7 +79,7 @@ def test_transient_failures_are_recovered_into_added_shards(web: Web, tmp_path: 
     drops = pq.read_table(output / "drops.parquet")
     assert drops["row"].to_pylist() == sorted([*range(2, 30, 3), 28])
     manifest = read_manifest(output)
-    assert manifest.details["retries"] == [{"asked": 10, "kept": 9}]
+    assert manifest.details["retries"] == [{"retried": 10, "recovered": 9}]
     assert not (output / ".work").exists()
     assert run([*words, "--retry-failed"]) == again  # nothing is left that might pass
     assert read_manifest(output) == manifest

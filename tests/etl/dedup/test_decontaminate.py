@@ -1,4 +1,4 @@
-"""What evaluation sets hold, found in rows."""
+"""Decontamination: images and texts of evaluation sets are found in rows."""
 
 import numpy as np
 import pyarrow as pa
@@ -16,15 +16,15 @@ def images(*rows: tuple[str, list[int | None]]) -> pa.Table:
 
 
 def texts(*rows: str) -> pa.Table:
-    said = [[{"role": "user", "text": "<image>"}, {"role": "assistant", "text": t}] for t in rows]
-    return pa.table({"turns": pa.array(said, TURNS)})
+    turns = [[{"role": "user", "text": "<image>"}, {"role": "assistant", "text": t}] for t in rows]
+    return pa.table({"turns": pa.array(turns, TURNS)})
 
 
 def numbered(first: int, count: int) -> str:
     return " ".join(f"w{number}" for number in range(first, first + count))
 
 
-def test_images_by_bytes_and_by_hash() -> None:
+def test_images_match_by_bytes_or_by_hash() -> None:
     items = [EvalItem(name="e:1", digests=["aa"]), EvalItem(name="e:2", hashes=[0b1111, 1 << 50])]
     rows = images(
         ("aa", [1 << 30]),
@@ -50,19 +50,19 @@ def test_images_by_bytes_and_by_hash() -> None:
     assert none.reasons == [None] * 7
 
 
-def test_hashes_as_by_force() -> None:
+def test_hash_matches_agree_with_brute_force() -> None:
     rng = np.random.default_rng(0)
-    known = rng.integers(0, 1 << 20, 60).tolist()
+    theirs = rng.integers(0, 1 << 20, 60).tolist()
     mine = rng.integers(0, 1 << 20, 300).tolist()
-    items = [EvalItem(name=str(one), hashes=[one]) for one in known]
+    items = [EvalItem(name=str(one), hashes=[one]) for one in theirs]
     result = EvalImages(items=items, distance=3)(images(*[("k", [one]) for one in mine]))
     for one, detail in zip(mine, result.details, strict=True):
-        least = min((one ^ other).bit_count() for other in known)
-        assert (detail is not None) == (least <= 3)
-        assert detail is None or detail.endswith(f"{least} bits off")
+        nearest = min((one ^ other).bit_count() for other in theirs)
+        assert (detail is not None) == (nearest <= 3)
+        assert detail is None or detail.endswith(f"{nearest} bits off")
 
 
-def test_runs_of_thirteen_words() -> None:
+def test_ngrams_of_thirteen_words_match() -> None:
     items = [EvalItem(name="e:0", texts=["short", numbered(0, 30)])]
     rows = texts(
         f"so {numbered(5, 13).upper()}, they say",
@@ -84,12 +84,12 @@ def test_shorter_texts_count_as_a_whole() -> None:
     assert result.details == ["e:0", None, None]
 
 
-def test_common_phrases_are_no_leak() -> None:
+def test_common_phrases_do_not_count_as_contamination() -> None:
     items = [EvalItem(name="e:0", texts=[numbered(0, 13), numbered(50, 13)])]
     rows = texts(*[f"{numbered(0, 13)} x{row}" for row in range(11)], numbered(50, 14))
     assert EvalTexts(items=items)(rows).details == [None] * 11 + ["e:0"]
 
 
-def test_nothing_to_compare() -> None:
+def test_empty_inputs() -> None:
     assert EvalTexts(items=[])(texts("a")).reasons == [None]
     assert EvalTexts(items=[EvalItem(name="e", texts=[numbered(0, 13)])])(texts()).reasons == []

@@ -1,4 +1,4 @@
-"""Classes of failures, and when to try again."""
+"""Drop reasons of failed downloads, and retry delays."""
 
 import email.utils
 import http.client
@@ -28,7 +28,7 @@ from etl.download.safe_http import BodyError, PrivateAddressError
         (ssl.SSLError("handshake"), "tls_failure"),
         (PrivateAddressError("private address"), "private_address"),
         (BodyError("body larger than 5 bytes"), "body_too_large"),
-        (BodyError("answer timed out"), "timeout"),
+        (BodyError("response timed out"), "timeout"),
         (FetchError("http_404", "gone"), "http_404"),
         (RuntimeError("nobody has seen this"), "download_failed"),
     ],
@@ -37,7 +37,7 @@ def test_errors_have_classes(error: Exception, reason: str) -> None:
     assert classify(error).reason == reason
 
 
-def test_what_may_pass_and_what_stays() -> None:
+def test_transient_and_permanent_reasons() -> None:
     assert {"timeout", "http_429", "http_503", "unreachable", "dns_temporary"} <= TRANSIENT
     assert not TRANSIENT & {"http_404", "http_403", "opted_out", "wrong_type", "private_address"}
     assert not TRANSIENT & {"dns_failure", "robots_disallowed", "body_too_large"}

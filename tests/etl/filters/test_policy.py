@@ -9,7 +9,7 @@ def table(**scores: list[float | None]) -> pa.Table:
     return pa.table({f"score.{k}": pa.array(v, pa.float32()) for k, v in scores.items()})
 
 
-def test_the_first_bound_that_does_not_hold_is_the_reason() -> None:
+def test_the_first_violated_bound_is_the_reason() -> None:
     policy = Policy(
         bounds=(
             ScoreBound(score="similarity", minimum=0.3),
@@ -25,7 +25,7 @@ def test_the_first_bound_that_does_not_hold_is_the_reason() -> None:
     ]
 
 
-def test_a_row_without_a_score_is_not_judged_by_it() -> None:
+def test_a_row_without_a_score_passes_its_bound() -> None:
     policy = Policy(
         bounds=(ScoreBound(score="aesthetic", minimum=5), ScoreBound(score="punsafe", maximum=0.5))
     )
@@ -40,7 +40,7 @@ def test_a_score_at_its_bound_is_within_it() -> None:
         assert policy(table(x=[value])).reasons == [None]
 
 
-def test_bounds_are_read_from_words() -> None:
+def test_bounds_are_parsed_from_options() -> None:
     known = ["punsafe", "similarity"]
     assert read_bounds(["similarity=0.3"], ["punsafe=1e-1"], known).bounds == (
         ScoreBound(score="similarity", minimum=0.3),

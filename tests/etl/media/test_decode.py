@@ -1,4 +1,4 @@
-"""What a picture's bytes become: kept as they are, or turned, made RGB, shrunk and told."""
+"""Normalising images: stored unchanged, or rotated, converted to RGB and shrunk."""
 
 import io
 
@@ -16,21 +16,21 @@ from tests.etl.download.web import archive, photo, pixel_bomb
 LIMITS = ImageLimits(min_side=16, max_aspect=3, max_pixels=4_000_000)
 
 
-def opened(picture: NormalizedImage) -> Image.Image:
-    return Image.open(io.BytesIO(picture.medium.data))
+def opened(image: NormalizedImage) -> Image.Image:
+    return Image.open(io.BytesIO(image.medium.data))
 
 
 def with_orientation(data: bytes, orientation: int) -> bytes:
-    picture = Image.open(io.BytesIO(data))
+    image = Image.open(io.BytesIO(data))
     exif = Image.Exif()
     exif[0x0112] = orientation
     stream = io.BytesIO()
-    picture.save(stream, "JPEG", exif=exif, quality=95)
+    image.save(stream, "JPEG", exif=exif, quality=95)
     return stream.getvalue()
 
 
 @pytest.mark.parametrize(("form", "mime"), [("JPEG", "jpeg"), ("PNG", "png"), ("WEBP", "webp")])
-def test_what_needs_no_change_keeps_its_bytes(form: str, mime: str) -> None:
+def test_valid_images_are_stored_unchanged(form: str, mime: str) -> None:
     data = photo(form=form)
     for size in (None, 80):
         found = normalize_image(data, LIMITS, size)
@@ -49,7 +49,7 @@ def test_faces_are_blurred_where_they_are_shown(orientation: int) -> None:
     stream = io.BytesIO()
     Image.fromarray(noise).save(stream, "PNG")
     data = with_orientation(stream.getvalue(), orientation)
-    box = (0.1, 0.2, 0.3, 0.5)  # in the stored picture, as img2dataset's users see it
+    box = (0.1, 0.2, 0.3, 0.5)  # in the stored image, as img2dataset writes it
     plain = normalize_image(data, LIMITS, 100)
     blurred = normalize_image(data, LIMITS, 100, [box])
     assert blurred.notes["changed"].split(", ")[-1] == "faces blurred"
@@ -58,19 +58,19 @@ def test_faces_are_blurred_where_they_are_shown(orientation: int) -> None:
     marked[32:80, 24:72] = 255
     stored = Image.fromarray(marked)
     stored.getexif()[0x0112] = orientation
-    display_url = ImageOps.exif_transpose(stored).resize(opened(blurred).size)
-    inside = np.asarray(display_url) > 254
+    shown = ImageOps.exif_transpose(stored).resize(opened(blurred).size)
+    inside = np.asarray(shown) > 254
     before, after = (np.asarray(opened(one).convert("L"), float) for one in (plain, blurred))
     assert after[inside].std() < before[inside].std() / 3
-    changed = np.abs(after - before) > 12  # JPEG's own loss is less
+    changed = np.abs(after - before) > 12  # more than JPEG's own loss
     assert changed[~inside].mean() < 0.2 < changed[inside].mean()
 
 
-def test_a_picture_without_faces_keeps_its_bytes() -> None:
+def test_an_image_without_faces_is_stored_unchanged() -> None:
     assert normalize_image(photo(), LIMITS, None, []).medium.data == photo()
 
 
-def test_sideways_pictures_are_turned_and_told() -> None:
+def test_sideways_images_are_rotated_and_noted() -> None:
     data = with_orientation(photo(), 6)
     found = normalize_image(data, LIMITS, None)
     assert (found.medium.width, found.medium.height) == opened(found).size == (80, 120)
@@ -87,12 +87,12 @@ def test_sideways_pictures_are_turned_and_told() -> None:
 
 
 @pytest.mark.parametrize("orientation", [0, 1, 9])
-def test_orientations_that_say_nothing_change_nothing(orientation: int) -> None:
+def test_invalid_orientations_are_ignored(orientation: int) -> None:
     data = with_orientation(photo(), orientation)
     assert normalize_image(data, LIMITS, None).medium.data == data
 
 
-def test_large_pictures_shrink_to_their_shorter_side() -> None:
+def test_large_images_are_shrunk_by_their_shorter_side() -> None:
     data = photo(1600, 1000, quality=90)
     found = normalize_image(data, LIMITS, 100)
     assert opened(found).size == (found.medium.width, found.medium.height) == (160, 100)
@@ -106,11 +106,11 @@ def test_large_pictures_shrink_to_their_shorter_side() -> None:
 def test_other_modes_become_rgb(mode: str) -> None:
     grey = Image.linear_gradient("L").resize((64, 48))
     if mode == "I;16":
-        picture = Image.fromarray(np.asarray(grey).astype(np.uint16) << 8)
+        image = Image.fromarray(np.asarray(grey).astype(np.uint16) << 8)
     else:
-        picture = grey.convert("RGB").convert(mode)
+        image = grey.convert("RGB").convert(mode)
     stream = io.BytesIO()
-    picture.save(stream, "JPEG" if mode == "CMYK" else "PNG")
+    image.save(stream, "JPEG" if mode == "CMYK" else "PNG")
     found = normalize_image(stream.getvalue(), LIMITS, None)
     assert found.notes["changed"] == "to RGB"
     assert opened(found).mode in ("RGB", "L")
@@ -118,7 +118,7 @@ def test_other_modes_become_rgb(mode: str) -> None:
         assert np.abs(np.asarray(opened(found).convert("L"), float) - np.asarray(grey)).mean() < 4
 
 
-def test_what_is_transparent_shows_white() -> None:
+def test_transparent_pixels_become_white() -> None:
     stream = io.BytesIO()
     Image.new("RGBA", (32, 32), (0, 0, 0, 0)).save(stream, "PNG")
     assert opened(normalize_image(stream.getvalue(), LIMITS, None)).getpixel((5, 5)) == (255,) * 3
@@ -145,7 +145,7 @@ def test_other_formats_become_jpeg() -> None:
         (b"\x89PNG\r\n\x1a\n" + bytes(50), "corrupt"),
     ],
 )
-def test_unsound_pictures_have_reasons(data: bytes, reason: str) -> None:
+def test_invalid_images_are_dropped_with_a_reason(data: bytes, reason: str) -> None:
     for size in (None, 32):
         found = normalize_image(data, LIMITS, size)
         assert found == reason or (reason == "corrupt" and found in ("corrupt", "wrong_type"))
@@ -156,7 +156,7 @@ def distance(left: bytes, right: bytes) -> int:
     return (hashes[0] ^ hashes[1]).bit_count()
 
 
-def test_near_duplicates_are_near_and_others_are_far() -> None:
+def test_hashes_of_near_duplicates_are_near_and_others_far() -> None:
     data = photo(300, 200)
     assert distance(data, photo(300, 200, quality=30)) <= 4
     assert distance(data, photo(600, 400)) <= 6
@@ -192,11 +192,11 @@ def test_the_hash_is_of_64_bits_against_the_median() -> None:
         (b"", "application/octet-stream"),
     ],
 )
-def test_bytes_tell_what_they_are(data: bytes, mime: str) -> None:
+def test_mime_types_are_detected_from_bytes(data: bytes, mime: str) -> None:
     assert sniff(data) == mime
 
 
-def test_plain_pictures_are_no_polyglots() -> None:
+def test_plain_images_are_not_polyglots() -> None:
     assert not any(
         is_polyglot(photo(seed=seed, form=form)) for seed in range(20) for form in ("JPEG", "PNG")
     )
@@ -206,11 +206,11 @@ def test_plain_pictures_are_no_polyglots() -> None:
 def test_damaged_bytes_always_have_a_reason(capfd: pytest.CaptureFixture[str]) -> None:
     rng = np.random.default_rng(5)
     for form in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"):
-        sound = photo(60, 40, form=form)
+        valid = photo(60, 40, form=form)
         for _ in range(150):
-            data = np.frombuffer(sound, np.uint8).copy()
+            data = np.frombuffer(valid, np.uint8).copy()
             reach = min(len(data), int(rng.choice([64, 400, len(data)])))
             data[rng.integers(0, reach, 5)] = rng.integers(0, 256, 5)
             found = normalize_image(data.tobytes(), LIMITS, 20)
             assert isinstance(found, (NormalizedImage, str))
-    capfd.readouterr()  # libtiff tells of its finds by itself
+    capfd.readouterr()  # libtiff prints its own messages

@@ -21,7 +21,7 @@ def encoded(name: str, size: tuple[int, int] = (40, 30), **options: object) -> b
 
 
 def png_header(width: int, height: int) -> bytes:
-    """A PNG that promises a size and holds nothing: what a decompression bomb looks like."""
+    """A PNG that declares a size but has no pixels, like a decompression bomb."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return (
@@ -36,15 +36,15 @@ def png_header(width: int, height: int) -> bytes:
     ("name", "mime"),
     [("JPEG", "image/jpeg"), ("PNG", "image/png"), ("WEBP", "image/webp"), ("GIF", "image/gif")],
 )
-def test_sound_images_are_told_by_their_bytes(name: str, mime: str) -> None:
+def test_image_types_are_detected_from_bytes(name: str, mime: str) -> None:
     assert probe(encoded(name), LIMITS) == ImageInfo(mime=mime, width=40, height=30)
 
 
-def test_width_and_height_are_those_shown() -> None:
+def test_width_and_height_are_those_of_the_upright_image() -> None:
     exif = Image.Exif()
-    exif[274] = 6  # orientation: turned by a quarter
-    turned = encoded("JPEG", exif=exif)
-    assert probe(turned, LIMITS) == ImageInfo(mime="image/jpeg", width=30, height=40)
+    exif[274] = 6  # orientation: rotated by 90 degrees
+    rotated = encoded("JPEG", exif=exif)
+    assert probe(rotated, LIMITS) == ImageInfo(mime="image/jpeg", width=30, height=40)
 
 
 @pytest.mark.parametrize(
@@ -63,11 +63,11 @@ def test_width_and_height_are_those_shown() -> None:
         (encoded("PNG", (100, 30)), "aspect_too_large"),
     ],
 )
-def test_what_is_no_picture_has_a_reason(data: bytes, reason: str) -> None:
+def test_invalid_images_have_a_reason(data: bytes, reason: str) -> None:
     assert probe(data, LIMITS) == reason
 
 
-def test_a_batch_gets_columns_for_what_is_kept() -> None:
+def test_a_batch_gets_columns_for_valid_images() -> None:
     good, bad = encoded("PNG"), b"nothing"
     table = pa.table({"data": pa.array([good, bad], pa.large_binary())})
     result = decode_check(table, limits=LIMITS)

@@ -8,13 +8,13 @@ import pytest
 from etl.digits import solids
 from etl.media.points import PointsLimits, probe
 
-CLOUD = solids.render(solids.draw_solid(np.random.default_rng(0), "train"))
+CLOUD = solids.render(solids.random_solid(np.random.default_rng(0), "train"))
 NPY = solids.encode(CLOUD)
 LIMITS = PointsLimits()
 
 
 def ply(cloud: np.ndarray, order: str) -> bytes:
-    head = f"ply\nformat {order} 1.0\ncomment made here\nelement vertex {len(cloud)}\n"
+    head = f"ply\nformat {order} 1.0\ncomment generated\nelement vertex {len(cloud)}\n"
     head += "property float x\nproperty float y\nproperty float z\nproperty uchar red\n"
     head += "element face 1\nproperty list uchar int vertex_indices\nend_header\n"
     if order == "ascii":
@@ -32,7 +32,7 @@ def off(cloud: np.ndarray, head: str = "OFF\n") -> bytes:
 
 def obj(cloud: np.ndarray) -> bytes:
     rows = "".join(f"v {x} {y} {z}\n" for x, y, z in cloud[:, :3])
-    return f"# made here\n{rows}vn 0 0 1\nf 1 2 3\n".encode()
+    return f"# generated\n{rows}vn 0 0 1\nf 1 2 3\n".encode()
 
 
 @pytest.mark.parametrize(
@@ -48,8 +48,8 @@ def obj(cloud: np.ndarray) -> bytes:
     ],
 )
 def test_clouds_are_counted(data: bytes, mime: str) -> None:
-    facts = probe(data, LIMITS)
-    assert (facts.mime, facts.points) == (mime, len(CLOUD))
+    info = probe(data, LIMITS)
+    assert (info.mime, info.points) == (mime, len(CLOUD))
 
 
 def array(values: np.ndarray) -> bytes:
@@ -58,7 +58,7 @@ def array(values: np.ndarray) -> bytes:
     return stream.getvalue()
 
 
-LIE = NPY.replace(b"(1024, 6)", b"(9024, 6)")
+WRONG_SHAPE = NPY.replace(b"(1024, 6)", b"(9024, 6)")
 HUGE = b"ply\nformat ascii 1.0\nelement vertex 1000000000\nproperty float x\nend_header\n0\n"
 
 
@@ -68,7 +68,7 @@ HUGE = b"ply\nformat ascii 1.0\nelement vertex 1000000000\nproperty float x\nend
         (b"", "empty_body"),
         (b"<html>no cloud</html>", "wrong_type"),
         (NPY[: len(NPY) // 2], "truncated"),
-        (LIE, "truncated"),
+        (WRONG_SHAPE, "truncated"),
         (b"\x93NUMPY\x01\x00\x04\x00{{{{", "corrupt"),
         (array(np.zeros((100, 2))), "wrong_shape"),
         (array(np.array([["a"] * 3] * 100)), "wrong_shape"),
@@ -84,7 +84,7 @@ HUGE = b"ply\nformat ascii 1.0\nelement vertex 1000000000\nproperty float x\nend
         (b"v 1 2 three\n" * 100, "corrupt"),
     ],
 )
-def test_what_is_not_kept(data: bytes, reason: str) -> None:
+def test_invalid_clouds_are_dropped_with_a_reason(data: bytes, reason: str) -> None:
     assert probe(data, LIMITS) == reason
 
 

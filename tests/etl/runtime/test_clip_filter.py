@@ -1,4 +1,4 @@
-"""A model's pass over staged ranges, and what the final shards make of it, without Ray."""
+"""CLIP scores of staged units, and their effect on the final shards, without Ray."""
 
 from pathlib import Path
 
@@ -26,42 +26,42 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def stage(state: JobState, number: int, first: int, samples: list[Sample]) -> None:
-    """Leave what a worker would."""
-    with state.open_unit(number) as draft:
+    """Write what a worker would."""
+    with state.open_unit(number) as folder:
         rows = [
             {"row": row, "id": one.id, "url": None, "key": one.id, "phash": [0]}
             for row, one in enumerate(samples, first)
         ]
-        write_table(draft / KEYS, pa.Table.from_pylist(rows, schema=STAGED_SCHEMA))
-        write_table(draft / DROPPED, DROPS.empty_table())
-        shard = write_shard(draft, STAGED, samples)
-        state.commit_unit(draft, UnitResult(number=number, yields=(), shard=shard))
+        write_table(folder / KEYS, pa.Table.from_pylist(rows, schema=STAGED_SCHEMA))
+        write_table(folder / DROPPED, DROPS.empty_table())
+        shard = write_shard(folder, STAGED, samples)
+        state.commit_unit(folder, UnitResult(number=number, yields=(), shard=shard))
 
 
-def test_pairs_are_judged_and_dialogues_are_not(model: Path, tmp_path: Path) -> None:
+def test_pairs_are_scored_and_dialogues_are_not(model: Path, tmp_path: Path) -> None:
     state = JobState(tmp_path / "out")
     state.work.mkdir(parents=True)
     stage(state, 0, 0, [pair_sample(0, row) for row in range(5)])
     stage(state, 1, 5, [dialogue_sample(0, 0), pair_sample(0, 7)])
-    spec = ClipSpec(model=str(model), minimum=None, batch=4)
-    judge = ClipScorer(state.output, spec, cuda=False, threads=1)
+    spec = ClipSpec(model=str(model), min_score=None, batch_size=4)
+    scorer = ClipScorer(state.output, spec, cuda=False, threads=1)
     for number in range(2):
-        judge(pa.table({"unit": [number]}))
+        scorer(pa.table({"unit": [number]}))
     with pa.ipc.open_file(scores_path(state, 1)) as reader:
-        told = reader.read_all()["score.clip"].to_pylist()
-    assert told[0] is None
+        second = reader.read_all()["score.clip"].to_pylist()
+    assert second[0] is None
     with pa.ipc.open_file(scores_path(state, 0)) as reader:
-        cosines = reader.read_all()["score.clip"].to_pylist()
-    least = sorted(cosines)[2]
+        first = reader.read_all()["score.clip"].to_pylist()
+    threshold = sorted(first)[2]
     options = Options(
-        input=tmp_path, output=state.output, clip_model=str(model), min_clip=least - 1e-6
+        input=tmp_path, output=state.output, clip_model=str(model), min_clip=threshold - 1e-6
     )
-    late = run_global_filters(state, [5, 2], global_filters(options, "medium"))
-    low = [row for row, value in enumerate([*cosines, least, told[1]]) if value < least]
-    assert late.drops["row"].to_pylist() == low
-    assert set(late.drops["reason"].to_pylist()) == {"clip_too_low"}
+    result = run_global_filters(state, [5, 2], global_filters(options, "medium"))
+    low = [row for row, value in enumerate([*first, threshold, second[1]]) if value < threshold]
+    assert result.drops["row"].to_pylist() == low
+    assert set(result.drops["reason"].to_pylist()) == {"clip_too_low"}
     shards = []
-    for number, rows in late.rows.items():
+    for number, rows in result.rows.items():
         if rows:
             FinalShardWriter(state.output)(pa.table({"unit": [number], "keep": [rows]}))
             shards.append(state.final_shard(number))
@@ -72,8 +72,8 @@ def test_pairs_are_judged_and_dialogues_are_not(model: Path, tmp_path: Path) -> 
     )
     samples = ShardSet([state.output])
     scores = {one.id: one.scores.get("clip") for one in map(samples.__getitem__, range(kept))}
-    wanted = {pair_sample(0, row).id: v for row, v in enumerate(cosines) if v >= least}
-    assert wanted.items() <= scores.items()
+    expected = {pair_sample(0, row).id: v for row, v in enumerate(first) if v >= threshold}
+    assert expected.items() <= scores.items()
     assert scores[dialogue_sample(0, 0).id] is None
 
 
@@ -81,4 +81,4 @@ def test_a_later_policy_only_scores(model: Path, tmp_path: Path) -> None:
     options = Options(
         input=tmp_path, output=tmp_path, clip_model=str(model), min_clip=0.9, policy="after"
     )
-    assert options.clip.least is None
+    assert options.clip.min_score is None

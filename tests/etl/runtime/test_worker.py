@@ -1,4 +1,4 @@
-"""A range's way through the state, with a backend that knows its answers and without Ray."""
+"""Work units from candidates to final shards, with a fake backend and without Ray."""
 
 import dataclasses
 import json
@@ -30,23 +30,23 @@ WEB = {
     "http://web/1": Fetched(data=PICTURES[1]),
     "http://web/mirror": Fetched(data=PICTURES[0]),
     "http://web/page": Fetched(data=b"<html>"),
-    "http://web/gone": Fetched(reason="http_404", detail="HTTP Error 404: Not CheckedMedium"),
+    "http://web/gone": Fetched(reason="http_404", detail="HTTP Error 404: Not Found"),
 }
 
 
-class Canned:
+class FakeBackend:
     def __init__(self) -> None:
         self.asked: list[str] = []
 
     def stream(self, urls: Sequence[str], finish):
-        for place, url in enumerate(urls):
+        for index, url in enumerate(urls):
             self.asked.append(url)
-            yield finish(place, WEB[url])
+            yield finish(index, WEB[url])
 
 
 @pytest.fixture(autouse=True)
-def canned_backend(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("etl.runtime.worker.make_backend", lambda name, options: Canned())
+def fake_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("etl.runtime.worker.make_backend", lambda name, options: FakeBackend())
 
 
 def spec(output: Path, identity: Identity = "medium") -> WorkerSpec:
@@ -74,11 +74,11 @@ def candidates(urls: Sequence[str], first: int = 0) -> pa.Table:
     return pa.table(columns, schema=CANDIDATES).append_column("score.similarity", scores)
 
 
-def stage(output: Path, ranges: Sequence[Sequence[str]], identity: Identity = "medium") -> JobState:
-    """Plan the ranges, and have a worker do each."""
+def stage(output: Path, units: Sequence[Sequence[str]], identity: Identity = "medium") -> JobState:
+    """Plan the units, and process each with a worker."""
     state = JobState(output)
     tables, first = [], 0
-    for urls in ranges:
+    for urls in units:
         tables.append(candidates(urls, first))
         first += len(urls)
     state.work.mkdir(parents=True)
@@ -86,28 +86,28 @@ def stage(output: Path, ranges: Sequence[Sequence[str]], identity: Identity = "m
         for table in tables:
             writer.write_batch(table.combine_chunks().to_batches()[0])
     worker = DownloadWorker(spec(output, identity))
-    for number, urls in enumerate(ranges):
+    for number, urls in enumerate(units):
         done = worker(pa.table({"unit": [number]}))
         assert done.to_pylist() == [{"unit": number, "rows": len(urls), "error": None}]
     return state
 
 
 def staged(state: JobState, number: int) -> list[Sample]:
-    receipt = state.unit_result(number)
+    result = state.unit_result(number)
     manifest = Manifest(
         job="test",
         plan={},
-        input_rows=receipt.shard.rows,
-        rows=receipt.shard.rows,
+        input_rows=result.shard.rows,
+        rows=result.shard.rows,
         drops={},
-        shards=(receipt.shard,),
+        shards=(result.shard,),
     )
     write_manifest(state.unit_folder(number), manifest)
     found = ShardSet([state.unit_folder(number)])
     return [found[index] for index in range(len(found))]
 
 
-def test_a_range_becomes_samples_drops_and_a_receipt(tmp_path: Path) -> None:
+def test_a_unit_becomes_samples_drops_and_a_result(tmp_path: Path) -> None:
     urls = ["http://web/0", "http://web/gone", "http://web/page", "http://web/1"]
     state = stage(tmp_path / "out", [urls])
     first, second = staged(state, 0)
@@ -122,7 +122,7 @@ def test_a_range_becomes_samples_drops_and_a_receipt(tmp_path: Path) -> None:
             "row": 1,
             "step": "download",
             "reason": "http_404",
-            "detail": "HTTP Error 404: Not CheckedMedium",
+            "detail": "HTTP Error 404: Not Found",
         },
         {"row": 2, "step": "decode", "reason": "wrong_type", "detail": None},
     ]
@@ -132,18 +132,18 @@ def test_a_range_becomes_samples_drops_and_a_receipt(tmp_path: Path) -> None:
     )
 
 
-def test_a_range_without_any_sound_row_is_done_too(tmp_path: Path) -> None:
+def test_a_unit_without_valid_rows_is_done_too(tmp_path: Path) -> None:
     state = stage(tmp_path / "out", [["http://web/gone", "http://web/page"]])
     assert state.unit_result(0).shard is None
     assert read_table(state.keys_path(0)).num_rows == 0
 
 
-def test_keys_tell_what_a_duplicate_is(tmp_path: Path) -> None:
+def test_duplicates_have_equal_keys(tmp_path: Path) -> None:
     urls = ["http://web/0", "http://web/mirror", "http://web/1"]
     by_medium = read_table(stage(tmp_path / "a", [urls], "medium").keys_path(0))["key"].to_pylist()
     assert by_medium[0] == by_medium[1] != by_medium[2]
     by_record = read_table(stage(tmp_path / "b", [urls], "record").keys_path(0))["key"].to_pylist()
-    assert len(set(by_record)) == 3  # the same picture, but other captions
+    assert len(set(by_record)) == 3  # the same image, but different captions
 
 
 def test_final_shards_leave_duplicates_out(tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_final_shards_leave_duplicates_out(tmp_path: Path) -> None:
     assert [samples[index].id for index in range(3)] == ["id-0", "id-1", "id-3"]
 
 
-def test_a_range_that_keeps_all_is_not_copied_and_is_the_same_bytes_as_if_it_were(
+def test_a_unit_that_keeps_all_rows_is_linked_and_has_the_same_bytes_as_a_copy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = tmp_path / "out"
@@ -169,7 +169,7 @@ def test_a_range_that_keeps_all_is_not_copied_and_is_the_same_bytes_as_if_it_wer
     write(task)
     linked, shard = output / "shard-00000.arrow", state.final_shard(0)
     assert linked.samefile(state.staged_path(0))
-    write(task)  # as after a kill before it was told
+    write(task)  # as after a kill before the result was reported
     assert [path.name for path in output.glob(".*.partial")] == []
     whole = linked.read_bytes()
 
@@ -182,7 +182,7 @@ def test_a_range_that_keeps_all_is_not_copied_and_is_the_same_bytes_as_if_it_wer
     assert (linked.read_bytes(), state.final_shard(0)) == (whole, shard)
 
 
-def test_a_receipt_without_its_shard_counts_for_nothing(tmp_path: Path) -> None:
+def test_a_result_without_its_shard_does_not_count(tmp_path: Path) -> None:
     state = stage(tmp_path / "out", [["http://web/0"]])
     assert state.unit_result(0)
     state.remove_partial_work()
@@ -194,7 +194,7 @@ def test_a_receipt_without_its_shard_counts_for_nothing(tmp_path: Path) -> None:
     assert state.final_shard(0) is None
 
 
-def test_whoever_does_a_range_again_comes_too_late(
+def test_a_unit_that_is_done_again_does_not_change(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state = stage(tmp_path / "out", [["http://web/0", "http://web/1"]])
@@ -206,23 +206,23 @@ def test_whoever_does_a_range_again_comes_too_late(
     assert [path.name for path in state.work.glob(".*")] == []
 
 
-def test_a_worker_that_outlives_its_job_does_not_bring_its_ledger_back(tmp_path: Path) -> None:
+def test_a_worker_that_outlives_its_job_does_not_recreate_its_state(tmp_path: Path) -> None:
     state = stage(tmp_path / "out", [["http://web/0"]])
     worker, table = DownloadWorker(spec(state.output)), state.unit_candidates(0)
     (state.output / "kept").touch()
     state.discard()
     with pytest.raises(FileNotFoundError):
-        worker.do(0, table)
+        worker.process(0, table)
     assert [path.name for path in state.output.iterdir()] == ["kept"]
 
 
-def test_tables_survive_the_ledger(tmp_path: Path) -> None:
+def test_tables_are_read_as_written(tmp_path: Path) -> None:
     table = candidates(["http://web/0", "http://web/1"])
     write_table(tmp_path / "table.arrow", table)
     assert read_table(tmp_path / "table.arrow").equals(table)
 
 
-def test_a_range_without_dns_is_trouble_and_not_done(
+def test_a_unit_without_dns_is_an_error_and_not_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     urls = [f"http://host{number}.example/x" for number in range(30)]
@@ -231,28 +231,30 @@ def test_a_range_without_dns_is_trouble_and_not_done(
     monkeypatch.setattr(f"{__name__}.WEB", dict.fromkeys(urls, failed))
     state = JobState(tmp_path / "out")
     state.work.mkdir(parents=True)
-    trouble = DownloadWorker(spec(state.output)).do(0, candidates(urls))
-    assert "30 of 30 hosts" in trouble
+    error = DownloadWorker(spec(state.output)).process(0, candidates(urls))
+    assert "30 of 30 hosts" in error
     assert state.unit_result(0) is None
     retried = dataclasses.replace(spec(state.output), stop_on_dns_outage=False)
-    assert DownloadWorker(retried).do(0, candidates(urls)) is None
+    assert DownloadWorker(retried).process(0, candidates(urls)) is None
     assert state.unit_result(0)
 
 
-def work(folder: Path, records: Sequence[Record], plan: MediaOptions) -> tuple[JobState, list[str]]:
-    """Have a worker do one range of records; the URLs that it asked for."""
+def process(
+    folder: Path, records: Sequence[Record], options: MediaOptions
+) -> tuple[JobState, list[str]]:
+    """Process one unit of records; returns the state and the URLs that were requested."""
     listing = folder / "list.x"
     listing.write_text("x")
-    how = Format(suffixes=(".x",), rows=lambda _: records, parse=lambda record: [record])
-    (table,) = RecordReader("test", listing, how).read(100)
-    canned = Canned()
+    fmt = Format(suffixes=(".x",), rows=lambda _: records, parse=lambda record: [record])
+    (table,) = RecordReader("test", listing, fmt).read(100)
+    backend = FakeBackend()
     output = folder / "out"
     (output / ".work").mkdir(parents=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("etl.runtime.worker.make_backend", lambda name, options: canned)
-        worker = DownloadWorker(dataclasses.replace(spec(output, "record"), media=plan))
-    worker.do(0, table)
-    return JobState(output), canned.asked
+        patch.setattr("etl.runtime.worker.make_backend", lambda name, options: backend)
+        worker = DownloadWorker(dataclasses.replace(spec(output, "record"), media=options))
+    worker.process(0, table)
+    return JobState(output), backend.asked
 
 
 def record(text: str, *urls: str, **more: object) -> Record:
@@ -261,14 +263,14 @@ def record(text: str, *urls: str, **more: object) -> Record:
     return Record(turns=turns, media=media, **more)
 
 
-def test_records_share_media_lose_them_or_have_none(tmp_path: Path) -> None:
+def test_records_with_shared_failed_or_no_media(tmp_path: Path) -> None:
     records = [
         record("<image>what?", "http://web/0"),
         record("text"),
         record("<image><image>which?", "http://web/1", "http://web/0"),
         record("<image> and <image>", "http://web/0", "http://web/gone"),
     ]
-    state, asked = work(tmp_path, records, MediaOptions())
+    state, asked = process(tmp_path, records, MediaOptions())
     assert asked == ["http://web/0", "http://web/1", "http://web/gone"]
     assert [len(sample.media) for sample in staged(state, 0)] == [1, 0, 2]
     drops = read_table(state.drops_path(0)).to_pylist()
@@ -280,9 +282,9 @@ def test_records_share_media_lose_them_or_have_none(tmp_path: Path) -> None:
     ]
 
 
-def test_documents_go_on_without_what_they_lose(tmp_path: Path) -> None:
+def test_documents_are_kept_without_failed_images(tmp_path: Path) -> None:
     records = [record("<image>\nand <image>", "http://web/gone", "http://web/1")]
-    state, _ = work(tmp_path, records, MediaOptions(on_lost="remove"))
+    state, _ = process(tmp_path, records, MediaOptions(on_lost="remove"))
     (sample,) = staged(state, 0)
     assert sample.turns[0].text == "and <image>"
     assert sample.media[0].data == PICTURES[1]
@@ -290,25 +292,25 @@ def test_documents_go_on_without_what_they_lose(tmp_path: Path) -> None:
 
 
 def test_preferences_reach_the_shard(tmp_path: Path) -> None:
-    told = {"rejected": (Turn(role="assistant", text="no"),), "lineage": {"idx": "7"}}
+    more = {"rejected": (Turn(role="assistant", text="no"),), "lineage": {"idx": "7"}}
     feedback = (Turn(role="user", text="wrong"),)
-    records = [record("<image>?", "http://web/0", feedback=feedback, **told)]
-    state, _ = work(tmp_path, records, MediaOptions())
+    records = [record("<image>?", "http://web/0", feedback=feedback, **more)]
+    state, _ = process(tmp_path, records, MediaOptions())
     (sample,) = staged(state, 0)
-    assert (sample.rejected, sample.feedback) == (told["rejected"], feedback)
+    assert (sample.rejected, sample.feedback) == (more["rejected"], feedback)
     assert sample.lineage == {"url": "http://web/0", "row": "0", "idx": "7"}
 
 
-def test_local_files_are_lineage_by_their_names(tmp_path: Path) -> None:
+def test_lineage_has_the_names_of_local_files(tmp_path: Path) -> None:
     (tmp_path / "media").mkdir()
     (tmp_path / "media" / "a.jpg").write_bytes(PICTURES[0])
-    plan = MediaOptions(locations=(str(tmp_path / "media"),))
-    state, asked = work(tmp_path, [record("<image>?", "train/a.jpg")], plan)
+    options = MediaOptions(locations=(str(tmp_path / "media"),))
+    state, asked = process(tmp_path, [record("<image>?", "train/a.jpg")], options)
     (sample,) = staged(state, 0)
     assert (asked, sample.lineage["file"]) == ([], "train/a.jpg")
 
 
-def test_what_steps_and_media_tell_becomes_scores_and_lineage(
+def test_measurements_of_media_become_scores(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waves = [
@@ -323,33 +325,33 @@ def test_what_steps_and_media_tell_becomes_scores_and_lineage(
     turns = (Turn(role="user", text="<audio><audio>"),)
     both = Record(turns=turns, media=media)
     one = Record(turns=(Turn(role="user", text="<audio>"),), media=media[:1])
-    state, _ = work(tmp_path, [both, one], MediaOptions())
+    state, _ = process(tmp_path, [both, one], MediaOptions())
     pair, single = staged(state, 0)
     assert set(single.scores) == {"duration", "loudness_dbfs"}
     assert pair.scores["loudness_dbfs"] < single.scores["loudness_dbfs"] - 15
 
 
-def test_a_language_that_was_told_is_lineage(tmp_path: Path) -> None:
+def test_a_published_language_takes_precedence_in_lineage(tmp_path: Path) -> None:
     state = JobState(tmp_path / "out")
     state.work.mkdir(parents=True)
     table = candidates(["http://web/0", "http://web/1"])
-    told = [json.dumps({}), json.dumps({"language": "zh-Latn"})]
-    table = table.set_column(table.column_names.index("lineage"), "lineage", pa.array(told))
+    lineage = [json.dumps({}), json.dumps({"language": "zh-Latn"})]
+    table = table.set_column(table.column_names.index("lineage"), "lineage", pa.array(lineage))
     table = table.append_column("language", pa.array(["en", "zh"]))
     table = table.append_column("score.language_confidence", pa.array([0.5, None], pa.float32()))
-    DownloadWorker(spec(state.output)).do(0, table)
+    DownloadWorker(spec(state.output)).process(0, table)
     first, second = staged(state, 0)
     assert (first.lineage["language"], first.scores["language_confidence"]) == ("en", 0.5)
     assert second.lineage["language"] == "zh-Latn"
     assert "language_confidence" not in second.scores
 
 
-def test_faces_are_blurred_by_the_rows_boxes(tmp_path: Path) -> None:
+def test_faces_are_blurred_by_their_rows_boxes(tmp_path: Path) -> None:
     state = JobState(tmp_path / "out")
     state.work.mkdir(parents=True)
     table = candidates(["http://web/0", "http://web/1"])
     boxes = pa.array([[[0.2, 0.2, 0.5, 0.5]], []], BOXES)
-    DownloadWorker(spec(state.output)).do(0, table.append_column("boxes", boxes))
+    DownloadWorker(spec(state.output)).process(0, table.append_column("boxes", boxes))
     first, second = staged(state, 0)
     assert first.lineage["changed"] == "faces blurred"
     assert first.media[0].data != PICTURES[0]
