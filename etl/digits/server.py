@@ -51,7 +51,7 @@ class MediaServer(ThreadingHTTPServer):
     request_queue_size = 1024
 
     def __init__(self, folder: Path, port: int) -> None:
-        self._threads = threading.BoundedSemaphore(_MAX_CONNECTIONS)
+        self._free_threads = threading.BoundedSemaphore(_MAX_CONNECTIONS)
         super().__init__((HOST, port), functools.partial(_Handler, directory=str(folder)))
 
     @property
@@ -61,7 +61,7 @@ class MediaServer(ThreadingHTTPServer):
 
     def process_request(self, request: Any, client_address: Any) -> None:  # noqa: ANN401
         """Wait for a free thread, then handle the request in it."""
-        self._threads.acquire()
+        self._free_threads.acquire()
         super().process_request(request, client_address)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:  # noqa: ANN401
@@ -69,4 +69,4 @@ class MediaServer(ThreadingHTTPServer):
         try:
             super().process_request_thread(request, client_address)
         finally:
-            self._threads.release()
+            self._free_threads.release()

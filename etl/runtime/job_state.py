@@ -103,7 +103,7 @@ class JobState:
         return False
 
     def _refuse_other(self, plan: Plan, other: Mapping[str, Any]) -> None:
-        version = other.get("code_version")
+        version = other.get("code_version") if isinstance(other, Mapping) else None
         if isinstance(version, int) and version != plan.code_version:
             age = "an older" if version < plan.code_version else "a newer"
             raise UserError(

@@ -226,5 +226,5 @@ def _pair_turns(captions: pa.ChunkedArray) -> pa.Array:
     order = np.zeros(2 * count, np.int64)
     order[1::2] = np.arange(1, count + 1)
     roles = pa.array(["user", "assistant"] * count, pa.string())
-    turns = pa.StructArray.from_arrays([roles, texts.require_field(order)], names=["role", "text"])
+    turns = pa.StructArray.from_arrays([roles, texts.take(order)], names=["role", "text"])
     return pa.ListArray.from_arrays(pa.array(np.arange(0, 2 * count + 1, 2), pa.int32()), turns)

@@ -189,7 +189,7 @@ def test_plans_depend_on_content_not_on_paths(listing: Path, tmp_path: Path) -> 
     ]
 
 
-def test_a_plan_is_the_same_after_it_was_written_down(listing: Path, tmp_path: Path) -> None:
+def test_a_plan_is_the_same_after_it_was_saved(listing: Path, tmp_path: Path) -> None:
     options = [
         options_for(listing, tmp_path, languages=("en",), minimum=("aesthetic=5",)),
         etl.cc.Options(input=listing, output=tmp_path),
@@ -208,6 +208,21 @@ def test_another_jobs_unfinished_work_is_refused(listing: Path, tmp_path: Path) 
         other = make_plan("instruct", [listing], plan.config)
         with pytest.raises(UserError, match="job 'laion' there, 'instruct' here"):
             state.is_complete(other)
+
+
+def test_work_of_another_version_is_refused(listing: Path, tmp_path: Path) -> None:
+    plan = make_plan("laion", [listing], options_for(listing, tmp_path).config)
+    for version, age in ((CODE_VERSION - 1, "an older"), (CODE_VERSION + 1, "a newer")):
+        state = JobState(tmp_path / str(version))
+        other = dataclasses.replace(plan, code_version=version)
+        state.work.mkdir(parents=True)
+        state.save_plan(other, unit_rows=[1], input_rows=1, yields=[])
+        message = f"made by {age} version of mmloom; start a new --output"
+        with pytest.raises(UserError, match=message):
+            state.is_complete(plan)
+        write_folder(state.output, [], job="laion", plan=dataclasses.asdict(other))
+        with pytest.raises(UserError, match=message):
+            state.is_complete(plan)
 
 
 def test_foreign_shards_are_refused(listing: Path, tmp_path: Path) -> None:

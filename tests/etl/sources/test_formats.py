@@ -219,4 +219,4 @@ def test_the_two_files_of_vqa_may_be_in_a_folder_with_others(tmp_path: Path) -> 
 if __name__ == "__main__":
     name, file = sys.argv[1:]
     found = {"format": name, "records": [record(row) for row in rows(FILES / file, name)]}
-    sys.stdout.write(json.dumps({file: found}, indent=2, ensure_ascii=False) + "\n")
+    sys.stdout.write(json.dumps({file: found}, indent=1, ensure_ascii=False) + "\n")
