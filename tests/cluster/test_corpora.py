@@ -104,3 +104,22 @@ def test_dialogues_without_a_picture_are_text(ray_head: RayHead, tmp_path: Path)
     manifest, (sample,) = job(ray_head, "instruct", listing, tmp_path / "out")
     assert manifest.drops == {}
     assert (sample.media, [turn.text for turn in sample.turns]) == ((), ["Name a prime.", "7"])
+
+
+def test_a_job_whose_downloads_all_fail_is_finished(ray_head: RayHead, tmp_path: Path) -> None:
+    listing, output = tmp_path / "list.tsv", tmp_path / "out"
+    listing.write_text("".join(f"http://127.0.0.1:1/{n}.jpg\tcaption {n}\n" for n in range(3)))
+    command = [sys.executable, "etl/cc.py", "--input", str(listing), "--output", str(output)]
+    command += ["--allow-private-addresses", "--retries", "0", "--image-dedup-distance", "4"]
+    command += ["--text-dedup-similarity", "0.9"]
+    env = {**ray_head.env, "RAY_ADDRESS": ray_head.address}
+    for _ in range(2):
+        done = run(command, env)
+        assert done.returncode == 0, done.stderr
+        assert "hint: no row was kept; 3 of 3 were dropped as unreachable" in done.stdout
+    manifest = read_manifest(output)
+    assert (manifest.input_rows, manifest.rows, manifest.drops) == (3, 0, {"unreachable": 3})
+    assert "No row was kept" in (output / "report.html").read_text()
+    done = run([*command, "--retry-failed"], env)  # nothing is recovered, but nothing breaks
+    assert done.returncode == 0, done.stderr
+    assert read_manifest(output).details["retries"] == [{"retried": 3, "recovered": 0}]
