@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from etl.filters.clip import Clip, ClipSpec
-from etl.runtime.job_state import Ledger
-from etl.runtime.scores import computed_path
-from etl.storage.shards import ShardSet, read_manifest
+from etl.filters.clip import ClipModel, ClipSpec
+from etl.runtime.job_state import JobState
+from etl.runtime.scores import scores_path
+from etl.storage.manifest import read_manifest
+from etl.storage.shards import ShardSet
 from tests.cluster.etl_jobs import Drivers
 from tests.cluster.ray_cluster import DigitsWeb
 from tests.etl.filters.tiny_clip import save_tiny_clip
@@ -22,7 +23,9 @@ def expected_scores(shards: Path, model: Path) -> dict[str, float]:
     found = ShardSet([shards])
     samples = [found[number] for number in range(len(found))]
     pairs = [(sample.media[0].data, sample.turns[1].text) for sample in samples]
-    clip = Clip(ClipSpec(model=str(model), least=None), cuda=False, threads=torch.get_num_threads())
+    clip = ClipModel(
+        ClipSpec(model=str(model), least=None), cuda=False, threads=torch.get_num_threads()
+    )
     return dict(zip((sample.id for sample in samples), clip.cosines(pairs), strict=True))
 
 
@@ -36,10 +39,10 @@ def test_a_model_judges_what_was_downloaded(
     words = ["--input", digits_web.folder / "laion.parquet", "--output", output]
     words += ["--allow-private-addresses", "--rows-per-shard", "16"]
     words += ["--clip-model", model, "--min-clip", least, "--clip-device", "cpu"]
-    ledger = Ledger(output)
+    state = JobState(output)
 
     def judged() -> dict[Path, int]:
-        paths = [computed_path(ledger, number) for number in range(16)]
+        paths = [scores_path(state, number) for number in range(16)]
         return {path: path.stat().st_mtime_ns for path in paths if path.exists()}
 
     drivers.start("laion", words).kill_when(judged)

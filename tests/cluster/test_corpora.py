@@ -8,8 +8,9 @@ import pytest
 
 from etl.digits.records import pair
 from etl.digits.scenes import encode, render
+from etl.storage.manifest import Manifest, read_manifest
 from etl.storage.schema import Sample
-from etl.storage.shards import Manifest, ShardSet, read_manifest
+from etl.storage.shards import ShardSet
 from tests.cluster.etl_jobs import Drivers
 from tests.cluster.ray_cluster import DigitsWeb
 
@@ -40,7 +41,7 @@ def test_drops_are_what_was_planted(
 ) -> None:
     truth = json.loads((digits_web.folder / "planted_media.json").read_bytes())[listing]
     manifest, samples = job(drivers, name, digits_web.folder / listing, tmp_path / "out")
-    assert (manifest.input_rows, len(samples)) == (truth["rows"], truth["sound"])
+    assert (manifest.input_rows, len(samples)) == (truth["rows"], truth["valid"])
     assert manifest.drops == truth["drops"]
     for sample in samples:
         for medium in sample.media:
@@ -89,3 +90,19 @@ def test_dialogues_without_a_picture_are_text(drivers: Drivers, tmp_path: Path) 
     manifest, (sample,) = job(drivers, "instruct", listing, tmp_path / "out")
     assert manifest.drops == {}
     assert (sample.media, [turn.text for turn in sample.turns]) == ((), ["Name a prime.", "7"])
+
+
+def test_a_job_whose_downloads_all_fail_is_finished(drivers: Drivers, tmp_path: Path) -> None:
+    listing, output = tmp_path / "list.tsv", tmp_path / "out"
+    listing.write_text("".join(f"http://127.0.0.1:1/{n}.jpg\tcaption {n}\n" for n in range(3)))
+    words = ["--input", listing, "--output", output, "--allow-private-addresses", "--retries", "0"]
+    words += ["--image-dedup-distance", "4", "--text-dedup-similarity", "0.9"]
+    for _ in range(2):
+        done = drivers.start("cc", words)
+        done.finish()
+        assert "hint: no row was kept; 3 of 3 were dropped as unreachable" in done.stdout
+    manifest = read_manifest(output)
+    assert (manifest.input_rows, manifest.rows, manifest.drops) == (3, 0, {"unreachable": 3})
+    assert "No row was kept" in (output / "report.html").read_text()
+    drivers.start("cc", [*words, "--retry-failed"]).finish()  # nothing is recovered
+    assert read_manifest(output).details["retries"] == [{"retried": 3, "recovered": 0}]

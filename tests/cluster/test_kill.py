@@ -17,17 +17,18 @@ from pathlib import Path
 
 import pytest
 
-from etl.digits.faults import World
+from etl.digits.faults import WorldSize
 from etl.digits.lists import write_lists, write_media
-from etl.runtime.job_state import Ledger
-from etl.storage.shards import ShardSet, read_manifest
+from etl.runtime.job_state import JobState
+from etl.storage.manifest import read_manifest
+from etl.storage.shards import ShardSet
 from tests.cluster.etl_jobs import Drivers, EtlJob
 from tests.cluster.ray_cluster import BIN, ROOT, RayHead, free_ports, running
 from tests.etl.download.web import Handler, Web, served
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
-WORLD = World(captions=200, dialogues=1, questions=1, seed=0)
+WORLD = WorldSize(captions=200, dialogues=1, questions=1, seed=0)
 RANGES = 8
 
 
@@ -146,19 +147,19 @@ def test_killed_at_random_instants(
 
 def test_killed_in_every_stage(start: Start, held: Web, whole: Path, tmp_path: Path) -> None:
     output = tmp_path / "shards"
-    ledger = Ledger(output)
+    state = JobState(output)
     todo = words(held, output)
 
     for name in ("candidates.arrow", "plan.json"):
         start(todo, name).dies()
-    assert not ledger.planned()
+    assert not state.saved_plan()
     start(todo).kill_when(held.held.is_set)  # in mid-download
-    done = len(list(ledger.work.glob("range-*")))
+    done = len(list(state.work.glob("unit-*")))
     assert done < RANGES
     held.gate.set()
-    start(todo).kill_when(lambda: len(list(ledger.work.glob("range-*"))) == RANGES)
+    start(todo).kill_when(lambda: len(list(state.work.glob("unit-*"))) == RANGES)
     assert not list(output.glob("*.arrow"))  # so duplicates were not yet decided
-    start(todo).kill_when(lambda: list(ledger.work.glob("written-*")))
+    start(todo).kill_when(lambda: list(state.work.glob("final-*")))
     for name in ("drops.parquet", "report.html", "manifest.json", ".work"):
         start(todo, name).dies()
     assert read_manifest(output) == read_manifest(whole)  # killed as it cleared up
@@ -226,10 +227,10 @@ def test_a_retry_is_killed(start: Start, web: Web, tmp_path: Path) -> None:
     shutil.copytree(*outputs)
     web.ill = False
     start(run(outputs[0], "--retry-failed")).finish()
-    ledger, again = Ledger(outputs[1]), run(outputs[1], "--retry-failed")
+    state, again = JobState(outputs[1]), run(outputs[1], "--retry-failed")
     for name in ("plan.json", "drops.parquet", "manifest.json", ".work"):
         start(again, name).dies()
         if name == "plan.json":
-            start(again).kill_when(lambda: list(ledger.work.glob("range-*")))
+            start(again).kill_when(lambda: list(state.work.glob("unit-*")))
     start(again).finish()
     same(outputs[1], outputs[0])

@@ -13,7 +13,7 @@ from PIL import Image
 from etl.dedup.perceptual_hash import perceptual_hash
 from etl.digits.records import pair
 from etl.digits.scenes import render
-from etl.storage.shards import read_manifest
+from etl.storage.manifest import read_manifest
 from tests.cluster.etl_jobs import Drivers
 from tests.etl.download.web import Handler, Web, served
 
@@ -79,7 +79,7 @@ def test_the_earliest_of_near_pictures_stays(drivers: Drivers, web: Web, tmp_pat
     pq.write_table(pa.table({"URL": urls, "TEXT": captions}), listing)
     output = tmp_path / "shards"
     words = ["--input", str(listing), "--output", str(output), "--allow-private-addresses"]
-    words += ["--rows-per-shard", "16", "--near-images", str(DISTANCE)]
+    words += ["--rows-per-shard", "16", "--image-dedup-distance", str(DISTANCE)]
     busy = [row for row in range(50) if kinds[row] == "busy"]
     fine = [row for row in range(50) if kinds[row] == "fine"]
 
@@ -97,7 +97,7 @@ def test_the_earliest_of_near_pictures_stays(drivers: Drivers, web: Web, tmp_pat
     assert sorted(pq.read_table(output / "keys.parquet")["row"].to_pylist()) == sorted(everything)
     drops = pq.read_table(output / "drops.parquet")
     assert drops["row"].to_pylist() == sorted({*range(50)} - {*everything})
-    assert Counter(drops["step"].to_pylist()) == {"near images": drops.num_rows}
+    assert Counter(drops["step"].to_pylist()) == {"image dedup": drops.num_rows}
     for detail in drops["detail"].to_pylist():
         assert int(detail.rpartition(" ")[2]) in everything
     assert read_manifest(output).rows == len(everything)

@@ -8,8 +8,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from etl.runtime.job_state import Ledger, read_table
-from etl.storage.shards import ShardSet, read_manifest
+from etl.runtime.job_state import JobState, read_table
+from etl.storage.manifest import read_manifest
+from etl.storage.shards import ShardSet
 from tests.cluster.etl_jobs import Drivers, laion_words
 from tests.cluster.ray_cluster import BIN, ROOT, DigitsWeb, RayHead
 
@@ -25,7 +26,7 @@ def test_drops_are_what_was_planted(digits_web: DigitsWeb, laion_shards: Path) -
     planted = digits_web.planted
     wanted = {fault["reason"]: fault["count"] for fault in planted["planted"].values()}
     assert manifest.drops == wanted
-    assert (manifest.input_rows, manifest.rows) == (planted["rows"], planted["sound"])
+    assert (manifest.input_rows, manifest.rows) == (planted["rows"], planted["valid"])
     drops = pq.read_table(laion_shards / "drops.parquet")
     assert Counter(drops["reason"].to_pylist()) == wanted
     for kind in ("dead_link", "truncated", "html_page", "short_caption"):
@@ -65,15 +66,15 @@ def test_a_killed_job_goes_on(
     drivers: Drivers, digits_web: DigitsWeb, laion_shards: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "shards"
-    ledger = Ledger(output)
+    state = JobState(output)
 
     def done() -> list[int]:
-        return [number for number in range(8) if ledger.receipt(number)]
+        return [number for number in range(8) if state.unit_result(number)]
 
     drivers.start("laion", laion_words(digits_web, output)).kill_when(done)
     assert not (output / "manifest.json").exists()
     # What a done range holds is gone from the web: it must not be asked for again.
-    url = read_table(ledger.keys_path(done()[0]))["url"][0].as_py()
+    url = read_table(state.keys_path(done()[0]))["url"][0].as_py()
     served = digits_web.folder / "media" / "/".join(url.split("/")[3:])
     hidden = served.rename(served.with_suffix(".hidden"))
     try:
@@ -82,7 +83,7 @@ def test_a_killed_job_goes_on(
         hidden.rename(served)
     assert shards(output) == shards(laion_shards)
     assert read_manifest(output) == read_manifest(laion_shards)
-    assert not ledger.work.exists()
+    assert not state.work.exists()
 
 
 def test_a_cluster_named_by_the_environment_is_used(

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from etl.digits.records import pair_sample
-from etl.storage.shards import read_manifest, write_folder
+from etl.storage.manifest import read_manifest
+from etl.storage.shards import write_folder
 from tests.cluster.etl_jobs import Drivers
 
 pytestmark = pytest.mark.cluster

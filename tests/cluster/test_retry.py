@@ -7,7 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from etl.storage.shards import ShardSet, read_manifest
+from etl.storage.manifest import read_manifest
+from etl.storage.shards import ShardSet
 from tests.cluster.etl_jobs import Drivers
 from tests.etl.download.web import Handler, Web, photo, served
 
@@ -68,7 +69,7 @@ def test_transient_failures_are_recovered_into_added_shards(
     drops = pq.read_table(output / "drops.parquet")
     assert drops["row"].to_pylist() == sorted([*range(2, 30, 3), 28])
     manifest = read_manifest(output)
-    assert manifest.details["retries"] == [{"asked": 10, "kept": 9}]
+    assert manifest.details["retries"] == [{"retried": 10, "recovered": 9}]
     assert not (output / ".work").exists()
     # Nothing is left that might pass.
     assert drivers.run("laion", [*words, "--retry-failed"]) == again
