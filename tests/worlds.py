@@ -58,7 +58,7 @@ def drawing(preset: System) -> System:
     return replace(preset, model=model, pt=stage(preset.pt), sft=stage(preset.sft))
 
 
-def drawing_words(preset: System) -> list[str]:
+def generative_overrides(preset: System) -> list[str]:
     """Return the settings of `--set` that make a preset the one that `drawing` returns."""
     drawn = json.loads(json.dumps(asdict(drawing(preset))))
     stages = [f"{name}.{field}" for name in ("pt", "sft") for field in ("generation", "trainable")]
@@ -66,12 +66,12 @@ def drawing_words(preset: System) -> list[str]:
     return words + [f"{s}={json.dumps(drawn[s.split('.')[0]][s.split('.')[1]])}" for s in stages]
 
 
-def drawing_shards(folder: Path, rows: int, *, seed: int = 0) -> Path:
+def generation_shards(folder: Path, rows: int, *, seed: int = 0) -> Path:
     """Pairs turned round: the user asks for a picture by its caption, and the assistant draws."""
-    return _shards(folder, rows, seed, drawing_sample)
+    return _shards(folder, rows, seed, generation_sample)
 
 
-def drawing_sample(seed: int, number: int) -> Sample:
+def generation_sample(seed: int, number: int) -> Sample:
     """Return a pair in which the picture is what is to be said."""
     pair = pair_sample(seed, number)
     caption = next(turn.text for turn in pair.turns if turn.role == "assistant")

@@ -11,7 +11,7 @@ from etl.storage.shards import ShardSet, write_folder
 from model.presets import system
 from tests.cluster.ranks import REPOSITORY, Ranks, losses
 from tests.cluster.test_elastic import stop_after
-from tests.worlds import drawing_shards, drawing_words, preset_shards
+from tests.worlds import generation_shards, generative_overrides, preset_shards
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(2400)]
 
@@ -27,7 +27,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     pictures = ShardSet([folder / "image" / "pt"])
     several = [_joined([pictures[first + number] for number in range(3)]) for first in range(12)]
     write_folder(folder / "several", several, job="several")
-    drawing_shards(folder / "drawn", 24)
+    generation_shards(folder / "drawn", 24)
     return [*(folder / kind / "pt" for kind in KINDS), folder / "several", folder / "drawn"]
 
 
@@ -64,7 +64,7 @@ def test_any_media_in_any_split_over_ranks(
         run = tmp_path / str(ranks)
         words = ["pt", "digits_omni", "--scale", "tiny", "--data", *world, "--output", run]
         words += ["--global-batch", 5, "--micro-batch", 2, "--max-steps", STEPS, "--epochs", 9]
-        words += ["--set", "pt.max_tokens=256", *drawing_words(system("digits_omni").tiny())]
+        words += ["--set", "pt.max_tokens=256", *generative_overrides(system("digits_omni").tiny())]
         words += ["--learning-rate", 1e-3, "--ds-config", config]
         words += ["--save-every", STEPS, "--stall-seconds", 120]
         processes = Ranks(ranks, words)

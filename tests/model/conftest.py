@@ -52,7 +52,7 @@ def make_batch(digits):
             return batch
         rows_m = torch.arange(len(lengths))
         images = Media(
-            values=pixels[:, None],
+            input_values=pixels[:, None],
             media_mask_bt=media_mask_bt,
             rows_m=rows_m,
             starts_m=torch.ones_like(rows_m),

@@ -10,20 +10,20 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration
 from model.backbones.llama import llama_config
 from model.build import build, build_on_meta, build_tokenizer, preprocess
 from model.encoders.clip import clip_config
-from model.encoders.pictures import normalised
+from model.encoders.pictures import normalise
 from model.spec import SpecError
 from tests.model.conftest import IMAGE_ID
 
 
 def reference(spec):
     """Return transformers' own LLaVA of the same sizes."""
-    slot = spec.inputs[0]
+    branch = spec.inputs[0]
     config = LlavaConfig(
-        vision_config=clip_config(slot.encoder),
+        vision_config=clip_config(branch.encoder),
         text_config=llama_config(spec.backbone),
         image_token_index=IMAGE_ID,
-        vision_feature_layer=slot.encoder.feature_layer,
-        vision_feature_select_strategy="full" if slot.encoder.keep_cls else "default",
+        vision_feature_layer=branch.encoder.feature_layer,
+        vision_feature_select_strategy="full" if branch.encoder.keep_cls else "default",
         tie_word_embeddings=spec.backbone.tied_embeddings,
     )
     return LlavaForConditionalGeneration(config).eval()
@@ -55,10 +55,10 @@ def copy_across(model, other):
     ids=["digits", "as LLaVA-1.5", "grouped queries"],
 )
 def test_logits_equal_transformers_llava(digits, make_batch, encoder, backbone):
-    slot = digits.model.inputs[0]
+    branch = digits.model.inputs[0]
     spec = replace(
         digits.model,
-        inputs=(replace(slot, encoder=replace(slot.encoder, **encoder)),),
+        inputs=(replace(branch, encoder=replace(branch.encoder, **encoder)),),
         backbone=replace(digits.model.backbone, **backbone),
     )
     model = build(spec, digits.pt, weights="random", seed=3).eval()
@@ -68,8 +68,8 @@ def test_logits_equal_transformers_llava(digits, make_batch, encoder, backbone):
     other = reference(spec)
     copy_across(model, other)
     batch = make_batch([60, 52])
-    colours = slot.encoder
-    pixels = normalised(batch.media["image"].input_values[:, 0], mean=colours.mean, std=colours.std)
+    colours = branch.encoder
+    pixels = normalise(batch.media["image"].input_values[:, 0], mean=colours.mean, std=colours.std)
     with torch.no_grad():
         ours, targets = model(batch)
         theirs = other(
@@ -132,10 +132,10 @@ def test_weights_come_from_a_folder_as_they_are(digits, tmp_path):
     source = build(digits.model, digits.pt, weights="random", seed=5)
     source.encoder("image").tower.save_pretrained(tmp_path / "vision")
     source.backbone.save_pretrained(tmp_path / "language")
-    slot = digits.model.inputs[0]
+    branch = digits.model.inputs[0]
     spec = replace(
         digits.model,
-        inputs=(replace(slot, encoder=replace(slot.encoder, weights=str(tmp_path / "vision"))),),
+        inputs=(replace(branch, encoder=replace(branch.encoder, weights=str(tmp_path / "vision"))),),
         backbone=replace(digits.model.backbone, weights=str(tmp_path / "language")),
     )
     loaded = build(spec, digits.pt, weights="pretrained", seed=6).state_dict()
@@ -174,6 +174,6 @@ def test_the_processor_squares_and_normalises(digits):
     encoder = digits.model.inputs[0].encoder
     pixels = preprocess(encoder, Image.new("RGB", (10, 20), "white"))
     assert pixels.dtype == torch.uint8
-    pixels = normalised(pixels, mean=encoder.mean, std=encoder.std)
+    pixels = normalise(pixels, mean=encoder.mean, std=encoder.std)
     assert pixels.shape == (1, 3, encoder.image_size, encoder.image_size)
     torch.testing.assert_close(pixels, torch.ones_like(pixels))

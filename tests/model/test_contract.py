@@ -1,4 +1,4 @@
-"""The contract of docs/components.md, kept by every class of every slot, in every preset at least.
+"""The contract of docs/components.md, kept by every class of every branch, in every preset at least.
 
 Classes that no preset uses stand in systems made up here.
 """
@@ -11,7 +11,7 @@ import torch
 
 from model.batch import IGNORED, Batch, Media
 from model.build import BACKBONES, ENCODERS, PROJECTORS, build
-from model.parts import encode_parts, pool
+from model.segments import encode_segments, pool
 from model.presets import PRESETS, system
 from model.presets.blocks import clip_large_224, monkey
 from model.presets.templates import CHATGLM_2, CONTINUATION
@@ -63,19 +63,19 @@ def built(name):
     return build(spec_of(name).tiny(), stage, weights="random", seed=0).eval()
 
 
-def media(slot, count, *, seed=0):
-    """Return random media (m, f, *shape) of a slot, and their instructions if they are read."""
+def media(branch, count, *, seed=0):
+    """Return random media (m, f, *shape) of a branch, and their instructions if they are read."""
     torch.manual_seed(seed)
-    values = torch.randn(count, slot.parts, *slot.encoder.shape)
-    if not slot.projector.reads_text:
+    values = torch.randn(count, branch.segments, *branch.encoder.shape)
+    if not branch.projector.reads_text:
         return values, None
     ids_bl = torch.arange(5).repeat(count, 1)
     return values, TextIds(ids_bl=ids_bl, mask_bl=torch.ones_like(ids_bl))
 
 
-def batch_with(slot, spec, values, text):
+def batch_with(branch, spec, values, text):
     """Return one row a medium: a token, the medium's places, and six words of which three count."""
-    rows, places = len(values), spec.places(slot)
+    rows, places = len(values), spec.context_tokens(branch)
     ids_bt = torch.arange(3, 10 + places).repeat(rows, 1)
     ids_bt[:, 1 : 1 + places] = 0
     media_mask_bt = torch.zeros_like(ids_bt, dtype=torch.bool)
@@ -85,7 +85,7 @@ def batch_with(slot, spec, values, text):
     context_bt = torch.ones_like(media_mask_bt)
     context_bt[:, -3:] = False
     own = Media(
-        values=values,
+        input_values=values,
         media_mask_bt=media_mask_bt,
         rows_m=torch.arange(rows),
         starts_m=torch.ones(rows, dtype=torch.long),
@@ -96,7 +96,7 @@ def batch_with(slot, spec, values, text):
         attention_bt=torch.ones_like(ids_bt),
         labels_bt=labels_bt,
         context_bt=context_bt,
-        media={slot.modality: own},
+        media={branch.modality: own},
     )
     if not spec.backbone.seq2seq:
         return batch
@@ -108,14 +108,14 @@ def batch_with(slot, spec, values, text):
 def test_features_and_tokens_have_the_shapes_that_the_spec_says(name):
     model = built(name)
     spec = model.spec
-    for slot in spec.inputs:
-        values, text = media(slot, 2)
-        encoder = model.encoder(slot.modality)
-        features = encode_parts(encoder, values, whole=slot.encoder.sees_parts)
-        assert features.shape == (2, *slot.features)
-        assert pool(features, slot.pool).shape == (2, *slot.ends, slot.encoder.width)
-        tokens = model.project(slot.modality, model.encode(slot.modality, values), text)
-        assert tokens.shape == (2, slot.tokens, spec.projected_width)
+    for branch in spec.inputs:
+        values, text = media(branch, 2)
+        encoder = model.encoder(branch.modality)
+        features = encode_segments(encoder, values, jointly=branch.encoder.encodes_jointly)
+        assert features.shape == (2, *branch.feature_shape)
+        assert pool(features, branch.pool).shape == (2, *branch.pooled_shape, branch.encoder.width)
+        tokens = model.project(branch.modality, model.encode(branch.modality, values), text)
+        assert tokens.shape == (2, branch.tokens, spec.projected_width)
         assert tokens.isfinite().all()
         assert (tokens[0] - tokens[1]).abs().max() > 1e-4, "one medium is as the other"
 
@@ -125,12 +125,12 @@ def test_features_and_tokens_have_the_shapes_that_the_spec_says(name):
 def test_a_blank_medium_of_each_kind_takes_part_and_changes_nothing(name):
     model = built(name)
     kinds = model.spec.modalities
-    slot = model.spec.inputs[0]
-    batch = batch_with(slot, model.spec, *media(slot, 1))
+    branch = model.spec.inputs[0]
+    batch = batch_with(branch, model.spec, *media(branch, 1))
     plain, _ = model.compute_logits(batch, model.media_tokens(batch))
     dummies = model.media_tokens(batch, used=kinds)
     assert tuple(dummies) == kinds
-    assert all(dummies[kind].shape[0] == (kind == slot.modality) for kind in kinds)
+    assert all(dummies[kind].shape[0] == (kind == branch.modality) for kind in kinds)
     torch.testing.assert_close(model.compute_logits(batch, dummies)[0], plain)
 
 
@@ -139,8 +139,8 @@ def test_a_blank_medium_of_each_kind_takes_part_and_changes_nothing(name):
 def test_the_backbone_answers_by_what_it_is_shown(name):
     model = built(name)
     spec = model.spec
-    for slot in spec.inputs:
-        batch = batch_with(slot, spec, *media(slot, 2))
+    for branch in spec.inputs:
+        batch = batch_with(branch, spec, *media(branch, 2))
         logits, targets = model.compute_logits(batch, model.media_tokens(batch))
         assert logits.shape == (6, spec.backbone.vocabulary)
         assert targets.tolist() == [3, 4, 5, 3, 4, 5]
@@ -151,9 +151,9 @@ def test_the_backbone_answers_by_what_it_is_shown(name):
 
 def test_every_class_of_every_slot_is_here():
     models = [spec_of(name) for name in NAMES]
-    slots = [slot for model in models for slot in model.inputs]
-    assert {type(slot.encoder) for slot in slots} == set(ENCODERS)
-    assert {type(slot.projector) for slot in slots} == set(PROJECTORS)
+    branches = [branch for model in models for branch in model.inputs]
+    assert {type(branch.encoder) for branch in branches} == set(ENCODERS)
+    assert {type(branch.projector) for branch in branches} == set(PROJECTORS)
     assert {type(model.backbone) for model in models} == set(BACKBONES)
 
 
@@ -174,9 +174,9 @@ def test_a_higher_resolution_is_one_line(name, encoder, tokens):
 
 
 def test_an_encoder_of_whole_videos_hands_on_one_part_and_cannot_be_pooled():
-    slot = InputBranchSpec(
+    branch = InputBranchSpec(
         modality="video", encoder=UniformerEva(), projector=QFormer(joint=True), frames=8
     )
-    assert slot.ends == (1, 8 * 257 + 1)
+    assert branch.pooled_shape == (1, 8 * 257 + 1)
     with pytest.raises(SpecError, match="'uniformer_eva' hands its frames on as one"):
-        replace(slot, pool="mean")
+        replace(branch, pool="mean")

@@ -16,13 +16,13 @@ from model.presets import system
 def known(model: MultimodalLM, batch: Batch, which: list[bool]) -> Batch:
     """Return the batch with the features of some of its pictures in their place."""
     image = batch.media["image"]
-    known_m = torch.tensor(which)
+    cached_m = torch.tensor(which)
     features = torch.stack([model.encode("image", one[None])[0] for one in image.input_values])
     media = replace(
         image,
-        values=image.input_values[~known_m],
-        features=features[known_m] if known_m.any() else None,
-        known_m=known_m if known_m.any() else None,
+        input_values=image.input_values[~cached_m],
+        cached_features=features[cached_m] if cached_m.any() else None,
+        cached_m=cached_m if cached_m.any() else None,
         keys=tuple(bytes([i]) for i, one in enumerate(which) if not one),
     )
     return replace(batch, media={"image": media})
@@ -76,7 +76,7 @@ def test_the_encoder_is_called_by_all_ranks_or_by_none(
 
 def test_who_keeps_features_is_told_those_that_were_encoded(model, make_batch) -> None:
     told = []
-    model.keep = lambda kind, keys, features: told.append((kind, keys, features))
+    model.record_features = lambda kind, keys, features: told.append((kind, keys, features))
     batch = make_batch([50, 44, 47])
     with torch.no_grad():
         model(batch)
@@ -97,15 +97,15 @@ def test_a_frozen_encoder_draws_nothing_while_the_model_trains(name) -> None:
     """It has a dropout, which would give a medium other features every time."""
     preset = system(name).tiny()
     model = build(preset.model, preset.pt, weights="random")
-    slot = preset.model.inputs[0]
-    values = torch.randn(1, slot.parts, *slot.encoder.shape)
-    for parameter in model.encoder(slot.modality).parameters():
+    branch = preset.model.inputs[0]
+    values = torch.randn(1, branch.segments, *branch.encoder.shape)
+    for parameter in model.encoder(branch.modality).parameters():
         parameter.data.normal_(std=0.1)  # new adapters would hide it
     model.requires_grad_(False).train()
-    first, second = (model.encode(slot.modality, values) for _ in "ab")
+    first, second = (model.encode(branch.modality, values) for _ in "ab")
     assert torch.equal(first, second)
     assert model.backbone.training
-    model.encoder(slot.modality).requires_grad_(True)
+    model.encoder(branch.modality).requires_grad_(True)
     model.train()
-    first, second = (model.encode(slot.modality, values).detach() for _ in "ab")
+    first, second = (model.encode(branch.modality, values).detach() for _ in "ab")
     assert not torch.equal(first, second)

@@ -67,7 +67,7 @@ def test_a_neighbour_changes_nothing(model, make_batch):
         context_bt=both.context_bt[1:, :46],
         media={
             "image": Media(
-                values=both.media["image"].input_values[1:],
+                input_values=both.media["image"].input_values[1:],
                 media_mask_bt=both.media["image"].media_mask_bt[1:, :46],
                 rows_m=torch.tensor([0]),
                 starts_m=torch.tensor([1]),
@@ -134,7 +134,7 @@ def test_recomputation_gives_the_same_gradients(digits, make_batch, stage):
 def test_a_picture_too_many_is_noticed(model, make_batch):
     batch = make_batch([50])
     image = batch.media["image"]
-    twice = replace(image, values=torch.cat([image.input_values] * 2))
+    twice = replace(image, input_values=torch.cat([image.input_values] * 2))
     with pytest.raises(FusionError, match=r"\(72, 128\), want \(36, 128\)"):
         model(replace(batch, media={"image": twice}))
 

@@ -59,7 +59,7 @@ def stage(peft: Peft | None) -> Stage:
     if peft is None:
         return one
     return replace(
-        one, peft=peft, trainable=("inputs.image.projector.*", f"backbone.*{peft.marks}*")
+        one, peft=peft, trainable=("inputs.image.projector.*", f"backbone.*{peft.parameter_marker}*")
     )
 
 
@@ -68,7 +68,7 @@ def test_packed_and_padded_samples_give_the_same_loss_and_gradients(
     backbone: str, tmp_path: Path
 ) -> None:
     spec = replace(system("llava").tiny().model, backbone=BACKBONES[backbone])
-    assert spec.packs
+    assert spec.supports_packing
     compare(spec, stage(None), tmp_path)
 
 

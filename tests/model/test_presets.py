@@ -32,7 +32,7 @@ def test_a_preset_is_whole(name):
     assert whole.name == name
     assert whole.paper.startswith("arXiv:")
     assert PRESETS[name]() == whole, "a preset is a pure function"
-    media = sum(whole.model.places(slot) for slot in whole.model.inputs)
+    media = sum(whole.model.context_tokens(branch) for branch in whole.model.inputs)
     for stage in (*whole.init, whole.pt, whole.sft):
         assert stage.global_batch % stage.micro_batch == 0
     for stage in (whole.pt, whole.sft):
@@ -77,7 +77,7 @@ def test_sizes_fit_each_other(name):
         assert backbone.width % backbone.heads == 0
     if isinstance(backbone, Llama):
         assert backbone.heads % backbone.kv_heads == 0
-    for encoder in (slot.encoder for slot in model.inputs):
+    for encoder in (branch.encoder for branch in model.inputs):
         if isinstance(encoder, ClipVision):
             assert encoder.width % encoder.heads == 0
             assert encoder.image_size % encoder.patch_size == 0
@@ -103,7 +103,7 @@ def test_sizes_fit_each_other(name):
     ],
 )
 def test_a_medium_has_the_published_number_of_tokens(name, tokens):
-    assert {slot.modality: slot.tokens for slot in system(name).model.inputs} == tokens
+    assert {branch.modality: branch.tokens for branch in system(name).model.inputs} == tokens
 
 
 def test_llava_has_the_published_rates():
@@ -125,7 +125,7 @@ def test_an_unknown_stage_or_modality_is_told():
     with pytest.raises(SpecError, match=r"unknown stage 'stf': did you mean 'sft'"):
         whole.stage("stf")
     with pytest.raises(SpecError, match=r"unknown modality 'images': did you mean 'image'"):
-        whole.model.slot("images")
+        whole.model.input_branch("images")
 
 
 def test_specs_cannot_be_changed():

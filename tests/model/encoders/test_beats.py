@@ -17,7 +17,7 @@ from model.encoders.beats import (
 )
 from model.encoders.fbank import fbank
 from model.spec.audio import Beats
-from tests.model.generation import recorded
+from tests.model.recorded_weights import recorded
 
 RECORDED = Path(__file__).parents[1] / "recorded" / "beats.safetensors"
 PUBLISHED = Beats(weights="OWNER/NAME:FILE")
@@ -85,14 +85,14 @@ def test_half_precision_runs():
 @pytest.mark.parametrize("samples", [0, 100, 8_000, 16_000 * 12])
 def test_a_waveform_of_any_length_becomes_the_specs_windows(samples):
     waveform = np.random.default_rng(0).normal(0, 0.1, samples).astype(np.float32)
-    windows = preprocess(PUBLISHED, waveform)
-    assert windows.shape == (PUBLISHED.parts, *PUBLISHED.shape)
-    assert windows.isfinite().all()
+    clips = preprocess(PUBLISHED, waveform)
+    assert clips.shape == (PUBLISHED.clips, *PUBLISHED.shape)
+    assert clips.isfinite().all()
 
 
 def test_windows_follow_each_other_and_end_in_zeros():
     waveform = np.random.default_rng(0).normal(0, 0.1, 16_000 * 7).astype(np.float32)
     whole = fbank(torch.from_numpy(waveform) * 2**15, 16_000, 128, "povey")
-    windows = preprocess(PUBLISHED, waveform).flatten(0, 1)
-    assert torch.allclose(windows[: len(whole)], (whole - MEAN) / (2 * DEVIATION))
-    assert not windows[len(whole) :].any()
+    clips = preprocess(PUBLISHED, waveform).flatten(0, 1)
+    assert torch.allclose(clips[: len(whole)], (whole - MEAN) / (2 * DEVIATION))
+    assert not clips[len(whole) :].any()

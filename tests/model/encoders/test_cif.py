@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from model.encoders.cif import FrameWeights, fired_shares, integrate_and_fire
-from tests.model.generation import recorded
+from tests.model.recorded_weights import recorded
 
 RECORDED = Path(__file__).parents[1] / "recorded" / "cif.safetensors"
 

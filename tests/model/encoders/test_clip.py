@@ -9,7 +9,7 @@ from PIL import Image
 from transformers import CLIPImageProcessorPil, CLIPVisionModel
 
 from model.encoders.clip import build, clip_config, preprocess
-from model.encoders.pictures import normalised
+from model.encoders.pictures import normalise
 from model.spec import SpecError
 from model.spec.image import ClipVision
 
@@ -124,14 +124,14 @@ def test_pixels_are_transformers_own(fit):
     processor = CLIPImageProcessorPil(size={"height": 16, "width": 16}, do_center_crop=False)
     want = processor(picture, return_tensors="pt")["pixel_values"]
     pixels = preprocess(replace(TINY, fit=fit), picture)
-    pixels = normalised(pixels, mean=TINY.mean, std=TINY.std)
+    pixels = normalise(pixels, mean=TINY.mean, std=TINY.std)
     torch.testing.assert_close(pixels, want, atol=1e-5, rtol=0)
 
 
 def test_padding_is_the_mean_colour():
     spec = replace(TINY, image_size=48)
     pixels = preprocess(spec, Image.new("RGB", (48, 16), (255, 255, 255)))
-    pixels = normalised(pixels, mean=spec.mean, std=spec.std)
+    pixels = normalise(pixels, mean=spec.mean, std=spec.std)
     assert pixels.shape == (1, 3, 48, 48)
     assert pixels[:, :, :12].abs().max() < 0.025  # a step of 1 / 255, rounded down
     assert pixels[:, :, 20:28].min() > 1.5

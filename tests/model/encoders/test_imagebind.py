@@ -17,11 +17,11 @@ from model.encoders.imagebind import (
     preprocess,
 )
 from model.spec.imagebind import imagebind
-from tests.model.generation import recorded
+from tests.model.recorded_weights import recorded
 
 RECORDED = Path(__file__).parents[1] / "recorded" / "imagebind.safetensors"
 TRUNKS = ("image", "audio", "depth", "thermal", "imu")
-SMALL = {"width_inside": 16, "layers": 2, "heads": 2, "embedding": 8}
+SMALL = {"hidden_width": 16, "layers": 2, "heads": 2, "embedding_width": 8}
 
 
 def signal(*shape):
@@ -132,14 +132,14 @@ def test_frames_of_a_video_go_with_the_one_that_follows():
 
 @pytest.mark.parametrize("seconds", [0, 0.5, 2, 7])
 def test_clips_of_audio_are_spread_over_any_length(seconds):
-    spec = imagebind("audio", weights="", parts=3)
+    spec = imagebind("audio", weights="", clips=3)
     waveform = np.random.default_rng(0).normal(0.1, 0.1, int(seconds * 16_000)).astype(np.float32)
     clips = preprocess(spec, waveform)
     assert clips.shape == (3, *spec.shape)
     blank = (0 - AUDIO_MEAN) / AUDIO_DEVIATION
     assert torch.allclose(clips[..., 198:], torch.tensor(blank))
     assert torch.equal(clips[0], clips[2]) == (seconds <= 2)
-    alone = preprocess(replace(spec, parts=1), waveform[-32_000:])
+    alone = preprocess(replace(spec, clips=1), waveform[-32_000:])
     assert torch.allclose(clips[2], alone[0], atol=1e-5)
 
 

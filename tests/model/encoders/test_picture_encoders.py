@@ -32,7 +32,7 @@ ENCODERS = [
 
 def encode(encoder, spec, media):
     """One encoder call as the branch makes it: media (m, f, *shape) to features (m, f, n, d)."""
-    if spec.sees_parts:
+    if spec.encodes_jointly:
         return encoder(media)
     return encoder(media.flatten(0, 1)).unflatten(0, media.shape[:2])
 
@@ -50,13 +50,13 @@ def test_a_picture_of_any_size_becomes_what_the_spec_says(spec, file, dtype):
         for high, wide in ((31, 57), (200, 3))
     ]
     media = torch.stack([file.preprocess(tiny, picture) for picture in pictures])
-    assert media.shape == (2, tiny.parts, *tiny.shape)
+    assert media.shape == (2, tiny.segments, *tiny.shape)
     assert media.dtype == (torch.float32 if file in (monkey, docpedia) else torch.uint8)
     encoder = file.build(tiny, weights="random", dtype=dtype).eval()
     with torch.no_grad():
         features_mfnd = encode(encoder, tiny, media)
         alone = encode(encoder, tiny, media[1:])
-    assert features_mfnd.shape == (2, tiny.parts, tiny.tokens, tiny.width)
+    assert features_mfnd.shape == (2, tiny.segments, tiny.tokens, tiny.width)
     assert features_mfnd.dtype == dtype
     assert features_mfnd.isfinite().all()
     close = {"atol": 1e-5, "rtol": 1e-4} if dtype == torch.float32 else {"atol": 0.1, "rtol": 0.1}
@@ -69,7 +69,7 @@ def test_what_is_read_learns(spec, file):
     torch.manual_seed(0)
     tiny = spec.tiny()
     encoder = file.build(tiny, weights="random", dtype=torch.float32)
-    media = torch.randn(2, tiny.parts, *tiny.shape)
+    media = torch.randn(2, tiny.segments, *tiny.shape)
     encode(encoder, tiny, media).square().sum().backward()
     moved = [name for name, weight in encoder.named_parameters() if weight.grad is not None]
     # Of CLIP's tower the layers behind the one that is read and the last norm, else everything.

@@ -8,15 +8,15 @@ import pytest
 import torch
 
 from model.encoders.pointbert import PointBertEncoder, build, farthest_points, group, preprocess
-from model.encoders.pointbert import convert_state_dict as renamed
+from model.encoders.pointbert import convert_state_dict as rename
 from model.spec.points import PointBert
-from tests.model.generation import recorded
+from tests.model.recorded_weights import recorded
 
 RECORDED = Path(__file__).parents[1] / "recorded" / "pointbert.safetensors"
 PUBLISHED = PointBert(weights="OWNER/NAME:FILE")
 SMALL = PointBert(
     weights="",
-    width_inside=16,
+    hidden_width=16,
     mlp_width=64,
     layers=2,
     heads=2,
@@ -25,7 +25,7 @@ SMALL = PointBert(
     groups=12,
     group_size=8,
     patch_width=16,
-    embedding=8,
+    embedding_width=8,
 )
 
 
@@ -37,7 +37,7 @@ def parameters(module):
 def test_the_numbers_are_ulips(output):
     weights, expected = recorded(RECORDED)
     encoder = PointBertEncoder(replace(SMALL, output=output))
-    encoder.load_state_dict(renamed(encoder.spec, weights))
+    encoder.load_state_dict(rename(encoder.spec, weights))
     with torch.no_grad():
         features = encoder(expected["clouds"])
     assert features.shape[1:] == (encoder.spec.tokens, encoder.spec.width)
@@ -54,7 +54,7 @@ def test_a_checkpoint_in_ulips_form_is_loaded(tmp_path):
 
 
 def test_the_published_sizes_have_the_published_number_of_parameters():
-    coloured = replace(PUBLISHED, points=10_000, channels=6, layers=18, embedding=1280)
+    coloured = replace(PUBLISHED, points=10_000, channels=6, layers=18, embedding_width=1280)
     with torch.device("meta"):
         plain = build(replace(PUBLISHED, output="pooled"), weights="random", dtype=torch.bfloat16)
         deep = build(replace(coloured, output="pooled"), weights="random", dtype=torch.bfloat16)
@@ -102,7 +102,7 @@ def test_a_cloud_of_any_size_becomes_the_specs(points):
     for channels in (3, 6):
         spec = replace(PUBLISHED.tiny(), channels=channels)
         prepared = preprocess(spec, cloud)
-        assert prepared.shape == (spec.parts, *spec.shape)
+        assert prepared.shape == (spec.segments, *spec.shape)
         assert prepared[..., :3].norm(dim=-1).max() <= 1 + 1e-6
         assert torch.equal(prepared, preprocess(spec, cloud))
 

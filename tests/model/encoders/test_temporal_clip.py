@@ -36,16 +36,16 @@ def recorded():
 
 
 @pytest.fixture(scope="module")
-def convert_state_dict():
+def published():
     return temporal_clip.build(SMALL, weights="pretrained", dtype=torch.float32).eval()
 
 
 @torch.no_grad()
-def test_features_are_those_of_the_published_code(recorded, convert_state_dict):
-    found = convert_state_dict(recorded["video"])
+def test_features_are_those_of_the_published_code(recorded, published):
+    found = published(recorded["video"])
     assert found.shape == (2, 3, SMALL.tokens, SMALL.width)
     torch.testing.assert_close(found, recorded["features_video"], atol=1e-5, rtol=0)
-    picture = convert_state_dict(recorded["video"][:, :1])
+    picture = published(recorded["video"][:, :1])
     torch.testing.assert_close(picture, recorded["features_picture"], atol=1e-5, rtol=0)
 
 
@@ -54,7 +54,7 @@ def test_a_frame_hears_of_a_far_one_through_the_layers(published):
     frames = torch.randn(1, 5, *SMALL.shape)
     changed = frames.clone()
     changed[:, 4] = 0
-    moved = (convert_state_dict(frames) - convert_state_dict(changed)).abs().amax(dim=(0, 2, 3))
+    moved = (published(frames) - published(changed)).abs().amax(dim=(0, 2, 3))
     assert (moved[2:] > 1e-4).all()  # two layers, one frame each
     assert moved[:2].max() == 0
 
@@ -69,7 +69,7 @@ def test_a_picture_passes_the_tower_alone():
 
 
 def test_every_weight_learns_from_a_video(published):
-    convert_state_dict(torch.randn(2, 3, *SMALL.shape)).pow(3).sum().backward()
+    published(torch.randn(2, 3, *SMALL.shape)).pow(3).sum().backward()
     assert all(weight.grad is not None for weight in published.parameters())
 
 

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from transformers import ViTForImageClassification
 
-from model.encoders.pictures import normalised
+from model.encoders.pictures import normalise
 from model.encoders.vit import build, preprocess, vit_config
 from model.spec.vit import Vit
 
@@ -50,6 +50,6 @@ def test_the_full_size_has_the_published_count():
 
 def test_colours_are_put_around_zero():
     pixels = preprocess(TINY, Image.new("RGB", (20, 10), (255, 0, 255)))
-    pixels = normalised(pixels, mean=TINY.mean, std=TINY.std)
+    pixels = normalise(pixels, mean=TINY.mean, std=TINY.std)
     assert pixels.shape == (1, 3, 16, 16)
     assert pixels.amin(dim=(0, 2, 3)).tolist() == [1, -1, 1]

@@ -8,12 +8,12 @@ import torch
 from safetensors.torch import load_file
 
 from model.backbones import chatglm, glm, llama, opt, palm, qwen
-from model.fusion.conditioning import conditioned
+from model.fusion.conditioning import inject_decoder_kwargs
 from model.fusion.gated_cross_attention import (
     NO_MEDIUM,
     GatedBlock,
     add,
-    arrange,
+    decoder_kwargs,
     convert_state_dict,
 )
 from model.spec import ChatTemplate, SpecError
@@ -23,7 +23,7 @@ from model.spec.fusion import GatedCrossAttention
 RECORDED = Path(__file__).parents[1] / "recorded"
 SIZES = {"width": 64, "mlp_width": 128, "layers": 4, "heads": 4}
 COMMON = {"weights": "", "vocabulary": 50, "template": ChatTemplate(), **SIZES}
-SPEC = GatedCrossAttention(every=2, heads=4, head_width=8, media_width=24)
+SPEC = GatedCrossAttention(every_n_layers=2, heads=4, head_width=8, media_width=24)
 BACKBONES = {
     "llama": (llama.build, Llama(kv_heads=4, max_positions=64, **COMMON)),
     "opt": (opt.build, Opt(max_positions=64, **COMMON)),
@@ -50,7 +50,7 @@ def media(lengths=(3, 5, 4), length=9):
     draw = torch.Generator().manual_seed(1)
     tokens_nkd = torch.randn(3, 6, 24, generator=draw)
     starts = torch.tensor(lengths)
-    return arrange(tokens_nkd, torch.tensor([0, 0, 1]), starts, (2, length))
+    return decoder_kwargs(tokens_nkd, torch.tensor([0, 0, 1]), starts, (2, length))
 
 
 def inputs(name, length=9):
@@ -70,7 +70,7 @@ def hidden(backbone, given, extra, **more):
 
 def test_media_are_seen_from_their_place_to_the_next():
     tokens_nkd = torch.arange(3.0)[:, None, None].expand(3, 1, 1)
-    found = arrange(tokens_nkd, torch.tensor([1, 0, 1]), torch.tensor([4, 2, 0]), (3, 6))
+    found = decoder_kwargs(tokens_nkd, torch.tensor([1, 0, 1]), torch.tensor([4, 2, 0]), (3, 6))
     index = [[-1, -1, 0, 0, 0, 0], [0, 0, 0, 0, 1, 1], [-1] * 6]
     assert found["media_index"].tolist() == index
     assert found["media"].flatten(1).tolist() == [[1, 0], [2, 0], [0, 0]]
@@ -78,7 +78,7 @@ def test_media_are_seen_from_their_place_to_the_next():
 
 def test_no_media_at_all_leave_one_blank_that_nobody_sees():
     nothing = torch.zeros(0, dtype=torch.long)
-    found = arrange(torch.zeros(0, 6, 24), nothing, nothing, (2, 5))
+    found = decoder_kwargs(torch.zeros(0, 6, 24), nothing, nothing, (2, 5))
     assert found["media"].shape == (2, 1, 6, 24)
     assert (found["media_index"] == NO_MEDIUM).all()
 
@@ -96,7 +96,7 @@ def test_new_layers_change_nothing_at_first(name):
 @pytest.mark.parametrize("name", BACKBONES)
 def test_greedy_decoding_with_a_cache_is_what_full_passes_say(name):
     backbone, given, extra = build(name, open_gates=True), inputs(name), media()
-    with conditioned(backbone.get_decoder(), extra):
+    with inject_decoder_kwargs(backbone.get_decoder(), extra):
         answer_bt = backbone.generate(
             **given, max_new_tokens=4, do_sample=False, use_cache=True, eos_token_id=None
         )
@@ -114,13 +114,13 @@ def test_greedy_decoding_with_a_cache_is_what_full_passes_say(name):
 
 def test_beams_see_the_media_of_their_row():
     backbone, given = build("llama", open_gates=True), inputs("llama")
-    with conditioned(backbone.get_decoder(), media()):
+    with inject_decoder_kwargs(backbone.get_decoder(), media()):
         beams = backbone.generate(**given, max_new_tokens=3, num_beams=3, eos_token_id=None)
-    alone = arrange(torch.randn(0, 6, 24), *(torch.zeros(0, dtype=torch.long),) * 2, (1, 9))
+    alone = decoder_kwargs(torch.randn(0, 6, 24), *(torch.zeros(0, dtype=torch.long),) * 2, (1, 9))
     tokens = media()
     alone["media"], alone["media_index"] = tokens["media"][1:], tokens["media_index"][1:]
     second = {name: value[1:] for name, value in given.items()}
-    with conditioned(backbone.get_decoder(), alone):
+    with inject_decoder_kwargs(backbone.get_decoder(), alone):
         same = backbone.generate(**second, max_new_tokens=3, num_beams=3, eos_token_id=None)
     assert beams[1:].equal(same)
 
@@ -147,7 +147,7 @@ def test_text_sees_the_last_medium_before_it_and_no_other():
 def test_blank_media_are_nothing_and_every_new_weight_still_has_a_gradient():
     backbone, given = build("llama", open_gates=True), inputs("llama")
     nothing = torch.zeros(0, dtype=torch.long)
-    extra = arrange(torch.zeros(0, 6, 24), nothing, nothing, (2, 9))
+    extra = decoder_kwargs(torch.zeros(0, 6, 24), nothing, nothing, (2, 9))
     loud = extra | {"media": torch.full_like(extra["media"], 1e4)}
     out = hidden(backbone, given, extra)
     assert out.equal(hidden(backbone, given, loud))
@@ -201,7 +201,7 @@ def test_flamingos_have_their_published_number_of_new_layers(every, layers, new)
     with torch.device("meta"):
         spec = replace(BACKBONES["llama"][1], layers=layers)
         backbone = llama.build(spec, weights="random", dtype=torch.float32)
-        add(backbone, replace(SPEC, every=every))
+        add(backbone, replace(SPEC, every_n_layers=every))
     gates = [name for name, _ in backbone.named_parameters() if name.endswith("dense_gate")]
     assert len(gates) == new
 

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file
 
 from model.backbones import llama
-from model.fusion.conditioning import conditioned
-from model.fusion.visual_expert import add, arrange, convert_state_dict
+from model.fusion.conditioning import inject_decoder_kwargs
+from model.fusion.visual_expert import add, decoder_kwargs, convert_state_dict
 from model.spec import ChatTemplate, SpecError
 from model.spec.backbones import Llama, Opt
 from model.spec.fusion import VisualExpert
@@ -51,7 +51,7 @@ def hidden(backbone, embeds, attention_bt, extra):
 
 def test_a_picture_leaves_its_last_token_to_the_language_and_shares_a_position():
     attention_bt, kinds = places()
-    found = arrange(SPEC, attention_bt, kinds)
+    found = decoder_kwargs(SPEC, attention_bt, kinds)
     assert found["vision_mask"].long().tolist() == [
         [0, 1, 1, 1, 0, 0, 0, 0, 0],
         [0, 0, 0, 1, 1, 1, 0, 0, 0],
@@ -60,14 +60,14 @@ def test_a_picture_leaves_its_last_token_to_the_language_and_shares_a_position()
         [0, 1, 2, 2, 3, 4, 5, 6, 7],
         [0, 0, 0, 1, 2, 2, 3, 4, 5],
     ]
-    assert arrange(replace(SPEC, shared_position=False), attention_bt, kinds).keys() == {
+    assert decoder_kwargs(replace(SPEC, shared_position=False), attention_bt, kinds).keys() == {
         "vision_mask"
     }
 
 
 def test_pictures_side_by_side_are_told_apart():
     mask_bt = torch.tensor([[False] + [True] * 8])
-    found = arrange(SPEC, torch.ones(1, 9, dtype=torch.long), [(mask_bt, 4)])
+    found = decoder_kwargs(SPEC, torch.ones(1, 9, dtype=torch.long), [(mask_bt, 4)])
     assert found["vision_mask"].long().tolist() == [[0, 1, 1, 1, 0, 1, 1, 1, 0]]
     assert found["position_ids"].tolist() == [[0, 1, 2, 2, 3, 4, 5, 5, 6]]
 
@@ -78,7 +78,7 @@ def test_experts_that_agree_are_llama(bias):
     plain = llama.build(LLAMA, weights="random", dtype=torch.float32).eval()
     backbone = build(spec=replace(SPEC, bias=bias))
     attention_bt, kinds = places()
-    extra = arrange(SPEC, attention_bt, kinds)
+    extra = decoder_kwargs(SPEC, attention_bt, kinds)
     with torch.no_grad():
         got = hidden(backbone, embeddings(), attention_bt, extra)
         position_ids = {"position_ids": extra["position_ids"]}
@@ -96,7 +96,7 @@ def test_logits_are_those_of_the_published_code():
     weights = {k.removeprefix("weights."): v for k, v in arrays.items() if "weights." in k}
     backbone.load_state_dict(convert_state_dict(weights))
     media_mask_bt = arrays["types"].bool()
-    extra = arrange(spec, torch.ones_like(arrays["ids"]), [(media_mask_bt, 5)])
+    extra = decoder_kwargs(spec, torch.ones_like(arrays["ids"]), [(media_mask_bt, 5)])
     assert extra["position_ids"].equal(arrays["positions"])
     embeds = backbone.get_input_embeddings()(arrays["ids"]).detach()
     embeds[media_mask_bt] = arrays["features"].flatten(0, 1)
@@ -109,7 +109,7 @@ def test_logits_are_those_of_the_published_code():
 def test_only_pictures_feel_the_visual_expert():
     embeds = embeddings()
     attention_bt, kinds = places()
-    extra = arrange(SPEC, attention_bt, kinds)
+    extra = decoder_kwargs(SPEC, attention_bt, kinds)
     with torch.no_grad():
         plain = hidden(build(), embeds, attention_bt, extra)
         stirred = hidden(build(stir=True), embeds, attention_bt, extra)
@@ -134,8 +134,8 @@ def test_greedy_decoding_is_what_full_passes_say(use_cache):
     backbone, embeds = build(stir=True), embeddings()
     attention_bt, kinds = places()
     attention_bt[:] = 1  # which `generate` leaves out
-    extra = arrange(SPEC, attention_bt, kinds)
-    with conditioned(backbone.get_decoder(), extra):
+    extra = decoder_kwargs(SPEC, attention_bt, kinds)
+    with inject_decoder_kwargs(backbone.get_decoder(), extra):
         answer_bt = backbone.generate(
             inputs_embeds=embeds,
             attention_mask=attention_bt,
@@ -153,7 +153,7 @@ def test_greedy_decoding_is_what_full_passes_say(use_cache):
         embeds = torch.cat([embeds, new], dim=1)
         mask_bt = torch.nn.functional.pad(kinds[0][0], (0, step + 1))
         attention_bt = torch.ones(2, 10 + step, dtype=torch.long)
-        extra = arrange(SPEC, attention_bt, [(mask_bt, 4)])
+        extra = decoder_kwargs(SPEC, attention_bt, [(mask_bt, 4)])
 
 
 def test_recomputation_gives_the_same_gradients():
@@ -163,7 +163,7 @@ def test_recomputation_gives_the_same_gradients():
         backbone = build(stir=True).train()
         if recompute:
             backbone.activation_checkpointing_enable({"use_reentrant": False})
-        extra = arrange(SPEC, attention_bt, kinds)
+        extra = decoder_kwargs(SPEC, attention_bt, kinds)
         hidden(backbone, embeddings(), attention_bt, extra).square().mean().backward()
         found.append({name: w.grad for name, w in backbone.model.layers.named_parameters()})
     assert all(torch.allclose(found[1][name], grad, atol=1e-7) for name, grad in found[0].items())

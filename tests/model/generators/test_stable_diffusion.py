@@ -16,9 +16,9 @@ from model.spec.output_branches import StableDiffusion
 TINY = StableDiffusion().tiny()
 
 
-def teacher(spec=TINY, *, denoises=True, weights="random", seed=0):
+def teacher(spec=TINY, *, denoising=True, weights="random", seed=0):
     torch.manual_seed(seed)
-    made = stable_diffusion.build(spec, denoises=denoises, weights=weights, dtype=torch.float32)
+    made = stable_diffusion.build(spec, denoising=denoising, weights=weights, dtype=torch.float32)
     return made.eval()
 
 
@@ -46,7 +46,7 @@ def test_sizes_are_stable_diffusion_1_5s():
     """859.5 M in the UNet, 123.1 M in CLIP's text encoder, 34.2 M in the autoencoder's encoder."""
     with torch.device("meta"):
         made = stable_diffusion.build(
-            StableDiffusion(), denoises=True, weights="random", dtype=torch.float32
+            StableDiffusion(), denoising=True, weights="random", dtype=torch.float32
         )
     sizes = {
         name: sum(weight.numel() for weight in part.parameters())
@@ -86,7 +86,7 @@ def test_velocity_is_what_a_v_model_should_tell():
     made, shown, seeds = teacher(spec), pixels(1), torch.tensor([3])
     steps, noise = made._drawn(seeds, torch.device("cpu"))
     with torch.no_grad():
-        found = made.denoise(shown, torch.zeros(1, *spec.conditions), seeds)
+        found = made.denoise(shown, torch.zeros(1, *spec.condition_shape), seeds)
         latents = made.vae.encode(shown / 127.5 - 1).latent_dist.mode() * 0.18215
     kept = made.scheduler.alphas_cumprod[steps]
     # v = √ᾱ ε − √(1 − ᾱ) z (Salimans and Ho 2022, appendix D)
@@ -96,7 +96,7 @@ def test_velocity_is_what_a_v_model_should_tell():
 
 def test_noise_belongs_to_the_medium_and_not_to_its_batch():
     made, shown = teacher(), pixels(3)
-    conditions = torch.randn(3, *TINY.conditions)
+    conditions = torch.randn(3, *TINY.condition_shape)
     seeds = torch.tensor([5, 2**32 - 1, 7])
     with torch.no_grad():
         together = made.denoise(shown, conditions, seeds)
@@ -110,7 +110,7 @@ def test_noise_belongs_to_the_medium_and_not_to_its_batch():
 
 def test_the_gradient_reaches_the_conditions():
     made = teacher().requires_grad_(False)
-    conditions = torch.randn(1, *TINY.conditions, requires_grad=True)
+    conditions = torch.randn(1, *TINY.condition_shape, requires_grad=True)
     found = made.denoise(pixels(1), conditions, torch.tensor([0]))
     (found.noise_pred_gcyx - found.noise_target_gcyx).square().mean().backward()
     assert conditions.grad.abs().sum() > 0
@@ -118,7 +118,7 @@ def test_the_gradient_reaches_the_conditions():
 
 def test_text_encoders_are_the_same_with_and_without_the_rest():
     ids = torch.zeros(1, 77, dtype=torch.long)
-    whole, alone = teacher(), teacher(denoises=False)
+    whole, alone = teacher(), teacher(denoising=False)
     assert (alone.vae, alone.unet) == (None, None)
     assert torch.equal(whole.embed(ids), alone.embed(ids))
 

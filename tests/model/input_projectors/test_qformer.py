@@ -17,7 +17,7 @@ from model.spec import ProjectorShape
 from model.spec.qformer import QFormer
 from model.text import TextIds
 
-ENDS = ProjectorShape(parts=1, tokens=5, width_in=32, width_out=48)
+SHAPE = ProjectorShape(segments=1, tokens=5, width_in=32, width_out=48)
 TINY = QFormer(dropout=0.0).tiny()
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 
@@ -51,8 +51,8 @@ def theirs(cls, config, seed=0):
     return model
 
 
-def ours(spec, state, ends=ENDS):
-    projector = qformer.build(spec, ends).eval()
+def ours(spec, state, shape=SHAPE):
+    projector = qformer.build(spec, shape).eval()
     projector.qformer.load_state_dict(qformer.convert_state_dict(state, spec))
     if "language_projection.weight" in state:
         head = {name: state[f"language_projection.{name}"] for name in ("weight", "bias")}
@@ -115,7 +115,7 @@ def test_the_passes_of_stage_one_are_those_of_transformers_retrieval_model():
 def test_in_the_causal_pass_nothing_sees_later_text_and_queries_see_none():
     spec = replace(TINY, text_branch=True)
     torch.manual_seed(0)
-    module = qformer.build(spec, ENDS).eval().qformer
+    module = qformer.build(spec, SHAPE).eval().qformer
     features, text = torch.randn(2, 5, 32), some_text()
     queries, words = module.joint(features, text, causal=True)
     torch.testing.assert_close(queries, module(features))
@@ -143,41 +143,41 @@ def test_the_causal_mask_is_unilms():
 
 @torch.no_grad()
 def test_each_part_is_read_by_itself_and_the_text_once_for_each():
-    spec, ends = replace(TINY, instruction=True), replace(ENDS, parts=3)
-    projector = qformer.build(spec, ends).eval()
+    spec, shape = replace(TINY, instruction=True), replace(SHAPE, segments=3)
+    projector = qformer.build(spec, shape).eval()
     features, text = torch.randn(2, 3, 5, 32), some_text()
     found = projector(features, text)
-    assert found.shape == (2, spec.tokens(ends), 48)
+    assert found.shape == (2, spec.tokens(shape), 48)
     alone = torch.cat([projector(features[:, part : part + 1], text) for part in range(3)], dim=1)
     torch.testing.assert_close(found, alone)
 
 
 @torch.no_grad()
 def test_joint_queries_read_all_parts_at_once():
-    spec, ends = replace(TINY, joint=True, extra_queries=2), replace(ENDS, parts=3)
-    projector = qformer.build(spec, ends).eval()
+    spec, shape = replace(TINY, joint=True, extra_queries=2), replace(SHAPE, segments=3)
+    projector = qformer.build(spec, shape).eval()
     features = torch.randn(2, 3, 5, 32)
     found = projector(features)
-    assert found.shape == (2, spec.tokens(ends), 48) == (2, 6, 48)
+    assert found.shape == (2, spec.tokens(shape), 48) == (2, 6, 48)
     torch.testing.assert_close(found, projector(features.reshape(2, 1, 15, 32)))
 
 
 @torch.no_grad()
 def test_features_are_normed_where_the_spec_says_so():
-    projector = qformer.build(replace(TINY, norm_features=True), ENDS).eval()
+    projector = qformer.build(replace(TINY, norm_features=True), SHAPE).eval()
     features = torch.randn(2, 1, 5, 32)
     torch.testing.assert_close(projector(features), projector(3 * features + 1))
 
 
 def test_an_instruction_aware_projector_asks_for_the_instruction():
     with pytest.raises(ValueError, match="needs the instruction"):
-        qformer.build(replace(TINY, instruction=True), ENDS)(torch.randn(1, 1, 5, 32))
+        qformer.build(replace(TINY, instruction=True), SHAPE)(torch.randn(1, 1, 5, 32))
 
 
 @pytest.mark.parametrize(("text", "norm"), [(False, False), (True, True)])
 def test_lavis_names_are_understood(text, norm):
     spec = replace(TINY, text_branch=text, norm_features=norm)
-    own = qformer.build(spec, ENDS).qformer.state_dict()
+    own = qformer.build(spec, SHAPE).qformer.state_dict()
     state = {lavis_name(name): tensor for name, tensor in own.items()}
     state["Qformer.bert.embeddings.position_ids"] = torch.arange(4)
     state["Qformer.cls.predictions.bias"] = torch.zeros(4)
@@ -207,10 +207,10 @@ def lavis_name(name):
 
 def test_published_weights_are_loaded_beside_new_ones(tmp_path):
     spec = replace(TINY, extra_queries=2)
-    donor = qformer.build(TINY, ENDS).qformer.state_dict()
+    donor = qformer.build(TINY, SHAPE).qformer.state_dict()
     file = tmp_path / "stage1.pth"
     torch.save({"model": {lavis_name(name): tensor for name, tensor in donor.items()}}, file)
-    projector = qformer.build(replace(spec, weights=str(file)), ENDS, weights="pretrained")
+    projector = qformer.build(replace(spec, weights=str(file)), SHAPE, weights="pretrained")
     loaded = projector.qformer.state_dict()
     assert all(torch.equal(loaded[name], tensor) for name, tensor in donor.items())
     assert loaded["extra_queries.tokens"].std() > 0
@@ -224,10 +224,10 @@ def test_sizes_are_blip2s():
     with torch.device("meta"):
         both = qformer.build(
             QFormer(text_branch=True),
-            ProjectorShape(parts=1, tokens=257, width_in=1408, width_out=2560),
+            ProjectorShape(segments=1, tokens=257, width_in=1408, width_out=2560),
         )
         read = qformer.build(
-            QFormer(), ProjectorShape(parts=1, tokens=257, width_in=1408, width_out=2560)
+            QFormer(), ProjectorShape(segments=1, tokens=257, width_in=1408, width_out=2560)
         )
     assert sum(weight.numel() for weight in both.qformer.parameters()) == pytest.approx(
         188e6, rel=0.015
@@ -237,7 +237,7 @@ def test_sizes_are_blip2s():
 
 def test_new_weights_are_berts_at_its_width():
     spec = replace(QFormer(), layers=1, vocabulary=10)
-    module = qformer.build(spec, ProjectorShape(parts=1, tokens=2, width_in=1024, width_out=64))
+    module = qformer.build(spec, ProjectorShape(segments=1, tokens=2, width_in=1024, width_out=64))
     for name, weight in module.named_parameters():
         if name.endswith("bias"):
             assert not weight.any(), name

@@ -8,7 +8,7 @@ from transformers import DynamicCache
 
 from model.backbones import chatglm, glm, llama, opt, palm, qwen, t5
 from model.fusion import gated_cross_attention, visual_expert
-from model.fusion.conditioning import conditioned
+from model.fusion.conditioning import inject_decoder_kwargs
 from model.peft import adapter, prefix, qlora
 from model.peft.lora import add_lora
 from model.spec import ChatTemplate, SpecError
@@ -112,10 +112,10 @@ def test_adapters_stand_behind_both_sublayers_and_are_nearly_nothing(name):
         after = states(name, backbone)
     assert not after.equal(before)
     torch.testing.assert_close(after, before, atol=0.05, rtol=0.05)
-    added = [key for key, _ in backbone.named_parameters() if spec.marks in key]
+    added = [key for key, _ in backbone.named_parameters() if spec.parameter_marker in key]
     blocks = 2 * 2 + 2 * 3 if name == "t5" else 2 * 2  # its decoder attends twice
     assert len(added) == 4 * blocks
-    grads = gradients(name, backbone, spec.marks)
+    grads = gradients(name, backbone, spec.parameter_marker)
     assert all(grad.abs().sum() > 0 for grad in grads.values())
     assert all("lora_" not in key and "prefix" not in key for key in grads)
 
@@ -214,7 +214,7 @@ def test_recomputation_gives_the_same_gradients(add, spec):
         add(backbone, spec)
         if recompute:
             backbone.activation_checkpointing_enable({"use_reentrant": False})
-        found.append(gradients("llama", backbone, spec.marks))
+        found.append(gradients("llama", backbone, spec.parameter_marker))
     assert found[0]
     for key, grad in found[0].items():
         assert grad.abs().sum() > 0
@@ -225,17 +225,17 @@ def test_recomputation_gives_the_same_gradients(add, spec):
 def test_a_prefix_goes_with_fusion_inside_the_backbone(fusion):
     backbone, given = build("llama"), inputs("llama")
     if fusion == "gated":
-        spec = GatedCrossAttention(every=1, heads=2, head_width=8)
+        spec = GatedCrossAttention(every_n_layers=1, heads=2, head_width=8)
         gated_cross_attention.add(backbone, spec)
         one = torch.tensor([0]), torch.tensor([2])
-        extra = gated_cross_attention.arrange(torch.randn(1, 4, 64), *one, (2, 7))
+        extra = gated_cross_attention.decoder_kwargs(torch.randn(1, 4, 64), *one, (2, 7))
     else:
         visual_expert.add(backbone, VisualExpert())
         extra = {"vision_mask": torch.arange(7)[None].expand(2, -1) < 3}
     prefix.add(backbone, Prefix(length=3, hidden=16))
     grads = gradients("llama", backbone, "prefix", **extra)
     assert all(grad.abs().sum() > 0 for grad in grads.values())
-    with conditioned(backbone.get_decoder(), extra):
+    with inject_decoder_kwargs(backbone.get_decoder(), extra):
         answer = backbone.generate(**given, max_new_tokens=2, do_sample=False, eos_token_id=None)
     assert answer.shape == (2, 2)
 

@@ -11,7 +11,7 @@ from model.presets import system
 from model.pretraining.build import (
     build_init,
     build_sentence_tokenizer,
-    only_here,
+    is_stage_only,
     sentence_reader,
 )
 from model.spec import SpecError
@@ -40,13 +40,13 @@ def bert(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def nothing_else_is_published(monkeypatch):
     """Only the BERT is loaded: tiny encoders and backbones are nowhere to be had."""
-    monkeypatch.setattr("model.pretraining.build.own_parts", _random_parts)
+    monkeypatch.setattr("model.pretraining.build.build_input_branch", _random_parts)
 
 
-def _random_parts(slot, width, weights, dtype):
-    from model.build import own_parts  # noqa: PLC0415 -- the name above is replaced
+def _random_parts(branch, width, weights, dtype):
+    from model.build import build_input_branch  # noqa: PLC0415 -- the name above is replaced
 
-    return own_parts(slot, width, "random", dtype)
+    return build_input_branch(branch, width, "random", dtype)
 
 
 def test_a_q_former_starts_from_bert_in_both_halves_of_its_layers(bert):
@@ -88,15 +88,15 @@ def test_a_slot_without_a_q_former_is_refused():
 def test_what_is_handed_on_is_what_mm_pt_has():
     names = [n for n, _ in build_init(DLP.model, IMAGE_TEXT, weights="random").named_parameters()]
     own = {name for name, _ in build_on_meta(DLP.model, DLP.pt).named_parameters()}
-    apart = {name for name in names if only_here(DLP.model, IMAGE_TEXT, name)}
+    apart = {name for name in names if is_stage_only(DLP.model, IMAGE_TEXT, name)}
     assert set(names) - apart <= own
     assert not apart & own
-    slot = DLP.model.inputs[0]
-    aware = replace(slot, projector=replace(slot.projector, instruction=True))
+    branch = DLP.model.inputs[0]
+    aware = replace(branch, projector=replace(branch.projector, instruction=True))
     kept = {
         name
         for name in names
-        if not only_here(replace(DLP.model, inputs=(aware,)), IMAGE_TEXT, name)
+        if not is_stage_only(replace(DLP.model, inputs=(aware,)), IMAGE_TEXT, name)
     }
     assert {name for name in apart if not name.startswith("heads.")} <= kept
 

@@ -11,7 +11,7 @@ from model.batch import IGNORED, Batch, Media
 from model.input_projectors import pformer, qformer
 from model.presets import system
 from model.pretraining import image_text
-from model.pretraining.contrastive import draw_negatives
+from model.pretraining.contrastive import sample_hard_negatives
 from model.spec import ProjectorShape
 from model.spec.init import ImageTextInit
 from model.spec.pformer import PFormer
@@ -22,17 +22,17 @@ from pipeline.train.objectives import ImageTextObjective
 RECORDED = Path(__file__).parents[1] / "recorded" / "blip2_stage1.safetensors"
 SPEC = ImageTextInit(bert="", width=16, max_text=10)
 FORMER = replace(QFormer(dropout=0.0, text_branch=True).tiny(), vocabulary=48, max_positions=64)
-ENDS = ProjectorShape(parts=1, tokens=5, width_in=24, width_out=40)
+SHAPE = ProjectorShape(segments=1, tokens=5, width_in=24, width_out=40)
 
 
 @dataclass(frozen=True, kw_only=True)
 class GivenSpec:
-    """A slot whose media are features."""
+    """A branch whose media are features."""
 
     modality: str = "image"
-    parts: int = 1
+    segments: int = 1
     shape: tuple[int, ...] = (5, 24)
-    sees_parts: bool = False
+    encodes_jointly: bool = False
     features: tuple[int, int, int] = (1, 5, 24)
 
     @property
@@ -49,8 +49,8 @@ class Given(nn.Module):
 
 def small_model(reference=None):
     torch.manual_seed(0)
-    parts = {"encoder": Given(), "projector": qformer.build(FORMER, ENDS)}
-    return image_text.ImageTextModel(SPEC, GivenSpec(), parts, reference)
+    modules = {"encoder": Given(), "projector": qformer.build(FORMER, SHAPE)}
+    return image_text.ImageTextModel(SPEC, GivenSpec(), modules, reference)
 
 
 def pairs(features, text, *, filler=False):
@@ -62,7 +62,7 @@ def pairs(features, text, *, filler=False):
     zeros = torch.zeros(rows, 1, dtype=torch.long)
     rows_m = torch.arange(len(features))
     image = Media(
-        values=features[:, None],
+        input_values=features[:, None],
         media_mask_bt=zeros.bool(),
         rows_m=rows_m,
         starts_m=torch.zeros_like(rows_m),
@@ -114,7 +114,7 @@ def test_the_losses_and_their_gradients_are_those_of_lavis(monkeypatch):
     model.heads.load_state_dict(heads)
     drawn = iter([recorded["drawn_images"], recorded["drawn_texts"]])
     found_all = torch.ones(4, dtype=torch.bool)
-    monkeypatch.setattr(image_text, "draw_negatives", lambda *args: (next(drawn), found_all))
+    monkeypatch.setattr(image_text, "sample_hard_negatives", lambda *args: (next(drawn), found_all))
     text = TextIds(ids_bl=recorded["ids"], mask_bl=recorded["mask"])
     losses = means(model(pairs(recorded["features"], text)))
     for name in ("itc", "itm", "itg"):
@@ -160,9 +160,9 @@ def test_known_features_give_the_losses_of_their_media():
     image = batch.media["image"]
     known = replace(
         image,
-        values=image.input_values[:1],
-        features=image.input_values[1:],  # which the encoder hands on as they are
-        known_m=torch.tensor([False, True]),
+        input_values=image.input_values[:1],
+        cached_features=image.input_values[1:],  # which the encoder hands on as they are
+        cached_m=torch.tensor([False, True]),
     )
     expected = means(model(batch))
     for name, loss in means(model(replace(batch, media={"image": known}))).items():
@@ -198,7 +198,7 @@ def test_wrong_partners_are_never_ones_own_nor_fillers():
     valid = torch.tensor([True, True, True, False, True, False])
     for seed in range(20):
         torch.manual_seed(seed)
-        drawn, found = draw_negatives(similarity, torch.arange(3), valid)
+        drawn, found = sample_hard_negatives(similarity, torch.arange(3), valid)
         assert found.all()
         assert drawn[0] == 4
         assert drawn[1] in (0, 2, 4)

@@ -52,7 +52,7 @@ def behind_prompts(text, words, words_mask, *, rows):
     labels[rows:] = IGNORED
     rows_m = torch.arange(rows)
     unread = Media(
-        values=torch.zeros(rows, 0),
+        input_values=torch.zeros(rows, 0),
         media_mask_bt=places,
         rows_m=rows_m,
         starts_m=torch.zeros_like(rows_m),

@@ -35,7 +35,7 @@ from pipeline.feature_cache.worker import Filled, Filler
 from pipeline.forecast.forecast import stage_costs
 from pipeline.forecast.plan import plan as plan_stage
 from pipeline.train.objectives import objective_of
-from tests.worlds import caption_shards, drawing, drawing_sample, drawing_shards, drawing_words
+from tests.worlds import caption_shards, drawing, generation_sample, generation_shards, generative_overrides
 
 SIGNALS = 3
 
@@ -50,7 +50,7 @@ def preset() -> System:
 def samples(tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
     """Two that draw and two that show."""
     folder = tmp_path_factory.mktemp("samples")
-    drawn = ShardSet([drawing_shards(folder / "drawn", 2)])
+    drawn = ShardSet([generation_shards(folder / "drawn", 2)])
     shown = ShardSet([caption_shards(folder / "shown", 2)])
     return [drawn[0], shown[0], drawn[1], shown[1]]
 
@@ -285,7 +285,7 @@ def test_a_rank_without_pictures_calls_what_the_others_call(
     assert (
         len(drawn.condition_embeds_glw)
         == len(drawn.target_embeds_glw)
-        == len(drawn.denoised.noise_pred_gcyx)
+        == len(drawn.noise_prediction.noise_pred_gcyx)
         == 0
     )
     calls.append({})
@@ -376,15 +376,15 @@ def test_a_plan_counts_the_ways_out(preset: System) -> None:
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunConfig:
-    data = drawing_shards(tmp_path / "data", 6)
-    repeated = [drawing_sample(0, number) for number in (0, 0, 1)]
+    data = generation_shards(tmp_path / "data", 6)
+    repeated = [generation_sample(0, number) for number in (0, 0, 1)]
     again = write_folder(tmp_path / "again", repeated, job="test")
     options = TrainOptions(
         preset="digits",
         data=(data, again),
         output=tmp_path / "cache",
         weights="random",
-        set=tuple(drawing_words(system("digits"))),
+        set=tuple(generative_overrides(system("digits"))),
     )
     return resolve(options, "pt")
 

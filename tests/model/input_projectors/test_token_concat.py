@@ -1,20 +1,20 @@
-"""MiniGPT-v2's join is one linear layer over four tokens that follow each other."""
+"""MiniGPT-v2's token_concat is one linear layer over four tokens that follow each other."""
 
 import pytest
 import torch
 
-from model.input_projectors import join
+from model.input_projectors import token_concat
 from model.spec import ProjectorShape, SpecError
-from model.spec.projectors import Join
+from model.spec.projectors import TokenConcat
 
 
 @torch.no_grad()
 def test_a_token_is_the_linear_layer_of_four_raster_neighbours():
-    spec, ends = Join(), ProjectorShape(parts=2, tokens=8, width_in=3, width_out=5)
-    module = join.build(spec, ends)
+    spec, shape = TokenConcat(), ProjectorShape(segments=2, tokens=8, width_in=3, width_out=5)
+    module = token_concat.build(spec, shape)
     features = torch.randn(2, 2, 8, 3)
     found = module(features)
-    assert found.shape == (2, spec.tokens(ends), 5)
+    assert found.shape == (2, spec.tokens(shape), 5)
     for part in range(2):
         for token in range(2):
             four = torch.cat([features[:, part, 4 * token + i] for i in range(4)], dim=-1)
@@ -23,9 +23,9 @@ def test_a_token_is_the_linear_layer_of_four_raster_neighbours():
 
 
 def test_1024_tokens_become_256():
-    assert Join().tokens(ProjectorShape(parts=1, tokens=1024, width_in=1408, width_out=4096)) == 256
+    assert TokenConcat().tokens(ProjectorShape(segments=1, tokens=1024, width_in=1408, width_out=4096)) == 256
 
 
 def test_a_class_token_is_refused():
     with pytest.raises(SpecError, match="1025 tokens cannot be joined by 4"):
-        Join().tokens(ProjectorShape(parts=1, tokens=1025, width_in=1408, width_out=4096))
+        TokenConcat().tokens(ProjectorShape(segments=1, tokens=1025, width_in=1408, width_out=4096))
