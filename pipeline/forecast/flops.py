@@ -201,7 +201,11 @@ def medium_flops(model: MultimodalLM, kind: str) -> tuple[Work, Work]:
 
     Counted on the meta device, where the model must be. A frozen encoder has no backward pass.
     """
-    slot, encoder, projector = model.spec.input_branch(kind), model.encoder(kind), model.projector(kind)
+    slot, encoder, projector = (
+        model.spec.input_branch(kind),
+        model.encoder(kind),
+        model.projector(kind),
+    )
     trainable = any(weight.requires_grad for weight in encoder.parameters())
     dtype = next(projector.parameters()).dtype
     with torch.device("meta"):
@@ -233,12 +237,12 @@ def drawing_flops(way: OutputBranch, width: int) -> tuple[Work, Work]:
         width: the backbone's.
     """
     with torch.device("meta"):
-        blank = way.blank(torch.device("meta"))
+        dummy = way.dummy_targets(torch.device("meta"))
         signal_hidden_gnd = torch.zeros(1, way.spec.signals, width)
-        _, embedded = _counted(lambda: way.generator.embed(blank.ids_xl))
+        _, embedded = _counted(lambda: way.generator.embed(dummy.ids_xl))
 
         def draw() -> Tensor:
-            drawings = way.generation_output(blank, signal_hidden_gnd, embeds=False)
+            drawings = way.generation_output(dummy, signal_hidden_gnd, must_embed=False)
             told = (
                 drawings.noise_prediction.noise_pred_gcyx
                 if drawings.noise_prediction

@@ -173,7 +173,7 @@ def _kept_by_drawing(model: MultimodalLM) -> dict[str, int]:
         def draw(way: OutputBranch = way) -> None:
             signal_hidden_gnd = torch.zeros(1, way.spec.signals, width)
             way.generation_output(
-                way.blank(signal_hidden_gnd.device), signal_hidden_gnd, embeds=True
+                way.dummy_targets(signal_hidden_gnd.device), signal_hidden_gnd, must_embed=True
             )
 
         kept[kind] = _kept(way, draw)

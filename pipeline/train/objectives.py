@@ -207,7 +207,9 @@ class DrawingObjective:
                 )
             elif part == "denoise":
                 losses[name] = (
-                    squared_distance(*drawn.noise_prediction) if drawn and drawn.noise_prediction else nothing
+                    squared_distance(*drawn.noise_prediction)
+                    if drawn and drawn.noise_prediction
+                    else nothing
                 )
         return losses
 

@@ -53,7 +53,9 @@ def row(spec, *, media, words, asked, seed):
         text = tuple(some(asked, 300)) if branch.projector.reads_text else ()
         start = len(ids)
         placed.append(
-            MediumInput(kind=kind, start=start, first=start, input_values=torch.cat(frames), text=text)
+            MediumInput(
+                kind=kind, start=start, first=start, input_values=torch.cat(frames), text=text
+            )
         )
         ids += [published.TOKENS[kind]] * spec.context_tokens(branch) + some(2)
         kinds += [kind] * spec.context_tokens(branch) + ["", ""]
@@ -156,7 +158,7 @@ def test_instructblip_for_videos(tmp_path):
     compare(brought_in(theirs, tmp_path), theirs, ["video"], videos)
 
 
-def test_pictures_become_the_pixels_of_transformers_processors():
+def test_pixels_equal_those_of_transformers_processors():
     tall, wide = picture(1), picture(1).rotate(90, expand=True)
     for encoder, processor in (
         (system("blip_2").model.inputs[0].encoder, BlipImageProcessorPil()),

@@ -41,7 +41,7 @@ def encoder():
     return monkey.build(SMALL, weights="random", dtype=torch.float32).eval()
 
 
-def test_windows_and_features_are_the_published_codes(encoder):
+def test_tiles_and_features_equal_those_of_the_published_code(encoder):
     recorded = load_file(RECORDED)
     encoder.load_state_dict(monkey.convert_state_dict(SMALL, recorded))
     picture_13hw = recorded["input"]
@@ -58,7 +58,7 @@ def test_windows_and_features_are_the_published_codes(encoder):
     torch.testing.assert_close(features_bfnd, recorded["output"], atol=1e-5, rtol=0)
 
 
-def test_new_adapters_change_nothing(encoder):
+def test_new_adapters_are_zero(encoder):
     plain = clip.ClipEncoder(SMALL.tower, encoder.tower).eval()
     pixels = torch.randn(2, SMALL.segments, *SMALL.shape)
     with torch.no_grad():
@@ -66,7 +66,7 @@ def test_new_adapters_change_nothing(encoder):
         torch.testing.assert_close(encoder(pixels), want, atol=1e-6, rtol=0)
 
 
-def test_an_adapter_sees_its_own_window_only(encoder):
+def test_an_adapter_affects_its_own_tile_only(encoder):
     pixels = torch.randn(1, SMALL.segments, *SMALL.shape)
     with torch.no_grad():
         before = encoder(pixels)
@@ -76,7 +76,7 @@ def test_an_adapter_sees_its_own_window_only(encoder):
     assert moved[[0, 1, 3, 4, 5, 6]].max() == 0
 
 
-def test_a_picture_becomes_rows_of_windows_and_the_whole():
+def test_a_picture_becomes_rows_of_tiles_and_the_whole_picture():
     draw = np.random.default_rng(0)
     values = draw.integers(0, 256, (32, 48, 3), dtype=np.uint8)
     pixels = monkey.preprocess(SMALL, Image.fromarray(values))
@@ -108,7 +108,7 @@ def test_padding_is_refused():
         Monkey(tower=replace(BIGG, fit="pad"))
 
 
-def test_the_tiny_one_keeps_the_wiring():
+def test_tiny_keeps_the_wiring():
     spec = SMALL.tiny()
     encoder = monkey.build(spec, weights="random", dtype=torch.float32)
     features_bfnd = encoder(torch.zeros(1, spec.segments, *spec.shape))

@@ -1,4 +1,4 @@
-"""Pictures to pixels: the ways that are fast give the numbers of the one that is plain."""
+"""Pictures to pixels: the fast implementations give the numbers of the simple one."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from model.encoders.clip import build, preprocess
-from model.encoders.pictures import normalise, to_pixels, resize_to_square
+from model.encoders.pictures import normalise, resize_to_square, to_pixels
 from model.spec.image import CLIP_MEAN, CLIP_STD, ClipVision
 
 SIZES = [(640, 480), (480, 640), (333, 200), (7, 5), (1, 90), (90, 1), (64, 64), (30, 31), (31, 30)]
@@ -22,7 +22,7 @@ def noise(width, height):
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("side", [16, 224, 336])
-def test_a_padded_picture_is_the_whole_square_resized_at_once(size, side):
+def test_padding_after_resizing_rows_gives_the_same_pixels(size, side):
     picture = noise(*size)
     longer = max(size)
     whole = Image.new("RGB", (longer, longer), tuple(int(255 * value) for value in CLIP_MEAN))
@@ -32,7 +32,7 @@ def test_a_padded_picture_is_the_whole_square_resized_at_once(size, side):
     assert np.array_equal(np.asarray(found), np.asarray(expected))
 
 
-def test_pixels_are_channels_of_rows():
+def test_pixels_have_the_layout_channels_rows_columns():
     picture = noise(20, 30)
     assert torch.equal(to_pixels(picture), torch.from_numpy(np.array(picture)).permute(2, 0, 1))
 
@@ -45,7 +45,7 @@ def test_bytes_and_floats_are_normalised_once():
     assert normalise(values, mean=CLIP_MEAN, std=CLIP_STD) is values
 
 
-def test_an_encoder_reads_bytes_as_it_reads_what_they_stand_for():
+def test_an_encoder_treats_bytes_like_normalised_pixels():
     torch.manual_seed(0)
     encoder = build(TINY, weights="random", dtype=torch.float32).eval()
     pixels = preprocess(TINY, noise(40, 30))

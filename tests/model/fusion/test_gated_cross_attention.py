@@ -1,4 +1,4 @@
-"""Gated cross-attention: nothing at first, Flamingo's mask, OpenFlamingo's numbers, generation."""
+"""Gated cross-attention: initial identity, Flamingo's mask, OpenFlamingo's numbers, generation."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +13,8 @@ from model.fusion.gated_cross_attention import (
     NO_MEDIUM,
     GatedBlock,
     add,
-    decoder_kwargs,
     convert_state_dict,
+    decoder_kwargs,
 )
 from model.spec import ChatTemplate, SpecError
 from model.spec.backbones import T5, ChatGlm, Glm, Llama, Opt, Palm, Qwen
@@ -46,7 +46,7 @@ def build(name, *, open_gates=False):
 
 
 def media(lengths=(3, 5, 4), length=9):
-    """Two media in the first row, one in the second, from these positions on."""
+    """Return two media in the first row and one in the second, from these positions on."""
     draw = torch.Generator().manual_seed(1)
     tokens_nkd = torch.randn(3, 6, 24, generator=draw)
     starts = torch.tensor(lengths)
@@ -68,7 +68,7 @@ def hidden(backbone, given, extra, **more):
     return backbone.get_decoder()(use_cache=False, **given, **extra, **more).last_hidden_state
 
 
-def test_media_are_seen_from_their_place_to_the_next():
+def test_a_medium_is_visible_until_the_next_one_starts():
     tokens_nkd = torch.arange(3.0)[:, None, None].expand(3, 1, 1)
     found = decoder_kwargs(tokens_nkd, torch.tensor([1, 0, 1]), torch.tensor([4, 2, 0]), (3, 6))
     index = [[-1, -1, 0, 0, 0, 0], [0, 0, 0, 0, 1, 1], [-1] * 6]
@@ -76,7 +76,7 @@ def test_media_are_seen_from_their_place_to_the_next():
     assert found["media"].flatten(1).tolist() == [[1, 0], [2, 0], [0, 0]]
 
 
-def test_no_media_at_all_leave_one_blank_that_nobody_sees():
+def test_without_media_there_is_one_dummy_that_is_not_visible():
     nothing = torch.zeros(0, dtype=torch.long)
     found = decoder_kwargs(torch.zeros(0, 6, 24), nothing, nothing, (2, 5))
     assert found["media"].shape == (2, 1, 6, 24)
@@ -84,7 +84,7 @@ def test_no_media_at_all_leave_one_blank_that_nobody_sees():
 
 
 @pytest.mark.parametrize("name", BACKBONES)
-def test_new_layers_change_nothing_at_first(name):
+def test_new_layers_are_initially_the_identity(name):
     torch.manual_seed(0)
     make_one, spec = BACKBONES[name]
     plain = make_one(spec, weights="random", dtype=torch.float32).eval()
@@ -94,7 +94,7 @@ def test_new_layers_change_nothing_at_first(name):
 
 
 @pytest.mark.parametrize("name", BACKBONES)
-def test_greedy_decoding_with_a_cache_is_what_full_passes_say(name):
+def test_greedy_decoding_with_a_cache_equals_full_forward_passes(name):
     backbone, given, extra = build(name, open_gates=True), inputs(name), media()
     with inject_decoder_kwargs(backbone.get_decoder(), extra):
         answer_bt = backbone.generate(
@@ -112,7 +112,7 @@ def test_greedy_decoding_with_a_cache_is_what_full_passes_say(name):
         extra = media(length=10 + step)
 
 
-def test_beams_see_the_media_of_their_row():
+def test_beams_attend_to_the_media_of_their_row():
     backbone, given = build("llama", open_gates=True), inputs("llama")
     with inject_decoder_kwargs(backbone.get_decoder(), media()):
         beams = backbone.generate(**given, max_new_tokens=3, num_beams=3, eos_token_id=None)
@@ -125,14 +125,14 @@ def test_beams_see_the_media_of_their_row():
     assert beams[1:].equal(same)
 
 
-def test_text_sees_the_last_medium_before_it_and_no_other():
+def test_text_attends_to_the_last_medium_before_it_only():
     backbone, given, extra = build("llama", open_gates=True), inputs("llama"), media()
     with torch.no_grad():
         before = hidden(backbone, given, extra)
         other = extra | {"media": extra["media"].clone()}
         other["media"][0, 0] += 1
         changed = (hidden(backbone, given, other) - before).abs().amax(-1) > 1e-6
-    # Later text feels it through the text between, but what stands before it does not.
+    # Later text is affected through the text in between, earlier text is not.
     assert changed.tolist() == [[False] * 3 + [True] * 6, [False] * 9]
     block = backbone.model.layers[0].gated
     with torch.no_grad():
@@ -144,7 +144,7 @@ def test_text_sees_the_last_medium_before_it_and_no_other():
     ]
 
 
-def test_blank_media_are_nothing_and_every_new_weight_still_has_a_gradient():
+def test_a_dummy_changes_nothing_and_every_new_weight_has_a_gradient():
     backbone, given = build("llama", open_gates=True), inputs("llama")
     nothing = torch.zeros(0, dtype=torch.long)
     extra = decoder_kwargs(torch.zeros(0, 6, 24), nothing, nothing, (2, 9))
@@ -157,7 +157,7 @@ def test_blank_media_are_nothing_and_every_new_weight_still_has_a_gradient():
     assert all(weight.grad is not None for weight in weights.values())
 
 
-def test_recomputation_gives_the_same_gradients():
+def test_activation_checkpointing_gives_the_same_gradients():
     found = []
     for recompute in (False, True):
         backbone = build("llama", open_gates=True).train()
@@ -173,7 +173,7 @@ def test_recomputation_gives_the_same_gradients():
     assert all(torch.allclose(recomputed[name], grad, atol=1e-7) for name, grad in kept.items())
 
 
-def test_a_block_gives_the_numbers_of_open_flamingo():
+def test_a_block_equals_that_of_open_flamingo():
     arrays = load_file(RECORDED / "gated_cross_attention.safetensors")
     spec = GatedCrossAttention(heads=2, head_width=8, media_width=20, activation="gelu")
     block = GatedBlock(spec, 24)

@@ -1,4 +1,4 @@
-"""Stable Diffusion as a teacher: diffusers' own numbers, published sizes, noise of its own seed."""
+"""Stable Diffusion as a teacher: equal to diffusers, published sizes, noise from seeds."""
 
 from dataclasses import replace
 
@@ -30,7 +30,7 @@ def pixels(count, spec=TINY):
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """A folder as diffusers saves Stable Diffusion, with random weights."""
+    """Return a diffusers checkpoint of Stable Diffusion with random weights."""
     folder = tmp_path_factory.mktemp("checkpoint")
     torch.manual_seed(1)
     CLIPTextModel(stable_diffusion._text_config(TINY)).save_pretrained(folder / "text_encoder")
@@ -55,8 +55,8 @@ def test_sizes_are_stable_diffusion_1_5s():
     assert sizes == {"text": 123_060_480, "vae": 34_163_664, "unet": 859_520_964}
 
 
-def test_a_checkpoint_gives_diffusers_own_numbers(checkpoint):
-    """Under τ(t): diffusers' parts, put together as its training script puts them."""
+def test_a_checkpoint_gives_the_same_numbers_as_diffusers(checkpoint):
+    """Under τ(t), with diffusers' modules combined as in its training script."""
     spec = replace(TINY, weights=str(checkpoint))
     made = teacher(spec, weights="pretrained")
     tokenizer = stable_diffusion.tokenizer(spec, weights="pretrained")
@@ -81,7 +81,7 @@ def test_a_checkpoint_gives_diffusers_own_numbers(checkpoint):
     torch.testing.assert_close(found.noise_target_gcyx, noise)
 
 
-def test_velocity_is_what_a_v_model_should_tell():
+def test_the_target_of_v_prediction_is_the_velocity():
     spec = replace(TINY, prediction="v_prediction")
     made, shown, seeds = teacher(spec), pixels(1), torch.tensor([3])
     steps, noise = made._drawn(seeds, torch.device("cpu"))
@@ -94,7 +94,7 @@ def test_velocity_is_what_a_v_model_should_tell():
     torch.testing.assert_close(found.noise_target_gcyx, wanted, atol=1e-5, rtol=1e-4)
 
 
-def test_noise_belongs_to_the_medium_and_not_to_its_batch():
+def test_noise_depends_on_the_medium_and_not_on_its_batch():
     made, shown = teacher(), pixels(3)
     conditions = torch.randn(3, *TINY.condition_shape)
     seeds = torch.tensor([5, 2**32 - 1, 7])
@@ -116,7 +116,7 @@ def test_the_gradient_reaches_the_conditions():
     assert conditions.grad.abs().sum() > 0
 
 
-def test_text_encoders_are_the_same_with_and_without_the_rest():
+def test_text_encoders_are_the_same_with_and_without_denoising():
     ids = torch.zeros(1, 77, dtype=torch.long)
     whole, alone = teacher(), teacher(denoising=False)
     assert (alone.vae, alone.unet) == (None, None)
@@ -133,13 +133,13 @@ def test_weights_of_another_size_are_refused(checkpoint):
         teacher(spec, weights="pretrained")
 
 
-def test_weights_that_are_not_there_are_one_line(tmp_path):
+def test_missing_weights_are_a_one_line_error(tmp_path):
     spec = replace(TINY, weights=str(tmp_path / "none"))
     with pytest.raises(SpecError, match="cannot be loaded"):
         teacher(spec, weights="pretrained")
 
 
-def test_a_picture_is_cut_to_its_middle_square():
+def test_a_picture_is_cropped_to_its_middle_square():
     picture = Image.new("RGB", (90, 30), (255, 0, 0))
     picture.paste((0, 0, 255), (30, 0, 60, 30))
     shown = stable_diffusion.preprocess(TINY, picture)

@@ -1,4 +1,4 @@
-"""mPLUG-Owl's abstractor gives the published code's numbers."""
+"""mPLUG-Owl's abstractor: the published code's numbers."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ VIDEO = RECORDED.with_name("mplug_owl_video.safetensors")
 
 
 @torch.no_grad()
-def test_tokens_are_those_of_the_published_code():
+def test_tokens_equal_those_of_the_published_code():
     stored = load_file(RECORDED)
     weights = {name.removeprefix("weights."): tensor for name, tensor in stored.items()}
     spec = Abstractor(queries=3, mlp_width=40, layers=2, heads=2)
@@ -27,7 +27,7 @@ def test_tokens_are_those_of_the_published_code():
 
 
 @torch.no_grad()
-def test_videos_are_read_as_in_the_published_code():
+def test_videos_are_projected_as_in_the_published_code():
     stored = load_file(VIDEO)
     spec = Abstractor(queries=3, mlp_width=256, layers=1, heads=2, temporal=True)
     shape = ProjectorShape(segments=3, tokens=5, width_in=16, width_out=40)
@@ -40,8 +40,11 @@ def test_videos_are_read_as_in_the_published_code():
 
 
 @torch.no_grad()
-def test_each_part_ends_with_the_same_token():
-    spec, shape = Abstractor().tiny(), ProjectorShape(segments=2, tokens=5, width_in=32, width_out=48)
+def test_each_segment_ends_with_the_same_token():
+    spec, shape = (
+        Abstractor().tiny(),
+        ProjectorShape(segments=2, tokens=5, width_in=32, width_out=48),
+    )
     module = abstractor.build(spec, shape).eval()
     found = module(torch.randn(2, 2, 5, 32))
     assert found.shape == (2, spec.tokens(shape), 48)
@@ -50,8 +53,11 @@ def test_each_part_ends_with_the_same_token():
 
 
 def test_full_size_has_65_tokens_and_81_million_weights():
-    """The published weights' sizes; the paper states no total of the abstractor alone."""
-    spec, shape = Abstractor(), ProjectorShape(segments=1, tokens=257, width_in=1024, width_out=4096)
+    """The sizes of the published weights; the paper gives no total for the abstractor alone."""
+    spec, shape = (
+        Abstractor(),
+        ProjectorShape(segments=1, tokens=257, width_in=1024, width_out=4096),
+    )
     with torch.device("meta"):
         module = abstractor.build(spec, shape)
     assert spec.tokens(shape) == 65

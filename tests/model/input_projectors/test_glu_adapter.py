@@ -1,4 +1,4 @@
-"""CogVLM's adapter: the published code's numbers, and its two tokens around every part."""
+"""CogVLM's adapter: the published code's numbers, and boundary tokens of every segment."""
 
 from pathlib import Path
 
@@ -21,14 +21,14 @@ def projector(shape=SHAPE):
     return projector, features_bfnd, tokens_bke
 
 
-def test_tokens_are_the_published_codes():
+def test_tokens_equal_those_of_the_published_code():
     module, features_bfnd, want_bke = projector()
     tokens_bke = module(features_bfnd, None)
     assert tokens_bke.shape[1] == GluAdapter().tokens(SHAPE) == 7
     torch.testing.assert_close(tokens_bke, want_bke, atol=1e-5, rtol=0)
 
 
-def test_every_part_stands_between_begin_and_end():
+def test_every_segment_is_enclosed_by_begin_and_end():
     shape = ProjectorShape(segments=2, tokens=5, width_in=32, width_out=16)
     module, features_bfnd, want_bke = projector(shape)
     tokens_bke = module(features_bfnd.expand(-1, 2, -1, -1), None)

@@ -1,4 +1,4 @@
-"""MobileVLM's projectors give the published code's numbers and sizes."""
+"""MobileVLM's projectors: the published code's numbers and sizes."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ RECORDED = Path(__file__).parents[1] / "recorded"
 
 @pytest.mark.parametrize("version", [1, 2])
 @torch.no_grad()
-def test_tokens_are_those_of_the_published_code(version):
+def test_tokens_equal_those_of_the_published_code(version):
     stored = load_file(RECORDED / f"ldp_v{version}.safetensors")
     features, expected = stored.pop("features"), stored.pop("tokens")
     weights = {name.removeprefix("weights."): tensor for name, tensor in stored.items()}
@@ -26,7 +26,7 @@ def test_tokens_are_those_of_the_published_code(version):
 
 
 @pytest.mark.parametrize(("version", "millions"), [(1, 18.94), (2, 6.32)])
-def test_sizes_are_mobilevlms(version, millions):
+def test_the_sizes_are_mobilevlms(version, millions):
     """Chu et al. 2024, table 5: LDP 18.94M, LDPv2 6.32M, 576 tokens to 144."""
     spec, shape = (
         Ldp(version=version),
@@ -41,7 +41,7 @@ def test_sizes_are_mobilevlms(version, millions):
 
 @pytest.mark.parametrize("version", [1, 2])
 @torch.no_grad()
-def test_each_part_is_made_smaller_by_itself(version):
+def test_each_segment_is_downsampled_separately(version):
     spec, shape = (
         Ldp(version=version).tiny(),
         ProjectorShape(segments=3, tokens=4, width_in=16, width_out=32),
@@ -54,7 +54,9 @@ def test_each_part_is_made_smaller_by_itself(version):
     torch.testing.assert_close(found, alone)
 
 
-@pytest.mark.parametrize(("tokens", "message"), [(577, "no square grid"), (9, "multiple of the stride")])
-def test_what_cannot_be_made_smaller_is_refused(tokens, message):
+@pytest.mark.parametrize(
+    ("tokens", "message"), [(577, "no square grid"), (9, "multiple of the stride")]
+)
+def test_a_grid_that_cannot_be_downsampled_is_refused(tokens, message):
     with pytest.raises(SpecError, match=message):
         Ldp().tokens(ProjectorShape(segments=1, tokens=tokens, width_in=16, width_out=32))

@@ -23,7 +23,7 @@ def recorded():
 
 
 @torch.no_grad()
-def test_tokens_are_open_flamingos():
+def test_tokens_equal_open_flamingos():
     weights, stored = recorded()
     spec = PerceiverResampler(
         latents=3, width=24, layers=2, heads=2, head_width=8, activation="gelu", frames=4
@@ -36,13 +36,13 @@ def test_tokens_are_open_flamingos():
     torch.testing.assert_close(found, stored["tokens"], atol=2e-6, rtol=1e-5)
 
 
-def test_squared_relu_is_what_it_says():
+def test_squared_relu_squares_relu():
     values = torch.tensor([-2.0, 0.0, 3.0])
     assert perceiver.SquaredReLU()(values).tolist() == [0.0, 0.0, 9.0]
 
 
 @torch.no_grad()
-def test_any_number_of_frames_gives_as_many_tokens_and_their_order_counts():
+def test_the_number_of_tokens_does_not_depend_on_frames_but_their_order_matters():
     spec, shape = (
         PerceiverResampler().tiny(),
         ProjectorShape(segments=3, tokens=5, width_in=16, width_out=48),
@@ -60,7 +60,7 @@ def test_more_frames_than_time_embeddings_are_refused():
         PerceiverResampler().tokens(ProjectorShape(segments=9, tokens=5, width_in=16, width_out=48))
 
 
-def test_size_is_flamingos():
+def test_the_size_is_flamingos():
     """194M (Alayrac et al. 2022, table 5) with NFNet-F6's width of 3072 in front."""
     shape = ProjectorShape(segments=1, tokens=81, width_in=3072, width_out=1536)
     with torch.device("meta"):

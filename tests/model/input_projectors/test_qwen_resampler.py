@@ -1,4 +1,4 @@
-"""Qwen-VL's resampler gives the published code's numbers, and its positions are the grid's."""
+"""Qwen-VL's resampler: the published code's numbers, and positions of the grid."""
 
 from math import cos, sin
 from pathlib import Path
@@ -16,7 +16,7 @@ RECORDED = Path(__file__).parents[1] / "recorded" / "qwen_resampler.safetensors"
 
 @pytest.mark.parametrize(("suffix", "tokens"), [("", 16), ("_same", 4)])
 @torch.no_grad()
-def test_tokens_are_those_of_the_published_code(suffix, tokens):
+def test_tokens_equal_those_of_the_published_code(suffix, tokens):
     stored = load_file(RECORDED)
     weights = {name.removeprefix("weights."): tensor for name, tensor in stored.items()}
     shape = ProjectorShape(segments=1, tokens=tokens, width_in=24, width_out=64)
@@ -39,7 +39,7 @@ def test_positions_are_sines_and_cosines_of_column_and_row():
 
 
 @torch.no_grad()
-def test_each_part_is_read_by_itself():
+def test_each_segment_is_projected_separately():
     spec, shape = (
         QwenResampler().tiny(),
         ProjectorShape(segments=3, tokens=9, width_in=16, width_out=32),
@@ -57,8 +57,8 @@ def test_a_class_token_is_refused():
         QwenResampler().tokens(ProjectorShape(segments=1, tokens=257, width_in=16, width_out=32))
 
 
-def test_size_is_qwen_vls():
-    """0.08B (Bai et al. 2023, table 1), where the last linear layer counts to the encoder."""
+def test_the_size_is_qwen_vls():
+    """0.08B (Bai et al. 2023, table 1), where the last linear layer is part of the encoder."""
     shape = ProjectorShape(segments=1, tokens=1024, width_in=1664, width_out=4096)
     with torch.device("meta"):
         module = qwen_resampler.build(QwenResampler(), shape)
@@ -67,7 +67,7 @@ def test_size_is_qwen_vls():
 
 
 @torch.no_grad()
-def test_parameters_may_be_cast_without_the_positions_as_deepspeed_does():
+def test_parameters_may_be_cast_without_the_positions_as_in_deepspeed():
     spec, shape = (
         QwenResampler().tiny(),
         ProjectorShape(segments=1, tokens=9, width_in=16, width_out=32),

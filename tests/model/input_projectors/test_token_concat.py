@@ -1,4 +1,4 @@
-"""MiniGPT-v2's token_concat is one linear layer over four tokens that follow each other."""
+"""MiniGPT-v2's projector: one linear layer on four concatenated adjacent tokens."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from model.spec.projectors import TokenConcat
 
 
 @torch.no_grad()
-def test_a_token_is_the_linear_layer_of_four_raster_neighbours():
+def test_a_token_is_a_linear_function_of_four_adjacent_tokens():
     spec, shape = TokenConcat(), ProjectorShape(segments=2, tokens=8, width_in=3, width_out=5)
     module = token_concat.build(spec, shape)
     features = torch.randn(2, 2, 8, 3)
@@ -23,7 +23,10 @@ def test_a_token_is_the_linear_layer_of_four_raster_neighbours():
 
 
 def test_1024_tokens_become_256():
-    assert TokenConcat().tokens(ProjectorShape(segments=1, tokens=1024, width_in=1408, width_out=4096)) == 256
+    assert (
+        TokenConcat().tokens(ProjectorShape(segments=1, tokens=1024, width_in=1408, width_out=4096))
+        == 256
+    )
 
 
 def test_a_class_token_is_refused():

@@ -1,4 +1,4 @@
-"""Video-LLaMA's two Q-Formers give the published code's numbers."""
+"""Video-LLaMA's two Q-Formers: the published code's numbers."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -14,16 +14,20 @@ from model.spec.qformer import QFormer, VideoQFormer
 RECORDED = Path(__file__).parents[1] / "recorded" / "video_qformer.safetensors"
 SMALL = QFormer(width=24, mlp_width=40, layers=2, heads=2, dropout=0.0)
 VIDEO = VideoQFormer(
-    frame=replace(SMALL, queries=3), whole=replace(SMALL, queries=4, cross_attention_frequency=1), max_segments=5
+    frame=replace(SMALL, queries=3),
+    whole=replace(SMALL, queries=4, cross_attention_frequency=1),
+    max_segments=5,
 )
-AUDIO = VideoQFormer(frame=None, whole=replace(SMALL, queries=2, cross_attention_frequency=1), max_segments=5)
+AUDIO = VideoQFormer(
+    frame=None, whole=replace(SMALL, queries=2, cross_attention_frequency=1), max_segments=5
+)
 
 
 @pytest.mark.parametrize(
     ("spec", "branch", "prefix", "tokens"), [(VIDEO, "video", "", 6), (AUDIO, "audio", "audio_", 1)]
 )
 @torch.no_grad()
-def test_tokens_are_those_of_the_published_code(spec, branch, prefix, tokens):
+def test_tokens_equal_those_of_the_published_code(spec, branch, prefix, tokens):
     stored = load_file(RECORDED)
     weights = {name.removeprefix("weights."): tensor for name, tensor in stored.items()}
     shape = ProjectorShape(segments=3, tokens=tokens, width_in=20, width_out=32)
@@ -37,7 +41,7 @@ def test_tokens_are_those_of_the_published_code(spec, branch, prefix, tokens):
 
 
 @torch.no_grad()
-def test_the_order_of_frames_counts():
+def test_the_order_of_frames_matters():
     torch.manual_seed(0)
     shape = ProjectorShape(segments=3, tokens=6, width_in=20, width_out=32)
     module = video_qformer.build(VIDEO.tiny(), shape).eval()
@@ -48,10 +52,12 @@ def test_the_order_of_frames_counts():
 
 def test_more_frames_than_positions_are_refused():
     with pytest.raises(SpecError, match="33 segments, but at most 32 positions"):
-        VideoQFormer().tokens(ProjectorShape(segments=33, tokens=257, width_in=1408, width_out=4096))
+        VideoQFormer().tokens(
+            ProjectorShape(segments=33, tokens=257, width_in=1408, width_out=4096)
+        )
 
 
-def test_names_tell_the_frozen_part_from_the_trained_ones():
+def test_names_distinguish_frozen_and_trained_modules():
     names = {
         name
         for name, _ in video_qformer.build(

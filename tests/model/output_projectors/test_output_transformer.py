@@ -1,4 +1,4 @@
-"""NExT-GPT's output projector is PyTorch's own transformer, as GILL and NExT-GPT build it."""
+"""NExT-GPT's output projector equals PyTorch's transformer, as in GILL and NExT-GPT."""
 
 import torch
 from torch import nn
@@ -10,7 +10,7 @@ WIDTH_IN, CONDITIONS = 24, (5, 12)
 
 
 class Published(nn.Module):
-    """What the paper describes, of PyTorch's parts: fc → transformer with queries → model."""
+    """The paper's description in PyTorch's modules: fc → transformer with queries → model."""
 
     def __init__(self, spec: OutputTransformer):
         super().__init__()
@@ -34,7 +34,7 @@ class Published(nn.Module):
         return self.model(self.tfm(self.fc(signals), queries))
 
 
-def test_conditions_are_those_of_torchs_transformer():
+def test_conditions_equal_those_of_torchs_transformer():
     torch.manual_seed(0)
     spec = OutputTransformer(width=16, layers=2, heads=4)
     published = Published(spec)
@@ -47,7 +47,7 @@ def test_conditions_are_those_of_torchs_transformer():
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
 
 
-def test_size_is_next_gpts():
+def test_the_size_is_next_gpts():
     """512 wide, 4 + 4 layers, from Vicuna 7B to Stable Diffusion: 31.9 M."""
     with torch.device("meta"):
         module = output_transformer.build(OutputTransformer(), 4096, (77, 768))

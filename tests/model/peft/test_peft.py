@@ -1,4 +1,4 @@
-"""Small trainable parts in a backbone: what they change at first, what trains, generation."""
+"""PEFT modules in a backbone: initial effect, trainable parameters, generation."""
 
 from dataclasses import replace
 
@@ -80,7 +80,7 @@ def gradients(name, backbone, mark, **more):
 
 
 @pytest.mark.parametrize("name", BACKBONES)
-def test_lora_reaches_every_linear_layer_and_changes_nothing_at_first(name):
+def test_lora_adapts_every_linear_layer_and_is_initially_zero(name):
     backbone, targets = build(name), BACKBONES[name][2]
     with torch.no_grad():
         before = states(name, backbone)
@@ -102,7 +102,7 @@ def test_lora_reaches_every_linear_layer_and_changes_nothing_at_first(name):
 
 
 @pytest.mark.parametrize("name", BACKBONES)
-def test_adapters_stand_behind_both_sublayers_and_are_nearly_nothing(name):
+def test_adapters_follow_both_sublayers_and_are_initially_close_to_the_identity(name):
     backbone = build(name)
     with torch.no_grad():
         before = states(name, backbone)
@@ -113,7 +113,7 @@ def test_adapters_stand_behind_both_sublayers_and_are_nearly_nothing(name):
     assert not after.equal(before)
     torch.testing.assert_close(after, before, atol=0.05, rtol=0.05)
     added = [key for key, _ in backbone.named_parameters() if spec.parameter_marker in key]
-    blocks = 2 * 2 + 2 * 3 if name == "t5" else 2 * 2  # its decoder attends twice
+    blocks = 2 * 2 + 2 * 3 if name == "t5" else 2 * 2  # T5's decoder has cross-attention
     assert len(added) == 4 * blocks
     grads = gradients(name, backbone, spec.parameter_marker)
     assert all(grad.abs().sum() > 0 for grad in grads.values())
@@ -127,7 +127,7 @@ def test_adapters_have_the_published_size():
 
 
 @pytest.mark.parametrize("make_spec", [lambda t: Lora(rank=2, alpha=2, targets=t), None])
-def test_a_target_that_is_not_there_is_refused(make_spec):
+def test_an_unknown_target_is_refused(make_spec):
     backbone = build("opt")
     line = (
         "no linear layer is called 'o_proj', the backbone has fc1, fc2, k_proj, lm_head, out_proj"
@@ -142,16 +142,16 @@ def test_a_target_that_is_not_there_is_refused(make_spec):
 
 @pytest.mark.parametrize("name", CAUSAL)
 @pytest.mark.parametrize("hidden", [None, 16])
-def test_a_prefix_is_what_transformers_caches_make_of_the_same_keys(name, hidden):
+def test_a_prefix_equals_a_transformers_cache_with_the_same_keys(name, hidden):
     backbone = build(name)
     plain = build(name)
     prefix.add(backbone, Prefix(length=3, hidden=hidden))
-    backbone.get_decoder().prefix.rows.data *= 30  # so that it is felt
+    backbone.get_decoder().prefix.rows.data *= 30  # so that it has an effect
     given = inputs(name)
     with torch.no_grad():
         got = states(name, backbone, given)
         assert (got - states(name, plain, given)).abs().max() > 1e-3
-        if name == "chatglm":  # its positions follow from its masks, so no cache says the same
+        if name == "chatglm":  # its positions depend on its masks, so no cache is equivalent
             return
         made = backbone.get_decoder().prefix()
         cache = DynamicCache(config=plain.config)
@@ -167,7 +167,7 @@ def test_a_prefix_is_what_transformers_caches_make_of_the_same_keys(name, hidden
 
 
 @pytest.mark.parametrize("name", CAUSAL)
-def test_greedy_decoding_with_a_prefix_and_a_cache_is_what_full_passes_say(name):
+def test_greedy_decoding_with_a_prefix_and_a_cache_equals_full_forward_passes(name):
     backbone, given = build(name), inputs(name)
     given["attention_mask"][1, :2] = 0
     prefix.add(backbone, Prefix(length=3, hidden=16))
@@ -185,7 +185,7 @@ def test_greedy_decoding_with_a_prefix_and_a_cache_is_what_full_passes_say(name)
         given["attention_mask"] = torch.nn.functional.pad(given["attention_mask"], (0, 1), value=1)
 
 
-def test_a_prefix_goes_with_padding_and_without_a_mask():
+def test_a_prefix_works_with_padding_and_without_a_mask():
     backbone = build("llama")
     prefix.add(backbone, Prefix(length=3))
     given = inputs("llama")
@@ -207,7 +207,7 @@ def test_a_prefix_goes_with_padding_and_without_a_mask():
     [(prefix.add, Prefix(length=3, hidden=16)), (adapter.add, Adapter(bottleneck=8))],
     ids=["prefix", "adapter"],
 )
-def test_recomputation_gives_the_same_gradients(add, spec):
+def test_activation_checkpointing_gives_the_same_gradients(add, spec):
     found = []
     for recompute in (False, True):
         backbone = build("llama").train()
@@ -222,7 +222,7 @@ def test_recomputation_gives_the_same_gradients(add, spec):
 
 
 @pytest.mark.parametrize("fusion", ["gated", "expert"])
-def test_a_prefix_goes_with_fusion_inside_the_backbone(fusion):
+def test_a_prefix_works_with_fusion_inside_the_backbone(fusion):
     backbone, given = build("llama"), inputs("llama")
     if fusion == "gated":
         spec = GatedCrossAttention(every_n_layers=1, heads=2, head_width=8)
@@ -240,7 +240,7 @@ def test_a_prefix_goes_with_fusion_inside_the_backbone(fusion):
     assert answer.shape == (2, 2)
 
 
-def test_prefixes_refuse_what_they_cannot_do():
+def test_prefixes_refuse_unsupported_backbones():
     with pytest.raises(SpecError, match="goes with a causal backbone, 't5' is seq2seq"):
         Prefix().check(BACKBONES["t5"][1])
     backbone = build("llama")
@@ -250,7 +250,7 @@ def test_prefixes_refuse_what_they_cannot_do():
 
 
 @pytest.mark.parametrize("name", ["llama", "opt", "t5"])
-def test_qlora_is_near_the_whole_backbone_and_only_its_adapters_train(name):
+def test_qlora_approximates_the_backbone_and_trains_only_its_adapters(name):
     pytest.importorskip("bitsandbytes")
     backbone = build(name)
     with torch.no_grad():
@@ -277,7 +277,7 @@ def test_qlora_counts_its_weights_on_the_meta_device():
     assert after == before
 
 
-def test_qlora_says_what_it_lacks(monkeypatch):
+def test_qlora_without_bitsandbytes_is_an_error(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "bitsandbytes", None)
     with pytest.raises(SpecError, match=r"needs bitsandbytes.*pip install mmloom\[qlora\]"):
         qlora.add(build("llama"), QLora())

@@ -96,7 +96,7 @@ HEADS = {
 }
 
 
-def test_the_losses_and_their_gradients_are_those_of_lavis(monkeypatch):
+def test_losses_and_gradients_equal_those_of_lavis(monkeypatch):
     recorded = load_file(RECORDED)
     state = {n.removeprefix("weights."): t for n, t in recorded.items() if "weights." in n}
     model = small_model()
@@ -146,7 +146,7 @@ def some_pairs(rows):
     return torch.randn(rows, 5, 24, generator=draw), text
 
 
-def test_fillers_change_no_loss():
+def test_dummy_rows_change_no_loss():
     model = small_model()
     features, text = some_pairs(2)
     plain, filled = model(pairs(features, text)), model(pairs(features, text, filler=True))
@@ -154,7 +154,7 @@ def test_fillers_change_no_loss():
         torch.testing.assert_close(means(filled)[name], loss)
 
 
-def test_known_features_give_the_losses_of_their_media():
+def test_cached_features_give_the_same_losses():
     model = small_model()
     batch = pairs(*some_pairs(2), filler=True)
     image = batch.media["image"]
@@ -169,7 +169,7 @@ def test_known_features_give_the_losses_of_their_media():
         torch.testing.assert_close(loss, expected[name])
 
 
-def test_what_is_counted_before_the_pass_is_what_the_losses_count():
+def test_counts_before_the_forward_pass_equal_those_of_the_losses():
     batch = pairs(*some_pairs(3), filler=True)
     losses = objective().losses(small_model()(batch))
     assert {name: count for name, (_, count, _) in losses.items()} == objective().counts(batch)
@@ -187,12 +187,12 @@ def test_a_batch_without_pairs_has_no_losses_but_gradients():
     sum(total for total, *_ in losses.values()).backward()
 
 
-def test_a_single_pair_has_nothing_to_be_told_from():
+def test_a_single_pair_has_no_negatives():
     outputs = small_model()(pairs(*some_pairs(1)))
     assert outputs.matches_x.tolist() == [1, IGNORED, IGNORED]
 
 
-def test_wrong_partners_are_never_ones_own_nor_fillers():
+def test_negatives_are_neither_positives_nor_dummy_rows():
     similarity = torch.zeros(3, 6)
     similarity[0, 4] = 50.0
     valid = torch.tensor([True, True, True, False, True, False])
@@ -205,7 +205,7 @@ def test_wrong_partners_are_never_ones_own_nor_fillers():
         assert drawn[2] in (0, 1, 4)
 
 
-def test_the_projected_tokens_are_drawn_to_the_reference():
+def test_projected_tokens_are_trained_towards_the_reference():
     reference = pformer.build(PFormer().tiny(), prompts=4, width_out=40)
     outputs = small_model(reference)(pairs(*some_pairs(3), filler=True))
     assert outputs.tokens_xku.shape == outputs.prompts_xku.shape == (3, 4, 40)

@@ -35,7 +35,13 @@ from pipeline.feature_cache.worker import Filled, Filler
 from pipeline.forecast.forecast import stage_costs
 from pipeline.forecast.plan import plan as plan_stage
 from pipeline.train.objectives import objective_of
-from tests.worlds import caption_shards, drawing, generation_sample, generation_shards, generative_overrides
+from tests.worlds import (
+    caption_shards,
+    generation_sample,
+    generation_shards,
+    generative_overrides,
+    with_outputs,
+)
 
 SIGNALS = 3
 
@@ -43,7 +49,7 @@ SIGNALS = 3
 @pytest.fixture(scope="module")
 def preset() -> System:
     """The digits preset with a tiny way out, in its own vocabulary."""
-    return drawing(system("digits"))
+    return with_outputs(system("digits"))
 
 
 @pytest.fixture(scope="module")
