@@ -91,7 +91,7 @@ def backbone(config: PretrainedConfig, template: ChatTemplate, weights: str) -> 
     """
     if config.model_type not in _BACKBONES:
         supported = ", ".join(_BACKBONES)
-        raise SpecError(f"text_config.model_type: {config.model_type!r}, choose one of {supported}")
+        raise SpecError(f"text_config.model_type: {config.model_type!r}, want one of {supported}")
     to_spec, to_config = _BACKBONES[config.model_type]
     spec = to_spec(config, template, weights)
     check_agreement(config, to_config(spec), "text_config")

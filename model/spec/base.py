@@ -20,7 +20,7 @@ def choose(name: str, choices: Sequence[str], what: str) -> str:
     if name in choices:
         return name
     near = get_close_matches(name, choices, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(choices)}"
+    hint = f"did you mean {near[0]!r}?" if near else f"want one of {', '.join(choices)}"
     raise SpecError(f"unknown {what} {name!r}: {hint}")
 
 

@@ -99,7 +99,7 @@ class InputBranchSpec:
                 f"{', '.join(self.encoder.media)}, not {self.modality}"
             )
         if self.frames < 1:
-            raise SpecError(f"{where}: frames {self.frames}, want 1 or more")
+            raise SpecError(f"{where}: frames {self.frames}, must be at least 1")
         if self.modality != "video" and self.frames > 1:
             raise SpecError(f"{where}: frames is for videos only")
         if self.segments == 1 and self.pool != "none":

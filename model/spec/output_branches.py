@@ -131,7 +131,7 @@ class OutputBranchSpec:
                 f"{', '.join(self.generator.media)}, not {self.modality}"
             )
         if self.signals < 1:
-            raise SpecError(f"{where}: signals {self.signals}, want 1 or more")
+            raise SpecError(f"{where}: signals {self.signals}, must be at least 1")
 
     @property
     def kind(self) -> str:

@@ -135,7 +135,7 @@ def test_one_picture_too_many_is_an_error(model, make_batch):
     batch = make_batch([50])
     image = batch.media["image"]
     twice = replace(image, input_values=torch.cat([image.input_values] * 2))
-    with pytest.raises(FusionError, match=r"\(72, 128\), want \(36, 128\)"):
+    with pytest.raises(FusionError, match=r"\(72, 128\), must be \(36, 128\)"):
         model(replace(batch, media={"image": twice}))
 
 

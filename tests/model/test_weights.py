@@ -53,5 +53,5 @@ def test_a_missing_or_invalid_file_is_an_error(model, tmp_path):
     with pytest.raises(SpecError, match="no such weights"):
         load_trained(model, tmp_path / "weights.safetensors")
     (tmp_path / "broken.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{not json")
-    with pytest.raises(SpecError, match="not a sound safetensors file"):
+    with pytest.raises(SpecError, match="not a valid safetensors file"):
         load_trained(model, tmp_path / "broken.safetensors")

@@ -85,7 +85,7 @@ def test_positions_are_interpolated_as_in_transformers(tower, checkpoint, side):
 
 
 def test_keep_cls_without_a_class_token_is_refused():
-    with pytest.raises(SpecError, match="keep_cls wants attend_cls"):
+    with pytest.raises(SpecError, match="keep_cls requires attend_cls"):
         replace(BIGG, keep_cls=True)
 
 

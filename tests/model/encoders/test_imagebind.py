@@ -154,7 +154,7 @@ def test_grey_pictures_and_motion_have_the_shape_of_the_spec():
 
 
 def test_another_kind_of_medium_is_refused():
-    with pytest.raises(ValueError, match="imu trunk cannot read a ndarray"):
+    with pytest.raises(ValueError, match="imu trunk cannot encode a ndarray"):
         preprocess(imagebind("imu", weights=""), np.ones((3, 2000), np.float32))
-    with pytest.raises(ValueError, match="audio trunk cannot read a Image"):
+    with pytest.raises(ValueError, match="audio trunk cannot encode a Image"):
         preprocess(imagebind("audio", weights=""), Image.new("RGB", (8, 8)))

@@ -104,7 +104,7 @@ def test_the_full_size_has_the_published_count():
 
 
 def test_padding_is_refused():
-    with pytest.raises(SpecError, match="want 'squash'"):
+    with pytest.raises(SpecError, match="must be 'squash'"):
         Monkey(tower=replace(BIGG, fit="pad"))
 
 

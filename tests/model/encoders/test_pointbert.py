@@ -108,5 +108,5 @@ def test_a_cloud_of_any_size_is_resampled(points):
 
 
 def test_an_array_that_is_no_cloud_is_refused():
-    with pytest.raises(ValueError, match=r"shape \(5, 3\), want \(points, 6\)"):
+    with pytest.raises(ValueError, match=r"shape \(5, 3\), must be \(points, 6\)"):
         preprocess(PUBLISHED, np.zeros((5, 3), np.float32))

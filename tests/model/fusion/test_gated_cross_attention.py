@@ -208,6 +208,6 @@ def test_flamingos_have_their_published_number_of_new_layers(every, layers, new)
 
 def test_a_seq2seq_backbone_is_refused():
     spec = T5(**COMMON)
-    with pytest.raises(SpecError, match="goes with a causal backbone, 't5' is seq2seq"):
+    with pytest.raises(SpecError, match="requires a causal backbone, 't5' is seq2seq"):
         SPEC.check(spec)
     SPEC.check(BACKBONES["opt"][1])

@@ -50,16 +50,16 @@ def test_tokens_are_cast_to_the_embeddings_precision():
 @pytest.mark.parametrize(
     ("tokens", "places", "says"),
     [
-        ({"image": torch.zeros(1, 2)}, {"image": mask("xx.")}, r"image: .*\(1, 2\), want \(2, 2\)"),
-        ({"image": torch.zeros(3, 2)}, {"image": mask("xx.")}, r"\(3, 2\), want \(2, 2\)"),
-        ({"image": torch.zeros(2, 5)}, {"image": mask("xx.")}, r"\(2, 5\), want \(2, 2\)"),
+        ({"image": torch.zeros(1, 2)}, {"image": mask("xx.")}, r"image: .*\(1, 2\), must be \(2, 2\)"),
+        ({"image": torch.zeros(3, 2)}, {"image": mask("xx.")}, r"\(3, 2\), must be \(2, 2\)"),
+        ({"image": torch.zeros(2, 5)}, {"image": mask("xx.")}, r"\(2, 5\), must be \(2, 2\)"),
         ({"image": torch.zeros(1, 2)}, {"image": mask("x..", "...")}, "image: mask"),
-        ({"image": torch.zeros(1, 2)}, {}, r"media of \['image'\], places for \[\]"),
-        ({}, {"image": mask("x..")}, r"media of \[\], places for \['image'\]"),
+        ({"image": torch.zeros(1, 2)}, {}, r"media of \['image'\], positions of \[\]"),
+        ({}, {"image": mask("x..")}, r"media of \[\], positions of \['image'\]"),
         (
             {"image": torch.zeros(1, 2), "audio": torch.zeros(1, 2)},
             {"image": mask("x.."), "audio": mask("x..")},
-            "audio: a place is claimed by two",
+            "audio: a position is claimed by two",
         ),
     ],
     ids=["too few", "too many", "width", "mask", "no places", "no media", "both"],

@@ -181,6 +181,6 @@ def test_cogvlm_has_its_published_number_of_language_weights():
 
 def test_other_backbones_are_refused():
     spec = Opt(weights="", width=32, mlp_width=64, layers=1, heads=2, template=ChatTemplate())
-    with pytest.raises(SpecError, match="goes with a backbone of kind 'llama', not 'opt'"):
+    with pytest.raises(SpecError, match="requires a backbone of kind 'llama', not 'opt'"):
         SPEC.check(spec)
     SPEC.check(LLAMA)

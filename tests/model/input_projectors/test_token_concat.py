@@ -30,5 +30,5 @@ def test_1024_tokens_become_256():
 
 
 def test_a_class_token_is_refused():
-    with pytest.raises(SpecError, match="1025 tokens cannot be joined by 4"):
+    with pytest.raises(SpecError, match="1025 tokens are no multiple of group_size 4"):
         TokenConcat().tokens(ProjectorShape(segments=1, tokens=1025, width_in=1408, width_out=4096))

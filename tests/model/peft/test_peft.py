@@ -130,7 +130,7 @@ def test_adapters_have_the_published_size():
 def test_an_unknown_target_is_refused(make_spec):
     backbone = build("opt")
     line = (
-        "no linear layer is called 'o_proj', the backbone has fc1, fc2, k_proj, lm_head, out_proj"
+        "no linear layer is named 'o_proj', the backbone has fc1, fc2, k_proj, lm_head, out_proj"
     )
     with pytest.raises(SpecError, match=line):
         if make_spec is None:
@@ -241,11 +241,11 @@ def test_a_prefix_works_with_fusion_inside_the_backbone(fusion):
 
 
 def test_prefixes_refuse_unsupported_backbones():
-    with pytest.raises(SpecError, match="goes with a causal backbone, 't5' is seq2seq"):
+    with pytest.raises(SpecError, match="requires a causal backbone, 't5' is seq2seq"):
         Prefix().check(BACKBONES["t5"][1])
     backbone = build("llama")
     backbone.config._attn_implementation = "flash_attention_2"
-    with pytest.raises(SpecError, match="does not go with flash_attention_2 attention"):
+    with pytest.raises(SpecError, match="does not support flash_attention_2 attention"):
         prefix.add(backbone, Prefix())
 
 

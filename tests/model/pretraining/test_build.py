@@ -75,13 +75,13 @@ def test_a_bert_of_other_sizes_is_a_one_line_error(bert):
     model = replace(DLP.model, inputs=(replace(DLP.model.inputs[0], projector=wide),))
     objective = replace(IMAGE_TEXT.objective, bert=str(bert))
     stage = replace(IMAGE_TEXT, reference=None, objective=objective)
-    with pytest.raises(SpecError, match=r"is \(.*32.*\), want \(.*64"):
+    with pytest.raises(SpecError, match=r"is \(.*32.*\), expected \(.*64"):
         build_init(model, stage, weights="pretrained")
 
 
 def test_an_input_branch_without_a_qformer_is_refused():
     stage = replace(IMAGE_TEXT, reference=None)
-    with pytest.raises(SpecError, match="has a projector 'mlp', want a qformer"):
+    with pytest.raises(SpecError, match="has a projector 'mlp', must be "):
         build_init(system("digits").model.tiny(), stage, weights="random")
 
 
