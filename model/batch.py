@@ -175,8 +175,8 @@ def sentences_of(batch: Batch, length: int) -> TextIds:
     ids_bl = torch.zeros(rows, length, dtype=torch.long, device=device)
     mask_bl = torch.zeros_like(ids_bl)
     if batch.sentences is not None:
-        given = batch.sentences.ids_bl.shape[1]
-        ids_bl[:, :given] = batch.sentences.ids_bl
-        mask_bl[:, :given] = batch.sentences.mask_bl
+        own_length = batch.sentences.ids_bl.shape[1]
+        ids_bl[:, :own_length] = batch.sentences.ids_bl
+        mask_bl[:, :own_length] = batch.sentences.mask_bl
     mask_bl[:, 0] = 1
     return TextIds(ids_bl=ids_bl, mask_bl=mask_bl)

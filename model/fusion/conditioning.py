@@ -33,9 +33,9 @@ def inject_decoder_kwargs(decoder: nn.Module, kwargs: Mapping[str, Tensor]) -> I
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         past = options.get("past_key_values")
         start = 0 if past is None else past.get_seq_length()
-        given = options.get("inputs_embeds")
-        ids = given if given is not None else args[0] if args else options["input_ids"]
-        rows, length = ids.shape[:2]
+        embeds = options.get("inputs_embeds")
+        inputs = embeds if embeds is not None else args[0] if args else options["input_ids"]
+        rows, length = inputs.shape[:2]
         added = {
             name: extend(name, tensor, start + length)[:, start:] if name in _EXTENDED else tensor
             for name, tensor in kwargs.items()

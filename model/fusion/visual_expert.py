@@ -219,7 +219,7 @@ def _route(
     vision_bt = options.pop("vision_mask")
     if options.get("attention_mask") is None:
         past = options.get("past_key_values")
-        seen = 0 if past is None else past.get_seq_length()
-        shape = (len(vision_bt), seen + vision_bt.shape[1])
+        cached = 0 if past is None else past.get_seq_length()
+        shape = (len(vision_bt), cached + vision_bt.shape[1])
         options["attention_mask"] = torch.ones(shape, dtype=torch.long, device=vision_bt.device)
     return args, options | {"routing": Routing.of(vision_bt)}

@@ -5,7 +5,7 @@ Li et al. 2023, *BLIP-2* (arXiv:2301.12597), §3.2: image-text contrastive learn
 open follow salesforce/LAVIS, `blip2_qformer.py`.
 
 Shapes: b pairs of this rank, dummy rows included; g pairs of all ranks; f segments of a medium, n
-tokens of a segment, d the encoder's width; q queries, l text positions, w the Q-Former's width; o
+tokens of a segment, d the encoder's width; q queries, l text positions, w the Q-Former's width; m
 target words, v vocabulary; k projected tokens, u the backbone's width.
 """
 

@@ -160,12 +160,12 @@ class System:
         return self.pt if name == "pt" else self.sft
 
     def _init(self, part: str | None) -> InitStage:
-        parts: list[str] = [stage.objective.kind for stage in self.init]
-        if not parts:
+        kinds: list[str] = [stage.objective.kind for stage in self.init]
+        if not kinds:
             raise SpecError(f"{self.name} has no stage before MM-PT")
-        if part is None and len(parts) > 1:
+        if part is None and len(kinds) > 1:
             raise SpecError(
-                f"{self.name} pre-trains {', then '.join(parts)}; choose one with --part"
+                f"{self.name} pre-trains {', then '.join(kinds)}; choose one with --part"
             )
-        part = choose(part or parts[0], parts, f"--part of {self.name}")
-        return self.init[parts.index(part)]
+        part = choose(part or kinds[0], kinds, f"--part of {self.name}")
+        return self.init[kinds.index(part)]

@@ -1,4 +1,4 @@
-"""Whole models give the numbers of transformers' own, after our import of their checkpoints.
+"""Whole models give the same numbers as transformers', after importing their checkpoints.
 
 Pictures go through our own `preprocess`, rows of unequal length are padded on the right, and every
 position of the text is compared.
@@ -23,7 +23,7 @@ from tests import published
 
 
 def brought_in(theirs, folder):
-    """Return our model after a detour over the disk: saved, imported, loaded as a run is."""
+    """Return our model of a checkpoint that was saved, imported and loaded like a run."""
     theirs.save_pretrained(folder / "source")
     import_run(folder / "source", folder / "run", "pt")
     config = read_config(folder / "run" / "config.json")
@@ -33,14 +33,14 @@ def brought_in(theirs, folder):
 
 
 def picture(seed):
-    """A picture that is no square, so that resizing has something to do."""
+    """Return a picture that is not square and must be resized."""
     draw = torch.Generator().manual_seed(seed)
     pixels = torch.randint(0, 256, (37, 50, 3), generator=draw, dtype=torch.uint8)
     return Image.fromarray(pixels.numpy())
 
 
 def row(spec, *, media, words, asked, seed):
-    """Lay out a row: a token, the media, then words; and an instruction for the Q-Former."""
+    """Return a row: a token, the media, then words; and an instruction for the Q-Former."""
     draw = torch.Generator().manual_seed(seed)
 
     def some(count, most=published.VIDEO_ID):
@@ -72,7 +72,7 @@ def compare(ours, theirs, media, pixels):
     Args:
         ours, theirs: the models.
         media: the kinds of media in each of two rows.
-        pixels: batch → how the other model wants its media.
+        pixels: batch → the other model's input of media.
     """
     rows = [
         row(ours.spec, media=media, words=9, asked=7, seed=1),
@@ -101,7 +101,7 @@ def compare(ours, theirs, media, pixels):
 
 
 def as_theirs(spec, batch):
-    """Return the batch's media with normalised pixels; our encoders do that by themselves."""
+    """Return the batch's media with normalised pixels; our encoders normalise them themselves."""
     encoders = {kind: spec.input_branch(kind).encoder for kind in batch.media}
     return {
         kind: replace(

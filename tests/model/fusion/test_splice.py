@@ -50,7 +50,11 @@ def test_tokens_are_cast_to_the_embeddings_precision():
 @pytest.mark.parametrize(
     ("tokens", "places", "says"),
     [
-        ({"image": torch.zeros(1, 2)}, {"image": mask("xx.")}, r"image: .*\(1, 2\), must be \(2, 2\)"),
+        (
+            {"image": torch.zeros(1, 2)},
+            {"image": mask("xx.")},
+            r"image: .*\(1, 2\), must be \(2, 2\)",
+        ),
         ({"image": torch.zeros(3, 2)}, {"image": mask("xx.")}, r"\(3, 2\), must be \(2, 2\)"),
         ({"image": torch.zeros(2, 5)}, {"image": mask("xx.")}, r"\(2, 5\), must be \(2, 2\)"),
         ({"image": torch.zeros(1, 2)}, {"image": mask("x..", "...")}, "image: mask"),

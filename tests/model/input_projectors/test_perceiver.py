@@ -1,4 +1,4 @@
-"""The perceiver resampler gives OpenFlamingo's numbers and Flamingo's size."""
+"""The perceiver resampler: OpenFlamingo's numbers and Flamingo's size."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +26,7 @@ def recorded():
 def test_tokens_equal_open_flamingos():
     weights, stored = recorded()
     spec = PerceiverResampler(
-        latents=3, width=24, layers=2, heads=2, head_width=8, activation="gelu", frames=4
+        latents=3, width=24, layers=2, heads=2, head_width=8, activation="gelu", max_frames=4
     )
     module = perceiver.build(
         spec, ProjectorShape(segments=3, tokens=5, width_in=24, width_out=24)
@@ -61,7 +61,7 @@ def test_more_frames_than_time_embeddings_are_refused():
 
 
 def test_the_size_is_flamingos():
-    """194M (Alayrac et al. 2022, table 5) with NFNet-F6's width of 3072 in front."""
+    """194M (Alayrac et al. 2022, table 5) after NFNet-F6, whose width is 3072."""
     shape = ProjectorShape(segments=1, tokens=81, width_in=3072, width_out=1536)
     with torch.device("meta"):
         module = perceiver.build(PerceiverResampler(), shape)

@@ -129,9 +129,7 @@ def test_adapters_have_the_published_size():
 @pytest.mark.parametrize("make_spec", [lambda t: Lora(rank=2, alpha=2, targets=t), None])
 def test_an_unknown_target_is_refused(make_spec):
     backbone = build("opt")
-    line = (
-        "no linear layer is named 'o_proj', the backbone has fc1, fc2, k_proj, lm_head, out_proj"
-    )
+    line = "no linear layer is named 'o_proj', the backbone has fc1, fc2, k_proj, lm_head, out_proj"
     with pytest.raises(SpecError, match=line):
         if make_spec is None:
             adapter.add(backbone, Adapter(targets=("fc2", "o_proj")))

@@ -1,4 +1,4 @@
-"""What the stages before MM-PT are built from, and what they hand on."""
+"""Stages before MM-PT: what their models are built from, and which weights they pass on."""
 
 from dataclasses import replace
 
@@ -23,7 +23,7 @@ SENTENCES, IMAGE_TEXT = DLP.init
 
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory):
-    """A published BERT of a tiny Q-Former's sizes."""
+    """Return a published BERT with the sizes of a tiny Q-Former."""
     torch.manual_seed(1)
     config = BertConfig(
         vocab_size=300,
@@ -39,7 +39,7 @@ def bert(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def nothing_else_is_published(monkeypatch):
-    """Only the BERT is loaded: tiny encoders and backbones are nowhere to be had."""
+    """Load only the BERT: there are no weights of tiny encoders and backbones."""
     monkeypatch.setattr("model.pretraining.build.build_input_branch", _random_parts)
 
 

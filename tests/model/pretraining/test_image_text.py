@@ -1,4 +1,4 @@
-"""BLIP-2's stage 1 gives LAVIS's three losses and their gradients; ranks only share the work."""
+"""BLIP-2's stage 1: LAVIS's three losses and gradients, independently of the ranks."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,13 +27,13 @@ SHAPE = ProjectorShape(segments=1, tokens=5, width_in=24, width_out=40)
 
 @dataclass(frozen=True, kw_only=True)
 class GivenSpec:
-    """A branch whose media are features."""
+    """The spec of an input branch whose media are features."""
 
     modality: str = "image"
     segments: int = 1
     shape: tuple[int, ...] = (5, 24)
     encodes_jointly: bool = False
-    features: tuple[int, int, int] = (1, 5, 24)
+    feature_shape: tuple[int, int, int] = (1, 5, 24)
 
     @property
     def encoder(self):
@@ -41,7 +41,7 @@ class GivenSpec:
 
 
 class Given(nn.Module):
-    """An encoder whose features are its input."""
+    """An encoder that returns its input."""
 
     def forward(self, values):
         return values
@@ -53,9 +53,9 @@ def small_model(reference=None):
     return image_text.ImageTextModel(SPEC, GivenSpec(), modules, reference)
 
 
-def pairs(features, text, *, filler=False):
-    """A batch of features and captions; with a filler in the last row."""
-    rows = len(features) + filler
+def pairs(features, text, *, dummy=False):
+    """Return a batch of features and captions; with `dummy` the last row has none."""
+    rows = len(features) + dummy
     ids = torch.zeros(rows, text.ids_bl.shape[1], dtype=torch.long)
     mask = torch.zeros_like(ids)
     ids[: len(features)], mask[: len(features)] = text.ids_bl, text.mask_bl
@@ -149,14 +149,14 @@ def some_pairs(rows):
 def test_dummy_rows_change_no_loss():
     model = small_model()
     features, text = some_pairs(2)
-    plain, filled = model(pairs(features, text)), model(pairs(features, text, filler=True))
+    plain, filled = model(pairs(features, text)), model(pairs(features, text, dummy=True))
     for name, loss in means(plain).items():
         torch.testing.assert_close(means(filled)[name], loss)
 
 
 def test_cached_features_give_the_same_losses():
     model = small_model()
-    batch = pairs(*some_pairs(2), filler=True)
+    batch = pairs(*some_pairs(2), dummy=True)
     image = batch.media["image"]
     known = replace(
         image,
@@ -170,7 +170,7 @@ def test_cached_features_give_the_same_losses():
 
 
 def test_counts_before_the_forward_pass_equal_those_of_the_losses():
-    batch = pairs(*some_pairs(3), filler=True)
+    batch = pairs(*some_pairs(3), dummy=True)
     losses = objective().losses(small_model()(batch))
     assert {name: count for name, (_, count, _) in losses.items()} == objective().counts(batch)
     assert objective().counts(batch) == {"itc": 3, "itm": 9, "itg": 27}
@@ -207,6 +207,6 @@ def test_negatives_are_neither_positives_nor_dummy_rows():
 
 def test_projected_tokens_are_trained_towards_the_reference():
     reference = pformer.build(PFormer().tiny(), prompts=4, width_out=40)
-    outputs = small_model(reference)(pairs(*some_pairs(3), filler=True))
+    outputs = small_model(reference)(pairs(*some_pairs(3), dummy=True))
     assert outputs.tokens_xku.shape == outputs.prompts_xku.shape == (3, 4, 40)
     assert not outputs.prompts_xku.requires_grad

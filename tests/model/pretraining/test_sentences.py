@@ -1,4 +1,4 @@
-"""A P-Former's losses and gradients are BLIText's; its prompts stand where a medium would."""
+"""Training of a P-Former: BLIText's losses and gradients; prompts at a medium's positions."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -42,7 +42,7 @@ def small_model():
 
 
 def behind_prompts(text, words, words_mask, *, rows):
-    """Sentences in both vocabularies, the prompts' places first; rows past `rows` are fillers."""
+    """Return sentences in both vocabularies, after the prompts; rows beyond `rows` are dummies."""
     number, length = words.shape
     places = torch.zeros(number, 8 + length, dtype=torch.bool)
     places[:rows, :8] = True
@@ -109,24 +109,24 @@ def test_losses_and_gradients_equal_those_of_blitext():
         torch.testing.assert_close(weight.grad, expected, atol=1e-5, rtol=1e-4)
 
 
-def some_sentences(rows, *, filler=0):
+def some_sentences(rows, *, dummy=0):
     draw = torch.Generator().manual_seed(3)
-    ids = torch.randint(6, 48, (5, 8), generator=draw)[: rows + filler]
-    words = torch.randint(4, 40, (5, 6), generator=draw)[: rows + filler]
+    ids = torch.randint(6, 48, (5, 8), generator=draw)[: rows + dummy]
+    words = torch.randint(4, 40, (5, 6), generator=draw)[: rows + dummy]
     text = TextIds(ids_bl=ids, mask_bl=torch.ones_like(ids))
     return behind_prompts(text, words, torch.ones_like(words), rows=rows)
 
 
 def test_dummy_rows_change_no_loss():
     model = small_model()
-    alone, filled = means(model(some_sentences(2))), means(model(some_sentences(2, filler=1)))
+    alone, filled = means(model(some_sentences(2))), means(model(some_sentences(2, dummy=1)))
     assert alone.keys() == filled.keys()
     for name, loss in alone.items():
         torch.testing.assert_close(filled[name], loss)
 
 
 def test_a_batch_of_dummy_rows_has_no_losses_but_gradients():
-    losses = objective().losses(small_model()(some_sentences(0, filler=2)))
+    losses = objective().losses(small_model()(some_sentences(0, dummy=2)))
     assert all(total.item() == 0 and count == 0 for total, count, _ in losses.values())
     sum(total for total, *_ in losses.values()).backward()
 
@@ -148,7 +148,7 @@ def test_each_prompt_is_quantised_to_the_nearest_word():
 
 
 def test_counts_before_the_forward_pass_equal_those_of_the_losses():
-    batch = some_sentences(3, filler=1)
+    batch = some_sentences(3, dummy=1)
     losses = objective().losses(small_model()(batch))
     counts = objective().counts(batch)
     assert counts["contrast"] == losses["contrast"][1] == 3
