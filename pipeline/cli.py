@@ -19,7 +19,7 @@ from model.presets import PRESETS
 from pipeline.config.run_config import Scale, StageName, TrainOptions, changed_preset, resolve
 from pipeline.convert.export import export
 from pipeline.convert.import_ import import_
-from pipeline.evaluate.command import evaluate
+from pipeline.evaluate.evaluate import evaluate
 from pipeline.forecast.forecast import forecast_table, make_forecast, typical_product
 from pipeline.forecast.peak_flops import measured, published
 from pipeline.forecast.plan import plan, plan_table
@@ -38,9 +38,9 @@ def _train(stage: StageName) -> Callable[[Sequence[str]], int]:
 
 def _features(args: Sequence[str]) -> int:
     # Ray takes a second to import, which no other command needs.
-    from pipeline.feature_cache.precompute import features  # noqa: PLC0415
+    from pipeline.feature_cache.precompute import precompute  # noqa: PLC0415
 
-    return features(args)
+    return precompute(args)
 
 
 @dataclass(frozen=True, kw_only=True)

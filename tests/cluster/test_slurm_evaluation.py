@@ -81,7 +81,7 @@ def test_a_job_that_must_go_comes_back(slurm, words, whole, tmp_path, how):
     slurm.start_now(job)
     state = slurm.wait(job)
     assert (state["JobState"], state["Restarts"]) == ("COMPLETED", "1"), slurm.output(job)
-    assert f"goes on after {kept} answers" in slurm.output(job)
+    assert f"resuming after {kept} answers" in slurm.output(job)
     assert same(output, whole)
 
 
