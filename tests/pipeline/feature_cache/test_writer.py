@@ -63,7 +63,7 @@ def test_a_failed_write_is_reported_and_training_continues(
 ) -> None:
     store = create_store("a")
     with FeatureWriter({"image": store}, file_bytes=1) as writer:
-        (store.folder / "producer.json").unlink()
+        (store.folder / "encoder.json").unlink()
         store.folder.rmdir()
         store.folder.write_text("in the way")
         writer.add("image", KEYS[:1], torch.ones(1, 1, 1, 1))
