@@ -8,8 +8,9 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import Progress
 
 from etl.cli import UserError, parse
@@ -23,8 +24,10 @@ from model.weights import load_trained
 from pipeline.checkpoint.checkpoints import newest_weights
 from pipeline.config.run_config import RunConfig, read_config
 from pipeline.data.encode import SampleEncoder
+from pipeline.evaluate.benchmark import BenchmarkSamples, benchmark_table
+from pipeline.evaluate.benchmarks import find_benchmark
 from pipeline.evaluate.exact_match import exact_match_table, score_exact_match
-from pipeline.evaluate.generate_answers import generate_answers, without_media
+from pipeline.evaluate.generate_answers import Prediction, generate_answers, without_media
 from pipeline.evaluate.partial_predictions import PartialPredictions, writing
 from pipeline.signals import STOPPED, StopRequest
 
@@ -38,7 +41,10 @@ class EvaluateOptions:
     run: Path
     """The run folder of a trained stage."""
     data: tuple[Path, ...]
-    """Folders of Arrow shards whose samples end with the true answer."""
+    """Folders of Arrow shards whose samples end with the true answer; or with --benchmark, the
+    folder with its published files and images."""
+    benchmark: str | None = None
+    """Ask the questions of a published benchmark, and score them as its official script does."""
     output: Path | None = None
     """Folder for predictions and scores. Default: RUN/evaluation."""
     batch: int = 64
@@ -64,15 +70,15 @@ def evaluate(args: Sequence[str]) -> int:
     config = read_config(options.run / "config.json")
     if isinstance(config.settings, InitStage):
         raise UserError(f"{options.run}: a run of stage init has no answers; want one of pt or sft")
-    shards = ShardSet(options.data)
+    samples = _open_samples(options)
     # Chosen once: a run that is still training may save newer weights meanwhile.
     weights = newest_weights(options.run)
     output = options.output or options.run / "evaluation"
-    number = min(len(shards), options.limit or len(shards))
+    number = min(len(samples), options.limit or len(samples))
     identity = {
         "weights": file_sha256(weights),
         "config": file_sha256(options.run / "config.json"),
-        "data": shards.fingerprint,
+        "data": samples.fingerprint,
         "questions": number,
         "batch": options.batch,
         "max_new_tokens": options.max_new_tokens,
@@ -83,23 +89,54 @@ def evaluate(args: Sequence[str]) -> int:
         for name in ("predictions", "predictions_blind")
     )
     for predictions, view in ((seeing, lambda sample: sample), (blind, without_media)):
-        questions = Questions(shards, number, view)
+        questions = Questions(samples, number, view)
         _answer(config, model, questions, predictions, options, stop)
         if stop.asked:
             done = len(seeing.predictions) + len(blind.predictions)
             log.info("stopped on request after %d of %d answers; saved", done, 2 * number)
             return STOPPED
         predictions.finish()
-    scores = score_exact_match(seeing.predictions, blind.predictions)
+    scores, table = _score(samples, seeing.predictions, blind.predictions)
     with writing(output / "scores.json"):
-        write_json(output / "scores.json", asdict(scores))
+        write_json(output / "scores.json", scores)
     for predictions in (seeing, blind):
         predictions.remove_partial()
     if options.json:
-        sys.stdout.write(json.dumps(asdict(scores), indent=2) + "\n")
+        sys.stdout.write(json.dumps(scores, indent=2) + "\n")
     else:
-        Console().print(exact_match_table(scores))
+        Console().print(table)
     return 0
+
+
+def _open_samples(options: EvaluateOptions) -> ShardSet | BenchmarkSamples:
+    if options.benchmark is None:
+        return ShardSet(options.data)
+    benchmark = find_benchmark(options.benchmark)
+    if len(options.data) != 1:
+        raise UserError(f"--data: {len(options.data)} folders, want one for --benchmark")
+    return BenchmarkSamples(benchmark, options.data[0], options.limit)
+
+
+def _score(
+    samples: ShardSet | BenchmarkSamples,
+    seeing: Sequence[Prediction],
+    blind: Sequence[Prediction],
+) -> tuple[dict[str, Any], RenderableType]:
+    """Return the content of scores.json, and a table of it."""
+    if isinstance(samples, ShardSet):
+        scores = score_exact_match(seeing, blind)
+        return asdict(scores), exact_match_table(scores)
+    benchmark_scores, blind_scores = (
+        samples.benchmark.score(samples.questions, {p.id: p.answer for p in predictions})
+        for predictions in (seeing, blind)
+    )
+    value = {
+        "benchmark": samples.benchmark.name,
+        "questions": len(samples),
+        "scores": benchmark_scores,
+        "blind": blind_scores,
+    }
+    return value, benchmark_table(benchmark_scores)
 
 
 class Questions:
@@ -112,7 +149,10 @@ class Questions:
     """
 
     def __init__(
-        self, samples: Sequence[Sample] | ShardSet, number: int, view: Callable[[Sample], Sample]
+        self,
+        samples: ShardSet | BenchmarkSamples,
+        number: int,
+        view: Callable[[Sample], Sample],
     ) -> None:
         self._samples, self._number, self._view = samples, number, view
 
