@@ -15,7 +15,7 @@ _FORMAT = "check --format"
 _SERVER = "check the list's URLs, and the network or proxy"
 
 _HINTS: Mapping[str, str] = {
-    "no_media": "the records name files: give --media with the folder or archive that holds them",
+    "no_media": "the records name files, so give --media with the folder or archive that holds them",
     "not_in_media": "--media holds none of the named files; give the folder or archive that does",
     "ambiguous_name": "several files in --media have the same name; give a more specific folder",
     "private_address": _PRIVATE,
@@ -89,7 +89,7 @@ def hint_for(manifest: Manifest) -> str | None:
     if not options <= {*manifest.plan.get("config", ()), *_IN_NO_PLAN}:
         advice, options = "see the examples in report.html", set()  # this job has no such option
     if options and "retry_failed" not in options:
-        advice = f"{advice}; use a new --output"
+        advice = f"{advice}, and start a new --output"
     return f"no row was kept; {count} of {manifest.input_rows} were dropped as {reason}: {advice}"
 
 
