@@ -15,7 +15,7 @@ _FORMAT = "check --format"
 _SERVER = "check the list's URLs, and the network or proxy"
 
 _HINTS: Mapping[str, str] = {
-    "no_media": "the records name files, so give --media with the folder or archive that holds them",
+    "no_media": "records name files, so give --media with the folder or archive that holds them",
     "not_in_media": "--media holds none of the named files; give the folder or archive that does",
     "ambiguous_name": "several files in --media have the same name; give a more specific folder",
     "private_address": _PRIVATE,
