@@ -10,6 +10,7 @@ import io
 import logging
 import os
 import re
+import signal
 import sys
 import typing
 from collections.abc import Callable, Sequence
@@ -92,16 +93,28 @@ def main(
 ) -> None:
     """Run a command on `sys.argv` and exit; a mistake costs one line on stderr and exit code 2.
 
-    Under a launcher every rank meets the same mistake, so only rank 0 tells it.
+    Under a launcher every rank meets the same mistake, so only rank 0 tells it. A command whose
+    output is piped to one that ends early, such as `head`, ends as quietly as other Unix tools do.
     """
     first = os.environ.get("RANK", "0") == "0"
     level = logging.INFO if first else logging.WARNING
     logging.basicConfig(level=level, format="%(asctime)s %(name)s: %(message)s")
+    code: int | None
     try:
-        code = run(sys.argv[1:])
-    except mistakes as mistake:
-        if first:
-            sys.stderr.write(f"error: {' '.join(str(mistake).split())}\n")
-        code = 2
-    sys.stdout.flush()
+        try:
+            code = run(sys.argv[1:])
+        except mistakes as mistake:
+            if first:
+                sys.stderr.write(f"error: {' '.join(str(mistake).split())}\n")
+            code = 2
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:  # the reader of stdout is gone, so what is buffered is discarded
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            code = 128 + signal.SIGPIPE
+        else:
+            raise
     sys.exit(code or 0)
