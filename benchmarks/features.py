@@ -208,7 +208,7 @@ def compare(name: str, options: Options, data: Path, folder: Path) -> dict[str, 
     filled = fill(small, data, folder / "cache")
     without = train(small, options, data, folder, "encoder")
     known = train(small, options, data, folder, "known", "--feature-cache", folder / "cache")
-    verdict = json.loads((folder / "known" / "features.json").read_text())["image"]
+    verdict = json.loads((folder / "known" / "feature_cache.json").read_text())["image"]
     pairs = zip(known.losses, without.losses, strict=True)
     return {
         "system": name,

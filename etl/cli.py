@@ -10,6 +10,7 @@ import io
 import logging
 import os
 import re
+import select
 import signal
 import sys
 import typing
@@ -110,11 +111,15 @@ def main(
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
-        try:
-            sys.stdout.flush()
-        except BrokenPipeError:  # the reader of stdout is gone, so what is buffered is discarded
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            code = 128 + signal.SIGPIPE
-        else:
+        if not _stdout_is_broken():
             raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # discards what is still buffered
+        code = 128 + signal.SIGPIPE
     sys.exit(code or 0)
+
+
+def _stdout_is_broken() -> bool:
+    """Return whether the process that read this one's output has ended."""
+    poll = select.poll()
+    poll.register(1, 0)  # errors are always reported
+    return any(event & select.POLLERR for _, event in poll.poll(0))

@@ -24,7 +24,7 @@ from pipeline.feature_cache.measure import Timing, measure
 from pipeline.feature_cache.reader import CacheReader
 from pipeline.feature_cache.store import FeatureStore
 from pipeline.feature_cache.writer import Recorder
-from pipeline.run_folder.records import write_features
+from pipeline.run_folder.metrics_writer import write_cache_decisions
 
 log = logging.getLogger(__name__)
 
@@ -125,7 +125,8 @@ def _verdicts(
             }
             for kind, verdict in verdicts.items():
                 log.info("features of %s: %s", kind, verdict.reason)
-            write_features(Path(run.output), {kind: asdict(v) for kind, v in verdicts.items()})
+            decisions = {kind: asdict(verdict) for kind, verdict in verdicts.items()}
+            write_cache_decisions(Path(run.output), decisions)
             told = [verdicts]
         except UserError as error:
             told = [str(error)]

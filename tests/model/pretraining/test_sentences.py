@@ -15,7 +15,7 @@ from model.pretraining.sentences import SentenceModel
 from model.spec.init import SentenceInit
 from model.spec.pformer import PFormer
 from model.text import TextIds
-from pipeline.train.objectives import SentenceObjective
+from pipeline.train.losses import compute_losses, count_losses, sentence_terms
 
 RECORDED = Path(__file__).parents[1] / "recorded" / "pformer.safetensors"
 FORMER = replace(PFormer(dropout=0.0).tiny(), vocabulary=48, max_positions=64, max_text=8)
@@ -67,13 +67,12 @@ def behind_prompts(text, words, words_mask, *, rows):
     )
 
 
-def objective():
-    return SentenceObjective(spec=system("digits").model, stage=SPEC)
+TERMS = sentence_terms(system("digits").model, SPEC)
 
 
 def means(outputs):
-    losses = objective().losses(outputs)
-    return {name: total / max(1, count) for name, (total, count, _) in losses.items()}
+    losses = compute_losses(TERMS, outputs)
+    return {name: loss.total / max(1, loss.count) for name, loss in losses.items()}
 
 
 def test_the_losses_and_their_gradients_are_those_of_blitext():
@@ -126,9 +125,9 @@ def test_fillers_change_no_loss():
 
 
 def test_a_batch_of_fillers_has_no_losses_but_gradients():
-    losses = objective().losses(small_model()(some_sentences(0, filler=2)))
-    assert all(total.item() == 0 and count == 0 for total, count, _ in losses.values())
-    sum(total for total, *_ in losses.values()).backward()
+    losses = compute_losses(TERMS, small_model()(some_sentences(0, filler=2)))
+    assert all(loss.total.item() == 0 and loss.count == 0 for loss in losses.values())
+    sum(loss.total for loss in losses.values()).backward()
 
 
 def test_masking_leaves_cls_and_padding_alone():
@@ -149,10 +148,10 @@ def test_each_prompt_goes_to_the_nearest_word():
 
 def test_what_is_counted_before_the_pass_is_what_the_losses_count():
     batch = some_sentences(3, filler=1)
-    losses = objective().losses(small_model()(batch))
-    counts = objective().counts(batch)
-    assert counts["contrast"] == losses["contrast"][1] == 3
-    assert counts["text"] == losses["text"][1] == 18
+    losses = compute_losses(TERMS, small_model()(batch))
+    counts = count_losses(TERMS, batch)
+    assert counts["contrast"] == losses["contrast"].count == 3
+    assert counts["text"] == losses["text"].count == 18
 
 
 def test_the_size_is_berts_and_that_of_the_layers_behind_it():

@@ -1,4 +1,4 @@
-"""Parts of a preset swapped from the command line, and pairings that are refused."""
+"""Overrides of preset fields on the command line, and combinations that are refused."""
 
 import pytest
 
@@ -17,7 +17,7 @@ def test_one_option_swaps_a_component():
     assert whole.model.inputs[0].tokens == 8
 
 
-def test_a_field_of_a_part_is_set_by_its_number_or_name():
+def test_a_branch_is_given_by_its_index_or_modality():
     by_name = override(system("llava_1_5_7b"), ["model.inputs.image.projector.depth=3"])
     by_number = override(system("llava_1_5_7b"), ["model.inputs.0.projector.depth=3"])
     assert by_name == by_number
@@ -34,7 +34,7 @@ def test_a_field_of_a_part_is_set_by_its_number_or_name():
         ("digits", 'model.inputs.image.projector={"kind": "mpl"}', "kind: 'mpl', want one of"),
     ],
 )
-def test_mistakes_are_told_in_one_line(preset, setting, says):
+def test_mistakes_are_reported_in_one_line(preset, setting, says):
     with pytest.raises(UserError, match=says) as told:
         override(system(preset), [setting])
     assert "\n" not in str(told.value)
@@ -64,7 +64,7 @@ def test_mistakes_are_told_in_one_line(preset, setting, says):
         ("flamingo_3b", "model.inputs.video.projector.latents=8", "its spec differs"),
     ],
 )
-def test_impossible_pairings_are_refused_before_anything_is_built(preset, setting, says):
+def test_impossible_combinations_are_refused_before_anything_is_built(preset, setting, says):
     with pytest.raises(SpecError, match=says) as told:
         override(system(preset), [setting])
     assert "\n" not in str(told.value)

@@ -34,7 +34,7 @@ from pipeline.feature_cache.training import keepable
 from pipeline.feature_cache.worker import Filled, Filler
 from pipeline.forecast.forecast import stage_costs
 from pipeline.forecast.plan import plan as plan_stage
-from pipeline.train.objectives import objective_of
+from pipeline.train.losses import compute_losses, count_losses, loss_terms
 from tests.worlds import caption_shards, drawing, drawing_sample, drawing_shards, drawing_words
 
 SIGNALS = 3
@@ -94,18 +94,15 @@ def learnt(
     model: GenerativeMultimodalLM, preset: System, batches: Sequence[Batch]
 ) -> dict[str, float]:
     """Run batches as passes of one step; leave the gradients in the model, return the losses."""
-    objective = objective_of(preset.model, preset.pt)
-    counts = [objective.counts(batch) for batch in batches]
-    total = {name: sum(count[name] for count in counts) for name in objective.weights}
+    terms = loss_terms(preset.model, preset.pt)
+    counts = [count_losses(terms, batch) for batch in batches]
+    total = {term.name: sum(count[term.name] for count in counts) for term in terms}
     used = ["image", "to_image"]
     losses = dict.fromkeys(total, 0.0)
     for batch in batches:
-        found = objective.losses(model(batch, used, used))
-        assert {name: loss.number for name, loss in found.items()} == dict(objective.counts(batch))
-        parts = [
-            objective.weights[name] * loss.total / max(1, total[name])
-            for name, loss in found.items()
-        ]
+        found = compute_losses(terms, model(batch, used, used))
+        assert {name: loss.count for name, loss in found.items()} == count_losses(terms, batch)
+        parts = [term.weight * found[term.name].total / max(1, total[term.name]) for term in terms]
         torch.stack(parts).sum().backward()
         for name, loss in found.items():
             losses[name] += float(loss.total.detach()) / max(1, total[name])
