@@ -128,8 +128,8 @@ def train(
     command = [launcher, "--num_accelerators", options.ranks, "--log_level", "warning"]
     command += ["--module", "pipeline", stage, preset, "--data", *data, "--output", output, *more]
     if half_epochs:
-        whole = system(preset).stage("pt" if stage == "pt" else "sft")
-        command += ["--epochs", (whole.epochs + 1) // 2]
+        settings = system(preset).stage("pt" if stage == "pt" else "sft")
+        command += ["--epochs", (settings.epochs + 1) // 2]
     call(command)
 
 

@@ -156,9 +156,9 @@ def checkpoint(options: Options, folder: Path) -> None:
     (folder / "preprocessor_config.json").write_text(json.dumps(colours))
 
 
-def ours(options: Options, folder: Path) -> Side:
+def train_with_mmloom(options: Options, folder: Path) -> Side:
     """Train with this trainer."""
-    run = folder / "ours"
+    run = folder / "mmloom"
     words = ["pipeline", "sft", folder / "imported" / "config.json", *_common(options, folder)]
     words += ["--init-from", folder / "imported", "--output", run]
     words += ["--set", "sft.recompute=false", f"sft.max_tokens={options.length}"]
@@ -172,11 +172,11 @@ def ours(options: Options, folder: Path) -> Side:
     )
 
 
-def theirs(options: Options, folder: Path, tokens: int) -> Side:
+def train_with_hf_trainer(options: Options, folder: Path, tokens: int) -> Side:
     """Train with HF Trainer, see `step_rate_trainer.py`."""
-    file = folder / "theirs.json"
+    file = folder / "hf_trainer.json"
     words = ["benchmarks.step_rate_trainer", "--checkpoint", folder / "llava"]
-    words += ["--run", folder / "ours", "--output", file]
+    words += ["--run", folder / "mmloom", "--output", file]
     run_ranks(options.ranks, words)
     results = json.loads(file.read_bytes())
     return Side(
@@ -214,8 +214,8 @@ def run(args: list[str]) -> None:
         write_folder(folder / "data", samples(options.samples, options.length), job="bench")
         checkpoint(options, folder / "llava")
         import_run(folder / "llava", folder / "imported", "sft")
-        mine = ours(options, folder)
-        other = theirs(options, folder, mine.tokens)
+        mine = train_with_mmloom(options, folder)
+        other = train_with_hf_trainer(options, folder, mine.tokens)
     worst = max(abs(a - b) / b for a, b in zip(mine.losses, other.losses, strict=True))
     Console(stderr=True).print(table([mine, other], options))
     results = {

@@ -34,7 +34,7 @@ def override(system: System, settings: Sequence[str]) -> System:
     for setting in settings:
         path, equals, text = setting.partition("=")
         if not equals:
-            raise UserError(f"--set {setting}: want PATH=VALUE, say model.backbone.layers=8")
+            raise UserError(f"--set {setting}: want PATH=VALUE, such as model.backbone.layers=8")
         *parents, last = path.split(".")
         node: Any = fields
         for depth, name in enumerate(parents):

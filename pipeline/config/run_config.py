@@ -229,16 +229,16 @@ def _mix(options: TrainOptions, base: Mix) -> Mix:
 
 def changed_preset(preset: str, scale: Scale, settings: Sequence[str]) -> System:
     """Return a preset at a scale, with fields overridden; SpecError for an unknown preset."""
-    whole = system(preset)
-    return override(whole.tiny() if scale == "tiny" else whole, settings)
+    base = system(preset)
+    return override(base.tiny() if scale == "tiny" else base, settings)
 
 
-def _with_stage(whole: System, stage: StageName, settings: Stage) -> System:
+def _with_stage(base: System, stage: StageName, settings: Stage) -> System:
     if isinstance(settings, InitStage):
         part = settings.objective.kind
-        init = (settings if item.objective.kind == part else item for item in whole.init)
-        return replace(whole, init=tuple(init))
-    return replace(whole, pt=settings) if stage == "pt" else replace(whole, sft=settings)
+        init = (settings if item.objective.kind == part else item for item in base.init)
+        return replace(base, init=tuple(init))
+    return replace(base, pt=settings) if stage == "pt" else replace(base, sft=settings)
 
 
 def read_config(file: Path) -> RunConfig:

@@ -144,8 +144,8 @@ def test_invalid_options(captions: Path, tmp_path: Path, error_line: Callable[..
 def test_a_run_of_the_stage_init_cannot_be_evaluated(
     captions: Path, tmp_path: Path, error_line: Callable[..., str]
 ) -> None:
-    whole = system("dlp").tiny()
-    run = RunConfig(stage="init", part="qformer", system=whole, data=("d",), output="o")
+    preset = system("dlp").tiny()
+    run = RunConfig(stage="init", part="qformer", system=preset, data=("d",), output="o")
     run.save(tmp_path)
     words = ("evaluate", "--run", tmp_path, "--data", captions)
     assert "of the stage init, which answers nothing; want pt or sft" in error_line(*words)

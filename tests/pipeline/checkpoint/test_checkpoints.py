@@ -98,12 +98,12 @@ def test_a_checkpoint_of_an_older_version_is_refused_in_one_line(
     message = (
         f"{tmp_path}: made by an older version of mmloom (it has `cursor`, now `trainer_state`)"
     )
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as error:
         Checkpoints(tmp_path, IDENTITY, RetentionPolicy()).choose(resume)
-    assert str(told.value) == f"{message}; start a new run folder"
-    with pytest.raises(UserError) as told:
+    assert str(error.value) == f"{message}; start a new run folder"
+    with pytest.raises(UserError) as error:
         newest_weights(tmp_path)
-    assert str(told.value).startswith(message)
+    assert str(error.value).startswith(message)
 
 
 @pytest.fixture

@@ -32,18 +32,18 @@ def test_an_old_key_in_a_run_folder(old: str, tmp_path: Path) -> None:
         f"`{RENAMED_KEYS[old]}`); start a new run folder"
     )
     for check in (check_run_folder, lambda run: read_config(run / "config.json")):
-        with pytest.raises(OlderVersionError) as told:
+        with pytest.raises(OlderVersionError) as error:
             check(tmp_path)
-        assert str(told.value) == message
+        assert str(error.value) == message
 
 
 def test_an_old_key_in_a_file_of_the_users_own(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text(yaml.safe_dump(with_old_key("keep")))
-    with pytest.raises(OlderVersionError) as told:
+    with pytest.raises(OlderVersionError) as error:
         read_config(file)
     message = f"{file}: made by an older version of mmloom (it has `keep`, now `keep_last`)"
-    assert str(told.value) == f"{message}; rename the key"
+    assert str(error.value) == f"{message}; rename the key"
 
 
 @pytest.mark.parametrize("old", RENAMED_FILES)

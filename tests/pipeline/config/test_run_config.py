@@ -38,14 +38,14 @@ def test_a_pre_trained_part_has_settings_of_its_own() -> None:
 
 
 @pytest.mark.parametrize(
-    ("preset", "says"),
+    ("preset", "message"),
     [
         ("digits", "digits: has no part that is pre-trained before MM-PT"),
         ("dlp", "dlp: pre-trains pformer, then qformer; name one as --part"),
     ],
 )
-def test_a_part_must_exist_and_be_named(preset: str, says: str) -> None:
-    with pytest.raises(SpecError, match=says):
+def test_a_part_must_exist_and_be_named(preset: str, message: str) -> None:
+    with pytest.raises(SpecError, match=message):
         resolve(options(preset, "--data", "d", "--output", "o"), "init")
 
 

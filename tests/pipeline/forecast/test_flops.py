@@ -15,9 +15,9 @@ from pipeline.forecast.flops import Work, unit_costs
 POSITIONS, TARGETS = 48, 7
 
 
-def on_meta(whole, name):
-    stage = whole.stage(name)
-    model = build_on_meta(whole.model, stage)
+def on_meta(preset, name):
+    stage = preset.stage(name)
+    model = build_on_meta(preset.model, stage)
     set_trainable(model, stage.trainable)
     return model, stage
 
@@ -106,8 +106,8 @@ def test_samples_add_up():
 @pytest.mark.parametrize("name", PRESETS)
 @pytest.mark.parametrize("stage", ["pt", "sft"])
 def test_every_preset_has_costs(name, stage):
-    whole = system(name).tiny()
-    costs = unit_costs(*on_meta(whole, stage))
+    preset = system(name).tiny()
+    costs = unit_costs(*on_meta(preset, stage))
     assert costs.position.forward > 0 < costs.position.backward
-    for kind in whole.model.modalities:
+    for kind in preset.model.modalities:
         assert costs.medium(kind).forward > 0

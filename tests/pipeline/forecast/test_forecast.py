@@ -24,14 +24,14 @@ def test_forecasts_of_published_runs_are_plausible():
     Liu et al. 2023, *Improved baselines*, §3.3. They trained all weights in SFT, unlike this
     preset; the mean lengths are those of its data, to within a quarter.
     """
-    whole = system("llava_1_5_7b")
+    preset = system("llava_1_5_7b")
     peak = published("a100", "bf16")
     captions = Workload(positions=620, targets=30, pairs=620 * 620 / 2, media={"image": 1})
-    pt = make_forecast(whole, "pt", plan(whole, "pt", 8), peak, captions)
+    pt = make_forecast(preset, "pt", plan(preset, "pt", 8), peak, captions)
     hours = 558_000 / 256 * pt.step_seconds / 3600
     assert 1.5 < hours < 5
     full = replace(
-        whole, sft=replace(whole.sft, peft=None, trainable=("backbone.*", "inputs.*proj*"))
+        preset, sft=replace(preset.sft, peft=None, trainable=("backbone.*", "inputs.*proj*"))
     )
     dialogues = Workload(positions=900, targets=250, pairs=900 * 900 / 2, media={"image": 0.94})
     sft = make_forecast(full, "sft", plan(full, "sft", 8), peak, dialogues)
@@ -40,12 +40,12 @@ def test_forecasts_of_published_runs_are_plausible():
 
 
 def test_step_time_is_flops_divided_by_flops_per_second():
-    whole = system("llava_1_5_7b")
-    eight, sixteen = (plan(whole, "pt", gpus) for gpus in (8, 16))
+    preset = system("llava_1_5_7b")
+    eight, sixteen = (plan(preset, "pt", gpus) for gpus in (8, 16))
     a100, h100 = (published(name, "bf16") for name in ("a100", "h100"))
-    slow = make_forecast(whole, "pt", eight, a100)
-    assert make_forecast(whole, "pt", sixteen, a100).step_seconds == slow.step_seconds / 2
-    fast = make_forecast(whole, "pt", eight, h100)
+    slow = make_forecast(preset, "pt", eight, a100)
+    assert make_forecast(preset, "pt", sixteen, a100).step_seconds == slow.step_seconds / 2
+    fast = make_forecast(preset, "pt", eight, h100)
     assert slow.step_seconds / fast.step_seconds == pytest.approx(989.4 / 312)
     assert slow.sample.model == pytest.approx(sum(w.model for w in slow.work.values()))
 
@@ -72,8 +72,8 @@ def test_this_machine_is_measured_only_on_request():
 
 
 def test_a_forecast_as_a_table_and_as_json():
-    whole = system("digits")
-    forecast = make_forecast(whole, "pt", plan(whole, "pt", 2), published("a100", "fp32"))
+    preset = system("digits")
+    forecast = make_forecast(preset, "pt", plan(preset, "pt", 2), published("a100", "fp32"))
     console = Console(width=120)
     with console.capture() as captured:
         console.print(forecast_table(forecast))
@@ -86,5 +86,5 @@ def test_a_forecast_as_a_table_and_as_json():
 
 
 def test_the_measured_multiplication_is_the_models():
-    whole = system("llava_1_5_7b")
-    assert typical_product(whole.model, whole.pt) == (4096, 4096, 11_008)
+    preset = system("llava_1_5_7b")
+    assert typical_product(preset.model, preset.pt) == (4096, 4096, 11_008)

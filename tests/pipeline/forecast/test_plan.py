@@ -88,15 +88,15 @@ def test_tokens_of_a_sample():
 
 
 @pytest.mark.parametrize(
-    ("gpus", "tokens", "says"),
+    ("gpus", "tokens", "message"),
     [
         (0, None, "--gpus: 0"),
         (8, 576, "more than the media's 576"),
         (8, 2049, "at most the stage's max_tokens 2048"),
     ],
 )
-def test_mistakes_are_reported(gpus, tokens, says):
-    with pytest.raises(UserError, match=says):
+def test_mistakes_are_reported(gpus, tokens, message):
+    with pytest.raises(UserError, match=message):
         plan(system("llava_1_5_7b"), "pt", gpus, tokens=tokens)
 
 
@@ -108,8 +108,8 @@ def test_planning_allocates_no_weights():
 
 
 def with_config(name, stage="pt", **changes):
-    whole = system("llava_1_5_7b")
-    return replace(whole, **{stage: replace(whole.stage(stage), ds_config=name, **changes)})
+    preset = system("llava_1_5_7b")
+    return replace(preset, **{stage: replace(preset.stage(stage), ds_config=name, **changes)})
 
 
 def test_zero_partitions_as_configured():
@@ -214,8 +214,8 @@ def test_dropout_in_adapters_saves_the_forecast_bytes():
 @pytest.mark.parametrize("name", ["llava_1_5_7b", "llava_1_5_13b"])
 def test_no_published_weight_is_between_our_persistence_threshold_and_deepspeeds(name):
     """So the lower threshold of ds_configs/zero3.json costs nothing."""
-    whole = system(name)
-    sizes = [w.numel() for w in build_on_meta(whole.model, whole.sft).parameters()]
+    preset = system(name)
+    sizes = [w.numel() for w in build_on_meta(preset.model, preset.sft).parameters()]
     assert not [size for size in sizes if 1e4 < size <= 1e5]
 
 

@@ -44,8 +44,8 @@ def test_lines_that_a_full_disk_rejects_are_written_with_the_next_ones(
     with small_disk(tmp_path / "run", 1 << 16) as run:
         writer = MetricsWriter(run, rank=0)
         writer.step({"step": 1})
-        filler = run / "filler"
-        with contextlib.suppress(OSError), filler.open("wb", buffering=0) as stream:
+        other = run / "other"
+        with contextlib.suppress(OSError), other.open("wb", buffering=0) as stream:
             while True:
                 stream.write(bytes(4096))
         for step in range(2, 2000):  # more than what is left of the file's last page
