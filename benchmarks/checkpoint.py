@@ -1,12 +1,12 @@
-"""Checkpoints: how long a step waits for one, how large it is, and how long a run takes to resume.
+"""Checkpoints: how long training stalls for one, its size, and how long a run takes to resume.
 
     python benchmarks/checkpoint.py [--ranks N] [--sizes …]
 
-Each size is MM-IT of a small LLaVA under ZeRO-3 with adapters in a frozen backbone, or of all the
+Each size is MM-IT of a small LLaVA under ZeRO-3, of adapters in a frozen backbone or of all the
 backbone's weights. Both sides save the same engine in the same processes: this trainer, which
-copies and then writes beside training, frozen weights left out; and DeepSpeed's `save_checkpoint`
-as it is. Then the run is resumed by fresh processes: `check` is looking at every checksum, `load`
-is bringing weights, optimizer and schedule back.
+copies and then writes asynchronously, without frozen weights; and DeepSpeed's `save_checkpoint`
+unchanged. Then new processes resume the run: `check` verifies every checksum, `load` restores
+weights, optimizer and schedule.
 
 Prints a table and as the last line one JSON object.
 """
@@ -32,7 +32,7 @@ from etl.digits.records import dialogue_sample
 from etl.storage.shards import write_folder
 from pipeline.config.run_config import TrainOptions, resolve
 
-Figures = dict[str, Any]
+Results = dict[str, Any]
 
 SIZES: Mapping[str, tuple[int, int, bool]] = {
     "adapters": (512, 4, False),
@@ -40,7 +40,7 @@ SIZES: Mapping[str, tuple[int, int, bool]] = {
     "backbone": (512, 4, True),
     "larger backbone": (1024, 8, True),
 }
-"""Width and layers of the backbone, and whether all of it trains."""
+"""Width and layers of the backbone, and whether all of it is trainable."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,10 +53,10 @@ class Options:
     """Which of: adapters, more adapters, backbone, larger backbone."""
 
 
-def measure(name: str, options: Options, folder: Path) -> Figures:
-    """Train a little, save by both ways, and resume."""
-    width, layers, whole = SIZES[name]
-    trains = '["inputs.image.projector.*", "backbone.*"]'
+def measure(name: str, options: Options, folder: Path) -> Results:
+    """Train two steps, save in both ways, and resume."""
+    width, layers, trains_all = SIZES[name]
+    trainable = '["inputs.image.projector.*", "backbone.*"]'
     run = resolve(
         TrainOptions(
             preset="llava_1_5_7b",
@@ -74,54 +74,54 @@ def measure(name: str, options: Options, folder: Path) -> Figures:
                 f"model.backbone.width={width}",
                 f"model.backbone.mlp_width={width * 11 // 4}",
                 f"model.backbone.layers={layers}",
-                *(("sft.peft=null", f"sft.trainable={trains}") if whole else ()),
+                *(("sft.peft=null", f"sft.trainable={trainable}") if trains_all else ()),
             ),
         ),
         "sft",
     )
     run.save(folder)
-    found: Figures = {}
-    for more in ((), ("--resume",)):
-        told = folder / "told.json"
-        words = ("benchmarks.checkpoint_worker", folder / "config.json", "--told", told)
-        run_ranks(options.ranks, [*words, "--saves", options.saves, *more])
-        found |= json.loads(told.read_bytes())
-    found["bytes_per_trained"] = found["bytes"] / found["trained"]
-    found["stall_ratio"] = found["plain_stall_seconds"] / found["stall_seconds"]
-    return found
+    results: Results = {}
+    for resume in ((), ("--resume",)):
+        file = folder / "results.json"
+        words = ("benchmarks.checkpoint_worker", folder / "config.json", "--results", file)
+        run_ranks(options.ranks, [*words, "--saves", options.saves, *resume])
+        results |= json.loads(file.read_bytes())
+    results["bytes_per_trained"] = results["bytes"] / results["trained"]
+    results["stall_ratio"] = results["deepspeed_stall_seconds"] / results["stall_seconds"]
+    return results
 
 
-def table(found: Mapping[str, Figures], options: Options) -> Table:
-    """Return all sizes as a table."""
+def table(results: Mapping[str, Results], options: Options) -> Table:
+    """Return the results of all sizes as a table."""
     title = f"Checkpoints of MM-IT under ZeRO-3, {options.ranks} ranks"
-    shown = Table(title=title)
-    for column in ("", "trained", "frozen", "stall s", "there after s", "MB", "bytes/trained"):
-        shown.add_column(column, justify="right")
+    printed = Table(title=title)
+    for column in ("", "trained", "frozen", "stall s", "complete s", "MB", "bytes/trained"):
+        printed.add_column(column, justify="right")
     for column in ("DeepSpeed: stall s", "MB", "resume: check s", "load s"):
-        shown.add_column(column, justify="right")
-    for name, row in found.items():
-        shown.add_row(
+        printed.add_column(column, justify="right")
+    for name, row in results.items():
+        printed.add_row(
             name,
             *(f"{row[part] / 1e6:.1f} M" for part in ("trained", "frozen")),
-            *(f"{row[part]:.3f}" for part in ("stall_seconds", "whole_seconds")),
+            *(f"{row[part]:.3f}" for part in ("stall_seconds", "complete_seconds")),
             f"{row['bytes'] / 1e6:.1f}",
             f"{row['bytes_per_trained']:.1f}",
-            f"{row['plain_stall_seconds']:.3f}",
-            f"{row['plain_bytes'] / 1e6:.1f}",
+            f"{row['deepspeed_stall_seconds']:.3f}",
+            f"{row['deepspeed_bytes'] / 1e6:.1f}",
             *(f"{row[part]:.3f}" for part in ("check_seconds", "load_seconds")),
         )
-    return shown
+    return printed
 
 
 def run(args: list[str]) -> None:
-    """Measure every size and print it."""
+    """Measure every size and print the results."""
     options = parse(Options, prog="python benchmarks/checkpoint.py", args=args)
-    found = {}
+    results = {}
     for name in options.sizes:
         with tempfile.TemporaryDirectory() as folder:
-            found[name] = measure(name, options, Path(folder))
-    Console(stderr=True, width=150).print(table(found, options))
-    sys.stdout.write(json.dumps({"ranks": options.ranks, "sizes": found}) + "\n")
+            results[name] = measure(name, options, Path(folder))
+    Console(stderr=True, width=150).print(table(results, options))
+    sys.stdout.write(json.dumps({"ranks": options.ranks, "sizes": results}) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""One rank of `checkpoint.py`: saves as this trainer does and as DeepSpeed does, then resumes."""
+"""One rank of `checkpoint.py`: saves as this trainer and as DeepSpeed do, then resumes."""
 
 from __future__ import annotations
 
@@ -15,25 +15,24 @@ import tyro
 
 from etl.cli import main, parse
 from pipeline.checkpoint.checkpoints import Checkpoints
-from pipeline.checkpoint.files import damage
+from pipeline.checkpoint.files import find_damage
 from pipeline.config.run_config import read_config
 from pipeline.config.trainer_state import TrainerState
 from pipeline.data.worker_status import WorkerStatus
-from pipeline.distributed import ranks
 from pipeline.feature_cache.reader import CacheReader
 from pipeline.signals import StopRequest
 from pipeline.train.engine import start_engine
-from pipeline.train.loop import train
+from pipeline.train.loop import TrainingLoop
 from pipeline.train.train import (
-    data_from,
+    build_model,
+    create_run_folder,
+    load_batches,
+    loop_settings,
     make_accumulator,
-    make_job,
-    make_model,
     open_inputs,
-    resume_point,
-    start_run,
+    restore,
 )
-from pipeline.train.watchdog import Watch
+from pipeline.train.watchdog import PhaseTracker
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,21 +41,21 @@ class Options:
 
     config: tyro.conf.Positional[Path]
     """The run's config.json."""
-    told: Path
-    """Where rank 0 writes what it measured."""
+    results: Path
+    """Where rank 0 writes its measurements."""
     saves: int = 3
-    """How often each side saves; the medians are told."""
+    """How often each side saves; the medians are reported."""
     resume: bool = False
-    """Resume the run from its checkpoint, instead of training and saving."""
+    """Resume the run from its checkpoint instead of training and saving."""
 
 
-def timed(work: Callable[[], object]) -> float:
+def timed(function: Callable[[], object]) -> float:
     """Return the seconds that the slowest rank needs."""
     dist.barrier()
-    began = time.perf_counter()
-    work()
+    started = time.perf_counter()
+    function()
     dist.barrier()
-    return time.perf_counter() - began
+    return time.perf_counter() - started
 
 
 def size(folder: Path) -> int:
@@ -65,66 +64,75 @@ def size(folder: Path) -> int:
 
 
 def run(args: list[str]) -> None:
-    """Measure; all ranks do the same."""
+    """Measure on every rank."""
     options = parse(Options, prog="checkpoint_worker", args=args)
     config = read_config(options.config)
     inputs = open_inputs(config, "auto" if options.resume else "never")
-    records = start_run(config)
-    model = make_model(config, inputs)
+    writer = create_run_folder(config)
+    model = build_model(config, inputs)
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    engine = start_engine(model, config.settings, steps=inputs.steps, world=ranks()[1])
-    told: dict[str, object] = {"trained": trained, "frozen": frozen}
+    engine = start_engine(model, config.settings, steps=inputs.steps, world=dist.get_world_size())
+    results: dict[str, object] = {"trained": trained, "frozen": frozen}
     if options.resume:
         checkpoint = inputs.checkpoint
         assert checkpoint is not None
-        told["check_seconds"] = timed(lambda: damage(checkpoint))
-        told["load_seconds"] = timed(lambda: resume_point(engine, inputs, records))
+        results["check_seconds"] = timed(lambda: find_damage(checkpoint))
+        results["load_seconds"] = timed(lambda: restore(engine, inputs, writer))
     else:
-        watch = Watch(WorkerStatus(0))
-        stop = StopRequest()
-        job = replace(make_job(config, inputs), save_every=10**9)
-        batches = data_from(TrainerState(), config, inputs, watch.decoding, CacheReader())
-        tally = make_accumulator(config)
-        train(
-            engine, batches, job, TrainerState(), inputs.checkpoints, records,
-            stop=stop, watch=watch, tally=tally,
-        )  # fmt: skip
-        told |= ours(engine, inputs.checkpoints, options.saves)
-        told |= deepspeed_s(engine, Path(config.output) / "deepspeed", options.saves)
+        tracker = PhaseTracker(WorkerStatus(0))
+        loop = TrainingLoop(
+            engine=engine,
+            settings=replace(loop_settings(config, inputs), save_every=10**9),
+            checkpoints=inputs.checkpoints,
+            writer=writer,
+            accumulator=make_accumulator(config),
+            phases=tracker,
+            stop=StopRequest(),
+        )
+        state = TrainerState()
+        loop.run(load_batches(config, inputs, state, tracker.decoding, CacheReader()), state)
+        results |= save_like_mmloom(engine, inputs.checkpoints, options.saves)
+        folder = Path(config.output) / "deepspeed"
+        results |= save_like_deepspeed(engine, folder, options.saves)
     if dist.get_rank() == 0:
-        options.told.write_text(json.dumps(told))
+        options.results.write_text(json.dumps(results))
 
 
-def ours(
+def save_like_mmloom(
     engine: deepspeed.DeepSpeedEngine, checkpoints: Checkpoints, saves: int
 ) -> dict[str, object]:
-    """Save beside training: what a step waits for, and how long it takes until it is there."""
-    stalls, wholes = [], []
+    """Save asynchronously: how long a step waits, and the time until the checkpoint is complete."""
+    stalls, complete = [], []
     for step in range(100, 100 + saves):
-        cursor = TrainerState(step=step)
-        stalls.append(timed(lambda cursor=cursor: checkpoints.begin(engine, cursor)))
-        wholes.append(stalls[-1] + timed(checkpoints.finish))
+        state = TrainerState(step=step)
+        stalls.append(timed(lambda state=state: checkpoints.save(engine, state)))
+        complete.append(stalls[-1] + timed(checkpoints.finish))
     folder = checkpoints.folder
     return {
         "stall_seconds": sorted(stalls)[saves // 2],
-        "whole_seconds": sorted(wholes)[saves // 2],
+        "complete_seconds": sorted(complete)[saves // 2],
         "bytes": size(folder.final(100 + saves - 1)),
     }
 
 
-def deepspeed_s(engine: deepspeed.DeepSpeedEngine, folder: Path, saves: int) -> dict[str, object]:
-    """Save as DeepSpeed does by itself: in the step, frozen weights too."""
+def save_like_deepspeed(
+    engine: deepspeed.DeepSpeedEngine, folder: Path, saves: int
+) -> dict[str, object]:
+    """Save with DeepSpeed alone: synchronously, frozen weights included."""
     stalls = []
     for number in range(saves):
         stalls.append(
             timed(lambda tag=f"step{number}": engine.save_checkpoint(str(folder), tag=tag))
         )
-    found = {"plain_stall_seconds": sorted(stalls)[saves // 2], "plain_bytes": size(folder) / saves}
+    results = {
+        "deepspeed_stall_seconds": sorted(stalls)[saves // 2],
+        "deepspeed_bytes": size(folder) / saves,
+    }
     dist.barrier()
     if dist.get_rank() == 0:
         shutil.rmtree(folder)
-    return found
+    return results
 
 
 if __name__ == "__main__":

@@ -210,7 +210,7 @@ def compare(name: str, options: Options, data: Path, folder: Path) -> dict[str, 
     precomputed = precompute(model, data, folder / "cache")
     without = train(model, options, data, folder, "encoder")
     cached = train(model, options, data, folder, "cached", "--feature-cache", folder / "cache")
-    decision = json.loads((folder / "cached" / "features.json").read_text())["image"]
+    decision = json.loads((folder / "cached" / "feature_cache.json").read_text())["image"]
     pairs = zip(cached.losses, without.losses, strict=True)
     return {
         "system": name,

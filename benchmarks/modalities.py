@@ -1,10 +1,10 @@
-"""What the digits world's presets learn of pictures, videos, sounds and clouds, and of all at once.
+"""Accuracy of the digits presets on images, videos, sounds and point clouds, and on all at once.
 
     python benchmarks/modalities.py [PRESET ...] [--output DIR] [--captions N] [--dialogues N]
 
-For every preset: writes shards, trains MM-PT and MM-IT by the command line as `make quickstart`
-does, and asks about held-out handwriting and telephones, with the media and without. A preset of
-several modalities gets N samples of each, in half as many epochs. Prints a table and as the last
+For every preset: writes shards, trains MM-PT and MM-IT on the command line as `make quickstart`
+does, and evaluates on held-out handwriting and telephones, with the media and without. A preset of
+several modalities gets N samples of each, for half as many epochs. Prints a table and as the last
 line one JSON object.
 """
 
@@ -37,12 +37,12 @@ ROOT = Path(__file__).parents[1]
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Train the digits world's presets and compare their answers with blind ones."""
+    """Train the digits presets and compare their answers with and without media."""
 
     presets: tyro.conf.Positional[tuple[str, ...]] = PRESETS
-    """Which ones."""
+    """The presets to train."""
     output: Path = Path("runs/modalities")
-    """Where shards and runs go; runs that are there are gone on with."""
+    """Folder for shards and runs; existing runs are resumed."""
     captions: int = 6000
     """Captioned media of each modality, for MM-PT."""
     dialogues: int = 6000
@@ -55,12 +55,12 @@ class Options:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """The answers of one preset about one modality; shares of exact answers, wall time in seconds.
+    """The scores of one preset on one modality, as shares of exact answers.
 
     Args:
-        kinds: the same per kind of question: with the media, without, and by always giving the
-            commonest answer.
-        seconds: of training both stages, all modalities together.
+        kinds: the same by kind of question: with the media, without, and with the most common
+            answer.
+        seconds: wall time of training both stages, all modalities together.
     """
 
     preset: str
@@ -74,7 +74,7 @@ class Row:
 
 
 def run(args: Sequence[str]) -> None:
-    """Run every preset and print what came of it."""
+    """Run every preset and print the results."""
     options = parse(Options, prog="benchmarks/modalities.py", args=args)
     rows = [row for name in options.presets for row in measure(name, options)]
     Console().print(table(rows))
@@ -82,7 +82,7 @@ def run(args: Sequence[str]) -> None:
 
 
 def measure(name: str, options: Options) -> list[Row]:
-    """Train one preset through both stages and ask it about each of its modalities."""
+    """Train both stages of one preset and evaluate it on each of its modalities."""
     modalities = system(name).model.modalities
     world = WorldSize(
         captions=options.captions,
@@ -90,21 +90,28 @@ def measure(name: str, options: Options) -> list[Row]:
         questions=options.questions,
         seed=0,
     )
-    output = options.output.resolve()  # the commands run elsewhere
+    output = options.output.resolve()  # the commands run in another folder
     data = output / "data"
     for modality in modalities:
         write_shards(data / modality, modality, world)
     started = time.monotonic()
     pt, sft = (output / name / stage for stage in ("pt", "sft"))
-    few = len(modalities) > 1
-    train("pt", name, [data / m / "captions" for m in modalities], pt, options, few=few)
+    half_epochs = len(modalities) > 1
+    train(
+        "pt",
+        name,
+        [data / m / "captions" for m in modalities],
+        pt,
+        options,
+        half_epochs=half_epochs,
+    )
     train(
         *("sft", name, [data / m / "dialogues" for m in modalities], sft, options),
         *("--init-from", pt),
-        few=few,
+        half_epochs=half_epochs,
     )
     seconds = time.monotonic() - started
-    return [ask(name, m, data / m / "questions", sft, seconds) for m in modalities]
+    return [evaluate(name, m, data / m / "questions", sft, seconds) for m in modalities]
 
 
 def train(
@@ -114,19 +121,19 @@ def train(
     output: Path,
     options: Options,
     *more: object,
-    few: bool,
+    half_epochs: bool,
 ) -> None:
     """Train one stage under DeepSpeed."""
     launcher = Path(sys.executable).with_name("deepspeed")
     command = [launcher, "--num_accelerators", options.ranks, "--log_level", "warning"]
     command += ["--module", "pipeline", stage, preset, "--data", *data, "--output", output, *more]
-    if few:
-        whole = system(preset).stage("pt" if stage == "pt" else "sft")
-        command += ["--epochs", (whole.epochs + 1) // 2]
+    if half_epochs:
+        settings = system(preset).stage("pt" if stage == "pt" else "sft")
+        command += ["--epochs", (settings.epochs + 1) // 2]
     call(command)
 
 
-def ask(preset: str, modality: str, data: Path, run: Path, seconds: float) -> Row:
+def evaluate(preset: str, modality: str, data: Path, run: Path, seconds: float) -> Row:
     """Evaluate a run on one modality's questions."""
     output = run / "evaluation" / modality
     command = [sys.executable, "-m", "pipeline", "evaluate", "--run", run]
@@ -148,25 +155,27 @@ def ask(preset: str, modality: str, data: Path, run: Path, seconds: float) -> Ro
 
 
 def call(command: Sequence[object]) -> None:
-    """Run a command of ours, or end with it."""
+    """Run a command; raises UserError if it fails."""
     words = [str(word) for word in command]
     Console(stderr=True).print(f"\n$ {shlex.join(words)}", style="bold", soft_wrap=True)
-    # The launcher finds this environment's tools (ninja, which compiles DeepSpeed's op).
+    # With this PATH the launcher finds ninja, which compiles DeepSpeed's op.
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     code = subprocess.run(words, check=False, cwd=ROOT, env={**os.environ, "PATH": path}).returncode
     if code:
-        raise UserError(f"{shlex.join(words)}: ended with {code}")
+        raise UserError(f"{shlex.join(words)}: exit code {code}")
 
 
 def table(rows: Sequence[Row]) -> Table:
-    """Return the rows as a table, one line a kind of question."""
-    shown = Table("preset", "modality", "question", "held-out", "blind", "chance", "train, s")
+    """Return the rows as a table, one line per kind of question."""
+    printed = Table("preset", "modality", "question", "held-out", "blind", "chance", "train, s")
     for row in rows:
         scores = (f"{share:.3f}" for share in (row.held_out, row.blind, row.chance))
-        shown.add_row(row.preset, row.modality, "all", *scores, f"{row.seconds:.0f}", style="bold")
+        printed.add_row(
+            row.preset, row.modality, "all", *scores, f"{row.seconds:.0f}", style="bold"
+        )
         for kind, shares in row.kinds.items():
-            shown.add_row("", "", kind, *(f"{share:.3f}" for share in shares), "")
-    return shown
+            printed.add_row("", "", kind, *(f"{share:.3f}" for share in shares), "")
+    return printed
 
 
 if __name__ == "__main__":

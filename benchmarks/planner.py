@@ -1,11 +1,11 @@
-"""Planner: seconds and bytes to plan an epoch, and to seek to a step.
+"""Batch sampler: seconds and bytes to plan an epoch, and to seek to a step.
 
     python benchmarks/planner.py [--rows N ...] [--ranks N]
 
-For every number of rows, in a process of its own: lengths like those of LLaVA-1.5's 665K mix in an
-Arrow file, as the cache beside the shards holds them, memory-mapped; three sources in a mix; then
-every step of an epoch is dealt out to the ranks, packed. Prints a table and as the last line one
-JSON object. `idle` is the share of the ranks' time in which they wait for the dearest of a pass.
+For every number of samples, in a process of its own: lengths like those of LLaVA-1.5's 665K mix in
+a memory-mapped Arrow file like the cache next to the shards; three sources in a mixture; then every
+step of an epoch is packed and assigned to the ranks. Prints a table and as the last line one JSON
+object. `idle` is the share of the ranks' time spent waiting for the costliest rank of a micro-step.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from pipeline.data.mixture import build_sources
 from pipeline.data.packing import PackedLayout
 from pipeline.data.sampler import BatchSampler, CostModel
 
-PRICES = CostModel(per_token=26e9, per_pair=1.6e6, per_medium={"image": 0.36e12})
+COSTS = CostModel(per_token=26e9, per_pair=1.6e6, per_medium={"image": 0.36e12})
 """FLOPs of LLaVA-1.5-7B in MM-IT with adapters: 2 per weight (6.7e9) forward and 2 backward, 32
 layers of width 4,096, and a CLIP ViT-L/14 of 577 tokens (0.30e9 weights)."""
 
@@ -46,26 +46,27 @@ class Options:
     """Plan epochs of growing size."""
 
     rows: tuple[int, ...] = (100_000, 1_000_000, 10_000_000)
-    """Samples of the data."""
+    """Numbers of samples."""
     ranks: int = 8
     global_batch: int = 128
     tokens: int = 16_384
-    """Of a rank and pass."""
+    """Per rank and micro-step."""
     only: int | None = None
-    """Plan so many rows in this process; what the benchmark calls itself with."""
+    """Plan this many samples in this process; the benchmark runs itself with this option."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """What planning so many rows took; times in seconds.
+    """The measurements for a number of samples; times in seconds.
 
     Args:
-        first_step: until the first step is planned, lengths' opening and permutations included.
-        epoch: all further steps.
-        seek_10, seek_far: planning the step 10, and that in the millionth step's place (the last,
-            if there are fewer) in a stream that has begun.
-        peak_bytes: what the process took at most beyond what it took before any data.
-        passes: of an epoch.
+        first_step: until the first step is planned, including opening the lengths and the
+            permutations.
+        epoch: all other steps.
+        seek_10, seek_far: planning step 10, and the millionth step (or the last one), in a stream
+            that is already open.
+        peak_bytes: peak memory of the process, less its memory before it opened the data.
+        passes: micro-steps of an epoch.
         idle: see above.
     """
 
@@ -80,7 +81,7 @@ class Row:
 
 
 def write_lengths(path: Path, rows: int) -> None:
-    """Write the columns of a cache of lengths, a million rows at a time."""
+    """Write the columns of a length cache, a million rows at a time."""
     random = np.random.default_rng(0)
     schema = pa.schema([("tokens", pa.int32()), ("targets", pa.int32()), ("media", pa.uint16())])
     with pa.OSFile(str(path), "wb") as stream, pa.ipc.new_file(stream, schema) as writer:
@@ -98,7 +99,7 @@ def write_lengths(path: Path, rows: int) -> None:
 
 
 def opened(path: Path) -> Lengths:
-    """Open the cache as `pipeline.data.lengths` does."""
+    """Open the length cache as `pipeline.data.lengths` does."""
     with pa.memory_map(str(path)) as source, pa.ipc.open_file(source) as reader:
         table = reader.read_all()
 
@@ -115,71 +116,71 @@ def opened(path: Path) -> Lengths:
 
 
 def plan(rows: int, options: Options, path: Path) -> Row:
-    """Plan an epoch of so many rows."""
+    """Plan an epoch of `rows` samples."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     started = time.perf_counter()
     sizes = [rows // 2, rows // 3, rows - rows // 2 - rows // 3]
     mix = Mix(shares=("c=10%",), temperature=1.5)
-    schedule = BatchSampler(
+    sampler = BatchSampler(
         stream=ShuffledStream(sources=build_sources(["a", "b", "c"], sizes, mix), seed=0, epochs=2),
         global_batch=options.global_batch,
         layout=PackedLayout(max_tokens=options.tokens, max_media=4 * options.tokens // 2048),
         lengths=opened(path),
-        cost_model=PRICES,
+        cost_model=COSTS,
     )
-    schedule.step(0, options.ranks)
+    sampler.step(0, options.ranks)
     first_step = time.perf_counter() - started
-    steps = schedule.stream.samples_per_epoch // options.global_batch
-    passes, ideal, real = 0, 0.0, 0.0
+    steps = sampler.stream.samples_per_epoch // options.global_batch
+    micro_steps, mean_cost, max_cost = 0, 0.0, 0.0
     started = time.perf_counter()
     for step in range(1, steps):
-        turns = schedule.step(step, options.ranks)
-        passes += len(turns)
+        bins = sampler.step(step, options.ranks)
+        micro_steps += len(bins)
         if step % 97 == 0:
-            one, all_ = _costs(schedule, turns)
-            ideal, real = ideal + one, real + all_
+            step_mean, step_max = _costs(sampler, bins)
+            mean_cost, max_cost = mean_cost + step_mean, max_cost + step_max
     epoch = time.perf_counter() - started
     return Row(
         rows=rows,
         first_step=first_step,
         epoch=epoch,
-        seek_10=_seek(schedule, 10, options.ranks),
-        seek_far=_seek(schedule, min(1_000_000, steps - 1), options.ranks),
+        seek_10=_seek(sampler, 10, options.ranks),
+        seek_far=_seek(sampler, min(1_000_000, steps - 1), options.ranks),
         peak_bytes=1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before),
-        passes=passes,
-        idle=1 - ideal / real if real else 0.0,
+        passes=micro_steps,
+        idle=1 - mean_cost / max_cost if max_cost else 0.0,
     )
 
 
-def _seek(schedule: BatchSampler, step: int, ranks: int) -> float:
+def _seek(sampler: BatchSampler, step: int, ranks: int) -> float:
     started = time.perf_counter()
-    schedule.step(step, ranks)
+    sampler.step(step, ranks)
     return time.perf_counter() - started
 
 
-def _costs(schedule: BatchSampler, turns: list[list[list[object]]]) -> tuple[float, float]:
-    """Return the ranks' mean cost of a step, and what the dearest rank of each pass makes of it."""
-    ideal = real = 0.0
-    assert schedule.lengths is not None
-    for turn in turns:
+def _costs(sampler: BatchSampler, bins: list[list[list[object]]]) -> tuple[float, float]:
+    """Return the ranks' mean cost of a step, and the cost of the costliest rank per phase."""
+    mean_cost = max_cost = 0.0
+    assert sampler.lengths is not None
+    for micro_step in bins:
         phases = []
-        for chosen in turn:
-            rows = np.array([place.row for place in chosen], np.int64)  # type: ignore[attr-defined]
-            tokens = schedule.lengths.tokens_n[rows].astype(float)
-            thinking = (PRICES.per_token * tokens + PRICES.per_pair * tokens**2 / 2).sum()
-            encoding = PRICES.per_medium["image"] * schedule.lengths.media_n["image"][rows].sum()
-            phases.append((encoding, thinking))
-        ideal += sum(map(sum, phases)) / len(phases)
-        real += sum(max(phase) for phase in zip(*phases, strict=True))
-    return ideal, real
+        for samples in micro_step:
+            rows = np.array([ref.row for ref in samples], np.int64)  # type: ignore[attr-defined]
+            tokens = sampler.lengths.tokens_n[rows].astype(float)
+            backbone = (COSTS.per_token * tokens + COSTS.per_pair * tokens**2 / 2).sum()
+            encoder = COSTS.per_medium["image"] * sampler.lengths.media_n["image"][rows].sum()
+            phases.append((encoder, backbone))
+        mean_cost += sum(map(sum, phases)) / len(phases)
+        max_cost += sum(max(phase) for phase in zip(*phases, strict=True))
+    return mean_cost, max_cost
 
 
 def table(rows: list[Row]) -> Table:
     """Return the rows as a table."""
     names = ("rows", "first step, s", "epoch, s", "s per 10⁶", "MB", "bytes per row")
-    shown = Table(*names, "seek to 10, ms", "seek far, ms", "idle")
+    printed = Table(*names, "seek to 10, ms", "seek far, ms", "idle")
     for row in rows:
-        shown.add_row(
+        printed.add_row(
             f"{row.rows:,}",
             f"{row.first_step:.2f}",
             f"{row.epoch:.1f}",
@@ -190,11 +191,11 @@ def table(rows: list[Row]) -> Table:
             f"{1000 * row.seek_far:.2f}",
             f"{row.idle:.1%}",
         )
-    return shown
+    return printed
 
 
 def run(args: list[str]) -> None:
-    """Plan each size in a process of its own."""
+    """Plan each number of samples in a process of its own."""
     options = parse(Options, prog="python benchmarks/planner.py", args=args)
     if options.only is not None:
         with tempfile.TemporaryDirectory() as folder:
@@ -209,7 +210,7 @@ def run(args: list[str]) -> None:
         command = [sys.executable, __file__, *map(str, words)]
         done = subprocess.run(command, check=False, stdout=subprocess.PIPE)
         if done.returncode:
-            raise UserError(f"{number} rows: ended with {done.returncode}")
+            raise UserError(f"{number} rows: exit code {done.returncode}")
         rows.append(Row(**json.loads(done.stdout)))
     Console(stderr=True).print(table(rows))
     sys.stdout.write(json.dumps({"rows": [asdict(row) for row in rows]}) + "\n")

@@ -1,4 +1,4 @@
-"""Ranks of a benchmark on this machine, as a launcher would start them."""
+"""Start the ranks of a benchmark on this machine, as a launcher would."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from etl.cli import UserError
 ROOT = Path(__file__).parents[1]
 
 Words = Sequence[object]
-"""A module, and what it is told."""
+"""A module and its arguments."""
 
 
 def run_ranks(number: int, words: Words) -> None:
@@ -27,7 +27,7 @@ def run_ranks(number: int, words: Words) -> None:
 
 
 def run_worlds(worlds: Sequence[Words], *, ranks: int) -> None:
-    """Run modules at once, each on as many ranks; all of them share the machine's cores.
+    """Run several modules at the same time, each on `ranks` ranks, sharing the machine's cores.
 
     Raises:
         UserError: a rank failed.

@@ -1,15 +1,14 @@
-"""Step rate: MM-IT with this trainer, and with HF Trainer and transformers' own LLaVA.
+"""Throughput of MM-IT: this trainer against HF Trainer with transformers' own LLaVA.
 
     python benchmarks/step_rate.py [--samples N] [--length N]
 
 Both sides train the same small LLaVA (one folder, imported here, loaded there) from the same
 weights on the same samples in the same order, under the same ZeRO-2 configuration, in float32, on
-as many ranks. Each sample is laid out and its picture decoded by the same code. So the losses of
-each step must agree, which is looked at; what differs is how samples lie in memory, what is
-computed of them and what stands around it. The lengths are like those of LLaVA-1.5's 665K mix: see
-`lengths`.
+equally many ranks. The same code tokenizes each sample and decodes its image. So the losses of each
+step must agree, which is checked; what differs is the layout of the batches, the computation on
+them and its overhead. The lengths are like those of LLaVA-1.5's 665K mix: see `lengths`.
 
-Useful tokens are those of the samples, padding left out. Prints a table and as the last line one
+Useful tokens are those of the samples, without padding. Prints a table and as the last line one
 JSON object.
 """
 
@@ -43,15 +42,15 @@ from pipeline.convert.import_ import import_run
 
 ROOT = Path(__file__).parents[1]
 SIDE = 336
-"""Pixels of a picture's side: with patches of 14, LLaVA-1.5's 576 tokens."""
+"""Side of an image in pixels: with patches of 14, LLaVA-1.5's 576 tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Compare useful tokens a second with those of HF Trainer."""
+    """Compare useful tokens per second with those of HF Trainer."""
 
     samples: int = 192
-    """How many samples each side sees."""
+    """Number of samples."""
     global_batch: int = 16
     micro_batch: int = 4
     length: int = 2048
@@ -61,17 +60,17 @@ class Options:
     vocabulary: int = 32_000
     ranks: int = 2
     warm: int = 2
-    """Steps that are left out of the rate."""
+    """Steps at the beginning that are not measured."""
     keep: Path | None = None
-    """Where data and runs stay; a folder that goes away if not given."""
+    """Folder for data and runs. Default: a temporary one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Side:
-    """What one side did, in steps after the warm ones.
+    """The measurements of one side after the warm-up.
 
     Args:
-        tokens: useful ones.
+        tokens: useful tokens.
         seconds: wall time.
         losses: of all steps.
     """
@@ -83,31 +82,31 @@ class Side:
 
     @property
     def rate(self) -> float:
-        """Useful tokens a second, of all ranks."""
+        """Useful tokens per second, over all ranks."""
         return self.tokens / self.seconds
 
 
 def lengths(count: int, longest: int, seed: int = 0) -> list[tuple[bool, int]]:
-    """Draw samples like those of LLaVA-1.5's 665K mix: (with a picture, bytes of text).
+    """Sample lengths like those of LLaVA-1.5's 665K mix: (whether with an image, bytes of text).
 
     Of its 665,298 records (Liu et al. 2023, *Improved baselines*, table 7), 40,688 are ShareGPT's,
-    which have no picture and fill the context more often than not; the others are 158K of LLaVA's
-    own dialogues and descriptions, and questions with short answers, many of one picture
-    together. The spread of text lengths is chosen, not published: log-normal with a median of 150
-    tokens for records with a picture, and of 1,100 for those without.
+    which have no image and mostly fill the context; the others are 158K of LLaVA's own dialogues
+    and descriptions, and questions with short answers, many about one image together. The
+    distribution of text lengths is chosen, not published: log-normal with a median of 150 tokens
+    for records with an image, and of 1,100 for those without.
     """
     random = np.random.default_rng(seed)
-    drawn = []
+    result = []
     for _ in range(count):
         picture = bool(random.random() >= 40_688 / 665_298)
         middle, spread = (150, 0.8) if picture else (1100, 0.7)
         text = int(np.clip(random.lognormal(np.log(middle), spread), 20, longest))
-        drawn.append((picture, min(text, longest - 60 - (SIDE // 14) ** 2 * picture)))
-    return drawn
+        result.append((picture, min(text, longest - 60 - (SIDE // 14) ** 2 * picture)))
+    return result
 
 
 def samples(count: int, longest: int) -> Iterator[Sample]:
-    """Yield dialogues of those lengths about photographs-like pictures."""
+    """Yield dialogues of those lengths about images that resemble photographs."""
     random = np.random.default_rng(1)
     words = ("two red digits stand above a blue one ", "it moves to the left ")
     for number, (picture, text) in enumerate(lengths(count, longest)):
@@ -119,7 +118,7 @@ def samples(count: int, longest: int) -> Iterator[Sample]:
 
 
 def photograph(random: np.random.Generator) -> Medium:
-    """Draw a JPEG file of a picture that is smooth, as photographs are."""
+    """Return a JPEG file of a random smooth image, as photographs are."""
     coarse = random.integers(0, 256, (12, 16, 3), dtype=np.uint8)
     image = Image.fromarray(coarse).resize((448, SIDE), Image.Resampling.BICUBIC)
     stream = io.BytesIO()
@@ -130,7 +129,7 @@ def photograph(random: np.random.Generator) -> Medium:
 
 
 def checkpoint(options: Options, folder: Path) -> None:
-    """Save a small LLaVA with random weights as transformers saves it."""
+    """Save a small LLaVA with random weights in transformers' format."""
     torch.manual_seed(0)
     vision = CLIPVisionConfig(
         hidden_size=128,
@@ -157,9 +156,9 @@ def checkpoint(options: Options, folder: Path) -> None:
     (folder / "preprocessor_config.json").write_text(json.dumps(colours))
 
 
-def ours(options: Options, folder: Path) -> Side:
+def train_with_mmloom(options: Options, folder: Path) -> Side:
     """Train with this trainer."""
-    run = folder / "ours"
+    run = folder / "mmloom"
     words = ["pipeline", "sft", folder / "imported" / "config.json", *_common(options, folder)]
     words += ["--init-from", folder / "imported", "--output", run]
     words += ["--set", "sft.recompute=false", f"sft.max_tokens={options.length}"]
@@ -173,18 +172,18 @@ def ours(options: Options, folder: Path) -> Side:
     )
 
 
-def theirs(options: Options, folder: Path, tokens: int) -> Side:
-    """Train with HF Trainer; what it does is in `step_rate_trainer.py`."""
-    told = folder / "theirs.json"
+def train_with_hf_trainer(options: Options, folder: Path, tokens: int) -> Side:
+    """Train with HF Trainer, see `step_rate_trainer.py`."""
+    file = folder / "hf_trainer.json"
     words = ["benchmarks.step_rate_trainer", "--checkpoint", folder / "llava"]
-    words += ["--run", folder / "ours", "--output", told]
+    words += ["--run", folder / "mmloom", "--output", file]
     run_ranks(options.ranks, words)
-    found = json.loads(told.read_bytes())
+    results = json.loads(file.read_bytes())
     return Side(
         name="HF Trainer",
         tokens=tokens,
-        seconds=found["ended"][-1] - found["ended"][options.warm - 1],
-        losses=tuple(found["losses"]),
+        seconds=results["ended"][-1] - results["ended"][options.warm - 1],
+        losses=tuple(results["losses"]),
     )
 
 
@@ -199,33 +198,33 @@ def _common(options: Options, folder: Path) -> list[object]:
 def table(sides: list[Side], options: Options) -> Table:
     """Return both sides as a table."""
     title = f"MM-IT of a small LLaVA, {options.ranks} ranks, float32, ZeRO-2"
-    shown = Table("", "useful tokens/s", "s", "first loss", "last loss", title=title)
+    printed = Table("", "useful tokens/s", "s", "first loss", "last loss", title=title)
     for side in sides:
-        figures = (f"{side.rate:.0f}", f"{side.seconds:.1f}")
-        shown.add_row(side.name, *figures, f"{side.losses[0]:.4f}", f"{side.losses[-1]:.4f}")
-    return shown
+        speed = (f"{side.rate:.0f}", f"{side.seconds:.1f}")
+        printed.add_row(side.name, *speed, f"{side.losses[0]:.4f}", f"{side.losses[-1]:.4f}")
+    return printed
 
 
 def run(args: list[str]) -> None:
-    """Run both sides and print what they did."""
+    """Run both sides and print the results."""
     options = parse(Options, prog="python benchmarks/step_rate.py", args=args)
-    with tempfile.TemporaryDirectory() as folder:
-        place = options.keep or Path(folder)
-        shutil.rmtree(place, ignore_errors=True)
-        write_folder(place / "data", samples(options.samples, options.length), job="bench")
-        checkpoint(options, place / "llava")
-        import_run(place / "llava", place / "imported", "sft")
-        mine = ours(options, place)
-        other = theirs(options, place, mine.tokens)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.keep or Path(temporary)
+        shutil.rmtree(folder, ignore_errors=True)
+        write_folder(folder / "data", samples(options.samples, options.length), job="bench")
+        checkpoint(options, folder / "llava")
+        import_run(folder / "llava", folder / "imported", "sft")
+        mine = train_with_mmloom(options, folder)
+        other = train_with_hf_trainer(options, folder, mine.tokens)
     worst = max(abs(a - b) / b for a, b in zip(mine.losses, other.losses, strict=True))
     Console(stderr=True).print(table([mine, other], options))
-    figures = {
+    results = {
         "sides": [asdict(side) | {"tokens_per_second": side.rate} for side in (mine, other)],
         "ratio": mine.rate / other.rate,
         "largest_difference_of_losses": worst,
         "options": asdict(options) | {"keep": str(options.keep)},
     }
-    sys.stdout.write(json.dumps(figures) + "\n")
+    sys.stdout.write(json.dumps(results) + "\n")
 
 
 if __name__ == "__main__":

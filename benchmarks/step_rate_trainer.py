@@ -1,7 +1,7 @@
-"""The other side of `step_rate.py`: HF Trainer with transformers' LLaVA, one rank of it.
+"""One rank of the other side of `step_rate.py`: HF Trainer with transformers' LLaVA.
 
-It gets each sample as this trainer lays it out, in the order of this trainer's run, and pads a
-batch to its longest. Everything else is the Trainer's.
+It gets each sample as this trainer tokenizes it, in the order of this trainer's run, and pads a
+batch to its longest sample. Everything else is the Trainer's.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ class Options:
     """Train a LLaVA with HF Trainer on the samples of a run of this trainer."""
 
     checkpoint: Path
-    """A folder of transformers'."""
+    """A transformers checkpoint."""
     run: Path
-    """The run whose data, order and figures are taken."""
+    """The run whose data, order and settings are used."""
     output: Path
-    """File for the losses and the times at which steps ended."""
+    """File for the losses and the end times of the steps."""
 
 
-class PaddedLayout(Dataset[dict[str, Tensor]]):
-    """The run's samples in its order, laid out as the run lays them out."""
+class RunDataset(Dataset[dict[str, Tensor]]):
+    """The run's samples in its order, tokenized as in the run."""
 
     def __init__(self, config: RunConfig, image_id: int) -> None:
         settings, model = config.settings, config.system.model
@@ -82,8 +82,8 @@ class PaddedLayout(Dataset[dict[str, Tensor]]):
         return item
 
 
-def padded(items: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Pad to the longest of the batch."""
+def collate(items: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Pad to the longest sample of the batch."""
     ids = [item["input_ids"] for item in items]
     batch = {
         "input_ids": pad_sequence(ids, batch_first=True),
@@ -96,15 +96,15 @@ def padded(items: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     return batch | ({"pixel_values": torch.cat(pictures)} if pictures else {})
 
 
-class InOrder(Trainer):
-    """Takes the samples as they come."""
+class SequentialTrainer(Trainer):
+    """Uses the samples in order."""
 
     def _get_train_sampler(self, *args: Any, **more: Any) -> SequentialSampler:  # noqa: ANN401
         return SequentialSampler(self.train_dataset)
 
 
-class ProjectorShape(TrainerCallback):
-    """Notes when each step ended."""
+class StepTimes(TrainerCallback):
+    """Records the end time of each step."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
@@ -116,12 +116,12 @@ class ProjectorShape(TrainerCallback):
         control: TrainerControl,
         **more: Any,  # noqa: ANN401
     ) -> None:
-        """Note the time."""
+        """Record the time."""
         self.seconds.append(time.perf_counter())
 
 
 def run(options: Options) -> None:
-    """Train, and write down losses and times."""
+    """Train, and write losses and times."""
     config = read_config(options.run / "config.json")
     settings = config.settings
     model = LlavaForConditionalGeneration.from_pretrained(options.checkpoint, dtype=torch.float32)
@@ -136,8 +136,8 @@ def run(options: Options) -> None:
         "gradient_clipping",
     )
     deepspeed = zero | dict.fromkeys(filled, "auto")
-    ends = ProjectorShape()
-    trainer = InOrder(
+    step_times = StepTimes()
+    trainer = SequentialTrainer(
         model=model,
         args=TrainingArguments(
             output_dir=str(options.output.parent / "trainer"),
@@ -158,14 +158,14 @@ def run(options: Options) -> None:
             dataloader_num_workers=0,
             seed=0,
         ),
-        train_dataset=PaddedLayout(config, model.config.image_token_id),
-        data_collator=padded,
-        callbacks=[ends],
+        train_dataset=RunDataset(config, model.config.image_token_id),
+        data_collator=collate,
+        callbacks=[step_times],
     )
     trainer.train()
     if trainer.is_world_process_zero():
         losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-        options.output.write_text(json.dumps({"losses": losses, "ended": ends.seconds}))
+        options.output.write_text(json.dumps({"losses": losses, "ended": step_times.seconds}))
 
 
 if __name__ == "__main__":

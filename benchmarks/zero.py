@@ -1,22 +1,22 @@
-"""ZeRO-3 against ZeRO-2 on two ranks, and what the collectives contract costs.
+"""ZeRO-3 against ZeRO-2 on two ranks, and the cost of the collectives contract.
 
     python benchmarks/zero.py [--steps N] [--mixed-steps N]
 
-Three ways of training, each the trainer's own on the same random weights and samples, in float32,
-with as many threads: two ranks under ZeRO-2, two under ZeRO-3, and two runs of one rank each that
-do not know of one another and share the machine. What the ranks take longer than those is what they
-spend on each other: collectives, waiting, and what DeepSpeed does around them. Two models: the
-digits preset (MM-PT) and the small LLaVA of `step_rate.py` (MM-IT). Under ZeRO-2 and ZeRO-3 the
-losses of every step must be equal to `TOLERANCE`.
+Three configurations of this trainer, with the same random weights and samples, in float32, with
+equally many threads: two ranks under ZeRO-2, two under ZeRO-3, and two independent runs of one rank
+each that share the machine. The ranks' extra time over the independent runs is the overhead of data
+parallelism: collectives, waiting, and DeepSpeed's own work. Two models: the digits preset (MM-PT)
+and the small LLaVA of `step_rate.py` (MM-IT). The losses of every step under ZeRO-2 and ZeRO-3 must
+agree to `TOLERANCE`.
 
-The contract (`pipeline/train/step_sync.py`): before a step the ranks agree on which towers it
-needs, and who lacks a medium runs a blank one at weight zero. Its costs are read off one run of
-steps of two samples, one a rank, of which some have a picture and some have text of the same
-length: a step in which both ranks have a picture, in which one has and the other runs the blank,
-and in which nobody has one, so that the tower rests. The records of the run tell which is which.
+The contract (`pipeline/train/step_sync.py`): before a step the ranks agree on the encoders that it
+needs, and a rank that lacks a medium runs a dummy at weight zero. Its cost is measured in a run
+whose steps have two samples, one per rank, some with a picture and some with text of the same
+length: steps in which both ranks have a picture, in which one has and the other runs a dummy, and
+in which none has, so that the encoder does not run. The run's metrics say which is which.
 
-Seconds are rank 0's wall time, the median of the steps after the warm ones; phases are those of
-`phase_seconds` in `metrics.jsonl`, the mean. Prints tables and as the last line one JSON object.
+Seconds are rank 0's wall time, the median of the steps after the warm-up; phases are the means of
+`phase_seconds` in `metrics.jsonl`. Prints tables and as the last line one JSON object.
 """
 
 from __future__ import annotations
@@ -46,29 +46,29 @@ from etl.storage.shards import write_folder
 from pipeline.convert.import_ import import_run
 
 TOLERANCE = 1e-4
-"""The largest relative difference of a step's loss between ZeRO-2 and ZeRO-3."""
+"""Maximum relative difference of a step's loss between ZeRO-2 and ZeRO-3."""
 
 ANSWER = "two red digits stand above a blue one, and a green one moves to the left of them"
-PLACES = (step_rate.SIDE // 14) ** 2
+IMAGE_TOKENS = (step_rate.SIDE // 14) ** 2
 RANKS = 2
 STAGES = ("zero2", "zero3")
-MIXED = {"both ranks have a picture": 2, "one has, one runs a blank": 1, "nobody has": 0}
+MIXED = {"both ranks have a picture": 2, "one has, one runs a dummy": 1, "none has": 0}
 
 Entry = Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Compare ZeRO-3 with ZeRO-2 at two ranks; measure the collectives contract."""
+    """Compare ZeRO-3 with ZeRO-2 on two ranks; measure the cost of the collectives contract."""
 
     steps: int = 12
-    """Of each model under each stage."""
+    """Of each model and configuration."""
     mixed_steps: int = 32
-    """Of the run whose ranks have other media."""
+    """Of the run whose ranks have different media."""
     warm: int = 2
-    """Steps that are left out at the beginning."""
+    """Steps at the beginning that are not measured."""
     digits_batch: int = 64
-    """Samples of a step of the digits preset, in two passes a rank; so with the LLaVA."""
+    """Samples per step of the digits preset, in two micro-steps per rank, as `llava_batch`."""
     llava_batch: int = 8
     length: int = 768
     """The longest sample of the LLaVA, in tokens."""
@@ -76,18 +76,18 @@ class Options:
     layers: int = 2
     vocabulary: int = 8_000
     keep: Path | None = None
-    """Where data and runs stay; a folder that goes away if not given."""
+    """Folder for data and runs. Default: a temporary one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Side:
-    """What one way of training did after the warm steps.
+    """The measurements of one configuration after the warm-up.
 
     Args:
         step_seconds: of one step.
-        tokens_per_second: of all ranks together.
+        tokens_per_second: over all ranks.
         memory_bytes: the highest peak of a rank.
-        phases: seconds of a step by what they were spent on.
+        phases: seconds per phase of a step.
         losses: of all steps.
     """
 
@@ -100,26 +100,26 @@ class Side:
 
 
 def side(name: str, runs: Sequence[Path], warm: int) -> Side:
-    """Read what runs that went on at the same time have recorded."""
-    whole = [entries(run) for run in runs]
-    timed = [entry for steps in whole for entry in steps[warm:]]
+    """Read the metrics of runs that ran at the same time."""
+    runs_steps = [entries(run) for run in runs]
+    timed = [entry for steps in runs_steps for entry in steps[warm:]]
     return Side(
         name=name,
         step_seconds=median(entry["step_seconds"] for entry in timed),
-        tokens_per_second=sum(rate(steps, warm) for steps in whole),
+        tokens_per_second=sum(rate(steps, warm) for steps in runs_steps),
         memory_bytes=max(max(entry["memory_bytes"]) for entry in timed),
         phases=phases(timed),
-        losses=tuple(entry["loss"] for entry in whole[0]),
+        losses=tuple(entry["loss"] for entry in runs_steps[0]),
     )
 
 
 def entries(run: Path) -> list[Entry]:
-    """Return the figures of a run's steps."""
+    """Return the metrics of a run's steps."""
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 def rate(steps: Sequence[Entry], warm: int) -> float:
-    """Return the tokens a second of a run."""
+    """Return the tokens per second of a run."""
     tokens: int = steps[-1]["tokens"] - steps[warm - 1]["tokens"]
     return tokens / sum(entry["step_seconds"] for entry in steps[warm:])
 
@@ -133,12 +133,12 @@ def phases(steps: Sequence[Entry]) -> dict[str, float]:
 def compare(
     name: str, words: list[object], batch: int, options: Options, folder: Path
 ) -> list[Side]:
-    """Train one model in the three ways."""
+    """Train one model in the three configurations."""
     common = [*words, "--micro-batch", batch // RANKS // 2, "--max-steps", options.steps]
 
     def alone(number: int) -> list[object]:
-        place = ("--seed", number, "--output", folder / f"{name}-alone-{number}")
-        return [*common, "--ds-config", "zero2", "--global-batch", batch // RANKS, *place]
+        own = ("--seed", number, "--output", folder / f"{name}-alone-{number}")
+        return [*common, "--ds-config", "zero2", "--global-batch", batch // RANKS, *own]
 
     run_worlds([alone(number) for number in range(RANKS)], ranks=1)
     runs = [folder / f"{name}-alone-{number}" for number in range(RANKS)]
@@ -151,7 +151,7 @@ def compare(
 
 
 def difference(two: Side, three: Side) -> float:
-    """Return the largest relative difference of the losses of two sides.
+    """Return the largest relative difference of the losses of two configurations.
 
     Raises:
         UserError: it is above `TOLERANCE`.
@@ -163,35 +163,35 @@ def difference(two: Side, three: Side) -> float:
 
 
 def alike(count: int, *, picture: bool) -> Iterator[Sample]:
-    """Yield samples of one length, with a picture or with text in its place."""
+    """Yield samples of equal length, with a picture or with text instead."""
     random = np.random.default_rng(2)
     for number in range(count):
-        words = "<image>" if picture else ("tell me a story " * PLACES)[:PLACES]
+        words = "<image>" if picture else ("tell me a story " * IMAGE_TOKENS)[:IMAGE_TOKENS]
         turns = (Turn(role="user", text=words), Turn(role="assistant", text=ANSWER))
         media = (step_rate.photograph(random),) if picture else ()
         yield Sample(id=f"{number:06d}", source="bench", turns=turns, media=media)
 
 
 def contract(words: list[object], options: Options, folder: Path) -> dict[str, dict[str, Any]]:
-    """Train on steps of one sample a rank; return by stage what steps of each kind take."""
-    found: dict[str, dict[str, Any]] = {}
+    """Train with one sample per rank; return, by ZeRO stage, the cost of each kind of step."""
+    results: dict[str, dict[str, Any]] = {}
     for zero in STAGES:
         run = folder / f"mixed-{zero}"
         own = ["--data", folder / "pictures", folder / "texts", "--max-steps", options.mixed_steps]
         own += ["--global-batch", RANKS, "--micro-batch", 1, "--ds-config", zero, "--output", run]
         run_ranks(RANKS, [*words, *own])
         timed = entries(run)[options.warm :]
-        found[zero] = {
-            kind: kinds_of_step([e for e in timed if _pictures(e) == pictures])
+        results[zero] = {
+            kind: cost_of_steps([e for e in timed if _pictures(e) == pictures])
             for kind, pictures in MIXED.items()
         }
-    return found
+    return results
 
 
-def kinds_of_step(steps: Sequence[Entry]) -> dict[str, Any]:
-    """Return what steps of one kind take; raises UserError where there are none."""
+def cost_of_steps(steps: Sequence[Entry]) -> dict[str, Any]:
+    """Return the cost of steps of one kind; raises UserError if there are none."""
     if not steps:
-        raise UserError("--mixed-steps: too few, a kind of step did not come")
+        raise UserError("--mixed-steps: too few, one kind of step did not occur")
     return {
         "steps": len(steps),
         "seconds": median(entry["step_seconds"] for entry in steps),
@@ -200,40 +200,40 @@ def kinds_of_step(steps: Sequence[Entry]) -> dict[str, Any]:
 
 
 def _pictures(entry: Entry) -> int:
-    found: int = entry["sources"].get("pictures", {}).get("samples", 0)
-    return found
+    samples: int = entry["sources"].get("pictures", {}).get("samples", 0)
+    return samples
 
 
 def sides_table(name: str, sides: Sequence[Side]) -> Table:
-    """Return one model's ways of training as a table."""
-    shown = Table("", "s a step", "tokens/s", "MiB a rank", title=name)
-    parts = ("agree", "forward", "backward", "step")
+    """Return the configurations of one model as a table."""
+    printed = Table("", "s per step", "tokens/s", "MiB per rank", title=name)
+    parts = ("sync", "forward", "backward", "step")
     for part in parts:
-        shown.add_column(f"{part}, s")
+        printed.add_column(f"{part}, s")
     for one in sides:
         figures = [f"{one.step_seconds:.3f}", f"{one.tokens_per_second:.0f}"]
         figures += [f"{one.memory_bytes / 2**20:.0f}"]
-        shown.add_row(one.name, *figures, *(f"{one.phases[part]:.3f}" for part in parts))
-    return shown
+        printed.add_row(one.name, *figures, *(f"{one.phases[part]:.3f}" for part in parts))
+    return printed
 
 
-def contract_table(found: Mapping[str, Mapping[str, Any]]) -> Table:
-    """Return the steps by what the ranks had."""
-    shown = Table("", title="One sample a rank")
-    for zero in found:
-        shown.add_column(f"{zero}: steps, s a step, agree, forward")
+def contract_table(results: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Return the cost of each kind of step as a table."""
+    printed = Table("", title="One sample per rank")
+    for zero in results:
+        printed.add_column(f"{zero}: steps, s per step, sync, forward")
     for kind in MIXED:
         cells = [
-            f"{f['steps']}, {f['seconds']:.3f}, {f['phases']['agree']:.3f},"
+            f"{f['steps']}, {f['seconds']:.3f}, {f['phases']['sync']:.3f},"
             f" {f['phases']['forward']:.3f}"
-            for f in (found[zero][kind] for zero in found)
+            for f in (results[zero][kind] for zero in results)
         ]
-        shown.add_row(kind, *cells)
-    return shown
+        printed.add_row(kind, *cells)
+    return printed
 
 
 def write_data(options: Options, folder: Path) -> None:
-    """Write what the runs train on, and the LLaVA."""
+    """Write the data of the runs, and the LLaVA."""
     captions = (pair_sample(0, number) for number in range(options.steps * options.digits_batch))
     write_folder(folder / "captions", captions, job="bench")
     dialogues = step_rate.samples(options.steps * options.llava_batch, options.length)
@@ -252,13 +252,13 @@ def write_data(options: Options, folder: Path) -> None:
 
 
 def measure(options: Options, folder: Path) -> dict[str, Any]:
-    """Run everything; print the tables and return the figures."""
+    """Run everything; print the tables and return the results."""
     write_data(options, folder)
     console = Console(stderr=True, width=110)
-    always = ["--precision", "fp32", "--save-every", 10**9, "--epochs", 1]
-    digits = ["pipeline", "pt", "digits", "--weights", "random", *always]
+    common = ["--precision", "fp32", "--save-every", 10**9, "--epochs", 1]
+    digits = ["pipeline", "pt", "digits", "--weights", "random", *common]
     imported = folder / "imported"
-    llava = ["pipeline", "sft", imported / "config.json", "--init-from", imported, *always]
+    llava = ["pipeline", "sft", imported / "config.json", "--init-from", imported, *common]
     llava += ["--set", "sft.recompute=false", f"sft.max_tokens={options.length}"]
     models: dict[str, tuple[list[object], int]] = {
         "digits": ([*digits, "--data", folder / "captions"], options.digits_batch),
@@ -266,18 +266,16 @@ def measure(options: Options, folder: Path) -> dict[str, Any]:
     }
     figures: dict[str, Any] = {}
     for name, (words, batch) in models.items():
-        apart, two, three = sides = compare(name, words, batch, options, folder)
+        independent, two, three = sides = compare(name, words, batch, options, folder)
         console.print(sides_table(name, sides))
         figures[name] = {
             "sides": [asdict(one) for one in sides],
             "zero3_to_zero2": three.step_seconds / two.step_seconds,
-            "share_spent_on_each_other": {
-                one.name: 1 - one.tokens_per_second / apart.tokens_per_second
+            "parallel_overhead": {
+                one.name: 1 - one.tokens_per_second / independent.tokens_per_second
                 for one in (two, three)
             },
-            "agree_share": {
-                one.name: one.phases["agree"] / one.step_seconds for one in (two, three)
-            },
+            "sync_share": {one.name: one.phases["sync"] / one.step_seconds for one in (two, three)},
             "largest_difference_of_losses": difference(two, three),
         }
     figures["contract"] = contract(llava, options, folder)
@@ -286,7 +284,7 @@ def measure(options: Options, folder: Path) -> dict[str, Any]:
 
 
 def run(args: list[str]) -> None:
-    """Measure, and print what was found."""
+    """Measure and print the results."""
     options = parse(Options, prog="python benchmarks/zero.py", args=args)
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.keep or Path(temporary)

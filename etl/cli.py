@@ -10,6 +10,8 @@ import io
 import logging
 import os
 import re
+import select
+import signal
 import sys
 import typing
 from collections.abc import Callable, Sequence
@@ -92,16 +94,32 @@ def main(
 ) -> None:
     """Run a command on `sys.argv` and exit; a mistake gets one line on stderr and exit code 2.
 
-    Under a launcher every rank makes the same mistake, so only rank 0 reports it.
+    Under a launcher every rank makes the same mistake, so only rank 0 reports it. A command whose
+    output is piped to one that ends early, such as `head`, ends as quietly as other Unix tools do.
     """
     is_first = os.environ.get("RANK", "0") == "0"
     level = logging.INFO if is_first else logging.WARNING
     logging.basicConfig(level=level, format="%(asctime)s %(name)s: %(message)s")
+    code: int | None
     try:
-        code = run(sys.argv[1:])
-    except mistakes as mistake:
-        if is_first:
-            sys.stderr.write(f"error: {' '.join(str(mistake).split())}\n")
-        code = 2
-    sys.stdout.flush()
+        try:
+            code = run(sys.argv[1:])
+        except mistakes as mistake:
+            if is_first:
+                sys.stderr.write(f"error: {' '.join(str(mistake).split())}\n")
+            code = 2
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if not _stdout_is_broken():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # discards what is still buffered
+        code = 128 + signal.SIGPIPE
     sys.exit(code or 0)
+
+
+def _stdout_is_broken() -> bool:
+    """Return whether the process that read this one's output has ended."""
+    poll = select.poll()
+    poll.register(1, 0)  # errors are always reported
+    return any(event & select.POLLERR for _, event in poll.poll(0))

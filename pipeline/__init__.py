@@ -1,1 +1,1 @@
-"""The pipeline house: configuration, training under DeepSpeed, evaluation."""
+"""The pipeline package: configuration, training under DeepSpeed, evaluation."""

@@ -7,8 +7,8 @@ import torch
 from etl.cli import UserError, main
 from model.spec import SpecError
 
-# DeepSpeed looks for an accelerator while it is imported; where there is none it says so on
-# stdout, in the midst of what `--json` prints, unless it was told before.
+# DeepSpeed looks for an accelerator on import. Where there is none it prints that to stdout, amid
+# what `--json` prints, unless the accelerator is set.
 if not torch.accelerator.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 

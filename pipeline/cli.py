@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import logging
+import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -12,10 +12,11 @@ from typing import Literal
 
 import tyro
 from rich.console import Console, Group
-from rich.table import Table
 
 from etl.cli import UserError, parse
 from model.presets import PRESETS
+from model.spec import System
+from pipeline.compat.library_logs import quiet_libraries
 from pipeline.config.run_config import Scale, StageName, TrainOptions, changed_preset, resolve
 from pipeline.convert.export import export
 from pipeline.convert.import_ import import_
@@ -29,7 +30,7 @@ from pipeline.forecast.plan import plan, plan_table
 def _train(stage: StageName) -> Callable[[Sequence[str]], int]:
     def run(args: Sequence[str]) -> int:
         options = parse(TrainOptions, prog=f"python -m pipeline {stage}", args=args)
-        # DeepSpeed takes seconds to import, which no other command needs.
+        # Importing DeepSpeed takes seconds, and no other command needs it.
         from pipeline.train.train import train_stage  # noqa: PLC0415
 
         return train_stage(resolve(options, stage), options.resume)
@@ -38,7 +39,7 @@ def _train(stage: StageName) -> Callable[[Sequence[str]], int]:
 
 
 def _features(args: Sequence[str]) -> int:
-    # Ray takes a second to import, which no other command needs.
+    # Importing Ray takes a second, and no other command needs it.
     from pipeline.feature_cache.precompute import precompute  # noqa: PLC0415
 
     return precompute(args)
@@ -58,20 +59,28 @@ def _list(args: Sequence[str]) -> int:
     if options.json:
         _print_json([{"name": s.name, "paper": s.paper} for s in systems])
         return 0
-    table = Table("preset", "way in", "backbone", "paper")
+    for line in preset_lines(systems, width=shutil.get_terminal_size().columns):
+        sys.stdout.write(f"{line}\n")
+    return 0
+
+
+def preset_lines(systems: Sequence[System], *, width: int) -> list[str]:
+    """Return one line per preset: its whole name, then as much of its summary as fits.
+
+    The summary is the paper, the backbone's layers × width, and the modalities: input → output.
+    """
+    longest = max(len(item.name) for item in systems)
+    lines = []
     for item in systems:
         backbone = item.model.backbone
-        table.add_row(
-            item.name,
-            "\n".join(
-                f"{slot.modality}: {slot.encoder.kind} → {slot.projector.kind}"
-                for slot in item.model.inputs
-            ),
-            f"{backbone.kind} {backbone.layers}×{backbone.width}",
-            item.paper,
-        )
-    Console().print(table)
-    return 0
+        size = f"{backbone.kind} {backbone.layers}×{backbone.width}"
+        outputs = [branch.modality for branch in item.model.outputs]
+        modalities = " ".join([*item.model.modalities, *(["→", *outputs] if outputs else [])])
+        line = f"{item.name:<{longest}}  {item.paper:<16}  {size:<15}  {modalities}"
+        if len(line) > width:
+            line = f"{line[: max(width - 1, len(item.name))].rstrip()}…"
+        lines.append(line)
+    return lines
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +90,7 @@ class ShowOptions:
     preset: tyro.conf.Positional[str]
     """A preset's name."""
     scale: Scale = "full"
-    """`tiny`: the same classes and wiring with small sizes."""
+    """`tiny`: the same architecture with small sizes."""
     set: tuple[str, ...] = ()
     """Fields of the preset, PATH=JSON as `show` names them."""
 
@@ -94,25 +103,25 @@ def _show(args: Sequence[str]) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class PlanOptions:
-    """Predict parameters, memory, time and checkpoints of a preset at full size; needs no weights.
+    """Forecast parameters, memory, step time and checkpoint size of a preset; needs no weights.
 
-    Step times are those of computing alone, at an assumed share of the device's published peak.
+    Step times are compute times, at an assumed utilization of the device's published peak FLOP/s.
     """
 
     preset: tyro.conf.Positional[str]
     """A preset's name."""
     scale: Scale = "full"
-    """`tiny`: the same classes and wiring with small sizes."""
+    """`tiny`: the same architecture with small sizes."""
     set: tuple[str, ...] = ()
     """Fields of the preset, PATH=JSON as `show` names them."""
     stage: Literal["pt", "sft"]
-    """Which stage is planned."""
+    """The stage to plan."""
     gpus: int = 8
-    """Over how many GPUs the stage is spread."""
+    """Number of GPUs."""
     device: str = "a100"
-    """Whose published peak the step's time is reckoned with."""
+    """The device whose published peak FLOP/s the step time is computed with."""
     measure: bool = False
-    """Reckon with how fast this machine multiplies matrices instead, which takes a second."""
+    """Measure this machine's peak FLOP/s instead, which takes a second."""
     json: bool = False
     """Print JSON instead of tables."""
 
@@ -122,16 +131,16 @@ def _plan(args: Sequence[str]) -> int:
     system = changed_preset(options.preset, options.scale, options.set)
     stage = system.stage(options.stage)
     planned = plan(system, options.stage, options.gpus)
-    rate = (
+    peak = (
         measured(stage.precision, typical_product(system.model, stage))
         if options.measure
         else published(options.device, stage.precision)
     )
-    outlook = make_forecast(system, options.stage, planned, rate)
+    forecast = make_forecast(system, options.stage, planned, peak)
     if options.json:
-        _print_json(planned.to_json() | outlook.to_json())
+        _print_json(planned.to_json() | forecast.to_json())
     else:
-        Console().print(Group(plan_table(planned), forecast_table(outlook)))
+        Console().print(Group(plan_table(planned), forecast_table(forecast)))
     return 0
 
 
@@ -140,27 +149,27 @@ def _print_json(value: object) -> None:
 
 
 COMMANDS: Mapping[str, tuple[Callable[[Sequence[str]], int], str]] = {
-    "init": (_train("init"), "pre-train a Q-Former or P-Former by itself, before MM-PT"),
+    "init": (_train("init"), "pre-train a Q-Former or a P-Former, before MM-PT"),
     "pt": (_train("pt"), "align a preset's projectors on captions (MM-PT)"),
     "sft": (_train("sft"), "fine-tune on instructions (MM-IT)"),
-    "features": (_features, "encode each medium of the data once, for pt --features (on Ray)"),
+    "features": (_features, "precompute the feature cache for pt --feature-cache (on Ray)"),
     "evaluate": (evaluate, "ask a trained run the questions of a data folder or a benchmark"),
     "score": (score, "a benchmark's official score of any file of predictions"),
-    "import": (import_, "a run folder from a transformers checkpoint"),
-    "export": (export, "a transformers checkpoint from such a run, trained or not"),
-    "plan": (_plan, "parameters, memory, time and tokens of a preset at full size"),
-    "list": (_list, "the presets"),
-    "show": (_show, "a preset's resolved specification"),
+    "import": (import_, "make a run folder from a transformers checkpoint"),
+    "export": (export, "write an imported run, trained or not, as a transformers checkpoint"),
+    "plan": (_plan, "forecast parameters, memory and step time of a preset"),
+    "list": (_list, "list the presets"),
+    "show": (_show, "print a preset's resolved specification"),
 }
 
 
 def run(args: Sequence[str]) -> int:
     """Run one command; returns the exit code."""
-    # DeepSpeed's launcher gives every rank its number as an option, and in the environment too.
+    # DeepSpeed's launcher passes the local rank as an option, and in the environment, too.
     args = [arg for arg in args if not arg.startswith("--local_rank=")]
-    logging.getLogger("transformers").setLevel(logging.WARNING)
+    quiet_libraries()
     if not args or args[0] in ("-h", "--help"):
-        lines = [f"  {name:<10} {what}" for name, (_, what) in COMMANDS.items()]
+        lines = [f"  {name:<10} {summary}" for name, (_, summary) in COMMANDS.items()]
         usage = "usage: python -m pipeline COMMAND … (each has --help)"
         sys.stdout.write("\n".join([usage, "", *lines, ""]))
         return 0

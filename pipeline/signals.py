@@ -1,4 +1,4 @@
-"""How a command is asked to stop, and how it says that it can go on where it was."""
+"""Stop requests by signal, and the exit code of a command that stopped and can be resumed."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ STOPPED = 75
 
 
 class StopRequest:
-    """Remembers that SIGTERM or SIGUSR1 came; loops ask for it at every step.
+    """Remembers that SIGTERM or SIGUSR1 was received; loops check `asked` at every step.
 
-    Made first thing, so that no early request is lost, and kept to the end: when the first rank
-    has ended, a launcher may send SIGTERM to those that are still on their way out.
+    Created first, so that no early signal is lost, and kept until the process ends: when the first
+    rank has exited, a launcher may send SIGTERM to the ranks that are still exiting.
     """
 
     def __init__(self) -> None:
         self.asked = False
         for number in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, self._remember)
-            # While Python shuts down it gives a signal that has a handler its default back, which
-            # kills; one that is ignored stays ignored.
+            # During shutdown Python restores the default action of a handled signal, which kills
+            # the process; an ignored signal stays ignored.
             atexit.register(signal.signal, number, signal.SIG_IGN)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:

@@ -1,24 +1,25 @@
 # shellcheck shell=bash
-# What every job script here needs; sourced, never run. Sets `repo` and makes its Python usable.
+# Functions and environment of all job scripts here; to be sourced. Sets `repo` and activates its
+# Python environment.
 
 repo=$(cd "${BASH_SOURCE[0]%/*}/.." && pwd)
 
-# The caller's environment counts where the repository has none of its own.
+# Without a .venv in the repository, the submitter's environment is used.
 if [[ -e $repo/.venv/bin/activate ]]; then
     # shellcheck source=/dev/null
     source "$repo/.venv/bin/activate"
 fi
 
-# The job keeps the folder it was submitted from, so that relative paths mean what the user meant.
+# The job runs in the folder it was submitted from, so that relative paths are the submitter's.
 export PYTHONPATH="$repo${PYTHONPATH:+:$PYTHONPATH}"
 export PYTHONUNBUFFERED=1
 
-# Left to itself, DeepSpeed guesses; a CUDA build of torch on a node without GPUs would mislead it.
+# Otherwise DeepSpeed guesses, and is misled by a CUDA build of torch on a node without GPUs.
 if [[ ! -v SLURM_GPUS_ON_NODE ]]; then
     export DS_ACCELERATOR=${DS_ACCELERATOR:-cpu}
 fi
 
-# Prints the address by which Slurm itself reaches a node. A node's name need not resolve.
+# Prints the address of a node as Slurm knows it. A node's name may not resolve.
 node_address() {
     scontrol --oneliner show node "$1" | sed -n 's/.* NodeAddr=\([^ ]*\).*/\1/p'
 }
@@ -28,27 +29,27 @@ node_names() {
     scontrol show hostnames "$SLURM_JOB_NODELIST"
 }
 
-STOPPED=75 # how a program says "I was asked to stop and have saved" (EX_TEMPFAIL)
+STOPPED=75 # exit code of a program that was asked to stop and has saved (EX_TEMPFAIL)
 
 interrupted='' ending='' step=''
 
-# From here on neither signal ends this shell. --signal=B:USR1@… reaches only it; srun passes USR1 on
-# to every task. SIGTERM, from a requeue, a cancellation or the end of the time, reaches the tasks
-# as well: nothing to pass on.
-expect_to_be_stopped() {
+# After this neither signal ends the shell. --signal=B:USR1@… reaches only the shell, so it sends USR1
+# to srun, which forwards it to every task. SIGTERM, from a requeue, a cancellation or the time limit,
+# reaches the tasks as well.
+handle_stop_signals() {
     trap 'interrupted=yes; if [[ $step ]]; then kill -USR1 "$step" || true; fi' USR1
     trap 'interrupted=yes ending=yes' TERM
 }
 
-# Runs `srun …` to its end and exits with its code. A program that ends with 75 can go on where it
-# was: then the job goes back to the queue, unless Slurm is about to send it there by itself.
-run_to_be_resumed() {
+# Runs `srun …` to its end and exits with its code. A program that ends with 75 can be resumed: the
+# job is then requeued, unless Slurm is about to requeue it by itself.
+run_and_requeue() {
     local code
-    # A USR1 in the moment before srun is ready to pass it on must not kill srun.
+    # A USR1 that arrives before srun can forward it must not kill srun.
     (trap '' USR1 && exec "$@") &
     step=$!
 
-    # A signal ends `wait` early; the tasks still need their time to save.
+    # A signal interrupts `wait`; the tasks still need time to save.
     while
         interrupted='' code=0
         wait "$step" || code=$?
@@ -56,9 +57,9 @@ run_to_be_resumed() {
     do :; done
 
     if [[ $code == "$STOPPED" && ! $ending ]]; then
-        echo "$SLURM_JOB_NAME: what was done is saved; job $SLURM_JOB_ID goes back to the queue"
+        echo "$SLURM_JOB_NAME: saved; job $SLURM_JOB_ID goes back to the queue"
         scontrol requeue "$SLURM_JOB_ID" ||
-            echo "it cannot be requeued; submit it again to go on" >&2
+            echo "it cannot be requeued; submit it again to resume" >&2
     fi
     exit "$code"
 }

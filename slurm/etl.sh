@@ -6,11 +6,11 @@
 #SBATCH --exclusive
 #SBATCH --mem=0
 #SBATCH --requeue
-# Runs an ETL job on a Ray cluster that lives as long as this Slurm job:
+# Runs an ETL job on a Ray cluster that is started for this Slurm job:
 #   sbatch [sbatch's options] slurm/etl.sh JOB --input PATH --output DIR [option …]
 set -euo pipefail
 
-# sbatch runs a copy of this file from a spool folder; Slurm knows where the original lies.
+# sbatch runs a copy of this file from a spool folder; Slurm knows the original's path.
 command=$(scontrol show job "${SLURM_JOB_ID:?use sbatch}" | sed -n 's/^ *Command=//p')
 source "${command%%/etl.sh*}/env.sh"
 
@@ -21,32 +21,32 @@ if [[ ! -e $repo/etl/$job.py ]]; then
     exit 2
 fi
 
-# Other jobs, of other users too, may have a Ray on the same host: ports come from the job's id.
+# Other jobs may run a Ray on the same host, so the ports depend on the job's id.
 port=$((20000 + SLURM_JOB_ID % 5000 * 2))
 dashboard=$((port + 1))
 mapfile -t nodes < <(node_names)
 head=$(node_address "${nodes[0]}")
 
-# A folder that other users' Rays on this host do not own; what is in it tells why a job failed.
+# A folder of this job's own; its logs say why a job failed.
 RAY_TMPDIR=$(mktemp --directory "/tmp/mmloom-ray-$SLURM_JOB_ID-XXXX")
 export RAY_TMPDIR
 
-# Without a token, whoever can reach these ports could run programs in the submitter's name.
+# Without a token, anyone who can reach these ports could run programs as the submitter.
 RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN
 
-# With --block Ray's processes end when the one that was started here ends.
+# With --block Ray's processes end with the process that is started here.
 # shellcheck disable=SC2153  # not a misspelt GPUS
 ray start --head --block --node-ip-address="$head" --port="$port" --num-cpus="$SLURM_CPUS_ON_NODE" \
     --dashboard-host=127.0.0.1 --dashboard-port="$dashboard" --disable-usage-stats >/dev/null &
 running=($!)
-take_down() {
+shut_down() {
     local code=$?
     kill "${running[@]}" 2>/dev/null || true
     wait
     if ((code == 0)); then rm -rf "$RAY_TMPDIR"; fi
 }
-trap take_down EXIT
+trap shut_down EXIT
 trap 'exit 143' TERM
 
 if ((SLURM_NNODES > 1)); then
@@ -58,7 +58,7 @@ if ((SLURM_NNODES > 1)); then
     running+=($!)
 fi
 
-# Ray tells nobody when it is ready to take jobs.
+# Ray has no way to wait until it accepts jobs.
 url=http://127.0.0.1:$dashboard
 until ray job list --address="$url" >/dev/null 2>&1; do
     kill -0 "${running[0]}" || exit 1

@@ -7,8 +7,8 @@
 #SBATCH --mem=0
 #SBATCH --requeue
 #SBATCH --signal=B:USR1@120
-# MM-PT, the first stage: sbatch [sbatch's options] slurm/pt.sh PRESET --data DIR --output DIR [option …]
+# Runs MM-PT: sbatch [sbatch's options] slurm/pt.sh PRESET --data DIR --output DIR [option …]
 
-# sbatch runs a copy of this file from a spool folder; Slurm knows where the original lies.
+# sbatch runs a copy of this file from a spool folder; Slurm knows the original's path.
 command=$(scontrol show job "${SLURM_JOB_ID:?use sbatch}" | sed -n 's/^ *Command=//p')
 exec bash "${command%%/pt.sh*}/train.sh" pt "$@"

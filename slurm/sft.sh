@@ -7,8 +7,8 @@
 #SBATCH --mem=0
 #SBATCH --requeue
 #SBATCH --signal=B:USR1@120
-# MM-IT's supervised part: sbatch [sbatch's options] slurm/sft.sh PRESET --data DIR --output DIR [option …]
+# Runs SFT, the first part of MM-IT: sbatch [sbatch's options] slurm/sft.sh PRESET --data DIR --output DIR [option …]
 
-# sbatch runs a copy of this file from a spool folder; Slurm knows where the original lies.
+# sbatch runs a copy of this file from a spool folder; Slurm knows the original's path.
 command=$(scontrol show job "${SLURM_JOB_ID:?use sbatch}" | sed -n 's/^ *Command=//p')
 exec bash "${command%%/sft.sh*}/train.sh" sft "$@"

@@ -45,6 +45,7 @@ class Stage:
             at most micro_batch · max_tokens tokens and micro_batch · pack_media media: without
             padding, and with no more memory than `micro_batch` samples of full length.
         pack_media: media per sample that packing allows for on average; `plan` assumes it, too.
+        z_loss: weight of the z-loss on the text logits (PaLM: 1e-4), in PT and SFT; 0 for none.
     """
 
     trainable: tuple[str, ...]
@@ -64,6 +65,7 @@ class Stage:
     recompute: bool = False
     packing: Literal["auto", "off"] = "auto"
     pack_media: int = 4
+    z_loss: float = 0.0
 
     def tiny(self) -> Self:
         """Return the same stage for a tiny model: same parameters and losses, small sizes."""

@@ -1,11 +1,11 @@
-"""Checkpoints written beside training: a step waits for the copy, and for nothing else.
+"""Asynchronous checkpoint writing: training waits only for a copy in host memory, not for disks.
 
     copy     all ranks, between two steps (`pipeline.checkpoint.snapshot`)
     write    a thread of each rank
-    publish  rank 0's thread, once all have written: manifest, rename, `latest`, and the old ones go
+    publish  rank 0's thread, once all ranks have written: manifest, rename, `latest`, pruning
 
-Ranks tell each other how far they are with what they exchange before every step, so nobody waits
-for files of others and a rank that cannot write is heard of by all.
+The ranks exchange their `SaveStatus` in `StepSync` before every step. So no rank waits for the
+files of another, and all ranks learn of one that cannot write.
 """
 
 from __future__ import annotations
@@ -21,64 +21,64 @@ from safetensors import SafetensorError
 
 @dataclass(frozen=True, kw_only=True)
 class SaveStatus:
-    """How many ranks are at it still, and how many could not do it."""
+    """The number of ranks that are still writing a checkpoint, and of those that failed to."""
 
     busy: int = 0
     failed: int = 0
 
 
-class Writer:
-    """This rank's thread; one piece of work at a time."""
+class AsyncWriter:
+    """A thread of this rank that runs one task at a time."""
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
-        self._work: Future[None] | None = None
+        self._task: Future[None] | None = None
 
-    def start(self, work: Callable[[], None]) -> None:
-        """Do something beside training."""
-        self._work = self._pool.submit(work)
+    def start(self, task: Callable[[], None]) -> None:
+        """Run a task in the background."""
+        self._task = self._pool.submit(task)
 
     def wait(self) -> None:
-        """Wait until it is done or has failed."""
-        if self._work is not None:
-            self._work.exception()
+        """Wait until the task has finished or failed."""
+        if self._task is not None:
+            self._task.exception()
 
     @property
-    def standing(self) -> SaveStatus:
-        """What the other ranks are told; what is no disk's fault is raised."""
-        if self._work is None:
+    def status(self) -> SaveStatus:
+        """This rank's status; raises what the task raised unless that was a disk error."""
+        if self._task is None:
             return SaveStatus()
-        if not self._work.done():
+        if not self._task.done():
             return SaveStatus(busy=1)
-        return SaveStatus(failed=int(self.trouble is not None))
+        return SaveStatus(failed=int(self.error is not None))
 
     @property
-    def trouble(self) -> str | None:
-        """Why the work that is done could not be; None if it could.
+    def error(self) -> str | None:
+        """The disk error that the finished task failed with, or None if it succeeded.
 
         Raises:
-            Whatever the work has raised that is no disk's fault.
+            Exception: whatever else the task raised.
         """
-        error = self._work.exception() if self._work is not None else None
+        error = self._task.exception() if self._task is not None else None
         if error is None:
             return None
-        said = disk_trouble(error)
-        if said is None:
+        message = disk_error(error)
+        if message is None:
             raise error
-        return said
+        return message
 
 
-def disk_trouble(error: BaseException) -> str | None:
-    """Return what the system said when something could not be written; None for other errors.
+def disk_error(error: BaseException) -> str | None:
+    """Return the operating system's message if something could not be written; None otherwise.
 
     PyTorch and safetensors raise errors of their own in place of the system's.
     """
     if isinstance(error, SafetensorError):
-        number = re.search(r"\(os error (\d+)\)", str(error))  # Rust's, which is the system's
+        number = re.search(r"\(os error (\d+)\)", str(error))  # Rust's errno
         return os.strerror(int(number[1])) if number else None
-    found: BaseException | None = error
-    while found is not None:
-        if isinstance(found, OSError):
-            return found.strerror or str(found)
-        found = found.__cause__ or found.__context__
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError):
+            return cause.strerror or str(cause)
+        cause = cause.__cause__ or cause.__context__
     return None

@@ -1,10 +1,10 @@
-"""Checkpoints: written whole or not at all, checked before they are believed.
+"""Checkpoints of a run: written atomically and asynchronously, verified before they are loaded.
 
 RUN/checkpoints/step-00000040/
-    manifest.json        what it is of, and bytes and sha256 of every file
-    weights.safetensors  what this run and those that it started from have trained: all that
+    manifest.json        trainer state, the run's identity, and bytes and sha256 of every file
+    weights.safetensors  all weights trained by this run and by the runs it started from: all that
                          evaluation or the next stage needs
-    objective.safetensors  what this stage has trained for its losses alone, if anything
+    objective.safetensors  weights that only this stage's losses need, if there are any
     zero/…               DeepSpeed's own files, without frozen weights
 RUN/checkpoints/latest   the name of the newest one, moved last
 """
@@ -26,35 +26,37 @@ from torch import Tensor
 
 from etl.cli import UserError
 from etl.storage.atomic import write_json
-from pipeline.checkpoint.async_writer import SaveStatus, Writer
+from pipeline.checkpoint.async_writer import AsyncWriter, SaveStatus
 from pipeline.checkpoint.files import (
     WEIGHTS,
     ZERO,
     CheckpointFolder,
-    Described,
-    damage,
-    describe,
+    Checksums,
+    checksums,
+    find_damage,
     read_manifest,
     step_of,
 )
 from pipeline.checkpoint.reshard import load_resharded
 from pipeline.checkpoint.snapshot import Snapshot, snapshot
+from pipeline.config.older_versions import check_manifest
+from pipeline.config.run_config import check_run_folder
 from pipeline.config.trainer_state import TrainerState
 from pipeline.distributed import device
 
 log = logging.getLogger(__name__)
 
-_MOST_FAILURES = 2
-"""Checkpoints in a row that may fail to be written before the run stops."""
+_MAX_FAILURES = 2
+"""The run stops after this many consecutive checkpoints could not be written."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RetentionPolicy:
-    """Which checkpoints stay.
+    """Which checkpoints are kept.
 
     Args:
-        newest: how many of the newest.
-        every: steps of which each multiple stays for good; None for none.
+        newest: the number of newest checkpoints to keep.
+        every: a checkpoint whose step is a multiple of this is never deleted; None for none.
     """
 
     newest: int = 2
@@ -62,10 +64,10 @@ class RetentionPolicy:
 
 
 @dataclass
-class _Pending:
-    """A checkpoint on its way: copied, being written by all, or being published by rank 0."""
+class _PendingSave:
+    """A checkpoint that was copied and is being written by all ranks, or published by rank 0."""
 
-    cursor: TrainerState
+    state: TrainerState
     partial: Path
     written: bool = False
 
@@ -75,65 +77,70 @@ class Checkpoints:
 
     Args:
         run: the run folder.
-        identity: what must be the same for a resume to continue the same loss curve; a flat
+        identity: what must be equal for a resumed run to continue the same loss curve; a flat
             mapping of names to JSON values.
-        keep: which of them stay.
-        inherited: names of weights that came from another run; they are saved, trained or not.
-        apart: which weights no other stage has: they are saved in a file of their own.
+        retention: which checkpoints are kept.
+        inherited: names of weights from another run; they are saved whether trained or not.
+        objective_only: whether only this stage's losses need a weight; such weights are saved in
+            a file of their own.
     """
 
     def __init__(
         self,
         run: Path,
         identity: Mapping[str, Any],
-        keep: RetentionPolicy,
+        retention: RetentionPolicy,
         inherited: Collection[str] = (),
-        apart: Callable[[str], bool] = lambda name: False,
+        objective_only: Callable[[str], bool] = lambda name: False,
     ) -> None:
         self.folder = CheckpointFolder(run / "checkpoints")
+        self._run = run
         self._identity = dict(identity)
-        self._keep = keep
+        self._retention = retention
         self._inherited = frozenset(inherited)
-        self._apart = apart
-        self._writer = Writer()
-        self._pending: _Pending | None = None
+        self._objective_only = objective_only
+        self._writer = AsyncWriter()
+        self._pending: _PendingSave | None = None
         self._failures = 0
 
-    def begin(self, engine: deepspeed.DeepSpeedEngine, cursor: TrainerState) -> None:
-        """Copy a checkpoint and have it written beside training; a collective.
+    def save(self, engine: deepspeed.DeepSpeedEngine, state: TrainerState) -> None:
+        """Copy a checkpoint and start writing it in the background; a collective.
 
-        One that is still on its way is waited for. What was there before stays until the new one
-        is whole.
+        Waits for an unfinished earlier one. Older checkpoints stay until the new one is complete.
 
         Raises:
-            UserError: too many in a row could not be written.
+            UserError: too many consecutive checkpoints could not be written.
         """
-        self._finish()
+        self._wait_for_pending()
         if dist.get_rank() == 0:
-            self.folder.remove_leftovers()  # others write after the copy's first barrier
-        partial = self.folder.partial(cursor.step)
-        copied = snapshot(engine, partial, inherited=self._inherited, apart=self._apart)
-        self._pending = _Pending(cursor=cursor, partial=partial)
+            self.folder.remove_leftovers()  # other ranks write only after the copy's first barrier
+        partial = self.folder.partial(state.step)
+        copied = snapshot(
+            engine, partial, inherited=self._inherited, objective_only=self._objective_only
+        )
+        self._pending = _PendingSave(state=state, partial=partial)
         self._writer.start(lambda: self._write(copied, partial))
 
     @property
-    def standing(self) -> SaveStatus:
-        """How far this rank is with what was begun; the others are to know before `turn`."""
-        return self._writer.standing if self._pending is not None else SaveStatus()
+    def status(self) -> SaveStatus:
+        """This rank's status of the pending checkpoint, to be summed over ranks for `advance`."""
+        return self._writer.status if self._pending is not None else SaveStatus()
 
-    def turn(self, standing: SaveStatus) -> None:
-        """Go on with what was begun as far as all ranks are; a collective, which does not wait.
+    def advance(self, status: SaveStatus) -> None:
+        """Publish or finish the pending checkpoint if all ranks have got that far.
+
+        A collective that does not wait for disks.
 
         Args:
-            standing: the sum of all ranks'.
+            status: the sum over all ranks.
 
         Raises:
-            UserError: too many in a row could not be written.
+            UserError: too many consecutive checkpoints could not be written.
         """
         pending = self._pending
-        if pending is None or standing.busy:
+        if pending is None or status.busy:
             return
-        if standing.failed:
+        if status.failed:
             self._give_up(pending)
         elif pending.written:
             self._pending, self._failures = None, 0
@@ -143,94 +150,99 @@ class Checkpoints:
                 self._writer.start(lambda: self._publish(pending))
 
     def finish(self) -> None:
-        """Wait until what was begun is there; a collective.
+        """Wait until the pending checkpoint is complete; a collective.
 
         Raises:
             UserError: it could not be written.
         """
-        self._finish()
+        self._wait_for_pending()
         if self._failures:
-            raise UserError(f"{self.folder.path}: the run's end could not be saved; {self._way_on}")
+            path = self.folder.path
+            raise UserError(f"{path}: the last one could not be written; {self._how_to_resume}")
 
-    def _finish(self) -> None:
+    def _wait_for_pending(self) -> None:
         while self._pending is not None:
             self._writer.wait()
-            own = self.standing
-            both = torch.tensor([own.busy, own.failed], device=device())
-            dist.all_reduce(both)
-            busy, failed = both.tolist()
-            self.turn(SaveStatus(busy=busy, failed=failed))
+            own = self.status
+            total = torch.tensor([own.busy, own.failed], device=device())
+            dist.all_reduce(total)
+            busy, failed = total.tolist()
+            self.advance(SaveStatus(busy=busy, failed=failed))
 
     def _write(self, copied: Snapshot, partial: Path) -> None:
-        described = copied.write(partial)
-        write_json(_note(partial, dist.get_rank()), described)
+        written = copied.write(partial)
+        write_json(_checksum_file(partial, dist.get_rank()), written)
 
-    def _publish(self, pending: _Pending) -> None:
-        files: Described = {}
+    def _publish(self, pending: _PendingSave) -> None:
+        files: Checksums = {}
         for rank in range(dist.get_world_size()):
-            note = _note(pending.partial, rank)
-            files |= json.loads(note.read_bytes())
-            note.unlink()
-        content = {"cursor": asdict(pending.cursor), "identity": self._identity}
+            path = _checksum_file(pending.partial, rank)
+            files |= json.loads(path.read_bytes())
+            path.unlink()
+        content = {"trainer_state": asdict(pending.state), "identity": self._identity}
         self.folder.publish(pending.partial, content, files)
-        self.folder.prune(self._keep.newest, self._keep.every)
+        self.folder.prune(self._retention.newest, self._retention.every)
 
-    def _give_up(self, pending: _Pending) -> None:
-        """Go on without a checkpoint that could not be written, unless that happens again."""
-        reasons: list[str | None] = [None] * dist.get_world_size()
-        dist.all_gather_object(reasons, self._writer.trouble)
-        told = next(f"rank {rank}: {reason}" for rank, reason in enumerate(reasons) if reason)
+    def _give_up(self, pending: _PendingSave) -> None:
+        """Continue without a checkpoint that could not be written, unless that happens again."""
+        errors: list[str | None] = [None] * dist.get_world_size()
+        dist.all_gather_object(errors, self._writer.error)
+        first = next(f"rank {rank}: {error}" for rank, error in enumerate(errors) if error)
         if dist.get_rank() == 0:
             self.folder.remove_leftovers()
         self._pending = None
         self._failures += 1
-        place = self.folder.final(pending.cursor.step)
-        if self._failures == _MOST_FAILURES:
+        path = self.folder.final(pending.state.step)
+        if self._failures == _MAX_FAILURES:
             raise UserError(
-                f"{place}: could not be written ({told}), nor the one before; {self._way_on}"
+                f"{path}: could not be written ({first}), nor the one before; {self._how_to_resume}"
             )
-        log.error("%s: could not be written (%s); the run goes on without it", place, told)
+        log.error("%s: could not be written (%s); the run continues without it", path, first)
 
     @property
-    def _way_on(self) -> str:
+    def _how_to_resume(self) -> str:
         newest = self.folder.latest()
-        step = f"the checkpoint {newest}" if newest else "the beginning"
-        return f"make room, then the same command goes on from {step}"
+        start = f"from the checkpoint {newest}" if newest else "from the beginning"
+        return f"free some disk space, then the same command resumes {start}"
 
     def choose(self, resume: str) -> Path | None:
-        """Return the checkpoint to go on from, or None to start anew; reads, changes nothing.
+        """Return the checkpoint to resume from, or None to start a new run; changes nothing.
 
         Args:
-            resume: `auto` for the newest sound one, `never`, or a step's number.
+            resume: `auto` for the newest valid one, `never`, or the number of a step.
 
         Raises:
-            UserError: none is sound though there are some, no such step, `never` though there
-                are checkpoints, or one of another run (preset, data, seed …).
+            UserError: all checkpoints are damaged, the step has none, `never` though there are
+                checkpoints, or one of another run (preset, data, seed …) or of an older version.
         """
-        there = self.folder.steps()
+        check_run_folder(self._run)
+        existing = self.folder.complete()
         if resume == "never":
-            if there:
+            if existing:
                 raise UserError(
-                    f"{self.folder.path}: holds checkpoints; name another --output, or remove them"
+                    f"{self.folder.path}: has checkpoints; name another --output, or remove them"
                 )
             return None
-        chosen = self.folder.newest_sound() if resume == "auto" else self._numbered(resume)
-        if chosen is None and resume == "auto" and there:
-            raise UserError(f"{self.folder.path}: no checkpoint is sound; remove it to start anew")
+        chosen = self.folder.newest_valid() if resume == "auto" else self._of_step(resume)
+        if chosen is None and resume == "auto" and existing:
+            raise UserError(
+                f"{self.folder.path}: no checkpoint is valid; remove it to start a new run"
+            )
         if chosen is not None:
             self._check_identity(chosen)
         return chosen
 
-    def _numbered(self, resume: str) -> Path:
-        found = self.folder.steps()
-        chosen = {str(step_of(path)): path for path in found}.get(resume.lstrip("0") or "0")
+    def _of_step(self, resume: str) -> Path:
+        existing = self.folder.complete()
+        chosen = {str(step_of(path)): path for path in existing}.get(resume.lstrip("0") or "0")
         if chosen is None:
-            steps = ", ".join(str(step_of(path)) for path in found) or "none"
+            steps = ", ".join(str(step_of(path)) for path in existing) or "none"
             raise UserError(
                 f"--resume {resume}: want auto, never or a step with a checkpoint ({steps})"
             )
-        if (fault := damage(chosen)) is not None:
-            raise UserError(f"{chosen}: {fault}")
+        if (damage := find_damage(chosen)) is not None:
+            raise UserError(f"{chosen}: {damage}")
+        check_manifest(self._run, read_manifest(chosen))
         return chosen
 
     def _check_identity(self, checkpoint: Path) -> None:
@@ -238,51 +250,52 @@ class Checkpoints:
         for name, value in self._identity.items():
             if stored.get(name) != value:
                 raise UserError(
-                    f"{checkpoint}: is of a run with {name} {stored.get(name)!r}, this one has "
-                    f"{value!r}; give the same options, or another --output"
+                    f"{checkpoint}: belongs to a run with {name} {stored.get(name)!r}, this one "
+                    f"has {value!r}; give the same options, or another --output"
                 )
 
     def load(self, engine: deepspeed.DeepSpeedEngine, checkpoint: Path) -> TrainerState:
-        """Load a chosen checkpoint into the engine; a collective. Later ones no longer count."""
+        """Load a chosen checkpoint into the engine; a collective. Newer ones are then ignored."""
         files = checkpoint / ZERO
         saved, ranks = len(list(files.glob("*_optim_states.pt"))), dist.get_world_size()
         if saved in (0, ranks):
             engine.load_checkpoint(str(checkpoint), tag=ZERO, load_module_strict=False)
         else:
             load_resharded(engine, files)
-            log.info("%s: written by %d ranks, dealt out to %d", checkpoint, saved, ranks)
+            log.info("%s: written by %d ranks, resharded to %d", checkpoint, saved, ranks)
         if dist.get_rank() == 0:
             self.folder.point_latest(checkpoint.name)
-        return TrainerState(**read_manifest(checkpoint)["cursor"])
+        return TrainerState(**read_manifest(checkpoint)["trainer_state"])
 
 
-def _note(partial: Path, rank: int) -> Path:
-    """Return where a rank describes what it has written, for rank 0's manifest."""
+def _checksum_file(partial: Path, rank: int) -> Path:
+    """Return the file with the checksums of what a rank has written, for rank 0's manifest."""
     return partial / f"rank-{rank:05d}.json"
 
 
 def write_weights(run: Path, weights: Mapping[str, Tensor], identity: Mapping[str, Any]) -> None:
-    """Write weights that no step of ours has trained, as the checkpoint of step 0.
+    """Write weights that were not trained here (an import) as the checkpoint of step 0.
 
-    Evaluation and a stage that starts from the run read it; there is nothing to resume.
+    Evaluation and a stage that starts from the run read it; it cannot be resumed from.
     """
     folder = CheckpointFolder(run / "checkpoints")
     partial = folder.partial(0)
     partial.mkdir(parents=True)
     save_file(dict(weights), partial / WEIGHTS)
-    content = {"cursor": asdict(TrainerState()), "identity": dict(identity)}
-    folder.publish(partial, content, describe(partial, [partial / WEIGHTS]))
+    content = {"trainer_state": asdict(TrainerState()), "identity": dict(identity)}
+    folder.publish(partial, content, checksums(partial, [partial / WEIGHTS]))
 
 
 def newest_weights(run: Path) -> Path:
-    """Return the newest sound trained weights of a run.
+    """Return the file of trained weights of a run's newest valid checkpoint.
 
     Raises:
-        UserError: no such run, or no sound checkpoint in it.
+        UserError: no such run, one of an older version, or one without a valid checkpoint.
     """
     if not run.is_dir():
         raise UserError(f"{run}: no such run folder")
-    chosen = CheckpointFolder(run / "checkpoints").newest_sound()
+    check_run_folder(run)
+    chosen = CheckpointFolder(run / "checkpoints").newest_valid()
     if chosen is None:
-        raise UserError(f"{run}: holds no sound checkpoint; is it a run folder that has saved one?")
+        raise UserError(f"{run}: has no valid checkpoint; want a run folder with a saved one")
     return chosen / WEIGHTS

@@ -1,4 +1,4 @@
-"""Whole parameters from the parts that ZeRO-3 leaves on each rank."""
+"""Gather whole parameters from the partitions that ZeRO-3 leaves on each rank."""
 
 from __future__ import annotations
 
@@ -7,35 +7,37 @@ from collections.abc import Iterator
 import deepspeed
 from torch import Tensor, nn
 
-_GATHERED = 50_000_000
-"""Elements of parameters that are whole at a time while they are saved."""
+_MAX_GATHERED = 50_000_000
+"""Elements of parameters that are gathered at a time."""
 
 
-def gathered(parameters: list[tuple[str, nn.Parameter]]) -> Iterator[tuple[str, Tensor]]:
-    """Yield whole parameters one by one, on every rank; under ZeRO-3 each holds only a part.
+def gather_parameters(
+    parameters: list[tuple[str, nn.Parameter]],
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield whole parameters one by one, on every rank; a collective under ZeRO-3.
 
-    What is wanted of one must be copied before the next is asked for. They are gathered some at a
-    time: adapters are many and small, and each collective takes its while.
+    Each must be copied before the next is requested. They are gathered in groups: adapters are many
+    and small, and every collective has a latency.
     """
-    for some in _by_size(parameters):
-        divided = [parameter for _, parameter in some if hasattr(parameter, "ds_id")]
-        with deepspeed.zero.GatheredParameters(divided, enabled=bool(divided)):
-            for name, parameter in some:
+    for group in _by_size(parameters):
+        partitioned = [parameter for _, parameter in group if hasattr(parameter, "ds_id")]
+        with deepspeed.zero.GatheredParameters(partitioned, enabled=bool(partitioned)):
+            for name, parameter in group:
                 yield name, parameter.detach()
 
 
 def _by_size(
     parameters: list[tuple[str, nn.Parameter]],
 ) -> Iterator[list[tuple[str, nn.Parameter]]]:
-    """Yield parameters in groups of at most `_GATHERED` elements, or of one that is larger."""
+    """Yield groups of at most `_MAX_GATHERED` elements, or of one larger parameter."""
     group: list[tuple[str, nn.Parameter]] = []
-    held = 0
+    elements = 0
     for name, parameter in parameters:
         size = int(getattr(parameter, "ds_numel", parameter.numel()))
-        if group and held + size > _GATHERED:
+        if group and elements + size > _MAX_GATHERED:
             yield group
-            group, held = [], 0
+            group, elements = [], 0
         group.append((name, parameter))
-        held += size
+        elements += size
     if group:
         yield group

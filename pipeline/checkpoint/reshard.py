@@ -1,14 +1,14 @@
-"""A ZeRO checkpoint of another number of ranks, dealt out anew to the ranks there are now.
+"""Reshard a ZeRO checkpoint to another number of ranks while loading it.
 
-ZeRO lays the trained parameters one after the other in flat tensors and gives each rank a part:
-stages 1 and 2 cut the whole flat tensor of a group, stage 3 cuts every parameter. Where a
-parameter lies follows from the shapes in order and the number of ranks alone, for the old ranks as
-for the new. So a rank copies what is its own from the old ranks' files into a state of the new
-layout, and DeepSpeed loads that as it loads any other: groups keep their own options, every state
-has its own `step`, nothing is written and no conversion can be killed half-way.
-docs/checkpoints.md says why this is not done by DeepSpeed's universal checkpoint.
+ZeRO concatenates the trained parameters in flat tensors and partitions them: stages 1 and 2 divide
+the flat tensor of a whole group among the ranks, stage 3 divides every parameter. The offsets of a
+parameter follow from the shapes in order and the number of ranks alone, for the saved partitioning
+as for the current one. So a rank copies its own elements from the saved ranks' files into a state
+of the current layout, and DeepSpeed loads that like any other: groups keep their own options, every
+state has its own `step`, nothing is written, and no conversion can be killed half-way.
+docs/checkpoints.md says why DeepSpeed's universal checkpoint is not used for this.
 
-Layouts: DeepSpeed's `zero_to_fp32.py`, which is beside every checkpoint, reads the same.
+Layouts: as DeepSpeed's `zero_to_fp32.py`, which it adds to every checkpoint, reads them.
 """
 
 from __future__ import annotations
@@ -28,54 +28,64 @@ from torch import Tensor
 from etl.cli import UserError
 
 Shapes = Sequence[Mapping[str, Sequence[int]]]
-"""Per flat tensor (a group; under stage 3 a part of one): names and shapes in order."""
+"""Per flat tensor (a group; under stage 3 a sub-group): names and shapes in order."""
 
 _WEIGHTS = "fp32"
-"""Beside the optimizer's own states: the weights in full precision."""
+"""Key of the full-precision weights, besides the keys of the optimizer's own states."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Span:
-    """A stretch of a parameter that one rank holds.
+    """A contiguous range of a parameter's elements that one rank holds.
 
     Args:
-        name: the parameter's.
-        first: where the stretch begins in the flattened parameter.
-        place: where it lies in the rank's flat tensor.
+        name: of the parameter.
+        start: index of the first element in the flattened parameter.
+        offset: index of that element in the rank's flat tensor.
         size: number of elements.
     """
 
     name: str
-    first: int
-    place: int
+    start: int
+    offset: int
     size: int
 
 
-def cut_groups(shapes: Mapping[str, Sequence[int]], part: int, rank: int) -> Iterator[Span]:
-    """Yield what a rank holds of a flat tensor that stages 1 and 2 cut into parts of `part`."""
-    low, high, offset = rank * part, (rank + 1) * part, 0
+def partition_group(
+    shapes: Mapping[str, Sequence[int]], partition: int, rank: int
+) -> Iterator[Span]:
+    """Yield a rank's spans of a flat tensor that stages 1 and 2 divide into equal partitions.
+
+    Args:
+        shapes: of the parameters in the flat tensor.
+        partition: elements of a rank.
+        rank: which.
+    """
+    low, high, begin = rank * partition, (rank + 1) * partition, 0
     for name, shape in shapes.items():
-        end = offset + math.prod(shape)
-        first, last = max(offset, low), min(end, high)
+        end = begin + math.prod(shape)
+        first, last = max(begin, low), min(end, high)
         if first < last:
-            yield Span(name=name, first=first - offset, place=first - low, size=last - first)
-        offset = end
+            yield Span(name=name, start=first - begin, offset=first - low, size=last - first)
+        begin = end
 
 
-def cut_parameters(shapes: Mapping[str, Sequence[int]], ranks: int, rank: int) -> Iterator[Span]:
-    """Yield what a rank holds of a flat tensor whose parameters stage 3 cuts one by one."""
+def partition_parameters(
+    shapes: Mapping[str, Sequence[int]], ranks: int, rank: int
+) -> Iterator[Span]:
+    """Yield a rank's spans of a flat tensor whose parameters stage 3 divides one by one."""
     offset = 0
     for name, shape in shapes.items():
         total = math.prod(shape)
-        part = -(-total // ranks)
-        size = min(part, total - rank * part)
+        partition = -(-total // ranks)
+        size = min(partition, total - rank * partition)
         if size > 0:
-            yield Span(name=name, first=rank * part, place=offset, size=size)
-        offset += part
+            yield Span(name=name, start=rank * partition, offset=offset, size=size)
+        offset += partition
 
 
-class OldRanks:
-    """The files of the ranks that wrote a checkpoint; opened when asked for, read where needed.
+class SavedRanks:
+    """The files of the ranks that wrote a checkpoint, memory-mapped on first use.
 
     Args:
         folder: DeepSpeed's own, `step-…/zero`.
@@ -99,82 +109,82 @@ class OldRanks:
         return [dict(group) for group in _base(self._state(0))["param_groups"]]
 
     def scalars(self, flat: int) -> dict[str, Any]:
-        """Return what a flat tensor's state has beside tensors of its own length (`step`)."""
+        """Return the scalars (`step`) in a flat tensor's optimizer state."""
         state = _base(self._state(0))["state"][flat]
         return {name: value for name, value in state.items() if not _is_flat(value)}
 
     def keys(self) -> list[str]:
-        """Return the names of what is dealt out: the weights and the optimizer's moments."""
+        """Return the keys of the tensors to reshard: the weights and the optimizer's moments."""
         return [_WEIGHTS, *(k for k, v in _base(self._state(0))["state"][0].items() if _is_flat(v))]
 
-    def pieces(self, rank: int) -> Iterator[tuple[int, Span]]:
-        """Yield what an old rank holds, with the number of the flat tensor that it lies in."""
+    def spans(self, rank: int) -> Iterator[tuple[int, Span]]:
+        """Yield the spans of a saved rank, each with the index of its flat tensor."""
         for flat, shapes in enumerate(self.shapes):
             if self.stage == 3:
-                spans = cut_parameters(shapes, self.ranks, rank)
+                spans = partition_parameters(shapes, self.ranks, rank)
             else:
                 moment = self.keys()[1]
-                part = _base(self._state(0))["state"][flat][moment].numel()
-                spans = cut_groups(shapes, part, rank)
+                partition = _base(self._state(0))["state"][flat][moment].numel()
+                spans = partition_group(shapes, partition, rank)
             yield from ((flat, span) for span in spans)
 
     def tensor(self, rank: int, flat: int, key: str) -> Tensor:
-        """Return one of an old rank's flat tensors; only what is looked at is read from disk."""
+        """Return a flat tensor of a saved rank; only the elements that are used are read."""
         state = self._state(rank)
         if key != _WEIGHTS:
-            found: Tensor = _base(state)["state"][flat][key]
+            tensor: Tensor = _base(state)["state"][flat][key]
         else:
-            found = state[_weights_key(self.stage)][flat]
-        return found.detach()
+            tensor = state[_weights_key(self.stage)][flat]
+        return tensor.detach()
 
     def _read_state(self, rank: int) -> dict[str, Any]:
         state: dict[str, Any] = _read(self._optimizers[rank])["optimizer_state_dict"]
         if any(map(any, state.get("param_alignment_paddings", ()))):
             raise UserError(
                 f"{self._optimizers[rank]}: written with zero_optimization.parameter_alignment; "
-                f"go on with {self.ranks} ranks"
+                f"resume with {self.ranks} ranks"
             )
         return state
 
 
-class Source:
-    """Any stretch of any parameter, whichever of the old ranks hold it."""
+class SavedParameters:
+    """Reads any span of any parameter, whichever of the saved ranks hold it."""
 
-    def __init__(self, old: OldRanks) -> None:
-        self._old = old
-        self._held: dict[str, list[tuple[int, int, Span]]] = {}
-        for rank in range(old.ranks):
-            for flat, span in old.pieces(rank):
-                self._held.setdefault(span.name, []).append((rank, flat, span))
+    def __init__(self, saved: SavedRanks) -> None:
+        self._saved = saved
+        self._spans: dict[str, list[tuple[int, int, Span]]] = {}
+        for rank in range(saved.ranks):
+            for flat, span in saved.spans(rank):
+                self._spans.setdefault(span.name, []).append((rank, flat, span))
 
     def flat_of(self, name: str) -> int:
-        """Return the number of the old flat tensor that holds a parameter."""
-        return self._held[name][0][1]
+        """Return the index of the saved flat tensor that holds a parameter."""
+        return self._spans[name][0][1]
 
-    def fill(self, target: Tensor, wanted: Span, key: str) -> None:
-        """Copy a stretch to its place in a new flat tensor."""
-        filled = 0
-        for rank, flat, span in self._held[wanted.name]:
-            first = max(span.first, wanted.first)
-            size = min(span.first + span.size, wanted.first + wanted.size) - first
+    def copy(self, target: Tensor, span: Span, key: str) -> None:
+        """Copy a span to its offset in a flat tensor of the current layout."""
+        copied = 0
+        for rank, flat, saved in self._spans[span.name]:
+            start = max(saved.start, span.start)
+            size = min(saved.start + saved.size, span.start + span.size) - start
             if size > 0:
-                tensor = self._old.tensor(rank, flat, key)
-                piece = tensor.narrow(0, span.place + first - span.first, size)
-                target.narrow(0, wanted.place + first - wanted.first, size).copy_(piece)
-                filled += size
-        if filled != wanted.size:
-            raise RuntimeError(f"{wanted.name}: {filled} of {wanted.size} elements in the files")
+                tensor = self._saved.tensor(rank, flat, key)
+                elements = tensor.narrow(0, saved.offset + start - saved.start, size)
+                target.narrow(0, span.offset + start - span.start, size).copy_(elements)
+                copied += size
+        if copied != span.size:
+            raise RuntimeError(f"{span.name}: {copied} of {span.size} elements in the files")
 
 
 def load_resharded(engine: deepspeed.DeepSpeedEngine, folder: Path) -> None:
-    """Load a checkpoint that another number of ranks has written; a collective.
+    """Load a checkpoint that another number of ranks wrote; a collective.
 
     Args:
-        engine: as it is after `deepspeed.initialize`, the frozen weights in place.
+        engine: after `deepspeed.initialize`, with the frozen weights loaded.
         folder: DeepSpeed's own, `step-…/zero`.
     """
-    old = OldRanks(folder)
-    optimizer, common = engine.optimizer, old.common
+    saved = SavedRanks(folder)
+    optimizer, common = engine.optimizer, saved.common
     partitioned = engine.zero_optimization_partition_weights()
     if partitioned:
         optimizer.checkpoint_event_prologue()
@@ -182,46 +192,46 @@ def load_resharded(engine: deepspeed.DeepSpeedEngine, folder: Path) -> None:
     engine.lr_scheduler.load_state_dict(common["lr_scheduler"])
     for name in ("global_steps", "global_samples", "skipped_steps"):
         setattr(engine, name, common[name])
-    state = resharded_state(engine, old)
+    state = resharded_state(engine, saved)
     optimizer.load_state_dict([state] * dist.get_world_size(), load_from_fp32_weights=True)
     if partitioned:
         optimizer.checkpoint_event_epilogue()
 
 
-def resharded_state(engine: deepspeed.DeepSpeedEngine, old: OldRanks) -> dict[str, Any]:
-    """Return this rank's optimizer state in the layout of the ranks there are now."""
+def resharded_state(engine: deepspeed.DeepSpeedEngine, saved: SavedRanks) -> dict[str, Any]:
+    """Return this rank's optimizer state in the layout of the current number of ranks."""
     rank, ranks = dist.get_rank(), dist.get_world_size()
     state: dict[str, Any] = dict(engine.optimizer.state_dict())
-    shapes: Shapes = engine._get_zero_param_shapes()  # what it saves as param_shapes
+    shapes: Shapes = engine._get_zero_param_shapes()  # as saved in param_shapes
     stage = int(state["zero_stage"])
-    if (stage == 3) != (old.stage == 3):
-        raise UserError(f"a checkpoint of ZeRO-{old.stage} cannot be dealt out under ZeRO-{stage}")
+    if (stage == 3) != (saved.stage == 3):
+        raise UserError(f"a checkpoint of ZeRO-{saved.stage} cannot be resharded to ZeRO-{stage}")
     if stage == 3:
         templates = state["fp32_flat_groups"]
     else:
-        # The saved ones have no padding; the optimizer's moments have.
+        # Those in the state dict have no padding; the optimizer's moments do.
         templates = engine.optimizer.single_partition_of_fp32_groups
-    source, dealt_out = Source(old), old.keys()
+    parameters, keys = SavedParameters(saved), saved.keys()
     flats: list[Tensor] = []
     moments: dict[int, dict[str, Any]] = {}
     for number, (names, template) in enumerate(zip(shapes, templates, strict=True)):
         if stage == 3:
-            spans = list(cut_parameters(names, ranks, rank))
+            spans = list(partition_parameters(names, ranks, rank))
         else:
-            spans = list(cut_groups(names, template.numel(), rank))
-        dealt = {key: torch.zeros(template.numel(), dtype=torch.float32) for key in dealt_out}
-        for key, target in dealt.items():
+            spans = list(partition_group(names, template.numel(), rank))
+        tensors = {key: torch.zeros(template.numel(), dtype=torch.float32) for key in keys}
+        for key, target in tensors.items():
             for span in spans:
-                source.fill(target, span, key)
-        flats.append(dealt.pop(_WEIGHTS))
-        scalars = old.scalars(source.flat_of(next(iter(names))))
+                parameters.copy(target, span, key)
+        flats.append(tensors.pop(_WEIGHTS))
+        scalars = saved.scalars(parameters.flat_of(next(iter(names))))
         own = {k: v.clone() if isinstance(v, Tensor) else v for k, v in scalars.items()}
-        moments[number] = {**own, **dealt}
+        moments[number] = {**own, **tensors}
     state[_weights_key(stage)] = flats
     groups = _base(state)["param_groups"]
     options = [
-        {**saved, "params": group["params"]}
-        for saved, group in zip(old.options, groups, strict=True)
+        {**group_options, "params": group["params"]}
+        for group_options, group in zip(saved.options, groups, strict=True)
     ]
     state[_base_key(stage)] = {"state": moments, "param_groups": options}
     return state

@@ -1,9 +1,9 @@
-"""A checkpoint's content, copied to the host's memory: all that a step has to wait for.
+"""A snapshot of a checkpoint's content in host memory: all that a training step has to wait for.
 
-DeepSpeed hands whatever it wants saved to its checkpoint engine, which is meant to be exchanged.
-Ours copies the tensors instead of writing them. DeepSpeed's own writers that work beside training
-(`checkpoint.writer`, decoupled) take no copy, so they must end before the next step begins, and
-need an asynchronous I/O operator; docs/checkpoints.md says more.
+DeepSpeed passes whatever it saves to its checkpoint engine, which is replaceable. Ours copies the
+tensors instead of writing them. DeepSpeed's own asynchronous writers (`checkpoint.writer`,
+decoupled) make no copy, so they must finish before the next step begins, and they need an
+asynchronous I/O operator; see docs/checkpoints.md.
 """
 
 from __future__ import annotations
@@ -22,52 +22,52 @@ from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointEngi
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pipeline.checkpoint.files import APART, WEIGHTS, ZERO, Described, describe
-from pipeline.checkpoint.gather import gathered
+from pipeline.checkpoint.files import OBJECTIVE_WEIGHTS, WEIGHTS, ZERO, Checksums, checksums
+from pipeline.checkpoint.gather import gather_parameters
 
 
 class _Copier(CheckpointEngine):
-    """Takes what DeepSpeed saves, by path; makes no file and no folder."""
+    """Copies what DeepSpeed saves, by path; creates no file and no folder."""
 
     def __init__(self) -> None:
         super().__init__()
         self.states: dict[Path, Any] = {}
 
     def create(self, info: object) -> None:
-        """Nothing: names are DeepSpeed's business."""
+        """Do nothing; DeepSpeed's engines may log the checkpoint's name here."""
 
     def makedirs(self, path: str, exist_ok: bool = False) -> None:
-        """Nothing: the writer makes folders, beside training."""
+        """Do nothing; the background writer creates folders."""
 
-    def save(self, state_dict: Any, path: str) -> None:  # noqa: ANN401 -- whatever it may be
-        """Copy a state."""
+    def save(self, state_dict: Any, path: str) -> None:  # noqa: ANN401 -- any picklable
+        """Copy a state to host memory."""
         self.states[Path(path)] = on_host(state_dict)
 
     def load(self, path: str, map_location: object = None) -> Any:  # noqa: ANN401
-        """Never asked for while something is saved."""
-        raise RuntimeError(f"{path}: a copier loads nothing")
+        """Raise RuntimeError: DeepSpeed loads nothing while it saves."""
+        raise RuntimeError(f"{path}: this checkpoint engine cannot load")
 
     def commit(self, info: object) -> bool:
-        """Nothing: see `pipeline.checkpoint.async_writer`."""
+        """Do nothing; see `pipeline.checkpoint.async_writer`."""
         return True
 
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """One rank's share of a checkpoint, in the host's memory.
+    """One rank's part of a checkpoint, in host memory.
 
     Args:
-        states: what DeepSpeed wants saved, by path.
-        tensors: by name of a safetensors file, what it holds; rank 0's.
-        finish: writes what DeepSpeed puts beside them, its script for converting them.
+        states: DeepSpeed's states, by path.
+        tensors: the content of each safetensors file, by file name; empty except on rank 0.
+        finish: writes the conversion script that DeepSpeed adds to a checkpoint.
     """
 
     states: Mapping[Path, Any]
     tensors: Mapping[str, Mapping[str, Tensor]]
     finish: Callable[[], None]
 
-    def write(self, partial: Path) -> Described:
-        """Write everything below a folder, through to the disk; returns what was written."""
+    def write(self, partial: Path) -> Checksums:
+        """Write and fsync everything in a folder; return the checksums of the files."""
         partial.mkdir(parents=True, exist_ok=True)
         for path, state in self.states.items():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -78,8 +78,8 @@ class Snapshot:
         self.finish()
         written = [*self.states, *(partial / name for name in self.tensors)]
         for path in written:
-            _through_to_disk(path)
-        return describe(partial, written)
+            _fsync(path)
+        return checksums(partial, written)
 
 
 def snapshot(
@@ -87,21 +87,22 @@ def snapshot(
     partial: Path,
     *,
     inherited: Collection[str],
-    apart: Callable[[str], bool],
+    objective_only: Callable[[str], bool],
 ) -> Snapshot:
-    """Copy what a checkpoint in `partial` is to hold; a collective that touches no disk.
+    """Copy the content of a checkpoint; a collective that does not touch the disk.
 
     Args:
         engine: between two steps.
-        partial: the folder that will be written to.
-        inherited: names of weights that are saved though they may not be trained.
-        apart: which weights no other stage has; they get a file of their own.
+        partial: the folder that the checkpoint will be written to.
+        inherited: names of weights to save even where they are frozen.
+        objective_only: whether only this stage's losses need a weight; such weights get a file of
+            their own.
     """
     copier, own = _Copier(), engine.checkpoint_engine
     script = engine._copy_recovery_script
     engine.checkpoint_engine = copier
-    # It would write a file, in the step and on rank 0 alone: an error there would leave the others
-    # waiting. The writer calls it.
+    # It would write a file in the step, on rank 0 alone: an error there would leave the other ranks
+    # waiting. The background writer calls it instead.
     engine._copy_recovery_script = lambda folder: None
     try:
         engine.save_checkpoint(
@@ -109,34 +110,34 @@ def snapshot(
         )
     finally:
         engine.checkpoint_engine = own
-        del engine._copy_recovery_script  # the method is seen again
-    first = dist.get_rank() == 0
+        del engine._copy_recovery_script  # restores the method
+    writes = dist.get_rank() == 0
     saved = [
         (name, parameter)
         for name, parameter in engine.module.named_parameters()
         if parameter.requires_grad or name in inherited
     ]
     files: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in gathered(saved):
-        if first:
-            file = APART if apart(name) else WEIGHTS
+    for name, tensor in gather_parameters(saved):
+        if writes:
+            file = OBJECTIVE_WEIGHTS if objective_only(name) else WEIGHTS
             files.setdefault(file, {})[name] = tensor.to("cpu", copy=True).contiguous()
     return Snapshot(
         states=copier.states,
         tensors=files,
-        finish=(lambda: script(str(partial))) if first else (lambda: None),
+        finish=(lambda: script(str(partial))) if writes else (lambda: None),
     )
 
 
 def on_host(value: Any, seen: dict[int, Any] | None = None) -> Any:  # noqa: ANN401
-    """Return a deep copy whose tensors are in the host's memory; what is one tensor stays one."""
+    """Return a deep copy whose tensors are in host memory; shared tensors stay shared."""
     seen = {} if seen is None else seen
     if id(value) in seen:
         return seen[id(value)]
     if isinstance(value, Tensor):
         copied: Any = value.detach().to("cpu", copy=True)
     elif isinstance(value, dict):
-        copied = copy.copy(value)  # an OrderedDict stays one
+        copied = copy.copy(value)  # an OrderedDict stays an OrderedDict
         copied.update((key, on_host(item, seen)) for key, item in value.items())
     elif type(value) in (list, tuple):
         copied = type(value)(on_host(item, seen) for item in value)
@@ -146,7 +147,7 @@ def on_host(value: Any, seen: dict[int, Any] | None = None) -> Any:  # noqa: ANN
     return copied
 
 
-def _through_to_disk(path: Path) -> None:
+def _fsync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

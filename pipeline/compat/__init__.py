@@ -1,1 +1,1 @@
-"""Private names of libraries, each in one file for its library."""
+"""Private names and quirks of libraries, one file per library or concern."""

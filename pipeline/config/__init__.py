@@ -1,1 +1,1 @@
-"""A run's configuration: options, overrides, strict decoding, DeepSpeed's JSON."""
+"""Configuration of a run: options, strict decoding, overrides, and DeepSpeed's JSON."""

@@ -1,7 +1,7 @@
 """Strict decoding of JSON values into frozen dataclasses.
 
-Unknown keys, missing keys and wrong types are errors that name the dotted field; classes that may
-stand in the same place are told apart by their `kind`.
+Unknown keys, missing keys and wrong types are errors that name the dotted field. A union of classes
+is decoded by the `kind` that the value names.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from difflib import get_close_matches
 from typing import Any, TypeVar
 
 from etl.cli import UserError
+from pipeline.config.older_versions import check_key
 
 T = TypeVar("T")
 
@@ -23,11 +24,12 @@ def decode(cls: type[T], value: object, where: str) -> T:
 
     Args:
         cls: a dataclass whose fields are dataclasses, tuples, literals, unions or plain types.
-        value: what the JSON (or YAML) parser gave.
+        value: the parsed JSON (or YAML).
         where: the dotted name of the value, for messages.
 
     Raises:
-        UserError: the value does not fit; names the field and what would be right.
+        OlderVersionError: the value has a key that was renamed.
+        UserError: the value does not fit; the message names the field and what would be right.
     """
     result: T = _decode(cls, value, where)
     return result
@@ -60,6 +62,7 @@ def _decode_fields(cls: type, value: object, where: str) -> object:
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
     for key in value:
         if key not in fields:
+            check_key(where, str(key), fields)
             near = get_close_matches(str(key), list(fields), n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"want {', '.join(fields)}"
             raise UserError(f"{where}.{key}: no such field; {hint}")

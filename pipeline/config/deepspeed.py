@@ -1,4 +1,4 @@
-"""DeepSpeed's configuration: the named file of ds_configs/, and what a run decides filled in."""
+"""DeepSpeed's configuration: a file of ds_configs/, completed with the run's own settings."""
 
 from __future__ import annotations
 
@@ -12,10 +12,14 @@ from pipeline.config.run_config import REPOSITORY, accumulation
 
 
 def ds_config(settings: Stage, world: int) -> dict[str, Any]:
-    """Return DeepSpeed's configuration: the named file, and what a run decides filled in.
+    """Return DeepSpeed's configuration: the named file, completed with the run's settings.
+
+    Args:
+        settings: the stage.
+        world: the number of ranks.
 
     Raises:
-        UserError: no such file, no JSON, or a field that the pipeline fills in itself.
+        UserError: no such file, invalid JSON, or a field that the pipeline fills in itself.
     """
     path = ds_config_file(settings.ds_config)
     try:
@@ -24,8 +28,8 @@ def ds_config(settings: Stage, world: int) -> dict[str, Any]:
         raise UserError(f"{path}: {error}") from None
     filled = {
         "train_micro_batch_size_per_gpu": settings.micro_batch,
-        # The loop says where a step ends and scales the losses; DeepSpeed only has to know whether
-        # gradients add up, which packed passes may do any number of times.
+        # The step loop sets the accumulation boundary and scales the losses itself. DeepSpeed only
+        # needs to know that gradients accumulate; packing makes the number of micro-steps vary.
         "gradient_accumulation_steps": max(2, accumulation(settings, world)),
         "gradient_clipping": 1.0,
         "bf16": {"enabled": settings.precision == "bf16"},
@@ -43,10 +47,10 @@ def ds_config(settings: Stage, world: int) -> dict[str, Any]:
 
 
 def ds_config_file(name: str) -> Path:
-    """Return the path of a configuration given by name or path."""
+    """Return the path of a configuration that is given by its name or its path."""
     folder = REPOSITORY / "ds_configs"
     path = Path(name) if name.endswith(".json") else folder / f"{name}.json"
     if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in folder.glob("*.json")))
-        raise UserError(f"ds_config {name!r}: no such file; want one of {known}, or a path")
+        names = ", ".join(sorted(file.stem for file in folder.glob("*.json")))
+        raise UserError(f"ds_config {name!r}: no such file; want one of {names}, or a path")
     return path

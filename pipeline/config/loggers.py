@@ -1,4 +1,4 @@
-"""Which other loggers a run can report to, and whether their libraries are installed."""
+"""The loggers that a run can report to, and whether their libraries are installed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LoggerName = Literal["tensorboard", "wandb"]
 
 
 def check_loggers(names: Sequence[str]) -> None:
-    """Raise UserError for a library that is not installed, before anything begins."""
+    """Raise UserError if the library of a logger is not installed."""
     for name in names:
         if find_spec(name) is None:
             raise UserError(f"--log-to {name}: not installed; pip install mmloom[{name}]")

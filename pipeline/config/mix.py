@@ -1,4 +1,4 @@
-"""How data folders are mixed, as `--mix` and its companions say it."""
+"""The data mixture: how often the samples of each data folder come (`--mix`)."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from etl.cli import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Mix:
-    """How sources are mixed; by default each row comes once an epoch.
+    """The weights of the data folders; by default each sample comes once per epoch.
 
     Args:
-        shares: words of the form NAME=TIMES or NAME=PERCENT%; a name is a data folder's path, or
-            its last part.
-        temperature: 1 leaves the sizes as they are; larger ones even them out.
-        cap: how often a row may come in an epoch; what is above it is left out.
+        shares: entries NAME=TIMES or NAME=PERCENT%; a name is a data folder's path, or the last
+            part of it.
+        temperature: 1 samples in proportion to the sizes; larger values even them out.
+        cap: the most times that a sample may come in an epoch.
     """
 
     shares: tuple[str, ...] = ()
@@ -23,7 +23,7 @@ class Mix:
     cap: float | None = None
 
     def __post_init__(self) -> None:
-        """Raise UserError for figures that mean nothing."""
+        """Raise UserError for a temperature or a cap that is not positive."""
         if self.temperature <= 0:
             raise UserError(f"--mix-temperature {self.temperature}: want more than 0")
         if self.cap is not None and self.cap <= 0:

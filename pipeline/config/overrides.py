@@ -1,7 +1,7 @@
-"""Swap a part of a preset from the command line: `--set model.inputs.image.projector='{…}'`.
+"""Override fields of a preset on the command line: `--set model.inputs.image.projector='{…}'`.
 
-The path is the one that `show` prints; a slot may be named by its modality instead of its number.
-What is set goes through the strict decoder, so that it is checked as a file would be.
+The path is the one that `show` prints; a branch may be given by its modality instead of its index.
+Values go through the strict decoder, so they are checked as those of a file are.
 """
 
 from __future__ import annotations
@@ -22,42 +22,42 @@ def override(system: System, settings: Sequence[str]) -> System:
 
     Args:
         system: the preset.
-        settings: `PATH=VALUE`, the value as JSON; a word that is no JSON is taken as a text.
+        settings: `PATH=VALUE`, the value as JSON; a value that is not JSON is a string.
 
     Raises:
         UserError: no such field, or a value that does not fit it.
-        SpecError: parts that cannot go together.
+        SpecError: components that do not work together.
     """
     if not settings:
         return system
-    whole = json.loads(json.dumps(asdict(system)))
+    fields = json.loads(json.dumps(asdict(system)))
     for setting in settings:
         path, equals, text = setting.partition("=")
         if not equals:
-            raise UserError(f"--set {setting}: want PATH=VALUE, say model.backbone.layers=8")
+            raise UserError(f"--set {setting}: want PATH=VALUE, such as model.backbone.layers=8")
         *parents, last = path.split(".")
-        place: Any = whole
+        node: Any = fields
         for depth, name in enumerate(parents):
-            place = place[_key(place, name, ".".join(parents[: depth + 1]))]
-        place[_key(place, last, path)] = _value(text)
-    return decode(System, whole, system.name)
+            node = node[_key(node, name, ".".join(parents[: depth + 1]))]
+        node[_key(node, last, path)] = _value(text)
+    return decode(System, fields, system.name)
 
 
-def _key(place: object, name: str, path: str) -> str | int:
-    """Return the key or number by which `name` is found in a place."""
-    if isinstance(place, dict) and name in place:
+def _key(node: object, name: str, path: str) -> str | int:
+    """Return the key or the index of `name` in a dictionary or a list."""
+    if isinstance(node, dict) and name in node:
         return name
-    if isinstance(place, list):
-        names = [str(item.get("modality", "")) for item in place if isinstance(item, dict)]
+    if isinstance(node, list):
+        names = [str(item.get("modality", "")) for item in node if isinstance(item, dict)]
         if name in names:
             return names.index(name)
-        if name.isdecimal() and int(name) < len(place):
+        if name.isdecimal() and int(name) < len(node):
             return int(name)
-        choices = [*filter(None, names), *map(str, range(len(place)))]
+        choices = [*filter(None, names), *map(str, range(len(node)))]
     else:
-        choices = list(place) if isinstance(place, dict) else []
+        choices = list(node) if isinstance(node, dict) else []
     near = get_close_matches(name, choices, n=1) or choices
-    raise UserError(f"--set {path}: no such field; want {' or '.join(near) or 'no more of it'}")
+    raise UserError(f"--set {path}: no such field; want {' or '.join(near) or 'a shorter path'}")
 
 
 def _value(text: str) -> object:

@@ -1,4 +1,4 @@
-"""The configuration of a training run: what the command line resolves to, and `config.json`."""
+"""The configuration of a training run: its options, and the resolved `config.json`."""
 
 from __future__ import annotations
 
@@ -14,44 +14,46 @@ import yaml
 from etl.cli import UserError
 from etl.storage.atomic import write_json
 from model.presets import system
-from model.spec import ModelSpec, Stage, System
+from model.spec import ModelSpec, SpecError, Stage, System
 from model.spec.system import InitStage
 from pipeline.config.decode import decode
 from pipeline.config.loggers import LoggerName, check_loggers
 from pipeline.config.mix import Mix
+from pipeline.config.older_versions import OlderVersionError, check_files
 from pipeline.config.overrides import override
 
 StageName = Literal["init", "pt", "sft"]
 FeatureCacheMode = Literal["auto", "always"]
 Scale = Literal["full", "tiny"]
 REPOSITORY = Path(__file__).parents[2]
+CONFIG_FILE = "config.json"
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """A fully resolved run: reading it again reruns the run.
+    """The fully resolved configuration of a run: training from it again repeats the run.
 
     Args:
-        stage: which of the system's stages is trained.
-        system: the model and the stages' settings, overrides included.
+        stage: the stage of the system to train.
+        system: the model and the settings of its stages, overrides included.
         data: folders of shards, in this order.
         output: the run folder.
-        part: which part the stage `init` trains, where the system pre-trains several.
-        init_from: the run whose trained weights this one starts from.
-        weights: `random` needs neither hub nor folder for the frozen parts.
-        seed: of new weights, of the order of samples and of every random draw.
-        max_steps: ends the run early; the learning rate's schedule ends there, too.
+        part: the module that the stage `init` trains, where the system pre-trains several.
+        init_from: the run whose trained weights this run starts from.
+        weights: of the frozen modules; `random` needs neither a hub nor a folder.
+        seed: of new weights, the order of samples and all other random numbers.
+        max_steps: ends the run early; the learning rate schedule ends there, too.
         save_every: steps between checkpoints.
-        keep_last: how many checkpoints stay.
-        keep_every: steps of which the checkpoint at each multiple stays for good.
-        num_workers: processes per rank that decode media; 0 does it in the rank itself.
-        max_bad_fraction: the share of undecodable samples past which the run stops.
-        log_every: steps between lines of progress where there is no terminal.
-        log_to: where else the figures of every step go.
-        mix: how often the data folders' rows come in an epoch.
-        stall_seconds: without progress, after which a rank tells where it stands and ends.
-        feature_cache: folder of features that frozen encoders have made, if they are to be kept.
-        feature_cache_mode: `auto` uses it where that measures faster, `always` everywhere.
+        keep_last: the number of newest checkpoints to keep.
+        keep_every: a checkpoint whose step is a multiple of this is never deleted.
+        num_workers: processes per rank that decode media; 0 decodes in the rank itself.
+        max_bad_fraction: the fraction of undecodable samples above which the run stops.
+        log_every: steps between progress lines where there is no terminal.
+        log_to: loggers that get the metrics of every step, too.
+        mix: how often the samples of each data folder come in an epoch.
+        stall_seconds: without progress, after which a rank reports what it was doing and exits.
+        feature_cache: folder of the feature cache of frozen encoders; None for no cache.
+        feature_cache_mode: `auto` uses the cache where that measures faster, `always` everywhere.
     """
 
     stage: StageName
@@ -77,81 +79,81 @@ class RunConfig:
 
     @property
     def settings(self) -> Stage:
-        """The settings of the stage that is trained."""
+        """The settings of the stage to train."""
         return self.system.stage(self.stage, self.part)
 
     def save(self, folder: Path) -> None:
         """Write `config.json` into a run folder."""
-        write_json(folder / "config.json", asdict(self))
+        write_json(folder / CONFIG_FILE, asdict(self))
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions:
-    """Train one stage of a preset under DeepSpeed; `--resume auto` goes on where it stopped."""
+    """Train one stage of a preset under DeepSpeed; the same command resumes a stopped run."""
 
     preset: tyro.conf.Positional[str]
     """A preset's name (`python -m pipeline list`), or a run's config.json or .yaml."""
     data: tuple[Path, ...] = ()
-    """Folders of Arrow shards, as the ETL jobs leave them."""
+    """Folders of Arrow shards, as the ETL jobs write them."""
     output: Path | None = None
     """The run folder."""
     resume: str = "auto"
-    """`auto`: from the newest sound checkpoint; `never`: refuse to; or the number of a step."""
+    """`auto`: from the newest valid checkpoint; `never`: refuse to; or a checkpoint's step."""
     init_from: Path | None = None
-    """A run whose trained weights (the projector of MM-PT, say) this one starts from."""
+    """A run whose trained weights (such as the projector of MM-PT) this run starts from."""
     part: str | None = None
-    """Of the stage `init`: which part is trained, where the preset pre-trains several."""
+    """Of the stage `init`: the module to train, where the preset pre-trains several."""
     scale: Scale = "full"
-    """`tiny`: the preset's classes and wiring with small sizes and random weights."""
+    """`tiny`: the preset's architecture with small sizes and random weights."""
     set: tuple[str, ...] = ()
-    """Fields of the preset, PATH=JSON as `show` names them, say model.backbone.layers=8."""
+    """Fields of the preset, PATH=JSON as `show` names them, such as model.backbone.layers=8."""
     weights: Literal["pretrained", "random"] | None = None
-    """Where the frozen weights come from; `random` needs no hub. Default: pretrained."""
+    """The frozen modules' weights; `random` needs no hub. Default: pretrained."""
     seed: int | None = None
     """Default: 0."""
     max_steps: int | None = None
-    """End after so many optimizer steps."""
+    """End after this many optimizer steps."""
     save_every: int | None = None
     """Steps between checkpoints. Default: 500."""
     keep_last: int | None = None
-    """How many checkpoints stay. Default: 2."""
+    """How many of the newest checkpoints to keep. Default: 2."""
     keep_every: int | None = None
-    """Steps: the checkpoint at each multiple stays for good. Default: none does."""
+    """Never delete a checkpoint whose step is a multiple of this. Default: delete them, too."""
     num_workers: int | None = None
-    """Processes per rank that decode media. Default: 0, in the rank itself."""
+    """Processes per rank that decode media. Default: 0, decode in the rank itself."""
     max_bad_fraction: float | None = None
-    """Share of undecodable samples past which the run stops. Default: 0.01."""
+    """Fraction of undecodable samples above which the run stops. Default: 0.01."""
     log_every: int | None = None
-    """Steps between lines of progress where there is no terminal. Default: 10."""
+    """Steps between progress lines where there is no terminal. Default: 10."""
     log_to: tuple[LoggerName, ...] = ()
-    """Where else the figures of every step go. Default: nowhere else."""
+    """Loggers that get the metrics of every step, too. Default: none."""
     stall_seconds: float | None = None
-    """Without progress, after which a rank tells where it stands and ends. Default: 1200."""
+    """Without progress, after which a rank reports what it was doing and exits. Default: 1200."""
     feature_cache: Path | None = None
-    """Where features of frozen encoders are kept: media that are in it are neither decoded nor
-    encoded, others are added. `python -m pipeline features` fills it beforehand."""
+    """Folder of the feature cache of frozen encoders: cached media are neither decoded nor encoded,
+    others are added. `python -m pipeline features` precomputes it."""
     feature_cache_mode: FeatureCacheMode | None = None
-    """`auto`: use --feature-cache where that measures faster on this machine, which takes seconds
-    at the start; `always`. Default: auto."""
+    """`auto`: use --feature-cache where a measurement of some seconds at the start finds it faster;
+    `always`. Default: auto."""
     mix: tuple[str, ...] = ()
-    """How often a data folder's rows come in an epoch: FOLDER=2, FOLDER=0.5, or FOLDER=10% of
-    all that is drawn."""
+    """How often the samples of a data folder come in an epoch: FOLDER=2, FOLDER=0.5, or
+    FOLDER=10% of all samples."""
     mix_temperature: float | None = None
-    """Above 1 draws folders nearer to each other in size. Default: 1."""
+    """Above 1 evens out the sizes of the folders. Default: 1."""
     mix_cap: float | None = None
-    """How often a row may come in an epoch at most."""
+    """The most times that a sample may come in an epoch."""
     epochs: int | None = None
-    """Overrides the preset's, as do the options below."""
+    """Overrides the preset's value, as do the options below."""
     learning_rate: float | None = None
     global_batch: int | None = None
-    """Samples per optimizer step over all ranks."""
+    """Samples per optimizer step, over all ranks."""
     micro_batch: int | None = None
     """Samples per rank and forward pass."""
     ds_config: str | None = None
-    """A file of ds_configs/ without its ending, or a path to DeepSpeed's own JSON."""
+    """The name of a file in ds_configs/ without `.json`, or the path of a DeepSpeed JSON."""
     precision: Literal["fp32", "bf16"] | None = None
     packing: Literal["auto", "off"] | None = None
-    """`off` pads each sample to the longest of its pass."""
+    """`off` pads each sample to the longest of its micro-batch."""
 
 
 _STAGE_FIELDS = (
@@ -180,7 +182,7 @@ _RUN_FIELDS = (
 
 
 def resolve(options: TrainOptions, stage: StageName) -> RunConfig:
-    """Turn a command line into a run: preset or file first, then what was overridden.
+    """Turn options into a configuration: the preset or file first, then the overrides.
 
     Raises:
         UserError: an unknown preset, a bad file or value, or no data or output.
@@ -193,7 +195,7 @@ def resolve(options: TrainOptions, stage: StageName) -> RunConfig:
         run = RunConfig(stage=stage, system=system(options.preset), data=(), output="")
     if options.scale == "tiny":
         if options.weights == "pretrained":
-            raise UserError("--weights pretrained: there are none at --scale tiny, want random")
+            raise UserError("--weights pretrained: --scale tiny has only random weights")
         run = replace(run, system=run.system.tiny(), weights="random")
     run = replace(run, system=override(run.system, options.set))
     changed = {name: getattr(options, name) for name in _RUN_FIELDS}
@@ -216,34 +218,35 @@ def resolve(options: TrainOptions, stage: StageName) -> RunConfig:
     return run
 
 
-def _mix(options: TrainOptions, given: Mix) -> Mix:
+def _mix(options: TrainOptions, base: Mix) -> Mix:
     temperature = options.mix_temperature
     return Mix(
-        shares=options.mix or given.shares,
-        temperature=given.temperature if temperature is None else temperature,
-        cap=given.cap if options.mix_cap is None else options.mix_cap,
+        shares=options.mix or base.shares,
+        temperature=base.temperature if temperature is None else temperature,
+        cap=base.cap if options.mix_cap is None else options.mix_cap,
     )
 
 
 def changed_preset(preset: str, scale: Scale, settings: Sequence[str]) -> System:
-    """Return a preset at a scale, with fields set; raises SpecError for a name there is not."""
-    whole = system(preset)
-    return override(whole.tiny() if scale == "tiny" else whole, settings)
+    """Return a preset at a scale, with fields overridden; SpecError for an unknown preset."""
+    base = system(preset)
+    return override(base.tiny() if scale == "tiny" else base, settings)
 
 
-def _with_stage(whole: System, stage: StageName, settings: Stage) -> System:
+def _with_stage(base: System, stage: StageName, settings: Stage) -> System:
     if isinstance(settings, InitStage):
         part = settings.objective.kind
-        init = (settings if item.objective.kind == part else item for item in whole.init)
-        return replace(whole, init=tuple(init))
-    return replace(whole, pt=settings) if stage == "pt" else replace(whole, sft=settings)
+        init = (settings if item.objective.kind == part else item for item in base.init)
+        return replace(base, init=tuple(init))
+    return replace(base, pt=settings) if stage == "pt" else replace(base, sft=settings)
 
 
 def read_config(file: Path) -> RunConfig:
-    """Read a run from JSON or YAML, strictly.
+    """Read a run's configuration from JSON or YAML, strictly.
 
     Raises:
-        UserError: no such file, not JSON or YAML, or a field that does not fit.
+        UserError: no such file, not JSON or YAML, a field that does not fit, or a configuration
+            of an older version.
     """
     if not file.is_file():
         raise UserError(f"{file}: no such file; want a preset's name or a run's configuration")
@@ -252,7 +255,27 @@ def read_config(file: Path) -> RunConfig:
         value = yaml.safe_load(file.read_text()) if value is None else value
     except (json.JSONDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{file}: {error}") from None
-    return decode(RunConfig, value, file.name)
+    try:
+        return decode(RunConfig, value, file.name)
+    except OlderVersionError as error:
+        if file.name == CONFIG_FILE:
+            raise OlderVersionError(file.parent, error.old, error.new) from None
+        advice = "rename the key"
+        raise OlderVersionError(file, error.old, error.new, advice=advice) from None
+
+
+def check_run_folder(run: Path) -> None:
+    """Raise OlderVersionError if an older version made a run folder; reads its config and files.
+
+    A config that is invalid for another reason, or absent, is not this function's concern.
+    """
+    check_files(run)
+    try:
+        read_config(run / CONFIG_FILE)
+    except OlderVersionError:
+        raise
+    except (UserError, SpecError):
+        return
 
 
 def _check(run: RunConfig) -> None:
@@ -280,34 +303,34 @@ def _check(run: RunConfig) -> None:
     if run.keep_every is not None and run.keep_every % run.save_every:
         near = -(-run.keep_every // run.save_every) * run.save_every
         raise UserError(
-            f"--keep-every {run.keep_every}: no multiple of --save-every {run.save_every}, so "
+            f"--keep-every {run.keep_every}: not a multiple of --save-every {run.save_every}, so "
             f"there is no such checkpoint; {near} would be"
         )
 
 
 def accumulation(settings: Stage, ranks: int) -> int:
-    """Return how many passes of whole micro-batches a rank needs for one optimizer step.
+    """Return the number of full micro-batches that a rank needs for one optimizer step.
 
-    Packed passes hold as many samples as there is room for, so those may be fewer.
+    With packing a micro-batch holds as many samples as fit, so a step may need fewer.
 
     Raises:
-        UserError: losses compare the samples of a pass, and the last one would be short.
+        UserError: the losses compare the samples of a micro-batch, and the last would be short.
     """
-    per_pass = settings.micro_batch * ranks
-    steps, rest = divmod(settings.global_batch, per_pass)
-    if isinstance(settings, InitStage) and (rest or not steps):
-        near = max(per_pass, settings.global_batch // per_pass * per_pass)
+    per_micro_step = settings.micro_batch * ranks
+    micro_steps, rest = divmod(settings.global_batch, per_micro_step)
+    if isinstance(settings, InitStage) and (rest or not micro_steps):
+        near = max(per_micro_step, settings.global_batch // per_micro_step * per_micro_step)
         raise UserError(
-            f"global_batch {settings.global_batch} is no multiple of micro_batch "
+            f"global_batch {settings.global_batch} is not a multiple of micro_batch "
             f"{settings.micro_batch} × {ranks} ranks; {near} would be"
         )
-    return steps + bool(rest)
+    return micro_steps + bool(rest)
 
 
 def packs(model: ModelSpec, stage: Stage) -> bool:
-    """Return whether a stage lays samples end to end.
+    """Return whether a stage packs several samples into one sequence.
 
-    Not where a loss looks at each row as a whole: before MM-PT, and beside a reference.
+    Not where a loss needs one sample per sequence: before MM-PT, and with a reference P-Former.
     """
-    whole_rows = isinstance(stage, InitStage) or stage.reference is not None
-    return stage.packing == "auto" and model.supports_packing and not whole_rows
+    one_sample = isinstance(stage, InitStage) or stage.reference is not None
+    return stage.packing == "auto" and model.supports_packing and not one_sample

@@ -1,4 +1,4 @@
-"""How far a run has trained: what a checkpoint restores besides weights and optimizer."""
+"""The trainer's state: how far a run has trained, restored from a checkpoint's manifest."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class TrainerState:
-    """Where a run stands after a completed step; a resumed run goes on from here.
+    """The progress of a run after a completed step; a resumed run continues from here.
 
     Args:
         step: completed optimizer steps.
         samples: samples delivered to completed steps, without the bad ones.
-        bad: samples that could not be used.
-        tokens: tokens delivered, padding not counted.
+        bad: samples that were skipped, since they could not be used.
+        tokens: tokens delivered to completed steps, without padding.
     """
 
     step: int = 0

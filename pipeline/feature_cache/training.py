@@ -28,7 +28,7 @@ from pipeline.feature_cache.measure import Timing, measure
 from pipeline.feature_cache.reader import CacheReader
 from pipeline.feature_cache.store import FeatureStore
 from pipeline.feature_cache.writer import FeatureWriter
-from pipeline.run_folder.records import write_features
+from pipeline.run_folder.metrics_writer import write_cache_decisions
 
 log = logging.getLogger(__name__)
 
@@ -135,7 +135,8 @@ def _decide(
             }
             for kind, decision in decisions.items():
                 log.info("features of %s: %s", kind, decision.reason)
-            write_features(Path(run.output), {kind: asdict(d) for kind, d in decisions.items()})
+            written = {kind: asdict(decision) for kind, decision in decisions.items()}
+            write_cache_decisions(Path(run.output), written)
             shared = [decisions]
         except UserError as error:
             shared = [str(error)]

@@ -1,1 +1,1 @@
-"""What a stage will need: parameters, memory, FLOPs and step time; nothing is run."""
+"""Forecast of a stage without running it: parameters, memory, FLOPs and step time."""

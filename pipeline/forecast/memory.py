@@ -1,12 +1,12 @@
-"""Predict what one GPU holds while a stage trainable, part by part, in bytes; nothing is run.
+"""Forecast the memory of one GPU while a stage trains, part by part, in bytes; nothing is run.
 
-Sources: Rajbhandari et al. 2020, *ZeRO* (§3 and §5, what each ZeRO stage divides); Korthikanti et
-al. 2022, *Reducing Activation Recomputation in Large Transformer Models* (§4, counting what
-autograd keeps); DeepSpeed's configuration reference (buckets and live parameters).
+Sources: Rajbhandari et al. 2020, *ZeRO* (§3 and §5, what each ZeRO stage partitions); Korthikanti
+et al. 2022, *Reducing Activation Recomputation in Large Transformer Models* (§4, counting what
+autograd saves); DeepSpeed's configuration reference (buckets and live parameters).
 
-The parts are each at their own peak, which do not all fall together, so their sum is an
-upper estimate. Not in it: the accelerator's context and NCCL's buffers (1 to 2 GB) and what the
-allocator loses to fragmentation.
+Each part is at its own peak, and the peaks do not coincide, so the sum is an upper estimate. It
+does not include the accelerator's context, NCCL's buffers (1 to 2 GB) and the allocator's
+fragmentation.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PRECISION = {"fp32": 4, "bf16": 2}
 
 @dataclass(frozen=True, kw_only=True)
 class Weight:
-    """A parameter's number of elements, and whether it trains."""
+    """A parameter's number of elements, and whether it is trainable."""
 
     elements: int
     trainable: bool
@@ -36,7 +36,7 @@ class Weight:
 
 @dataclass(frozen=True, kw_only=True)
 class Zero:
-    """What a DeepSpeed configuration divides, keeps and reserves; counts are of elements."""
+    """The ZeRO settings of a DeepSpeed configuration that determine memory; sizes in elements."""
 
     stage: int
     weights_on_host: bool
@@ -45,11 +45,11 @@ class Zero:
     buffers: int
     persistent: int
     live: int
-    sum_bytes: int
+    accumulation_bytes: int
 
     @classmethod
     def read(cls, config: Mapping[str, Any], precision: int) -> Zero:
-        """Read DeepSpeed's JSON; what it leaves out has DeepSpeed's own defaults.
+        """Read DeepSpeed's JSON; missing settings have DeepSpeed's defaults.
 
         Args:
             config: the whole configuration.
@@ -63,161 +63,166 @@ class Zero:
             weights_on_host=zero.get("offload_param", {}).get("device", "none") != "none",
             optimizer_on_host=zero.get("offload_optimizer", {}).get("device", "none") != "none",
             bucket=int(zero.get("reduce_bucket_size", 5e8)),
-            # ZeRO-1/2 fills a second bucket while the first is on its way.
+            # ZeRO-1/2 fills a second bucket while the first is being reduced.
             buffers=2 if stage < 3 and zero.get("overlap_comm", False) else 1,
             persistent=int(zero.get("stage3_param_persistence_threshold", 1e5)),
             live=int(zero.get("stage3_max_live_parameters", 1e9)),
-            sum_bytes=FLOAT if kind == "fp32" else precision,
+            accumulation_bytes=FLOAT if kind == "fp32" else precision,
         )
 
 
 def weights(parameters: Sequence[Weight], zero: Zero, ranks: int, precision: int) -> int:
-    """Bytes of the weights at rest.
+    """Return the bytes of the weights between uses.
 
-    Below ZeRO-3 every rank holds all Ψ of them; ZeRO-3 leaves Ψ / ranks (Rajbhandari et al.
-    2020, §5.3), except that DeepSpeed keeps small ones whole, beside their share.
+    Below ZeRO-3 every rank holds all Ψ weights; with ZeRO-3 it holds Ψ / ranks (Rajbhandari et al.
+    2020, §5.3), and DeepSpeed also keeps small weights whole.
     """
     if zero.stage < 3:
         return precision * sum(weight.elements for weight in parameters)
-    shares = sum(_share(weight.elements, ranks) for weight in parameters)
-    return precision * shares + kept_whole(parameters, zero, precision)
+    partitions = sum(_partition(weight.elements, ranks) for weight in parameters)
+    return precision * partitions + persistent(parameters, zero, precision)
 
 
-def kept_whole(parameters: Sequence[Weight], zero: Zero, precision: int) -> int:
-    """Bytes of the small weights (norms, biases) that ZeRO-3 keeps gathered on every rank."""
-    small = (weight.elements for weight in parameters if _stays_whole(weight, zero))
+def persistent(parameters: Sequence[Weight], zero: Zero, precision: int) -> int:
+    """Return the bytes of the small weights (norms, biases) that ZeRO-3 never partitions."""
+    small = (weight.elements for weight in parameters if _is_persistent(weight, zero))
     return precision * sum(small)
 
 
 def gathered(parameters: Sequence[Weight], zero: Zero, precision: int) -> int:
-    """Bytes of the weights that ZeRO-3 has gathered for use: 0 below it.
+    """Return the bytes of the weights that ZeRO-3 has gathered for use: 0 below ZeRO-3.
 
-    DeepSpeed releases weights beyond `stage3_max_live_parameters`, prefetched ones
-    included, but whatever it is told, the matrix at hand must be there.
+    DeepSpeed releases weights beyond `stage3_max_live_parameters`, prefetched ones included, but
+    the weight in use must be whole whatever that limit is.
     """
     if zero.stage < 3:
         return 0
-    divided = [weight.elements for weight in parameters if not _stays_whole(weight, zero)]
-    return precision * max(min(zero.live, sum(divided)), max(divided, default=0))
+    sizes = [weight.elements for weight in parameters if not _is_persistent(weight, zero)]
+    return precision * max(min(zero.live, sum(sizes)), max(sizes, default=0))
 
 
 def gradients(trainable: int, zero: Zero, ranks: int) -> int:
-    """Bytes of the summed gradients: of all trainable weights, or from ZeRO-2 on a share of them.
+    """Return the bytes of accumulated gradients of all trainable weights; ZeRO-2 partitions them.
 
     Frozen weights have none (Rajbhandari et al. 2020, §5.2). The precision is `grad_accum_dtype`.
     """
-    return zero.sum_bytes * (_share(trainable, ranks) if zero.stage >= 2 else trainable)
+    return zero.accumulation_bytes * (
+        _partition(trainable, ranks) if zero.stage >= 2 else trainable
+    )
 
 
 def optimizer(trainable: int, zero: Zero, ranks: int) -> int:
-    """Bytes of Adam's states: a float32 master and two moments, K = 12 bytes per trainable weight.
+    """Return the bytes of Adam's states: float32 master weight and two moments, K = 12 bytes each.
 
-    Divided among the ranks from ZeRO-1 on (Rajbhandari et al. 2020, §3.1 and §5.1).
+    Partitioned from ZeRO-1 on (Rajbhandari et al. 2020, §3.1 and §5.1).
     """
-    return 3 * FLOAT * (_share(trainable, ranks) if zero.stage >= 1 else trainable)
+    return 3 * FLOAT * (_partition(trainable, ranks) if zero.stage >= 1 else trainable)
 
 
 def buckets(trainable: int, zero: Zero, precision: int) -> int:
-    """Bytes reserved for gradients on their way: `reduce_bucket_size`, in one or two buffers.
+    """Return the bytes of the gradient buckets: `reduce_bucket_size`, in one or two buffers.
 
-    Where gradients are summed in another precision than the weights', a copy of what is in
-    the bucket and one of its scattered shares are there while it is reduced.
+    Where gradients accumulate in another precision than the weights', the reduction also needs a
+    copy of the bucket's content and one of its scattered partitions.
     """
     filled = min(zero.bucket, trainable)
-    copies = 2 * zero.sum_bytes * filled if zero.sum_bytes != precision else 0
+    converts = zero.accumulation_bytes != precision
+    copies = 2 * zero.accumulation_bytes * filled if converts else 0
     return zero.buffers * precision * zero.bucket + copies
 
 
 @dataclass(frozen=True, kw_only=True)
-class Workload:
-    """What one sample brings, and how far the backward pass reaches.
+class SampleProfile:
+    """The properties of one sample and of the trainable weights that determine activations.
 
     Args:
         tokens: positions in the backbone.
         targets: positions whose next token is a target.
         media: media of each modality.
-        projectors: by modality, bytes that autograd keeps of the projector for one medium.
-        backbone_trains: whether the backbone's own weights train, not only adapters beside them.
-        drawn: by kind, bytes that autograd keeps of one medium that comes out, from the signals to
-            the generator's answer.
+        projectors: by modality, bytes that autograd saves in the projector for one medium.
+        trains_backbone: whether the backbone's own weights are trainable, not only its adapters.
+        generation: by kind, bytes that autograd saves for one generated medium, from its signal
+            tokens to the generator's prediction.
     """
 
     tokens: int
     targets: int
     media: int
     projectors: Mapping[str, int]
-    backbone_trains: bool
-    drawn: Mapping[str, int] = field(default_factory=dict)
+    trains_backbone: bool
+    generation: Mapping[str, int] = field(default_factory=dict)
 
 
-def activations(model: ModelSpec, stage: Stage, zero: Zero, load: Workload) -> int:
-    """Bytes that autograd keeps of one micro-batch, without the vocabulary's matrix.
+def activations(model: ModelSpec, stage: Stage, zero: Zero, sample: SampleProfile) -> int:
+    """Return the bytes that autograd saves for one micro-batch, without the logits.
 
-    With recomputation, a layer's input (2sbh bytes in Korthikanti et al. 2022, §5) stays per
-    layer, and one layer is whole while its backward pass runs; otherwise all layers are whole.
+    With recomputation, only each layer's input is saved (2sbh bytes in Korthikanti et al. 2022,
+    §5), and all activations of the one layer whose backward pass runs; otherwise those of all
+    layers.
 
     Args:
-        model: the slots.
+        model: the branches and the backbone.
         stage: precision, adapters, recomputation and micro-batch.
-        zero: what the ZeRO configuration brings.
-        load: what a sample brings.
+        zero: the ZeRO settings.
+        sample: the sample's properties.
     """
     backbone, precision = model.backbone, PRECISION[stage.precision]
-    whole = 1 if stage.recompute else depth(backbone)
-    per_token = whole * layer_bytes(backbone, stage, load, linear_keeps=zero.stage == 3)
+    layers = 1 if stage.recompute else depth(backbone)
+    per_token = layers * layer_bytes(backbone, stage, sample, linear_saves=zero.stage == 3)
     if stage.recompute:
         per_token += depth(backbone) * precision * backbone.width
     per_token += FLOAT * backbone.width  # the last norm
-    way = sum(load.drawn.values())
+    per_medium = sum(sample.generation.values())
     for slot in model.inputs:
-        way += load.projectors[slot.modality] + slot.segments * encoder_bytes(
-            slot.encoder, precision
-        )
-    return stage.micro_batch * (load.tokens * per_token + load.media * way)
+        per_medium += sample.projectors[slot.modality]
+        per_medium += slot.segments * encoder_bytes(slot.encoder, precision)
+    return stage.micro_batch * (sample.tokens * per_token + sample.media * per_medium)
 
 
-def layer_bytes(backbone: Backbone, stage: Stage, load: Workload, *, linear_keeps: bool) -> int:
-    """Bytes per token that autograd keeps of one LLaMA layer, counted operation by operation.
+def layer_bytes(
+    backbone: Backbone, stage: Stage, sample: SampleProfile, *, linear_saves: bool
+) -> int:
+    """Return the bytes per token that autograd saves in a LLaMA layer, operation by operation.
 
-    As Korthikanti et al. 2022 count a GPT layer (34 bytes per token and width), for a fused
-    attention that keeps no s × s scores:
+    Counted as Korthikanti et al. 2022 count a GPT layer (34 bytes per token and width), for a fused
+    attention that does not save the s × s scores:
 
     - two RMSNorms in float32: their input and the reciprocal deviation;
-    - attention: q, k, v, its output and the logarithm of the softmax' denominator per head, and
-      the mask's row, as padding rules out the kernel's own causal one;
+    - attention: q, k, v, the output, the log-sum-exp per head, and a row of the mask, since padding
+      rules out the kernel's own causal mask;
     - SwiGLU: gate, its activation, and up;
-    - the inputs of the linear layers, if their weights or adapters train, or under ZeRO-3, whose
-      own linear function keeps them in any case;
+    - the inputs of the linear layers, if their weights or adapters are trainable, or under ZeRO-3,
+      whose own linear function always saves them;
     - adapters: `_adapter_bytes`.
 
-    Other backbones are reckoned as LLaMA layers of their own widths, which is near; a seq2seq one
-    as if its decoder were as long as its encoder, which is more than it needs.
+    Other backbones are treated as LLaMA layers of their own widths, an approximation; a seq2seq one
+    as if its decoder were as long as its encoder, an upper bound.
 
     Args:
         backbone: the sizes.
         stage: precision and adapters.
-        load: a sample's length, for the mask's row, and whether the backbone trains.
-        linear_keeps: whether linear layers keep their inputs though frozen.
+        sample: its length, for the mask, and whether the backbone is trainable.
+        linear_saves: whether frozen linear layers save their inputs, too.
     """
     width, mlp = backbone.width, backbone.mlp_width
     keys = _key_width(backbone)
     size = PRECISION[stage.precision]
-    kept = 2 * FLOAT * (width + 1)
-    kept += size * (2 * width + 2 * keys + load.tokens) + FLOAT * backbone.heads
-    kept += size * 3 * mlp
+    saved = 2 * FLOAT * (width + 1)
+    saved += size * (2 * width + 2 * keys + sample.tokens) + FLOAT * backbone.heads
+    saved += size * 3 * mlp
     lora = stage.peft if isinstance(stage.peft, Lora | QLora) else None
-    adapters_share = stage.peft is not None and (lora is None or not lora.dropout)
-    if linear_keeps or load.backbone_trains or adapters_share:
-        kept += size * (2 * width + mlp)  # the attention's output is there already
-    if load.backbone_trains:  # the norms' own gains
-        kept += size * 2 * width
+    adapters_save_inputs = stage.peft is not None and (lora is None or not lora.dropout)
+    if linear_saves or sample.trains_backbone or adapters_save_inputs:
+        saved += size * (2 * width + mlp)  # the attention's output is already saved
+    if sample.trains_backbone:  # the norms' own gains
+        saved += size * 2 * width
     if stage.peft is not None:
-        kept += _adapter_bytes(stage.peft, width, mlp, size)
-    return kept
+        saved += _adapter_bytes(stage.peft, width, mlp, size)
+    return saved
 
 
 def _key_width(backbone: Backbone) -> int:
-    """Width of the keys of all heads, and of the values."""
+    """Return the total width of the keys of all heads, which is also that of the values."""
     match backbone:
         case Llama() | Glm():
             return backbone.width // backbone.heads * backbone.kv_heads
@@ -230,32 +235,31 @@ def _key_width(backbone: Backbone) -> int:
 
 
 def depth(backbone: Backbone) -> int:
-    """Layers that a token passes; a seq2seq backbone has as many in encoder and decoder."""
+    """Return the number of layers; a seq2seq backbone has as many in its decoder as well."""
     return backbone.layers * (2 if backbone.seq2seq else 1)
 
 
 def _adapter_bytes(peft: Peft, width: int, mlp: int, size: int) -> int:
-    """Bytes per token that adapters add.
+    """Return the bytes per token that adapters add.
 
-    LoRA: r values per target; with dropout its input and mask too. Houlsby's: twice the bottleneck
-    per target, and what the backbone's layer gives. A prefix adds nothing per token.
+    LoRA: r values per target; with dropout its input and mask, too. Houlsby's: twice the bottleneck
+    per target, and the output of the backbone's layer. A prefix adds nothing per token.
     """
     if isinstance(peft, Prefix):
         return 0
     if isinstance(peft, Adapter):
         return len(peft.targets) * size * (2 * peft.bottleneck + width)
-    lora = peft
-    kept = len(lora.targets) * size * lora.rank
-    if lora.dropout:
-        kept += sum((size + 1) * (mlp if name == "down_proj" else width) for name in lora.targets)
-    return kept
+    saved = len(peft.targets) * size * peft.rank
+    if peft.dropout:
+        saved += sum((size + 1) * (mlp if name == "down_proj" else width) for name in peft.targets)
+    return saved
 
 
 def encoder_bytes(encoder: Encoder, precision: int) -> int:
-    """Bytes of a frozen encoder for one part of a medium.
+    """Return the bytes of a frozen encoder's activations for one tile, frame or clip of a medium.
 
-    CLIP's holds all its hidden states until one is picked. For the others, what one layer holds at
-    once: its input, queries, keys, values, and a feed-forward layer of four times the width.
+    CLIP keeps all hidden states until one is selected. For other encoders, the activations of one
+    layer: its input, queries, keys, values, and a feed-forward layer of four times the width.
     """
     if not isinstance(encoder, ClipVision):
         return 8 * encoder.tokens * encoder.width * precision
@@ -263,15 +267,15 @@ def encoder_bytes(encoder: Encoder, precision: int) -> int:
     return patches * precision * ((encoder.layers + 1) * encoder.width + 2 * encoder.mlp_width)
 
 
-def logits(backbone: Backbone, stage: Stage, load: Workload) -> int:
-    """Bytes at the target positions: logits, then in float32 themselves, log-softmax, gradient."""
+def logits(backbone: Backbone, stage: Stage, sample: SampleProfile) -> int:
+    """Return the bytes at targets: logits, and in float32 logits, log-softmax and gradient."""
     per_value = PRECISION[stage.precision] + 3 * FLOAT
-    return stage.micro_batch * load.targets * backbone.vocabulary * per_value
+    return stage.micro_batch * sample.targets * backbone.vocabulary * per_value
 
 
-def _share(elements: int, ranks: int) -> int:
+def _partition(elements: int, ranks: int) -> int:
     return math.ceil(elements / ranks)
 
 
-def _stays_whole(weight: Weight, zero: Zero) -> bool:
+def _is_persistent(weight: Weight, zero: Zero) -> bool:
     return weight.elements <= zero.persistent

@@ -1,4 +1,4 @@
-"""How fast a device multiplies matrices: as its maker says, or as a short measurement finds."""
+"""Peak FLOP/s of a device: as published by its maker, or from a short measurement."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from deepspeed.accelerator import get_accelerator
 from etl.cli import UserError
 from model.build import DTYPES
 
-ASSUMED = 0.4
-"""Share of a published peak that a training step reaches, assumed: large dense models were trained
+UTILIZATION = 0.4
+"""Assumed share of a published peak that a training step reaches: large dense models were trained
 at 21 % to 46 % (Chowdhery et al. 2022, *PaLM*, table 3), later ones at about 40 % (Llama Team 2024,
 *The Llama 3 herd of models*, table 4: 38 % to 43 %)."""
-ASSUMED_OF_MEASURED = 0.6
-"""Share of a *measured* matrix multiplication's rate, assumed: what else a layer does takes time,
-and its matrices are smaller."""
+UTILIZATION_OF_MEASURED = 0.6
+"""Assumed share of a *measured* matrix multiplication's FLOP/s: a layer's other operations take
+time, too, and its matrices are smaller."""
 
 _PUBLISHED: Mapping[str, tuple[float, float]] = {
     "a10g": (70.0, 35.0),
@@ -35,7 +35,7 @@ _PUBLISHED: Mapping[str, tuple[float, float]] = {
     "rtx4090": (165.2, 82.6),
     "rtxa6000": (154.8, 38.7),
 }
-"""TFLOP/s in bf16 (dense, summed in float32) and in float32, from the makers' data sheets."""
+"""TFLOP/s in bf16 (dense, float32 accumulation) and in float32, from the makers' data sheets."""
 
 _NAMES: Mapping[str, str] = {
     "NVIDIA A10G": "a10g",
@@ -55,56 +55,58 @@ _NAMES: Mapping[str, str] = {
     "NVIDIA GeForce RTX 4090": "rtx4090",
     "NVIDIA RTX A6000": "rtxa6000",
 }
-"""What the devices call themselves."""
+"""Device name as PyTorch reports it → short name."""
 
 _SECONDS = 0.3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rate:
-    """A device's speed.
+class PeakFlops:
+    """A device's peak FLOP/s.
 
     Args:
-        peak: FLOPs a second.
-        assumed: the share of it that a step is taken to reach.
+        peak: in FLOP/s.
+        utilization: the share of it that a training step is assumed to reach.
         source: where the peak comes from, in words.
-        published: whether it is the maker's figure: utilisation is told against such a one only.
+        published: whether it is the maker's figure; MFU is reported against such a peak only.
     """
 
     peak: float
-    assumed: float
+    utilization: float
     source: str
     published: bool
 
     @property
     def effective(self) -> float:
-        """FLOPs a second that a step is taken to reach."""
-        return self.peak * self.assumed
+        """The FLOP/s that a training step is assumed to reach."""
+        return self.peak * self.utilization
 
     def __str__(self) -> str:
-        return f"{self.assumed:.0%} of {self.peak / 1e12:.3g} TFLOP/s, {self.source}"
+        return f"{self.utilization:.0%} of {self.peak / 1e12:.3g} TFLOP/s, {self.source}"
 
 
-def published(gpu: str, precision: str) -> Rate:
-    """Return a GPU's rate by its short name; raises UserError for one that is not known."""
+def published(gpu: str, precision: str) -> PeakFlops:
+    """Return the peak of a GPU by its short name; raises UserError for an unknown one."""
     if gpu not in _PUBLISHED:
-        raise UserError(f"--device {gpu}: not known; want one of {', '.join(_PUBLISHED)}")
+        raise UserError(f"--device {gpu}: unknown; want one of {', '.join(_PUBLISHED)}")
     bf16, fp32 = _PUBLISHED[gpu]
-    return Rate(
+    return PeakFlops(
         peak=1e12 * (bf16 if precision == "bf16" else fp32),
-        assumed=ASSUMED,
+        utilization=UTILIZATION,
         source=f"{gpu}'s published {precision} peak",
         published=True,
     )
 
 
-def of_this_device(precision: str, shape: tuple[int, int, int], *, measure: bool) -> Rate | None:
-    """Return the rate of the device that this process uses.
+def of_this_device(
+    precision: str, shape: tuple[int, int, int], *, measure: bool
+) -> PeakFlops | None:
+    """Return the peak of the device that this process uses.
 
     Args:
         precision: fp32 or bf16.
-        shape: (m, k, n) of a multiplication that is typical of the work.
-        measure: whether a device of no known name is measured; otherwise it has None.
+        shape: (m, k, n) of a typical matrix multiplication.
+        measure: whether to measure a device without a published peak, or to return None for it.
     """
     accelerator = get_accelerator()
     if accelerator.device_name() == "cuda":
@@ -114,14 +116,14 @@ def of_this_device(precision: str, shape: tuple[int, int, int], *, measure: bool
     return measured(precision, shape) if measure else None
 
 
-def measured(precision: str, shape: tuple[int, int, int]) -> Rate:
-    """Return the best rate found in a fraction of a second of multiplying matrices."""
+def measured(precision: str, shape: tuple[int, int, int]) -> PeakFlops:
+    """Return the best FLOP/s of matrix multiplications within a fraction of a second."""
     accelerator = get_accelerator()
     device = accelerator.current_device_name()
     rows, inner, columns = shape
     left = torch.randn(rows, inner, device=device, dtype=DTYPES[precision])
     right = torch.randn(inner, columns, device=device, dtype=DTYPES[precision])
-    out = left @ right  # what is done only once
+    out = left @ right  # warm-up
     accelerator.synchronize()
     best, end = float("inf"), time.perf_counter() + _SECONDS
     while time.perf_counter() < end:
@@ -129,9 +131,9 @@ def measured(precision: str, shape: tuple[int, int, int]) -> Rate:
         torch.matmul(left, right, out=out)
         accelerator.synchronize()
         best = min(best, time.perf_counter() - started)
-    return Rate(
+    return PeakFlops(
         peak=2.0 * rows * inner * columns / best,
-        assumed=ASSUMED_OF_MEASURED,
+        utilization=UTILIZATION_OF_MEASURED,
         source=f"measured here: {precision} matrices of {rows}×{inner} by {inner}×{columns}",
         published=False,
     )

@@ -1,4 +1,4 @@
-"""What a stage of a published system needs, without its weights: parameters, tokens, memory."""
+"""Plan a stage of a preset without its weights: parameters, tokens, memory."""
 
 from __future__ import annotations
 
@@ -24,28 +24,29 @@ from pipeline.forecast import memory
 
 _GIB = 2**30
 _FUSED = {"gated", "expert", "expert_mlp"}
-"""Modules that fusion puts inside a backbone's layers."""
-_BEHIND = {"projector": "output projector", "generator": "generator"}
-"""Parts of a way out; all else of it belongs to its signals."""
+"""Names of modules that fusion adds to a backbone's layers."""
+_OUTPUT_COMPONENTS = {"projector": "output projector", "generator": "generator"}
+"""Module of an output branch → component; all its other parameters belong to its signal tokens."""
 _INSTRUCTION = 32
-"""Tokens of the instruction that a projector's memory is reckoned with."""
+"""Assumed length of the instruction, in tokens, for projectors that read one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A stage's needs.
+    """Parameters, tokens and memory of a stage.
 
     Args:
-        preset, stage: what was planned.
-        gpus: the number of ranks, one a GPU.
-        ds_config, zero_stage: the DeepSpeed configuration that was reckoned with.
-        global_batch, micro_batch, accumulation: samples per step, per rank and pass, and passes.
+        preset, stage: of the plan.
+        gpus: number of ranks, one per GPU.
+        ds_config, zero_stage: the DeepSpeed configuration.
+        global_batch, micro_batch, accumulation: samples per step, samples per rank and micro-step,
+            and micro-steps per step.
         components: parameters by component.
-        trainable: how many of them train.
-        tokens: of one sample: per kind those of a medium, the room left for text, and
-            the `total` the memory is reckoned for.
+        trainable: trainable parameters.
+        tokens: of one sample: those of a medium of each kind, the rest for `text`, and the `total`
+            for which the memory is computed.
         gpu_bytes: by part, per GPU; an upper estimate, see `pipeline.forecast.memory`.
-        host_bytes: what is kept in the host's memory instead, per GPU.
+        host_bytes: offloaded to host memory, per GPU.
     """
 
     preset: str
@@ -64,16 +65,16 @@ class Plan:
 
     @property
     def total(self) -> int:
-        """All parameters."""
+        """Number of all parameters."""
         return sum(self.components.values())
 
     @property
     def total_gpu_bytes(self) -> int:
-        """All parts together."""
+        """Sum of all parts."""
         return sum(self.gpu_bytes.values())
 
     def to_json(self) -> dict[str, object]:
-        """Return what `--json` prints: numbers of parameters and tokens, and bytes."""
+        """Return the object that `--json` prints: numbers of parameters and tokens, and bytes."""
         return {
             "preset": self.preset,
             "stage": self.stage,
@@ -95,17 +96,17 @@ class Plan:
 
 
 def plan(system: System, stage_name: StageName, gpus: int, *, tokens: int | None = None) -> Plan:
-    """Build a system on the meta device and reckon up what a stage needs.
+    """Build a system on the meta device and compute what a stage needs.
 
     Args:
-        system: the preset, its stages' settings perhaps overridden.
-        stage_name: which stage.
-        gpus: over how many ranks.
-        tokens: the length of a sample, one medium of each modality included; default: the
-            stage's longest.
+        system: the preset, overrides included.
+        stage_name: the stage.
+        gpus: the number of ranks.
+        tokens: the length of a sample, one medium of each modality included; by default the
+            stage's `max_tokens`.
 
     Raises:
-        UserError: a batch that does not divide, or a length that leaves no room for text.
+        UserError: batch sizes that do not divide, or a length that leaves no room for text.
     """
     if gpus < 1:
         raise UserError(f"--gpus: {gpus}, want 1 or more")
@@ -117,20 +118,20 @@ def plan(system: System, stage_name: StageName, gpus: int, *, tokens: int | None
         memory.Weight(elements=weight.numel(), trainable=weight.requires_grad)
         for weight in model.parameters()
     ]
-    room = _room(system.model, stage, tokens)
-    load = memory.Workload(
-        tokens=room["total"],
-        targets=room["text"],
-        media=_media(system.model, stage, room["total"]),
-        projectors={kind: _kept_by_projector(model, kind) for kind in system.model.modalities},
-        drawn=_kept_by_drawing(model),
-        backbone_trains=any(
-            weight.requires_grad and _place(name, stage) == "backbone"
+    tokens_of = _tokens_per_sample(system.model, stage, tokens)
+    sample = memory.SampleProfile(
+        tokens=tokens_of["total"],
+        targets=tokens_of["text"],
+        media=_media_per_sample(system.model, stage, tokens_of["total"]),
+        projectors={kind: _saved_by_projector(model, kind) for kind in system.model.modalities},
+        generation=_saved_by_generation(model),
+        trains_backbone=any(
+            weight.requires_grad and _component(name, stage) == "backbone"
             for name, weight in model.backbone.named_parameters()
         ),
     )
     zero = memory.Zero.read(config, memory.PRECISION[stage.precision])
-    gpu, host = _memory(system.model, stage, zero, load, sizes, gpus)
+    gpu, host = _memory(system.model, stage, zero, sample, sizes, gpus)
     return Plan(
         preset=system.name,
         stage=stage_name,
@@ -142,14 +143,14 @@ def plan(system: System, stage_name: StageName, gpus: int, *, tokens: int | None
         accumulation=accumulation(stage, gpus),
         components=_components(model, stage),
         trainable=sum(size.elements for size in sizes if size.trainable),
-        tokens=room,
+        tokens=tokens_of,
         gpu_bytes=gpu,
         host_bytes=host,
     )
 
 
-def _kept_by_projector(model: MultimodalLM, kind: str) -> int:
-    """Bytes that autograd keeps of one medium's projection, counted on the meta device."""
+def _saved_by_projector(model: MultimodalLM, kind: str) -> int:
+    """Return the bytes that autograd saves in projecting one medium, on the meta device."""
     slot, projector = model.spec.input_branch(kind), model.projector(kind)
     parts, tokens = slot.pooled_shape
     dtype = next(projector.parameters()).dtype
@@ -159,58 +160,61 @@ def _kept_by_projector(model: MultimodalLM, kind: str) -> int:
         features_bfnd = torch.zeros(1, parts, tokens, slot.encoder.width, dtype=dtype)
         projector(features_bfnd, TextIds(ids_bl=ids_bl, mask_bl=ids_bl))
 
-    return _kept(projector, project)
+    return _saved_bytes(projector, project)
 
 
-def _kept_by_drawing(model: MultimodalLM) -> dict[str, int]:
-    """Bytes that autograd keeps of one medium of each kind that comes out, likewise."""
+def _saved_by_generation(model: MultimodalLM) -> dict[str, int]:
+    """Return the bytes that autograd saves in generating one medium of each kind."""
     if not isinstance(model, GenerativeMultimodalLM):
         return {}
     width = model.spec.backbone.width
-    kept = {}
-    for kind, way in model.output_branches().items():
+    saved = {}
+    for kind, branch in model.output_branches().items():
 
-        def draw(way: OutputBranch = way) -> None:
-            signal_hidden_gnd = torch.zeros(1, way.spec.signals, width)
-            way.generation_output(
-                way.dummy_targets(signal_hidden_gnd.device), signal_hidden_gnd, must_embed=True
+        def generate(branch: OutputBranch = branch) -> None:
+            signal_hidden_gnd = torch.zeros(1, branch.spec.signals, width)
+            branch.generation_output(
+                branch.dummy_targets(signal_hidden_gnd.device), signal_hidden_gnd, must_embed=True
             )
 
-        kept[kind] = _kept(way, draw)
-    return kept
+        saved[kind] = _saved_bytes(branch, generate)
+    return saved
 
 
-def _kept(module: nn.Module, run: Callable[[], None]) -> int:
-    """Bytes that autograd keeps while something runs, but for a module's own weights."""
-    own = {weight.untyped_storage()._cdata for weight in module.parameters()}
-    held: dict[int, Tensor] = {}  # kept alive: a freed storage's address may be given out again
+def _saved_bytes(module: nn.Module, run: Callable[[], None]) -> int:
+    """Return the bytes that autograd saves while `run` runs, without the module's own weights."""
+    weights = {weight.untyped_storage()._cdata for weight in module.parameters()}
+    saved: dict[int, Tensor] = {}  # keeps them alive: the address of a freed storage may be reused
 
-    def hold(tensor: Tensor) -> Tensor:
-        if tensor.untyped_storage()._cdata not in own:
-            held[tensor.untyped_storage()._cdata] = tensor
+    def save(tensor: Tensor) -> Tensor:
+        if tensor.untyped_storage()._cdata not in weights:
+            saved[tensor.untyped_storage()._cdata] = tensor
         return tensor
 
-    with torch.device("meta"), torch.autograd.graph.saved_tensors_hooks(hold, lambda kept: kept):
+    with (
+        torch.device("meta"),
+        torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor),
+    ):
         run()
-    return sum(tensor.untyped_storage().nbytes() for tensor in held.values())
+    return sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
 
 
 def _components(model: nn.Module, stage: Stage) -> dict[str, int]:
-    """Count the parameters of each slot; adapters count apart from the backbone they sit in."""
+    """Count the parameters of each component; adapters count separately from the backbone."""
     counts = {"encoder": 0, "projector": 0, "backbone": 0, "adapters": 0}
     for name, weight in model.named_parameters():
-        place = _place(name, stage)
-        counts[place] = counts.get(place, 0) + weight.numel()
+        component = _component(name, stage)
+        counts[component] = counts.get(component, 0) + weight.numel()
     return counts
 
 
-def _place(name: str, stage: Stage) -> str:
+def _component(name: str, stage: Stage) -> str:
     """Return the component that a parameter belongs to."""
     first, *rest = name.split(".")
     if first == "inputs":
         return rest[1]
     if first == "outputs":
-        return _BEHIND.get(rest[1], "signals")
+        return _OUTPUT_COMPONENTS.get(rest[1], "signals")
     if first == "backbone":
         if stage.peft is not None and stage.peft.parameter_marker in name:
             return "adapters"
@@ -218,8 +222,8 @@ def _place(name: str, stage: Stage) -> str:
     return first
 
 
-def _media(model: ModelSpec, stage: Stage, tokens: int) -> int:
-    """Return the media that a pass may hold for each sample of its micro-batch."""
+def _media_per_sample(model: ModelSpec, stage: Stage, tokens: int) -> int:
+    """Return the media that a micro-batch may hold per sample."""
     if not packs(model, stage):
         return 1
     signals = [slot.signals for slot in stage.output_branches(model)]
@@ -227,8 +231,8 @@ def _media(model: ModelSpec, stage: Stage, tokens: int) -> int:
     return max(1, min(stage.pack_media, tokens // smallest))
 
 
-def _room(model: ModelSpec, stage: Stage, tokens: int | None) -> dict[str, int]:
-    """Return the tokens of one medium of each modality, and what they leave for text."""
+def _tokens_per_sample(model: ModelSpec, stage: Stage, tokens: int | None) -> dict[str, int]:
+    """Return the tokens of one medium of each kind, those left for text, and the total."""
     media: dict[str, int] = {slot.modality: slot.tokens for slot in model.inputs}
     media |= {slot.kind: slot.signals for slot in stage.output_branches(model)}
     total = stage.max_tokens if tokens is None else tokens
@@ -244,7 +248,7 @@ def _memory(
     model: ModelSpec,
     stage: Stage,
     zero: memory.Zero,
-    load: memory.Workload,
+    sample: memory.SampleProfile,
     sizes: list[memory.Weight],
     ranks: int,
 ) -> tuple[dict[str, int], dict[str, int]]:
@@ -254,18 +258,18 @@ def _memory(
     weights = memory.weights(sizes, zero, ranks, precision)
     gradients = memory.gradients(trainable, zero, ranks)
     optimizer = memory.optimizer(trainable, zero, ranks)
-    whole = memory.kept_whole(sizes, zero, precision)
+    persistent = memory.persistent(sizes, zero, precision)
     gpu = {
-        "weights": whole if zero.weights_on_host else weights,
+        "weights": persistent if zero.weights_on_host else weights,
         "gathered weights": memory.gathered(sizes, zero, precision),
         "gradients": 0 if zero.optimizer_on_host else gradients,
         "optimizer states": 0 if zero.optimizer_on_host else optimizer,
         "communication buckets": memory.buckets(trainable, zero, precision),
-        "activations": memory.activations(model, stage, zero, load),
-        "logits": memory.logits(model.backbone, stage, load),
+        "activations": memory.activations(model, stage, zero, sample),
+        "logits": memory.logits(model.backbone, stage, sample),
     }
     host = {
-        "weights": weights - whole if zero.weights_on_host else 0,
+        "weights": weights - persistent if zero.weights_on_host else 0,
         "gradients": gradients if zero.optimizer_on_host else 0,
         "optimizer states": optimizer if zero.optimizer_on_host else 0,
     }
@@ -284,18 +288,18 @@ def plan_table(plan: Plan) -> Group:
     tokens = Table("one sample", "tokens")
     for name, count in plan.tokens.items():
         tokens.add_row(name, f"{count:,}")
-    title = f"one of {plan.gpus} GPUs, {plan.ds_config} (ZeRO-{plan.zero_stage})"
+    title = f"each of {plan.gpus} GPUs, {plan.ds_config} (ZeRO-{plan.zero_stage})"
     memory_table = Table("memory", "GiB", title=title)
     for name, size in plan.gpu_bytes.items():
         memory_table.add_row(name, f"{size / _GIB:.2f}")
     memory_table.add_section()
     memory_table.add_row("total", f"{plan.total_gpu_bytes / _GIB:.2f}")
     if any(plan.host_bytes.values()):
-        memory_table.add_row("and on the host", f"{sum(plan.host_bytes.values()) / _GIB:.2f}")
+        memory_table.add_row("on the host", f"{sum(plan.host_bytes.values()) / _GIB:.2f}")
     for table in (parameters, tokens, memory_table):
         table.columns[-1].justify = "right"
     batch = (
-        f"global batch {plan.global_batch} = {plan.gpus} GPUs × micro batch {plan.micro_batch} "
-        f"× {plan.accumulation} passes"
+        f"global batch {plan.global_batch} = {plan.gpus} GPUs × micro-batch {plan.micro_batch} "
+        f"× {plan.accumulation} micro-steps"
     )
     return Group(parameters, tokens, memory_table, batch)

@@ -1,4 +1,4 @@
-"""What samples cost: the average one that a forecast assumes, and what a run has processed."""
+"""The work of training: the average sample of a forecast, and the totals of a run."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """What a sample brings, on average.
+    """The average sample.
 
     Args:
         positions: in the backbone.
-        targets: positions that are learnt from.
-        pairs: of positions that see each other.
-        media: of each kind, going in or coming out.
-        encoded: those of them that an encoder reads, where the features of others are known; None
-            for all.
+        targets: positions with a label.
+        pairs: of positions of which one attends to the other.
+        media: media of each kind, input and output.
+        encoded: those of them that go through an encoder, since their features are not cached;
+            None for all.
     """
 
     positions: float
@@ -28,14 +28,14 @@ class Workload:
 
 @dataclass(frozen=True, kw_only=True)
 class WorkTotals:
-    """What a run has worked on so far, over all ranks; see `Workload`.
+    """What a run has processed so far, over all ranks; see `Workload`.
 
     Args:
         samples, positions, targets, pairs: sums.
-        media: media of each kind, going in or coming out.
-        encoded: those of them that the encoder read (whose text it read, of media that come out);
-            the features of the others were known.
-        places: positions of the largest pass of any rank, padding included.
+        media: media of each kind, input and output.
+        encoded: those of them that went through an encoder (output media: their captions through
+            the generator's text encoder), since their features were not cached.
+        max_positions: of the largest micro-batch of any rank, padding included.
         memory: the highest peak of any rank so far, in bytes.
     """
 
@@ -45,5 +45,5 @@ class WorkTotals:
     pairs: float = 0.0
     media: Mapping[str, float]
     encoded: Mapping[str, float]
-    places: float = 0.0
+    max_positions: float = 0.0
     memory: float = 0.0

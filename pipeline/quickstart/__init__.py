@@ -1,1 +1,1 @@
-"""The whole system on the digits world, and the toy 3D encoder that only `pipeline` can train."""
+"""The whole system on the digits toy world, and the training of its 3D encoder."""

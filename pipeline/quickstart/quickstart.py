@@ -1,7 +1,7 @@
-"""The main job on the digits world, for real: `python -m pipeline.quickstart --output DIR`.
+"""The whole system on the digits toy world: `python -m pipeline.quickstart --output DIR`.
 
 Serve → ETL → MM-PT → MM-IT (killed once, and resumed) → evaluation → report. Every step is a
-command that a user could type; this module only runs them one after the other.
+command that a user could type; this module runs them one after the other.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ from etl.cli import UserError, parse
 from etl.storage.atomic import write_json
 from etl.storage.manifest import read_manifest
 from pipeline.quickstart.report import print_summary, write_quickstart_report
-from pipeline.run_folder.records import read_metrics
+from pipeline.run_folder.metrics_writer import read_metrics
 
 log = logging.getLogger(__name__)
 
-_MARK = ".quickstart"
+_MARKER = ".quickstart"
 _CHECKPOINT_EVERY = 40
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Run the whole system once on the digits world; about ten minutes on two cores."""
+    """Run the whole system once on the digits toy world; about ten minutes on two cores."""
 
     output: Path = Path("runs/quickstart")
-    """Where everything goes; an earlier quickstart in it is removed."""
+    """Folder for everything; an earlier quickstart in it is removed."""
     captions: int = 6000
-    """Pairs of picture and caption for MM-PT."""
+    """Pairs of image and caption for MM-PT."""
     dialogues: int = 6000
-    """Dialogues about pictures for MM-IT."""
+    """Dialogues about images for MM-IT."""
     questions: int = 1200
     """Questions about held-out handwriting."""
     ranks: int = 2
@@ -52,7 +52,7 @@ class Options:
 
 @dataclass(frozen=True, kw_only=True)
 class StageSummary:
-    """One row of the final table; seconds are wall time of the whole command."""
+    """One row of the final table; `seconds` is the wall time of the whole command."""
 
     name: str
     samples: int
@@ -62,11 +62,11 @@ class StageSummary:
 
 
 def run(args: Sequence[str]) -> None:
-    """Run every step; raises UserError with the failing command otherwise."""
+    """Run every step; raises UserError with the command if one fails."""
     options = parse(Options, prog="python -m pipeline.quickstart", args=args)
     started = time.monotonic()
-    out = _fresh(options.output)
-    with _world(options, out) as world:
+    out = _empty_folder(options.output)
+    with _serve_world(options, out) as world:
         stages = [
             _etl("laion", world / "laion.parquet", out / "captions"),
             _etl("instruct", world / "dialogues.json", out / "dialogues"),
@@ -98,20 +98,20 @@ def run(args: Sequence[str]) -> None:
     print_summary(out, summary)
 
 
-def _fresh(out: Path) -> Path:
-    """Empty the output folder, but only if a quickstart made it."""
+def _empty_folder(out: Path) -> Path:
+    """Empty the output folder, but only if an earlier quickstart wrote it."""
     if out.exists() and any(out.iterdir()):
-        if not (out / _MARK).is_file():
-            raise UserError(f"{out}: not empty and not a quickstart's; name another --output")
+        if not (out / _MARKER).is_file():
+            raise UserError(f"{out}: not empty and not from a quickstart; name another --output")
         shutil.rmtree(out)
     out.mkdir(parents=True, exist_ok=True)
-    (out / _MARK).touch()
+    (out / _MARKER).touch()
     return out.resolve()
 
 
 @contextmanager
-def _world(options: Options, out: Path) -> Iterator[Path]:
-    """Serve the digits world on 127.0.0.1 while the ETL downloads from it."""
+def _serve_world(options: Options, out: Path) -> Iterator[Path]:
+    """Serve the digits toy world on 127.0.0.1 while the ETL downloads from it."""
     folder = out / "world"
     command = _python("-m", "etl.digits", "--output", folder, "--serve", 0)
     for name in ("captions", "dialogues", "questions"):
@@ -120,7 +120,7 @@ def _world(options: Options, out: Path) -> Iterator[Path]:
         address = folder / "address"
         while not address.is_file():
             if server.poll() is not None:
-                raise UserError(f"{shlex.join(command)}: ended with {server.returncode}")
+                raise UserError(f"{shlex.join(command)}: exit code {server.returncode}")
             time.sleep(0.1)
         yield folder
         server.terminate()
@@ -146,7 +146,7 @@ def _train(
     init_from: Path | None = None,
     crash: bool = False,
 ) -> StageSummary:
-    """Train a stage under DeepSpeed; with `crash`, kill it after a checkpoint and go on."""
+    """Train a stage under DeepSpeed; with `crash`, kill it after a checkpoint and resume."""
     started = time.monotonic()
     launcher = Path(sys.executable).with_name("deepspeed")
     command = [
@@ -170,14 +170,14 @@ def _train(
 
 
 def _kill_after_checkpoint(command: Sequence[str], output: Path) -> None:
-    """Start a run, and kill it with SIGKILL in mid-step once it has a checkpoint."""
+    """Start a run, and kill it with SIGKILL once it has a checkpoint."""
     with _running(command) as job:
         latest = output / "checkpoints" / "latest"
         while not latest.is_file():
             if job.poll() is not None:
-                raise UserError(f"{shlex.join(command)}: ended with {job.returncode}")
+                raise UserError(f"{shlex.join(command)}: exit code {job.returncode}")
             time.sleep(0.1)
-        log.info("killing this run on purpose; the same command then goes on from %s", latest)
+        log.info("killing this run on purpose; the same command then resumes from %s", latest)
         os.killpg(job.pid, signal.SIGKILL)
         job.wait()
 
@@ -198,7 +198,7 @@ def _call(command: Sequence[str]) -> None:
     _show(command)
     code = subprocess.run(command, env=_environment(), check=False).returncode
     if code:
-        raise UserError(f"{shlex.join(command)}: ended with {code}")
+        raise UserError(f"{shlex.join(command)}: exit code {code}")
 
 
 def _show(command: Sequence[str]) -> None:
@@ -214,5 +214,5 @@ def _pipeline(*words: object) -> list[str]:
 
 
 def _environment() -> Mapping[str, str]:
-    """Let the launcher find this environment's tools (ninja, which compiles DeepSpeed's op)."""
+    """Return variables with which the launcher finds ninja, which compiles DeepSpeed's op."""
     return {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}

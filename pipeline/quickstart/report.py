@@ -1,4 +1,4 @@
-"""What a quickstart shows at its end: a table, a few answers, and `report.html`."""
+"""The result of a quickstart: tables and a few answers on the terminal, and `report.html`."""
 
 from __future__ import annotations
 
@@ -13,27 +13,29 @@ from rich.table import Table as Grid
 from etl.storage.manifest import read_manifest
 from etl.storage.shards import ShardSet
 from pipeline.run_folder.charts import bar_chart
+from pipeline.run_folder.metrics_writer import read_metrics
 from pipeline.run_folder.page import Answer, Charts, Gallery, Section, Table, Text, write_report
-from pipeline.run_folder.records import read_metrics
 from pipeline.run_folder.report import loss_chart
 
-_SHOWN = 24
-_PRINTED = 6
+_GALLERY_SIZE = 24
+_PRINTED_ANSWERS = 6
 
 
 def print_summary(out: Path, summary: Mapping[str, Any]) -> None:
-    """Print the rows of the stages, the accuracies, and a few questions with their answers."""
+    """Print a few questions with their answers, the stages, and the accuracies."""
     console = Console()
-    for prediction in _predictions(out, _PRINTED):
+    for prediction in _predictions(out, _PRINTED_ANSWERS):
         mark = (
-            "[green]right[/]" if prediction["correct"] else f"[red]wrong[/] ({prediction['truth']})"
+            "[green]correct[/]"
+            if prediction["correct"]
+            else f"[red]wrong[/] ({prediction['truth']})"
         )
         console.print(f"  {prediction['question']}  →  {prediction['answer']}  {mark}")
-    stages = Grid(*_STAGE_COLUMNS, title="what was done")
+    stages = Grid(*_STAGE_COLUMNS, title="stages")
     for stage in summary["stages"]:
         stages.add_row(*("" if cell is None else str(cell) for cell in _stage_row(stage)))
     console.print(stages)
-    scores = Grid("exact answers on held-out handwriting", "share", title="what came of it")
+    scores = Grid("exact answers on held-out handwriting", "share", title="accuracy")
     for row in _accuracy_rows(summary):
         scores.add_row(*row)
     console.print(scores)
@@ -41,7 +43,7 @@ def print_summary(out: Path, summary: Mapping[str, Any]) -> None:
 
 
 def write_quickstart_report(out: Path, summary: Mapping[str, Any]) -> None:
-    """Write `report.html`: figures, loss curves, drop reasons, pictures with answers."""
+    """Write `report.html`: accuracies, loss curves, drop reasons, images with answers."""
     scores = json.loads((out / "sft" / "evaluation" / "scores.json").read_bytes())
     kinds = [
         (kind, row["questions"], *(f"{row[name]:.1%}" for name in ("accuracy", "blind", "chance")))
@@ -61,7 +63,7 @@ def write_quickstart_report(out: Path, summary: Mapping[str, Any]) -> None:
         ),
         Table(
             heading="By kind of question",
-            columns=("kind", "questions", "with picture", "blind", "chance"),
+            columns=("kind", "questions", "with image", "blind", "chance"),
             rows=kinds,
         ),
         Table(
@@ -71,7 +73,7 @@ def write_quickstart_report(out: Path, summary: Mapping[str, Any]) -> None:
         ),
         Charts(heading="Losses", charts=curves),
         Charts(
-            heading="Why the ETL dropped rows of the captions' list",
+            heading="Why the ETL dropped rows of the list of captions",
             charts=[bar_chart("Dropped rows by reason", drops, x_label="rows")],
         ),
         Gallery(heading="Questions and answers", answers=_gallery(out)),
@@ -83,9 +85,9 @@ _ABOUT = (
     "A small multimodal language model, built end to end on this machine: lists of URLs were "
     "downloaded, checked, filtered and deduplicated into Arrow shards; a projector was aligned "
     "on captions (MM-PT) and, with LoRA adapters, tuned on dialogues (MM-IT), each under "
-    "DeepSpeed ZeRO-3; the second run was killed on purpose and went on from its checkpoint.",
-    "The questions are about handwriting that no part of the model has seen. Blind is the same "
-    "model without its picture; chance is the commonest answer to each kind of question.",
+    "DeepSpeed ZeRO-3; the second run was killed on purpose and resumed from its checkpoint.",
+    "The questions are about handwriting that no part of the model was trained on. Blind is the "
+    "same model without the image; chance is the most common answer to each kind of question.",
 )
 
 _STAGE_COLUMNS = ("stage", "samples", "seconds", "first loss", "last loss")
@@ -99,8 +101,8 @@ def _stage_row(stage: Mapping[str, Any]) -> tuple[str | int | float | None, ...]
 
 def _accuracy_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     names = {
-        "held_out": "with the picture",
-        "blind": "without it (blind)",
+        "held_out": "with the image",
+        "blind": "without the image (blind)",
         "chance": "chance",
     }
     return [(title, f"{summary['accuracy'][name]:.1%}") for name, title in names.items()]
@@ -110,17 +112,17 @@ def _gallery(out: Path) -> list[Answer]:
     shards = ShardSet([out / "questions"], verify=False)
     return [
         Answer(
-            picture=shards[index].media[0].data,
+            image=shards[index].media[0].data,
             question=prediction["question"],
             answer=prediction["answer"],
             truth=prediction["truth"],
-            right=prediction["correct"],
+            correct=prediction["correct"],
         )
-        for index, prediction in enumerate(_predictions(out, _SHOWN))
+        for index, prediction in enumerate(_predictions(out, _GALLERY_SIZE))
     ]
 
 
 def _predictions(out: Path, number: int) -> Sequence[dict[str, Any]]:
-    """Return the first predictions; they stand in the order of the questions' shards."""
+    """Return the first predictions, which are in the order of the questions' shards."""
     path = out / "sft" / "evaluation" / "predictions.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()[:number]]

@@ -1,1 +1,1 @@
-"""What a run leaves in its folder: metrics, loggers, bad samples, report."""
+"""The run folder: metrics, loggers, skipped samples, forecast against actual, and report."""

@@ -1,6 +1,6 @@
-"""Charts as inline SVG: the same input gives the same bytes, on white and on dark pages.
+"""Charts as inline SVG, deterministic to the byte, for light and dark pages.
 
-Text stays text and takes the page's font and colour; only the lines and bars have their own.
+Text remains text and inherits the page's font and colour; only lines and bars have their own.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 COLOURS = ("#3b82d6", "#e07b39", "#2a9d78", "#a968c9", "#c9a227", "#d1567a")
-"""At least 3:1 against both white and the dark page."""
+"""Each with a contrast of at least 3:1 on both the light and the dark page."""
 
 _INK = "#010203"
-"""Stands for the page's text colour, which matplotlib has no word for; replaced afterwards."""
+"""Placeholder for `currentColor`, which matplotlib does not support; replaced in the SVG."""
 
-_STYLE: dict[Any, Any] = {  # keys are a literal type of matplotlib's own
+_STYLE: dict[Any, Any] = {  # matplotlib types the keys as literals
     "svg.fonttype": "none",
     "font.size": 10,
     "axes.edgecolor": _INK,
@@ -46,8 +46,8 @@ _STYLE: dict[Any, Any] = {  # keys are a literal type of matplotlib's own
     "legend.frameon": False,
 }
 
-_MOST_POINTS = 600
-"""More points than pixels only make the file larger."""
+_MAX_POINTS = 600
+"""More points than pixels would only make the file larger."""
 
 Points = Sequence[tuple[float, float]]
 
@@ -64,11 +64,11 @@ def line_chart(
     """Draw one line per series; with `smooth`, a bold running mean over the faint raw values.
 
     Args:
-        title: what the chart shows; also its text for readers that cannot see it.
-        series: name → (x, y) in order of x; values that are not finite leave a gap.
+        title: of the chart; also its label for screen readers.
+        series: name → (x, y) in order of x; non-finite values leave a gap.
         x_label: of the axis, with the unit.
         y_label: likewise.
-        smooth: whether to smooth.
+        smooth: whether to draw a running mean.
         from_zero: whether the vertical axis starts at zero.
     """
     with mpl.rc_context(_STYLE):
@@ -109,18 +109,18 @@ def bar_chart(title: str, counts: Mapping[str, float], *, x_label: str = "") -> 
 
 
 def running_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the mean of each value's neighbourhood, a 20th of all; not finite ones are left out.
+    """Return a running mean over a 20th of the values; non-finite values are left out.
 
-    The window is centred, so that a falling curve is not drawn late, and narrows towards both ends.
+    The window is centred, so that the mean does not lag, and narrows towards both ends.
     """
     count = len(values)
     index = np.arange(count)
     half = np.minimum(max(1, count // 40), np.minimum(index, count - 1 - index))
     finite = np.isfinite(values)
     sums = np.append(0.0, np.cumsum(np.where(finite, values, 0.0)))
-    seen = np.append(0, np.cumsum(finite))
+    counts = np.append(0, np.cumsum(finite))
     first, last = index - half, index + half + 1
-    number = seen[last] - seen[first]
+    number = counts[last] - counts[first]
     return np.where(number, (sums[last] - sums[first]) / np.maximum(number, 1), np.nan)
 
 
@@ -134,8 +134,8 @@ def _figure(title: str, height: float) -> tuple[Figure, Axes]:
 def _thin(
     x: NDArray[np.float64], y: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Average neighbours until the line has no more points than can be seen."""
-    bins = -(-len(x) // _MOST_POINTS)
+    """Average neighbouring points so that at most `_MAX_POINTS` remain."""
+    bins = -(-len(x) // _MAX_POINTS)
     if bins <= 1:
         return x, y
     starts = np.arange(0, len(x), bins)
@@ -152,19 +152,19 @@ def _number(value: float) -> str:
 
 
 def _svg(figure: Figure, title: str) -> str:
-    """Return the drawing's element alone: no prolog, no date, no fixed size, no fixed font."""
+    """Return the `<svg>` element alone: no prolog, date, fixed size or font."""
     stream = io.StringIO()
     empty = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    # The salt keeps names the same from run to run, and apart from another chart's of the page.
+    # The salt makes ids deterministic, and different from those of other charts on the page.
     with mpl.rc_context({"svg.hashsalt": title}):
         figure.savefig(stream, format="svg", transparent=True, metadata=empty)
     text = stream.getvalue()
     text = text[text.index("<svg") :].strip()
     text = text.replace(_INK, "currentColor")
-    # These names repeat from chart to chart and would stand twice in one page.
+    # These ids would occur in every chart of a page.
     text = re.sub(r' id="[\w.]+_\d+"', "", text)
     text = re.sub(r" font-family: [^;]+;", "", text)
-    # It would style the whole page; `pipeline.run_folder.page` says the same of charts alone.
+    # It would apply to the whole page; `pipeline.run_folder.page` styles charts alone.
     text = re.sub(r"<style.*?</style>", "", text)
     label = escape(title, quote=True)
     return re.sub(

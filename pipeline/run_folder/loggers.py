@@ -1,4 +1,4 @@
-"""TensorBoard and Weights & Biases, through their own libraries; off unless asked for."""
+"""TensorBoard and Weights & Biases, through their own libraries; off by default (`--log-to`)."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from etl.storage.atomic import atomic_file
 
 
 class Logger(Protocol):
-    """Something that shows a run's figures elsewhere."""
+    """Shows the metrics of a run in another tool."""
 
-    def log(self, step: int, figures: Mapping[str, float]) -> None:
-        """Hand on one step's figures."""
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Log one step's metrics."""
 
     def close(self) -> None:
         """Write what is pending."""
@@ -24,20 +24,20 @@ class Logger(Protocol):
 def start_loggers(
     names: Sequence[str], run: Path, config: Mapping[str, object], *, step: int
 ) -> list[Logger]:
-    """Start the named trackers on the rank that writes.
+    """Start loggers; called on rank 0 alone.
 
     Args:
-        names: which.
-        run: the run folder; TensorBoard's files and W&B's lie in it.
+        names: the loggers to start.
+        run: the run folder, in which TensorBoard and W&B keep their files.
         config: the resolved configuration.
-        step: completed steps; a resumed run goes on in the same curves.
+        step: completed steps; a resumed run continues the same curves.
     """
-    made: dict[str, Any] = {"tensorboard": TensorBoard, "wandb": WeightsAndBiases}
-    return [made[name](run, config, step=step) for name in names]
+    classes: dict[str, Any] = {"tensorboard": TensorBoard, "wandb": WeightsAndBiases}
+    return [classes[name](run, config, step=step) for name in names]
 
 
 class TensorBoard:
-    """Event files in RUN/tensorboard; what a killed run wrote past `step` is hidden."""
+    """Event files in RUN/tensorboard; what a killed run wrote after `step` is hidden."""
 
     def __init__(self, run: Path, config: Mapping[str, object], *, step: int) -> None:
         library = import_module("torch.utils.tensorboard")
@@ -45,9 +45,9 @@ class TensorBoard:
         if step == 0:
             self._writer.add_text("config", f"```\n{config}\n```", 0)
 
-    def log(self, step: int, figures: Mapping[str, float]) -> None:
-        """Write one step's figures."""
-        for name, value in figures.items():
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Log one step's metrics."""
+        for name, value in metrics.items():
             self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
@@ -56,44 +56,44 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """One W&B run for one run folder, however often it was resumed.
+    """One W&B run per run folder, however often that is resumed.
 
-    Project, entity and mode are W&B's own variables (`WANDB_PROJECT`, `WANDB_MODE=offline` …).
+    Project, entity and mode come from W&B's own variables (`WANDB_PROJECT`, `WANDB_MODE` …).
     """
 
     def __init__(self, run: Path, config: Mapping[str, object], *, step: int) -> None:
-        identity = run / "wandb" / "id"
-        if not identity.is_file():
-            identity.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_file(identity) as stream:
+        run_id = run / "wandb" / "id"
+        if not run_id.is_file():
+            run_id.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_file(run_id) as stream:
                 stream.write(uuid4().hex[:8].encode())
         self._library = import_module("wandb")
         self._run = self._library.init(
             dir=str(run),
             name=run.resolve().name,
-            id=identity.read_text(),
+            id=run_id.read_text(),
             resume="allow",
             config=dict(config),
             settings=self._library.Settings(console="off", silent=True),
         )
 
-    def log(self, step: int, figures: Mapping[str, float]) -> None:
-        """Hand on one step's figures."""
-        self._run.log(dict(figures), step=step)
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Log one step's metrics."""
+        self._run.log(dict(metrics), step=step)
 
     def close(self) -> None:
         """Send what is pending."""
         self._run.finish()
 
 
-def flat(figures: Mapping[str, object], prefix: str = "") -> dict[str, float]:
-    """Return a step's figures as names with slashes and numbers; a list becomes its largest."""
-    found: dict[str, float] = {}
-    for key, value in figures.items():
+def flat(metrics: Mapping[str, object], prefix: str = "") -> dict[str, float]:
+    """Return nested metrics as a flat mapping of names with slashes; of a list, its maximum."""
+    flattened: dict[str, float] = {}
+    for key, value in metrics.items():
         if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{key}/")
+            flattened |= flat(value, f"{prefix}{key}/")
         elif isinstance(value, list) and value:
-            found[f"{prefix}{key}/max"] = max(value)
+            flattened[f"{prefix}{key}/max"] = max(value)
         elif isinstance(value, int | float):
-            found[prefix + key] = value
-    return found
+            flattened[prefix + key] = value
+    return flattened

@@ -1,4 +1,4 @@
-"""A page as one HTML file that needs nothing else: tables, charts, text, and answers."""
+"""A self-contained HTML page of tables, charts, text, and questions with answers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Text:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Rows under a heading; numbers stand right, None is an empty cell."""
+    """Rows under a heading; numbers are right-aligned, None is an empty cell."""
 
     heading: str
     columns: Sequence[str]
@@ -32,7 +32,7 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True)
 class Charts:
-    """SVG elements as of `pipeline.run_folder.charts`, side by side where the page is wide."""
+    """SVG elements from `pipeline.run_folder.charts`, side by side where the page is wide."""
 
     heading: str
     charts: Sequence[str]
@@ -40,24 +40,24 @@ class Charts:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """One question about a picture: what the model said, and whether that is right.
+    """One question about an image: the model's answer, and whether it is correct.
 
     Args:
-        picture: the bytes of a PNG, JPEG or WebP file.
-        question, answer, truth: in words.
-        right: None where there is nothing to judge, as with a caption.
+        image: the bytes of a PNG, JPEG or WebP file.
+        question, answer, truth: texts.
+        correct: None where no answer is the only correct one, as with a caption.
     """
 
-    picture: bytes
+    image: bytes
     question: str
     answer: str
     truth: str
-    right: bool | None = None
+    correct: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gallery:
-    """Pictures with what was asked and answered."""
+    """Images with questions and answers."""
 
     heading: str
     answers: Sequence[Answer]
@@ -117,31 +117,31 @@ def _cell(cell: Cell) -> str:
 
 
 def _card(answer: Answer) -> str:
-    picture = base64.b64encode(answer.picture).decode()
-    verdict = {True: "right", False: "wrong", None: "none"}[answer.right]
-    mark = {True: "✓ ", False: "✗ ", None: ""}[answer.right]
-    truth = "" if answer.right else f'<p class="truth">{escape(answer.truth)}</p>'
+    image = base64.b64encode(answer.image).decode()
+    style = {True: "correct", False: "wrong", None: "none"}[answer.correct]
+    mark = {True: "✓ ", False: "✗ ", None: ""}[answer.correct]
+    truth = "" if answer.correct else f'<p class="truth">{escape(answer.truth)}</p>'
     return (
-        f'<figure class="card {verdict}">'
-        f'<img alt="" src="data:{_mime(answer.picture)};base64,{picture}">'
+        f'<figure class="card {style}">'
+        f'<img alt="" src="data:{_mime(answer.image)};base64,{image}">'
         f"<figcaption><p>{escape(answer.question)}</p>"
         f'<p class="answer">{mark}{escape(answer.answer)}</p>{truth}</figcaption></figure>'
     )
 
 
-def _mime(picture: bytes) -> str:
-    """Return the media type of a picture by its first bytes.
+def _mime(image: bytes) -> str:
+    """Return the media type of an image by its first bytes.
 
     Raises:
-        ValueError: it is none that every browser shows.
+        ValueError: the format is not one that every browser shows.
     """
-    if picture.startswith(b"\x89PNG"):
+    if image.startswith(b"\x89PNG"):
         return "image/png"
-    if picture.startswith(b"\xff\xd8\xff"):
+    if image.startswith(b"\xff\xd8\xff"):
         return "image/jpeg"
-    if picture[:4] == b"RIFF" and picture[8:12] == b"WEBP":
+    if image[:4] == b"RIFF" and image[8:12] == b"WEBP":
         return "image/webp"
-    raise ValueError(f"a picture is PNG, JPEG or WebP; this one starts with {picture[:8]!r}")
+    raise ValueError(f"want a PNG, JPEG or WebP image; this one starts with {image[:8]!r}")
 
 
 _PAGE = """<!doctype html>
@@ -161,9 +161,9 @@ _PAGE = """<!doctype html>
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1d2329; --soft: #5b6670; --line: #dfe3e8;
-  --page: #fff; --card: #f7f8fa; --right: #17794f; --wrong: #c0392b }
+  --page: #fff; --card: #f7f8fa; --correct: #17794f; --wrong: #c0392b }
 @media (prefers-color-scheme: dark) { :root { --ink: #e4e8ec; --soft: #98a4af;
-  --line: #353c44; --page: #16191d; --card: #1f2429; --right: #4cc38a; --wrong: #ff7b6b } }
+  --line: #353c44; --page: #16191d; --card: #1f2429; --correct: #4cc38a; --wrong: #ff7b6b } }
 * { box-sizing: border-box }
 body { max-width: 68rem; margin: 0 auto; padding: 2rem 1.25rem 4rem; background: var(--page);
   color: var(--ink); font: 15px/1.55 system-ui, "Segoe UI", Roboto, sans-serif }
@@ -188,6 +188,6 @@ figure { margin: 0 }
 .card .answer { font-weight: 600 }
 .card .truth { color: var(--soft) }
 .card .truth::before { content: "truth: " }
-.right { border-top-color: var(--right) } .right .answer { color: var(--right) }
+.correct { border-top-color: var(--correct) } .correct .answer { color: var(--correct) }
 .wrong { border-top-color: var(--wrong) } .wrong .answer { color: var(--wrong) }
 """

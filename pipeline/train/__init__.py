@@ -1,1 +1,1 @@
-"""Training under DeepSpeed: from a configuration to a trained run."""
+"""Training under DeepSpeed: `train.py` is the whole run, `loop.py` the step loop."""

@@ -1,4 +1,4 @@
-"""DeepSpeed's engine: the optimizer, its parameter groups and the learning rate schedule."""
+"""The DeepSpeed engine: optimizer, parameter groups and learning rate schedule."""
 
 from __future__ import annotations
 
@@ -24,30 +24,31 @@ from pipeline.config.deepspeed import ds_config
 def start_engine(
     model: nn.Module, settings: Stage, *, steps: int, world: int
 ) -> deepspeed.DeepSpeedEngine:
-    """Hand the model to DeepSpeed; only what requires a gradient gets an optimizer."""
+    """Initialize DeepSpeed; the optimizer gets only parameters that require a gradient."""
     config = ds_config(settings, world)
     offload = config.get("zero_optimization", {}).get("offload_optimizer", {})
-    on_host = offload.get("device", "none") != "none"
-    if on_host:
+    offloaded = offload.get("device", "none") != "none"
+    if offloaded:
         load_op("CPUAdamBuilder")
-    make: Callable[..., Optimizer] = DeepSpeedCPUAdam if on_host else torch.optim.AdamW
-    optimizer = make(_groups(model, settings), lr=settings.learning_rate, betas=(0.9, 0.999))
-    with _quick_start():
+    adam: Callable[..., Optimizer] = DeepSpeedCPUAdam if offloaded else torch.optim.AdamW
+    groups = _parameter_groups(model, settings)
+    optimizer = adam(groups, lr=settings.learning_rate, betas=(0.9, 0.999))
+    with _fast_initialize():
         engine, *_ = deepspeed.initialize(
             model=model,
             optimizer=optimizer,
-            lr_scheduler=partial(_schedule, settings=settings, steps=steps),
+            lr_scheduler=partial(_lr_schedule, settings=settings, steps=steps),
             config=config,
         )
     return engine
 
 
 @contextlib.contextmanager
-def _quick_start() -> Iterator[None]:
-    """Spare DeepSpeed's start what nobody sees; for a small model that is half of it.
+def _fast_initialize() -> Iterator[None]:
+    """Speed up DeepSpeed's initialization; for a small model this halves its time.
 
-    It formats all weights for a line that it does not print, and has Python look through
-    everything that was ever imported for garbage.
+    DeepSpeed formats all weights for a log line that is not printed, and runs Python's garbage
+    collector over every imported object.
     """
     gc.freeze()
     torch.set_printoptions(threshold=0, edgeitems=0)
@@ -57,24 +58,7 @@ def _quick_start() -> Iterator[None]:
         torch.set_printoptions(profile="default")
 
 
-def forget_gradients(engine: deepspeed.DeepSpeedEngine) -> None:
-    """Zero the gradients that ZeRO-3 still holds from the last step; call before a step begins.
-
-    DeepSpeed overwrites a weight's gradient in the first pass of a step and adds to it in the
-    others (`partition_grads`, whatever `zero_grad` may suggest). A weight without a gradient in
-    that pass, because no rank has a medium of its kind there, would keep the one of an earlier step
-    and be updated by it once more.
-    """
-    buffer = getattr(engine.optimizer, "grad_partitions_flat_buffer", None)
-    if buffer is None:  # not ZeRO-3
-        return
-    buffer.zero_()
-    for master in engine.optimizer.fp32_partitioned_groups_flat:
-        if master.grad is not None:  # on the host, of an offloaded optimizer
-            master.grad.zero_()
-
-
-def _groups(model: nn.Module, settings: Stage) -> list[dict[str, Any]]:
+def _parameter_groups(model: nn.Module, settings: Stage) -> list[dict[str, Any]]:
     """Group the trainable parameters by learning rate; vectors (biases, norms) do not decay."""
     groups: dict[tuple[float, float], list[Tensor]] = {}
     peft = settings.peft
@@ -92,18 +76,18 @@ def _groups(model: nn.Module, settings: Stage) -> list[dict[str, Any]]:
     ]
 
 
-def _schedule(optimizer: Optimizer, *, settings: Stage, steps: int) -> LRScheduler:
-    warm = max(1, round(settings.warmup * steps))
-    return LambdaLR(optimizer, partial(rate_share, warm=warm, steps=steps))
+def _lr_schedule(optimizer: Optimizer, *, settings: Stage, steps: int) -> LRScheduler:
+    warmup = max(1, round(settings.warmup * steps))
+    return LambdaLR(optimizer, partial(lr_factor, warmup=warmup, steps=steps))
 
 
-def rate_share(step: int, *, warm: int, steps: int) -> float:
-    """Return the share of its peak that the learning rate has: up linearly, then down a cosine.
+def lr_factor(step: int, *, warmup: int, steps: int) -> float:
+    """Return the learning rate as a fraction of its peak: linear warm-up, then cosine decay to 0.
 
-    Loshchilov and Hutter 2017, eq. 5, without restarts. transformers has the same; to import it
-    takes as long as to import PyTorch, since it brings its trainer along.
+    Loshchilov and Hutter 2017, eq. 5, without restarts. transformers has the same schedule, but
+    importing it also imports its Trainer, which takes as long as importing PyTorch.
     """
-    if step < warm:
-        return step / warm
-    progress = (step - warm) / max(1, steps - warm)
+    if step < warmup:
+        return step / warmup
+    progress = (step - warmup) / max(1, steps - warmup)
     return max(0.0, 0.5 * (1 + math.cos(math.pi * progress)))

@@ -1,8 +1,7 @@
-"""The step loop, the only one: data, agreement, backward, step, record, checkpoint."""
+"""The step loop of every stage: data, sync, forward, backward, optimizer step, metrics, save."""
 
 from __future__ import annotations
 
-import logging
 import random
 import time
 from collections.abc import Iterator, Mapping
@@ -19,35 +18,32 @@ from pipeline.checkpoint.checkpoints import Checkpoints
 from pipeline.config.trainer_state import TrainerState
 from pipeline.data.loader import MicroBatch
 from pipeline.distributed import device
-from pipeline.run_folder.records import MetricsWriter
-from pipeline.signals import STOPPED, StopRequest
-from pipeline.train.engine import forget_gradients
-from pipeline.train.losses import Objective
-from pipeline.train.metrics import MetricsAccumulator
+from pipeline.run_folder.metrics_writer import MetricsWriter
+from pipeline.signals import StopRequest
+from pipeline.train.losses import LossTerm, compute_losses
+from pipeline.train.metrics import MetricsAccumulator, StepMetrics
 from pipeline.train.progress import ProgressLine
 from pipeline.train.step_sync import StepSync, sync_step
-from pipeline.train.watchdog import Watch
-
-log = logging.getLogger(__name__)
+from pipeline.train.watchdog import PhaseTracker
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
-    """What the loop needs beside the engine.
+class LoopSettings:
+    """The settings of the step loop.
 
     Args:
-        name: the stage's, for the progress bar.
-        objective: what is minimised.
-        kinds: of media in the stage (`Stage.kinds`), in the order of the model's slots.
+        name: of the run, for the progress bar.
+        losses: the stage's loss terms.
+        kinds: of media in the stage (`Stage.kinds`).
         steps: optimizer steps of the whole run.
         save_every: steps between checkpoints.
-        log_every: steps between lines of progress where there is no terminal.
-        seed: of the random draws of a step.
-        max_bad_fraction: the share of unusable samples past which the run stops.
+        log_every: steps between progress lines where there is no terminal.
+        seed: of the random numbers of a step.
+        max_bad_fraction: the fraction of unusable samples above which the run stops.
     """
 
     name: str
-    objective: Objective
+    losses: tuple[LossTerm, ...]
     kinds: tuple[str, ...]
     steps: int
     save_every: int
@@ -56,186 +52,208 @@ class Job:
     max_bad_fraction: float
 
 
-def train(
-    engine: deepspeed.DeepSpeedEngine,
-    batches: Iterator[list[MicroBatch]],
-    job: Job,
-    cursor: TrainerState,
-    checkpoints: Checkpoints,
-    records: MetricsWriter,
-    *,
-    stop: StopRequest,
-    watch: Watch,
-    tally: MetricsAccumulator,
-) -> int:
-    """Train from `cursor` to the end, or until asked to stop.
+@dataclass(kw_only=True)
+class TrainingLoop:
+    """Trains an engine step by step; every method is a collective.
 
-    Returns:
-        The exit code: 0 at the end, `STOPPED` after a stop that was asked for.
-
-    Raises:
-        UserError: too large a share of the samples is unusable, or a shard cannot be read.
+    Args:
+        engine: DeepSpeed's.
+        settings: of the loop.
+        checkpoints: of the run.
+        writer: of metrics.jsonl and bad_samples.jsonl.
+        accumulator: of the metrics of a step.
+        phases: what this rank is doing, for the watchdog.
+        stop: whether this process was asked to stop.
     """
-    engine.train()
-    newest = cursor.step
-    with _progress(job, cursor) as progress:
-        watch.spent()  # what came before is no step's
-        for step in range(cursor.step, job.steps):
-            watch.at("data", step=step + 1)
-            started = time.perf_counter()
-            items = next(batches)
-            waited = time.perf_counter() - started
-            watch.at("agree", samples=tuple(name for item in items for name in item.ids))
-            sync = sync_step(
-                items,
-                job.kinds,
-                job.objective,
-                stop=stop.asked,
-                writing=checkpoints.standing,
-                device=device(),
-            )
-            checkpoints.turn(sync.writing)
-            if sync.lost:
-                watch.at("save")
-                if cursor.step > newest:
-                    checkpoints.begin(engine, cursor)
-                checkpoints.finish()
-                raise UserError(_what_is_lost(items, cursor))
-            if sync.bad:
-                records.bad(step + 1, _gather_bad(items))
-            seed_step(job.seed, step, dist.get_rank())
-            losses = _step(engine, items, sync, job.objective, watch, tally)
-            watch.at("record")
-            cursor = _after(cursor, sync)
-            seconds = time.perf_counter() - started
-            figures = _metrics(
-                engine, cursor, sync, job.objective, losses, seconds=seconds, waited=waited
-            )
-            figures |= tally.finish(seconds)
-            figures["phase_seconds"] = watch.spent()
-            records.step(figures)
-            progress.step(figures)
-            records.check_bad(cursor, job.max_bad_fraction)
-            last = sync.stop or cursor.step == job.steps
-            if last or cursor.step % job.save_every == 0:
-                watch.at("save")
-                checkpoints.begin(engine, cursor)
-                newest = cursor.step
-                if last:
-                    checkpoints.finish()
-            if sync.stop and cursor.step < job.steps:
-                log.info("stopped on request after step %d of %d; saved", cursor.step, job.steps)
-                return STOPPED
-    return 0
+
+    engine: deepspeed.DeepSpeedEngine
+    settings: LoopSettings
+    checkpoints: Checkpoints
+    writer: MetricsWriter
+    accumulator: MetricsAccumulator
+    phases: PhaseTracker
+    stop: StopRequest
+
+    def run(self, batches: Iterator[list[MicroBatch]], state: TrainerState) -> TrainerState:
+        """Train to the last step, or until asked to stop.
+
+        Args:
+            batches: this rank's micro-batches of each step, from `state` on.
+            state: the progress so far.
+
+        Returns:
+            The progress made, which is saved; short of the last step after a stop request.
+
+        Raises:
+            UserError: too many samples are unusable, or a shard cannot be read.
+        """
+        self.engine.train()
+        saved_step, stopping = state.step, False
+        with self._progress(state) as progress:
+            self.phases.take_seconds()  # the time before the first step belongs to no step
+            while state.step < self.settings.steps and not stopping:
+                self.phases.enter_phase("data", step=state.step + 1)
+                started = time.perf_counter()
+                items = next(batches)
+                data_wait = time.perf_counter() - started
+                sync = self._sync(items)
+                if sync.unreadable:
+                    self._save_and_raise(items, state, saved_step)
+                if sync.bad:
+                    self.writer.bad(state.step + 1, _gather_bad(items))
+                seed_step(self.settings.seed, state.step, dist.get_rank())
+                losses = self._train_step(items, sync)
+                self.phases.enter_phase("metrics")
+                state = _advance(state, sync)
+                seconds = time.perf_counter() - started
+                metrics = self._metrics(state, sync, losses, seconds, data_wait)
+                self.writer.step(metrics.to_json())
+                progress.step(
+                    state.step, loss=metrics.loss, tokens_per_second=metrics.tokens_per_second
+                )
+                self.writer.check_bad(state, self.settings.max_bad_fraction)
+                stopping = sync.stop
+                if self._save_if_due(state, stopping=stopping):
+                    saved_step = state.step
+        return state
+
+    def _sync(self, items: list[MicroBatch]) -> StepSync:
+        """Agree with the other ranks on the step, and advance the checkpoint being written."""
+        self.phases.enter_phase("sync", samples=tuple(name for item in items for name in item.ids))
+        sync = sync_step(
+            items,
+            self.settings.kinds,
+            self.settings.losses,
+            stop=self.stop.asked,
+            save_status=self.checkpoints.status,
+            device=device(),
+        )
+        self.checkpoints.advance(sync.save_status)
+        return sync
+
+    def _train_step(self, items: list[MicroBatch], sync: StepSync) -> dict[str, float]:
+        """Run one optimizer step; return the mean of each loss over the global batch.
+
+        DeepSpeed averages gradients over ranks. Multiplying by the number of ranks turns that into
+        a sum, and dividing each loss by its count in the *global* batch makes the gradient
+        independent of how the batch is split. The number of micro-steps varies from step to step.
+        """
+        terms = self.settings.losses
+        scales = {
+            term.name: term.weight * dist.get_world_size() / max(1, sync.counts[term.name])
+            for term in terms
+        }
+        # The sum and the count of each loss.
+        totals = torch.zeros(len(terms), 2, dtype=torch.float64, device=device())
+        micro_steps = zip(items, sync.used, sync.encoded, strict=True)
+        for number, (item, used, encoded) in enumerate(micro_steps, start=1):
+            self.engine.set_gradient_accumulation_boundary(number == len(items))
+            self.phases.enter_phase("forward", samples=item.ids)
+            losses = compute_losses(terms, self.engine(item.batch.to(device()), used, encoded))
+            scaled = [losses[name].total * scale for name, scale in scales.items()]
+            self.phases.enter_phase("backward", samples=item.ids)
+            self.engine.backward(torch.stack(scaled).sum(), scale_wrt_gas=False)
+            self.phases.enter_phase("step", samples=item.ids)
+            self.engine.step()
+            for index, name in enumerate(scales):
+                totals[index, 0] += losses[name].total.detach().double()
+                totals[index, 1] += losses[name].count
+            self.accumulator.add(item, losses)
+        dist.all_reduce(totals)
+        return _means(totals, sync)
+
+    def _metrics(
+        self,
+        state: TrainerState,
+        sync: StepSync,
+        losses: Mapping[str, float],
+        seconds: float,
+        data_wait: float,
+    ) -> StepMetrics:
+        return StepMetrics(
+            step=state.step,
+            samples=state.samples,
+            tokens=state.tokens,
+            loss=sum(term.weight * losses[term.name] for term in self.settings.losses),
+            losses=losses,
+            lr=max(self.engine.get_lr()),
+            grad_norm=float(self.engine.get_global_grad_norm() or 0.0),
+            step_seconds=seconds,
+            tokens_per_second=sync.tokens / seconds,
+            padding_share=1 - sync.tokens / sync.positions,
+            data_wait_share=data_wait / seconds,
+            work=self.accumulator.finish(seconds),
+            phase_seconds=self.phases.take_seconds(),
+        )
+
+    def _save_if_due(self, state: TrainerState, *, stopping: bool) -> bool:
+        """Save where a checkpoint is due; wait until it is complete if no step follows."""
+        last = stopping or state.step == self.settings.steps
+        if not last and state.step % self.settings.save_every:
+            return False
+        self.phases.enter_phase("save")
+        self.checkpoints.save(self.engine, state)
+        if last:
+            self.checkpoints.finish()
+        return True
+
+    def _save_and_raise(self, items: list[MicroBatch], state: TrainerState, saved: int) -> None:
+        """Save what was trained, and raise UserError for the shard that cannot be read."""
+        self.phases.enter_phase("save")
+        if state.step > saved:
+            self.checkpoints.save(self.engine, state)
+        self.checkpoints.finish()
+        own = next(
+            (item.unreadable_shard for item in items if item.unreadable_shard is not None), None
+        )
+        reasons: list[str | None] = [None] * dist.get_world_size()
+        dist.all_gather_object(reasons, own)
+        first = next(reason for reason in reasons if reason is not None)
+        raise UserError(f"{first}; then the same command resumes after step {state.step}")
+
+    def _progress(self, state: TrainerState) -> ProgressLine:
+        """Return rank 0's progress line; the other ranks show nothing."""
+        settings = self.settings
+        console = Console(stderr=True, quiet=dist.get_rank() != 0)
+        return ProgressLine(
+            settings.name,
+            first=state.step,
+            total=settings.steps,
+            every=settings.log_every,
+            console=console,
+        )
 
 
-def _step(
-    engine: deepspeed.DeepSpeedEngine,
-    items: list[MicroBatch],
-    sync: StepSync,
-    objective: Objective,
-    watch: Watch,
-    tally: MetricsAccumulator,
-) -> dict[str, float]:
-    """Run one optimizer step; return each loss's mean over the global batch.
-
-    DeepSpeed averages gradients over ranks; multiplying by their number turns that into a sum, and
-    dividing each loss by its count in the *global* batch makes the gradient the same however the
-    batch is split. A step has as many passes as its samples need.
-    """
-    ranks = dist.get_world_size()
-    scales = {
-        name: weight * ranks / max(1, sync.counts[name])
-        for name, weight in objective.weights.items()
-    }
-    # A sum and a count for each loss.
-    summed = torch.zeros(len(scales), 2, dtype=torch.float64, device=device())
-    forget_gradients(engine)
-    passes = zip(items, sync.used, sync.encoded, strict=True)
-    for number, (item, used, encoded) in enumerate(passes, start=1):
-        engine.set_gradient_accumulation_boundary(number == len(items))
-        watch.at("forward", samples=item.ids)
-        found = objective.losses(engine(item.batch.to(device()), used, encoded))
-        scaled = [found[name][0] * scale for name, scale in scales.items()]
-        watch.at("backward", samples=item.ids)
-        engine.backward(torch.stack(scaled).sum(), scale_wrt_gas=False)
-        watch.at("step", samples=item.ids)
-        engine.step()
-        for place, name in enumerate(scales):
-            summed[place, 0] += found[name][0].detach().double()
-            summed[place, 1] += found[name][1]
-        tally.add(item, found)
-    dist.all_reduce(summed)
-    losses = {}
-    for name, (total, count) in zip(scales, summed.tolist(), strict=True):
-        if count != sync.counts[name]:
-            raise RuntimeError(f"loss {name}: counted {count:.0f}, told {sync.counts[name]}")
-        losses[name] = total / max(1.0, count)
-    return losses
+def _means(totals: torch.Tensor, sync: StepSync) -> dict[str, float]:
+    """Return each loss's mean, given sums and counts over the global batch in the loss's order."""
+    means = {}
+    for (name, expected), (total, count) in zip(sync.counts.items(), totals.tolist(), strict=True):
+        if count != expected:
+            raise RuntimeError(f"loss {name}: {count:.0f} summands, but its count was {expected}")
+        means[name] = total / max(1.0, count)
+    return means
 
 
-def _after(cursor: TrainerState, sync: StepSync) -> TrainerState:
-    """Return where a run stands after one more step."""
+def _advance(state: TrainerState, sync: StepSync) -> TrainerState:
+    """Return the state after one more step."""
     return TrainerState(
-        step=cursor.step + 1,
-        samples=cursor.samples + sync.samples,
-        bad=cursor.bad + sync.bad,
-        tokens=cursor.tokens + sync.tokens,
+        step=state.step + 1,
+        samples=state.samples + sync.samples,
+        bad=state.bad + sync.bad,
+        tokens=state.tokens + sync.tokens,
     )
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
-    """Make every random draw of a step a function of (seed, step, rank), whatever came before."""
+    """Seed all random number generators by (seed, step, rank), whatever was drawn before."""
     state = int(np.random.SeedSequence((seed, step, rank)).generate_state(1)[0])
     random.seed(state)
-    np.random.seed(state)  # libraries draw from the global state
+    np.random.seed(state)  # for libraries that use the global generator
     torch.manual_seed(state)
-
-
-def _what_is_lost(items: list[MicroBatch], cursor: TrainerState) -> str:
-    """Return what the first rank that could not read a shard says; a collective."""
-    own = next((item.unreadable_shard for item in items if item.unreadable_shard is not None), None)
-    everyone: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(everyone, own)
-    told = next(reason for reason in everyone if reason is not None)
-    return f"{told}; then the same command goes on after step {cursor.step}"
 
 
 def _gather_bad(items: list[MicroBatch]) -> list[dict[str, object]]:
     own = [vars(bad) for item in items for bad in item.bad]
-    everyone: list[list[dict[str, object]]] = [[] for _ in range(dist.get_world_size())]
-    dist.all_gather_object(everyone, own)
-    return [bad for part in everyone for bad in part]
-
-
-def _metrics(
-    engine: deepspeed.DeepSpeedEngine,
-    cursor: TrainerState,
-    sync: StepSync,
-    objective: Objective,
-    losses: Mapping[str, float],
-    *,
-    seconds: float,
-    waited: float,
-) -> dict[str, object]:
-    return {
-        "step": cursor.step,
-        "samples": cursor.samples,
-        "tokens": cursor.tokens,
-        "loss": sum(objective.weights[name] * value for name, value in losses.items()),
-        "losses": losses,
-        "lr": max(engine.get_lr()),
-        "grad_norm": float(engine.get_global_grad_norm() or 0.0),
-        "step_seconds": seconds,
-        "tokens_per_second": sync.tokens / seconds,
-        "padding_share": 1 - sync.tokens / sync.places,
-        "data_wait_share": waited / seconds,
-    }
-
-
-def _progress(job: Job, cursor: TrainerState) -> ProgressLine:
-    """Return what rank 0 tells of the run; the other ranks stay silent."""
-    console = Console(stderr=True, quiet=dist.get_rank() != 0)
-    return ProgressLine(
-        job.name, first=cursor.step, total=job.steps, every=job.log_every, console=console
-    )
+    gathered: list[list[dict[str, object]]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(gathered, own)
+    return [bad for bad_of_rank in gathered for bad in bad_of_rank]

@@ -1,4 +1,4 @@
-"""A step's figures by source and by rank, gathered beside the step: no pass more, no gradient less.
+"""Metrics of a step, by source and by rank, from what the step computes anyway.
 
 Shapes: s sources, o targets of a micro-batch, b rows, t positions, n samples, r ranks.
 """
@@ -6,7 +6,7 @@ Shapes: s sources, o targets of a micro-batch, b rows, t positions, n samples, r
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -19,16 +19,89 @@ from pipeline.data.loader import MicroBatch
 from pipeline.distributed import peak_memory
 from pipeline.forecast.flops import UnitCosts, Work
 from pipeline.forecast.workload import WorkTotals
-from pipeline.train.losses import Loss
+from pipeline.train.losses import LossSum
 
 BY_SOURCE = "text"
-"""The loss that is told by source: the one with a summand for each target of the batch."""
+"""The loss that is reported by source: the one with a summand per target of the batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceMetrics:
+    """A data folder's part of a step.
+
+    Args:
+        samples, tokens, targets: over all ranks.
+        loss: mean text loss per target; None without text targets.
+    """
+
+    samples: int
+    tokens: int
+    targets: int
+    loss: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkMetrics:
+    """What a step has processed, over all ranks.
+
+    Args:
+        sources: by name of the data folder.
+        memory_bytes: peak memory of each rank.
+        imbalance: FLOPs of the busiest rank divided by the mean of all ranks, of the encoders and
+            the backbone; None where the costs are unknown.
+        mfu: model FLOPs utilization; None without a published peak.
+    """
+
+    sources: Mapping[str, SourceMetrics]
+    memory_bytes: Sequence[int]
+    imbalance: Mapping[str, float] | None = None
+    mfu: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepMetrics:
+    """One object of metrics.jsonl.
+
+    Args:
+        step, samples, tokens: of the run up to and including this step.
+        loss: the weighted sum of `losses`.
+        losses: by name, the mean over the global batch.
+        lr: the largest learning rate of the parameter groups.
+        grad_norm: before clipping.
+        step_seconds: wall time.
+        tokens_per_second: over all ranks, without padding.
+        padding_share: of all positions.
+        data_wait_share: of `step_seconds`, on rank 0.
+        work: what was processed.
+        phase_seconds: time per phase, on rank 0.
+    """
+
+    step: int
+    samples: int
+    tokens: int
+    loss: float
+    losses: Mapping[str, float]
+    lr: float
+    grad_norm: float
+    step_seconds: float
+    tokens_per_second: float
+    padding_share: float
+    data_wait_share: float
+    work: WorkMetrics
+    phase_seconds: Mapping[str, float]
+
+    def to_json(self) -> dict[str, object]:
+        """Return the object; the fields of `work` are keys of their own, None is left out."""
+        fields = asdict(self)
+        work, phase_seconds = fields.pop("work"), fields.pop("phase_seconds")
+        fields |= {name: value for name, value in work.items() if value is not None}
+        return fields | {"phase_seconds": phase_seconds}
 
 
 def samples_bt(batch: Batch) -> Tensor:
-    """Return the number (b, t) of the sample that each position of a micro-batch belongs to.
+    """Return the index (b, t) of the sample that each position of a micro-batch belongs to.
 
-    Rows are samples, or hold several whose positions begin anew.
+    A row is a sample or, packed, several samples whose positions each start at 0.
     """
     if batch.positions_bt is not None:
         return (batch.positions_bt == 0).flatten().cumsum(0).view_as(batch.positions_bt) - 1
@@ -37,7 +110,7 @@ def samples_bt(batch: Batch) -> Tensor:
 
 
 def samples_o(batch: Batch) -> Tensor:
-    """Return the number (o,) of the sample of each target, in the order of `Batch.target_mask`."""
+    """Return the index (o,) of the sample of each target, in the order of `Batch.target_mask`."""
     if batch.decoder_bs is not None:
         owner = torch.arange(len(batch.ids_bt))[:, None].expand(batch.decoder_bs.shape)
         return owner[batch.target_mask]
@@ -45,13 +118,13 @@ def samples_o(batch: Batch) -> Tensor:
 
 
 class MetricsAccumulator:
-    """Counts what the passes of a step hold, and tells it of all ranks at the step's end.
+    """Accumulates the work of a step's micro-batches, and reduces it over ranks after the step.
 
     Args:
-        sources: names of the data's sources; samples bring their numbers.
+        sources: names of the data folders, in the order of `MicroBatch.sources`.
         kinds: of media in the stage (`Stage.kinds`).
-        costs: what a unit of the stage's work costs; None where that is not known.
-        peak: FLOPs a second of a rank's device, as published; None where it is not.
+        costs: FLOPs of each unit of the stage's work; None where they are unknown.
+        peak: published FLOP/s of a rank's device; None without one.
     """
 
     def __init__(
@@ -65,25 +138,25 @@ class MetricsAccumulator:
         self._costs, self._peak = costs, peak
         none = dict.fromkeys(kinds, 0.0)
         self.totals = WorkTotals(media=none, encoded=none)
-        self._begin()
+        self._reset()
 
-    def _begin(self) -> None:
+    def _reset(self) -> None:
         device = get_accelerator().current_device_name()
         self._losses_s = torch.zeros(len(self._sources), dtype=torch.float64, device=device)
-        # MultimodalDataset, positions and targets of each source.
+        # Samples, positions and targets of each source.
         self._counts_s3 = torch.zeros(len(self._sources), 3, dtype=torch.float64)
         self._pairs = 0.0
         self._media = dict.fromkeys(self._kinds, 0.0)
         self._encoded = dict.fromkeys(self._kinds, 0.0)
-        self._places = 0.0
+        self._max_positions = 0.0
 
-    def add(self, item: MicroBatch, losses: Mapping[str, Loss]) -> None:
-        """Count one pass of this rank; waits for no device."""
+    def add(self, item: MicroBatch, losses: Mapping[str, LossSum]) -> None:
+        """Add a micro-batch of this rank; does not synchronize with the device."""
         batch = item.batch
         source_n = torch.tensor(item.sources, dtype=torch.long)
         count = len(item.sources)
         ones_bt = batch.attention_bt.double()
-        # What lies past the samples are fillers.
+        # Rows after the last sample are dummies.
         length_n = _sum_by(samples_bt(batch).flatten(), ones_bt.flatten(), count)
         owner_o = samples_o(batch)
         targets_n = _sum_by(owner_o, torch.ones(len(owner_o), dtype=torch.float64), count)
@@ -95,51 +168,55 @@ class MetricsAccumulator:
             media, encoded = batch.count(kind)
             self._media[kind] += media
             self._encoded[kind] += encoded
-        self._places = max(self._places, float(batch.ids_bt.numel()))
+        self._max_positions = max(self._max_positions, float(batch.ids_bt.numel()))
         loss = losses.get(BY_SOURCE)
-        if loss is not None and loss.each_m is not None:
-            source_o = source_n[owner_o].to(loss.each_m.device)
-            self._losses_s.index_add_(0, source_o, loss.each_m.double())
+        if loss is not None and loss.per_target_m is not None:
+            source_o = source_n[owner_o].to(loss.per_target_m.device)
+            self._losses_s.index_add_(0, source_o, loss.per_target_m.double())
 
-    def finish(self, seconds: float) -> dict[str, object]:
-        """Return the step's figures over all ranks, and begin the next one; a collective."""
+    def finish(self, seconds: float) -> WorkMetrics:
+        """Return the work of the step over all ranks, and reset for the next; a collective."""
         own = torch.cat(
             [
                 self._losses_s.cpu(),
                 self._counts_s3.flatten(),
                 torch.tensor([self._media[kind] for kind in self._kinds], dtype=torch.float64),
                 torch.tensor([self._encoded[kind] for kind in self._kinds], dtype=torch.float64),
-                torch.tensor([self._pairs, self._places, peak_memory()], dtype=torch.float64),
+                torch.tensor(
+                    [self._pairs, self._max_positions, peak_memory()], dtype=torch.float64
+                ),
             ]
         ).to(self._losses_s.device)
-        everyone = [torch.empty_like(own) for _ in range(dist.get_world_size())]
-        dist.all_gather(everyone, own)
-        ranks = [_Rank.read(row, len(self._sources), self._kinds) for row in everyone]
-        self._begin()
-        self.totals = self._added(ranks)
-        figures: dict[str, object] = {"sources": self._by_source(ranks)}
-        figures["memory_bytes"] = [int(rank.memory) for rank in ranks]
-        if self._costs is not None:
-            figures |= _compared(ranks, self._costs, self._peak, seconds)
-        return figures
+        gathered = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+        dist.all_gather(gathered, own)
+        ranks = [_RankWork.decode(row, len(self._sources), self._kinds) for row in gathered]
+        self._reset()
+        self.totals = self._add_to_totals(ranks)
+        costs, peak = self._costs, self._peak
+        return WorkMetrics(
+            sources=self._by_source(ranks),
+            memory_bytes=[int(rank.memory) for rank in ranks],
+            imbalance=_imbalance(ranks, costs) if costs is not None else None,
+            mfu=_mfu(ranks, costs, peak, seconds) if costs is not None and peak else None,
+        )
 
-    def _by_source(self, ranks: Sequence[_Rank]) -> dict[str, dict[str, float | int | None]]:
+    def _by_source(self, ranks: Sequence[_RankWork]) -> dict[str, SourceMetrics]:
         losses = torch.stack([rank.losses_s for rank in ranks]).sum(0).tolist()
         counts = torch.stack([rank.counts_s3 for rank in ranks]).sum(0).tolist()
         return {
-            name: {
-                "samples": int(samples),
-                "tokens": int(positions),
-                "targets": int(targets),
-                "loss": loss / targets if targets and loss else None,
-            }
+            name: SourceMetrics(
+                samples=int(samples),
+                tokens=int(positions),
+                targets=int(targets),
+                loss=loss / targets if targets and loss else None,
+            )
             for name, loss, (samples, positions, targets) in zip(
                 self._sources, losses, counts, strict=True
             )
             if samples
         }
 
-    def _added(self, ranks: Sequence[_Rank]) -> WorkTotals:
+    def _add_to_totals(self, ranks: Sequence[_RankWork]) -> WorkTotals:
         old = self.totals
         samples, positions, targets = torch.stack([r.counts_s3 for r in ranks]).sum((0, 1)).tolist()
         return WorkTotals(
@@ -155,78 +232,79 @@ class MetricsAccumulator:
                 kind: old.encoded[kind] + sum(rank.encoded[kind] for rank in ranks)
                 for kind in self._kinds
             },
-            places=max(old.places, *(rank.places for rank in ranks)),
+            max_positions=max(old.max_positions, *(rank.max_positions for rank in ranks)),
             memory=max(old.memory, *(rank.memory for rank in ranks)),
         )
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Rank:
-    """One rank's step."""
+class _RankWork:
+    """The work of one rank in one step."""
 
     losses_s: Tensor
     counts_s3: Tensor
     media: Mapping[str, float]
     encoded: Mapping[str, float]
     pairs: float
-    places: float
+    max_positions: float
     memory: float
 
     @classmethod
-    def read(cls, row: Tensor, sources: int, kinds: Sequence[str]) -> _Rank:
-        """Read what `MetricsAccumulator.finish` has sent."""
+    def decode(cls, row: Tensor, sources: int, kinds: Sequence[str]) -> _RankWork:
+        """Decode the tensor that `MetricsAccumulator.finish` gathers."""
         sizes = [sources, 3 * sources, len(kinds), len(kinds), 3]
         losses_s, counts, media, encoded, rest = row.cpu().split(sizes)
-        pairs, places, memory = rest.tolist()
+        pairs, max_positions, memory = rest.tolist()
         return cls(
             losses_s=losses_s,
             counts_s3=counts.view(sources, 3),
             media=dict(zip(kinds, media.tolist(), strict=True)),
             encoded=dict(zip(kinds, encoded.tolist(), strict=True)),
             pairs=pairs,
-            places=places,
+            max_positions=max_positions,
             memory=memory,
         )
 
-
-def _compared(
-    ranks: Sequence[_Rank], costs: UnitCosts, peak: float | None, seconds: float
-) -> dict[str, object]:
-    """Return how uneven the ranks' work was: the busiest one's FLOPs, by the mean rank's."""
-    parts: dict[str, list[Work]] = {"encoders": [], "backbone": []}
-    for rank in ranks:
-        _, positions, targets = rank.counts_s3.sum(0).tolist()
-        before = [costs.projectors[kind] * count for kind, count in rank.media.items()]
-        before += [costs.encoders[kind] * count for kind, count in rank.encoded.items()]
-        parts["encoders"].append(sum(before, Work()))
-        parts["backbone"].append(
-            costs.position * positions + costs.target * targets + costs.pair * rank.pairs
-        )
-    means = {name: sum(w.device for w in works) / len(ranks) for name, works in parts.items()}
-    figures: dict[str, object] = {
-        "imbalance": {
-            name: max(work.device for work in works) / means[name]
-            for name, works in parts.items()
-            if means[name]
+    def flops(self, costs: UnitCosts) -> dict[str, Work]:
+        """Return the FLOPs of the encoders (with projectors) and of the backbone."""
+        _, positions, targets = self.counts_s3.sum(0).tolist()
+        media = [costs.projectors[kind] * count for kind, count in self.media.items()]
+        media += [costs.encoders[kind] * count for kind, count in self.encoded.items()]
+        return {
+            "encoders": sum(media, Work()),
+            "backbone": costs.position * positions
+            + costs.target * targets
+            + costs.pair * self.pairs,
         }
-    }
-    if peak is not None:
-        done = sum(work.model for works in parts.values() for work in works)
-        figures["mfu"] = done / (seconds * peak * len(ranks))
-    return figures
+
+
+def _imbalance(ranks: Sequence[_RankWork], costs: UnitCosts) -> dict[str, float]:
+    flops = [rank.flops(costs) for rank in ranks]
+    imbalance = {}
+    for name in ("encoders", "backbone"):
+        of_ranks = [work[name].device for work in flops]
+        mean = sum(of_ranks) / len(of_ranks)
+        if mean:
+            imbalance[name] = max(of_ranks) / mean
+    return imbalance
+
+
+def _mfu(ranks: Sequence[_RankWork], costs: UnitCosts, peak: float, seconds: float) -> float:
+    flops = sum(work.model for rank in ranks for work in rank.flops(costs).values())
+    return flops / (seconds * peak * len(ranks))
 
 
 def source_names(folders: Sequence[str]) -> list[str]:
-    """Return a name for each data folder: as many of its last parts as tell it from the others."""
-    parts = [Path(folder).parts for folder in folders]
-    for length in range(1, max(map(len, parts))):
-        names = ["/".join(part[-length:]) for part in parts]
+    """Return a name for each data folder: the shortest path suffixes that are all different."""
+    paths = [Path(folder).parts for folder in folders]
+    for length in range(1, max(map(len, paths))):
+        names = ["/".join(path[-length:]) for path in paths]
         if len(set(names)) == len(names):
             return names
     return [f"{number}: {folder}" for number, folder in enumerate(folders)]
 
 
 def _sum_by(owner_x: Tensor, values_x: Tensor, count: int) -> Tensor:
-    """Return the sums (n,) of values by owner; those past `count` are left out."""
-    own = owner_x < count
-    return torch.zeros(count, dtype=torch.float64).index_add_(0, owner_x[own], values_x[own])
+    """Return the sums (n,) of values by owner; owners from `count` on are left out."""
+    valid = owner_x < count
+    return torch.zeros(count, dtype=torch.float64).index_add_(0, owner_x[valid], values_x[valid])

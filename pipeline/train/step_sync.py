@@ -1,8 +1,8 @@
-"""What the ranks agree on before a step: the collectives contract in one small all-gather.
+"""What the ranks agree on before a step: the collectives contract, in one small all-gather.
 
-Under ZeRO-3 every rank must call every partitioned module equally often. So the ranks tell each
-other, after truncation and decoding, which media each micro-batch uses, what its losses will
-count, whether anyone was asked to stop, and how far each is with the checkpoint it writes.
+Under ZeRO-3 every rank must call every partitioned module equally often. So the ranks exchange,
+after truncation and decoding, which kinds of media each micro-batch uses, the counts of its losses,
+whether any rank was asked to stop, and the status of the checkpoint that is being written.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ import torch.distributed as dist
 
 from pipeline.checkpoint.async_writer import SaveStatus
 from pipeline.data.loader import MicroBatch
-from pipeline.train.losses import Objective
+from pipeline.train.losses import LossTerm, count_losses
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepSync:
-    """What holds for all ranks in one step.
+    """What is the same on all ranks in one step.
 
     Args:
-        used: per micro-batch, the kinds of media, going in or coming out, that any rank has in it.
-        encoded: those of them of which any rank has one to encode: its features, or its text's
-            embedding, are not known.
-        counts: of the global batch, by loss: what each loss's sum is divided by.
-        samples, bad: usable and unusable samples of the global batch.
-        tokens: tokens of the global batch without padding.
-        places: tokens with padding.
+        used: per micro-batch, the kinds of media, input and output, that any rank has in it.
+        encoded: those of `used` of which any rank has a medium to encode, since its features (or
+            its caption's embedding) are not cached.
+        counts: by loss, the denominator: its count in the global batch.
+        samples, bad: usable and skipped samples of the global batch.
+        tokens: tokens of the global batch, without padding.
+        positions: with padding.
         stop: whether any rank was asked to stop.
-        lost: whether any rank could not read a shard.
-        writing: how many ranks are at a checkpoint still, and how many could not write it.
+        unreadable: whether any rank could not read a shard.
+        save_status: the number of ranks still writing a checkpoint, and of those that failed to.
     """
 
     used: tuple[tuple[str, ...], ...]
@@ -41,66 +41,64 @@ class StepSync:
     samples: int
     bad: int
     tokens: int
-    places: int
+    positions: int
     stop: bool
-    lost: bool
-    writing: SaveStatus
+    unreadable: bool
+    save_status: SaveStatus
 
 
 def sync_step(
     batches: Sequence[MicroBatch],
     kinds: Sequence[str],
-    objective: Objective,
+    losses: Sequence[LossTerm],
     *,
     stop: bool,
-    writing: SaveStatus,
+    save_status: SaveStatus,
     device: str,
 ) -> StepSync:
-    """Exchange what this rank's micro-batches hold; every rank returns the same.
+    """Exchange what the micro-batches hold; a collective that returns the same on every rank.
 
     Args:
         batches: this rank's micro-batches of one step; every rank has equally many.
-        kinds: of media in the stage (`Stage.kinds`), in the order of the model's slots.
-        objective: the stage's; tells what its losses count.
+        kinds: of media in the stage (`Stage.kinds`).
+        losses: the stage's loss terms.
         stop: whether this rank was asked to stop.
-        writing: how far this rank is with the checkpoint that it writes.
-        device: where the collective's tensor must live.
+        save_status: of this rank.
+        device: of the tensor that is gathered.
     """
-    usage = [
-        *([item.batch.count(kind)[0] > 0 for kind in kinds] for item in batches),
-        *([item.batch.count(kind)[1] > 0 for kind in kinds] for item in batches),
-    ]
-    counted = [objective.counts(item.batch) for item in batches]
-    names = list(objective.weights)
-    counts = [
+    counts_of = [[item.batch.count(kind) for kind in kinds] for item in batches]
+    flags = [int(media > 0) for row in counts_of for media, _ in row]
+    flags += [int(encoded > 0) for row in counts_of for _, encoded in row]
+    loss_counts = [count_losses(losses, item.batch) for item in batches]
+    numbers = [
         sum(item.samples for item in batches),
         sum(len(item.bad) for item in batches),
         sum(int(item.batch.attention_bt.sum()) for item in batches),
         sum(item.batch.ids_bt.numel() for item in batches),
         int(stop),
         sum(item.unreadable_shard is not None for item in batches),
-        writing.busy,
-        writing.failed,
-        *(sum(own[name] for own in counted) for name in names),
+        save_status.busy,
+        save_status.failed,
+        *(sum(counts[term.name] for counts in loss_counts) for term in losses),
     ]
-    own = torch.tensor([*counts, *(int(u) for row in usage for u in row)], device=device)
-    everyone = [torch.empty_like(own) for _ in range(dist.get_world_size())]
-    dist.all_gather(everyone, own)
-    total = torch.stack(everyone).sum(0).tolist()
-    flags, width = total[len(counts) :], len(kinds)
-    told = [
-        tuple(kind for kind, count in zip(kinds, flags[first:], strict=False) if count)
-        for first in range(0, len(flags), width)
+    own = torch.tensor([*numbers, *flags], device=device)
+    gathered = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+    dist.all_gather(gathered, own)
+    total = torch.stack(gathered).sum(0).tolist()
+    any_rank, width = total[len(numbers) :], len(kinds)
+    present = [
+        tuple(kind for kind, count in zip(kinds, any_rank[first:], strict=False) if count)
+        for first in range(0, len(any_rank), width)
     ]
     return StepSync(
-        used=tuple(told[: len(batches)]),
-        encoded=tuple(told[len(batches) :]),
-        counts=dict(zip(names, total[8:], strict=False)),
+        used=tuple(present[: len(batches)]),
+        encoded=tuple(present[len(batches) :]),
+        counts={term.name: count for term, count in zip(losses, total[8:], strict=False)},
         samples=total[0],
         bad=total[1],
         tokens=total[2],
-        places=total[3],
+        positions=total[3],
         stop=total[4] > 0,
-        lost=total[5] > 0,
-        writing=SaveStatus(busy=total[6], failed=total[7]),
+        unreadable=total[5] > 0,
+        save_status=SaveStatus(busy=total[6], failed=total[7]),
     )

@@ -1,13 +1,13 @@
-"""From a run's configuration to a trained run: the story of every stage, step by step.
+"""Train one stage, from its configuration to a trained run; the step loop is in `loop.py`.
 
-Each stage trains some parts of a preset on the losses that the preset names:
+The stages differ in the modules that they train and in their losses, which a preset names:
 
-- `init`, before MM-PT: pre-training of its own that a Q-Former or a P-Former needs (survey §2.2).
-  Data are pairs of a medium and its caption for the Q-Former, which minimises ITC + ITM + ITG in
-  front of the frozen encoder (BLIP-2, Li et al. 2023, §3.2); sentences for the P-Former, which any
-  samples are since their media are not read (contrast, quantisation and the frozen backbone's text
-  loss; DLP, Jian et al. 2023, §3.1). `weights.safetensors` of its checkpoints is what
-  `pt --init-from RUN` takes; what only this stage needs is saved in `objective.safetensors`.
+- `init`, before MM-PT: the pre-training of a Q-Former or a P-Former (survey §2.2). A Q-Former
+  learns from pairs of a medium and its caption, by ITC + ITM + ITG, in front of the frozen encoder
+  (BLIP-2, Li et al. 2023, §3.2). A P-Former learns from sentences, which any samples have, since
+  their media are not read, by contrast, quantization and the frozen backbone's text loss (DLP, Jian
+  et al. 2023, §3.1). `pt --init-from RUN` starts from `weights.safetensors` of its checkpoints;
+  weights that only this stage needs are in `objective.safetensors`.
 - `pt`, MM-PT: align the projectors with the frozen backbone on pairs as `etl/laion.py` writes them
   (survey §3.1): eq. 2, the cross-entropy of the caption; with a reference P-Former (DLP), also the
   distance between the projected tokens and its prompts.
@@ -42,6 +42,7 @@ from model.pretraining.build import build_init, is_stage_only, sentence_reader
 from model.spec.system import InitStage
 from model.weights import load_trained, names_in
 from pipeline.checkpoint.checkpoints import Checkpoints, RetentionPolicy, newest_weights
+from pipeline.checkpoint.files import step_of
 from pipeline.config.deepspeed import ds_config
 from pipeline.config.run_config import RunConfig, accumulation
 from pipeline.config.trainer_state import TrainerState
@@ -51,87 +52,92 @@ from pipeline.data.generation_targets import GenerationTargetEncoder
 from pipeline.data.loader import MicroBatch, micro_batches
 from pipeline.data.sampler import BatchSampler, build_sampler
 from pipeline.data.worker_status import WorkerStatus
-from pipeline.distributed import memory_now, ranks, start_ranks
+from pipeline.distributed import init_distributed, memory_in_use, rank_and_world_size
 from pipeline.feature_cache.reader import CacheReader
 from pipeline.feature_cache.training import open_feature_cache
 from pipeline.forecast.forecast import stage_costs, typical_product
 from pipeline.forecast.peak_flops import of_this_device
+from pipeline.forecast.workload import WorkTotals
 from pipeline.run_folder.forecast_check import compare_with_forecast
 from pipeline.run_folder.loggers import start_loggers
-from pipeline.run_folder.records import MetricsWriter
-from pipeline.signals import StopRequest
+from pipeline.run_folder.metrics_writer import MetricsWriter
+from pipeline.signals import STOPPED, StopRequest
 from pipeline.train.engine import start_engine
-from pipeline.train.loop import Job, train
+from pipeline.train.loop import LoopSettings, TrainingLoop
+from pipeline.train.losses import loss_terms
 from pipeline.train.metrics import MetricsAccumulator, source_names
-from pipeline.train.objectives import objective_of
-from pipeline.train.watchdog import Watch, Watchdog
+from pipeline.train.watchdog import PhaseTracker, Watchdog
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """What is known before any process group exists; a user's mistake shows up here."""
+    """Everything that is opened and checked before the process group is initialized."""
 
     shards: ShardSet
     tokenizer: PreTrainedTokenizerBase
-    schedule: BatchSampler
+    sampler: BatchSampler
     steps: int
-    initial: Path | None
+    initial_weights: Path | None
     checkpoint: Path | None
     checkpoints: Checkpoints
 
 
 def train_stage(run: RunConfig, resume: str) -> int:
-    """Train one stage from its configuration; returns the process's exit code.
+    """Train one stage of a system.
 
-    Everything that can be wrong with a request is looked at before any rank waits for another.
+    Args:
+        run: the configuration.
+        resume: `auto`, `never` or the number of a step.
+
+    Returns:
+        The process's exit code: 0 at the end of the run, `STOPPED` after a stop request.
 
     Raises:
-        UserError, SpecError: any mistake of the user's.
+        UserError, SpecError: any mistake of the user's; before a rank waits for another.
     """
     stop = StopRequest()
-    _warn_of_random_parts(run)
+    _warn_about_random_weights(run)
     inputs = open_inputs(run, resume)
-    records = start_run(run)
-    memory_before = memory_now()
-    model = make_model(run, inputs)
-    lookup, recorder = open_feature_cache(run, inputs.shards, model)
-    engine = start_engine(model, run.settings, steps=inputs.steps, world=ranks()[1])
-    cursor = resume_point(engine, inputs, records)
-    watch = Watch(WorkerStatus(run.num_workers))
-    watch.follow(engine.module)
-    batches = data_from(cursor, run, inputs, watch.decoding, lookup)
-    job, tally = make_job(run, inputs), make_accumulator(run)
-    rank, world = ranks()
-    folder = Path(run.output)
+    if resume == "auto" and _is_complete(inputs):
+        log.info("already complete: %s (step %d of %d)", run.output, inputs.steps, inputs.steps)
+        return 0
+
+    writer = create_run_folder(run)
+    memory_before = memory_in_use()
+    model = build_model(run, inputs)
+    cache, recorder = open_feature_cache(run, inputs.shards, model)
+    rank, world = rank_and_world_size()
+    engine = start_engine(model, run.settings, steps=inputs.steps, world=world)
+    state = restore(engine, inputs, writer)
+
+    tracker = PhaseTracker(WorkerStatus(run.num_workers))
+    tracker.register_hooks(engine.module)
+    batches = load_batches(run, inputs, state, tracker.decoding, cache)
     if rank == 0:
-        records.show_in(start_loggers(run.log_to, folder, asdict(run), step=cursor.step))
-    watchdog = Watchdog(watch, folder, rank=rank, world=world, seconds=run.stall_seconds)
+        writer.log_to(start_loggers(run.log_to, Path(run.output), asdict(run), step=state.step))
+    loop = TrainingLoop(
+        engine=engine,
+        settings=loop_settings(run, inputs),
+        checkpoints=inputs.checkpoints,
+        writer=writer,
+        accumulator=make_accumulator(run),
+        phases=tracker,
+        stop=stop,
+    )
+    seconds = run.stall_seconds
+    watchdog = Watchdog(tracker, Path(run.output), rank=rank, world=world, seconds=seconds)
     with recorder, watchdog:
-        code = train(
-            engine,
-            batches,
-            job,
-            cursor,
-            inputs.checkpoints,
-            records,
-            stop=stop,
-            watch=watch,
-            tally=tally,
-        )
-    records.close()
+        state = loop.run(batches, state)
+    writer.close()
     if rank == 0:
-        # Here, since its charts are matplotlib's, which only the end of a run needs.
-        from pipeline.run_folder.report import run_report  # noqa: PLC0415
-
-        compare_with_forecast(run, world, tally.totals, memory_before=memory_before)
-        run_report(folder)
-    return code
+        write_report(run, inputs, state, loop.accumulator.totals, memory_before=memory_before)
+    return 0 if state.step == inputs.steps else STOPPED
 
 
-def _warn_of_random_parts(run: RunConfig) -> None:
-    """Warn where a stage builds on an earlier one and none is named."""
+def _warn_about_random_weights(run: RunConfig) -> None:
+    """Warn where a stage builds on an earlier one and no run of that is given."""
     if run.init_from is not None:
         return
     if run.stage == "sft":
@@ -147,31 +153,28 @@ def open_inputs(run: RunConfig, resume: str) -> Inputs:
         UserError: any mistake in data, options or checkpoints.
     """
     settings = run.settings
-    rank, world = ranks()
+    rank, world = rank_and_world_size()
     accumulation(settings, world)
     ds_config(settings, world)
-    # One rank reads all bytes to compare checksums; sizes are compared by all.
+    # One rank reads all bytes to verify the checksums; all ranks compare sizes.
     shards = ShardSet([Path(folder) for folder in run.data], verify=rank == 0)
     tokenizer = build_tokenizer(run.system.model, weights=run.weights)
-    schedule = build_sampler(run, tokenizer)
-    steps = min(schedule.steps, run.max_steps or schedule.steps)
+    sampler = build_sampler(run, tokenizer)
+    steps = min(sampler.steps, run.max_steps or sampler.steps)
     initial = newest_weights(Path(run.init_from)) if run.init_from else None
-    identity = _identity(run, shards, initial, steps=steps, world=world)
-    inherited = names_in(initial) if initial else ()
-    apart = partial(is_stage_only, run.system.model, settings)
     checkpoints = Checkpoints(
         Path(run.output),
-        identity,
+        _identity(run, shards, initial, steps=steps, world=world),
         RetentionPolicy(newest=run.keep_last, every=run.keep_every),
-        inherited,
-        apart,
+        inherited=names_in(initial) if initial else (),
+        objective_only=partial(is_stage_only, run.system.model, settings),
     )
     return Inputs(
         shards=shards,
         tokenizer=tokenizer,
-        schedule=schedule,
+        sampler=sampler,
         steps=steps,
-        initial=initial,
+        initial_weights=initial,
         checkpoint=checkpoints.choose(resume),
         checkpoints=checkpoints,
     )
@@ -180,7 +183,7 @@ def open_inputs(run: RunConfig, resume: str) -> Inputs:
 def _identity(
     run: RunConfig, shards: ShardSet, initial: Path | None, *, steps: int, world: int
 ) -> dict[str, object]:
-    """What must be the same for a resumed run to be the same run."""
+    """Return what must be equal for a resumed run to continue the same loss curve."""
     return {
         "preset": run.system.name,
         "stage": run.stage,
@@ -190,17 +193,21 @@ def _identity(
         "weights": run.weights,
         "initial weights": file_sha256(initial) if initial else None,
         "steps": steps,
-        # Losses that compare samples with each other see those of one pass of all ranks.
+        # Losses that compare samples see those of one micro-step of all ranks.
         **({"ranks": world} if isinstance(run.settings, InitStage) else {}),
         "model": json.loads(json.dumps(asdict(run.system.model))),
         **{name: json.loads(json.dumps(value)) for name, value in asdict(run.settings).items()},
     }
 
 
-def start_run(run: RunConfig) -> MetricsWriter:
-    """Join the process group and prepare the run folder."""
-    start_ranks()
-    rank, _ = ranks()
+def _is_complete(inputs: Inputs) -> bool:
+    return inputs.checkpoint is not None and step_of(inputs.checkpoint) == inputs.steps
+
+
+def create_run_folder(run: RunConfig) -> MetricsWriter:
+    """Initialize the process group, and create the run folder with its `config.json`."""
+    init_distributed()
+    rank, _ = rank_and_world_size()
     folder = Path(run.output)
     if rank == 0:
         folder.mkdir(parents=True, exist_ok=True)
@@ -209,44 +216,43 @@ def start_run(run: RunConfig) -> MetricsWriter:
     return MetricsWriter(folder, rank)
 
 
-def make_model(run: RunConfig, inputs: Inputs) -> nn.Module:
-    """Build the model, start it from another run's weights if asked, and freeze what stays."""
-    model = _build(run)
-    if inputs.initial is not None:
-        load_trained(model, inputs.initial)
-    trained = set_trainable(model, run.settings.trainable)
+def build_model(run: RunConfig, inputs: Inputs) -> nn.Module:
+    """Build the model, load another run's weights if given, and freeze what is not trainable."""
+    settings = run.settings
+    model: nn.Module
+    if isinstance(settings, InitStage):
+        model = build_init(run.system.model, settings, weights=run.weights, seed=run.seed)
+    else:
+        model = build(run.system.model, settings, weights=run.weights, seed=run.seed)
+    if inputs.initial_weights is not None:
+        load_trained(model, inputs.initial_weights)
+    names = set_trainable(model, settings.trainable)
     total = sum(parameter.numel() for parameter in model.parameters())
-    moving = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    log.info("%d of %d parameters train (%d tensors)", moving, total, len(trained))
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    log.info("%d of %d parameters are trainable (%d tensors)", trainable, total, len(names))
     return model
 
 
-def _build(run: RunConfig) -> nn.Module:
-    if isinstance(run.settings, InitStage):
-        return build_init(run.system.model, run.settings, weights=run.weights, seed=run.seed)
-    return build(run.system.model, run.settings, weights=run.weights, seed=run.seed)
-
-
-def resume_point(
-    engine: deepspeed.DeepSpeedEngine, inputs: Inputs, records: MetricsWriter
+def restore(
+    engine: deepspeed.DeepSpeedEngine, inputs: Inputs, writer: MetricsWriter
 ) -> TrainerState:
-    """Load the chosen checkpoint, if any, and return where the run stands."""
-    cursor = TrainerState()
+    """Load the chosen checkpoint, if any; return the progress of the run."""
+    state = TrainerState()
     if inputs.checkpoint is not None:
-        cursor = inputs.checkpoints.load(engine, inputs.checkpoint)
-        log.info("goes on from %s", inputs.checkpoint)
-    records.rewind(cursor.step)
-    return cursor
+        state = inputs.checkpoints.load(engine, inputs.checkpoint)
+        log.info("resuming from %s", inputs.checkpoint)
+    writer.rewind(state.step)
+    return state
 
 
-def data_from(
-    cursor: TrainerState,
+def load_batches(
     run: RunConfig,
     inputs: Inputs,
+    state: TrainerState,
     decoding: WorkerStatus,
-    lookup: CacheReader,
+    cache: CacheReader,
 ) -> Iterator[list[MicroBatch]]:
-    """Yield this rank's micro-batches of each step from the cursor on."""
+    """Yield this rank's micro-batches of each step, from the trainer's state on."""
     settings = run.settings
     encoder = SampleEncoder(
         run.system.model,
@@ -255,14 +261,14 @@ def data_from(
         max_tokens=settings.max_tokens,
         text_tokenizer=build_text_tokenizer(run.system.model, weights=run.weights),
         sentences=sentence_reader(run.system.model, settings, weights=run.weights),
-        features=lookup,
-        generation_targets=_drawing(run, lookup),
+        features=cache,
+        generation_targets=_generation_target_encoder(run, cache),
     )
-    rank, world = ranks()
+    rank, world = rank_and_world_size()
     return micro_batches(
         MultimodalDataset(inputs.shards, encoder, decoding),
-        inputs.schedule,
-        steps=range(cursor.step, inputs.steps),
+        inputs.sampler,
+        steps=range(state.step, inputs.steps),
         rank=rank,
         ranks=world,
         pad_id=inputs.tokenizer.pad_token_id,
@@ -270,26 +276,28 @@ def data_from(
     )
 
 
-def _drawing(run: RunConfig, lookup: CacheReader) -> GenerationTargetEncoder | None:
-    """Return what encodes media that come out, for a stage that learns to draw."""
+def _generation_target_encoder(
+    run: RunConfig, cache: CacheReader
+) -> GenerationTargetEncoder | None:
+    """Return the encoder of generation targets, for a stage that trains generation."""
     generation = run.settings.generation
     if generation is None:
         return None
-    slots = run.settings.output_branches(run.system.model)
+    branches = run.settings.output_branches(run.system.model)
     return GenerationTargetEncoder(
-        slots,
-        build_caption_tokenizers(slots, weights=run.weights),
+        branches,
+        build_caption_tokenizers(branches, weights=run.weights),
         denoises=generation.denoise > 0,
         seed=run.seed,
-        features=lookup,
+        features=cache,
     )
 
 
-def make_job(run: RunConfig, inputs: Inputs) -> Job:
-    """Return what the loop needs to know of a run."""
-    return Job(
+def loop_settings(run: RunConfig, inputs: Inputs) -> LoopSettings:
+    """Return the settings of the step loop."""
+    return LoopSettings(
         name=f"{run.system.name} {run.stage}",
-        objective=objective_of(run.system.model, run.settings),
+        losses=loss_terms(run.system.model, run.settings),
         kinds=run.settings.kinds(run.system.model),
         steps=inputs.steps,
         save_every=run.save_every,
@@ -300,11 +308,29 @@ def make_job(run: RunConfig, inputs: Inputs) -> Job:
 
 
 def make_accumulator(run: RunConfig) -> MetricsAccumulator:
-    """Return what counts a run's figures by source and by rank."""
+    """Return the accumulator of a step's metrics by source and by rank."""
     model, settings = run.system.model, run.settings
     costs = peak = None
     if not isinstance(settings, InitStage):
         costs = stage_costs(model, settings)
-        rate = of_this_device(settings.precision, typical_product(model, settings), measure=False)
-        peak = rate.peak if rate else None
+        device = of_this_device(settings.precision, typical_product(model, settings), measure=False)
+        peak = device.peak if device else None
     return MetricsAccumulator(source_names(run.data), settings.kinds(model), costs, peak)
+
+
+def write_report(
+    run: RunConfig, inputs: Inputs, state: TrainerState, totals: WorkTotals, *, memory_before: int
+) -> None:
+    """Write forecast against actual and the report; log how the run ended. On rank 0 alone."""
+    # Imported here, since its charts need matplotlib, which only the end of a run uses.
+    from pipeline.run_folder.report import run_report  # noqa: PLC0415
+
+    _, world = rank_and_world_size()
+    compare_with_forecast(run, world, totals, memory_before=memory_before)
+    report = run_report(Path(run.output))
+    if state.step == inputs.steps:
+        log.info("done: %s, %s", report, inputs.checkpoints.folder.final(state.step))
+    else:
+        log.info(
+            "stopped after step %d of %d, saved; the same command resumes", state.step, inputs.steps
+        )

@@ -8,7 +8,8 @@ import torch
 import torch.distributed as dist
 
 from model.text import TextIds
-from tests.model.pretraining.test_image_text import objective, pairs, small_model, some_pairs
+from pipeline.train.losses import compute_losses
+from tests.model.pretraining.test_image_text import TERMS, pairs, small_model, some_pairs
 
 
 def main(folder: Path, ranks: int) -> None:
@@ -20,9 +21,9 @@ def main(folder: Path, ranks: int) -> None:
     own = slice(rank * 4 // ranks, (rank + 1) * 4 // ranks)
     share = TextIds(ids_bl=text.ids_bl[own], mask_bl=text.mask_bl[own])
     model = small_model()
-    losses = objective().losses(model(pairs(features[own], share)))
+    losses = compute_losses(TERMS, model(pairs(features[own], share)))
     # ITM's wrong pairs are drawn by each rank for itself.
-    sums = {"itc": losses["itc"][0] / 4, "itg": losses["itg"][0] / 36}
+    sums = {"itc": losses["itc"].total / 4, "itg": losses["itg"].total / 36}
     sum(sums.values()).backward()
     found = {name: total.detach() for name, total in sums.items()}
     for name, weight in model.named_parameters():

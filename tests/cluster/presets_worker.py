@@ -25,7 +25,7 @@ from model.multimodal_lm import MultimodalLM
 from model.presets import system
 from model.weights import load_trained
 from pipeline.checkpoint.checkpoints import newest_weights
-from pipeline.checkpoint.gather import gathered
+from pipeline.checkpoint.gather import gather_parameters
 from pipeline.config.run_config import RunConfig, TrainOptions, resolve
 from pipeline.data.collate import collate
 from pipeline.data.encode import SampleEncoder
@@ -77,7 +77,10 @@ def compare(config: RunConfig, module: torch.nn.Module) -> dict[str, object]:
     loss_before = loss(fresh, batch)
     load_trained(fresh, newest_weights(Path(config.output)))
     saved = load_file(newest_weights(Path(config.output)))
-    now = {name: tensor.cpu().clone() for name, tensor in gathered(list(module.named_parameters()))}
+    now = {
+        name: tensor.cpu().clone()
+        for name, tensor in gather_parameters(list(module.named_parameters()))
+    }
     return {
         "loss": [loss_before, loss(fresh, batch)],
         "trainable": [name for name, weight in module.named_parameters() if weight.requires_grad],

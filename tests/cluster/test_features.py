@@ -165,7 +165,7 @@ def test_the_measurement_decides_and_is_told(captions: Path, plain: list[float],
     assert "decoding" in line
     assert "reading" in line
     assert losses(run) == pytest.approx(plain, rel=CLOSE)
-    assert "decoding" in (run / "features.json").read_text()
+    assert "decoding" in (run / "feature_cache.json").read_text()
 
 
 def test_an_encoder_that_trains_is_left_alone(captions: Path, tmp_path: Path) -> None:

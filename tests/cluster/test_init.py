@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from model.build import build
 from model.presets import system
 from pipeline.checkpoint.checkpoints import newest_weights
-from pipeline.checkpoint.files import APART
+from pipeline.checkpoint.files import OBJECTIVE_WEIGHTS
 from tests.cluster.ranks import Ranks, run_ranks
 from tests.worlds import caption_shards
 
@@ -68,7 +68,7 @@ def test_a_p_former_learns_from_sentences_alone(sentences: Path) -> None:
     assert falls(found["loss"])
     weights = newest_weights(sentences)
     assert {name.split(".")[0] for name in load_file(weights)} == {"reference"}
-    assert {name.split(".")[1] for name in load_file(weights.with_name(APART))} == {
+    assert {name.split(".")[1] for name in load_file(weights.with_name(OBJECTIVE_WEIGHTS))} == {
         "sentences",
         "temperature",
     }
@@ -80,7 +80,7 @@ def test_a_q_former_learns_from_pairs_beside_it(image_text: Path) -> None:
     assert all(falls(found[name]) for name in ("loss", "itc", "itg", "align"))
     mean = [a + b + c + 10 * d for a, b, c, d in zip(*list(found.values())[1:], strict=True)]
     assert mean == pytest.approx(found["loss"])
-    apart = load_file(newest_weights(image_text).with_name(APART))
+    apart = load_file(newest_weights(image_text).with_name(OBJECTIVE_WEIGHTS))
     assert any(".words." in name for name in apart)
     assert any(name.startswith("heads.match") for name in apart)
 

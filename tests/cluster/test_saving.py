@@ -69,10 +69,10 @@ def test_a_full_disk_ends_in_one_line_and_loses_nothing(
         assert outcome.code == 2, outcome.stderr
         told = "step-00000004: could not be written (rank "
         assert outcome.stderr.count(told) == 1
-        assert "No space left on device); the run goes on without it" in outcome.stderr
+        assert "No space left on device); the run continues without it" in outcome.stderr
         [line] = [line for line in outcome.stderr.splitlines() if line.startswith("error: ")]
         assert "step-00000006: could not be written" in line
-        assert line.endswith("the same command goes on from the checkpoint step-00000002")
+        assert line.endswith("the same command resumes from the checkpoint step-00000002")
         assert "Traceback" not in outcome.stderr
         assert checkpoints(run) == [2]
 

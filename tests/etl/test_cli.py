@@ -1,10 +1,11 @@
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
 
 import pytest
 
-from etl.cli import UserError, parse
+from etl.cli import UserError, main, parse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,3 +59,39 @@ def test_main_prints_one_line_and_exits_with_2() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stderr, done.stdout) == (2, "error: a mistake\n", "")
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        "lambda args: print('x' * 10_000_000)",  # more than a pipe holds
+        "lambda args: print('x')",  # written only at the end, when the reader is gone
+        "lambda args: sys.exit(print('help'))",
+    ],
+)
+def test_a_reader_that_ends_early_costs_no_traceback(run: str) -> None:
+    code = (
+        "import sys\nfrom etl.cli import main\n"
+        "sys.stdin.readline()  # until the reader is gone\n"
+        f"main({run})"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        process.stdout.close()
+        process.stdin.write(b"\n")
+        process.stdin.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == 128 + signal.SIGPIPE
+
+
+def test_a_broken_pipe_of_anything_else_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(args: object) -> int:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "argv", ["command"])
+    with pytest.raises(BrokenPipeError):
+        main(run)

@@ -1,4 +1,4 @@
-"""Small real models, tokenizers and shards that several tests use."""
+"""Fixtures of several tests: small real models, tokenizers and shards."""
 
 import os
 import socket

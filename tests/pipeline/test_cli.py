@@ -1,4 +1,4 @@
-"""Every mistake of a user's is one line on stderr and exit code 2, and nothing is written."""
+"""The CLI; every mistake of a user's is one line on stderr and exit code 2, nothing is written."""
 
 import json
 import shutil
@@ -11,7 +11,8 @@ import pytest
 from etl.cli import UserError, main
 from model.presets import PRESETS, system
 from model.spec import SpecError
-from pipeline.cli import COMMANDS, run
+from pipeline.checkpoint.checkpoints import write_weights
+from pipeline.cli import COMMANDS, preset_lines, run
 from pipeline.config.run_config import RunConfig
 from tests.worlds import caption_shards
 
@@ -25,7 +26,7 @@ def captions(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def pipeline(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Run `python -m pipeline` in this process: exit code, stdout, stderr."""
+    """Run `python -m pipeline` in this process; return exit code, stdout and stderr."""
 
     def call(*words: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["pipeline", *map(str, words)])
@@ -38,8 +39,8 @@ def pipeline(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 
 
 @pytest.fixture
-def complaint(pipeline: Command) -> Callable[..., str]:
-    """Run a command that must fail; return its one line."""
+def error_line(pipeline: Command) -> Callable[..., str]:
+    """Run a command that must fail; return the one line of its error."""
 
     def call(*words: object) -> str:
         code, _, stderr = pipeline(*words)
@@ -52,11 +53,11 @@ def complaint(pipeline: Command) -> Callable[..., str]:
     return call
 
 
-def test_commands_and_their_suggestions(pipeline: Command, complaint: Callable[..., str]) -> None:
+def test_help_and_suggestions(pipeline: Command, error_line: Callable[..., str]) -> None:
     code, usage, _ = pipeline("--help")
     assert code == 0
     assert all(name in usage for name in COMMANDS)
-    assert "did you mean 'evaluate'?" in complaint("evalute")
+    assert "did you mean 'evaluate'?" in error_line("evalute")
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -74,41 +75,77 @@ def test_list_and_show_print_json(pipeline: Command) -> None:
     assert json.loads(shown)["model"]["backbone"]["width"] == 4096
 
 
-def test_data_that_is_missing_empty_or_damaged(
-    captions: Path, tmp_path: Path, complaint: Callable[..., str]
+def test_list_is_one_line_per_preset_with_the_whole_name(pipeline: Command) -> None:
+    systems = [make() for make in PRESETS.values()]
+    for width in (80, 20, 10):
+        lines = preset_lines(systems, width=width)
+        assert len(lines) == len(systems)
+        for item, line in zip(systems, lines, strict=True):
+            assert len(line) <= max(width, len(item.name) + 1)
+            assert line.rstrip("…").split()[0] == item.name
+    _, listed, _ = pipeline("list")
+    assert [line.split()[0] for line in listed.splitlines()] == list(PRESETS)
+
+
+def test_runs_of_an_older_version_are_refused(
+    captions: Path, tmp_path: Path, error_line: Callable[..., str]
+) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    config = RunConfig(stage="pt", system=system("digits"), data=("d",), output="o")
+    write_weights(old, {}, {})
+    config.save(old)
+    written = json.loads((old / "config.json").read_text())
+    written["system"]["pt"]["trains"] = written["system"]["pt"].pop("trainable")
+    (old / "config.json").write_text(json.dumps(written))
+    train = ("pt", "digits", "--data", captions, "--output")
+    for words in (
+        (*train, old),
+        (*train, new, "--init-from", old),
+        ("pt", old / "config.json", "--output", new),
+        ("evaluate", "--run", old, "--data", captions),
+        ("export", "--run", old, "--output", new),
+    ):
+        line = error_line(*words)
+        assert line == (
+            f"error: {old}: made by an older version of mmloom (it has `trains`, now `trainable`); "
+            "start a new run folder"
+        )
+    assert not new.exists()
+
+
+def test_missing_empty_and_damaged_data(
+    captions: Path, tmp_path: Path, error_line: Callable[..., str]
 ) -> None:
     output = tmp_path / "run"
     train = ("pt", "digits", "--output", output, "--data")
-    assert "no such folder" in complaint(*train, tmp_path / "none")
+    assert "no such folder" in error_line(*train, tmp_path / "none")
     (tmp_path / "empty").mkdir()
-    assert "no manifest.json" in complaint(*train, tmp_path / "empty")
+    assert "no manifest.json" in error_line(*train, tmp_path / "empty")
     damaged = shutil.copytree(captions, tmp_path / "damaged")
     shard = next(damaged.glob("*.arrow"))
     data = bytearray(shard.read_bytes())
     data[len(data) // 2] ^= 1
     shard.write_bytes(data)
-    assert f"{shard}: shard is damaged: sha256" in complaint(*train, damaged)
+    assert f"{shard}: shard is damaged: sha256" in error_line(*train, damaged)
     assert not output.exists()
 
 
-def test_options_that_cannot_work(
-    captions: Path, tmp_path: Path, complaint: Callable[..., str]
-) -> None:
+def test_invalid_options(captions: Path, tmp_path: Path, error_line: Callable[..., str]) -> None:
     output = tmp_path / "run"
     train = ("pt", "digits", "--data", captions, "--output", output)
-    assert "'caption' is no folder of --data" in complaint(*train, "--mix", "caption=2")
-    assert "want one of zero2, zero3" in complaint(*train, "--ds-config", "zero9")
-    assert "no such run folder" in complaint(*train, "--init-from", tmp_path / "none")
-    assert "want auto, never or a step" in complaint(*train, "--resume", "last")
-    assert "did you mean 'digits'?" in complaint("pt", "digit", *train[2:])
+    assert "'caption' is no folder of --data" in error_line(*train, "--mix", "caption=2")
+    assert "want one of zero2, zero3" in error_line(*train, "--ds-config", "zero9")
+    assert "no such run folder" in error_line(*train, "--init-from", tmp_path / "none")
+    assert "want auto, never or a step" in error_line(*train, "--resume", "last")
+    assert "did you mean 'digits'?" in error_line("pt", "digit", *train[2:])
     assert not output.exists()
 
 
-def test_a_run_of_the_stage_before_mm_pt_answers_nothing(
-    captions: Path, tmp_path: Path, complaint: Callable[..., str]
+def test_a_run_of_the_stage_init_cannot_be_evaluated(
+    captions: Path, tmp_path: Path, error_line: Callable[..., str]
 ) -> None:
-    whole = system("dlp").tiny()
-    run = RunConfig(stage="init", part="qformer", system=whole, data=("d",), output="o")
+    preset = system("dlp").tiny()
+    run = RunConfig(stage="init", part="qformer", system=preset, data=("d",), output="o")
     run.save(tmp_path)
     words = ("evaluate", "--run", tmp_path, "--data", captions)
-    assert "a run of stage init has no answers; want one of pt or sft" in complaint(*words)
+    assert "of the stage init, which answers nothing; want pt or sft" in error_line(*words)

@@ -29,7 +29,7 @@ from pipeline.checkpoint.snapshot import snapshot
 from pipeline.config.run_config import packs
 from pipeline.data.collate import collate, pack
 from pipeline.data.encode import SampleEncoder
-from pipeline.train.objectives import objective_of
+from pipeline.train.losses import compute_losses, count_losses, loss_terms
 from tests.worlds import preset_shards
 
 STEPS = 4
@@ -99,8 +99,8 @@ def learn(spec: ModelSpec, stage: Stage, data: list[Path], start: Path | None, t
         load_trained(model, start / WEIGHTS)
     trains = set_trainable(model, stage.trainable)
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
-    objective = objective_of(spec, stage)
-    counts = objective.counts(batch)
+    terms = loss_terms(spec, stage)
+    counts = count_losses(terms, batch)
     moving = [weight for weight in model.parameters() if weight.requires_grad]
     # Without decay only a gradient moves anything.
     optimizer = torch.optim.AdamW(moving, lr=stage.learning_rate, weight_decay=0.0)
@@ -108,10 +108,9 @@ def learn(spec: ModelSpec, stage: Stage, data: list[Path], start: Path | None, t
     model.train()
     for step in range(STEPS):
         torch.manual_seed(step)
-        found = objective.losses(model(batch, list(batch.media), list(batch.media)))
+        found = compute_losses(terms, model(batch, list(batch.media), list(batch.media)))
         loss = sum(
-            weight * found[name].total / max(1, counts[name])
-            for name, weight in objective.weights.items()
+            term.weight * found[term.name].total / max(1, counts[term.name]) for term in terms
         )
         optimizer.zero_grad()
         loss.backward()
@@ -155,7 +154,7 @@ class Engine:
 
 def save(model: nn.Module, folder: Path, inherited: tuple[str, ...]) -> None:
     """Save weights as a run does."""
-    copied = snapshot(Engine(model), folder, inherited=inherited, apart=lambda name: False)
+    copied = snapshot(Engine(model), folder, inherited=inherited, objective_only=lambda name: False)
     copied.write(folder)
 
 

@@ -1,13 +1,13 @@
-"""A command that is asked to stop."""
+"""Stop requests by signal."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 
-# glibc calls what `on_exit` was given after Python has shut down: `raise` with the exit code as
-# the signal's number, so the last thing that this process gets is the signal it ends with.
-_SIGNALLED_ON_THE_WAY_OUT = """
+# glibc calls the `on_exit` function after Python has shut down: `raise`, with the exit code as the
+# signal's number, so the process receives that signal at the very end.
+_SIGNAL_AT_EXIT = """
 import ctypes
 import sys
 from pipeline.signals import StopRequest
@@ -19,7 +19,7 @@ sys.exit({number})
 """
 
 
-def test_a_rank_on_its_way_out_keeps_its_exit_code_when_it_is_told_to_stop() -> None:
+def test_an_exiting_rank_keeps_its_exit_code_when_a_stop_signal_arrives() -> None:
     for number in (15, 10):  # SIGTERM, SIGUSR1
-        code = _SIGNALLED_ON_THE_WAY_OUT.format(number=number)
+        code = _SIGNAL_AT_EXIT.format(number=number)
         assert subprocess.run([sys.executable, "-c", code], check=False).returncode == number

@@ -9,7 +9,6 @@ from torch import nn
 
 from model.batch import IGNORED, Batch, Media
 from model.input_projectors import pformer, qformer
-from model.presets import system
 from model.pretraining import image_text
 from model.pretraining.contrastive import sample_hard_negatives
 from model.spec import ProjectorShape
@@ -17,7 +16,7 @@ from model.spec.init import ImageTextInit
 from model.spec.pformer import PFormer
 from model.spec.qformer import QFormer
 from model.text import TextIds
-from pipeline.train.objectives import ImageTextObjective
+from pipeline.train.losses import compute_losses, count_losses, image_text_terms
 
 RECORDED = Path(__file__).parents[1] / "recorded" / "blip2_stage1.safetensors"
 SPEC = ImageTextInit(bert="", width=16, max_text=10)
@@ -77,12 +76,12 @@ def pairs(features, text, *, dummy=False):
     )
 
 
-def objective():
-    return ImageTextObjective(spec=system("digits").model, stage=SPEC, align=None)
+TERMS = image_text_terms(SPEC)
 
 
 def means(outputs):
-    return {name: total / count for name, (total, count, _) in objective().losses(outputs).items()}
+    losses = compute_losses(TERMS, outputs)
+    return {name: loss.total / loss.count for name, loss in losses.items()}
 
 
 HEADS = {
@@ -171,20 +170,20 @@ def test_cached_features_give_the_same_losses():
 
 def test_counts_before_the_forward_pass_equal_those_of_the_losses():
     batch = pairs(*some_pairs(3), dummy=True)
-    losses = objective().losses(small_model()(batch))
-    assert {name: count for name, (_, count, _) in losses.items()} == objective().counts(batch)
-    assert objective().counts(batch) == {"itc": 3, "itm": 9, "itg": 27}
+    losses = compute_losses(TERMS, small_model()(batch))
+    assert {name: loss.count for name, loss in losses.items()} == count_losses(TERMS, batch)
+    assert count_losses(TERMS, batch) == {"itc": 3, "itm": 9, "itg": 27}
 
 
 def test_a_batch_without_pairs_has_no_losses_but_gradients():
     empty = replace(pairs(*some_pairs(2)), media={}, sentences=None)
-    losses = objective().losses(small_model()(empty))
-    assert {name: (total.item(), count) for name, (total, count, _) in losses.items()} == {
+    losses = compute_losses(TERMS, small_model()(empty))
+    assert {name: (loss.total.item(), loss.count) for name, loss in losses.items()} == {
         "itc": (0.0, 0),
         "itm": (0.0, 0),
         "itg": (0.0, 0),
     }
-    sum(total for total, *_ in losses.values()).backward()
+    sum(loss.total for loss in losses.values()).backward()
 
 
 def test_a_single_pair_has_no_negatives():

@@ -15,11 +15,11 @@ from model.pretraining.sentences import SentenceModel
 from model.spec.init import SentenceInit
 from model.spec.pformer import PFormer
 from model.text import TextIds
-from pipeline.train.objectives import SentenceObjective
+from pipeline.train.losses import compute_losses, count_losses, sentence_terms
 
 RECORDED = Path(__file__).parents[1] / "recorded" / "pformer.safetensors"
 FORMER = replace(PFormer(dropout=0.0).tiny(), vocabulary=48, max_positions=64, max_text=8)
-SPEC = SentenceInit(pformer=FORMER, bert="", width=16, masked=0.0)
+SPEC = SentenceInit(pformer=FORMER, bert="", width=16, mask_ratio=0.0)
 MASK = 3
 
 
@@ -67,13 +67,12 @@ def behind_prompts(text, words, words_mask, *, rows):
     )
 
 
-def objective():
-    return SentenceObjective(spec=system("digits").model, stage=SPEC)
+TERMS = sentence_terms(system("digits").model, SPEC)
 
 
 def means(outputs):
-    losses = objective().losses(outputs)
-    return {name: total / max(1, count) for name, (total, count, _) in losses.items()}
+    losses = compute_losses(TERMS, outputs)
+    return {name: loss.total / max(1, loss.count) for name, loss in losses.items()}
 
 
 def test_losses_and_gradients_equal_those_of_blitext():
@@ -126,14 +125,14 @@ def test_dummy_rows_change_no_loss():
 
 
 def test_a_batch_of_dummy_rows_has_no_losses_but_gradients():
-    losses = objective().losses(small_model()(some_sentences(0, dummy=2)))
-    assert all(total.item() == 0 and count == 0 for total, count, _ in losses.values())
-    sum(total for total, *_ in losses.values()).backward()
+    losses = compute_losses(TERMS, small_model()(some_sentences(0, dummy=2)))
+    assert all(loss.total.item() == 0 and loss.count == 0 for loss in losses.values())
+    sum(loss.total for loss in losses.values()).backward()
 
 
 def test_cls_and_padding_are_never_masked():
     model = small_model()
-    model.objective = replace(SPEC, masked=1.0)
+    model.objective = replace(SPEC, mask_ratio=1.0)
     ids = torch.tensor([[1, 7, 8, 2, 0]])
     mask = torch.tensor([[1, 1, 1, 1, 0]])
     masked = model._masked(TextIds(ids_bl=ids, mask_bl=mask))
@@ -149,10 +148,10 @@ def test_each_prompt_is_quantised_to_the_nearest_word():
 
 def test_counts_before_the_forward_pass_equal_those_of_the_losses():
     batch = some_sentences(3, dummy=1)
-    losses = objective().losses(small_model()(batch))
-    counts = objective().counts(batch)
-    assert counts["contrast"] == losses["contrast"][1] == 3
-    assert counts["text"] == losses["text"][1] == 18
+    losses = compute_losses(TERMS, small_model()(batch))
+    counts = count_losses(TERMS, batch)
+    assert counts["contrast"] == losses["contrast"].count == 3
+    assert counts["text"] == losses["text"].count == 18
 
 
 def test_the_size_is_that_of_bert_and_the_layers_after_it():

@@ -1,4 +1,4 @@
-"""A rank's thread: how far it is, and what a disk said that would not take a checkpoint."""
+"""The background writer: its status, and the message of a disk error."""
 
 import threading
 from pathlib import Path
@@ -7,21 +7,21 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pipeline.checkpoint.async_writer import SaveStatus, Writer, disk_trouble
+from pipeline.checkpoint.async_writer import AsyncWriter, SaveStatus, disk_error
 
 
-def test_work_is_told_of_while_it_lasts_and_when_it_is_done() -> None:
-    writer, gate = Writer(), threading.Event()
-    assert writer.standing == SaveStatus()
+def test_the_status_of_a_task() -> None:
+    writer, gate = AsyncWriter(), threading.Event()
+    assert writer.status == SaveStatus()
     writer.start(lambda: gate.wait() and None)
-    assert writer.standing == SaveStatus(busy=1)
+    assert writer.status == SaveStatus(busy=1)
     gate.set()
     writer.wait()
-    assert (writer.standing, writer.trouble) == (SaveStatus(), None)
+    assert (writer.status, writer.error) == (SaveStatus(), None)
 
 
-def test_a_disk_s_fault_is_told_and_ours_is_raised() -> None:
-    writer = Writer()
+def test_a_disk_error_is_reported_and_other_errors_are_raised() -> None:
+    writer = AsyncWriter()
 
     def full() -> None:
         with Path("/dev/full").open("wb") as stream:
@@ -29,20 +29,20 @@ def test_a_disk_s_fault_is_told_and_ours_is_raised() -> None:
 
     writer.start(full)
     writer.wait()
-    assert writer.standing == SaveStatus(failed=1)
-    assert writer.trouble == "No space left on device"
+    assert writer.status == SaveStatus(failed=1)
+    assert writer.error == "No space left on device"
 
-    def wrong() -> None:
-        raise KeyError("a fault of ours")
+    def fail() -> None:
+        raise KeyError("a bug")
 
-    writer.start(wrong)
+    writer.start(fail)
     writer.wait()
-    with pytest.raises(KeyError, match="a fault of ours"):
-        _ = writer.standing
+    with pytest.raises(KeyError, match="a bug"):
+        _ = writer.status
 
 
-def test_what_stands_behind_other_libraries_errors(tmp_path: Path) -> None:
+def test_the_disk_error_behind_errors_of_other_libraries(tmp_path: Path) -> None:
     with pytest.raises(Exception, match="No such file") as caught:
         save_file({"a": torch.zeros(9)}, tmp_path / "nowhere" / "file")
-    assert disk_trouble(caught.value) == "No such file or directory"
-    assert disk_trouble(RuntimeError("no disk in it")) is None
+    assert disk_error(caught.value) == "No such file or directory"
+    assert disk_error(RuntimeError("no disk error")) is None

@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from; writing them is tested with a real engine in cluster/."""
+"""Which checkpoint a run resumes from; saving is tested with a real engine in tests/cluster."""
 
 import json
 import logging
@@ -29,14 +29,14 @@ def make(run: Path, step: int) -> Path:
     folder.mkdir(parents=True)
     weights = folder / "weights.safetensors"
     weights.write_bytes(b"w" * step)
-    described = {weights.name: {"bytes": step, "sha256": file_sha256(weights)}}
-    manifest = {"cursor": {"step": step}, "identity": IDENTITY, "files": described}
+    files = {weights.name: {"bytes": step, "sha256": file_sha256(weights)}}
+    manifest = {"trainer_state": {"step": step}, "identity": IDENTITY, "files": files}
     write_json(folder / "manifest.json", manifest)
     (run / "checkpoints" / "latest").write_text(f"{folder.name}\n")
     return folder
 
 
-def test_auto_takes_the_newest_sound_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_auto_takes_the_newest_valid_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     checkpoints = Checkpoints(tmp_path, IDENTITY, RetentionPolicy())
     assert checkpoints.choose("auto") is None
     first, second, third = (make(tmp_path, step) for step in (5, 10, 15))
@@ -48,18 +48,18 @@ def test_auto_takes_the_newest_sound_one(tmp_path: Path, caplog: pytest.LogCaptu
     (second / "manifest.json").write_text("{")
     assert checkpoints.choose("auto") == first
     (first / "weights.safetensors").unlink()
-    with pytest.raises(UserError, match="no checkpoint is sound"):
+    with pytest.raises(UserError, match="no checkpoint is valid"):
         checkpoints.choose("auto")
 
 
-def test_half_written_ones_do_not_count(tmp_path: Path) -> None:
-    whole = make(tmp_path, 5)
+def test_partial_checkpoints_do_not_count(tmp_path: Path) -> None:
+    complete = make(tmp_path, 5)
     make(tmp_path, 10).rename(tmp_path / "checkpoints" / "step-00000010.partial")
-    assert Checkpoints(tmp_path, IDENTITY, RetentionPolicy()).choose("auto") == whole
-    assert newest_weights(tmp_path) == whole / "weights.safetensors"
+    assert Checkpoints(tmp_path, IDENTITY, RetentionPolicy()).choose("auto") == complete
+    assert newest_weights(tmp_path) == complete / "weights.safetensors"
 
 
-def test_latest_rules_over_newer_ones(tmp_path: Path) -> None:
+def test_checkpoints_newer_than_latest_are_ignored(tmp_path: Path) -> None:
     older, _ = make(tmp_path, 5), make(tmp_path, 10)
     (tmp_path / "checkpoints" / "latest").write_text(f"{older.name}\n")
     assert Checkpoints(tmp_path, IDENTITY, RetentionPolicy()).choose("auto") == older
@@ -71,7 +71,7 @@ def test_a_step_by_number(tmp_path: Path) -> None:
     assert checkpoints.choose("5") == older
     with pytest.raises(UserError, match=r"want auto, never or a step with a checkpoint \(10, 5\)"):
         checkpoints.choose("7")
-    with pytest.raises(UserError, match="holds checkpoints"):
+    with pytest.raises(UserError, match="has checkpoints"):
         checkpoints.choose("never")
     (newer / "weights.safetensors").write_bytes(b"")
     with pytest.raises(UserError, match="damaged"):
@@ -87,6 +87,25 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     assert manifest["identity"] == IDENTITY
 
 
+@pytest.mark.parametrize("resume", ["auto", "5"])
+def test_a_checkpoint_of_an_older_version_is_refused_in_one_line(
+    resume: str, tmp_path: Path
+) -> None:
+    manifest_file = make(tmp_path, 5) / "manifest.json"
+    manifest = json.loads(manifest_file.read_text())
+    manifest["cursor"] = manifest.pop("trainer_state")
+    write_json(manifest_file, manifest)
+    message = (
+        f"{tmp_path}: made by an older version of mmloom (it has `cursor`, now `trainer_state`)"
+    )
+    with pytest.raises(UserError) as error:
+        Checkpoints(tmp_path, IDENTITY, RetentionPolicy()).choose(resume)
+    assert str(error.value) == f"{message}; start a new run folder"
+    with pytest.raises(UserError) as error:
+        newest_weights(tmp_path)
+    assert str(error.value).startswith(message)
+
+
 @pytest.fixture
 def alone(tmp_path: Path) -> Iterator[None]:
     """Be the only rank."""
@@ -98,13 +117,13 @@ def alone(tmp_path: Path) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("alone")
-def test_what_an_earlier_run_trained_is_saved_though_it_is_frozen_now(tmp_path: Path) -> None:
+def test_weights_that_an_earlier_run_trained_are_saved_though_frozen_now(tmp_path: Path) -> None:
     module = nn.ModuleDict({name: nn.Linear(2, 2, bias=False) for name in ("a", "b", "c")})
     module["a"].requires_grad_(False)
     module["b"].requires_grad_(False)
 
     class Engine:
-        """Stands for DeepSpeed's, whose own files do not matter here."""
+        """A fake of DeepSpeed's engine, whose own files do not matter here."""
 
         def __init__(self) -> None:
             self.module = module
@@ -117,14 +136,14 @@ def test_what_an_earlier_run_trained_is_saved_though_it_is_frozen_now(tmp_path: 
             self.checkpoint_engine.save({"step": 3}, str(Path(folder) / tag / "states.pt"))
 
     checkpoints = Checkpoints(tmp_path, IDENTITY, RetentionPolicy(newest=1), inherited=["b.weight"])
-    checkpoints.begin(Engine(), TrainerState(step=3))  # type: ignore[arg-type]
+    checkpoints.save(Engine(), TrainerState(step=3))  # type: ignore[arg-type]
     checkpoints.finish()
     saved = load_file(newest_weights(tmp_path))
     assert saved.keys() == {"b.weight", "c.weight"}
     assert torch.equal(saved["b.weight"], module["b"].weight)
 
 
-def test_weights_that_no_step_has_trained_are_a_checkpoint_too(tmp_path: Path) -> None:
+def test_imported_weights_are_a_checkpoint_of_step_0(tmp_path: Path) -> None:
     weights = {"b.weight": torch.ones(2)}
     write_weights(tmp_path, weights, {"preset": "digits"})
     assert newest_weights(tmp_path).parent.name == "step-00000000"

@@ -1,4 +1,4 @@
-"""Host copies: nothing that training changes later changes them."""
+"""Snapshots in host memory do not change when training continues."""
 
 from collections import OrderedDict
 from pathlib import Path
@@ -9,7 +9,7 @@ from etl.storage.atomic import file_sha256
 from pipeline.checkpoint.snapshot import Snapshot, on_host
 
 
-def test_a_copy_holds_still_and_what_is_one_tensor_stays_one() -> None:
+def test_a_copy_is_independent_and_shared_tensors_stay_shared() -> None:
     step = torch.zeros(())
     flat = torch.arange(6.0)
     state = OrderedDict(
@@ -28,18 +28,18 @@ def test_a_copy_holds_still_and_what_is_one_tensor_stays_one() -> None:
     assert copied["a"]["moment"].untyped_storage().nbytes() == 8  # not the whole flat tensor
 
 
-def test_what_is_written_is_described(tmp_path: Path) -> None:
+def test_writing_returns_checksums(tmp_path: Path) -> None:
     partial = tmp_path / "step-00000001.partial"
     finished = []
-    share = Snapshot(
+    copied = Snapshot(
         states={partial / "zero" / "a.pt": {"x": torch.ones(3)}},
         tensors={"weights.safetensors": {"w": torch.ones(2)}},
         finish=lambda: finished.append(True),
     )
-    described = share.write(partial)
-    assert described.keys() == {"zero/a.pt", "weights.safetensors"}
-    for name, told in described.items():
-        assert told["bytes"] == (partial / name).stat().st_size
-        assert told["sha256"] == file_sha256(partial / name)
+    written = copied.write(partial)
+    assert written.keys() == {"zero/a.pt", "weights.safetensors"}
+    for name, entry in written.items():
+        assert entry["bytes"] == (partial / name).stat().st_size
+        assert entry["sha256"] == file_sha256(partial / name)
     assert finished
     assert torch.equal(torch.load(partial / "zero" / "a.pt")["x"], torch.ones(3))

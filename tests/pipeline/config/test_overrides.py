@@ -1,4 +1,4 @@
-"""Parts of a preset swapped from the command line, and pairings that are refused."""
+"""Overrides of preset fields on the command line, and combinations that are refused."""
 
 import pytest
 
@@ -10,14 +10,14 @@ from pipeline.config.overrides import override
 
 
 def test_one_option_swaps_a_component():
-    whole = override(
+    preset = override(
         system("llava_1_5_7b"), ['model.inputs.image.projector={"kind": "qformer", "queries": 8}']
     )
-    assert whole.model.inputs[0].projector == QFormer(queries=8)
-    assert whole.model.inputs[0].tokens == 8
+    assert preset.model.inputs[0].projector == QFormer(queries=8)
+    assert preset.model.inputs[0].tokens == 8
 
 
-def test_a_field_of_a_part_is_set_by_its_number_or_name():
+def test_a_branch_is_given_by_its_index_or_modality():
     by_name = override(system("llava_1_5_7b"), ["model.inputs.image.projector.depth=3"])
     by_number = override(system("llava_1_5_7b"), ["model.inputs.0.projector.depth=3"])
     assert by_name == by_number
@@ -25,7 +25,7 @@ def test_a_field_of_a_part_is_set_by_its_number_or_name():
 
 
 @pytest.mark.parametrize(
-    ("preset", "setting", "says"),
+    ("preset", "setting", "message"),
     [
         ("digits", "model.backbone.layer=8", "no such field; want layers"),
         ("digits", "model.inputs.video.frames=2", "no such field; want image or 0"),
@@ -34,14 +34,14 @@ def test_a_field_of_a_part_is_set_by_its_number_or_name():
         ("digits", 'model.inputs.image.projector={"kind": "mpl"}', "kind: 'mpl', want one of"),
     ],
 )
-def test_mistakes_are_told_in_one_line(preset, setting, says):
-    with pytest.raises(UserError, match=says) as told:
+def test_mistakes_are_reported_in_one_line(preset, setting, message):
+    with pytest.raises(UserError, match=message) as error:
         override(system(preset), [setting])
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("preset", "setting", "says"),
+    ("preset", "setting", "message"),
     [
         (
             "digits",
@@ -68,7 +68,7 @@ def test_mistakes_are_told_in_one_line(preset, setting, says):
         ("flamingo_3b", "model.inputs.video.projector.latents=8", "its spec differs"),
     ],
 )
-def test_impossible_pairings_are_refused_before_anything_is_built(preset, setting, says):
-    with pytest.raises(SpecError, match=says) as told:
+def test_impossible_combinations_are_refused_before_anything_is_built(preset, setting, message):
+    with pytest.raises(SpecError, match=message) as error:
         override(system(preset), [setting])
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(error.value)

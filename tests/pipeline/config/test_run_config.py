@@ -1,4 +1,4 @@
-"""Options become a fully resolved run; a mistake is said in one line."""
+"""Options become a fully resolved configuration; a mistake is reported in one line."""
 
 import json
 from dataclasses import asdict, replace
@@ -22,14 +22,14 @@ def minimal(*words: str) -> RunConfig:
     return resolve(options("digits", "--data", "d", "--output", "o", *words), "pt")
 
 
-def test_overrides_reach_the_stage_and_only_that_one() -> None:
+def test_options_override_the_fields_of_one_stage_only() -> None:
     run = minimal("--learning-rate", "0.5", "--max-steps", "7", "--seed", "3")
     assert run.settings == replace(system("digits").pt, learning_rate=0.5)
     assert run.system.sft == system("digits").sft
     assert (run.max_steps, run.seed) == (7, 3)
 
 
-def test_a_part_that_is_pre_trained_has_settings_of_its_own() -> None:
+def test_a_pre_trained_part_has_settings_of_its_own() -> None:
     words = ("--data", "d", "--output", "o", "--part", "pformer", "--epochs", "7")
     run = resolve(options("dlp", *words), "init")
     sentences, image_text = system("dlp").init
@@ -38,14 +38,14 @@ def test_a_part_that_is_pre_trained_has_settings_of_its_own() -> None:
 
 
 @pytest.mark.parametrize(
-    ("preset", "says"),
+    ("preset", "message"),
     [
         ("digits", "digits has no stage before MM-PT"),
         ("dlp", "dlp pre-trains pformer, then qformer; choose one with --part"),
     ],
 )
-def test_a_part_must_be_there_and_named(preset: str, says: str) -> None:
-    with pytest.raises(SpecError, match=says):
+def test_a_part_must_exist_and_be_named(preset: str, message: str) -> None:
+    with pytest.raises(SpecError, match=message):
         resolve(options(preset, "--data", "d", "--output", "o"), "init")
 
 
@@ -98,10 +98,10 @@ def test_a_wrong_command_line_is_one_line(words: list[str], message: str) -> Non
     assert "\n" not in str(caught.value)
 
 
-def test_a_batch_that_does_not_divide_is_refused_where_a_pass_compares_its_samples() -> None:
+def test_a_batch_that_does_not_divide_is_refused_where_losses_compare_samples() -> None:
     settings = replace(system("dlp").tiny().init[0], global_batch=100, micro_batch=16)
-    with pytest.raises(UserError, match=r"100 is no multiple .* 96 would be"):
+    with pytest.raises(UserError, match=r"100 is not a multiple .* 96 would be"):
         accumulation(settings, ranks=2)
     assert accumulation(replace(settings, global_batch=96), ranks=2) == 3
     pairs = replace(system("digits").pt, global_batch=100, micro_batch=16)
-    assert accumulation(pairs, ranks=2) == 4  # the last pass is filled up
+    assert accumulation(pairs, ranks=2) == 4  # the last micro-batch is filled with dummies

@@ -34,7 +34,7 @@ from pipeline.feature_cache.training import cacheable_encoders
 from pipeline.feature_cache.worker import PrecomputeWorker, RangeResult
 from pipeline.forecast.forecast import stage_costs
 from pipeline.forecast.plan import plan as plan_stage
-from pipeline.train.objectives import objective_of
+from pipeline.train.losses import compute_losses, count_losses, loss_terms
 from tests.worlds import (
     caption_shards,
     generation_sample,
@@ -99,20 +99,17 @@ def model_of(preset: System) -> GenerativeMultimodalLM:
 def backward(
     model: GenerativeMultimodalLM, preset: System, batches: Sequence[Batch]
 ) -> dict[str, float]:
-    """Run batches as micro-steps of one step; accumulate gradients, return the losses."""
-    objective = objective_of(preset.model, preset.pt)
-    counts = [objective.counts(batch) for batch in batches]
-    total = {name: sum(count[name] for count in counts) for name in objective.weights}
+    """Run batches as passes of one step; leave the gradients in the model, return the losses."""
+    terms = loss_terms(preset.model, preset.pt)
+    counts = [count_losses(terms, batch) for batch in batches]
+    total = {term.name: sum(count[term.name] for count in counts) for term in terms}
     used = ["image", "to_image"]
     losses = dict.fromkeys(total, 0.0)
     for batch in batches:
-        found = objective.losses(model(batch, used, used))
-        assert {name: loss.number for name, loss in found.items()} == dict(objective.counts(batch))
-        terms = [
-            objective.weights[name] * loss.total / max(1, total[name])
-            for name, loss in found.items()
-        ]
-        torch.stack(terms).sum().backward()
+        found = compute_losses(terms, model(batch, used, used))
+        assert {name: loss.count for name, loss in found.items()} == count_losses(terms, batch)
+        parts = [term.weight * found[term.name].total / max(1, total[term.name]) for term in terms]
+        torch.stack(parts).sum().backward()
         for name, loss in found.items():
             losses[name] += float(loss.total.detach()) / max(1, total[name])
     return losses

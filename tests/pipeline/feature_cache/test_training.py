@@ -43,7 +43,7 @@ def model_of(run: RunConfig) -> MultimodalLM:
 
 def cache_decisions(run: RunConfig) -> dict[str, dict[str, object]]:
     found: dict[str, dict[str, object]] = json.loads(
-        (Path(run.output) / "features.json").read_text()
+        (Path(run.output) / "feature_cache.json").read_text()
     )
     return found
 
@@ -110,7 +110,7 @@ def test_the_report_shows_the_decision(data: Path, tmp_path: Path) -> None:
     metrics |= {"lr": 0.1, "grad_norm": 1.0, "step_seconds": 1.0, "tokens_per_second": 3.0}
     (tmp_path / "metrics.jsonl").write_text(json.dumps(metrics) + "\n")
     decision = {"image": {"used": True, "reason": "used; reading 1 ms"}}
-    (tmp_path / "features.json").write_text(json.dumps(decision))
+    (tmp_path / "feature_cache.json").write_text(json.dumps(decision))
     page = run_report(tmp_path).read_text()
     assert "Feature cache" in page
     assert "used; reading 1 ms" in page

@@ -1,4 +1,4 @@
-"""Reckoned operations against those that PyTorch counts while a model runs."""
+"""Computed FLOPs against those that PyTorch counts while a model runs."""
 
 from dataclasses import replace
 
@@ -15,18 +15,18 @@ from pipeline.forecast.flops import Work, unit_costs
 POSITIONS, TARGETS = 48, 7
 
 
-def on_meta(whole, name):
-    stage = whole.stage(name)
-    model = build_on_meta(whole.model, stage)
+def on_meta(preset, name):
+    stage = preset.stage(name)
+    model = build_on_meta(preset.model, stage)
     set_trainable(model, stage.trainable)
     return model, stage
 
 
 def counted(backbone, *, backward):
-    """Count a backbone's passes over one sequence, whose positions all see each other."""
+    """Count a backbone's FLOPs on one sequence with full attention."""
     width = backbone.get_input_embeddings().weight.shape[1]
     inputs = torch.zeros(1, POSITIONS, width, requires_grad=True) * 1.0
-    # The fused attention of CPUs is not known to the counter.
+    # The counter does not support the fused attention of CPUs.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         hidden = backbone.get_decoder()(inputs_embeds=inputs, use_cache=False).last_hidden_state
         logits = backbone.get_output_embeddings()(hidden[:, :TARGETS])
@@ -39,7 +39,7 @@ CAUSAL = [
     "llava_1_5_7b",  # LLaMA frozen, or with LoRA
     "blip_2",  # OPT
     "qwen_vl",
-    "vila_7b",  # LLaMA, all of it trains
+    "vila_7b",  # LLaMA, fully trainable
 ]
 
 
@@ -52,15 +52,15 @@ def test_a_backbone_costs_what_pytorch_counts(name, stage, backward):
     costs = unit_costs(model, settings)
     real = build(system(name).tiny().model, settings, weights="random")
     set_trainable(real, settings.trainable)
-    reckoned = costs.sample(
+    computed = costs.sample(
         positions=POSITIONS, targets=TARGETS, media={}, pairs=POSITIONS * POSITIONS
     )
-    found = counted(real.backbone, backward=backward)
-    assert (reckoned.model if backward else reckoned.forward) == pytest.approx(found, rel=0.02)
+    expected = counted(real.backbone, backward=backward)
+    assert (computed.model if backward else computed.forward) == pytest.approx(expected, rel=0.02)
 
 
 def test_the_published_7b():
-    """Of 6.74e9 weights 131e6 only look words up, as many make logits; the rest costs 2 each."""
+    """Of 6.74e9 weights 131e6 are embeddings, 131e6 compute logits; the rest cost 2 FLOPs each."""
     model, stage = on_meta(system("llava_1_5_7b"), "pt")
     costs = unit_costs(model, stage)
     matrices = 32 * (4 * 4096 * 4096 + 3 * 4096 * 11_008)
@@ -74,40 +74,40 @@ def test_the_published_7b():
     assert costs.projectors["image"].forward == 576 * 2 * (1024 * 4096 + 4096 * 4096)
 
 
-def test_recomputation_is_no_work_of_the_models():
+def test_recomputation_is_not_part_of_the_models_flops():
     model, stage = on_meta(system("llava_1_5_7b").tiny(), "pt")
-    kept = unit_costs(model, replace(stage, recompute=False))
-    again = unit_costs(model, replace(stage, recompute=True))
-    assert kept.position.model == again.position.model == kept.position.device
-    assert again.position.device == 1.5 * kept.position.device
+    saved = unit_costs(model, replace(stage, recompute=False))
+    recomputed = unit_costs(model, replace(stage, recompute=True))
+    assert saved.position.model == recomputed.position.model == saved.position.device
+    assert recomputed.position.device == 1.5 * saved.position.device
 
 
 def test_work_adds_up():
-    one = Work(forward=1.0, backward=2.0, again=1.0)
+    one = Work(forward=1.0, backward=2.0, recomputed=1.0)
     assert (one + one * 2).model == 9
     assert (one * 3).device == 12
 
 
 def test_samples_add_up():
-    """A sum over samples is the sum of their costs if their pairs are handed on."""
+    """The FLOPs of several samples are the sum of their FLOPs, given the sum of their pairs."""
     model, stage = on_meta(system("llava_1_5_7b").tiny(), "sft")
     costs = unit_costs(model, stage)
     lengths = (10, 20, 30)
     each = [costs.sample(positions=n, targets=2, media={"image": 1}) for n in lengths]
-    whole = costs.sample(
+    total = costs.sample(
         positions=60,
         targets=6,
         media={"image": 3},
         pairs=sum(costs.pairs(n, 2) for n in lengths),
     )
-    assert whole.model == pytest.approx(sum(one.model for one in each))
+    assert total.model == pytest.approx(sum(one.model for one in each))
 
 
 @pytest.mark.parametrize("name", PRESETS)
 @pytest.mark.parametrize("stage", ["pt", "sft"])
 def test_every_preset_has_costs(name, stage):
-    whole = system(name).tiny()
-    costs = unit_costs(*on_meta(whole, stage))
+    preset = system(name).tiny()
+    costs = unit_costs(*on_meta(preset, stage))
     assert costs.position.forward > 0 < costs.position.backward
-    for kind in whole.model.modalities:
+    for kind in preset.model.modalities:
         assert costs.medium(kind).forward > 0

@@ -1,4 +1,4 @@
-"""Plans at full size: published parameter counts, and memory against what autograd really keeps."""
+"""Plans at full size: published parameter counts, and memory against what autograd saves."""
 
 import json
 import os
@@ -43,15 +43,15 @@ def lora_parameters(*, width, mlp, layers, rank):
 
 
 def test_the_7b_matches_the_published_model():
-    found = plan(system("llava_1_5_7b"), "pt", 8)
-    assert found.components == {
+    planned = plan(system("llava_1_5_7b"), "pt", 8)
+    assert planned.components == {
         "encoder": CLIP_LARGE_336,
         "projector": 20_979_712,
         "backbone": VICUNA_7B,
         "adapters": 0,
     }
-    assert found.total == 7_062_902_784
-    assert found.trainable == 20_979_712
+    assert planned.total == 7_062_902_784
+    assert planned.trainable == 20_979_712
     tuned = plan(system("llava_1_5_7b"), "sft", 8)
     assert tuned.components["adapters"] == 319_815_680
     assert tuned.trainable == 20_979_712 + 319_815_680
@@ -64,16 +64,16 @@ def test_the_formulas_give_the_published_7b():
 
 
 def test_the_13b_matches_the_published_sizes():
-    found = plan(system("llava_1_5_13b"), "sft", 8)
+    planned = plan(system("llava_1_5_13b"), "sft", 8)
     projector = 1024 * 5120 + 5120 + 5120 * 5120 + 5120
     adapters = lora_parameters(width=5120, mlp=13_824, layers=40, rank=128)
-    assert found.components == {
+    assert planned.components == {
         "encoder": CLIP_LARGE_336,
         "projector": projector,
         "backbone": llama_parameters(width=5120, mlp=13_824, layers=40),
         "adapters": adapters,
     }
-    assert found.trainable == projector + adapters
+    assert planned.trainable == projector + adapters
 
 
 def test_tokens_of_a_sample():
@@ -88,19 +88,19 @@ def test_tokens_of_a_sample():
 
 
 @pytest.mark.parametrize(
-    ("gpus", "tokens", "says"),
+    ("gpus", "tokens", "message"),
     [
         (0, None, "--gpus: 0"),
         (8, 576, "more than the media's 576"),
         (8, 2049, "at most the stage's max_tokens 2048"),
     ],
 )
-def test_mistakes_are_told(gpus, tokens, says):
-    with pytest.raises(UserError, match=says):
+def test_mistakes_are_reported(gpus, tokens, message):
+    with pytest.raises(UserError, match=message):
         plan(system("llava_1_5_7b"), "pt", gpus, tokens=tokens)
 
 
-def test_planning_takes_no_memory_for_weights():
+def test_planning_allocates_no_weights():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     plan(system("llava_1_5_13b"), "sft", 8)
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
@@ -108,11 +108,11 @@ def test_planning_takes_no_memory_for_weights():
 
 
 def with_config(name, stage="pt", **changes):
-    whole = system("llava_1_5_7b")
-    return replace(whole, **{stage: replace(whole.stage(stage), ds_config=name, **changes)})
+    preset = system("llava_1_5_7b")
+    return replace(preset, **{stage: replace(preset.stage(stage), ds_config=name, **changes)})
 
 
-def test_zero_divides_what_it_says():
+def test_zero_partitions_as_configured():
     second = plan(with_config("zero2"), "pt", 8).gpu_bytes
     third = plan(with_config("zero3"), "pt", 8).gpu_bytes
     total, trainable = 7_062_902_784, 20_979_712
@@ -123,21 +123,21 @@ def test_zero_divides_what_it_says():
     for gpu in (second, third):
         assert gpu["gradients"] == pytest.approx(4 * trainable / 8)
         assert gpu["optimizer states"] == pytest.approx(12 * trainable / 8)
-    assert second["activations"] < third["activations"]  # ZeRO-3's linear layers keep inputs
+    assert second["activations"] < third["activations"]  # ZeRO-3's linear layers save inputs
 
 
 def test_offload_moves_states_to_the_host():
-    found = plan(with_config("zero3_offload"), "pt", 8)
-    assert found.gpu_bytes["optimizer states"] == found.gpu_bytes["gradients"] == 0
-    assert found.gpu_bytes["weights"] < 10e6  # norms and biases stay
-    assert found.host_bytes["weights"] == pytest.approx(2 * found.total / 8, rel=0.01)
-    assert found.host_bytes["optimizer states"] == pytest.approx(12 * found.trainable / 8)
+    planned = plan(with_config("zero3_offload"), "pt", 8)
+    assert planned.gpu_bytes["optimizer states"] == planned.gpu_bytes["gradients"] == 0
+    assert planned.gpu_bytes["weights"] < 10e6  # norms and biases stay
+    assert planned.host_bytes["weights"] == pytest.approx(2 * planned.total / 8, rel=0.01)
+    assert planned.host_bytes["optimizer states"] == pytest.approx(12 * planned.trainable / 8)
 
 
 def test_recomputation_saves_activations():
-    kept = plan(with_config("zero3", recompute=False), "pt", 8).gpu_bytes["activations"]
+    saved = plan(with_config("zero3", recompute=False), "pt", 8).gpu_bytes["activations"]
     recomputed = plan(with_config("zero3", recompute=True), "pt", 8).gpu_bytes["activations"]
-    assert recomputed < kept / 10
+    assert recomputed < saved / 10
 
 
 SMALL = replace(
@@ -145,69 +145,77 @@ SMALL = replace(
 )
 
 
-def kept_bytes_per_token(spec, *, dtype, tokens, trains, lora=None):
-    """Let autograd save what it needs of one layer, and add up the distinct storages."""
+def saved_bytes_per_token(spec, *, dtype, tokens, trainable, lora=None):
+    """Run one layer, and add up the distinct storages that autograd saves."""
     config = llama_config(spec)
     config._attn_implementation = "sdpa"
     holder = nn.Module()
     holder.layer = LlamaDecoderLayer(config, 0)
-    holder.requires_grad_(trains)
+    holder.requires_grad_(trainable)
     if lora is not None:
         add_lora(holder, lora)
     holder.to(dtype).train()
     batch = 2
     inputs = torch.randn(batch, tokens, spec.width, dtype=dtype, requires_grad=True) * 1.0
-    places = LlamaRotaryEmbedding(config)(inputs, torch.arange(tokens)[None])
+    rotary = LlamaRotaryEmbedding(config)(inputs, torch.arange(tokens)[None])
     mask = torch.ones(batch, 1, tokens, tokens, dtype=torch.bool).tril()
-    given = {t.untyped_storage().data_ptr() for t in (*holder.parameters(), *places, mask)}
-    kept = {}
+    inputs_of_layer = {
+        t.untyped_storage().data_ptr() for t in (*holder.parameters(), *rotary, mask)
+    }
+    saved = {}
 
     def pack(tensor):
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in given:
-            kept[storage.data_ptr()] = tensor  # alive, so that no address comes twice
+        if storage.data_ptr() not in inputs_of_layer:
+            saved[storage.data_ptr()] = tensor  # keeps it alive, so that no address is reused
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        holder.layer(inputs, attention_mask=mask, position_embeddings=places)
-    return sum(t.untyped_storage().nbytes() for t in kept.values()) / (batch * tokens)
+        holder.layer(inputs, attention_mask=mask, position_embeddings=rotary)
+    return sum(t.untyped_storage().nbytes() for t in saved.values()) / (batch * tokens)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 @pytest.mark.parametrize(
     ("trainable", "adapters"),
     [(False, False), (True, False), (False, True)],
-    ids=["frozen", "trainable", "adapters beside frozen"],
+    ids=["frozen", "trainable", "adapters of frozen"],
 )
-def test_a_layer_keeps_what_is_predicted(precision, trains, adapters):
+def test_a_layer_saves_the_forecast_bytes(precision, trainable, adapters):
     tokens = 64
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
     lora = Lora(rank=16, alpha=32, dropout=0.0) if adapters else None
     stage = replace(system("llava_1_5_7b").pt, precision=precision, peft=lora)
-    load = memory.Workload(tokens=tokens, targets=0, media=1, projectors={}, backbone_trains=trains)
-    predicted = memory.layer_bytes(SMALL, stage, load, linear_keeps=False)
-    measured = kept_bytes_per_token(SMALL, dtype=dtype, tokens=tokens, trainable=trains, lora=lora)
+    sample = memory.SampleProfile(
+        tokens=tokens, targets=0, media=1, projectors={}, trains_backbone=trainable
+    )
+    predicted = memory.layer_bytes(SMALL, stage, sample, linear_saves=False)
+    measured = saved_bytes_per_token(
+        SMALL, dtype=dtype, tokens=tokens, trainable=trainable, lora=lora
+    )
     assert predicted == pytest.approx(measured, rel=0.02)
 
 
-def test_dropout_in_adapters_costs_what_is_predicted():
-    """On a GPU the mask takes a byte; on a CPU it has the precision of what it is for."""
+def test_dropout_in_adapters_saves_the_forecast_bytes():
+    """On a GPU the mask is one byte per element; on a CPU it has the precision of its input."""
     lora = Lora(rank=16, alpha=32, dropout=0.05)
     stage = replace(system("llava_1_5_7b").pt, precision="bf16", peft=lora)
-    load = memory.Workload(tokens=64, targets=0, media=1, projectors={}, backbone_trains=False)
-    predicted = memory.layer_bytes(SMALL, stage, load, linear_keeps=False)
+    sample = memory.SampleProfile(
+        tokens=64, targets=0, media=1, projectors={}, trains_backbone=False
+    )
+    predicted = memory.layer_bytes(SMALL, stage, sample, linear_saves=False)
     masks = 6 * SMALL.width + SMALL.mlp_width
-    measured = kept_bytes_per_token(
+    measured = saved_bytes_per_token(
         SMALL, dtype=torch.bfloat16, tokens=64, trainable=False, lora=lora
     )
     assert predicted + masks == pytest.approx(measured, rel=0.02)
 
 
 @pytest.mark.parametrize("name", ["llava_1_5_7b", "llava_1_5_13b"])
-def test_no_published_weight_lies_between_our_threshold_and_deepspeeds(name):
-    """So ds_configs/zero3.json may keep less whole than DeepSpeed would, at no cost."""
-    whole = system(name)
-    sizes = [w.numel() for w in build_on_meta(whole.model, whole.sft).parameters()]
+def test_no_published_weight_is_between_our_persistence_threshold_and_deepspeeds(name):
+    """So the lower threshold of ds_configs/zero3.json costs nothing."""
+    preset = system(name)
+    sizes = [w.numel() for w in build_on_meta(preset.model, preset.sft).parameters()]
     assert not [size for size in sizes if 1e4 < size <= 1e5]
 
 
@@ -225,8 +233,8 @@ def test_every_preset_can_be_planned_and_printed(name, stage):
     assert f"{parameters['total']:,}" in captured.get()
 
 
-def test_what_it_prints_is_nothing_but_json():
-    """Without a GPU DeepSpeed remarks on that, and not on stderr."""
+def test_it_prints_nothing_but_json():
+    """Without a GPU DeepSpeed would print a remark on that to stdout."""
     bare = {name: value for name, value in os.environ.items() if name != "DS_ACCELERATOR"}
     command = [sys.executable, "-m", "pipeline", "plan", "digits"]
     command += ["--stage", "pt", "--gpus", "2", "--json"]

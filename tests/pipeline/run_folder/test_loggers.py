@@ -1,11 +1,11 @@
-"""Figures arrive in TensorBoard's and W&B's own files."""
+"""Metrics arrive in the files of TensorBoard and W&B."""
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from etl.cli import UserError
+from pipeline.config import loggers as config_loggers
 from pipeline.config.loggers import check_loggers
-from pipeline.run_folder import loggers as trackers
 from pipeline.run_folder.loggers import flat, start_loggers
 
 STEP = {
@@ -17,7 +17,7 @@ STEP = {
 }
 
 
-def test_nested_figures_become_names():
+def test_nested_metrics_become_names_with_slashes():
     assert flat(STEP) == {
         "step": 3,
         "loss": 1.5,
@@ -30,10 +30,10 @@ def test_nested_figures_become_names():
 def log(names, run, steps):
     started = start_loggers(names, run, {"seed": 0}, step=steps[0] - 1)
     for step in steps:
-        for tracker in started:
-            tracker.log(step, {"loss": 1 / step})
-    for tracker in started:
-        tracker.close()
+        for logger in started:
+            logger.log(step, {"loss": 1 / step})
+    for logger in started:
+        logger.close()
 
 
 def test_tensorboard_holds_each_step_once_after_a_resume(tmp_path):
@@ -44,21 +44,21 @@ def test_tensorboard_holds_each_step_once_after_a_resume(tmp_path):
     assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4, 5]
 
 
-def test_wandb_goes_on_in_the_same_run(tmp_path, monkeypatch):
+def test_wandb_continues_the_same_run(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "config"))
     monkeypatch.setenv("WANDB_CACHE_DIR", str(tmp_path / "cache"))
     log(["wandb"], tmp_path, [1, 2])
     log(["wandb"], tmp_path, [2, 3])
-    identity = (tmp_path / "wandb" / "id").read_text()
+    run_id = (tmp_path / "wandb" / "id").read_text()
     folders = sorted((tmp_path / "wandb").glob("offline-run-*"))
     assert folders
-    assert {folder.name.rpartition("-")[2] for folder in folders} == {identity}
+    assert {folder.name.rpartition("-")[2] for folder in folders} == {run_id}
     assert all(list(folder.glob("*.wandb")) for folder in folders)
 
 
-def test_a_library_that_is_missing_is_one_line(monkeypatch):
-    monkeypatch.setattr(trackers, "find_spec", lambda name: None)
+def test_a_missing_library_is_one_line(monkeypatch):
+    monkeypatch.setattr(config_loggers, "find_spec", lambda name: None)
     with pytest.raises(
         UserError, match=r"--log-to wandb: not installed; pip install mmloom\[wandb"
     ):

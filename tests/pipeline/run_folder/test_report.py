@@ -1,4 +1,4 @@
-"""Reports: one sound file, nothing fetched, nothing that was written by others read as HTML."""
+"""Reports: one valid file, nothing fetched, no text of others interpreted as HTML."""
 
 import io
 import json
@@ -13,8 +13,8 @@ from PIL import Image
 
 from etl.cli import UserError
 from pipeline.run_folder.charts import bar_chart, line_chart, running_mean
+from pipeline.run_folder.metrics_writer import write_forecast
 from pipeline.run_folder.page import Answer, Charts, Gallery, Table, Text, write_report
-from pipeline.run_folder.records import write_forecast_check
 from pipeline.run_folder.report import run_report
 
 NASTY = '<script>alert("x")</script> & "quoted"'
@@ -49,7 +49,7 @@ class Page(HTMLParser):
         return sum(t == tag and attributes.items() <= a.items() for t, a in self.tags)
 
 
-def picture(form):
+def image(form):
     stream = io.BytesIO()
     Image.new("RGB", (4, 4), "red").save(stream, form)
     return stream.getvalue()
@@ -74,12 +74,12 @@ def metrics(steps):
     ]
 
 
-def test_a_report_holds_every_section_and_escapes_all_texts(tmp_path):
+def test_a_report_has_every_section_and_escapes_all_texts(tmp_path):
     path = tmp_path / "deep" / "report.html"
     answers = [
-        Answer(picture=picture("PNG"), question=NASTY, answer=NASTY, truth=NASTY, right=False),
-        Answer(picture=picture("JPEG"), question="q", answer="seven", truth="seven", right=True),
-        Answer(picture=picture("WEBP"), question="", answer="a caption", truth="so it was"),
+        Answer(image=image("PNG"), question=NASTY, answer=NASTY, truth=NASTY, correct=False),
+        Answer(image=image("JPEG"), question="q", answer="seven", truth="seven", correct=True),
+        Answer(image=image("WEBP"), question="", answer="a caption", truth="so it was"),
     ]
     sections = [
         Text(heading=NASTY, paragraphs=[NASTY, "über 100 %"]),
@@ -92,16 +92,16 @@ def test_a_report_holds_every_section_and_escapes_all_texts(tmp_path):
     page = Page(text)
     assert page.count("script") == 0
     assert page.count("img") == 3
-    assert page.count("figure", **{"class": "card right"}) == 1
+    assert page.count("figure", **{"class": "card correct"}) == 1
     assert page.count("figure", **{"class": "card wrong"}) == 1
     assert {"✗ " + NASTY, "✓ seven", "12,345", "0.25", "über 100 %"} <= set(page.texts)
-    assert "seven" not in page.texts  # the truth is told only where the answer missed it
+    assert "seven" not in page.texts  # the truth is shown only next to a wrong answer
     assert [p.name for p in path.parent.iterdir()] == ["report.html"]
 
 
 def test_a_report_fetches_nothing(tmp_path):
     path = tmp_path / "report.html"
-    answer = Answer(picture=picture("PNG"), question="q", answer="a", truth="t", right=False)
+    answer = Answer(image=image("PNG"), question="q", answer="a", truth="t", correct=False)
     chart = line_chart("loss", {"a": [(1, 2.0), (2, 1.0)]}, smooth=True)
     sections = [Charts(heading="c", charts=[chart]), Gallery(heading="g", answers=[answer])]
     write_report(path, title="t", sections=sections)
@@ -112,8 +112,8 @@ def test_a_report_fetches_nothing(tmp_path):
     assert not re.search(r"url\((?!#)|@import", path.read_text())
 
 
-def test_no_picture_is_an_error(tmp_path):
-    answer = Answer(picture=b"<svg onload=...>", question="", answer="", truth="")
+def test_bytes_that_are_not_an_image_are_an_error(tmp_path):
+    answer = Answer(image=b"<svg onload=...>", question="", answer="", truth="")
     with pytest.raises(ValueError, match="PNG, JPEG or WebP"):
         write_report(
             tmp_path / "r.html", title="", sections=[Gallery(heading="", answers=[answer])]
@@ -135,7 +135,7 @@ def test_a_run_is_reported_from_its_metrics(tmp_path):
     assert summary["tokens per second"] == "200"
 
 
-def test_a_runs_report_shows_whatever_was_recorded(tmp_path):
+def test_a_runs_report_shows_every_recorded_metric(tmp_path):
     entries = [
         entry
         | {
@@ -153,37 +153,35 @@ def test_a_runs_report_shows_whatever_was_recorded(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(e) + "\n" for e in entries))
     bad = {"step": 2, "position": 9, "row": 9, "id": "web-9", "reason": NASTY}
     (tmp_path / "bad_samples.jsonl").write_text(json.dumps(bad) + "\n")
-    row = {"what": "time of a step", "predicted": 1.5, "measured": None, "unit": "s"}
-    write_forecast_check(tmp_path, [row], ["Reckoned."])
+    row = {"quantity": "time per step", "forecast": 1.5, "actual": None, "unit": "s"}
+    write_forecast(tmp_path, [row], ["A note."])
     page = Page(run_report(tmp_path).read_text())
     assert page.count("svg") == 10
     assert page.count("script") == 0
-    assert {"captions", "24", "300", "0.75", "web-9", "time of a step", "Reckoned."} <= set(
-        page.texts
-    )
+    assert {"captions", "24", "300", "0.75", "web-9", "time per step", "A note."} <= set(page.texts)
 
 
 @pytest.mark.parametrize("value", [None, float("nan")])
-def test_a_figure_that_is_missing_leaves_a_gap(tmp_path, value):
+def test_a_missing_value_leaves_a_gap(tmp_path, value):
     entries = metrics(10)
     entries[4].update(loss=value, losses={"text": value}, grad_norm=value)
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(e) + "\n" for e in entries))
     assert "nan" not in run_report(tmp_path).read_text().lower()
 
 
-def test_a_folder_without_figures_is_a_users_mistake(tmp_path):
+def test_a_folder_without_metrics_is_a_users_mistake(tmp_path):
     with pytest.raises(UserError, match=r"metrics\.jsonl"):
         run_report(tmp_path)
     assert not list(tmp_path.iterdir())
 
 
-def test_charts_are_the_same_every_time_and_their_names_are_their_own():
+def test_charts_are_deterministic_and_do_not_share_ids():
     points = {"text": [(step, 1 / step) for step in range(1, 50)]}
     first, again = (line_chart("a", points, smooth=True) for _ in range(2))
     assert first == again
     other = line_chart("b", points, smooth=True)
-    names = [set(re.findall(r'id="([^"]+)"', chart)) for chart in (first, other)]
-    assert names[0] and not names[0] & names[1]
+    ids = [set(re.findall(r'id="([^"]+)"', chart)) for chart in (first, other)]
+    assert ids[0] and not ids[0] & ids[1]
 
 
 def test_charts_keep_text_as_text():
@@ -203,7 +201,7 @@ def test_lines_of_any_length_can_be_drawn(length):
     assert len(chart) < 60_000
 
 
-def test_the_running_mean_follows_a_slope_and_leaves_out_what_is_not_finite():
+def test_the_running_mean_follows_a_slope_and_skips_non_finite_values():
     slope = np.arange(100.0)
     assert np.allclose(running_mean(slope), slope)
     slope[50] = np.nan

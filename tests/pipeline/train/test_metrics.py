@@ -1,4 +1,4 @@
-"""A step's figures by source: from summands that are there anyway, whatever the layout of rows."""
+"""Metrics of a step by source, the same for padded and for packed batches."""
 
 from dataclasses import replace
 
@@ -10,34 +10,41 @@ from pipeline.data.collate import collate, pack
 from pipeline.data.encode import Example, MediumInput
 from pipeline.data.loader import MicroBatch
 from pipeline.forecast.flops import UnitCosts, Work
-from pipeline.train.losses import Loss, text_loss
-from pipeline.train.metrics import MetricsAccumulator, samples_o, source_names
+from pipeline.train.losses import LossSum, text_loss
+from pipeline.train.metrics import (
+    MetricsAccumulator,
+    SourceMetrics,
+    StepMetrics,
+    WorkMetrics,
+    samples_o,
+    source_names,
+)
 
 
-def row(length, targets, *, source, answer=None):
-    """Return a row whose last tokens are targets."""
+def example(length, targets, *, source, answer=None):
+    """Return an example whose last tokens are targets."""
     ids = list(range(1, length + 1))
     labels = [IGNORED] * (length - targets) + ids[length - targets :]
     return Example(ids=ids, labels=labels, kinds=[""] * length, source=source, answer=answer)
 
 
-ROWS = [row(5, 2, source=1), row(3, 1, source=0), row(6, 4, source=1)]
+EXAMPLES = [example(5, 2, source=1), example(3, 1, source=0), example(6, 4, source=1)]
 
 
 def batches():
-    yield collate(ROWS, pad_id=0, side="right")
-    yield pack(ROWS)
+    yield collate(EXAMPLES, pad_id=0, side="right")
+    yield pack(EXAMPLES)
 
 
 @pytest.mark.parametrize("batch", batches(), ids=["padded", "packed"])
-def test_every_target_knows_its_sample(batch):
+def test_each_target_belongs_to_its_sample(batch):
     assert samples_o(batch).tolist() == [0, 0, 1, 2, 2, 2, 2]
-    assert batch.targets_o.tolist() == [4, 5, 3, 3, 4, 5, 6]
+    assert batch.targets_m.tolist() == [4, 5, 3, 3, 4, 5, 6]
 
 
-def test_a_decoders_targets_know_it_too():
-    rows = [row(4, 0, source=0, answer=[7, 8]), row(4, 0, source=0, answer=[9])]
-    batch = collate(rows, pad_id=0, side="right")
+def test_each_decoder_target_belongs_to_its_sample():
+    examples = [example(4, 0, source=0, answer=[7, 8]), example(4, 0, source=0, answer=[9])]
+    batch = collate(examples, pad_id=0, side="right")
     assert samples_o(batch).tolist() == [0, 0, 1]
 
 
@@ -52,55 +59,86 @@ def costs():
 def test_losses_by_source_add_up_to_the_loss(alone, batch):
     torch.manual_seed(0)
     logits = torch.randn(7, 9)
-    found = text_loss(logits, batch.targets_o)
-    tally = MetricsAccumulator(["captions", "dialogues", "unused"], (), costs(), peak=28.0)
+    loss = text_loss(logits, batch.targets_m)
+    accumulator = MetricsAccumulator(["captions", "dialogues", "unused"], (), costs(), peak=28.0)
     item = MicroBatch(batch=batch, samples=3, sources=(1, 0, 1))
-    tally.add(item, {"text": found})
-    figures = tally.finish(seconds=2.0)
-    sources = figures["sources"]
+    accumulator.add(item, {"text": loss})
+    work = accumulator.finish(seconds=2.0)
+    sources = work.sources
     assert sources.keys() == {"captions", "dialogues"}
-    assert sources["captions"]["loss"] == pytest.approx(found.each_m[2].item())
-    whole = sum(s["loss"] * s["targets"] for s in sources.values())
-    assert whole == pytest.approx(found.total.item())
-    assert (sources["dialogues"]["samples"], sources["dialogues"]["tokens"]) == (2, 11)
-    assert sources["dialogues"]["targets"] == 6
-    assert figures["memory_bytes"][0] > 1e6
-    assert figures["imbalance"] == {"backbone": 1.0}
-    assert figures["mfu"] == 0.5  # 14 positions of 2 FLOPs in 2 seconds at 28 a second
-    assert (tally.totals.samples, tally.totals.positions, tally.totals.pairs) == (3, 14, 42)
+    assert sources["captions"].loss == pytest.approx(loss.per_target_m[2].item())
+    total = sum(source.loss * source.targets for source in sources.values())
+    assert total == pytest.approx(loss.total.item())
+    assert (sources["dialogues"].samples, sources["dialogues"].tokens) == (2, 11)
+    assert sources["dialogues"].targets == 6
+    assert work.memory_bytes[0] > 1e6
+    assert work.imbalance == {"backbone": 1.0}
+    assert work.mfu == 0.5  # 14 positions of 2 FLOPs in 2 seconds at 28 FLOP/s
+    totals = accumulator.totals
+    assert (totals.samples, totals.positions, totals.pairs) == (3, 14, 42)
 
 
-def test_fillers_and_losses_without_summands_count_for_nothing(alone):
-    filler = Example(ids=[0], labels=[IGNORED], kinds=[""])
-    batch = collate([ROWS[0], filler], pad_id=0, side="right")
-    tally = MetricsAccumulator(["captions", "dialogues"], ("image",), None, None)
-    tally.add(MicroBatch(batch=batch, samples=1, sources=(1,)), {"itc": Loss(torch.ones(()), 1)})
-    tally.add(MicroBatch(batch=pack([filler]), samples=0), {})
-    figures = tally.finish(seconds=1.0)
-    counted = {"samples": 1, "tokens": 5, "targets": 2, "loss": None}
-    assert figures["sources"] == {"dialogues": counted}
-    assert "mfu" not in figures
-    assert tally.finish(seconds=1.0)["sources"] == {}
+def test_dummies_and_losses_without_summands_do_not_count(alone):
+    dummy = Example(ids=[0], labels=[IGNORED], kinds=[""])
+    batch = collate([EXAMPLES[0], dummy], pad_id=0, side="right")
+    accumulator = MetricsAccumulator(["captions", "dialogues"], ("image",), None, None)
+    itc = LossSum(total=torch.ones(()), count=1)
+    accumulator.add(MicroBatch(batch=batch, samples=1, sources=(1,)), {"itc": itc})
+    accumulator.add(MicroBatch(batch=pack([dummy]), samples=0), {})
+    work = accumulator.finish(seconds=1.0)
+    expected = SourceMetrics(samples=1, tokens=5, targets=2, loss=None)
+    assert work.sources == {"dialogues": expected}
+    assert work.mfu is None
+    assert accumulator.finish(seconds=1.0).sources == {}
 
 
-def test_sources_are_named_by_as_little_as_tells_them_apart():
+def test_a_steps_metrics_are_one_flat_object():
+    source = SourceMetrics(samples=1, tokens=5, targets=2, loss=None)
+    metrics = StepMetrics(
+        step=1,
+        samples=8,
+        tokens=40,
+        loss=2.0,
+        losses={"text": 2.0},
+        lr=0.1,
+        grad_norm=1.0,
+        step_seconds=0.5,
+        tokens_per_second=80.0,
+        padding_share=0.0,
+        data_wait_share=0.1,
+        work=WorkMetrics(sources={"captions": source}, memory_bytes=[7]),
+        phase_seconds={"data": 0.1},
+    )
+    written = metrics.to_json()
+    contract = "step samples tokens loss losses lr grad_norm step_seconds tokens_per_second"
+    assert list(written) == [
+        *contract.split(),
+        *("padding_share", "data_wait_share", "sources", "memory_bytes", "phase_seconds"),
+    ]
+    assert written["sources"] == {
+        "captions": {"samples": 1, "tokens": 5, "targets": 2, "loss": None}
+    }
+
+
+def test_source_names_are_the_shortest_different_path_suffixes():
     assert source_names(["/a/x", "/b/y"]) == ["x", "y"]
     assert source_names(["/a/x", "/b/x"]) == ["a/x", "b/x"]
     assert source_names(["/a/x", "/a/x"]) == ["0: /a/x", "1: /a/x"]
 
 
-def test_the_encoder_has_not_worked_on_media_whose_features_were_known(alone):
+def test_cached_media_do_not_count_as_encoded(alone):
     one = Work(forward=1.0)
-    parts = {"image": one}
-    told = UnitCosts(
-        position=Work(), pair=Work(), target=Work(), encoders=parts, projectors=parts, seq2seq=False
+    image = {"image": one}
+    unit_costs = UnitCosts(
+        position=Work(), pair=Work(), target=Work(), encoders=image, projectors=image, seq2seq=False
     )
-    placed = [
-        MediumInput(kind="image", start=0, first=0, values=values, features=features)
+    inputs = [
+        MediumInput(kind="image", start=0, first=0, input_values=values, features=features)
         for values, features in ((torch.zeros(1, 2), None), (None, torch.ones(1, 3, 4)))
     ]
-    rows = [replace(ROWS[0], media=(medium,)) for medium in placed]
-    tally = MetricsAccumulator(["captions", "dialogues"], ("image",), told, peak=1.0)
-    tally.add(MicroBatch(batch=pack(rows), samples=2, sources=(0, 0)), {})
-    assert tally.finish(seconds=1.0)["mfu"] == 3.0  # one encoder, two projectors
-    assert (tally.totals.media, tally.totals.encoded) == ({"image": 2}, {"image": 1})
+    examples = [replace(EXAMPLES[0], media=(medium,)) for medium in inputs]
+    accumulator = MetricsAccumulator(["captions", "dialogues"], ("image",), unit_costs, peak=1.0)
+    accumulator.add(MicroBatch(batch=pack(examples), samples=2, sources=(0, 0)), {})
+    assert accumulator.finish(seconds=1.0).mfu == 3.0  # one encoder, two projectors
+    assert accumulator.totals.media == {"image": 2}
+    assert accumulator.totals.encoded == {"image": 1}

@@ -1,43 +1,47 @@
-"""What the ranks agree on: which media a pass uses, and of which any has to be encoded."""
+"""What the ranks agree on: the kinds of media of a micro-batch, and which of them to encode."""
 
 import torch
 
+from model.presets import system
 from pipeline.checkpoint.async_writer import SaveStatus
 from pipeline.data.collate import pack
 from pipeline.data.encode import Example, MediumInput
 from pipeline.data.loader import MicroBatch
-from pipeline.train.losses import TextObjective
+from pipeline.train.losses import loss_terms
 from pipeline.train.step_sync import sync_step
 
 KINDS = ("image", "video", "audio")
 
 
 def item(*media: tuple[str, bool]) -> MicroBatch:
-    """Return a micro-batch with media of these kinds, whose features are known or not."""
-    placed = tuple(
+    """Return a micro-batch with media of these kinds, whose features are cached or not."""
+    inputs = tuple(
         MediumInput(
             kind=kind,
             start=0,
             first=0,
-            values=None if known else torch.zeros(1, 2),
-            features=torch.zeros(1, 3, 4) if known else None,
+            input_values=None if cached else torch.zeros(1, 2),
+            features=torch.zeros(1, 3, 4) if cached else None,
         )
-        for kind, known in media
+        for kind, cached in media
     )
-    row = Example(ids=[1, 2], labels=[1, 2], kinds=["", ""], media=placed)
-    return MicroBatch(batch=pack([row]), samples=1)
+    example = Example(ids=[1, 2], labels=[1, 2], kinds=["", ""], media=inputs)
+    return MicroBatch(batch=pack([example]), samples=1)
 
 
-def test_known_media_are_used_and_not_encoded(alone: None) -> None:
+def test_cached_media_are_used_and_not_encoded(alone: None) -> None:
     items = [
         item(("image", True), ("audio", False)),
         item(("image", True), ("image", False), ("audio", True)),
         item(),
     ]
-    writing = SaveStatus(busy=1)
-    sync = sync_step(items, KINDS, TextObjective(), stop=False, writing=writing, device="cpu")
+    status = SaveStatus(busy=1)
+    preset = system("digits")
+    losses = loss_terms(preset.model, preset.pt)
+    sync = sync_step(items, KINDS, losses, stop=False, save_status=status, device="cpu")
     assert sync.used == (("image", "audio"), ("image", "audio"), ())
     assert sync.encoded == (("audio",), ("image",), ())
     assert sync.samples == 3
-    assert sync.writing == writing
-    assert not sync.lost
+    assert sync.counts == {"text": 3}
+    assert sync.save_status == status
+    assert not sync.unreadable

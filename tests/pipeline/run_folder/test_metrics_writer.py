@@ -1,4 +1,4 @@
-"""A run's records hold every step once, also after a crash and a resume."""
+"""The metrics hold every step once, even after a crash and a resume."""
 
 import contextlib
 import json
@@ -8,18 +8,18 @@ import pytest
 
 from etl.cli import UserError
 from pipeline.config.trainer_state import TrainerState
-from pipeline.run_folder.records import MetricsWriter, read_metrics
+from pipeline.run_folder.metrics_writer import MetricsWriter, read_metrics
 from tests.disks import make_room, small_disk
 
 
-def test_rewinding_forgets_what_lies_past_the_checkpoint(tmp_path: Path) -> None:
-    records = MetricsWriter(tmp_path, rank=0)
+def test_rewinding_removes_the_lines_after_the_checkpoint(tmp_path: Path) -> None:
+    writer = MetricsWriter(tmp_path, rank=0)
     for step in range(1, 6):
-        records.step({"step": step, "loss": 1 / step})
-        records.bad(step, [{"id": f"s{step}"}])
+        writer.step({"step": step, "loss": 1 / step})
+        writer.bad(step, [{"id": f"s{step}"}])
     with (tmp_path / "metrics.jsonl").open("a") as stream:
-        stream.write('{"step": 6, "lo')  # what a killed run leaves
-    records.rewind(3)
+        stream.write('{"step": 6, "lo')  # as a killed run leaves it
+    writer.rewind(3)
     assert [entry["step"] for entry in read_metrics(tmp_path)] == [1, 2, 3]
     lines = (tmp_path / "bad_samples.jsonl").read_text().splitlines()
     assert [json.loads(line)["id"] for line in lines] == ["s1", "s2", "s3"]
@@ -30,30 +30,30 @@ def test_only_rank_0_writes(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_too_many_bad_samples_end_the_run(tmp_path: Path) -> None:
-    records = MetricsWriter(tmp_path, rank=0)
-    records.check_bad(TrainerState(samples=100, bad=10), 0.01)
+def test_too_many_bad_samples_stop_the_run(tmp_path: Path) -> None:
+    writer = MetricsWriter(tmp_path, rank=0)
+    writer.check_bad(TrainerState(samples=100, bad=10), 0.01)
     with pytest.raises(UserError, match="11 of 111 samples cannot be used"):
-        records.check_bad(TrainerState(samples=100, bad=11), 0.01)
-    records.check_bad(TrainerState(samples=9900, bad=100), 0.01)
+        writer.check_bad(TrainerState(samples=100, bad=11), 0.01)
+    writer.check_bad(TrainerState(samples=9900, bad=100), 0.01)
 
 
-def test_lines_that_a_full_disk_does_not_take_come_with_the_next_ones(
+def test_lines_that_a_full_disk_rejects_are_written_with_the_next_ones(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with small_disk(tmp_path / "run", 1 << 16) as run:
-        records = MetricsWriter(run, rank=0)
-        records.step({"step": 1})
-        filler = run / "filler"
-        with contextlib.suppress(OSError), filler.open("wb", buffering=0) as stream:
+        writer = MetricsWriter(run, rank=0)
+        writer.step({"step": 1})
+        other = run / "other"
+        with contextlib.suppress(OSError), other.open("wb", buffering=0) as stream:
             while True:
                 stream.write(bytes(4096))
         for step in range(2, 2000):  # more than what is left of the file's last page
-            records.step({"step": step, "text": "x" * 50})
+            writer.step({"step": step, "text": "x" * 50})
         assert len(read_metrics(run)) < 1000
         assert caplog.text.count("No space left on device; its lines are kept") == 1
         with pytest.raises(UserError, match=r"metrics.jsonl: no room for the last lines"):
-            records.close()
+            writer.close()
         make_room(run, 1 << 20)
-        records.close()
+        writer.close()
         assert [entry["step"] for entry in read_metrics(run)] == list(range(1, 2000))

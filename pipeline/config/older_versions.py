@@ -1,0 +1,66 @@
+"""Keys and files that were renamed: what an older version made is refused in one clear line."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from etl.cli import UserError
+
+RENAMED_KEYS: Mapping[str, str] = {
+    "bad_share": "max_bad_fraction",
+    "cursor": "trainer_state",
+    "features": "feature_cache",
+    "features_mode": "feature_cache_mode",
+    "keep": "keep_last",
+    "trains": "trainable",
+    "workers": "num_workers",
+}
+"""Old key → new key, of configurations and of checkpoint manifests."""
+
+RENAMED_FILES: Mapping[str, str] = {
+    "features.json": "feature_cache.json",
+    "hindsight.json": "forecast.json",
+}
+"""Old name → new name, of files in a run folder."""
+
+
+class OlderVersionError(UserError):
+    """Something has the name that an older version gave it.
+
+    Args:
+        where: the run folder, the file, or the dotted field.
+        old: the name found.
+        new: the name that replaced it.
+        advice: what to do about it.
+    """
+
+    def __init__(
+        self, where: Path | str, old: str, new: str, *, advice: str = "start a new run folder"
+    ) -> None:
+        super().__init__(
+            f"{where}: made by an older version of mmloom (it has `{old}`, now `{new}`); {advice}"
+        )
+        self.old, self.new = old, new
+
+
+def check_key(where: str, key: str, fields: Collection[str]) -> None:
+    """Raise OlderVersionError if an unknown key is the old name of one of a class's fields."""
+    new = RENAMED_KEYS.get(key)
+    if new is not None and new in fields:
+        raise OlderVersionError(where, key, new)
+
+
+def check_manifest(run: Path, manifest: Mapping[str, Any]) -> None:
+    """Raise OlderVersionError if the manifest of one of a run's checkpoints has a renamed key."""
+    for old, new in RENAMED_KEYS.items():
+        if old in manifest and new not in manifest:
+            raise OlderVersionError(run, old, new)
+
+
+def check_files(run: Path) -> None:
+    """Raise OlderVersionError if a run folder has a file that was renamed."""
+    for old, new in RENAMED_FILES.items():
+        if (run / old).is_file():
+            raise OlderVersionError(run, old, new)

@@ -1,0 +1,99 @@
+"""How a run ends: the last line of its log, and a finished run that is started again."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from model.presets import system
+from pipeline.checkpoint.files import CheckpointFolder
+from pipeline.config.run_config import RunConfig
+from pipeline.config.trainer_state import TrainerState
+from pipeline.forecast.workload import WorkTotals
+from pipeline.run_folder import report
+from pipeline.train import train
+
+STEPS = 47
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunConfig:
+    output = str(tmp_path / "run")
+    return RunConfig(stage="pt", system=system("digits"), data=("data",), output=output)
+
+
+def inputs(run: RunConfig, step: int | None) -> SimpleNamespace:
+    """Return the inputs of a run of `STEPS` steps with a checkpoint of a step."""
+    folder = CheckpointFolder(Path(run.output) / "checkpoints")
+    return SimpleNamespace(
+        steps=STEPS,
+        checkpoint=None if step is None else folder.final(step),
+        checkpoints=SimpleNamespace(folder=folder),
+    )
+
+
+@pytest.fixture
+def last_line(
+    run: RunConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> Callable[[int], str]:
+    """Report a run that has ended at a step; return the last line of the log."""
+    monkeypatch.setattr(train, "compare_with_forecast", lambda *args, **more: None)
+    monkeypatch.setattr(report, "run_report", lambda folder: folder / "report.html")
+
+    def call(step: int) -> str:
+        totals = WorkTotals(media={}, encoded={})
+        state = TrainerState(step=step)
+        with caplog.at_level(logging.INFO):
+            train.write_report(run, inputs(run, step), state, totals, memory_before=0)  # type: ignore[arg-type]
+        return caplog.messages[-1]
+
+    return call
+
+
+def test_a_stopped_run_says_how_to_resume(last_line: Callable[[int], str]) -> None:
+    assert last_line(5) == "stopped after step 5 of 47, saved; the same command resumes"
+
+
+def test_a_finished_run_names_its_results(run: RunConfig, last_line: Callable[[int], str]) -> None:
+    folder = run.output
+    expected = f"done: {folder}/report.html, {folder}/checkpoints/step-00000047"
+    assert last_line(STEPS) == expected
+
+
+class TrainingStarted(Exception):  # noqa: N818 -- not an error
+    """Raised in place of training."""
+
+
+@pytest.mark.parametrize(
+    ("step", "resume", "trains"),
+    [
+        (STEPS, "auto", False),
+        (STEPS - 1, "auto", True),
+        (None, "auto", True),
+        (STEPS, str(STEPS), True),
+        (None, "never", True),
+    ],
+)
+def test_a_finished_run_is_not_trained_again(
+    step: int | None,
+    resume: str,
+    trains: bool,
+    run: RunConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def start(run: RunConfig) -> None:
+        raise TrainingStarted
+
+    monkeypatch.setattr(train, "StopRequest", lambda: None)
+    monkeypatch.setattr(train, "open_inputs", lambda run, resume: inputs(run, step))
+    monkeypatch.setattr(train, "create_run_folder", start)
+    if trains:
+        with pytest.raises(TrainingStarted):
+            train.train_stage(run, resume)
+        return
+    with caplog.at_level(logging.INFO):
+        assert train.train_stage(run, resume) == 0
+    assert caplog.messages == [f"already complete: {run.output} (step 47 of 47)"]
