@@ -43,6 +43,7 @@ class Stage:
             micro_batch · max_tokens tokens and micro_batch · pack_media media: no more memory
             than `micro_batch` of the longest samples need, and no padding.
         pack_media: see there; also what `plan` reckons with.
+        z_loss: weight of the z-loss on the text's logits (PaLM: 1e-4), in PT and SFT; 0 for none.
     """
 
     trainable: tuple[str, ...]
@@ -62,6 +63,7 @@ class Stage:
     recompute: bool = False
     packing: Literal["auto", "off"] = "auto"
     pack_media: int = 4
+    z_loss: float = 0.0
 
     def tiny(self) -> Self:
         """Return the same stage for a tiny model: what trains and how is kept, sizes are not."""

@@ -72,6 +72,8 @@ def loss_terms(spec: ModelSpec, stage: Stage) -> tuple[LossTerm, ...]:
             terms += (align_term(spec, kind, stage.reference.weight, _align_image_text),)
         return terms
     terms = (LossTerm(name="text", weight=1.0, count=_count_targets, fn=_text),)
+    if stage.z_loss:
+        terms += (LossTerm(name="z", weight=stage.z_loss, count=_count_targets, fn=_z),)
     if stage.reference is not None:
         kind = spec.inputs[0].modality
         terms += (align_term(spec, kind, stage.reference.weight, _align_text),)
@@ -115,6 +117,20 @@ def text_loss(logits_mv: Tensor, targets_m: Tensor, *, smoothing: float = 0.0) -
 def _text(outputs: Sequence[Any]) -> LossSum:
     """The text loss of any model whose output begins with logits (o, v) and targets (o,)."""
     return text_loss(outputs[0], outputs[1])
+
+
+def z_loss(logits_mv: Tensor) -> LossSum:
+    """Sum of log² Z over the targets, Z the softmax's denominator (Chowdhery et al. 2022, §5).
+
+    It keeps the logits near 0, where bf16 is precise.
+    """
+    log_z_m = logits_mv.float().logsumexp(-1)
+    return LossSum(total=log_z_m.square().sum(), count=len(log_z_m))
+
+
+def _z(outputs: Sequence[Any]) -> LossSum:
+    """The z-loss of any model whose output begins with logits (o, v)."""
+    return z_loss(outputs[0])
 
 
 def _count_targets(batch: Batch) -> int:

@@ -1,5 +1,7 @@
 """Losses return sums and counts, so that any split of a batch gives the same gradient."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,6 +14,7 @@ from pipeline.train.losses import (
     matching_loss,
     squared_distance,
     text_loss,
+    z_loss,
 )
 
 
@@ -117,3 +120,22 @@ def test_every_stage_of_every_preset_has_loss_terms_with_names_of_their_own(name
         assert all(term.weight > 0 for term in terms)
         assert ("align" in names) == (stage.reference is not None)
         assert any(name.startswith("to_") for name in names) == (stage.generation is not None)
+
+
+def test_the_z_loss_is_the_squared_log_of_the_softmax_denominator() -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(10, 7, requires_grad=True)
+    loss = z_loss(logits)
+    assert loss.count == 10
+    torch.testing.assert_close(loss.total, logits.exp().sum(1).log().square().sum())
+    assert z_loss(logits[:0]).total.item() == 0.0
+
+
+def test_a_stage_has_a_z_loss_where_its_weight_says_so() -> None:
+    preset = system("digits")
+    without = [term.name for term in loss_terms(preset.model, preset.pt)]
+    text, z = loss_terms(preset.model, replace(preset.pt, z_loss=1e-4))
+    assert without == [text.name]
+    assert (z.name, z.weight) == ("z", 1e-4)
+    logits, targets = torch.randn(3, 7), torch.zeros(3, dtype=torch.long)
+    assert torch.equal(z.fn((logits, targets)).total, z_loss(logits).total)
