@@ -84,7 +84,7 @@ $(INSTALLED): requirements.lock pyproject.toml
 $(COMPILED): $(INSTALLED)
 ifeq ($(GPUS),0)
 	@echo "compiling DeepSpeed's CPU collectives (one or two minutes the first time)"
-	@$(BIN)/python -c 'from pipeline.compat.deepspeed_ops import load_op; load_op("ShareMemCommBuilder")' \
+	@$(BIN)/python -c 'from pipeline.compat.deepspeed import load_op; load_op("ShareMemCommBuilder")' \
 	    > $(VENV)/compile.log 2>&1 || { \
 	    echo 'error: DeepSpeed could not compile its CPU collectives' \
 	        '(is g++ installed? details in $(VENV)/compile.log)' >&2; \

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from deepspeed.accelerator import get_accelerator
 
-from pipeline.compat.deepspeed_ops import init_process_group, load_op
+from pipeline.compat.deepspeed import init_process_group, load_op
 
 
 def rank_and_world_size() -> tuple[int, int]:

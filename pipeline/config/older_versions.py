@@ -8,16 +8,31 @@ from typing import Any
 
 from etl.cli import UserError
 
-RENAMED_KEYS: Mapping[str, str] = {
-    "bad_share": "max_bad_fraction",
-    "cursor": "trainer_state",
-    "features": "feature_cache",
-    "features_mode": "feature_cache_mode",
-    "keep": "keep_last",
-    "trains": "trainable",
-    "workers": "num_workers",
+RENAMED_KEYS: Mapping[str, tuple[str, ...]] = {
+    # Of a run.
+    "bad_share": ("max_bad_fraction",),
+    "features": ("feature_cache",),
+    "features_mode": ("feature_cache_mode",),
+    "keep": ("keep_last",),
+    "workers": ("num_workers",),
+    # Of a preset: stages and model.
+    "cross_every": ("cross_attention_frequency",),
+    "embedding": ("embedding_width",),
+    "every": ("every_n_layers",),
+    "masked": ("mask_ratio",),
+    "neighbours": ("group_size",),
+    "norm_epsilon": ("norm_eps",),
+    "parts": ("segments", "clips"),
+    "positions": ("max_frames", "max_segments"),
+    "smoothing": ("label_smoothing",),
+    "trains": ("trainable",),
+    "width_inside": ("hidden_width",),
+    # Of a checkpoint's manifest.
+    "cursor": ("trainer_state",),
 }
-"""Old key → new key, of configurations and of checkpoint manifests."""
+"""Old key → new keys: the one that the class (or the manifest) has replaces it."""
+
+MANIFEST_KEYS = ("trainer_state", "identity", "files")
 
 RENAMED_FILES: Mapping[str, str] = {
     "features.json": "feature_cache.json",
@@ -47,16 +62,15 @@ class OlderVersionError(UserError):
 
 def check_key(where: str, key: str, fields: Collection[str]) -> None:
     """Raise OlderVersionError if an unknown key is the old name of one of a class's fields."""
-    new = RENAMED_KEYS.get(key)
-    if new is not None and new in fields:
-        raise OlderVersionError(where, key, new)
+    for new in RENAMED_KEYS.get(key, ()):
+        if new in fields:
+            raise OlderVersionError(where, key, new)
 
 
 def check_manifest(run: Path, manifest: Mapping[str, Any]) -> None:
     """Raise OlderVersionError if the manifest of one of a run's checkpoints has a renamed key."""
-    for old, new in RENAMED_KEYS.items():
-        if old in manifest and new not in manifest:
-            raise OlderVersionError(run, old, new)
+    for old in manifest:
+        check_key(str(run), old, MANIFEST_KEYS)
 
 
 def check_files(run: Path) -> None:

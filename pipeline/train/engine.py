@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from model.spec import Stage
-from pipeline.compat.deepspeed_ops import load_op
+from pipeline.compat.deepspeed import load_op
 from pipeline.config.deepspeed import ds_config
 
 

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from etl.cli import UserError
 from pipeline.checkpoint.checkpoints import Checkpoints
+from pipeline.compat.deepspeed import clear_gradients
 from pipeline.config.trainer_state import TrainerState
 from pipeline.data.loader import MicroBatch
 from pipeline.distributed import device
@@ -145,6 +146,7 @@ class TrainingLoop:
         }
         # The sum and the count of each loss.
         totals = torch.zeros(len(terms), 2, dtype=torch.float64, device=device())
+        clear_gradients(self.engine)
         micro_steps = zip(items, sync.used, sync.encoded, strict=True)
         for number, (item, used, encoded) in enumerate(micro_steps, start=1):
             self.engine.set_gradient_accumulation_boundary(number == len(items))

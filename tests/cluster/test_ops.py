@@ -14,7 +14,7 @@ from tests.cluster.ranks import REPOSITORY
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
 OP = "deepspeed_shm_comm"
-LOAD = 'from pipeline.compat.deepspeed_ops import load_op; load_op("ShareMemCommBuilder")'
+LOAD = 'from pipeline.compat.deepspeed import load_op; load_op("ShareMemCommBuilder")'
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Load DeepSpeed's compiled ops so that a killed process cannot block later ones forever.
+"""DeepSpeed's internals: loading its compiled ops, and the gradients that ZeRO-3 holds.
 
 torch guards the compilation of an extension with a lock file, and waits while that file exists. A
 process that is killed while it compiles leaves the file behind, and every later run on the machine
@@ -47,3 +47,20 @@ def init_process_group() -> None:
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         deepspeed.init_distributed(verbose=False)
     log.debug("%s", printed.getvalue().strip())
+
+
+def clear_gradients(engine: deepspeed.DeepSpeedEngine) -> None:
+    """Zero the gradients that ZeRO-3 still holds from the last step; call before a step begins.
+
+    DeepSpeed overwrites a weight's gradient in the first micro-step of a step and adds to it in the
+    others (`partition_grads`, whatever `zero_grad` may suggest). A weight without a gradient in
+    that micro-step, because no rank has a medium of its kind there, would keep the gradient of an
+    earlier step and be updated by it once more.
+    """
+    buffer = getattr(engine.optimizer, "grad_partitions_flat_buffer", None)
+    if buffer is None:  # not ZeRO-3
+        return
+    buffer.zero_()
+    for master in engine.optimizer.fp32_partitioned_groups_flat:
+        if master.grad is not None:  # on the host, of an offloaded optimizer
+            master.grad.zero_()
