@@ -19,7 +19,7 @@ from pipeline.train.objectives import SentenceObjective
 
 RECORDED = Path(__file__).parents[1] / "recorded" / "pformer.safetensors"
 FORMER = replace(PFormer(dropout=0.0).tiny(), vocabulary=48, max_positions=64, max_text=8)
-SPEC = SentenceInit(pformer=FORMER, bert="", width=16, masked=0.0)
+SPEC = SentenceInit(pformer=FORMER, bert="", width=16, mask_ratio=0.0)
 MASK = 3
 
 
@@ -133,7 +133,7 @@ def test_a_batch_of_dummy_rows_has_no_losses_but_gradients():
 
 def test_cls_and_padding_are_never_masked():
     model = small_model()
-    model.objective = replace(SPEC, masked=1.0)
+    model.objective = replace(SPEC, mask_ratio=1.0)
     ids = torch.tensor([[1, 7, 8, 2, 0]])
     mask = torch.tensor([[1, 1, 1, 1, 0]])
     masked = model._masked(TextIds(ids_bl=ids, mask_bl=mask))
