@@ -25,6 +25,7 @@ from model.encoders import (
     monkey,
     nfnet,
     pointbert,
+    siglip,
     temporal_clip,
     uniformer_eva,
     vit,
@@ -80,6 +81,7 @@ from model.spec.projectors import (
     TokenConcat,
 )
 from model.spec.qformer import QFormer, VideoQFormer
+from model.spec.siglip import Siglip
 from model.spec.video import TemporalClip, UniformerEva
 from model.spec.vit import Vit, Vit22B
 from model.weights import Weights, load_transformers
@@ -89,6 +91,7 @@ ENCODERS: Mapping[type, EncoderFile] = {
     ClipVision: clip,
     EvaClip: eva_clip,
     Eva2Clip: eva2_clip,
+    Siglip: siglip,
     Vit: vit,
     Vit22B: vit_22b,
     NfNet: nfnet,

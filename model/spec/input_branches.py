@@ -28,6 +28,7 @@ from model.spec.projectors import (
     TokenConcat,
 )
 from model.spec.qformer import QFormer, VideoQFormer
+from model.spec.siglip import Siglip
 from model.spec.video import TemporalClip, UniformerEva
 from model.spec.vit import Vit, Vit22B
 
@@ -36,6 +37,7 @@ Encoder = (
     ClipVision
     | EvaClip
     | Eva2Clip
+    | Siglip
     | Vit
     | Vit22B
     | NfNet

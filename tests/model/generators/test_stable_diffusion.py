@@ -71,7 +71,7 @@ def test_a_checkpoint_gives_the_same_numbers_as_diffusers(checkpoint):
         conditions = text(ids).last_hidden_state
         torch.testing.assert_close(made.embed(ids), conditions)
         found = made.denoise(shown, conditions, seeds)
-        steps, noise = made._drawn(seeds, torch.device("cpu"))
+        steps, noise = made._sample_noise(seeds, torch.device("cpu"))
         latents = vae.encode(shown / 127.5 - 1).latent_dist.mode() * vae.config.scaling_factor
         noised = DDPMScheduler.from_pretrained(checkpoint / "scheduler").add_noise(
             latents, noise, steps
@@ -84,7 +84,7 @@ def test_a_checkpoint_gives_the_same_numbers_as_diffusers(checkpoint):
 def test_the_target_of_v_prediction_is_the_velocity():
     spec = replace(TINY, prediction="v_prediction")
     made, shown, seeds = teacher(spec), pixels(1), torch.tensor([3])
-    steps, noise = made._drawn(seeds, torch.device("cpu"))
+    steps, noise = made._sample_noise(seeds, torch.device("cpu"))
     with torch.no_grad():
         found = made.denoise(shown, torch.zeros(1, *spec.condition_shape), seeds)
         latents = made.vae.encode(shown / 127.5 - 1).latent_dist.mode() * 0.18215
