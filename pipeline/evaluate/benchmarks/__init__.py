@@ -6,8 +6,9 @@ from difflib import get_close_matches
 
 from etl.cli import UserError
 from pipeline.evaluate.benchmark import Benchmark
+from pipeline.evaluate.benchmarks.pope import POPE
 
-BENCHMARKS: tuple[Benchmark, ...] = ()
+BENCHMARKS: tuple[Benchmark, ...] = (POPE,)
 """All benchmarks of `evaluate --benchmark` and `score`."""
 
 
