@@ -53,6 +53,7 @@ def run_command(words: list[str], head: RayHead) -> None:
     match words:
         case ["python", path, *rest] if path.startswith("etl/"):
             env = {**head.env, "RAY_ADDRESS": head.address}
+            rest = [str(Path(word).resolve()) if Path(word).exists() else word for word in rest]
             subprocess.run([sys.executable, REPOSITORY / path, *rest], env=env, check=True)
         case ["python", "-m", "pipeline", "plan", *_]:
             pass  # of the full size; tests/pipeline/forecast/ plans
