@@ -309,7 +309,7 @@ def test_pages_have_commands_of_every_program():
         "ray job submit --workingdir . -- python etl/laion.py --input a --output b",
         "ray job submit -- python etl/laion.py --inputs a --output b",
         "make quickstrat",
-        "python benchmarks/etl.py --image 3",
+        "python benchmarks/etl.py --imges 3",
     ],
 )
 def test_a_mistake_in_a_command_is_noticed(text, parsing):
