@@ -20,9 +20,13 @@ import pytest
 import tyro
 
 import etl.cli
-from model.presets import PRESETS
+from etl.digits.records import dialogue_sample
+from model.batch import IGNORED
+from model.build import build_tokenizer
+from model.presets import PRESETS, system
 from pipeline.cli import run as run_pipeline
 from pipeline.config.run_config import TrainOptions, changed_preset, resolve
+from pipeline.data.tokenize import SampleTokenizer
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
@@ -351,6 +355,34 @@ def test_named_files_exist(page):
     for code in CODE.findall(FENCE.sub("", page.read_text(encoding="utf-8"))):
         if OURS.fullmatch(code) and not re.search(r"[A-Z]{3,}", code.replace("README", "")):
             assert (ROOT / code).exists(), code
+
+
+def test_the_sample_of_the_readme_is_what_the_code_makes_of_it():
+    """Token by token: the spans of targets, and of what lies between them, in order."""
+    sample, spec = dialogue_sample(0, 2), system("digits")
+    tokenizer = build_tokenizer(spec.model, weights="pretrained")
+    drafter = SampleTokenizer(
+        spec.model, tokenizer, prompt=spec.sft.prompt, max_tokens=spec.sft.max_tokens
+    )
+    tokens = drafter.draft(sample.id, sample.turns, ["image"], cut=True)
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = {
+        name: re.search(rf"^{name} +(.*)$", text, re.MULTILINE)[1].replace("0 ×36", "0×36").split()
+        for name in ("token", "id", "label")
+    }
+    position = 0
+    for word, first, label in zip(*rows.values(), strict=True):
+        assert tokens.ids[position] == int(re.match(r"\d+", first)[0])
+        assert tokens.labels[position] == (int(label) if label.isdigit() else IGNORED)
+        if word != r"\n" and "image" not in word:
+            assert tokenizer.decode([tokens.ids[position]]).strip() == word.rstrip("…")
+        position += 36 if "×36" in word else 1
+        while word.endswith("…") and tokens.labels[position] == IGNORED:
+            position += 1
+    assert position == len(tokens.ids) == 60
+    medium = sample.media[0]
+    assert f"{medium.mime}, 96×96, {len(medium.data):,} bytes" in text
+    assert f"sha256 {medium.sha256[:8]}" in text
 
 
 def test_the_index_has_every_page():

@@ -61,7 +61,7 @@ def run_command(words: list[str], head: RayHead) -> None:
             assert run_pipeline(rest) == 0
         case ["deepspeed", "--num_accelerators", "8", "--module", "pipeline", stage, *rest]:
             rest = [str(Path(word).resolve()) if "/" in word else word for word in rest]
-            outcome = run_ranks(1, stage, *rest, "--max-steps", 2)
+            outcome = run_ranks(1, stage, *rest, "--epochs", 2, "--max-steps", 2)
             assert outcome.code == 0, outcome.stderr
         case _:
             raise AssertionError(words)
