@@ -5,8 +5,10 @@ are not run here but parsed, each by the option parser of the very program that 
 """
 
 import argparse
+import contextlib
 import importlib
 import importlib.util
+import io
 import re
 import shlex
 import signal
@@ -24,6 +26,7 @@ from etl.digits.records import dialogue_sample
 from model.batch import IGNORED
 from model.build import build_tokenizer
 from model.presets import PRESETS, system
+from pipeline.cli import COMMANDS as PIPELINE_COMMANDS
 from pipeline.cli import run as run_pipeline
 from pipeline.config.run_config import TrainOptions, changed_preset, resolve
 from pipeline.data.tokenize import SampleTokenizer
@@ -52,6 +55,15 @@ SBATCH = {
     *("--account", "--cpus-per-task", "--gpus-per-node", "--nodes", "--no-requeue", "--ntasks"),
     *("--ntasks-per-node", "--parsable", "--partition", "--time", "--wait"),
 }
+
+OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*[a-z]")
+FOREIGN_OPTIONS = {
+    *("--address", "--working-dir"),  # of ray job submit
+    *("--hostfile", "--master_port", "--num_accelerators"),  # of deepspeed
+    *("--exclusive", "--mem", "--signal"),  # of sbatch, in our scripts
+    "--index-url",  # of pip
+}
+BENCHMARKS = str(ROOT / "benchmarks")
 
 
 def relative(path):
@@ -148,7 +160,7 @@ def parsing(monkeypatch):
     monkeypatch.setattr(etl.cli.tyro, "cli", stop_after(read_options))
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop_after(read_arguments))
     monkeypatch.setattr(signal, "signal", lambda *_: None)  # programs set handlers first thing
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")  # they import each other
+    monkeypatch.setattr(sys, "path", [*sys.path, BENCHMARKS])  # they import each other
     monkeypatch.chdir(ROOT)
 
 
@@ -164,9 +176,10 @@ def options_of(program, words):
 @cache
 def script(path):
     """Import a script that is not in a package."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    name = f"script_{path.stem}"  # `etl` is one, too
+    spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module  # dataclasses look there for their module
+    sys.modules[name] = module  # dataclasses look there for their module
     spec.loader.exec_module(module)
     return module
 
@@ -347,6 +360,41 @@ def anchors(file):
     headings = re.findall(r"^#+ (.*)$", FENCE.sub("", file.read_text("utf-8")), re.MULTILINE)
     plain = (re.sub(r"[^\w\s-]", "", heading.lower()) for heading in headings)
     return {heading.strip().replace(" ", "-") for heading in plain}
+
+
+def with_options(pattern):
+    """Return the scripts that parse options."""
+    return [
+        relative(path)
+        for path in sorted(ROOT.glob(pattern))
+        if "parse(Options" in path.read_text() or "ArgumentParser" in path.read_text()
+    ]
+
+
+@cache
+def known_options():
+    """Return the options that the help of any of our programs names."""
+    words = [["-m", "pipeline", name, "--help"] for name in PIPELINE_COMMANDS]
+    words += [[f"etl/{path.name}", "--help"] for path in sorted((ROOT / "etl").glob("*.py"))]
+    words += [["-m", module, "--help"] for module in ("etl.digits", "pipeline.quickstart")]
+    words += [[path, "--help"] for path in with_options("benchmarks/*.py")]
+    words = [line for line in words if line[0] not in ("etl/__init__.py", "etl/cli.py")]
+    help_text = io.StringIO()
+    for line in words:
+        with contextlib.redirect_stdout(help_text), contextlib.suppress(SystemExit):
+            check_python(line)
+    usage = (ROOT / "slurm" / "local.sh").read_text()
+    return set(OPTION.findall(help_text.getvalue() + usage)) | SBATCH | FOREIGN_OPTIONS
+
+
+@pytest.mark.parametrize("page", PAGES, ids=relative)
+def test_named_options_exist(page, monkeypatch):
+    if page.name in ("CHANGELOG.md", "systems.md"):
+        return  # they name old ones, and those of other projects' scripts
+    monkeypatch.setattr(sys, "path", [*sys.path, BENCHMARKS])
+    for code in CODE.findall(FENCE.sub("", page.read_text(encoding="utf-8"))):
+        for option in OPTION.findall(code):
+            assert option in known_options(), code
 
 
 @pytest.mark.parametrize("page", PAGES, ids=relative)
