@@ -4,6 +4,7 @@
 #   PYTHON           the interpreter for the virtual environment (default: the first of 3.11 …)
 #   TORCH_PIP_ARGS   options for pip when it installs torch, e.g. where a CPU build comes from
 #   PYTEST_ARGS      options for pytest, e.g. -x
+#   COMMIT           whose share of the nightly tests `make test-share` runs (default: HEAD)
 #   QUICKSTART_ARGS  options for the quickstart
 
 SHELL := /bin/bash
@@ -20,6 +21,7 @@ COMPILED := $(VENV)/.compiled
 PYTHON ?=
 TORCH_PIP_ARGS ?=
 PYTEST_ARGS ?=
+COMMIT ?= $(shell git rev-parse HEAD 2>/dev/null || date +%j)
 QUICKSTART_ARGS ?=
 
 # ninja, ray and deepspeed are called by name, also by what we start.
@@ -31,10 +33,10 @@ ifeq ($(GPUS),0)
 export DS_ACCELERATOR ?= cpu
 endif
 
-.PHONY: help setup quickstart test check lock clean
+.PHONY: help setup quickstart test test-all test-share check lock clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(INSTALLED) $(COMPILED) ## set up .venv; the other targets do it by themselves
 
@@ -45,6 +47,12 @@ test: setup ## formatting, lint and types, then the fast tests, then those on a 
 	$(MAKE) --no-print-directory check
 	$(BIN)/python -m pytest -m "not cluster" -n auto --maxprocesses 8 --dist worksteal $(PYTEST_ARGS)
 	$(BIN)/python -m pytest -m cluster $(PYTEST_ARGS)
+
+test-all: ## the same, and the nightly tests
+	$(MAKE) --no-print-directory test PYTEST_ARGS="--nightly $(PYTEST_ARGS)"
+
+test-share: setup ## a share of the nightly tests, a quarter of an hour at most; another for each commit
+	$(BIN)/python -m pytest --nightly-share $(COMMIT) $(PYTEST_ARGS)
 
 check: $(INSTALLED) ## formatting, lint and types
 	$(BIN)/ruff format --check .

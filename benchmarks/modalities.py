@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from etl.cli import UserError, main, parse
-from etl.digits.faults import World
+from etl.digits.faults import WorldSize
 from etl.digits.shards import write_shards
 from model.presets import system
 
@@ -84,7 +84,7 @@ def run(args: Sequence[str]) -> None:
 def measure(name: str, options: Options) -> list[Row]:
     """Train one preset through both stages and ask it about each of its modalities."""
     modalities = system(name).model.modalities
-    world = World(
+    world = WorldSize(
         captions=options.captions,
         dialogues=options.dialogues,
         questions=options.questions,

@@ -2,11 +2,11 @@
 
     python benchmarks/near_dedup.py [--sizes N …] [--distance D] [--brute N]
 
-`etl.dedup.images.NearImages` judges a table of as many rows as stated, as `--near-images` has it
-judge a job's. Of the rows 22.4 % repeat an earlier picture (COYO-700M has 746,972,269 pairs and
-579,679,137 distinct perceptual hashes), two in three of these with equal hashes and the others with
-two or four bits turned; what is repeated is likely to be so again, as on the web. One row
-in a thousand is one constant picture. Each size has its own process, and `peak` is what that
+`etl.dedup.images.NearImages` filters a table of as many rows as stated, as it does for a job with
+`--image-dedup-distance`. Of the rows 22.4 % repeat an earlier picture (COYO-700M has 746,972,269
+pairs and 579,679,137 distinct perceptual hashes), two in three of these with equal hashes and the
+others with two or four bits turned; what is repeated is likely to be so again, as on the web. One
+row in a thousand is one constant picture. Each size has its own process, and `peak` is what that
 held at most beyond the table. The exponent is that of the growth of CPU seconds from one size to
 the next: 1 is linear, 2 quadratic. "Each with each" compares all pairs, of fewer rows.
 """

@@ -1,1 +1,1 @@
-"""The ETL house: corpora in, Arrow shards out; and the digits world, the embedded corpus."""
+"""The ETL package: turns published corpora into Arrow shards; `etl.digits` is the toy corpus."""

@@ -1,4 +1,4 @@
-"""Sounds with captions or transcripts to shards: `python etl/audio.py --input LIST …`.
+"""Captioned or transcribed sounds to shards: `python etl/audio.py --input LIST …`.
 
 The same command runs on a Ray cluster: `ray job submit -- python etl/audio.py …`.
 """
@@ -9,72 +9,77 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from etl.cli import main, parse
 from etl.filters import records
-from etl.filters.base import Step
+from etl.filters.base import Filter
 from etl.media.audio import AudioLimits
-from etl.media.gather import MediaPlan
-from etl.runtime.corpus import PairOptions, choose, run_corpus
-from etl.sources.sounds import formats, guess
+from etl.media.gather import MediaOptions
+from etl.runtime.corpus import PairOptions, run_corpus, select_format
+from etl.sources.sounds import FILE_NAME, FORMATS, detect_format, formats
+
+if TYPE_CHECKING:
+    FormatName = str
+else:
+    FormatName = Literal["auto", *FORMATS]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options(PairOptions):
-    """Fetch, check and deduplicate sounds and what is told of them.
+    """Fetch, check and deduplicate sounds with their captions or transcripts.
 
-    AudioCaps (csv with start times), WavCaps (JSON; downloads, or files among --media), Clotho (csv
-    of five captions), AISHELL-1 and -2 (transcripts). Sounds are kept as they are, unless cut;
+    AudioCaps (csv with start times), WavCaps (JSON; downloads, or files in --media), Clotho (csv of
+    five captions), AISHELL-1 and -2 (transcripts). Sounds are stored unchanged unless they are cut;
     their duration and loudness_dbfs (see --min-level) become scores.
     """
 
-    format: Literal["auto", "audiocaps", "wavcaps", "clotho", "aishell"] = "auto"
-    """How the list is published; auto looks at its beginning."""
-    name: str = "{youtube_id}_{start_time}.wav"
-    """What AudioCaps' files are called, with columns of the list in braces."""
+    format: FormatName = "auto"
+    """The published format of the list; auto detects it from the first lines."""
+    name: str = FILE_NAME
+    """File names of AudioCaps' sounds, with columns of the list in braces."""
     cut: bool = False
     """AudioCaps' files are whole recordings: keep the 10 s from start_time, as FLAC."""
     min_seconds: float = 0.1
-    """The least duration of a sound."""
+    """The minimum duration of a sound."""
     max_seconds: float = 600.0
-    """The largest duration of a sound."""
+    """The maximum duration of a sound."""
     min_level: float = -60.0
-    """The least level of a sound's loudest second, in dBFS; below that it is silent."""
+    """The minimum level of a sound's loudest second, in dBFS; below it the sound is silent."""
     min_caption: int = 1
-    """The fewest characters of a caption."""
+    """The minimum characters of a caption."""
     max_bytes: int = 200_000_000
-    """The largest body of a download."""
+    """The maximum size of a response body."""
     timeout: float = 30.0
-    """Seconds to wait for a server's next packet; a whole answer has three times as long."""
+    """Seconds to wait for a server's next packet; a whole response may take three times as long."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require("max_seconds", self.max_seconds > self.min_seconds, "more than --min-seconds")
 
     @property
-    def plan(self) -> MediaPlan:
-        """See `CorpusOptions.plan`."""
+    def media_options(self) -> MediaOptions:
+        """See `CorpusOptions.media_options`."""
         limits = AudioLimits(
             min_seconds=self.min_seconds, max_seconds=self.max_seconds, min_level=self.min_level
         )
-        return dataclasses.replace(super().plan, audio=limits)
+        return dataclasses.replace(super().media_options, audio=limits)
 
-    def steps(self) -> tuple[Step, ...]:
-        """See `CorpusOptions.steps`."""
+    def filters(self) -> tuple[Filter, ...]:
+        """See `CorpusOptions.filters`."""
         declared = functools.partial(
             records.declared_duration, minimum=self.min_seconds, maximum=self.max_seconds
         )
-        first, *rest = super().steps()
-        return (first, Step(name="declared duration", operation=declared), *rest)
+        first, *rest = super().filters()
+        return (first, Filter(name="declared duration", function=declared), *rest)
 
 
 def run(args: Sequence[str]) -> None:
-    """Run the job with the words after the command's name."""
+    """Run the job with command-line arguments."""
     options = parse(Options, prog="python etl/audio.py", args=args)
-    known = formats(options.name, cut=options.cut, local=bool(options.media))
-    corpus, how = choose(options, options.format, known, guess)
-    run_corpus("audio", options, corpus, how)
+    available = formats(options.name, cut=options.cut, local=bool(options.media))
+    corpus, fmt = select_format(options, options.format, available, detect_format)
+    run_corpus("audio", options, corpus, fmt)
 
 
 if __name__ == "__main__":

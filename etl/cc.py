@@ -1,26 +1,22 @@
-"""Conceptual Captions and kin to shards: `python etl/cc.py --input LIST.tsv …`.
+"""Conceptual Captions and similar lists to shards: `python etl/cc.py --input LIST.tsv …`.
 
 The same command runs on a Ray cluster: `ray job submit -- python etl/cc.py …`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from etl.cli import main, parse
-from etl.runtime.corpus import PairOptions, choose, run_corpus
-from etl.sources.base import Format
-from etl.sources.conceptual import CC3M, CC12M, CC595K, SBU, WUKONG, guess
+from etl.runtime.corpus import PairOptions, run_corpus, select_format
+from etl.sources.conceptual import FORMATS, detect_format
 
-FORMATS: Mapping[str, Format] = {
-    "cc3m": CC3M,
-    "cc12m": CC12M,
-    "sbu": SBU,
-    "wukong": WUKONG,
-    "cc595k": CC595K,
-}
+if TYPE_CHECKING:
+    FormatName = str
+else:
+    FormatName = Literal["auto", *FORMATS]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,15 +27,15 @@ class Options(PairOptions):
     url, caption), and CC595K's chat.json, whose images are files: give --media images.zip.
     """
 
-    format: Literal["auto", "cc3m", "cc12m", "sbu", "wukong", "cc595k"] = "auto"
-    """How the list is published; auto looks at its beginning."""
+    format: FormatName = "auto"
+    """The published format of the list; auto detects it from the first lines."""
 
 
 def run(args: Sequence[str]) -> None:
-    """Run the job with the words after the command's name."""
+    """Run the job with command-line arguments."""
     options = parse(Options, prog="python etl/cc.py", args=args)
-    corpus, how = choose(options, options.format, FORMATS, guess)
-    run_corpus("cc", options, corpus, how, identity="record" if corpus == "cc595k" else "medium")
+    corpus, fmt = select_format(options, options.format, FORMATS, detect_format)
+    run_corpus("cc", options, corpus, fmt)
 
 
 if __name__ == "__main__":

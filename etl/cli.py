@@ -1,6 +1,6 @@
-"""What every command of mmloom shares: typed options, and one line for a user's mistake.
+"""What all of mmloom's commands share: typed options, and one line for a user's mistake.
 
-The pipeline house uses it too (docs/design.md says why it lies here).
+`pipeline` uses it, too; docs/design.md says why it is in `etl`.
 """
 
 from __future__ import annotations
@@ -31,55 +31,55 @@ def parse(
 ) -> Options:
     """Read a command line into a frozen dataclass.
 
-    An option that takes several values may come several times: `--set A --set B` is `--set A B`.
+    An option with several values may be repeated: `--set A --set B` means `--set A B`.
 
     Args:
         options: the dataclass; its docstring is the command's help.
-        prog: the command's name as the user typed it.
-        args: the words after it.
-        default: where the defaults come from, if not from the class itself.
+        prog: the command as the user typed it.
+        args: the command-line arguments after it.
+        default: the default values, if not those of the class itself.
 
     Raises:
-        UserError: an unknown option or a value of the wrong type, with tyro's own suggestion.
+        UserError: an unknown option or a value of the wrong type, with tyro's suggestion.
     """
-    complaint = io.StringIO()
-    words = _gathered(options, args)
+    errors = io.StringIO()
+    merged = _merge_repeated(options, args)
     try:
-        with contextlib.redirect_stderr(complaint):
-            return tyro.cli(options, prog=prog, args=words, default=default)  # type: ignore[return-value]
+        with contextlib.redirect_stderr(errors):
+            return tyro.cli(options, prog=prog, args=merged, default=default)  # type: ignore[return-value]
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise UserError(_one_line(complaint.getvalue(), prog)) from None
+        raise UserError(_one_line(errors.getvalue(), prog)) from None
 
 
-def _gathered(options: type[Options], args: Sequence[str]) -> list[str]:
-    """Put what comes again of an option with several values behind its first; tyro drops that."""
-    kinds = typing.get_type_hints(options).items()
-    several = {"--" + name.replace("_", "-") for name, kind in kinds if _is_tuple(kind)}
+def _merge_repeated(options: type[Options], args: Sequence[str]) -> list[str]:
+    """Merge the repetitions of an option with several values; tyro would keep only the last."""
+    types = typing.get_type_hints(options).items()
+    multiple = {"--" + name.replace("_", "-") for name, kind in types if _is_tuple(kind)}
     groups: list[list[str]] = [[]]
-    first: dict[str, list[str]] = {}
-    for word in args:
-        name, equals, value = word.partition("=")
+    merged: dict[str, list[str]] = {}
+    for arg in args:
+        name, equals, value = arg.partition("=")
         name = name.replace("_", "-")
-        if not word.startswith("--"):
-            groups[-1].append(word)
-        elif name not in several:
-            groups.append([word])
+        if not arg.startswith("--"):
+            groups[-1].append(arg)
+        elif name not in multiple:
+            groups.append([arg])
         else:
-            group = first.setdefault(name, [name])
+            group = merged.setdefault(name, [name])
             group += [value] if equals else []
             groups = [other for other in groups if other is not group] + [group]
-    return [word for group in groups for word in group]
+    return [arg for group in groups for arg in group]
 
 
 def _is_tuple(kind: object) -> bool:
     return typing.get_origin(kind) is tuple
 
 
-def _one_line(boxed: str, prog: str) -> str:
-    """Fold tyro's box into one line, leaving out its title and its closing hint."""
-    lines = [_BOX.sub(" ", line).strip() for line in boxed.splitlines()]
+def _one_line(box: str, prog: str) -> str:
+    """The text of tyro's error box on one line, without its title and its closing hint."""
+    lines = [_BOX.sub(" ", line).strip() for line in box.splitlines()]
     body = [line for line in lines[1:] if line]
     text = " ".join(body).split("For full helptext")[0]
     return f"{prog}: {' '.join(text.split())} (see {prog} --help)"
@@ -90,17 +90,17 @@ def main(
     *,
     mistakes: tuple[type[Exception], ...] = (UserError,),
 ) -> None:
-    """Run a command on `sys.argv` and exit; a mistake costs one line on stderr and exit code 2.
+    """Run a command on `sys.argv` and exit; a mistake gets one line on stderr and exit code 2.
 
-    Under a launcher every rank meets the same mistake, so only rank 0 tells it.
+    Under a launcher every rank makes the same mistake, so only rank 0 reports it.
     """
-    first = os.environ.get("RANK", "0") == "0"
-    level = logging.INFO if first else logging.WARNING
+    is_first = os.environ.get("RANK", "0") == "0"
+    level = logging.INFO if is_first else logging.WARNING
     logging.basicConfig(level=level, format="%(asctime)s %(name)s: %(message)s")
     try:
         code = run(sys.argv[1:])
     except mistakes as mistake:
-        if first:
+        if is_first:
             sys.stderr.write(f"error: {' '.join(str(mistake).split())}\n")
         code = 2
     sys.stdout.flush()

@@ -6,36 +6,38 @@ The same command runs on a Ray cluster: `ray job submit -- python etl/pointcloud
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from etl.cli import main, parse
-from etl.media.gather import MediaPlan
+from etl.media.gather import MediaOptions
 from etl.media.points import PointsLimits
-from etl.runtime.corpus import PairOptions, choose, run_corpus
-from etl.sources.base import Format
-from etl.sources.clouds import CAP3D, TRIPLETS, guess
+from etl.runtime.corpus import PairOptions, run_corpus, select_format
+from etl.sources.clouds import FORMATS, detect_format
 
-FORMATS: Mapping[str, Format] = {"cap3d": CAP3D, "triplets": TRIPLETS}
+if TYPE_CHECKING:
+    FormatName = str
+else:
+    FormatName = Literal["auto", *FORMATS]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options(PairOptions):
     """Fetch, check and deduplicate point clouds and their captions.
 
-    Cap3D (csv: uid, caption) and ULIP-like triplets (JSON), the clouds in .npy, .ply, .off or .obj.
-    They are kept as they are; of meshes the vertices count.
+    Cap3D (csv: uid, caption) and ULIP-like triplets (JSON), with clouds in .npy, .ply, .off or
+    .obj. Files are stored unchanged; the points of a mesh are its vertices.
     """
 
-    format: Literal["auto", "cap3d", "triplets"] = "auto"
-    """How the list is published; auto looks at its beginning."""
+    format: FormatName = "auto"
+    """The published format of the list; auto detects it from the first lines."""
     min_points: int = 64
-    """The fewest points of a cloud."""
+    """The minimum points of a cloud."""
     max_points: int = 1 << 24
-    """The most points of a cloud."""
+    """The maximum points of a cloud."""
     max_bytes: int = 200_000_000
-    """The largest body of a download."""
+    """The maximum size of a response body."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -43,17 +45,17 @@ class Options(PairOptions):
         self._require("max_points", self.max_points >= self.min_points, "at least --min-points")
 
     @property
-    def plan(self) -> MediaPlan:
-        """See `CorpusOptions.plan`."""
+    def media_options(self) -> MediaOptions:
+        """See `CorpusOptions.media_options`."""
         limits = PointsLimits(min_points=self.min_points, max_points=self.max_points)
-        return dataclasses.replace(super().plan, points=limits)
+        return dataclasses.replace(super().media_options, points=limits)
 
 
 def run(args: Sequence[str]) -> None:
-    """Run the job with the words after the command's name."""
+    """Run the job with command-line arguments."""
     options = parse(Options, prog="python etl/pointcloud.py", args=args)
-    corpus, how = choose(options, options.format, FORMATS, guess)
-    run_corpus("pointcloud", options, corpus, how)
+    corpus, fmt = select_format(options, options.format, FORMATS, detect_format)
+    run_corpus("pointcloud", options, corpus, fmt)
 
 
 if __name__ == "__main__":

@@ -5,38 +5,35 @@ The same command runs on a Ray cluster: `ray job submit -- python etl/preference
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from etl.cli import main, parse
 from etl.runtime.corpus import CorpusOptions, run_corpus
-from etl.sources.base import Format
-from etl.sources.preferences import DRESS, LLAVA_RLHF, RLHF_V, VLFEEDBACK, VLGUARD
+from etl.sources.preferences import FORMATS
 
-FORMATS: Mapping[str, Format] = {
-    "rlhf-v": RLHF_V,
-    "llava-rlhf": LLAVA_RLHF,
-    "dress": DRESS,
-    "vlfeedback": VLFEEDBACK,
-    "vlguard": VLGUARD,
-}
+if TYPE_CHECKING:
+    FormatName = str
+else:
+    FormatName = Literal[(*FORMATS,)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options(CorpusOptions):
-    """Check preferences and feedback, and fetch their pictures.
+    """Check preferences and feedback, and fetch their images.
 
-    The better answer ends the turns; the other one is `rejected`, what was said of it `feedback`.
-    Reads JSON, lines of JSON, and parquet with the pictures in it.
+    The chosen answer is the last turn; the other one is `rejected`, its critique `feedback`. Reads
+    JSON, lines of JSON, and parquet with embedded images.
     """
 
-    format: Literal["rlhf-v", "llava-rlhf", "dress", "vlfeedback", "vlguard"] = "rlhf-v"
-    """Whose fields the records have; rlhf-v reads any image, question, chosen and rejected."""
+    format: FormatName = "rlhf-v"
+    """The published format of the records; rlhf-v reads any list of image, question, chosen and
+    rejected."""
 
 
 def run(args: Sequence[str]) -> None:
-    """Run the job with the words after the command's name."""
+    """Run the job with command-line arguments."""
     options = parse(Options, prog="python etl/preference.py", args=args)
     run_corpus("preference", options, options.format, FORMATS[options.format])
 

@@ -1,7 +1,7 @@
-"""Filters shards that lie there into new ones: `python etl/refilter.py --input SHARDS …`.
+"""Filters existing shards into new ones: `python etl/refilter.py --input SHARDS …`.
 
-What the ETL found out about every row is in its columns, so another policy needs no second
-download, and no Ray: one process copies 350 MB in a second of CPU. With `--ray` a cluster does it.
+All scores and sizes are columns of the shards, so applying another policy needs no new download and
+no Ray: one process copies 350 MB per second of CPU. With `--ray` a cluster does the copying.
 """
 
 from __future__ import annotations
@@ -20,27 +20,33 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from etl.cli import UserError, main, parse
-from etl.filters.base import Outcome, Step, add_yields, run_steps
+from etl.filters.base import Filter, FilteredBatch, add_yields, run_filters
 from etl.filters.policy import Policy, read_bounds
-from etl.filters.records import pairs_only
+from etl.filters.records import captioned_only
 from etl.media.image import ImageLimits
 from etl.report.report import DROPS_FILE, print_summary, write_report
-from etl.runtime.copies import CopyShard, columns, image_sizes, on_ray, score_names
-from etl.runtime.job_state import Ledger, Plan, make_plan
+from etl.runtime.job_state import JobState, Plan, make_plan
 from etl.runtime.options import CaptionOptions
+from etl.runtime.shard_copy import (
+    CopyShard,
+    copy_on_ray,
+    filter_columns,
+    image_size,
+    score_names,
+)
 from etl.storage.atomic import atomic_file
-from etl.storage.shards import MANIFEST, Manifest, Shard, ShardSet, read_manifest, write_manifest
+from etl.storage.manifest import MANIFEST, Manifest, Shard, read_manifest, write_manifest
+from etl.storage.shards import ShardSet
 
 _log = logging.getLogger("etl.refilter")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options(CaptionOptions):
-    """Filter the shards of a complete folder by what their columns tell, into another folder.
+    """Filter the shards of a complete folder by their columns, into another folder.
 
-    Rows that are kept stay as they are. A row that lacks a score, a caption or an image is not
-    judged by it; a caption is what follows a medium that stands alone. Going on after a kill needs
-    only the same command again.
+    Rows that are kept do not change. A filter keeps rows that lack its score, caption or image; the
+    caption is the text that follows a lone medium. To resume a killed job, repeat the same command.
 
     For example COYO-700M's and LAION-aesthetic's rules: --min-side 200 --max-aspect 3
     --min-caption 6 --min-words 3 --max-words 256 --languages en --maximum punsafe=0.5 gantman=0.5
@@ -53,17 +59,17 @@ class Options(CaptionOptions):
     output: Path
     """Folder for the new shards, manifest.json, drops.parquet and report.html."""
     minimum: tuple[str, ...] = ()
-    """The least of scores, such as similarity=0.3 aesthetic=5."""
+    """Minimums of scores, such as similarity=0.3 aesthetic=5."""
     maximum: tuple[str, ...] = ()
-    """The most of scores, such as punsafe=0.2."""
+    """Maximums of scores, such as punsafe=0.2."""
     min_caption: int = 0
-    """The fewest characters of a caption."""
+    """The minimum characters of a caption."""
     max_caption: int | None = None
-    """The most characters of a caption."""
+    """The maximum characters of a caption."""
     min_side: int = 1
-    """The least width and height of every image, in pixels."""
+    """The minimum width and height of every image, in pixels."""
     max_aspect: float | None = None
-    """The largest ratio of an image's longer to its shorter side."""
+    """The maximum ratio of an image's longer to its shorter side."""
     ray: bool = False
     """Copy on a Ray cluster: the one that RAY_ADDRESS names, or a local one."""
     json: bool = False
@@ -71,92 +77,94 @@ class Options(CaptionOptions):
 
     @property
     def config(self) -> dict[str, Any]:
-        """What decides which rows come out, for the plan."""
+        """The options that determine which rows are kept, for the plan."""
         values = dataclasses.asdict(self)
-        rest = ("input", "output", "ray", "json")
-        return {name: value for name, value in values.items() if name not in rest}
+        excluded = ("input", "output", "ray", "json")
+        return {name: value for name, value in values.items() if name not in excluded}
 
-    def steps(self, policy: Policy) -> tuple[Step, ...]:
-        """What judges the rows, in order."""
-        length, *others = self.caption_steps()
-        only = functools.partial(pairs_only, operation=length.operation)
+    def filters(self, policy: Policy) -> tuple[Filter, ...]:
+        """The filters, in order."""
+        length, *others = self.caption_filters()
+        captioned = functools.partial(captioned_only, function=length.function)
         limits = ImageLimits(
             min_side=self.min_side, max_aspect=self.max_aspect or float("inf"), max_pixels=1 << 62
         )
         return (
-            Step(name=length.name, operation=only),
+            Filter(name=length.name, function=captioned),
             *others,
-            Step(name="image size", operation=functools.partial(image_sizes, limits=limits)),
-            Step(name="policy", operation=policy),
+            Filter(name="image size", function=functools.partial(image_size, limits=limits)),
+            Filter(name="policy", function=policy),
         )
 
 
 def run(args: Sequence[str]) -> None:
-    """Run the command with the words after its name."""
+    """Run the command with command-line arguments."""
     options = parse(Options, prog="python etl/refilter.py", args=args)
     if options.output.resolve() == options.input.resolve():
         raise UserError(f"--output {options.output}: want another folder than --input")
     source = read_manifest(options.input)
-    ShardSet([options.input], verify=False)  # all are there; their bytes are compared when read
+    ShardSet([options.input], verify=False)  # all shards exist; their bytes are compared when read
     scores = score_names(options.input, source)
     policy = read_bounds(options.minimum, options.maximum, scores)
-    steps = options.steps(policy)
+    filters = options.filters(policy)
     plan = make_plan("refilter", [options.input / MANIFEST], options.config)
-    ledger = Ledger(options.output)
-    if ledger.complete(plan):
-        _log.info("%s: already complete, nothing to do", ledger.output)
+    state = JobState(options.output)
+    if state.is_complete(plan):
+        _log.info("%s: already complete, nothing to do", state.output)
     else:
-        with ledger.lock():
-            ledger.clear()
-            _work(options, plan, ledger, steps, scores)
-            ledger.discard()
-    print_summary(ledger.output, read_manifest(ledger.output), as_json=options.json)
+        with state.lock():
+            state.remove_partial_work()
+            _refilter(options, plan, state, filters, scores)
+            state.discard()
+    print_summary(state.output, read_manifest(state.output), as_json=options.json)
 
 
-def _work(
-    options: Options, plan: Plan, ledger: Ledger, steps: Sequence[Step], scores: Sequence[str]
+def _refilter(
+    options: Options, plan: Plan, state: JobState, filters: Sequence[Filter], scores: Sequence[str]
 ) -> None:
     source = read_manifest(options.input)
-    rows = [shard.rows for shard in source.shards]
-    ledger.save_plan(plan, rows=rows, input_rows=source.rows, yields=[])
-    outcomes = list(_judged(options.input, source, steps, scores))
-    kept = [outcome.kept["row"].to_pylist() for outcome in outcomes]
-    wanted = [number for number, keep in enumerate(kept) if keep]
+    shard_rows = [shard.rows for shard in source.shards]
+    state.save_plan(plan, unit_rows=shard_rows, input_rows=source.rows, yields=[])
+    batches = list(_filter_shards(options.input, source, filters, scores))
+    kept = [batch.kept["row"].to_pylist() for batch in batches]
+    nonempty = [number for number, keep in enumerate(kept) if keep]
     items = [
-        {"number": number, "keep": kept[number]} for number in wanted if not ledger.written(number)
+        {"number": number, "keep": kept[number]}
+        for number in nonempty
+        if not state.final_shard(number)
     ]
-    copy = CopyShard(ledger.output.resolve(), options.input.resolve(), source.shards)
-    told = on_ray(copy, items) if options.ray else (copy.row(item) for item in items)
-    for trouble in filter(None, told):
-        raise UserError(trouble)
-    shards = [ledger.written(number) for number in wanted]
-    _finish(ledger, plan, source, outcomes, tuple(shard for shard in shards if shard))
+    copier = CopyShard(state.output.resolve(), options.input.resolve(), source.shards)
+    errors = copy_on_ray(copier, items) if options.ray else map(copier.copy, items)
+    for error in filter(None, errors):
+        raise UserError(error)
+    shards = [state.final_shard(number) for number in nonempty]
+    _finish(state, plan, source, batches, tuple(shard for shard in shards if shard))
 
 
-def _judged(
-    folder: Path, source: Manifest, steps: Sequence[Step], scores: Sequence[str]
-) -> Iterator[Outcome]:
-    """What becomes of each shard's rows; kept ones are numbered in it, dropped ones over all."""
-    first = 0
+def _filter_shards(
+    folder: Path, source: Manifest, filters: Sequence[Filter], scores: Sequence[str]
+) -> Iterator[FilteredBatch]:
+    """Filter each shard; kept rows are numbered within the shard, dropped ones over the folder."""
+    first_row = 0
     for shard in source.shards:
-        found = run_steps(columns(folder / shard.path, first, scores), steps)
-        places = pa.table({"row": pc.subtract(found.kept["row"], first)})
-        yield dataclasses.replace(found, kept=places)
-        first += shard.rows
+        found = run_filters(filter_columns(folder / shard.path, first_row, scores), filters)
+        kept = pa.table({"row": pc.subtract(found.kept["row"], first_row)})
+        yield dataclasses.replace(found, kept=kept)
+        first_row += shard.rows
 
 
 def _finish(
-    ledger: Ledger,
+    state: JobState,
     plan: Plan,
     source: Manifest,
-    outcomes: Sequence[Outcome],
+    batches: Sequence[FilteredBatch],
     shards: tuple[Shard, ...],
 ) -> None:
     """Write the drops, the report and, last, the manifest."""
-    drops = pa.concat_tables(outcome.drops for outcome in outcomes).sort_by("row")
-    with atomic_file(ledger.output / DROPS_FILE) as stream:
+    drops = pa.concat_tables(batch.drops for batch in batches).sort_by("row")
+    with atomic_file(state.output / DROPS_FILE) as stream:
         pq.write_table(drops, stream)
-    yields = add_yields([outcome.yields for outcome in outcomes])
+    yields = add_yields([batch.yields for batch in batches])
     manifest = Manifest(
         job="refilter",
         plan=dataclasses.asdict(plan),
@@ -165,12 +173,12 @@ def _finish(
         drops=dict(collections.Counter(drops["reason"].to_pylist()).most_common()),
         shards=shards,
         details={
-            "yields": [dataclasses.asdict(found) for found in yields],
+            "yields": [dataclasses.asdict(entry) for entry in yields],
             "input": {"job": source.job, "plan": source.plan},
         },
     )
-    write_report(ledger.output, manifest)
-    write_manifest(ledger.output, manifest)
+    write_report(state.output, manifest)
+    write_manifest(state.output, manifest)
 
 
 if __name__ == "__main__":

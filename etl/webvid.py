@@ -7,20 +7,22 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from etl.cli import main, parse
 from etl.filters import records
-from etl.filters.base import Step
-from etl.media.gather import MediaPlan
+from etl.filters.base import Filter
+from etl.media.gather import MediaOptions
 from etl.media.video import VideoLimits
-from etl.runtime.corpus import PairOptions, choose, run_corpus
-from etl.sources.base import Format
-from etl.sources.videos import MSR_VTT, WEBVID, guess
+from etl.runtime.corpus import PairOptions, run_corpus, select_format
+from etl.sources.videos import FORMATS, detect_format
 
-FORMATS: Mapping[str, Format] = {"webvid": WEBVID, "msr-vtt": MSR_VTT}
+if TYPE_CHECKING:
+    FormatName = str
+else:
+    FormatName = Literal["auto", *FORMATS]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,31 +30,31 @@ class Options(PairOptions):
     """Download, check and deduplicate videos and their captions.
 
     WebVid (csv: videoid, contentUrl, duration, page_dir, name) and MSR-VTT (JSON of videos and
-    sentences, the clips among --media). Of each video a few frames are kept, or all of it; its
+    sentences, the clips in --media). A few frames of each video are stored, or all of it; its
     duration and motion (see --min-motion) become scores.
     """
 
-    format: Literal["auto", "webvid", "msr-vtt"] = "auto"
-    """How the list is published; auto looks at its beginning."""
+    format: FormatName = "auto"
+    """The published format of the list; auto detects it from the first lines."""
     frames: int = 5
-    """Uniformly sampled frames to keep of each video (the survey's five), as a video of JPEGs that
-    lasts as long; 0 keeps videos as they are."""
+    """Uniformly sampled frames to store of each video (the survey's five), as a video of JPEGs of
+    the same duration; 0 stores videos unchanged."""
     min_seconds: float = 0.5
-    """The least duration of a video."""
+    """The minimum duration of a video."""
     max_seconds: float = 600.0
-    """The largest duration of a video."""
+    """The maximum duration of a video."""
     min_frames: int = 1
-    """The fewest frames of a video."""
+    """The minimum frames of a video."""
     max_frames: int = 1 << 18
-    """The most frames of a video."""
+    """The maximum frames of a video."""
     min_motion: float = 0.25
-    """The least change between the frames looked at, in grey levels of 255; a still is no video."""
+    """The minimum change between sampled frames, in grey levels of 255; drops still videos."""
     max_bytes: int = 200_000_000
-    """The largest body of a download."""
+    """The maximum size of a response body."""
     timeout: float = 30.0
-    """Seconds to wait for a server's next packet; a whole answer has three times as long."""
+    """Seconds to wait for a server's next packet; a whole response may take three times as long."""
     rows_per_shard: int = 256
-    """Input rows of one planned range, which becomes one shard and is the unit of going on."""
+    """Input rows of a work unit, which becomes one shard; a killed job resumes by whole units."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -61,8 +63,8 @@ class Options(PairOptions):
         self._require("max_frames", self.max_frames >= self.min_frames, "--min-frames or more")
 
     @property
-    def plan(self) -> MediaPlan:
-        """See `CorpusOptions.plan`."""
+    def media_options(self) -> MediaOptions:
+        """See `CorpusOptions.media_options`."""
         limits = VideoLimits(
             min_side=self.min_side,
             max_pixels=self.max_pixels,
@@ -73,24 +75,22 @@ class Options(PairOptions):
             min_motion=self.min_motion,
             frames=self.frames,
         )
-        return dataclasses.replace(super().plan, video=limits)
+        return dataclasses.replace(super().media_options, video=limits)
 
-    def steps(self) -> tuple[Step, ...]:
-        """See `CorpusOptions.steps`."""
+    def filters(self) -> tuple[Filter, ...]:
+        """See `CorpusOptions.filters`."""
         declared = functools.partial(
             records.declared_duration, minimum=self.min_seconds, maximum=self.max_seconds
         )
-        first, *rest = super().steps()
-        return (first, Step(name="declared duration", operation=declared), *rest)
+        first, *rest = super().filters()
+        return (first, Filter(name="declared duration", function=declared), *rest)
 
 
 def run(args: Sequence[str]) -> None:
-    """Run the job with the words after the command's name."""
+    """Run the job with command-line arguments."""
     options = parse(Options, prog="python etl/webvid.py", args=args)
-    corpus, how = choose(options, options.format, FORMATS, guess)
-    run_corpus(
-        "webvid", options, corpus, how, identity="medium" if corpus == "webvid" else "record"
-    )
+    corpus, fmt = select_format(options, options.format, FORMATS, detect_format)
+    run_corpus("webvid", options, corpus, fmt)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ set -euo pipefail
 command=$(scontrol show job "${SLURM_JOB_ID:?use sbatch}" | sed -n 's/^ *Command=//p')
 source "${command%%/evaluate.sh*}/env.sh"
 expect_to_be_stopped
+# More threads than CPUs wait for each other where other jobs share the node.
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$SLURM_CPUS_ON_NODE}
 
 step_options=(--ntasks=1 --cpus-per-task="$SLURM_CPUS_ON_NODE" --export=ALL)
 if ((${SLURM_GPUS_ON_NODE:-0} > 0)); then

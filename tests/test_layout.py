@@ -182,7 +182,7 @@ def test_no_module_imports_itself_through_others():
     for name, targets in graph.items():
         targets -= {package for package in targets if below(name, package)}
     try:
-        TopologicalSorter(graph).preprocess()
+        TopologicalSorter(graph).prepare()
     except CycleError as cycle:
         pytest.fail(" ← ".join(cycle.args[1]))
 

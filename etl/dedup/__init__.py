@@ -1,1 +1,1 @@
-"""Deduplication over a whole job, exact and near, and decontamination of evaluation sets."""
+"""Deduplication over a whole job, exact and near, and decontamination against evaluation sets."""

@@ -6,18 +6,18 @@ import hashlib
 
 import pyarrow as pa
 
-from etl.filters.base import Verdict
+from etl.filters.base import FilterResult
 
 
 class FirstSeen:
-    """Drops every row whose key an earlier row had. Has state: show it the batches in input order.
+    """Drops every row whose key an earlier row had. Stateful: pass the batches in input order.
 
-    The order makes it deterministic: the earliest input row stays, whatever order downloads ended
-    in. Holds 16 bytes of digest per distinct key (about 100 in Python's memory).
+    So the result is deterministic: the earliest input row is kept, in whatever order downloads
+    finish. Holds a 16-byte digest per distinct key (about 100 bytes in Python's memory).
 
     Args:
-        column: the key's column (string); null is no key and is kept.
-        reason: why later rows are dropped.
+        column: the key's column (string); rows whose key is null are kept.
+        reason: the reason of the rows that are dropped.
     """
 
     def __init__(self, column: str, reason: str) -> None:
@@ -25,11 +25,11 @@ class FirstSeen:
         self._reason = reason
         self._seen: set[bytes] = set()
 
-    def __call__(self, table: pa.Table) -> Verdict:
-        """Judge the next batch."""
-        return Verdict(reasons=[self._judge(key) for key in table[self._column].to_pylist()])
+    def __call__(self, table: pa.Table) -> FilterResult:
+        """Filter the next batch."""
+        return FilterResult(reasons=[self._check(key) for key in table[self._column].to_pylist()])
 
-    def _judge(self, key: str | None) -> str | None:
+    def _check(self, key: str | None) -> str | None:
         if key is None:
             return None
         digest = hashlib.blake2b(key.encode(), digest_size=16).digest()

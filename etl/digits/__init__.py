@@ -1,1 +1,1 @@
-"""The digits world: a small multimodal world built on real handwriting, the embedded corpus."""
+"""The digits world: the embedded toy corpus, a small multimodal world of real handwriting."""

@@ -1,4 +1,4 @@
-"""`python -m etl.digits --output DIR --serve PORT`: write the digits world's lists and serve it."""
+"""`python -m etl.digits --output DIR --serve PORT`: writes the digits world's lists, serves it."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from rich.progress import Progress
 
 from etl.cli import UserError, main, parse
 from etl.digits.corpora import write_corpora
-from etl.digits.faults import World
+from etl.digits.faults import WorldSize
 from etl.digits.lists import media_count, write_lists, write_media
 from etl.digits.records import VERSION
 from etl.digits.server import HOST, MediaServer
 from etl.digits.shards import write_shards
-from etl.digits.subjects import NAMES, makers
+from etl.digits.subjects import NAMES, sample_factories
 from etl.storage.atomic import atomic_file, write_json
 
 _DEFAULT_PORT = 8797
@@ -30,28 +30,28 @@ _log = logging.getLogger("etl.digits")
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Write the digits world: pictures, and lists of their URLs as corpora publish them.
+    """Write the digits world: images, and lists of their URLs in the formats of published corpora.
 
-    With --serve, then serves the pictures on 127.0.0.1 until SIGTERM or SIGINT; DIR/address
-    holds the server's address once everything is ready. With --shards, there is neither list nor
-    web, but what an ETL job would leave: DIR/SUBJECT/captions, dialogues and questions.
+    With --serve, then serve the images on 127.0.0.1 until SIGTERM or SIGINT; DIR/address contains
+    the server's address once everything is ready. With --shards, write neither lists nor images,
+    but the output of an ETL job: DIR/SUBJECT/captions, dialogues and questions.
     """
 
     output: Path
     """Folder for media/, laion.parquet, dialogues.json, questions.json and planted.json."""
     serve: int | None = None
-    """Port to serve on; 0 takes the last run's port again, or else any free one."""
+    """Port to serve on; 0 reuses the last run's port, or else picks a free one."""
     captions: int = 6000
-    """Sound image-caption pairs; faulty rows are planted on top."""
+    """Valid image-caption pairs; faulty rows are added to these."""
     dialogues: int = 6000
-    """Pictures with several questions and answers each."""
+    """Images with several questions and answers each."""
     questions: int = 1200
-    """Single questions on pictures of held-out handwriting."""
+    """Single questions on images of held-out handwriting."""
     others: int = 0
-    """Sound rows of each of webvid.csv, wavcaps.json, triplets.jsonl and mmc4.jsonl, besides
-    planted faults; 2 or more, or none of these lists."""
+    """Valid rows of each of webvid.csv, wavcaps.json, triplets.jsonl and mmc4.jsonl, besides
+    planted faults; 2 or more, or 0 for none of these lists."""
     seed: int = 0
-    """What everything is drawn from."""
+    """Seed of all random numbers."""
     shards: tuple[str, ...] = ()
     """Subjects to write as Arrow shards: image, video, audio, points, image_audio, two_images."""
 
@@ -70,9 +70,9 @@ class Options:
             raise UserError(f"--serve {self.serve}: want a port from 0 to 65535")
 
     @property
-    def world(self) -> World:
-        """What to write."""
-        return World(
+    def size(self) -> WorldSize:
+        """How much to write."""
+        return WorldSize(
             captions=self.captions,
             dialogues=self.dialogues,
             questions=self.questions,
@@ -82,7 +82,7 @@ class Options:
 
 
 def run(args: Sequence[str]) -> None:
-    """Run the command with the words after its name."""
+    """Run the command with command-line arguments."""
     options = parse(Options, prog="python -m etl.digits", args=args)
     if options.output.exists() and not options.output.is_dir():
         raise UserError(f"--output {options.output}: not a folder")
@@ -90,12 +90,12 @@ def run(args: Sequence[str]) -> None:
         _write_shards(options)
         return
     address = options.output / "address"
-    address.unlink(missing_ok=True)  # a waiter must not take a dead server's address
+    address.unlink(missing_ok=True)  # clients must not read the address of a dead server
     if options.serve is None:
         _write(options, f"http://{HOST}:{_DEFAULT_PORT}")
         return
     server = _bind(options)
-    with server, _told_to_stop() as stop:
+    with server, _stop_event() as stop:
         _write(options, server.base_url)
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
@@ -108,23 +108,24 @@ def run(args: Sequence[str]) -> None:
 
 
 def _write_shards(options: Options) -> None:
-    each = {"captions": options.captions, "dialogues": options.dialogues}
+    counts = {"captions": options.captions, "dialogues": options.dialogues}
     with Progress() as progress:
         for name in options.shards:
-            total = sum(each.get(purpose, options.questions) for purpose in makers(name))
+            purposes = sample_factories(name)
+            total = sum(counts.get(purpose, options.questions) for purpose in purposes)
             task = progress.add_task(name, total=total)
             write_shards(
                 options.output / name,
                 name,
-                options.world,
+                options.size,
                 functools.partial(progress.advance, task),
             )
             progress.update(task, completed=total)
 
 
 @contextlib.contextmanager
-def _told_to_stop() -> Iterator[threading.Event]:
-    """An event that SIGTERM and SIGINT set; the old handlers come back afterwards."""
+def _stop_event() -> Iterator[threading.Event]:
+    """An event that SIGTERM and SIGINT set; restores the previous handlers afterwards."""
     stop = threading.Event()
     signals = (signal.SIGTERM, signal.SIGINT)
     before = {number: signal.signal(number, lambda *_: stop.set()) for number in signals}
@@ -136,11 +137,11 @@ def _told_to_stop() -> Iterator[threading.Event]:
 
 
 def _bind(options: Options) -> MediaServer:
-    """Bind before anything is rendered, so that a taken port is told at once."""
+    """Bind before anything is rendered, so that a port in use is reported at once."""
     folder = options.output / "media"
     ports = [options.serve or 0]
     if options.serve == 0:
-        # The same port gives the same URLs, so that jobs on an earlier run's lists go on.
+        # The same port gives the same URLs, so jobs on an earlier run's lists can resume.
         ports = [*_last_port(options.output), 0]
     for port in ports:
         try:
@@ -159,19 +160,19 @@ def _last_port(folder: Path) -> list[int]:
 
 def _write(options: Options, base_url: str) -> None:
     marker = options.output / "lists.json"
-    wanted = {"version": VERSION, "base_url": base_url, **asdict(options.world)}
-    if marker.is_file() and json.loads(marker.read_bytes()) == wanted:
+    current = {"version": VERSION, "base_url": base_url, **asdict(options.size)}
+    if marker.is_file() and json.loads(marker.read_bytes()) == current:
         _log.info("%s already holds these lists", options.output)
         return
     marker.unlink(missing_ok=True)
     with Progress() as progress:
-        task = progress.add_task("digits world", total=media_count(options.world))
-        write_media(options.output, options.world, lambda: progress.advance(task))
-        progress.update(task, completed=media_count(options.world))
-    write_lists(options.output, options.world, base_url)
+        task = progress.add_task("digits world", total=media_count(options.size))
+        write_media(options.output, options.size, lambda: progress.advance(task))
+        progress.update(task, completed=media_count(options.size))
+    write_lists(options.output, options.size, base_url)
     if options.others:
-        write_corpora(options.output, options.world, base_url)
-    write_json(marker, wanted)
+        write_corpora(options.output, options.size, base_url)
+    write_json(marker, current)
 
 
 if __name__ == "__main__":

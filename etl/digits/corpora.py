@@ -1,9 +1,9 @@
-"""The digits world's videos, sounds, clouds and documents as small lists of URLs with faults.
+"""The digits world's videos, sounds, clouds and documents as small URL lists with planted faults.
 
 `webvid.csv`, `wavcaps.json`, `triplets.jsonl` and `mmc4.jsonl` have the published formats of those
-corpora. Each list of captioned media has, besides its sound rows, one dead link, one page, one
-truncated file and one copy of a medium under another name; of the documents one loses an image, and
-one all. `planted_media.json` tells what a job has to find.
+corpora. Each list of captioned media has, besides its valid rows, one dead link, one HTML page, one
+truncated file and one copy of a medium at another URL; one document loses an image, and one all of
+them. `planted_media.json` lists the drops that a job must report.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from etl.digits.faults import World
+from etl.digits.faults import WorldSize
 from etl.digits.records import pair
 from etl.digits.scenes import encode, render
 from etl.digits.subjects import sample
@@ -31,47 +31,47 @@ _SUFFIXES = {
     "audio/flac": ".flac",
     "application/x-npy": ".npy",
 }
-_IN_DOCUMENT = 3  # images
+_IMAGES_PER_DOCUMENT = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One row of a list: its URL's path, the caption, and why a job drops it, if it does."""
+    """One row of a list: the path of its URL, the caption, and the expected drop reason, if any."""
 
     path: str
     caption: str
     reason: str | None = None
 
 
-def write_corpora(folder: Path, world: World, base_url: str) -> None:
+def write_corpora(folder: Path, size: WorldSize, base_url: str) -> None:
     """Write the lists and all their media.
 
     Args:
         folder: the world's folder; the files go to its `media/`.
-        world: `others` says how many sound rows each list has.
-        base_url: where the server serves the media, without a slash at its end.
+        size: `others` is the number of valid rows in each list.
+        base_url: the server's address, without a trailing slash.
     """
-    truth: dict[str, Any] = {}
+    expected: dict[str, Any] = {}
     for subject, (name, write) in _LISTS.items():
-        rows = list(_rows(folder / "media", subject, world))
+        rows = list(_rows(folder / "media", subject, size))
         with atomic_file(folder / name) as stream:
             stream.write(write(rows, base_url).encode())
-        truth[name] = _truth([row.reason for row in rows])
-    documents, reasons = _documents(folder / "media", world, base_url)
+        expected[name] = _expected([row.reason for row in rows])
+    documents, reasons = _documents(folder / "media", size, base_url)
     with atomic_file(folder / "mmc4.jsonl") as stream:
         stream.write(_lines(documents).encode())
-    truth["mmc4.jsonl"] = _truth(reasons)
-    write_json(folder / "planted_media.json", truth)
+    expected["mmc4.jsonl"] = _expected(reasons)
+    write_json(folder / "planted_media.json", expected)
 
 
-def _truth(reasons: list[str | None]) -> dict[str, Any]:
+def _expected(reasons: list[str | None]) -> dict[str, Any]:
     drops = [reason for reason in reasons if reason]
     counts = {reason: drops.count(reason) for reason in dict.fromkeys(drops)}
-    return {"rows": len(reasons), "sound": len(reasons) - len(drops), "drops": counts}
+    return {"rows": len(reasons), "valid": len(reasons) - len(drops), "drops": counts}
 
 
-def _rows(media: Path, subject: str, world: World) -> Iterator[Row]:
-    """The rows of a subject's list; every file that they name is written on the way."""
+def _rows(media: Path, subject: str, size: WorldSize) -> Iterator[Row]:
+    """The rows of a subject's list; writes their files."""
 
     def put(path: str, data: bytes) -> str:
         (media / path).parent.mkdir(parents=True, exist_ok=True)
@@ -79,23 +79,23 @@ def _rows(media: Path, subject: str, world: World) -> Iterator[Row]:
         return path
 
     def medium(number: int) -> tuple[Medium, str]:
-        made = sample(subject, "captions", world.seed, number)
-        return made.media[0], made.turns[-1].text
+        record = sample(subject, "captions", size.seed, number)
+        return record.media[0], record.turns[-1].text
 
-    for number in range(world.others):
-        made, caption = medium(number)
-        name = f"{subject}/{number:06d}{_SUFFIXES[made.mime]}"
-        yield Row(path=put(name, made.data), caption=caption)
-    extra = world.others
-    made, caption = medium(extra)
-    suffix = _SUFFIXES[made.mime]
+    for number in range(size.others):
+        found, caption = medium(number)
+        name = f"{subject}/{number:06d}{_SUFFIXES[found.mime]}"
+        yield Row(path=put(name, found.data), caption=caption)
+    extra = size.others
+    found, caption = medium(extra)
+    suffix = _SUFFIXES[found.mime]
     yield Row(path=f"{subject}/gone{suffix}", caption=caption, reason="http_404")
     yield Row(path=put(f"{subject}/page.html", PAGE), caption=caption, reason="wrong_type")
-    # Half a FLAC file is told from a damaged one by no header, so another sound is looked for.
-    while made.mime == "audio/flac":
+    # Half a FLAC file cannot be distinguished from a damaged one, so use another format.
+    while found.mime == "audio/flac":
         extra += 1
-        made, caption = medium(extra)
-    half = put(f"{subject}/half{_SUFFIXES[made.mime]}", made.data[: len(made.data) // 2])
+        found, caption = medium(extra)
+    half = put(f"{subject}/half{_SUFFIXES[found.mime]}", found.data[: len(found.data) // 2])
     yield Row(path=half, caption=caption, reason="truncated")
     first, caption = medium(0)
     copy = put(f"{subject}/copy{_SUFFIXES[first.mime]}", first.data)
@@ -107,7 +107,7 @@ _COPY = {
     "audio": "duplicate_record",
     "points": "duplicate_record",
 }
-"""Subject → why its job drops the copy of a medium with the same caption."""
+"""Subject → the drop reason of a medium's copy with the same caption."""
 
 
 def _webvid(rows: list[Row], base_url: str) -> str:
@@ -144,25 +144,25 @@ def _lines(records: list[dict[str, Any]]) -> str:
 
 
 def _documents(
-    media: Path, world: World, base_url: str
+    media: Path, size: WorldSize, base_url: str
 ) -> tuple[list[dict[str, Any]], list[str | None]]:
-    """MMC4's records of as many documents as there are other rows, and of each why it is dropped.
+    """`size.others` documents in MMC4's format, and the expected drop reason of each.
 
-    The last but one has a dead image, the last one nothing but dead images.
+    The last but one has one dead image link, the last one has only dead links.
     """
     records = []
     (media / "documents").mkdir(parents=True, exist_ok=True)
-    for number in range(world.others):
+    for number in range(size.others):
         sentences, images = [], []
-        for place in range(_IN_DOCUMENT):
-            shown = pair(world.seed, _IN_DOCUMENT * number + place)
-            path = f"documents/{number:06d}-{place}.png"
-            left = world.others - number
-            if not (left == 1 or (left == 2 and place == 1)):
+        for index in range(_IMAGES_PER_DOCUMENT):
+            shown = pair(size.seed, _IMAGES_PER_DOCUMENT * number + index)
+            path = f"documents/{number:06d}-{index}.png"
+            remaining = size.others - number
+            if not (remaining == 1 or (remaining == 2 and index == 1)):
                 (media / path).write_bytes(encode(render(shown.scene), "image/png"))
             sentences.append(shown.caption)
-            found = {"matched_text_index": place, "matched_sim": 0.3}
-            images.append({"image_name": path, "raw_url": f"{base_url}/{path}", **found})
+            match = {"matched_text_index": index, "matched_sim": 0.3}
+            images.append({"image_name": path, "raw_url": f"{base_url}/{path}", **match})
         page = f"{base_url}/documents/{number:06d}.html"
         records.append({"url": page, "text_list": sentences, "image_info": images})
     return records, [None] * (len(records) - 1) + ["http_404"]

@@ -1,4 +1,4 @@
-"""The rows of the LAION-style list: sound pairs, and faults of the web, planted and counted."""
+"""The rows of the LAION-style list: valid pairs, and planted faults as they occur on the web."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from etl.digits.records import pair
 from etl.digits.scenes import CANVAS
 
 SMALL = 24
-"""Width and height of the pictures that are planted as too small, in pixels."""
+"""Width and height of the images that are planted as too small, in pixels."""
 
 _ORDER_STREAM = 9
 
 
 @dataclass(frozen=True, kw_only=True)
-class World:
-    """How much of the digits world to write.
+class WorldSize:
+    """How much of the digits world to write, and its seed.
 
-    `captions` counts the sound pairs; faulty rows come on top of them. `others` counts the sound
-    rows of each of the lists of videos, sounds, clouds and documents.
+    `captions` counts the valid pairs; faulty rows are added to them. `others` counts the valid rows
+    of each of the lists of videos, sounds, clouds and documents.
     """
 
     captions: int
@@ -36,7 +36,7 @@ class World:
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """One kind of row that a job has to drop: how many per sound pair, and for which reason."""
+    """A kind of row that a job must drop: how many per valid pair, and the drop reason."""
 
     share: float
     reason: str
@@ -56,15 +56,15 @@ FAULTS: Mapping[str, Fault] = {
     "small_declared": Fault(share=0.01, reason="declared_too_small"),
     "opted_out": Fault(share=0.01, reason="opted_out"),
 }
-"""Fault → how often it is planted and why a job drops it, with the jobs' default thresholds."""
+"""Fault → how often it is planted and the reason, with the jobs' default thresholds."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """One row of the LAION-style list.
 
-    `number` is that of the pair whose picture is shown, `path` the URL's, `side` the width and
-    height that the list states, `fault` what was planted, if anything.
+    `number` is that of the pair whose image is shown, `path` the URL's, `side` the width and height
+    in the list, `fault` the planted fault, if any.
     """
 
     number: int
@@ -77,30 +77,30 @@ class Row:
     fault: str | None = None
 
 
-def planted_counts(world: World) -> dict[str, int]:
-    """How many rows of each fault stand in the list; one at least, unless there are no captions."""
-    if not world.captions:
+def planted_counts(size: WorldSize) -> dict[str, int]:
+    """The number of rows with each fault: at least one, unless there are no captions."""
+    if not size.captions:
         return dict.fromkeys(FAULTS, 0)
-    return {kind: max(1, round(world.captions * fault.share)) for kind, fault in FAULTS.items()}
+    return {kind: max(1, round(size.captions * fault.share)) for kind, fault in FAULTS.items()}
 
 
 @functools.lru_cache(maxsize=1)
-def caption_rows(world: World) -> tuple[Row, ...]:
-    """All rows of the LAION-style list, sound and faulty, in the list's order."""
-    rng = np.random.default_rng((world.seed, _ORDER_STREAM))
-    rows = [_sound_row(world.seed, number, rng) for number in range(world.captions)]
-    # Each twin has a sound row of its own; whichever comes first, exactly one of them is dropped.
-    originals = iter(rng.permutation(world.captions).tolist())
-    for kind, count in planted_counts(world).items():
+def caption_rows(size: WorldSize) -> tuple[Row, ...]:
+    """All rows of the LAION-style list, valid and faulty, in the list's order."""
+    rng = np.random.default_rng((size.seed, _ORDER_STREAM))
+    rows = [_valid_row(size.seed, number, rng) for number in range(size.captions)]
+    # Each duplicate has an original of its own; exactly one of the two is dropped.
+    originals = iter(rng.permutation(size.captions).tolist())
+    for kind, count in planted_counts(size).items():
         for _ in range(count):
             if kind in ("duplicate_image", "repeated_url"):
-                rows.append(_twin_row(rows[next(originals)], kind))
+                rows.append(_duplicate_row(rows[next(originals)], kind))
             else:
-                rows.append(_faulty_row(_sound_row(world.seed, len(rows), rng), kind))
+                rows.append(_faulty_row(_valid_row(size.seed, len(rows), rng), kind))
     return tuple(rows[index] for index in rng.permutation(len(rows)))
 
 
-def _sound_row(seed: int, number: int, rng: np.random.Generator) -> Row:
+def _valid_row(seed: int, number: int, rng: np.random.Generator) -> Row:
     return Row(
         number=number,
         path=f"captions/{number:06d}.jpg",
@@ -111,13 +111,13 @@ def _sound_row(seed: int, number: int, rng: np.random.Generator) -> Row:
     )
 
 
-def _twin_row(sound: Row, kind: str) -> Row:
-    path = f"mirror/{sound.number:06d}.jpg" if kind == "duplicate_image" else sound.path
-    return dataclasses.replace(sound, path=path, fault=kind)
+def _duplicate_row(original: Row, kind: str) -> Row:
+    path = f"mirror/{original.number:06d}.jpg" if kind == "duplicate_image" else original.path
+    return dataclasses.replace(original, path=path, fault=kind)
 
 
-def _faulty_row(sound: Row, kind: str) -> Row:
-    name = f"{sound.number:06d}"
+def _faulty_row(valid: Row, kind: str) -> Row:
+    name = f"{valid.number:06d}"
     changes: Mapping[str, Mapping[str, Any]] = {
         "dead_link": {"path": f"gone/{name}.jpg"},
         "html_page": {"path": f"pages/{name}.html"},
@@ -130,4 +130,4 @@ def _faulty_row(sound: Row, kind: str) -> Row:
         "small_declared": {"path": f"small/{name}.jpg", "side": SMALL},
         "opted_out": {"path": f"optout/{name}.jpg"},
     }
-    return dataclasses.replace(sound, fault=kind, **changes[kind])
+    return dataclasses.replace(valid, fault=kind, **changes[kind])

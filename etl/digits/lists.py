@@ -1,9 +1,8 @@
-"""Write the digits world as a small web: media files, and lists of URLs as corpora publish them.
+"""Writes the digits world as a small web: media files, and URL lists in published formats.
 
 `laion.parquet` has LAION's columns, `dialogues.json` and `questions.json` LLaVA's instruction
-format. What is wrong with the first on purpose is told in `planted.json`, so that a job's counts
-can be compared with the truth. Everything is a function of the seed; only the URLs know the
-server's port.
+format. `planted.json` lists the faults planted in the first, so that a job's counts can be compared
+with the truth. Everything is a function of the seed; only the URLs depend on the server's port.
 """
 
 from __future__ import annotations
@@ -23,72 +22,72 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from etl.digits.faults import FAULTS, SMALL, Row, World, caption_rows, planted_counts
+from etl.digits.faults import FAULTS, SMALL, Row, WorldSize, caption_rows, planted_counts
 from etl.digits.records import VERSION, Dialogue, conversation, dialogue, pair, question
 from etl.digits.scenes import encode, render
 from etl.storage.atomic import atomic_file, write_json
 
-_WORTH_PROCESSES = 3000
-"""Files from which on further processes are faster, although each imports everything anew."""
+_MIN_FILES_FOR_POOL = 3000
+"""Number of files from which a process pool is faster, although each process imports everything."""
 
 _PAGE = b"<!doctype html><title>moved</title><p>The picture that was here has moved.</p>\n"
 
 
-def media_count(world: World) -> int:
-    """An upper bound of the files that `write_media` writes."""
-    faulty = sum(planted_counts(world).values())
-    return world.captions + faulty + world.dialogues + world.questions
+def media_count(size: WorldSize) -> int:
+    """An upper bound on the number of files that `write_media` writes."""
+    faulty = sum(planted_counts(size).values())
+    return size.captions + faulty + size.dialogues + size.questions
 
 
-def write_media(folder: Path, world: World, tick: Callable[[], object]) -> None:
+def write_media(folder: Path, size: WorldSize, tick: Callable[[], object]) -> None:
     """Render every file that the server is to serve, unless an earlier run finished it.
 
     Args:
         folder: the world's folder; the files go to its `media/`.
-        world: what to render.
+        size: what to render.
         tick: called once per file.
     """
     marker = folder / "media.json"
-    wanted = {"version": VERSION, **asdict(world)}
+    current = {"version": VERSION, **asdict(size)}
     if marker.is_file():
-        if json.loads(marker.read_bytes()) == wanted:
+        if json.loads(marker.read_bytes()) == current:
             return
         marker.unlink()
         shutil.rmtree(folder / "media", ignore_errors=True)
-    write = functools.partial(_write_file, folder / "media", world.seed)
-    files = list(_files(world))
+    write = functools.partial(_write_file, folder / "media", size.seed)
+    files = list(_files(size))
     for kind in {Path(file.path).parent for file in files}:
         (folder / "media" / kind).mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
-        if len(files) < _WORTH_PROCESSES:
+        if len(files) < _MIN_FILES_FOR_POOL:
             done: Iterator[None] = map(write, files)
         else:
-            # Started afresh, not forked: this process may already have threads.
+            # Spawned, not forked: this process may already have threads.
             pool = ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn"))
             done = stack.enter_context(pool).map(write, files, chunksize=64)
         for _ in done:
             tick()
-    write_json(marker, wanted)
+    write_json(marker, current)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _File:
-    """A file to render: where it goes, and what it shows."""
+    """A file to render: its path and content."""
 
     path: str
     shows: Row | Dialogue
 
 
-def _files(world: World) -> Iterator[_File]:
+def _files(size: WorldSize) -> Iterator[_File]:
     done: set[str] = set()
-    for row in caption_rows(world):
+    for row in caption_rows(size):
         if row.fault != "dead_link" and row.path not in done:
             done.add(row.path)
             yield _File(path=row.path, shows=row)
-    for number in range(world.dialogues):
-        yield _File(path=_dialogue_path(number), shows=dialogue(world.seed, number))
-    for number in range(world.questions):
-        yield _File(path=_question_path(number), shows=question(world.seed, number))
+    for number in range(size.dialogues):
+        yield _File(path=_dialogue_path(number), shows=dialogue(size.seed, number))
+    for number in range(size.questions):
+        yield _File(path=_question_path(number), shows=question(size.seed, number))
 
 
 def _write_file(folder: Path, seed: int, file: _File) -> None:
@@ -96,16 +95,16 @@ def _write_file(folder: Path, seed: int, file: _File) -> None:
         data = _caption_file(seed, file.shows)
     else:
         data = encode(render(file.shows.scene), "image/png")
-    (folder / file.path).write_bytes(data)  # the marker, written last, tells that all are there
+    (folder / file.path).write_bytes(data)  # not atomic: the marker, written last, declares all
 
 
 def _caption_file(seed: int, row: Row) -> bytes:
     if row.fault == "html_page":
         return _PAGE
-    picture = render(pair(seed, row.number).scene)
+    image = render(pair(seed, row.number).scene)
     if row.fault in ("small", "small_declared"):
-        picture = picture.resize((SMALL, SMALL), Image.Resampling.BICUBIC)
-    data = encode(picture, "image/jpeg")
+        image = image.resize((SMALL, SMALL), Image.Resampling.BICUBIC)
+    data = encode(image, "image/jpeg")
     return data[: len(data) // 2] if row.fault == "truncated" else data
 
 
@@ -117,34 +116,34 @@ def _question_path(number: int) -> str:
     return f"questions/{number:06d}.png"
 
 
-def write_lists(folder: Path, world: World, base_url: str) -> None:
+def write_lists(folder: Path, size: WorldSize, base_url: str) -> None:
     """Write the lists, each atomically.
 
     Args:
         folder: the world's folder.
-        world: what the lists tell.
-        base_url: where the server serves the media, without a slash at its end.
+        size: what the lists contain.
+        base_url: the server's address, without a trailing slash.
     """
-    rows = caption_rows(world)
+    rows = caption_rows(size)
     with atomic_file(folder / "laion.parquet") as stream:
         pq.write_table(_laion_table(rows, base_url), stream)
-    write_json(folder / "planted.json", _truth(world, rows))
+    write_json(folder / "planted.json", _planted(size, rows))
     dialogues = [
         _instruction(
             f"dialogue-{number:06d}",
             f"{base_url}/{_dialogue_path(number)}",
-            dialogue(world.seed, number),
+            dialogue(size.seed, number),
         )
-        for number in range(world.dialogues)
+        for number in range(size.dialogues)
     ]
     write_json(folder / "dialogues.json", dialogues)
-    write_json(folder / "questions.json", _questions(world, base_url))
+    write_json(folder / "questions.json", _questions(size, base_url))
 
 
-def _questions(world: World, base_url: str) -> list[dict[str, Any]]:
+def _questions(size: WorldSize, base_url: str) -> list[dict[str, Any]]:
     records = []
-    for number in range(world.questions):
-        record = question(world.seed, number)
+    for number in range(size.questions):
+        record = question(size.seed, number)
         entry = _instruction(
             f"question-{number:06d}", f"{base_url}/{_question_path(number)}", record
         )
@@ -152,8 +151,8 @@ def _questions(world: World, base_url: str) -> list[dict[str, Any]]:
     return records
 
 
-def _instruction(identity: str, url: str, record: Dialogue) -> dict[str, Any]:
-    return {"id": identity, "image": url, "conversations": conversation(record)}
+def _instruction(record_id: str, url: str, record: Dialogue) -> dict[str, Any]:
+    return {"id": record_id, "image": url, "conversations": conversation(record)}
 
 
 def _laion_table(rows: Sequence[Row], base_url: str) -> pa.Table:
@@ -171,18 +170,18 @@ def _laion_table(rows: Sequence[Row], base_url: str) -> pa.Table:
     )
 
 
-def _truth(world: World, rows: Sequence[Row]) -> dict[str, Any]:
+def _planted(size: WorldSize, rows: Sequence[Row]) -> dict[str, Any]:
     planted = {
         kind: {
             "count": count,
             "reason": FAULTS[kind].reason,
             "rows": [index for index, row in enumerate(rows) if row.fault == kind],
         }
-        for kind, count in planted_counts(world).items()
+        for kind, count in planted_counts(size).items()
     }
     return {
         "list": "laion.parquet",
         "rows": len(rows),
-        "sound": world.captions,
+        "valid": size.captions,
         "planted": planted,
     }

@@ -13,10 +13,10 @@ from etl.digits.scenes import (
     CANVAS,
     COLOURS,
     blend,
-    draw_colour,
-    draw_ground,
-    draw_ink,
-    draw_scan,
+    random_colour,
+    random_scan,
+    render_background,
+    render_ink,
 )
 
 FRAMES_PER_SECOND = 8
@@ -28,12 +28,12 @@ DIRECTIONS: dict[str, tuple[int, int]] = {
     "north": (-1, 0),
     "south": (1, 0),
 }
-"""Name → rows and columns of a step; rows count downwards, and north is up as in `PLACES`."""
+"""Name → rows and columns of a step; rows count downwards, north is up as in `POSITIONS`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Motion:
-    """One moving scan: what it shows, where it goes, and the seed of everything else in it."""
+    """One moving scan: its digit, colour and direction, and the seed of all other randomness."""
 
     digit: int
     colour: str
@@ -43,50 +43,50 @@ class Motion:
     seed: int
 
 
-def draw_motion(rng: np.random.Generator, split_name: str) -> Motion:
-    """Draw a random motion of a scan of `train` or `held_out`."""
+def random_motion(rng: np.random.Generator, split_name: str) -> Motion:
+    """A random motion of a scan of `train` or `held_out`."""
     digit = int(rng.integers(10))
     return Motion(
         digit=digit,
         colour=str(rng.choice(list(COLOURS))),
         direction=str(rng.choice(list(DIRECTIONS))),
-        scan=draw_scan(rng, split_name, digit),
+        scan=random_scan(rng, split_name, digit),
         frames=int(rng.integers(*_FRAMES)),
         seed=int(rng.integers(2**32)),
     )
 
 
 def render(motion: Motion) -> NDArray[np.uint8]:
-    """Draw the frames (F, CANVAS, CANVAS, 3): a steady motion over a dim, noisy ground.
+    """Render the frames (F, CANVAS, CANVAS, 3): a steady motion over a dim, noisy background.
 
-    The scan crosses three fifths of the room that it has or more, so that its direction shows.
+    The scan crosses at least three fifths of the available distance, so its direction is visible.
     """
-    return _draw(motion)[0]
+    return _render(motion)[0]
 
 
 def boxes(motion: Motion) -> NDArray[np.int64]:
     """Return where the scan is in each frame (F, 3): top, left, and side of its square."""
-    return _draw(motion)[1]
+    return _render(motion)[1]
 
 
-def _draw(motion: Motion) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+def _render(motion: Motion) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     rng = np.random.default_rng(motion.seed)
-    ink_hw1 = draw_ink(motion.scan, rng)
+    ink_hw1 = render_ink(motion.scan, rng)
     size = len(ink_hw1)
-    colour = draw_colour(motion.colour, rng)
+    colour = random_colour(motion.colour, rng)
     level = rng.uniform(5, 45)
     room = CANVAS - size
     across = round(rng.uniform(0, room))
     length = rng.uniform(0.6, 1.0) * room
     begin = rng.uniform(0, room - length)
-    way = begin + np.linspace(0, length, motion.frames)
+    path = begin + np.linspace(0, length, motion.frames)
     rows, columns = DIRECTIONS[motion.direction]
     if rows + columns < 0:
-        way = room - way
+        path = room - path
     frames = np.empty((motion.frames, CANVAS, CANVAS, 3), dtype=np.uint8)
     squares = np.full((motion.frames, 3), size)
-    for frame, square, along in zip(frames, squares, np.rint(way).astype(int), strict=True):
-        canvas = draw_ground(rng, level)
+    for frame, square, along in zip(frames, squares, np.rint(path).astype(int), strict=True):
+        canvas = render_background(rng, level)
         square[:2] = top, left = (along, across) if rows else (across, along)
         blend(canvas[top : top + size, left : left + size], ink_hw1, colour)
         frame[:] = canvas
@@ -94,10 +94,10 @@ def _draw(motion: Motion) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
 
 
 def encode(frames: NDArray[np.uint8]) -> bytes:
-    """Encode frames as MP4 with H.264, the same bytes for the same frames on one machine."""
+    """Encode frames as MP4 with H.264; the same frames give the same bytes on one machine."""
     stream = io.BytesIO()
-    # `bitexact` leaves the libraries' versions out. At a constant quantiser x264 runs without its
-    # mbtree, which reads memory that it never wrote, so that bytes differ now and then.
+    # `bitexact` omits the libraries' versions. With a constant quantiser x264 does not use its
+    # mbtree, which reads uninitialised memory, so that bytes would differ occasionally.
     quality = {"qp": "18", "bf": "0", "preset": "veryfast", "threads": "1", "flags": "+bitexact"}
     with av.open(stream, "w", format="mp4", options={"fflags": "+bitexact"}) as container:
         track = container.add_stream("libx264", rate=FRAMES_PER_SECOND, options=quality)

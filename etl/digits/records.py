@@ -1,8 +1,8 @@
-"""What the digits world tells: pairs, dialogues and questions about scenes, each from its number.
+"""Pairs, dialogues and questions about scenes of the digits world, each from its number.
 
-A record is a pure function of (seed, kind, number), so that any of them can be made alone and the
-first thousand are the same in a list of any length. Pairs and dialogues show the training scans,
-questions only the held-out ones.
+A record is a pure function of (seed, kind, number), so any one can be generated alone, and the
+first thousand are the same in a list of any length. Pairs and dialogues use training scans,
+questions only held-out ones.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from etl.digits.scenes import CANVAS, Scene, draw_scene, encode, render
+from etl.digits.scenes import CANVAS, Scene, encode, random_scene, render
 from etl.digits.texts import Question, caption, questions
 from etl.storage.schema import Medium, Sample, Turn, sha256
 
-VERSION = 1
-"""Raise it when the same seed gives other bytes, so that rendered lists are not taken for new."""
+VERSION = 2
+"""Raise it when the same seed gives other files, so that existing lists are rendered again."""
 
 _PAIR, _DIALOGUE, _QUESTION = range(3)
 _TURNS = (3, 6)  # questions in a dialogue, upper bound excluded
@@ -39,23 +39,23 @@ class Dialogue:
 
 
 def pair(seed: int, number: int) -> Pair:
-    """The `number`-th captioned picture, of training scans."""
+    """The `number`-th captioned image, of training scans."""
     rng = np.random.default_rng((seed, _PAIR, number))
-    scene = draw_scene(rng, "train")
+    scene = random_scene(rng, "train")
     return Pair(scene=scene, caption=caption(scene, rng))
 
 
 def dialogue(seed: int, number: int) -> Dialogue:
     """The `number`-th dialogue of several questions, on training scans."""
     rng = np.random.default_rng((seed, _DIALOGUE, number))
-    scene = draw_scene(rng, "train")
+    scene = random_scene(rng, "train")
     return Dialogue(scene=scene, questions=tuple(questions(scene, rng, int(rng.integers(*_TURNS)))))
 
 
 def question(seed: int, number: int) -> Dialogue:
     """The `number`-th single question, on held-out scans."""
     rng = np.random.default_rng((seed, _QUESTION, number))
-    scene = draw_scene(rng, "held_out")
+    scene = random_scene(rng, "held_out")
     return Dialogue(scene=scene, questions=tuple(questions(scene, rng, 1)))
 
 
@@ -65,7 +65,7 @@ def pair_turns(text: str) -> tuple[Turn, ...]:
 
 
 def conversation(record: Dialogue) -> list[dict[str, str]]:
-    """A dialogue in LLaVA's instruction format; the image stands first in the first question."""
+    """A dialogue in LLaVA's instruction format; the image precedes the first question."""
     turns = []
     for asked in record.questions:
         turns.append({"from": "human", "value": asked.text})
@@ -75,7 +75,7 @@ def conversation(record: Dialogue) -> list[dict[str, str]]:
 
 
 def pair_sample(seed: int, number: int) -> Sample:
-    """The record that an ETL job makes of a pair, without a download."""
+    """The sample of a pair, as an ETL job would write it."""
     record = pair(seed, number)
     return Sample(
         id=f"pair-{seed}-{number:06d}",
@@ -86,23 +86,23 @@ def pair_sample(seed: int, number: int) -> Sample:
 
 
 def dialogue_sample(seed: int, number: int) -> Sample:
-    """The record that an ETL job makes of a dialogue, without a download."""
+    """The sample of a dialogue, as an ETL job would write it."""
     return _dialogue_sample(f"dialogue-{seed}-{number:06d}", dialogue(seed, number))
 
 
 def question_sample(seed: int, number: int) -> Sample:
-    """The record that an ETL job makes of a question, without a download."""
+    """The sample of a question, as an ETL job would write it."""
     return _dialogue_sample(f"question-{seed}-{number:06d}", question(seed, number))
 
 
-def _dialogue_sample(identity: str, record: Dialogue) -> Sample:
+def _dialogue_sample(sample_id: str, record: Dialogue) -> Sample:
     roles = {"human": "user", "gpt": "assistant"}
     turns = tuple(
         Turn(role=roles[turn["from"]], text=turn["value"]) for turn in conversation(record)
     )
     kinds = {asked.kind for asked in record.questions}
     return Sample(
-        id=identity,
+        id=sample_id,
         source="digits",
         turns=turns,
         media=(medium_of(record.scene, "image/png"),),

@@ -16,10 +16,10 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 CANVAS = 96
-"""Width and height of a picture, in pixels."""
+"""Width and height of an image, in pixels."""
 
 GRID = 3
-"""Cells per side; a scan stands in one cell, so that its position has a name."""
+"""Cells per side; a scan is inside one cell, so its position has a name."""
 
 CELL = CANVAS // GRID
 
@@ -32,7 +32,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "white": (245, 245, 245),
 }
 
-PLACES = (
+POSITIONS = (
     "northwest",
     "north",
     "northeast",
@@ -43,7 +43,7 @@ PLACES = (
     "south",
     "southeast",
 )
-"""Names of the cells, row by row; one word each, so that a place is one token."""
+"""Names of the cells, row by row; one word each, so that a position is one token."""
 
 _HELD_OUT_SHARE = 0.2
 _SPLIT_SEED = 20240124
@@ -51,17 +51,17 @@ _SPLIT_SEED = 20240124
 
 @dataclass(frozen=True, kw_only=True)
 class Mark:
-    """One scan in a scene: which digit it shows, its colour, its cell and the scan itself."""
+    """One scan in a scene: its digit, its colour, its cell and the scan itself."""
 
     digit: int
     colour: str
-    place: str
+    position: str
     scan: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """Marks in reading order, and the seed of everything else that is random in the picture."""
+    """Marks in reading order, and the seed of all other randomness in the image."""
 
     marks: tuple[Mark, ...]
     seed: int
@@ -85,83 +85,83 @@ def split(name: str) -> NDArray[np.int64]:
     return parts[name]
 
 
-def draw_scan(rng: np.random.Generator, split_name: str, digit: int) -> int:
-    """Draw one of the scans of `train` or `held_out` that show a digit."""
+def random_scan(rng: np.random.Generator, split_name: str, digit: int) -> int:
+    """A random scan of a digit from `train` or `held_out`."""
     pool = split(split_name)
     return int(rng.choice(pool[scans()[1][pool] == digit]))
 
 
-def draw_scene(rng: np.random.Generator, split_name: str, most: int = 3) -> Scene:
-    """Draw a random scene: 1 to `most` (≤ 6) marks with distinct digits, colours and places."""
+def random_scene(rng: np.random.Generator, split_name: str, most: int = 3) -> Scene:
+    """A random scene: 1 to `most` (≤ 6) marks with distinct digits, colours and positions."""
     number = int(rng.integers(1, most + 1))
-    chosen = rng.choice(10, size=number, replace=False)
+    digits = rng.choice(10, size=number, replace=False)
     colours = rng.choice(list(COLOURS), size=number, replace=False)
-    cells = np.sort(rng.choice(len(PLACES), size=number, replace=False))
+    cells = np.sort(rng.choice(len(POSITIONS), size=number, replace=False))
     marks = tuple(
         Mark(
             digit=int(digit),
             colour=str(colour),
-            place=PLACES[cell],
-            scan=draw_scan(rng, split_name, int(digit)),
+            position=POSITIONS[cell],
+            scan=random_scan(rng, split_name, int(digit)),
         )
-        for digit, colour, cell in zip(chosen, colours, cells, strict=True)
+        for digit, colour, cell in zip(digits, colours, cells, strict=True)
     )
     return Scene(marks=marks, seed=int(rng.integers(2**32)))
 
 
 def render(scene: Scene) -> Image.Image:
-    """Draw a scene as an RGB picture of CANVAS × CANVAS pixels on a dim, noisy ground."""
+    """Render a scene as an RGB image of CANVAS × CANVAS pixels on a dim, noisy background."""
     rng = np.random.default_rng(scene.seed)
-    canvas = draw_ground(rng, rng.uniform(5, 45))
+    canvas = render_background(rng, rng.uniform(5, 45))
     for mark in scene.marks:
         _paste(canvas, mark, rng)
     return Image.fromarray(canvas.astype(np.uint8))
 
 
-def draw_ground(rng: np.random.Generator, level: float) -> NDArray[np.float32]:
-    """Draw the noisy ground (CANVAS, CANVAS, 3) of a picture; `level` of 255 is its brightness."""
+def render_background(rng: np.random.Generator, level: float) -> NDArray[np.float32]:
+    """Render a noisy background (CANVAS, CANVAS, 3); `level` is its brightness, of 255."""
     canvas = rng.standard_normal((CANVAS, CANVAS, 3), dtype=np.float32) * 4 + np.float32(level)
     np.clip(canvas, 0, 255, out=canvas)
     return canvas
 
 
 def _paste(canvas: NDArray[np.float32], mark: Mark, rng: np.random.Generator) -> None:
-    """Blend a scan into its cell, a little larger or smaller, shifted and turned."""
-    ink_hw1 = draw_ink(mark.scan, rng)
+    """Blend a scan into its cell, slightly scaled, shifted and rotated."""
+    ink_hw1 = render_ink(mark.scan, rng)
     size = len(ink_hw1)
-    cell = PLACES.index(mark.place)
+    cell = POSITIONS.index(mark.position)
     top = cell // GRID * CELL + int(rng.integers(0, CELL - size + 1))
     left = cell % GRID * CELL + int(rng.integers(0, CELL - size + 1))
-    blend(canvas[top : top + size, left : left + size], ink_hw1, draw_colour(mark.colour, rng))
+    blend(canvas[top : top + size, left : left + size], ink_hw1, random_colour(mark.colour, rng))
 
 
-def draw_ink(scan: int, rng: np.random.Generator) -> NDArray[np.float32]:
-    """Draw a scan's ink (h, h, 1) in [0, 1]: h from 24 to 30 pixels, turned by up to 8 degrees."""
+def render_ink(scan: int, rng: np.random.Generator) -> NDArray[np.float32]:
+    """Render a scan's ink (h, h, 1) in [0, 1]: h from 24 to 30 pixels, rotated by up to 8°."""
     size = int(rng.integers(24, 31))
-    picture = Image.fromarray((scans()[0][scan] * 255).astype(np.uint8))
-    picture = picture.resize((size, size), Image.Resampling.BICUBIC)
-    picture = picture.rotate(float(rng.uniform(-8, 8)), Image.Resampling.BILINEAR)
-    return np.asarray(picture, dtype=np.float32)[..., None] / np.float32(255)
+    image = Image.fromarray((scans()[0][scan] * 255).astype(np.uint8))
+    image = image.resize((size, size), Image.Resampling.BICUBIC)
+    image = image.rotate(float(rng.uniform(-8, 8)), Image.Resampling.BILINEAR)
+    return np.asarray(image, dtype=np.float32)[..., None] / np.float32(255)
 
 
-def draw_colour(name: str, rng: np.random.Generator) -> NDArray[np.float32]:
-    """Draw red, green and blue of a colour, up to 255 and a little darker or not."""
+def random_colour(name: str, rng: np.random.Generator) -> NDArray[np.float32]:
+    """A random shade of a named colour: red, green and blue up to 255, slightly darkened."""
     return np.array(COLOURS[name], dtype=np.float32) * np.float32(rng.uniform(0.85, 1.0))
 
 
 def blend(
     patch: NDArray[np.float32], ink_hw1: NDArray[np.float32], colour: NDArray[np.float32]
 ) -> None:
-    """Lay coloured ink over a part (h, h, 3) of a picture, in place."""
+    """Blend coloured ink into a region (h, h, 3) of an image, in place."""
     patch[:] = patch * (1 - ink_hw1) + colour * ink_hw1
 
 
-def encode(picture: Image.Image, mime: str) -> bytes:
-    """Encode a picture as `image/jpeg` (quality 92, full chroma) or `image/png`."""
+def encode(image: Image.Image, mime: str) -> bytes:
+    """Encode an image as `image/jpeg` (quality 92, full chroma) or `image/png`."""
     stream = io.BytesIO()
     if mime == "image/jpeg":
-        picture.save(stream, "JPEG", quality=92, subsampling=0)
+        image.save(stream, "JPEG", quality=92, subsampling=0)
     else:
-        # Noise hardly compresses, whatever the level; the lowest is twice as fast as the default.
-        picture.save(stream, "PNG", compress_level=1)
+        # Noise hardly compresses at any level; the lowest is twice as fast as the default.
+        image.save(stream, "PNG", compress_level=1)
     return stream.getvalue()

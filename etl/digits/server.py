@@ -1,4 +1,4 @@
-"""The web server of the digits world: static files on 127.0.0.1, on a bounded number of threads."""
+"""The web server of the digits world: static files on 127.0.0.1, with a limited thread count."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _log = logging.getLogger(__name__)
 
 
 class _Handler(SimpleHTTPRequestHandler):
-    """Serves files, keeps connections alive, and opts out of training on what lies in `optout/`."""
+    """Serves files, keeps connections alive, and sends opt-out headers for files in `optout/`."""
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = (
@@ -37,36 +37,36 @@ class _Handler(SimpleHTTPRequestHandler):
 
 
 class MediaServer(ThreadingHTTPServer):
-    """Serves one folder; connections past the bound wait in the listen queue.
+    """Serves one folder; connections above the limit wait in the listen queue.
 
     Args:
         folder: what to serve.
-        port: where; 0 picks a free port, which `base_url` then tells.
+        port: the port; 0 picks a free one, see `base_url`.
 
     Raises:
-        OSError: the port is taken.
+        OSError: the port is in use.
     """
 
     daemon_threads = True
     request_queue_size = 1024
 
     def __init__(self, folder: Path, port: int) -> None:
-        self._slots = threading.BoundedSemaphore(_MAX_CONNECTIONS)
+        self._free_threads = threading.BoundedSemaphore(_MAX_CONNECTIONS)
         super().__init__((HOST, port), functools.partial(_Handler, directory=str(folder)))
 
     @property
     def base_url(self) -> str:
-        """The address without a slash at its end."""
+        """The address, without a trailing slash."""
         return f"http://{HOST}:{self.server_port}"
 
     def process_request(self, request: Any, client_address: Any) -> None:  # noqa: ANN401
-        """Wait for a free thread, then answer on it."""
-        self._slots.acquire()
+        """Wait for a free thread, then handle the request in it."""
+        self._free_threads.acquire()
         super().process_request(request, client_address)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:  # noqa: ANN401
-        """Answer one connection, then free its thread."""
+        """Handle one connection, then release its thread."""
         try:
             super().process_request_thread(request, client_address)
         finally:
-            self._slots.release()
+            self._free_threads.release()

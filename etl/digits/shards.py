@@ -1,4 +1,4 @@
-"""Shards of the digits world without a web and without a job, for experiments and tests."""
+"""Writes shards of the digits world directly, without a web server or a job."""
 
 from __future__ import annotations
 
@@ -6,32 +6,33 @@ import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from etl.digits.faults import World
+from etl.digits.faults import WorldSize
 from etl.digits.records import VERSION
-from etl.digits.subjects import Maker, makers
+from etl.digits.subjects import SampleFactory, sample_factories
+from etl.storage.manifest import MANIFEST
 from etl.storage.schema import Sample
-from etl.storage.shards import MANIFEST, write_folder
+from etl.storage.shards import write_folder
 
 _JOB = "digits"
 
 
 def write_shards(
-    folder: Path, name: str, world: World, on_sample: Callable[[], object] = lambda: None
+    folder: Path, name: str, size: WorldSize, on_sample: Callable[[], object] = lambda: None
 ) -> list[Path]:
-    """Write the samples about a subject, one folder a purpose; folders that are there are kept.
+    """Write the samples about a subject, one folder per purpose; keeps existing folders.
 
     Args:
-        folder: gets `captions`, `dialogues` and `questions`, as far as the subject has them.
+        folder: gets `captions`, `dialogues` and `questions`, where the subject has them.
         name: one of `etl.digits.subjects.NAMES`.
-        world: how many of each, and their seed.
+        size: how many of each, and their seed.
         on_sample: called for every sample that is rendered.
     """
     written = []
-    for purpose, make in makers(name).items():
+    for purpose, factory in sample_factories(name).items():
         rows: int = {
-            "captions": world.captions,
-            "dialogues": world.dialogues,
-            "questions": world.questions,
+            "captions": size.captions,
+            "dialogues": size.dialogues,
+            "questions": size.questions,
         }[purpose]
         target = folder / purpose
         plan = {
@@ -39,21 +40,22 @@ def write_shards(
             "subject": name,
             "purpose": purpose,
             "rows": rows,
-            "seed": world.seed,
+            "seed": size.seed,
         }
         written.append(target)
         if _holds(target, plan):
             continue
-        _empty(target)
-        write_folder(target, _samples(make, world.seed, rows, on_sample), job=_JOB, plan=plan)
+        _clear(target)
+        samples = _samples(factory, size.seed, rows, on_sample)
+        write_folder(target, samples, job=_JOB, plan=plan)
     return written
 
 
 def _samples(
-    make: Maker, seed: int, rows: int, on_sample: Callable[[], object]
+    factory: SampleFactory, seed: int, rows: int, on_sample: Callable[[], object]
 ) -> Iterator[Sample]:
     for number in range(rows):
-        yield make(seed, number)
+        yield factory(seed, number)
         on_sample()
 
 
@@ -62,8 +64,8 @@ def _holds(folder: Path, plan: dict[str, object]) -> bool:
     return manifest.is_file() and json.loads(manifest.read_bytes())["plan"] == plan
 
 
-def _empty(folder: Path) -> None:
-    """Take an earlier world's shards away, first of all the file that calls them complete."""
+def _clear(folder: Path) -> None:
+    """Remove an earlier world's shards, starting with the manifest that declares them complete."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MANIFEST).unlink(missing_ok=True)
     for path in folder.glob("shard-*.arrow"):

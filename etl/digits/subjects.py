@@ -1,7 +1,7 @@
 """Videos, sounds, 3D objects and mixtures of the digits world as samples, each from its number.
 
 As in `etl/digits/records.py`, a sample is a pure function of (seed, kind, number). Captions and
-dialogues show training scans and telephones, questions only held-out ones.
+dialogues use training scans and telephones, questions only held-out ones.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from etl.digits import motion, solids, texts, tones
 from etl.digits.motion import Motion
 from etl.digits.records import dialogue_sample, medium_of, pair_sample, question_sample
-from etl.digits.scenes import CANVAS, Scene, draw_scene
+from etl.digits.scenes import CANVAS, Scene, random_scene
 from etl.digits.solids import Solid
 from etl.digits.tones import Dialling
 from etl.storage.schema import PLACEHOLDERS, Medium, Sample, Turn, sha256
@@ -24,30 +24,31 @@ from etl.storage.schema import PLACEHOLDERS, Medium, Sample, Turn, sha256
 Purpose = Literal["captions", "dialogues", "questions"]
 PURPOSES: tuple[Purpose, ...] = ("captions", "dialogues", "questions")
 
-Maker = Callable[[int, int], Sample]
-"""From seed and number to a sample."""
+SampleFactory = Callable[[int, int], Sample]
+"""Maps a seed and a number to a sample."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """One kind of thing that samples are about; the functions take what `draw` returns.
+    """What samples are about; the other functions take what `random` returns.
 
     Args:
         stream: keys the random numbers; no two subjects share one.
-        draw: from a generator and the split `train` or `held_out`.
-        caption: None where there are no captions.
-        questions: at most one of each kind is asked in a dialogue, and all but one at least.
+        random: takes a generator and the split `train` or `held_out`.
+        media: renders the media.
+        caption: None if the subject has no captions.
+        questions: a dialogue asks all of them, or all but one, in random order.
     """
 
     stream: int
-    draw: Callable[[np.random.Generator, str], Any]
+    random: Callable[[np.random.Generator, str], Any]
     media: Callable[[Any], tuple[Medium, ...]]
     caption: Callable[[Any, np.random.Generator], str] | None
     questions: tuple[Callable[[Any, np.random.Generator], texts.Question], ...]
 
 
-def _video(drawn: Motion) -> tuple[Medium, ...]:
-    data = motion.encode(motion.render(drawn))
+def _video(subject: Motion) -> tuple[Medium, ...]:
+    data = motion.encode(motion.render(subject))
     return (
         Medium(
             kind="video",
@@ -56,15 +57,15 @@ def _video(drawn: Motion) -> tuple[Medium, ...]:
             sha256=sha256(data),
             width=CANVAS,
             height=CANVAS,
-            frames=drawn.frames,
-            duration=drawn.frames / motion.FRAMES_PER_SECOND,
+            frames=subject.frames,
+            duration=subject.frames / motion.FRAMES_PER_SECOND,
         ),
     )
 
 
-def _audio(drawn: Dialling) -> tuple[Medium, ...]:
-    wave = tones.render(drawn)
-    mime = ("audio/wav", "audio/flac")[drawn.seed % 2]
+def _audio(subject: Dialling) -> tuple[Medium, ...]:
+    wave = tones.render(subject)
+    mime = ("audio/wav", "audio/flac")[subject.seed % 2]
     data = tones.encode(wave, mime)
     return (
         Medium(
@@ -78,8 +79,8 @@ def _audio(drawn: Dialling) -> tuple[Medium, ...]:
     )
 
 
-def _points(drawn: Solid) -> tuple[Medium, ...]:
-    data = solids.encode(solids.render(drawn))
+def _points(subject: Solid) -> tuple[Medium, ...]:
+    data = solids.encode(solids.render(subject))
     return (
         Medium(
             kind="points",
@@ -95,20 +96,20 @@ def _image(scene: Scene) -> Medium:
     return medium_of(scene, "image/png")
 
 
-def _draw_heard_and_seen(rng: np.random.Generator, split_name: str) -> texts.HeardAndSeen:
-    scene = draw_scene(rng, split_name)
+def _random_scene_and_sound(rng: np.random.Generator, split_name: str) -> texts.SceneAndSound:
+    scene = random_scene(rng, split_name)
     mark = scene.marks[int(rng.integers(len(scene.marks)))]
     dialling = Dialling(
         digits=(mark.digit,),
         phone=int(rng.choice(tones.split(split_name))),
         seed=int(rng.integers(2**32)),
     )
-    return texts.HeardAndSeen(scene=scene, dialling=dialling)
+    return texts.SceneAndSound(scene=scene, dialling=dialling)
 
 
-def _draw_two(rng: np.random.Generator, split_name: str) -> texts.TwoScenes:
+def _random_two_scenes(rng: np.random.Generator, split_name: str) -> texts.TwoScenes:
     while True:
-        first, second = draw_scene(rng, split_name), draw_scene(rng, split_name)
+        first, second = random_scene(rng, split_name), random_scene(rng, split_name)
         shared = {m.digit for m in first.marks} & {m.digit for m in second.marks}
         if len(shared) == 1:
             return texts.TwoScenes(scenes=(first, second))
@@ -117,41 +118,41 @@ def _draw_two(rng: np.random.Generator, split_name: str) -> texts.TwoScenes:
 SUBJECTS: Mapping[str, Subject] = {
     "video": Subject(
         stream=10,
-        draw=motion.draw_motion,
+        random=motion.random_motion,
         media=_video,
         caption=texts.motion_caption,
         questions=texts.MOTION_QUESTIONS,
     ),
     "audio": Subject(
         stream=11,
-        draw=tones.draw_dialling,
+        random=tones.random_dialling,
         media=_audio,
         caption=texts.dialling_caption,
         questions=texts.DIALLING_QUESTIONS,
     ),
     "points": Subject(
         stream=12,
-        draw=solids.draw_solid,
+        random=solids.random_solid,
         media=_points,
         caption=texts.solid_caption,
         questions=texts.SOLID_QUESTIONS,
     ),
     "image_audio": Subject(
         stream=13,
-        draw=_draw_heard_and_seen,
+        random=_random_scene_and_sound,
         media=lambda both: (_image(both.scene), *_audio(both.dialling)),
         caption=None,
-        questions=texts.HEARD_AND_SEEN_QUESTIONS,
+        questions=texts.SCENE_AND_SOUND_QUESTIONS,
     ),
     "two_images": Subject(
         stream=14,
-        draw=_draw_two,
+        random=_random_two_scenes,
         media=lambda two: tuple(map(_image, two.scenes)),
         caption=None,
         questions=texts.TWO_SCENES_QUESTIONS,
     ),
 }
-"""Name → what samples may be about, besides single pictures."""
+"""Name → subject, besides single images."""
 
 
 def sample(name: str, purpose: Purpose, seed: int, number: int) -> Sample:
@@ -162,23 +163,23 @@ def sample(name: str, purpose: Purpose, seed: int, number: int) -> Sample:
     """
     subject = SUBJECTS[name]
     rng = np.random.default_rng((seed, subject.stream, PURPOSES.index(purpose), number))
-    drawn = subject.draw(rng, "held_out" if purpose == "questions" else "train")
-    media = subject.media(drawn)
+    content = subject.random(rng, "held_out" if purpose == "questions" else "train")
+    media = subject.media(content)
     head = "".join(PLACEHOLDERS[medium.kind] for medium in media)
     lineage = {}
     if purpose == "captions":
         if subject.caption is None:
             raise ValueError(f"{name} has no captions")
         turns = [Turn(role="user", text=head)]
-        turns.append(Turn(role="assistant", text=subject.caption(drawn, rng)))
+        turns.append(Turn(role="assistant", text=subject.caption(content, rng)))
     else:
-        most = len(subject.questions)
-        asked = int(rng.integers(most - 1, most + 1)) if purpose == "dialogues" else 1
-        found = texts.ask(subject.questions, drawn, rng, asked)
-        turns = [turn for question in found for turn in _turns(question)]
+        available = len(subject.questions)
+        count = int(rng.integers(available - 1, available + 1)) if purpose == "dialogues" else 1
+        questions = texts.ask(subject.questions, content, rng, count)
+        turns = [turn for question in questions for turn in _turns(question)]
         turns[0] = Turn(role="user", text=f"{head}\n{turns[0].text}")
-        if asked == 1:
-            lineage = {"kind": found[0].kind}
+        if count == 1:
+            lineage = {"kind": questions[0].kind}
     return Sample(
         id=f"{name}-{purpose}-{seed}-{number:06d}",
         source="digits",
@@ -195,8 +196,8 @@ def _turns(question: texts.Question) -> tuple[Turn, Turn]:
     )
 
 
-def makers(name: str) -> Mapping[Purpose, Maker]:
-    """Return what makes the samples about `image` or a subject, by purpose."""
+def sample_factories(name: str) -> Mapping[Purpose, SampleFactory]:
+    """Return the factories of the samples about `image` or a subject, by purpose."""
     if name == "image":
         return {
             "captions": pair_sample,
@@ -211,4 +212,4 @@ def makers(name: str) -> Mapping[Purpose, Maker]:
 
 
 NAMES = ("image", *SUBJECTS)
-"""What `makers` knows."""
+"""The names that `sample_factories` takes."""

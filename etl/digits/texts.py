@@ -1,6 +1,6 @@
-"""What can be said about a scene of the digits world: captions, questions and answers.
+"""Captions, questions and answers about the subjects of the digits world.
 
-docs/digits.md says how questions are worded, and why.
+docs/digits.md explains how questions are worded, and why.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ NUMBERS = ("zero", "one", "two", "three", "four", "five", "six")
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """A question about a scene, its exact answer, and the kind of question it is."""
+    """A question about a subject, its exact answer, and the kind of question."""
 
     kind: str
     text: str
@@ -31,22 +31,22 @@ class Question:
 
 
 WORDINGS = (
-    "a {colour} {digit} in the {place}.",
-    "{place}: {colour} {digit}.",
-    "the {digit} in the {place} is {colour}.",
+    "a {colour} {digit} in the {position}.",
+    "{position}: {colour} {digit}.",
+    "the {digit} in the {position} is {colour}.",
 )
-"""How one mark is told; each begins with another one of its three features."""
+"""How one mark is described; each wording begins with another one of its three features."""
 
 
-def tell(mark: Mark, wording: int) -> str:
-    """Tell one mark in a sentence."""
+def describe(mark: Mark, wording: int) -> str:
+    """Describe one mark in a sentence."""
     return WORDINGS[wording].format(**vars(mark))
 
 
 def caption(scene: Scene, rng: np.random.Generator) -> str:
-    """Tell every mark of a scene in reading order, in one wording throughout."""
+    """Describe every mark of a scene in reading order, in one wording throughout."""
     wording = int(rng.integers(len(WORDINGS)))
-    return " ".join(tell(mark, wording) for mark in scene.marks)
+    return " ".join(describe(mark, wording) for mark in scene.marks)
 
 
 def _pick(scene: Scene, rng: np.random.Generator) -> Mark:
@@ -56,7 +56,7 @@ def _pick(scene: Scene, rng: np.random.Generator) -> Mark:
 def _digit_at(scene: Scene, rng: np.random.Generator) -> Question:
     mark = _pick(scene, rng)
     return Question(
-        kind="digit_at", text=f"Which digit is in the {mark.place}", answer=str(mark.digit)
+        kind="digit_at", text=f"Which digit is in the {mark.position}", answer=str(mark.digit)
     )
 
 
@@ -76,14 +76,14 @@ def _colour_at(scene: Scene, rng: np.random.Generator) -> Question:
     mark = _pick(scene, rng)
     return Question(
         kind="colour_at",
-        text=f"What colour is the digit in the {mark.place}",
+        text=f"What colour is the digit in the {mark.position}",
         answer=mark.colour,
     )
 
 
-def _place_of(scene: Scene, rng: np.random.Generator) -> Question:
+def _position_of(scene: Scene, rng: np.random.Generator) -> Question:
     mark = _pick(scene, rng)
-    return Question(kind="place_of", text=f"Where is the {mark.digit}", answer=mark.place)
+    return Question(kind="place_of", text=f"Where is the {mark.digit}", answer=mark.position)
 
 
 def _count(scene: Scene, rng: np.random.Generator) -> Question:
@@ -102,7 +102,7 @@ QUESTION_MAKERS: tuple[Callable[[Scene, np.random.Generator], Question], ...] = 
     _digit_of_colour,
     _colour_of,
     _colour_at,
-    _place_of,
+    _position_of,
     _count,
     _sum,
 )
@@ -119,7 +119,7 @@ def ask(
     rng: np.random.Generator,
     number: int,
 ) -> list[Question]:
-    """Ask `number` questions of different kinds about whatever the makers ask about."""
+    """Ask `number` questions of different kinds about a subject."""
     kinds = rng.choice(len(makers), size=number, replace=False)
     return [makers[kind](subject, rng) for kind in kinds]
 
@@ -132,7 +132,7 @@ MOTION_WORDINGS = (
 
 
 def motion_caption(motion: Motion, rng: np.random.Generator) -> str:
-    """Tell what moves, and where to."""
+    """Describe what moves, and in which direction."""
     return MOTION_WORDINGS[int(rng.integers(len(MOTION_WORDINGS)))].format(**vars(motion))
 
 
@@ -158,7 +158,7 @@ SOLID_WORDINGS = ("a {colour} {digit}.", "the {digit} is {colour}.")
 
 
 def solid_caption(solid: Solid, rng: np.random.Generator) -> str:
-    """Tell what an object is."""
+    """Describe an object."""
     return SOLID_WORDINGS[int(rng.integers(len(SOLID_WORDINGS)))].format(**vars(solid))
 
 
@@ -171,25 +171,25 @@ DIALLING_WORDINGS = ("{number}: {digit}.", "the {digit} is {number}.")
 
 
 def dialling_caption(dialling: Dialling, rng: np.random.Generator) -> str:
-    """Tell every tone's number and digit, in order."""
+    """Describe every tone's number and digit, in order."""
     wording = DIALLING_WORDINGS[int(rng.integers(len(DIALLING_WORDINGS)))]
-    told = enumerate(dialling.digits, start=1)
-    return " ".join(wording.format(number=NUMBERS[turn], digit=digit) for turn, digit in told)
+    tones = enumerate(dialling.digits, start=1)
+    return " ".join(wording.format(number=NUMBERS[index], digit=digit) for index, digit in tones)
 
 
 def _pick_tone(dialling: Dialling, rng: np.random.Generator) -> tuple[int, str]:
-    turn = int(rng.integers(len(dialling.digits)))
-    return dialling.digits[turn], NUMBERS[turn + 1]
+    index = int(rng.integers(len(dialling.digits)))
+    return dialling.digits[index], NUMBERS[index + 1]
 
 
 def _digit_dialled(dialling: Dialling, rng: np.random.Generator) -> Question:
-    digit, turn = _pick_tone(dialling, rng)
-    return Question(kind="digit_dialled", text=f"Which digit is tone {turn}", answer=str(digit))
+    digit, number = _pick_tone(dialling, rng)
+    return Question(kind="digit_dialled", text=f"Which digit is tone {number}", answer=str(digit))
 
 
-def _turn_of(dialling: Dialling, rng: np.random.Generator) -> Question:
-    digit, turn = _pick_tone(dialling, rng)
-    return Question(kind="turn_of", text=f"Which tone is the {digit}", answer=turn)
+def _index_of(dialling: Dialling, rng: np.random.Generator) -> Question:
+    digit, number = _pick_tone(dialling, rng)
+    return Question(kind="turn_of", text=f"Which tone is the {digit}", answer=number)
 
 
 def _tones(dialling: Dialling, _: np.random.Generator) -> Question:
@@ -200,37 +200,39 @@ def _tones(dialling: Dialling, _: np.random.Generator) -> Question:
 
 DIALLING_QUESTIONS: tuple[Callable[[Dialling, np.random.Generator], Question], ...] = (
     _digit_dialled,
-    _turn_of,
+    _index_of,
     _tones,
 )
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeardAndSeen:
-    """A scene, and one of its digits dialled."""
+class SceneAndSound:
+    """A scene, and the sound of one of its digits being dialled."""
 
     scene: Scene
     dialling: Dialling
 
     @property
     def mark(self) -> Mark:
-        """The mark whose digit is dialled."""
+        """The mark of the dialled digit."""
         return next(mark for mark in self.scene.marks if mark.digit in self.dialling.digits)
 
 
-def _colour_dialled(both: HeardAndSeen, _: np.random.Generator) -> Question:
+def _colour_dialled(both: SceneAndSound, _: np.random.Generator) -> Question:
     return Question(
         kind="colour_dialled", text="What colour is the dialled digit", answer=both.mark.colour
     )
 
 
-def _place_dialled(both: HeardAndSeen, _: np.random.Generator) -> Question:
-    return Question(kind="place_dialled", text="Where is the dialled digit", answer=both.mark.place)
+def _position_dialled(both: SceneAndSound, _: np.random.Generator) -> Question:
+    return Question(
+        kind="place_dialled", text="Where is the dialled digit", answer=both.mark.position
+    )
 
 
-HEARD_AND_SEEN_QUESTIONS: tuple[Callable[[HeardAndSeen, np.random.Generator], Question], ...] = (
+SCENE_AND_SOUND_QUESTIONS: tuple[Callable[[SceneAndSound, np.random.Generator], Question], ...] = (
     _colour_dialled,
-    _place_dialled,
+    _position_dialled,
 )
 
 

@@ -1,8 +1,8 @@
 """Sounds of the digits world: one to three digits dialled on a telephone, as DTMF tones.
 
-A tone is two sines, one of its key's row and one of its column (ITU-T Q.23). No two telephones
-sound alike, and they are split into train and held-out ones, so that generalisation means
-telephones that were never heard.
+A tone is two sines, one of its key's row and one of its column (ITU-T Q.23). Every telephone has
+its own distortions, and telephones are split into train and held-out ones, so that generalisation
+means unheard telephones.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 SAMPLE_RATE = 8000
 """Samples per second, the telephone network's."""
 
-LONGEST = 2.0
-"""No sound is longer; in seconds."""
+MAX_SECONDS = 2.0
+"""Maximum duration of a sound."""
 
-MOST_TONES = 3
-"""Digits dialled in one sound."""
+MAX_TONES = 3
+"""Maximum digits dialled in one sound."""
 
 _ROWS = (697.0, 770.0, 852.0, 941.0)
 _COLUMNS = (1209.0, 1336.0, 1477.0)
@@ -39,7 +39,7 @@ _SEED = 20240125
 
 @dataclass(frozen=True, kw_only=True)
 class Phone:
-    """What is peculiar to a telephone.
+    """The distortions of a telephone.
 
     Args:
         pitch: factor of every key's row and column frequency, within ±1 %.
@@ -57,7 +57,7 @@ class Phone:
 
 @dataclass(frozen=True, kw_only=True)
 class Dialling:
-    """Distinct digits dialled on a telephone, in order, and the seed of all else in the sound."""
+    """Distinct digits dialled on a telephone, in order, and the seed of all other randomness."""
 
     digits: tuple[int, ...]
     phone: int
@@ -89,9 +89,9 @@ def split(name: str) -> range:
     return parts[name]
 
 
-def draw_dialling(rng: np.random.Generator, split_name: str) -> Dialling:
-    """Draw one to three distinct digits, dialled on a telephone of `train` or `held_out`."""
-    number = int(rng.integers(1, MOST_TONES + 1))
+def random_dialling(rng: np.random.Generator, split_name: str) -> Dialling:
+    """One to three random distinct digits, dialled on a telephone of `train` or `held_out`."""
+    number = int(rng.integers(1, MAX_TONES + 1))
     return Dialling(
         digits=tuple(int(digit) for digit in rng.choice(10, size=number, replace=False)),
         phone=int(rng.choice(split(split_name))),
@@ -100,18 +100,18 @@ def draw_dialling(rng: np.random.Generator, split_name: str) -> Dialling:
 
 
 def timing(dialling: Dialling) -> tuple[list[tuple[int, int]], int]:
-    """Return where each tone begins and ends, and the sound's length, all in samples."""
+    """Return the start and end of each tone, and the sound's length, all in samples."""
     return _timing(dialling, np.random.default_rng(dialling.seed))
 
 
 def _timing(dialling: Dialling, rng: np.random.Generator) -> tuple[list[tuple[int, int]], int]:
     spans = []
-    now = rng.uniform(0.05, 0.3)
+    start = rng.uniform(0.05, 0.3)
     for _ in dialling.digits:
-        end = now + rng.uniform(0.15, 0.4)
-        spans.append((round(now * SAMPLE_RATE), round(end * SAMPLE_RATE)))
-        now = end + rng.uniform(0.06, 0.15)
-    return spans, round(now * SAMPLE_RATE)
+        end = start + rng.uniform(0.15, 0.4)
+        spans.append((round(start * SAMPLE_RATE), round(end * SAMPLE_RATE)))
+        start = end + rng.uniform(0.06, 0.15)
+    return spans, round(start * SAMPLE_RATE)
 
 
 def render(dialling: Dialling) -> NDArray[np.float32]:
@@ -134,7 +134,7 @@ def render(dialling: Dialling) -> NDArray[np.float32]:
 
 
 def encode(wave: NDArray[np.float32], mime: str) -> bytes:
-    """Encode a waveform of SAMPLE_RATE as `audio/wav` or `audio/flac`, 16 bits a sample."""
+    """Encode a waveform of SAMPLE_RATE as `audio/wav` or `audio/flac`, 16 bits per sample."""
     stream = io.BytesIO()
     kind = {"audio/wav": "WAV", "audio/flac": "FLAC"}[mime]
     soundfile.write(stream, wave, SAMPLE_RATE, format=kind, subtype="PCM_16")

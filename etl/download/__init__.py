@@ -1,1 +1,1 @@
-"""Downloading: backends behind one interface, safe HTTP, opt-outs, errors and backoff."""
+"""Downloading: backends with one interface, safe HTTP, opt-outs, errors and backoff."""

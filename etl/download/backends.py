@@ -1,4 +1,4 @@
-"""The download backends by name, and the one that img2dataset is."""
+"""Selects a download backend by name; wraps img2dataset's downloader as one of them."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from typing import Any, TypeVar
 import pyarrow as pa
 
 from etl.download.base import Backend, BackendName, Fetched, FetchOptions
-from etl.download.native import Native
+from etl.download.native import NativeBackend
 from etl.download.safe_http import opener
 
 T = TypeVar("T")
 
 
 def make_backend(name: BackendName, options: FetchOptions) -> Backend:
-    """The backend of a name."""
+    """The backend with this name."""
     match name:
         case "native":
-            return Native(options)
+            return NativeBackend(options)
         case "img2dataset":
-            return Img2Dataset(options)
+            return Img2DatasetBackend(options)
 
 
 LOST = "lost_by_downloader"
@@ -33,29 +33,29 @@ OPT_OUT_DIRECTIVES = ("noai", "noimageai", "noindex", "noimageindex")
 """X-Robots-Tag values that img2dataset's own command honours by default."""
 
 
-class Img2Dataset:
-    """img2dataset's downloader, called in-process with what its own command would give it.
+class Img2DatasetBackend:
+    """img2dataset's downloader, called in-process with the defaults of its own command.
 
     Its command starts process pools and its Ray distributor discards the status of a shard, so
-    neither is used: one call of its `Downloader` is one batch, every one of its rows is looked
-    for in what comes back, what is missing is tried once more and then told. Bytes stay as they
-    were served (its resizer would encode them anew, without the EXIF orientation).
+    neither is used: one call of its `Downloader` is one batch, every row is looked up in the
+    result, and missing ones are retried once before they are dropped. Bytes are stored as served
+    (its resizer would re-encode them, without the EXIF orientation).
     """
 
     def __init__(self, options: FetchOptions) -> None:
-        # Imported here since it costs seconds and hundreds of megabytes, which only actors pay.
-        # One of its dependencies asks a package index for updates on import, unless told not to.
+        # Importing it takes seconds and hundreds of megabytes, so only actors do. One of its
+        # dependencies checks a package index for updates on import unless disabled.
         os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
         from img2dataset.downloader import Downloader  # noqa: PLC0415
         from img2dataset.resizer import Resizer  # noqa: PLC0415
 
-        urllib.request.install_opener(opener(options.bounds))
+        urllib.request.install_opener(opener(options.limits))
         self._options = options
         self._downloader = Downloader
         self._resizer = Resizer(256, "no", False, disable_all_reencoding=True)
 
     def fetch(self, urls: Sequence[str]) -> list[Fetched]:
-        """Download a batch; rows that img2dataset says nothing of are tried once more."""
+        """Download a batch; rows for which img2dataset returns nothing are retried once."""
         found = self._attempt(dict(enumerate(urls)))
         missing = {row: url for row, url in enumerate(urls) if row not in found}
         if missing:
@@ -65,11 +65,11 @@ class Img2Dataset:
 
     def stream(self, urls: Sequence[str], finish: Callable[[int, Fetched], T]) -> Iterator[T]:
         """See `Backend.stream`."""
-        for place, found in enumerate(self.fetch(urls)):
-            yield finish(place, found)
+        for index, fetched in enumerate(self.fetch(urls)):
+            yield finish(index, fetched)
 
     def _attempt(self, urls: dict[int, str]) -> dict[int, Fetched]:
-        """One of img2dataset's shards; only the rows that it answers for."""
+        """Download one of img2dataset's shards; contains only the rows that it returned."""
         rows = list(urls)
         collector = _Collector()
         with tempfile.TemporaryDirectory(prefix="mmloom-") as folder:
@@ -86,7 +86,7 @@ class Img2Dataset:
                 output_folder=folder,
                 column_list=["url"],
                 timeout=self._options.timeout,
-                number_sample_per_shard=max(2, len(rows)),  # its log10 sets the keys' width
+                number_sample_per_shard=max(2, len(rows)),  # its log10 determines the keys' width
                 oom_shard_count=5,
                 compute_hash=None,
                 verify_hash_type=None,
@@ -95,18 +95,18 @@ class Img2Dataset:
                 user_agent_token=self._options.user_agent,
                 disallowed_header_directives=OPT_OUT_DIRECTIVES,
             )
-            download((0, str(shard)))  # its own verdict on the shard says less than the rows do
+            download((0, str(shard)))  # its result for the shard says less than the rows do
         return {rows[key]: one for key, one in collector.found.items()}
 
 
 class _Collector:
-    """Stands where img2dataset's sample writers do, and keeps what they would write."""
+    """Replaces img2dataset's sample writer; collects what it would write."""
 
     def __init__(self) -> None:
         self.found: dict[int, Fetched] = {}
 
     def write(self, img_str: bytes | None, key: str, _caption: str | None, meta: Any) -> None:  # noqa: ANN401
-        """Take one sample; in shard 0 the key is the row's number."""
+        """Collect one sample; in shard 0 the key is the row's number."""
         if meta["status"] == "success":
             self.found[int(key)] = Fetched(data=img_str)
         else:
@@ -114,7 +114,7 @@ class _Collector:
             self.found[int(key)] = Fetched(reason=reason_of(message), detail=message)
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Nothing to close."""
 
 
 _REASONS = (
@@ -133,7 +133,7 @@ _REASONS = (
 
 
 def reason_of(message: str) -> str:
-    """The class of a download error, such as `http_404`, `timeout` or `unreachable`."""
+    """The drop reason for an error message, such as `http_404`, `timeout` or `unreachable`."""
     if status := re.search(r"HTTP Error (\d{3})(?!.*infinite loop)", message, re.DOTALL):
         return f"http_{status[1]}"
     for pattern, reason in _REASONS:

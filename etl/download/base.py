@@ -1,8 +1,7 @@
-"""The seam that download backends fill, and what they all answer.
+"""The interface of download backends.
 
-A `Backend` takes a batch of URLs and answers for every one of them, in order. What it is built on
-(threads, processes, connections) is its own business; it runs inside one Ray actor.
-`etl.download.backends` makes one by its name.
+A `Backend` takes a batch of URLs and returns a result for every one, in order. It runs inside one
+Ray actor, with whatever threads and connections it needs. `etl.download.backends` selects one.
 """
 
 from __future__ import annotations
@@ -14,8 +13,8 @@ from urllib.parse import urlsplit
 
 import pyarrow as pa
 
-from etl.download.safe_http import Bounds
-from etl.filters.base import Verdict
+from etl.download.safe_http import DownloadLimits
+from etl.filters.base import FilterResult
 from etl.filters.urls import is_literal
 
 BackendName = Literal["native", "img2dataset"]
@@ -25,24 +24,24 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class FetchOptions:
-    """How to download: units are seconds and bytes; `bounds` hold whatever the backend.
+    """How to download: in seconds and bytes; every backend enforces `limits`.
 
-    `per_host` is the most connections to one host at a time, `robots` whether robots.txt is asked
-    for; img2dataset knows neither.
+    `per_host` is the maximum of connections to one host, `robots` whether robots.txt is honoured;
+    img2dataset supports neither.
     """
 
     threads: int
     timeout: float
     retries: int
     user_agent: str | None
-    bounds: Bounds
+    limits: DownloadLimits
     per_host: int = 8
     robots: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fetched:
-    """The bytes of one URL, or the reason (and the error's text) why there are none."""
+    """The bytes of one URL, or the drop reason (and the error message) if it failed."""
 
     data: bytes | None = field(default=None, repr=False)
     reason: str | None = None
@@ -56,9 +55,9 @@ class Backend(Protocol):
         """One result for every URL, in order, in bounded time; never raises for a bad URL."""
 
     def stream(self, urls: Sequence[str], finish: Callable[[int, Fetched], T]) -> Iterator[T]:
-        """What `finish` makes of each URL's place in the batch and result, in order.
+        """Yield `finish(index, fetched)` for each URL of the batch, in order.
 
-        `finish` may be called on several threads, in any order, and ahead of what is taken.
+        `finish` may be called on several threads, in any order, and ahead of the consumer.
         """
 
 
@@ -66,17 +65,17 @@ _MIN_HOSTS = 20
 _FAILING_SHARE = 0.9
 
 
-def dns_trouble(urls: Sequence[str | None], drops: Sequence[Mapping[str, Any]]) -> str | None:
-    """What to stop for if DNS itself fails, rather than this or that name; None if it does not.
+def dns_outage(urls: Sequence[str | None], drops: Sequence[Mapping[str, Any]]) -> str | None:
+    """An error message if DNS as a whole fails, rather than some names; None if it does not.
 
     Args:
-        urls: all that were asked for.
-        drops: rows with `url` and `reason` of those that came to nothing.
+        urls: all URLs of a unit.
+        drops: the failed ones, rows with `url` and `reason`.
     """
     reasons = ("dns_failure", "dns_temporary")
     failed = {_named_host(drop["url"]) for drop in drops if drop["reason"] in reasons}
     if len(failed) < _FAILING_SHARE * _MIN_HOSTS:
-        return None  # as nearly always; the hosts need not be counted
+        return None  # the usual case; no need to count the hosts
     hosts = {host for url in urls if (host := _named_host(url))}
     failed &= hosts
     if len(hosts) < _MIN_HOSTS or len(failed) < _FAILING_SHARE * len(hosts):
@@ -85,7 +84,7 @@ def dns_trouble(urls: Sequence[str | None], drops: Sequence[Mapping[str, Any]]) 
 
 
 def _named_host(url: str | None) -> str | None:
-    """The host of a URL if it is a name; None for literal addresses and whatever has no host."""
+    """The host of a URL if it is a name; None for literal addresses and URLs without a host."""
     try:
         host = urlsplit(url or "").hostname
     except ValueError:
@@ -93,19 +92,19 @@ def _named_host(url: str | None) -> str | None:
     return host if host and not is_literal(host) else None
 
 
-def fetch(table: pa.Table, *, backend: Backend) -> Verdict:
-    """Download a batch as a step.
+def fetch(table: pa.Table, *, backend: Backend) -> FilterResult:
+    """Download a batch, as a filter function.
 
     Args:
         table: needs `url` (string).
-        backend: what downloads.
+        backend: the backend to use.
 
     Returns:
         New column `data` (large_binary).
     """
-    found = backend.fetch(table["url"].to_pylist())
-    return Verdict(
-        reasons=[one.reason for one in found],
-        details=[one.detail for one in found],
-        columns={"data": pa.array([one.data for one in found], pa.large_binary())},
+    results = backend.fetch(table["url"].to_pylist())
+    return FilterResult(
+        reasons=[one.reason for one in results],
+        details=[one.detail for one in results],
+        columns={"data": pa.array([one.data for one in results], pa.large_binary())},
     )

@@ -1,9 +1,9 @@
-"""Connections that are kept alive and used again, each to an address that was checked.
+"""A pool of keep-alive connections, each to an address that was checked.
 
-urllib3 would do; measured on one core against the same server, http.client with this pool needs
-two thirds of its CPU per request (docs/etl.md). The pool adds what neither has: the address that
-was checked is the one connected to, and one deadline bounds an answer from its status line to its
-last byte.
+urllib3 would work, too; measured on one core against the same server, http.client with this pool
+needs two thirds of its CPU per request (docs/etl.md). The pool adds what neither has: the checked
+address is the one connected to, and one deadline bounds a response from its status line to its last
+byte.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from etl.download.resolve import Resolver
 from etl.download.safe_http import BodyError, TimedReader
 
 MAX_IDLE = 256
-"""Idle connections that one backend keeps, over all hosts."""
-_MAX_DRAIN = 64 << 10  # an error's page is read up to this to save the connection
+"""Idle connections of one backend, over all hosts."""
+_MAX_DRAIN = 64 << 10  # an error page up to this size is read so that the connection can be reused
 _MAX_ADDRESSES = 3  # tried one after the other
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _STALE = (ConnectionResetError, BrokenPipeError, http.client.BadStatusLine)
@@ -41,7 +41,7 @@ Origin = tuple[str, str, int]
 
 
 class _Response(http.client.HTTPResponse):
-    """Reads its status, headers and body before one moment."""
+    """Reads its status, headers and body before a deadline."""
 
     def __init__(self, sock: socket.socket, *args: Any, end: float, **kwargs: Any) -> None:  # noqa: ANN401
         super().__init__(sock, *args, **kwargs)
@@ -49,17 +49,17 @@ class _Response(http.client.HTTPResponse):
 
 
 class _Connection(http.client.HTTPConnection):
-    """Connects only to what the resolver gives; `used` tells how often it was asked."""
+    """Connects only to addresses from the resolver; `used` counts its completed requests."""
 
     def __init__(self, host: str, port: int, *, resolver: Resolver, timeout: float) -> None:
         super().__init__(host, port, timeout=timeout)
         self._resolver = resolver
-        self._patience = timeout
+        self._timeout = timeout
         self.used = 0
         self.until = 0.0
 
     def connect(self) -> None:
-        """See `http.client`; a tunnel is the proxy's."""
+        """See `http.client`; a tunnel goes through the proxy."""
         self.sock = self._dial()
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if self._tunnel_host:  # type: ignore[attr-defined]
@@ -72,18 +72,18 @@ class _Connection(http.client.HTTPConnection):
             if left <= 0:
                 raise TimeoutError("timed out: its deadline is over")
             try:
-                return socket.create_connection((address, self.port), min(self._patience, left))
+                return socket.create_connection((address, self.port), min(self._timeout, left))
             except OSError as found:
                 error = found
         raise error or OSError(f"{self.host} has no address")
 
     def response_class(self, *args: Any, **kwargs: Any) -> http.client.HTTPResponse:  # type: ignore[override]  # noqa: ANN401
-        self.sock.settimeout(self._patience)  # the response before this one shortened it
+        self.sock.settimeout(self._timeout)  # the previous response shortened it
         return _Response(*args, end=self.until, **kwargs)
 
 
 class _TlsConnection(_Connection):
-    """The same over TLS, with the host's certificate checked."""
+    """A connection over TLS that verifies the host's certificate."""
 
     default_port = 443
 
@@ -103,14 +103,14 @@ class Connections:
     """A pool of connections for all threads.
 
     Args:
-        resolver: names to checked addresses.
+        resolver: resolves names to checked addresses.
         timeout: seconds to wait for a connection, and for each packet.
         headers: sent with every request.
     """
 
     def __init__(self, *, resolver: Resolver, timeout: float, headers: dict[str, str]) -> None:
         self._resolver = resolver
-        # A proxy resolves by itself, so the address of the proxy need not be a public one.
+        # A proxy resolves names by itself; its own address need not be public.
         self._proxy_resolver = Resolver(allow_private=True)
         self._proxies = {k: urllib.parse.urlsplit(v) for k, v in _environment_proxies().items()}
         self._timeout = timeout
@@ -123,17 +123,17 @@ class Connections:
 
     @contextlib.contextmanager
     def get(self, url: SplitResult, *, until: float) -> Iterator[http.client.HTTPResponse]:
-        """Ask for a URL; the block gets the answer before its body, without following it anywhere.
+        """Request a URL; the block receives the response before its body; follows no redirects.
 
         Args:
-            url: an http or https URL, as `split_url` gives it.
-            until: the moment (`time.monotonic`) at which the answer must be there.
+            url: an http or https URL, as `split_url` returns it.
+            until: the deadline (`time.monotonic`) of the whole response.
 
         Raises:
             FetchError, OSError, http.client.HTTPException: see `errors.classify`.
         """
         origin = origin_of(url)
-        connection, response = self._ask(origin, url, until)
+        connection, response = self._send(origin, url, until)
         reusable = False
         try:
             yield response
@@ -146,7 +146,7 @@ class Connections:
                 connection.close()
 
     def close(self) -> None:
-        """Close what is idle."""
+        """Close the idle connections."""
         with self._lock:
             found = [connection for _, connection in self._idle.values()]
             self._idle.clear()
@@ -154,7 +154,7 @@ class Connections:
         for connection in found:
             connection.close()
 
-    def _ask(
+    def _send(
         self, origin: Origin, url: SplitResult, until: float
     ) -> tuple[_Connection, http.client.HTTPResponse]:
         while True:
@@ -164,7 +164,7 @@ class Connections:
                 target, headers = self._request(url)
                 connection.request("GET", target, headers=headers)
                 return connection, connection.getresponse()
-            except _STALE:  # an idle connection may have been closed meanwhile: no failure of ours
+            except _STALE:  # the server may have closed an idle connection meanwhile: try again
                 connection.close()
                 if not connection.used:
                     raise
@@ -200,22 +200,22 @@ class Connections:
         proxy = self._proxy(scheme, host)
         if not proxy:
             return kind(host, port, resolver=self._resolver, timeout=self._timeout)
-        made = kind(
+        connection = kind(
             proxy.hostname or "",
             proxy.port or 80,
             resolver=self._proxy_resolver,
             timeout=self._timeout,
         )
         if scheme == "https":
-            made.set_tunnel(host, port, _proxy_headers(proxy))
-        return made
+            connection.set_tunnel(host, port, _proxy_headers(proxy))
+        return connection
 
     def _proxy(self, scheme: str, host: str) -> SplitResult | None:
         found = self._proxies.get(scheme)
         return None if not found or urllib.request.proxy_bypass(host) else found
 
     def _request(self, url: SplitResult) -> tuple[str, dict[str, str]]:
-        """What is asked for, and with which headers; a proxy wants the whole URL."""
+        """The request target and headers; a proxy needs the whole URL."""
         proxy = self._proxy(url.scheme, url.hostname or "")
         if url.scheme == "http" and proxy:
             return url._replace(fragment="").geturl(), {**self._headers, **_proxy_headers(proxy)}
@@ -243,10 +243,10 @@ _SAFE = "%/:=&?~#+!$,;'@()*[]|"
 
 
 def split_url(text: str) -> SplitResult:
-    """A URL's parts, ready to be sent: paths quoted, host names in ASCII.
+    """Parse a URL for a request: paths quoted, host names in ASCII.
 
     Raises:
-        FetchError: it is no http or https URL of a host.
+        FetchError: it is not an http or https URL with a host.
     """
     try:
         url = urllib.parse.urlsplit(text.strip())
@@ -256,7 +256,7 @@ def split_url(text: str) -> SplitResult:
     except ValueError as error:  # UnicodeError is one
         raise FetchError("bad_url", str(error)) from None
     if url.scheme not in _DEFAULT_PORTS or not name:
-        raise FetchError("bad_url", f"{text[:200]}: no http or https URL of a host")
+        raise FetchError("bad_url", f"{text[:200]}: not an http or https URL with a host")
     return SplitResult(
         url.scheme,
         (f"[{name}]" if ipv6 else name) + (f":{port}" if port else ""),
@@ -267,7 +267,7 @@ def split_url(text: str) -> SplitResult:
 
 
 def _drain(response: http.client.HTTPResponse) -> bool:
-    """Read what little is left of an answer; whether the connection can be used again."""
+    """Read the small rest of a response; returns whether the connection can be reused."""
     if response.will_close:
         return False
     if not response.isclosed():
@@ -278,16 +278,16 @@ def _drain(response: http.client.HTTPResponse) -> bool:
 
 
 def read_body(response: http.client.HTTPResponse, limit: int) -> bytes:
-    """An answer's whole body, decompressed if it came compressed, of at most `limit` bytes.
+    """A response's whole body, decompressed if necessary, of at most `limit` bytes.
 
     Raises:
-        BodyError: it is larger, or its deadline is over.
-        FetchError: it is compressed in a way that was not asked for and is not known.
-        http.client.IncompleteRead: it is shorter than the server said.
+        BodyError: it is larger, or the deadline has passed.
+        FetchError: its compression is unknown.
+        http.client.IncompleteRead: it is shorter than its Content-Length.
     """
     if response.length is not None and response.length > limit:
         raise BodyError(f"body larger than {limit} bytes")
-    # Without an amount a body that is shorter than announced is an error, so that is kept.
+    # Without an amount, http.client raises if the body is shorter than its Content-Length.
     body = response.read() if response.length is not None else response.read(limit + 1)
     if len(body) > limit:
         raise BodyError(f"body larger than {limit} bytes")

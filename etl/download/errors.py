@@ -1,6 +1,6 @@
-"""Why a fetch came to nothing: one reason for each kind of failure, and which of them may pass.
+"""Drop reasons of failed downloads: one for each kind of failure, and which are transient.
 
-Reasons are what stands in `drops.parquet`; they are the same for every backend.
+`drops.parquet` contains these reasons; they are the same for every backend.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import ssl
 from etl.download.safe_http import BodyError, PrivateAddressError
 
 TRANSIENT_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
-"""HTTP answers that another time may be other ones (RFC 9110, section 15; RFC 6585, section 4)."""
+"""HTTP statuses that may change on another attempt (RFC 9110, section 15; RFC 6585, section 4)."""
 
 TRANSIENT = frozenset(
     {
@@ -25,16 +25,16 @@ TRANSIENT = frozenset(
         *(f"http_{status}" for status in TRANSIENT_STATUS),
     }
 )
-"""Reasons that are worth another try later: `--retry-failed` asks for these rows again."""
+"""Reasons that are worth another attempt later: `--retry-failed` downloads these rows again."""
 
 
 class FetchError(Exception):
-    """A fetch that came to nothing.
+    """A download failed.
 
     Args:
         reason: its class, such as `http_404` or `timeout`.
-        detail: what happened, for people.
-        wait: seconds after which the server asks to come back (Retry-After).
+        detail: an error message for people.
+        wait: the seconds of the server's Retry-After.
     """
 
     def __init__(self, reason: str, detail: str, *, wait: float | None = None) -> None:
@@ -45,12 +45,12 @@ class FetchError(Exception):
 
     @property
     def transient(self) -> bool:
-        """Whether another try may end otherwise."""
+        """Whether another attempt may succeed."""
         return self.reason in TRANSIENT
 
 
 def classify(error: Exception) -> FetchError:
-    """The failure that an exception from the network's depths means."""
+    """The failure that an exception from the network stack stands for."""
     if isinstance(error, FetchError):
         return error
     return FetchError(_reason(error), f"{type(error).__name__}: {error}")
@@ -69,7 +69,7 @@ _CLASSES: tuple[tuple[tuple[type[Exception], ...], str], ...] = (
     ((http.client.InvalidURL, UnicodeError), "bad_url"),
     ((http.client.HTTPException,), "bad_answer"),
 )
-"""Exceptions and what they mean; the first that fits is right, so subclasses come first."""
+"""Exceptions and their reasons; the first match counts, so subclasses come first."""
 
 
 def _reason(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""Names to addresses: cached, refused if private, and cut off while DNS itself is failing."""
+"""Resolves names to addresses: cached, private ones refused, suspended while DNS is failing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from etl.download.safe_http import require_public
 _TTL = 300.0  # seconds; most names of the web have a TTL of minutes
 _FAILED_TTL = 60.0
 _MAX_NAMES = 50_000
-_WINDOW = 50  # lookups by which DNS is judged
+_WINDOW = 50  # most recent lookups, by which DNS counts as failing
 _FAILING_SHARE = 0.9
 _PROBE_SECONDS = 5.0
 
@@ -36,14 +36,14 @@ class _Entry:
 
 
 class Resolver:
-    """A cache of DNS answers for all threads; a name that is being looked up is not asked twice.
+    """A cache of DNS results for all threads; concurrent lookups of a name are merged.
 
-    A private address among a name's addresses refuses the name. What is returned is what is to be
-    connected to, so that no second answer can differ from the one that was checked.
+    A private address among a name's addresses refuses the name. Callers connect to the addresses
+    that are returned, so no second lookup can differ from the one that was checked.
 
     Args:
         allow_private: do not refuse private and loopback addresses.
-        lookup: how to ask; may block, raises `socket.gaierror`.
+        lookup: resolves a name; may block, raises `socket.gaierror`.
     """
 
     def __init__(self, *, allow_private: bool, lookup: Lookup = system_lookup) -> None:
@@ -55,15 +55,15 @@ class Resolver:
         self._probe_at = 0.0
 
     def addresses(self, host: str) -> Sequence[str]:
-        """What a host may be connected to, in the order of preference.
+        """The addresses to connect to for a host, in order of preference.
 
         Raises:
             FetchError: the name does not resolve (`dns_failure`), cannot be resolved now
-                (`dns_temporary`), or leads to a private address.
+                (`dns_temporary`), or has a private address.
         """
         entry, ours = self._entry(host)
         if ours:
-            self._ask(host, entry)
+            self._resolve(host, entry)
         return entry.answer.result()
 
     def _entry(self, host: str) -> tuple[_Entry, bool]:
@@ -73,7 +73,7 @@ class Resolver:
             if entry and entry.until > now:
                 return entry, False
             if self._failing() and now < self._probe_at:
-                raise FetchError("dns_temporary", "DNS is failing: hardly any name was resolved")
+                raise FetchError("dns_temporary", "DNS is failing: hardly any name resolves")
             self._probe_at = now + _PROBE_SECONDS
             entry = _Entry(Future(), now + _TTL)
             self._entries[host] = entry
@@ -81,7 +81,7 @@ class Resolver:
                 self._entries.popitem(last=False)
             return entry, True
 
-    def _ask(self, host: str, entry: _Entry) -> None:
+    def _resolve(self, host: str, entry: _Entry) -> None:
         outcome = "resolved"
         try:
             found = self._lookup(host)
@@ -89,19 +89,19 @@ class Resolver:
                 for address in found:
                     require_public(address, host)
             entry.answer.set_result(found)
-        except Exception as error:  # whoever waits for the answer must get one
+        except Exception as error:  # other threads wait for this result
             failure = classify(error)
             outcome = failure.reason
-            with self._lock:  # a failure is remembered for a shorter while
+            with self._lock:  # failures are cached for a shorter time
                 self._entries[host] = _Entry(entry.answer, time.monotonic() + _FAILED_TTL)
             entry.answer.set_exception(failure)
         with self._lock:
             self._outcomes.append(outcome)
 
     def _failing(self) -> bool:
-        """Whether DNS as a whole does not work, rather than this or that name.
+        """Whether DNS as a whole is failing, rather than some names.
 
-        Old lists hold many dead names, so these count only if there is nothing else.
+        Old lists contain many dead names, so these count only if nothing else was seen.
         """
         if len(self._outcomes) < _WINDOW:
             return False

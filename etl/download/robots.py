@@ -1,7 +1,7 @@
 """Opt-outs: robots.txt (RFC 9309), and the X-Robots-Tag headers that img2dataset honours.
 
-Rules are kept per origin for an hour. A missing robots.txt allows everything, one that
-cannot be had for now (a 5xx answer) forbids everything for now, as the RFC has it.
+Rules are cached per origin for an hour. A missing robots.txt allows everything; one that is
+temporarily unavailable (a 5xx status) forbids everything for now, as the RFC demands.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ OPT_OUT_DIRECTIVES = frozenset({"noai", "noimageai", "noindex", "noimageindex"})
 """X-Robots-Tag values that img2dataset's own command honours by default."""
 
 MAX_SIZE = 500 << 10
-"""Bytes of a robots.txt that are read, the least that RFC 9309 (2.5) asks for."""
+"""Bytes of a robots.txt that are read, the minimum that RFC 9309 (2.5) requires."""
 
 _TTL = 3600.0
 _FAILED_TTL = 60.0
@@ -33,7 +33,7 @@ _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 
 def opted_out(headers: http.client.HTTPMessage, token: str) -> str | None:
-    """The X-Robots-Tag that forbids the use of an answer to everybody or to us by name, or None."""
+    """The X-Robots-Tag that forbids the use of a response to everybody or to us, or None."""
     for value in headers.get_all("X-Robots-Tag", []):
         name, colon, rest = value.partition(":")
         directives = {one.strip().lower() for one in (rest if colon else name).split(",")}
@@ -45,18 +45,18 @@ def opted_out(headers: http.client.HTTPMessage, token: str) -> str | None:
 
 @dataclass(frozen=True)
 class Rules:
-    """What a robots.txt tells one robot: patterns of paths, and whether each allows."""
+    """A robots.txt's rules for one robot: path patterns, and whether each allows or forbids."""
 
     patterns: Sequence[tuple[str, bool]] = ()
 
     def allow(self, path: str) -> bool:
-        """Whether the longest pattern that matches allows; of two equal ones the allowing wins."""
+        """Whether the longest matching pattern allows the path; of equal ones, allow wins."""
         hits = [(len(text), allows) for text, allows in self.patterns if _matches(text, path)]
         return max(hits, default=(0, True))[1]
 
 
 def parse_robots(text: str, token: str) -> Rules:
-    """The rules for a product token: of its own groups, or else of those for `*`."""
+    """The rules for a product token: those of its own groups, or else those of `*`."""
     groups: dict[str, list[tuple[str, bool]]] = {}
     names: list[str] = []
     in_names = False
@@ -71,7 +71,7 @@ def parse_robots(text: str, token: str) -> Rules:
             groups.setdefault(value.lower(), [])
         elif key in ("allow", "disallow"):
             in_names = False
-            if value:  # an empty rule says nothing
+            if value:  # an empty rule is ignored
                 quoted = urllib.parse.quote(value, safe="%/:=&?~#+!$,;'@()*[]|")
                 for name in names:
                     groups[name].append((quoted, key == "allow"))
@@ -79,20 +79,20 @@ def parse_robots(text: str, token: str) -> Rules:
 
 
 def _matches(pattern: str, path: str) -> bool:
-    """Match with `*` for anything and `$` for the end, in linear time whatever the pattern is."""
+    """Match a pattern with `*` (anything) and `$` (the end), in linear time."""
     anchored = pattern.endswith("$")
     first, *rest = re.sub(r"\*+", "*", pattern.removesuffix("$")).split("*")
     if not path.startswith(first):
         return False
-    place = len(first)
+    position = len(first)
     for number, part in enumerate(rest):
         if anchored and number == len(rest) - 1:
-            return len(path) - len(part) >= place and path.endswith(part)
-        found = path.find(part, place)
+            return len(path) - len(part) >= position and path.endswith(part)
+        found = path.find(part, position)
         if found < 0:
             return False
-        place = found + len(part)
-    return not anchored or place == len(path)
+        position = found + len(part)
+    return not anchored or position == len(path)
 
 
 @dataclass
@@ -103,11 +103,11 @@ class _Entry:
 
 
 class Robots:
-    """Asks each origin once in a while what it forbids.
+    """Fetches and caches the robots.txt of each origin.
 
     Args:
-        connections: the pool to ask with.
-        token: our product token, by which we may be addressed.
+        connections: the connection pool.
+        token: our product token, which rules may name.
         deadline: seconds for one robots.txt.
     """
 
@@ -119,11 +119,11 @@ class Robots:
         self._entries: collections.OrderedDict[Origin, _Entry] = collections.OrderedDict()
 
     def require(self, url: SplitResult) -> None:
-        """Raise FetchError if the URL must not be asked for, or its host does not answer."""
+        """Raise FetchError if the URL is forbidden, or its host does not respond."""
         entry = self._entry(origin_of(url))
-        with entry.lock:  # others of this origin wait for its one robots.txt
+        with entry.lock:  # threads with the same origin wait for its one robots.txt
             if entry.until < time.monotonic():
-                entry.rules = self._ask(url)
+                entry.rules = self._load(url)
                 failed = isinstance(entry.rules, FetchError)
                 entry.until = time.monotonic() + (_FAILED_TTL if failed else _TTL)
             rules = entry.rules
@@ -140,10 +140,10 @@ class Robots:
                 self._entries.popitem(last=False)
             return entry
 
-    def _ask(self, url: SplitResult) -> Rules | FetchError:
+    def _load(self, url: SplitResult) -> Rules | FetchError:
         try:
             return self._fetch(url._replace(path="/robots.txt", query=""))
-        except Exception as error:  # whatever it was, this origin's rows get it as their reason
+        except Exception as error:  # becomes the drop reason of all rows of this origin
             return classify(error)
 
     def _fetch(self, url: SplitResult) -> Rules:
@@ -159,11 +159,11 @@ class Robots:
                     continue
                 if response.status != http.client.OK:
                     return Rules()
-                return parse_robots(_beginning(response), self._token)
-        return Rules()  # RFC 9309 (2.3.1.2): more than five hops may count as unavailable
+                return parse_robots(_read_start(response), self._token)
+        return Rules()  # RFC 9309 (2.3.1.2): more than five redirects may count as unavailable
 
 
-def _beginning(response: http.client.HTTPResponse) -> str:
+def _read_start(response: http.client.HTTPResponse) -> str:
     if response.length is not None and response.length <= MAX_SIZE:
         return read_body(response, MAX_SIZE).decode(errors="replace")
     return response.read(MAX_SIZE).decode(errors="replace")

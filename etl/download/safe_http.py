@@ -1,9 +1,9 @@
-"""A urllib opener that keeps a downloader inside its bounds, whatever servers answer.
+"""Safe HTTP: a urllib opener that enforces size, time and address limits on any downloader.
 
 img2dataset downloads with `urllib.request.urlopen`, which follows redirects anywhere, reads bodies
-of any size, and whose timeout starts anew with every packet. urllib lets a process install
-another opener; this one checks every address it connects to (so a redirect or a changed DNS answer
-cannot lead into the private net), and bounds a body's bytes and seconds.
+of any size, and whose timeout restarts with every packet. urllib allows a process to install
+another opener; this one checks every address that it connects to (so no redirect or changed DNS
+result can reach the private network), and bounds a body's bytes and seconds.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ class PrivateAddressError(OSError):
 
 
 class BodyError(OSError):
-    """A body is too large, or its answer too slow."""
+    """A body is too large, or its response too slow."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bounds:
-    """What a download may do.
+class DownloadLimits:
+    """Limits of a download.
 
-    `max_bytes` bounds a body, `deadline` the seconds of a whole answer, `allow_private` lets it
-    connect to private and loopback addresses.
+    `max_bytes` limits a body, `deadline` the seconds of a whole response; `allow_private` allows
+    connections to private and loopback addresses.
     """
 
     max_bytes: int
@@ -41,16 +41,16 @@ class Bounds:
     allow_private: bool
 
 
-def opener(bounds: Bounds) -> urllib.request.OpenerDirector:
-    """An opener for http and https only, to be given to `urllib.request.install_opener`.
+def opener(limits: DownloadLimits) -> urllib.request.OpenerDirector:
+    """An opener for http and https only, for `urllib.request.install_opener`.
 
-    A proxy from the environment is used as it is: then it is the proxy that resolves and connects.
+    A proxy from the environment is used unchecked: it then resolves and connects by itself.
     """
     director = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler(),
-        _HttpHandler(bounds),
-        _HttpsHandler(bounds),
+        _HttpHandler(limits),
+        _HttpsHandler(limits),
         urllib.request.HTTPDefaultErrorHandler(),
         urllib.request.HTTPRedirectHandler(),
         urllib.request.HTTPErrorProcessor(),
@@ -61,23 +61,23 @@ def opener(bounds: Bounds) -> urllib.request.OpenerDirector:
 
 
 class _Connection(http.client.HTTPConnection):
-    """Refuses private addresses before it connects, and looks again at whom it reached."""
+    """Refuses private addresses before it connects, and checks the peer again afterwards."""
 
-    def __init__(self, host: str, *, bounds: Bounds, direct: bool, **kwargs: Any) -> None:  # noqa: ANN401
+    def __init__(self, host: str, *, limits: DownloadLimits, direct: bool, **kwargs: Any) -> None:  # noqa: ANN401
         super().__init__(host, **kwargs)
-        self._bounds = bounds
-        self._checked = direct and not bounds.allow_private
+        self._limits = limits
+        self._checked = direct and not limits.allow_private
 
     def connect(self) -> None:
         if self._checked:
             for *_, address in socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM):
                 require_public(str(address[0]), self.host)
         super().connect()
-        if self._checked:  # the name may have been resolved anew
+        if self._checked:  # the name may have been resolved a second time
             require_public(str(self.sock.getpeername()[0]), self.host)
 
     def response_class(self, *args: Any, **kwargs: Any) -> http.client.HTTPResponse:  # type: ignore[override]  # noqa: ANN401
-        return _Response(*args, bounds=self._bounds, **kwargs)
+        return _Response(*args, limits=self._limits, **kwargs)
 
 
 class _TlsConnection(_Connection, http.client.HTTPSConnection):
@@ -85,22 +85,28 @@ class _TlsConnection(_Connection, http.client.HTTPSConnection):
 
 
 class _Response(http.client.HTTPResponse):
-    """Reads status, headers and body within one deadline, and a body of bounded size."""
+    """Reads status, headers and body before one deadline, and a body of limited size."""
 
-    def __init__(self, sock: socket.socket, *args: Any, bounds: Bounds, **kwargs: Any) -> None:  # noqa: ANN401
+    def __init__(
+        self,
+        sock: socket.socket,
+        *args: Any,  # noqa: ANN401
+        limits: DownloadLimits,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> None:
         super().__init__(sock, *args, **kwargs)
-        self._bounds = bounds
-        end = time.monotonic() + bounds.deadline
+        self._limits = limits
+        end = time.monotonic() + limits.deadline
         self.fp = io.BufferedReader(TimedReader(self.fp.detach(), sock, end))
 
     def read(self, amt: int | None = None) -> bytes:
         if amt is not None:
             return super().read(amt)
-        limit = self._bounds.max_bytes
+        limit = self._limits.max_bytes
         announced = self.length
         if announced is not None and announced > limit:
             raise BodyError(f"body larger than {limit} bytes")
-        # Without an amount a body that is shorter than announced is an error, so that is kept.
+        # Without an amount, http.client raises if the body is shorter than its Content-Length.
         body = super().read() if announced is not None else super().read(limit + 1)
         if len(body) > limit:
             raise BodyError(f"body larger than {limit} bytes")
@@ -108,30 +114,30 @@ class _Response(http.client.HTTPResponse):
 
 
 class TimedReader(io.RawIOBase):
-    """A socket's raw reader with a deadline over all reads together, not for each anew.
+    """A socket's raw reader with one deadline for all reads together.
 
     Args:
         raw: reads the socket.
-        sock: its timeout is the patience with each read.
-        end: the deadline, as `time.monotonic` counts.
+        sock: its timeout applies to each read.
+        end: the deadline (`time.monotonic`).
     """
 
     def __init__(self, raw: io.RawIOBase, sock: socket.socket, end: float) -> None:
         self._raw = raw
         self._sock = sock
-        self._patience = sock.gettimeout()
+        self._timeout = sock.gettimeout()
         self._end = end
 
     def readable(self) -> bool:
-        """It is."""
+        """Always true."""
         return True
 
     def readinto(self, buffer: Any) -> int | None:  # noqa: ANN401 - the library's signature
-        """Read once; raises BodyError past the deadline."""
+        """Read once; raises BodyError after the deadline."""
         left = self._end - time.monotonic()
         if left <= 0:
-            raise BodyError("answer timed out: its deadline is over")
-        self._sock.settimeout(left if self._patience is None else min(left, self._patience))
+            raise BodyError("response timed out: its deadline has passed")
+        self._sock.settimeout(left if self._timeout is None else min(left, self._timeout))
         return self._raw.readinto(buffer)
 
     def close(self) -> None:
@@ -141,31 +147,31 @@ class TimedReader(io.RawIOBase):
 
 
 class _HttpHandler(urllib.request.HTTPHandler):
-    def __init__(self, bounds: Bounds) -> None:
+    def __init__(self, limits: DownloadLimits) -> None:
         super().__init__()
-        self._bounds = bounds
+        self._limits = limits
 
     def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
-        connect = functools.partial(_Connection, bounds=self._bounds, direct=_is_direct(req))
+        connect = functools.partial(_Connection, limits=self._limits, direct=_is_direct(req))
         return self.do_open(connect, req)
 
 
 class _HttpsHandler(urllib.request.HTTPSHandler):
-    def __init__(self, bounds: Bounds) -> None:
+    def __init__(self, limits: DownloadLimits) -> None:
         super().__init__()
-        self._bounds = bounds
+        self._limits = limits
 
     def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
-        connect = functools.partial(_TlsConnection, bounds=self._bounds, direct=_is_direct(req))
+        connect = functools.partial(_TlsConnection, limits=self._limits, direct=_is_direct(req))
         return self.do_open(connect, req)
 
 
 def _is_direct(request: urllib.request.Request) -> bool:
-    """Whether no proxy stands between (urllib marks the two kinds of proxying in two ways)."""
+    """Whether the request uses no proxy (urllib marks the two kinds of proxying differently)."""
     return not (request.has_proxy() or getattr(request, "_tunnel_host", None))
 
 
 def require_public(address: str, host: str) -> None:
-    """Raise PrivateAddressError unless what a host resolved to belongs to the public internet."""
+    """Raise PrivateAddressError unless an address of a host belongs to the public internet."""
     if not is_public(address):
         raise PrivateAddressError(f"private address {address} of {host}")

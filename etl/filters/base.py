@@ -1,7 +1,7 @@
-"""Steps: an operation on a batch, with counters and a reason for every row that it drops.
+"""Filters: functions on a batch that keep each row or drop it with a reason, and their counts.
 
-An operation is a plain function from a table to a `Verdict`; it never removes rows by itself.
-`run_steps` removes them and keeps the books, so that no row leaves without a reason.
+A filter function takes a table and returns a `FilterResult`; it never removes rows itself.
+`run_filters` removes them and records each, so that no row disappears without a reason.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import pyarrow as pa
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
-    """What an operation found out about a batch.
+class FilterResult:
+    """What a filter decided about a batch.
 
     `reasons` has one entry per row: None keeps the row. `details` may say more about each (an error
-    message). `columns` are new columns of the batch's length; what dropped rows hold there is lost.
+    message). `columns` are new columns of the batch's length; values of dropped rows are ignored.
     """
 
     reasons: Sequence[str | None]
@@ -25,24 +25,24 @@ class Verdict:
     columns: Mapping[str, pa.Array] = field(default_factory=dict)
 
 
-Operation = Callable[[pa.Table], Verdict]
+FilterFunction = Callable[[pa.Table], FilterResult]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Step:
-    """A named operation; the name stands in the report's yields.
+class Filter:
+    """A named filter; the name appears in the report and in `drops.parquet` (`step`).
 
-    `needs` are columns that must be brought together for it, besides those that are always there.
+    `needs` names columns that must be loaded for it, besides those that are always present.
     """
 
     name: str
-    operation: Operation
+    function: FilterFunction
     needs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepYield:
-    """How many rows went into a step and how many came out."""
+    """How many rows entered and left a step: a filter, the download or the decoding."""
 
     step: str
     rows_in: int
@@ -59,63 +59,63 @@ DROPS = pa.schema(
         ("detail", pa.string()),
     ]
 )
-"""One dropped row: where it stood in the input, what it was, and why it went."""
+"""One dropped row: its number in the input, its id and URL, and why it was dropped."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """What became of a batch: `kept` and `drops` (schema `DROPS`) together are all of its rows."""
+class FilteredBatch:
+    """A filtered batch: `kept` and `drops` (schema `DROPS`) together are all of its rows."""
 
     kept: pa.Table
     drops: pa.Table
     yields: tuple[StepYield, ...]
 
 
-def run_steps(table: pa.Table, steps: Sequence[Step]) -> Outcome:
-    """Run a batch through steps; a row that one step drops is not shown to the next.
+def run_filters(table: pa.Table, filters: Sequence[Filter]) -> FilteredBatch:
+    """Run filters over a batch; a row that one filter drops is not shown to the next.
 
     Args:
-        table: has the columns `row`, `id` and `url`, and whatever the operations need.
-        steps: in order.
+        table: has the columns `row`, `id` and `url`, and the columns that the filters need.
+        filters: in order.
 
     Raises:
-        ValueError: an operation did not answer for every row.
+        ValueError: a filter did not return a reason for every row.
     """
     drops = [DROPS.empty_table()]
     yields = []
-    for step in steps:
-        verdict = step.operation(table)
-        if len(verdict.reasons) != table.num_rows:
+    for one in filters:
+        result = one.function(table)
+        if len(result.reasons) != table.num_rows:
             raise ValueError(
-                f"step {step.name}: {len(verdict.reasons)} answers for {table.num_rows} rows"
+                f"filter {one.name}: {len(result.reasons)} reasons for {table.num_rows} rows"
             )
-        for name, column in verdict.columns.items():
+        for name, column in result.columns.items():
             table = table.append_column(name, column)
-        reasons = pa.array(verdict.reasons, pa.string())
-        drops.append(_drops(table, step.name, reasons, verdict.details))
+        reasons = pa.array(result.reasons, pa.string())
+        drops.append(_drops(table, one.name, reasons, result.details))
         kept = table.filter(reasons.is_null())
-        yields.append(StepYield(step=step.name, rows_in=table.num_rows, rows_out=kept.num_rows))
+        yields.append(StepYield(step=one.name, rows_in=table.num_rows, rows_out=kept.num_rows))
         table = kept
-    return Outcome(kept=table, drops=pa.concat_tables(drops), yields=tuple(yields))
+    return FilteredBatch(kept=table, drops=pa.concat_tables(drops), yields=tuple(yields))
 
 
 def _drops(
     table: pa.Table, step: str, reasons: pa.Array, details: Sequence[str | None] | None
 ) -> pa.Table:
-    said = pa.nulls(table.num_rows, pa.string()) if details is None else pa.array(details)
+    detail = pa.nulls(table.num_rows, pa.string()) if details is None else pa.array(details)
     columns = {
         "row": table["row"],
         "id": table["id"],
         "url": table["url"],
         "step": pa.array([step] * table.num_rows, pa.string()),
         "reason": reasons,
-        "detail": said.cast(pa.string()),
+        "detail": detail.cast(pa.string()),
     }
     return pa.table(columns, schema=DROPS).filter(reasons.is_valid())
 
 
 def add_yields(parts: Sequence[Sequence[StepYield]]) -> tuple[StepYield, ...]:
-    """Sum the yields of many batches by step, in the order of the steps' first appearance."""
+    """Sum the yields of many batches by step, in order of first appearance."""
     totals: dict[str, StepYield] = {}
     for found in (found for part in parts for found in part):
         before = totals.get(found.step, StepYield(step=found.step, rows_in=0, rows_out=0))

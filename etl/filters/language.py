@@ -1,8 +1,8 @@
-"""Which language a caption is in.
+"""The language of a caption, published or detected.
 
-Told by py3langid (BSD-3-Clause, model included, 139 languages, pure numpy): 0.75 s and 105 MB to
-load, then 54 µs a caption on one core. Captions are short, so its confidence matters: "a lighthouse
-on a cliff" is English with 0.90, a lone "photo" is of nobody's language with 0.05.
+Detected by py3langid (BSD-3-Clause, model included, 139 languages, pure numpy): 0.75 s and 105 MB
+to load, then 54 µs a caption on one core. Captions are short, so its confidence matters: "a
+lighthouse on a cliff" is English with 0.90, a lone "photo" has no language above 0.05.
 """
 
 from __future__ import annotations
@@ -17,37 +17,38 @@ import pyarrow as pa
 from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
 from etl.cli import UserError
-from etl.filters.base import Verdict
+from etl.filters.base import FilterResult
 
 UNDETERMINED = "und"
-"""ISO 639-2's code of a text whose language is not clear; LAION-5B keeps a billion of them apart as
-"nolang" (arXiv:2210.08402)."""
+"""ISO 639-2's code of a text whose language is unclear; LAION-5B has a billion of them as a
+separate set, "nolang" (arXiv:2210.08402)."""
 
 
-def in_languages(table: pa.Table, *, languages: Sequence[str], least: float) -> Verdict:
+def in_languages(
+    table: pa.Table, *, languages: Sequence[str], min_confidence: float
+) -> FilterResult:
     """Drop captions in other languages than these.
 
-    A language that the list publishes is believed, as far as it is one of py3langid's.
+    A language that the list publishes is trusted if py3langid knows it.
 
     Args:
         table: needs `caption` (string; rows without one are kept) and `lineage`.
-        languages: ISO 639 codes, and `und` for captions whose language is not clear.
-        least: the confidence (0 to 1) below which it is not.
+        languages: ISO 639 codes, and `und` for captions whose language is unclear.
+        min_confidence: the confidence (0 to 1) below which a language counts as unclear.
 
     Returns:
-        New columns `language` and `score.language_confidence`, where it was told here.
+        New columns `language` and, for detected languages, `score.language_confidence`.
     """
-    known = languages_known()
+    known = known_languages()
     found: list[str | None] = []
     scores: list[float | None] = []
     reasons: list[str | None] = []
     rows = zip(table["caption"].to_pylist(), table["lineage"].to_pylist(), strict=True)
     for caption, lineage in rows:
-        published = published_language(json.loads(lineage), known)
+        language = published_language(json.loads(lineage), known)
         confidence = None
-        language = published
-        if caption is not None and not published:
-            language, confidence = identify(caption, least)
+        if caption is not None and not language:
+            language, confidence = detect(caption, min_confidence)
         found.append(language)
         scores.append(confidence)
         reasons.append("language" if language and language not in languages else None)
@@ -55,24 +56,24 @@ def in_languages(table: pa.Table, *, languages: Sequence[str], least: float) -> 
         "language": pa.array(found, pa.string()),
         "score.language_confidence": pa.array(scores, pa.float32()),
     }
-    return Verdict(reasons=reasons, details=found, columns=columns)
+    return FilterResult(reasons=reasons, details=found, columns=columns)
 
 
 def published_language(lineage: dict[str, str], known: frozenset[str]) -> str | None:
-    """The language that a record's list tells; `zh-Latn` counts as `zh`."""
+    """The language that a record's lineage publishes; `zh-Latn` counts as `zh`."""
     language = lineage.get("language", "").partition("-")[0].lower()
     return language if language in known else None
 
 
-def identify(text: str, least: float) -> tuple[str, float]:
-    """A text's language and the confidence; `und` if that is below `least`."""
+def detect(text: str, min_confidence: float) -> tuple[str, float]:
+    """A text's language and the confidence; `und` if that is below `min_confidence`."""
     language, confidence = _identifier().classify(text)
-    return (language if confidence >= least else UNDETERMINED), confidence
+    return (language if confidence >= min_confidence else UNDETERMINED), confidence
 
 
 def check_languages(languages: Iterable[str]) -> None:
-    """Raise UserError unless all are codes that are known."""
-    known = languages_known()
+    """Raise UserError unless all are known codes."""
+    known = known_languages()
     for language in languages:
         if language not in known:
             close = difflib.get_close_matches(language, known, n=1, cutoff=0.5)
@@ -83,8 +84,8 @@ def check_languages(languages: Iterable[str]) -> None:
 
 
 @functools.cache
-def languages_known() -> frozenset[str]:
-    """All codes that are told apart, and `und`."""
+def known_languages() -> frozenset[str]:
+    """All codes that can be detected, and `und`."""
     return frozenset([*_identifier().labels, UNDETERMINED])
 
 

@@ -1,8 +1,8 @@
-"""The policy: which rows their scores let through.
+"""The score policy: lower and upper bounds on the scores of rows that are kept.
 
-Scores, published and computed, are columns of every sample. What is too little and what too much of
-them is said in one place and applied by one step, before the download or, by `etl/refilter.py`, to
-shards that lie there; so filtering again needs no second download.
+Scores, published and computed, are columns of every sample. Their bounds are stated in one place
+and applied by one filter, before the download or, by `etl/refilter.py`, to existing shards; so
+filtering again needs no second download.
 """
 
 from __future__ import annotations
@@ -17,85 +17,85 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from etl.cli import UserError
-from etl.filters.base import Verdict
+from etl.filters.base import FilterResult
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bound:
-    """What a score must be: at least `least`, and at most `most`, as far as they are given."""
+class ScoreBound:
+    """The bounds of a score: at least `minimum` and at most `maximum`, where these are given."""
 
     score: str
-    least: float | None = None
-    most: float | None = None
+    minimum: float | None = None
+    maximum: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:
-    """An operation that drops rows whose scores lie outside their bounds.
+    """A filter function that drops rows with a score outside its bounds.
 
-    The reason is that of the first bound that does not hold: `NAME_too_low` or `NAME_too_high`. A
-    row without a score is not judged by it. Scores have the 24 bits of a float32, so the bounds are
-    rounded to that, too: a score that was published as 0.8 is not above 0.8.
+    The reason is that of the first violated bound: `NAME_too_low` or `NAME_too_high`. A row without
+    a score passes that bound. Scores have the 24 bits of a float32, so the bounds are rounded to
+    that, too: a score that was published as 0.8 is not above 0.8.
     """
 
-    bounds: tuple[Bound, ...]
+    bounds: tuple[ScoreBound, ...]
 
-    def __call__(self, table: pa.Table) -> Verdict:
-        """Judge a batch.
+    def __call__(self, table: pa.Table) -> FilterResult:
+        """Filter a batch.
 
         Args:
-            table: has the scores as float32 columns `score.NAME`; absent ones are null in all rows.
+            table: has the scores as float32 columns `score.NAME`; a missing column counts as null.
         """
         reasons = pa.nulls(table.num_rows, pa.string())
         for bound in self.bounds:
             column = f"score.{bound.score}"
             if column in table.column_names:
-                reasons = pc.coalesce(reasons, _judge(table[column].combine_chunks(), bound))
-        return Verdict(reasons=reasons.to_pylist())
+                reasons = pc.coalesce(reasons, _reasons(table[column].combine_chunks(), bound))
+        return FilterResult(reasons=reasons.to_pylist())
 
 
-def _judge(values: pa.Array, bound: Bound) -> pa.Array:
-    found = pa.nulls(len(values), pa.string())
-    if bound.most is not None:
-        high = pc.fill_null(pc.greater(values, np.float32(bound.most)), False)
-        found = pc.if_else(high, f"{bound.score}_too_high", found)
-    if bound.least is not None:
-        low = pc.fill_null(pc.less(values, np.float32(bound.least)), False)
-        found = pc.if_else(low, f"{bound.score}_too_low", found)
-    return found
+def _reasons(values: pa.Array, bound: ScoreBound) -> pa.Array:
+    reasons = pa.nulls(len(values), pa.string())
+    if bound.maximum is not None:
+        high = pc.fill_null(pc.greater(values, np.float32(bound.maximum)), False)
+        reasons = pc.if_else(high, f"{bound.score}_too_high", reasons)
+    if bound.minimum is not None:
+        low = pc.fill_null(pc.less(values, np.float32(bound.minimum)), False)
+        reasons = pc.if_else(low, f"{bound.score}_too_low", reasons)
+    return reasons
 
 
 def read_bounds(minimum: Sequence[str], maximum: Sequence[str], known: Collection[str]) -> Policy:
-    """The policy that `--minimum NAME=VALUE …` and `--maximum NAME=VALUE …` ask for.
+    """The policy of the options `--minimum NAME=VALUE …` and `--maximum NAME=VALUE …`.
 
     Args:
-        minimum: words such as `similarity=0.3`.
+        minimum: values such as `similarity=0.3`.
         maximum: likewise.
-        known: the names of scores that there are.
+        known: the names of the available scores.
 
     Raises:
-        UserError: a word has another form, or no score has that name.
+        UserError: a value is not of this form, or no score has that name.
     """
-    least = [_bound("--minimum", word, known) for word in minimum]
-    most = [_bound("--maximum", word, known) for word in maximum]
+    lower = [_bound("--minimum", text, known) for text in minimum]
+    upper = [_bound("--maximum", text, known) for text in maximum]
     return Policy(
         bounds=(
-            *(Bound(score=name, least=value) for name, value in least),
-            *(Bound(score=name, most=value) for name, value in most),
+            *(ScoreBound(score=name, minimum=value) for name, value in lower),
+            *(ScoreBound(score=name, maximum=value) for name, value in upper),
         )
     )
 
 
-def _bound(option: str, word: str, known: Collection[str]) -> tuple[str, float]:
-    name, _, number = word.partition("=")
+def _bound(option: str, text: str, known: Collection[str]) -> tuple[str, float]:
+    name, _, number = text.partition("=")
     try:
         value = float(number)
     except ValueError:
         value = math.nan
     if math.isnan(value):
-        raise UserError(f"{option} {word}: want a score and a number, as in punsafe=0.5")
+        raise UserError(f"{option} {text}: want a score and a number, as in punsafe=0.5")
     if name not in known:
         close = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise UserError(f"{option} {word}: no score {name!r} among {', '.join(known)}{hint}")
+        raise UserError(f"{option} {text}: no score {name!r} among {', '.join(known)}{hint}")
     return name, value

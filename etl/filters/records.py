@@ -1,4 +1,4 @@
-"""Operations on whole records, before their media are there."""
+"""Filters on whole records, before their media are fetched."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Collection
 
 import pyarrow as pa
 
-from etl.filters.base import Operation, Verdict
+from etl.filters.base import FilterFunction, FilterResult
 from etl.filters.urls import check_urls
 from etl.storage.schema import PLACEHOLDER_PATTERN, PLACEHOLDERS
 
@@ -22,85 +22,84 @@ MEDIA = pa.list_(
         ]
     )
 )
-"""A record's media, as readers name them: where each is, and which cut of it."""
+"""A record's media, as readers name them: where each is, and which segment of it (seconds)."""
 
 
-def well_formed(table: pa.Table) -> Verdict:
-    """Drop rows that their reader could not use, and those that say nothing.
+def well_formed(table: pa.Table) -> FilterResult:
+    """Drop rows that their reader could not parse, and records without turns.
 
     Args:
-        table: needs `fault` (string; null is none) and `turns`.
+        table: needs `parse_error` (string; null if there is none) and `turns`.
     """
-    faults = table["fault"].to_pylist()
-    turns = table["turns"].to_pylist()
+    errors = table["parse_error"].to_pylist()
     reasons = [
-        "bad_record" if fault else None if said else "no_turns"
-        for fault, said in zip(faults, turns, strict=True)
+        "bad_record" if error else None if turns else "no_turns"
+        for error, turns in zip(errors, table["turns"].to_pylist(), strict=True)
     ]
-    return Verdict(reasons=reasons, details=faults)
+    return FilterResult(reasons=reasons, details=errors)
 
 
-def check_media_urls(table: pa.Table, *, allow_private: bool, names: bool) -> Verdict:
-    """Drop records one of whose media has a URL that cannot be asked for; `check_urls` says which.
+def check_media_urls(table: pa.Table, *, allow_private: bool, local: bool) -> FilterResult:
+    """Drop records that have a medium with an invalid URL; see `check_urls` for the reasons.
 
     Args:
-        table: needs `media`; a record without any is kept.
+        table: needs `media`; a record without media is kept.
         allow_private: keep private and loopback addresses.
-        names: whether there are files that something else than a URL may name; without them it
+        local: whether there are local media, whose names are not URLs; without them such a record
             is dropped as `no_media`.
     """
     rows = [[ref["url"] for ref in media] for media in table["media"].to_pylist()]
     distinct = {url for urls in rows for url in urls if not url.startswith("data:")}
-    faults: dict[str, str | None] = dict.fromkeys(distinct, None if names else "no_media")
-    asked = [url for url in distinct if "://" in url]
-    verdict = check_urls(pa.table({"url": pa.array(asked)}), allow_private=allow_private)
-    faults.update(zip(asked, verdict.reasons, strict=True))
-    return Verdict(reasons=[next(filter(None, map(faults.get, urls)), None) for urls in rows])
+    reasons: dict[str, str | None] = dict.fromkeys(distinct, None if local else "no_media")
+    web = [url for url in distinct if "://" in url]
+    result = check_urls(pa.table({"url": pa.array(web)}), allow_private=allow_private)
+    reasons.update(zip(web, result.reasons, strict=True))
+    return FilterResult(reasons=[next(filter(None, map(reasons.get, urls)), None) for urls in rows])
 
 
 def is_url(name: str) -> bool:
-    """Whether a medium is on the web or in a data URL, and not among local files."""
+    """Whether a medium is named by an http(s) or data URL, rather than by a local file."""
     return name.partition(":")[0].lower() in ("http", "https", "data")
 
 
-def placeholders(table: pa.Table) -> Verdict:
-    """Drop records whose texts do not hold one placeholder per medium, of its kind and in order.
+def placeholders(table: pa.Table) -> FilterResult:
+    """Drop records whose texts do not have one placeholder per medium, of its kind and in order.
 
     Args:
         table: needs `turns` and `media`.
     """
     reasons: list[str | None] = []
-    both = zip(table["turns"].to_pylist(), table["media"].to_pylist(), strict=True)
-    for turns, media in both:
+    records = zip(table["turns"].to_pylist(), table["media"].to_pylist(), strict=True)
+    for turns, media in records:
         found = [name for turn in turns for name in PLACEHOLDER_PATTERN.findall(turn["text"])]
-        wanted = [PLACEHOLDERS[ref["kind"]] for ref in media]
-        reasons.append(None if found == wanted else "placeholder_mismatch")
-    return Verdict(reasons=reasons)
+        expected = [PLACEHOLDERS[ref["kind"]] for ref in media]
+        reasons.append(None if found == expected else "placeholder_mismatch")
+    return FilterResult(reasons=reasons)
 
 
-def in_splits(table: pa.Table, *, splits: Collection[str]) -> Verdict:
-    """Drop records of other splits of their data set; those of none are kept.
+def in_splits(table: pa.Table, *, splits: Collection[str]) -> FilterResult:
+    """Drop records of other splits of their data set; records without a split are kept.
 
     Args:
-        table: needs `lineage`, with `split` where there are any.
-        splits: to be kept.
+        table: needs `lineage`, with `split` where it is published.
+        splits: the splits to keep.
     """
     found = [json.loads(text).get("split") for text in table["lineage"].to_pylist()]
-    return Verdict(
+    return FilterResult(
         reasons=[None if split is None or split in splits else "other_split" for split in found]
     )
 
 
-def declared_duration(table: pa.Table, *, minimum: float, maximum: float) -> Verdict:
+def declared_duration(table: pa.Table, *, minimum: float, maximum: float) -> FilterResult:
     """Drop records whose published duration is out of bounds, before they cost a download.
 
-    A second more or less is let through, since lists round; the medium itself is judged later.
+    Allows a second more or less, since lists round; the medium itself is checked later.
 
     Args:
         table: needs `lineage`, with `duration` where it is published: seconds, or ISO 8601's
-            PT…H…M…S as WebVid has it.
-        minimum: the least that is kept, in seconds.
-        maximum: the most that is kept.
+            PT…H…M…S as in WebVid.
+        minimum: the minimum duration, in seconds.
+        maximum: the maximum duration, in seconds.
     """
     reasons: list[str | None] = []
     for text in table["lineage"].to_pylist():
@@ -111,14 +110,14 @@ def declared_duration(table: pa.Table, *, minimum: float, maximum: float) -> Ver
             reasons.append("declared_too_long")
         else:
             reasons.append(None)
-    return Verdict(reasons=reasons)
+    return FilterResult(reasons=reasons)
 
 
 _ISO = re.compile(r"PT(?:(\d+)H)?(?:(\d+)M)?(?:(\d+(?:\.\d+)?)S)?")
 
 
 def _seconds(text: str) -> float | None:
-    """A published duration; None if it is none."""
+    """A published duration in seconds; None if the text is none."""
     found = _ISO.fullmatch(text)
     if found:
         hours, minutes, seconds = (float(part or 0) for part in found.groups())
@@ -129,29 +128,31 @@ def _seconds(text: str) -> float | None:
         return None
 
 
-def pairs_only(table: pa.Table, *, operation: Operation) -> Verdict:
-    """Let an operation judge the rows that have a caption, and keep the others.
+def captioned_only(table: pa.Table, *, function: FilterFunction) -> FilterResult:
+    """Apply a filter function to the rows that have a caption, and keep the others.
 
     Args:
-        table: needs `caption` (string; null is none).
-        operation: gives no new columns.
+        table: needs `caption` (string; null if there is none).
+        function: returns no new columns.
     """
-    has = table["caption"].is_valid().to_pylist()
-    verdict = operation(table.filter(table["caption"].is_valid()))
-    judged = iter(verdict.reasons)
-    return Verdict(reasons=[next(judged) if one else None for one in has])
+    has_caption = table["caption"].is_valid()
+    result = function(table.filter(has_caption))
+    reasons = iter(result.reasons)
+    return FilterResult(
+        reasons=[next(reasons) if present else None for present in has_caption.to_pylist()]
+    )
 
 
-def media_count(table: pa.Table, *, minimum: int, maximum: int) -> Verdict:
-    """Drop records of fewer or more media than the bounds.
+def media_count(table: pa.Table, *, minimum: int, maximum: int) -> FilterResult:
+    """Drop records with too few or too many media.
 
     Args:
         table: needs `media`.
-        minimum: the fewest that are kept.
-        maximum: the most that are kept.
+        minimum: the minimum number of media.
+        maximum: the maximum number of media.
     """
     counts = [len(media) for media in table["media"].to_pylist()]
-    return Verdict(
+    return FilterResult(
         reasons=[
             "too_few_media" if n < minimum else "too_many_media" if n > maximum else None
             for n in counts

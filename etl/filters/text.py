@@ -1,4 +1,4 @@
-"""Operations on text and on published sizes, before anything is downloaded."""
+"""Filters on captions and on published sizes, before anything is downloaded."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from collections.abc import Mapping, Sequence
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from etl.filters.base import Verdict
+from etl.filters.base import FilterResult
 from etl.storage.schema import PLACEHOLDER_PATTERN, PLACEHOLDERS
 
 
-def caption_length(table: pa.Table, *, minimum: int, maximum: int | None) -> Verdict:
-    """Drop captions shorter or longer than the bounds, in characters; surrounding blanks are none.
+def caption_length(table: pa.Table, *, minimum: int, maximum: int | None) -> FilterResult:
+    """Drop captions that are too short or too long, in characters without surrounding blanks.
 
     Args:
         table: needs `caption` (string; null counts as empty).
-        minimum: the fewest characters kept.
-        maximum: the most characters kept, if bounded.
+        minimum: the minimum length.
+        maximum: the maximum length, if limited.
     """
     lengths = pc.utf8_length(pc.utf8_trim_whitespace(pc.fill_null(table["caption"], "")))
     reasons: list[str | None] = []
@@ -28,16 +28,16 @@ def caption_length(table: pa.Table, *, minimum: int, maximum: int | None) -> Ver
             reasons.append("caption_too_long")
         else:
             reasons.append(None)
-    return Verdict(reasons=reasons)
+    return FilterResult(reasons=reasons)
 
 
-def word_count(table: pa.Table, *, minimum: int, maximum: int | None) -> Verdict:
-    """Drop captions of fewer or more words than the bounds; blanks part words.
+def word_count(table: pa.Table, *, minimum: int, maximum: int | None) -> FilterResult:
+    """Drop captions with too few or too many words, as separated by blanks.
 
     Args:
-        table: needs `caption` (string; null is none, and kept).
-        minimum: the fewest words kept.
-        maximum: the most words kept, if bounded.
+        table: needs `caption` (string; a row without one is kept).
+        minimum: the minimum number of words.
+        maximum: the maximum number of words, if limited.
     """
     reasons: list[str | None] = []
     for caption in table["caption"].to_pylist():
@@ -48,13 +48,13 @@ def word_count(table: pa.Table, *, minimum: int, maximum: int | None) -> Verdict
             reasons.append("caption_too_many_words")
         else:
             reasons.append(None)
-    return Verdict(reasons=reasons)
+    return FilterResult(reasons=reasons)
 
 
-def no_placeholders(table: pa.Table) -> Verdict:
-    """Drop captions that hold a medium's placeholder: the text would claim a medium it lacks."""
+def no_placeholders(table: pa.Table) -> FilterResult:
+    """Drop captions that contain a medium's placeholder: it would stand for a missing medium."""
     captions = table["caption"].to_pylist()
-    return Verdict(
+    return FilterResult(
         reasons=[
             "placeholder_in_text" if PLACEHOLDER_PATTERN.search(text or "") else None
             for text in captions
@@ -62,29 +62,13 @@ def no_placeholders(table: pa.Table) -> Verdict:
     )
 
 
-def one_image(table: pa.Table) -> Verdict:
-    """Drop dialogues without exactly one `<image>` and no other placeholder, and empty ones.
-
-    Args:
-        table: needs `turns` (list of role and text).
-    """
-    reasons: list[str | None] = []
-    for turns in table["turns"].to_pylist():
-        found = [name for turn in turns for name in PLACEHOLDER_PATTERN.findall(turn["text"])]
-        if not turns:
-            reasons.append("no_turns")
-        else:
-            reasons.append(None if found == ["<image>"] else "placeholder_mismatch")
-    return Verdict(reasons=reasons)
-
-
-def declared_size(table: pa.Table, *, minimum: int, max_aspect: float) -> Verdict:
-    """Drop rows whose published size is too small or too oblong, before they cost a download.
+def declared_size(table: pa.Table, *, minimum: int, max_aspect: float) -> FilterResult:
+    """Drop rows whose published image size is out of bounds, before they cost a download.
 
     Args:
         table: needs `declared_width` and `declared_height` (pixels; null or 0 is unknown).
-        minimum: the least width and height kept.
-        max_aspect: the largest ratio of the longer to the shorter side kept.
+        minimum: the minimum width and height.
+        max_aspect: the maximum ratio of the longer to the shorter side.
     """
     sizes = zip(
         table["declared_width"].to_pylist(), table["declared_height"].to_pylist(), strict=True
@@ -96,18 +80,18 @@ def declared_size(table: pa.Table, *, minimum: int, max_aspect: float) -> Verdic
         elif min(width, height) < minimum:
             reasons.append("declared_too_small")
         elif max(width, height) > max_aspect * min(width, height):
-            reasons.append("declared_too_oblong")
+            reasons.append("declared_aspect_too_large")
         else:
             reasons.append(None)
-    return Verdict(reasons=reasons)
+    return FilterResult(reasons=reasons)
 
 
 def pair_caption(turns: Sequence[Mapping[str, str]]) -> str | None:
-    """The caption of a pair: what the assistant says of a medium that is shown without a word.
+    """The caption of a pair: the assistant's text after a user turn that is only a placeholder.
 
-    None of any other record.
+    None for any other record.
     """
     if [turn["role"] for turn in turns] != ["user", "assistant"]:
         return None
-    shown, told = (turn["text"] for turn in turns)
-    return told if shown in PLACEHOLDERS.values() else None
+    user, assistant = (turn["text"] for turn in turns)
+    return assistant if user in PLACEHOLDERS.values() else None

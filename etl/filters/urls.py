@@ -1,4 +1,4 @@
-"""Operations on URLs, and which addresses of the net may be asked at all."""
+"""Filters on URLs: invalid ones, and addresses outside the public internet."""
 
 from __future__ import annotations
 
@@ -7,28 +7,28 @@ from urllib.parse import urlsplit
 
 import pyarrow as pa
 
-from etl.filters.base import Verdict
+from etl.filters.base import FilterResult
 
 
-def check_urls(table: pa.Table, *, allow_private: bool) -> Verdict:
-    """Drop what is no http(s) URL, and literal private addresses.
+def check_urls(table: pa.Table, *, allow_private: bool) -> FilterResult:
+    """Drop rows without a valid http(s) URL, and literal private addresses.
 
-    Host names are not resolved here: what they resolve to is checked when the downloader connects,
-    at every redirect (`etl.download.safe_http`).
+    Host names are not resolved here: the downloader checks the addresses that they resolve to when
+    it connects, at every redirect (`etl.download.safe_http`).
 
     Args:
-        table: needs `url` (string; null is none).
+        table: needs `url` (string; null if there is none).
         allow_private: keep private and loopback addresses.
     """
-    return Verdict(reasons=[_judge(url, allow_private) for url in table["url"].to_pylist()])
+    return FilterResult(reasons=[_reason(url, allow_private) for url in table["url"].to_pylist()])
 
 
-def _judge(url: str | None, allow_private: bool) -> str | None:
+def _reason(url: str | None, allow_private: bool) -> str | None:
     if not url:
         return "no_url"
     try:
         parts = urlsplit(url)
-        host, _ = parts.hostname, parts.port  # both raise on nonsense
+        host, _ = parts.hostname, parts.port  # both raise ValueError for an invalid URL
     except ValueError:
         return "bad_url"
     if parts.scheme.lower() not in ("http", "https") or not host or any(map(str.isspace, url)):
@@ -42,7 +42,7 @@ def _literal_is_public(host: str) -> bool:
     try:
         return is_public(host)
     except ValueError:
-        return True  # a name; what it resolves to is checked when connecting
+        return True  # a name; its addresses are checked on connection
 
 
 def is_literal(host: str) -> bool:
@@ -60,12 +60,12 @@ def is_public(address: str) -> bool:
     Raises:
         ValueError: it is not an IP address.
     """
-    found = ipaddress.ip_address(address.partition("%")[0])  # an IPv6 zone says nothing here
+    found = ipaddress.ip_address(address.partition("%")[0])  # without an IPv6 zone
     mapped = getattr(found, "ipv4_mapped", None)
     found = mapped or found
     return found.is_global and not found.is_multicast
 
 
-def shown(url: str) -> str:
-    """A URL as it may stand in a report: of a data URL only what kind it is."""
+def display_url(url: str) -> str:
+    """A URL as reports show it: a data URL without its data."""
     return url.partition(",")[0] if url.startswith("data:") else url

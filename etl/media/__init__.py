@@ -1,1 +1,1 @@
-"""Media: probing, decoding, resizing, and finding them in local files and archives."""
+"""Media: probing, decoding, resizing, and reading them from local files and archives."""

@@ -1,4 +1,4 @@
-"""Operations on sounds: what they are, whether they are sound, and cutting a part out."""
+"""Probing sounds: check and measure them, and cut a segment out."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from etl.media.container import FaultError, opened, require, subtype
+from etl.media.container import DropError, open_container, require, subtype
 
 _BLOCK = 1 << 18
 _MIMES = {"WAV": "wav", "WAVEX": "wav", "FLAC": "flac", "OGG": "ogg", "MP3": "mpeg", "AIFF": "aiff"}
 _EXACT = ("WAV", "WAVEX", "FLAC", "AIFF")
-"""libsndfile's names of the formats whose header tells how long the sound is, to the sample."""
+"""libsndfile's names of the formats whose header has the exact number of samples."""
 
 _MAX_CHANNELS = 64
 _SOUNDS = (b"RIFF", b"fLaC", b"OggS", b"ID3", b"FORM", b"\xff\xfb", b"\xff\xf3", b"\x1aE\xdf\xa3")
@@ -24,7 +24,7 @@ _SOUNDS = (b"RIFF", b"fLaC", b"OggS", b"ID3", b"FORM", b"\xff\xfb", b"\xff\xf3",
 
 @dataclass(frozen=True, kw_only=True)
 class AudioLimits:
-    """Which sounds are kept: seconds, and the least level (RMS of the loudest second, in dBFS)."""
+    """Which sounds are kept: seconds, and the minimum level (RMS of the loudest second, dBFS)."""
 
     min_seconds: float = 0.1
     max_seconds: float = 600.0
@@ -32,10 +32,10 @@ class AudioLimits:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AudioFacts:
-    """What a sound is: seconds and Hz. `data` if it is encoded anew.
+class AudioInfo:
+    """Properties of a sound, in seconds and Hz. `data` if it was re-encoded.
 
-    `scores` are its `duration` and `loudness_dbfs`, the level that `AudioLimits` speaks of.
+    `scores` are its `duration` and `loudness_dbfs`, the level that `AudioLimits` refers to.
     """
 
     mime: str
@@ -45,31 +45,31 @@ class AudioFacts:
     scores: Mapping[str, float] = field(default_factory=dict)
 
 
-def examine(
+def probe(
     data: bytes, limits: AudioLimits, *, start: float | None = None, length: float | None = None
-) -> AudioFacts | str:
-    """Decode a sound; the facts about it, or the reason why it is not kept.
+) -> AudioInfo | str:
+    """Decode a sound; returns its properties, or the reason for dropping it.
 
     Args:
-        data: WAV, FLAC, OGG, MP3 and the like, or a container such as MP4 with an audio track.
+        data: WAV, FLAC, OGG, MP3 and so on, or a container such as MP4 with an audio track.
         limits: which sounds are kept.
-        start: seconds at which the part begins that is kept, as FLAC; None keeps all as it is.
-        length: seconds of that part; a shorter rest is kept, too.
+        start: start of the segment to keep, in seconds, stored as FLAC; None keeps all, unchanged.
+        length: seconds of that segment; the sound may end before.
     """
     cut = None if start is None else (start, length)
     try:
         require(bool(data), "empty_body")
-        mime, rate, samples, loudest, part = _decode(data, limits.max_seconds, cut)
-        require(not cut or samples > 0, "part_outside")
+        mime, rate, samples, loudest, segment = _decode(data, limits.max_seconds, cut)
+        require(not cut or samples > 0, "segment_outside")
         require(samples >= limits.min_seconds * rate, "too_short")
         level = float(20 * np.log10(max(loudest, 1e-9)))
         require(level >= limits.min_level, "silent")
-    except FaultError as fault:
-        return str(fault)
+    except DropError as drop:
+        return str(drop)
     except OSError as error:
         return _damage(data, str(error))
-    encoded = None if part is None else _flac(part, rate)
-    return AudioFacts(
+    encoded = None if segment is None else _flac(segment, rate)
+    return AudioInfo(
         mime="audio/flac" if encoded else mime,
         duration=samples / rate,
         sample_rate=rate,
@@ -88,11 +88,11 @@ def _damage(data: bytes, message: str) -> str:
 def _decode(
     data: bytes, max_seconds: float, cut: tuple[float, float | None] | None
 ) -> tuple[str, int, int, float, NDArray[np.float32] | None]:
-    """MIME type, Hz, samples, the loudest second's RMS, and the part (samples, channels) if cut.
+    """MIME type, Hz, samples, the loudest second's RMS, and the segment (samples, channels) if cut.
 
     Raises:
-        OSError: truncated, damaged or no sound.
-        FaultError: another reason.
+        OSError: truncated, damaged or not a sound.
+        DropError: another reason.
     """
     mime, rate, blocks = _by_libsndfile(data) or _by_ffmpeg(data)
     first = round(cut[0] * rate) if cut else 0
@@ -102,7 +102,7 @@ def _decode(
     level = _Level(rate)
     kept = 0
     for block in blocks:
-        require(bool(np.isfinite(block).all()), "not_a_number")
+        require(bool(np.isfinite(block).all()), "non_finite")
         inside = block[max(0, first - seen) : None if last is None else max(0, last - seen)]
         seen += len(block)
         kept += len(inside)
@@ -129,7 +129,7 @@ class _Level:
         self._rest = mono[whole:]
 
     def loudest(self) -> float:
-        """The rest counts as a second of its own."""
+        """The remainder counts as a second of its own."""
         return max(self._loudest, _rms(self._rest) if len(self._rest) else 0.0)
 
 
@@ -141,7 +141,7 @@ Blocks = Iterator[NDArray[np.float32]]
 
 
 def _by_libsndfile(data: bytes) -> tuple[str, int, Blocks] | None:
-    """None if it is not libsndfile's to read. Blocks are (samples, channels)."""
+    """None if libsndfile cannot read it. Blocks are (samples, channels)."""
     try:
         source = soundfile.SoundFile(io.BytesIO(data))
     except soundfile.LibsndfileError:
@@ -164,14 +164,14 @@ def _read(source: soundfile.SoundFile, data: bytes) -> Blocks:
         raise OSError(str(error)) from None
     if source.format in _EXACT and samples < source.frames:
         raise OSError(f"truncated: {samples} of {source.frames} samples")
-    if data[:4] == b"RIFF":  # libsndfile takes what there is
+    if data[:4] == b"RIFF":  # libsndfile does not complain about missing bytes
         size = int.from_bytes(data[4:8], "little") + 8
-        if len(data) < size < 1 << 32:  # a stream of unknown length says 2^32 - 1
+        if len(data) < size < 1 << 32:  # the header of an unbounded stream says 2^32 - 1
             raise OSError(f"truncated: {len(data)} of {size} bytes")
 
 
 def _by_ffmpeg(data: bytes) -> tuple[str, int, Blocks]:
-    with opened(data) as container:
+    with open_container(data) as container:
         if not container.streams.audio:
             raise OSError("no audio track")
         rate = _sound_rate(container.streams.audio[0].codec_context.sample_rate)
@@ -179,7 +179,7 @@ def _by_ffmpeg(data: bytes) -> tuple[str, int, Blocks]:
 
 
 def _demux(data: bytes) -> Blocks:
-    with opened(data) as container:
+    with open_container(data) as container:
         convert = av.AudioResampler(format="fltp")
         for frame in container.decode(container.streams.audio[0]):
             for part in convert.resample(frame):

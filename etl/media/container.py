@@ -1,4 +1,4 @@
-"""Opening videos and sounds with FFmpeg, safely: from bytes alone, and no playlists."""
+"""Opens videos and sounds with FFmpeg, safely: from memory only, and no playlists."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ _MIMES = {
     "wav": "wav",
     "flac": "flac",
 }
-"""FFmpeg's name of a format → the MIME subtype; no other is opened.
+"""FFmpeg's name of a format → the MIME subtype; no other format is opened.
 
-Playlists are not among them: those would open other files and addresses.
+Playlists are excluded: they would open other files and URLs.
 """
 
 _WEBM = {"vp8", "vp9", "av1", "opus", "vorbis"}
 
 
-class FaultError(Exception):
-    """Why a medium is not kept: the reason that the books name."""
+class DropError(Exception):
+    """A medium must be dropped; the message is the drop reason."""
 
 
-def require(holds: bool, reason: str) -> None:
-    """Raise FaultError unless something holds."""
-    if not holds:
-        raise FaultError(reason)
+def require(condition: bool, reason: str) -> None:
+    """Raise DropError with the reason unless the condition holds."""
+    if not condition:
+        raise DropError(reason)
 
 
 @contextmanager
-def opened(data: bytes) -> Iterator[InputContainer]:
+def open_container(data: bytes) -> Iterator[InputContainer]:
     """Open encoded video or audio; FFmpeg's errors within the block become OSError.
 
     Raises:
@@ -55,15 +55,15 @@ def opened(data: bytes) -> Iterator[InputContainer]:
         with av.open(stream, "r", options=options, metadata_errors="replace") as container:
             for track in (*container.streams.video, *container.streams.audio):
                 if track.codec_context is None:
-                    raise OSError("its codec is not known")
-                track.codec_context.thread_count = 1  # workers are many
+                    raise OSError("unknown codec")
+                track.codec_context.thread_count = 1  # there are many worker threads
             yield container
     except av.FFmpegError as error:
         raise OSError(str(error.strerror)) from None
 
 
 def subtype(container: InputContainer) -> str:
-    """What stands after `video/` or `audio/` in a container's MIME type."""
+    """The part after `video/` or `audio/` in a container's MIME type."""
     name = container.format.name
     tracks = (*container.streams.video, *container.streams.audio)
     if name == "matroska,webm" and all(track.codec_context.name in _WEBM for track in tracks):

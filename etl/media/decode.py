@@ -1,9 +1,9 @@
-"""From an image's bytes to what a record holds: decoded once, and encoded anew only if need be.
+"""Normalises an image for storage: decoded once, and re-encoded only if necessary.
 
-A picture that is JPEG, PNG or WebP, upright, RGB or grey and small enough keeps its bytes. Any
-other is turned by its EXIF orientation, put on white if it is transparent, made RGB, shrunk and
-written as JPEG, and what was done is told. A JPEG that is to shrink is decoded at a half, a quarter
-or an eighth of its size, which its format gives almost for free.
+A JPEG, PNG or WebP that is upright, RGB or grey and small enough is stored unchanged. Any other
+image is rotated by its EXIF orientation, put on white if it is transparent, converted to RGB,
+shrunk and stored as JPEG, and lineage lists the changes. A JPEG to be shrunk is decoded at a half,
+a quarter or an eighth of its size, which its format makes almost free.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from etl.dedup.perceptual_hash import perceptual_hash
-from etl.media.faces import Box, blur, turned_boxes
-from etl.media.image import MIMES, SIDEWAYS, ImageLimits, size_fault
+from etl.media.faces import Box, blur, rotate_boxes
+from etl.media.image import MIMES, SIDEWAYS, ImageLimits, check_size
 from etl.media.resize import decode_jpeg, encode_jpeg, grey, shrink
 from etl.media.sniff import is_polyglot
 from etl.storage.schema import Medium, sha256
 
 _KEPT_FORMATS = ("JPEG", "MPO", "PNG", "WEBP")
 _KEPT_MODES = ("RGB", "L")
-_TURNED = range(2, 9)  # EXIF orientations other than upright; what is none of them says nothing
+_ROTATED = range(2, 9)  # EXIF orientations other than upright; other values are ignored
 _QUALITY = 95  # img2dataset's
-_HASHED = (64, 64)  # a JPEG whose bytes stay is decoded in grey, at no less than this
-_FORMATS = [name for name in MIMES if name != "MPO"]  # which Pillow finds by itself
+_HASH_SIZE = (64, 64)  # minimum size at which a JPEG stored unchanged is decoded, in grey
+_FORMATS = [name for name in MIMES if name != "MPO"]  # which Pillow detects by itself
 
 
 @dataclass(frozen=True, kw_only=True)
-class Picture:
-    """A sound picture as a medium, its perceptual hash, and what was changed, if anything.
+class NormalizedImage:
+    """A valid image as a medium, its perceptual hash, and what was changed, if anything.
 
-    `notes` go into the record's lineage: `changed` (what was done, in order) and what the original
-    was (`original_sha256`, `original_mime`, `original_width` and `original_height` as shown).
+    `notes` go into the record's lineage: `changed` (the changes, in order) and the original's
+    properties (`original_sha256`, `original_mime`, `original_width`, `original_height` as shown).
     """
 
     medium: Medium
@@ -44,65 +44,68 @@ class Picture:
     notes: Mapping[str, str] = field(default_factory=dict)
 
 
-def finish_picture(
+def normalize_image(
     data: bytes, limits: ImageLimits, size: int | None, faces: Sequence[Box] = ()
-) -> Picture | str:
-    """Check an image and bring it into shape.
+) -> NormalizedImage | str:
+    """Check an image and normalise it.
 
     Args:
-        data: as it was served.
-        limits: which images are kept; they hold for what was served.
-        size: the longest that the shorter side may be, in pixels; None leaves sizes alone.
-        faces: what is to be blurred, see `etl.media.faces`.
+        data: the encoded image.
+        limits: which images are kept; they apply to the original.
+        size: maximum length of the shorter side, in pixels; None does not shrink.
+        faces: boxes to blur, see `etl.media.faces`.
 
     Returns:
-        The picture, or the reason why it is not kept.
+        The image, or the reason for dropping it.
     """
     if not data:
         return "empty_body"
     try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as picture:
-            # The header tells the size; a bomb is refused before its pixels are unpacked.
-            fault = size_fault(*picture.size, limits) or ("polyglot" if is_polyglot(data) else None)
-            return fault or _shape(data, picture, size, faces)
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            # Only the header is read so far: a bomb is refused before its pixels are unpacked.
+            reason = check_size(*image.size, limits)
+            reason = reason or ("polyglot" if is_polyglot(data) else None)
+            return reason or _normalize(data, image, size, faces)
     except UnidentifiedImageError:
         return "wrong_type"
     except Image.DecompressionBombError:
         return "decompression_bomb"
-    except Exception as error:  # whatever a decoder raises is the bytes' fault; one row's
+    except Exception as error:  # whatever a decoder raises, it concerns this image only
         return "truncated" if "truncated" in str(error) else "corrupt"
 
 
-def _shape(data: bytes, picture: Image.Image, size: int | None, faces: Sequence[Box]) -> Picture:
-    mime = MIMES[picture.format or ""]
-    width, height = picture.size
-    orientation = picture.getexif().get(ExifTags.Base.Orientation)
-    turned = orientation in _TURNED
+def _normalize(
+    data: bytes, image: Image.Image, size: int | None, faces: Sequence[Box]
+) -> NormalizedImage:
+    mime = MIMES[image.format or ""]
+    width, height = image.size
+    orientation = image.getexif().get(ExifTags.Base.Orientation)
+    rotated = orientation in _ROTATED
     shrunk = size is not None and min(width, height) > size
     changes = [
-        *(["turned"] if turned else []),
-        *(["to RGB"] if picture.mode not in _KEPT_MODES else []),
+        *(["turned"] if rotated else []),
+        *(["to RGB"] if image.mode not in _KEPT_MODES else []),
         *(["shrunk"] if shrunk else []),
         *(["faces blurred"] if faces else []),
-        *(["to JPEG"] if picture.format not in _KEPT_FORMATS else []),
+        *(["to JPEG"] if image.format not in _KEPT_FORMATS else []),
     ]
     if not changes:
-        picture.draft("L", _HASHED)  # of JPEGs only; damage is found all the same
-        picture.load()
+        image.draft("L", _HASH_SIZE)  # for JPEG only; damage is still found
+        image.load()
         medium = _medium(data, mime, (width, height))
-        return Picture(medium=medium, phash=perceptual_hash(picture))
+        return NormalizedImage(medium=medium, phash=perceptual_hash(image))
     if orientation in SIDEWAYS:
         width, height = height, width
     if size and shrunk:
         target = _shrunk(width, height, size)
-        pixels = shrink(_pixels(data, picture, target, turned=turned), target)
+        pixels = shrink(_pixels(data, image, target, rotated=rotated), target)
     else:
-        pixels = np.asarray(_upright(picture, turned=turned))
+        pixels = np.asarray(_upright(image, rotated=rotated))
     if faces:
-        boxes = turned_boxes(faces, orientation if turned else None)
+        boxes = rotate_boxes(faces, orientation if rotated else None)
         pixels = np.asarray(blur(Image.fromarray(pixels), boxes))
     final = encode_jpeg(pixels, _QUALITY)
-    return Picture(
+    return NormalizedImage(
         medium=_medium(final, "image/jpeg", (pixels.shape[1], pixels.shape[0])),
         phash=perceptual_hash(Image.fromarray(grey(pixels))),
         notes={
@@ -116,18 +119,18 @@ def _shape(data: bytes, picture: Image.Image, size: int | None, faces: Sequence[
 
 
 def _pixels(
-    data: bytes, picture: Image.Image, target: tuple[int, int], *, turned: bool
+    data: bytes, image: Image.Image, target: tuple[int, int], *, rotated: bool
 ) -> NDArray[np.uint8]:
-    """A picture in RGB or grey as it is shown, at no less than a size (as it is shown, too)."""
-    if picture.format == "JPEG" and not turned and picture.mode in _KEPT_MODES:
-        return decode_jpeg(data, picture, target)
-    stored = sorted(target, reverse=picture.size[0] > picture.size[1])
-    picture.draft(None, (stored[0], stored[1]))
-    return np.asarray(_upright(picture, turned=turned))
+    """The upright image in RGB or grey, decoded at the target size or more."""
+    if image.format == "JPEG" and not rotated and image.mode in _KEPT_MODES:
+        return decode_jpeg(data, image, target)
+    stored = sorted(target, reverse=image.size[0] > image.size[1])
+    image.draft(None, (stored[0], stored[1]))
+    return np.asarray(_upright(image, rotated=rotated))
 
 
-def _upright(picture: Image.Image, *, turned: bool) -> Image.Image:
-    return _rgb(ImageOps.exif_transpose(picture) if turned else picture)
+def _upright(image: Image.Image, *, rotated: bool) -> Image.Image:
+    return _rgb(ImageOps.exif_transpose(image) if rotated else image)
 
 
 def _medium(data: bytes, mime: str, size: tuple[int, int]) -> Medium:
@@ -138,19 +141,19 @@ def _medium(data: bytes, mime: str, size: tuple[int, int]) -> Medium:
 
 
 def _shrunk(width: int, height: int, size: int) -> tuple[int, int]:
-    """The size that brings the shorter side to `size` pixels."""
+    """The size at which the shorter side has `size` pixels."""
     shorter = min(width, height)
     return max(1, round(width * size / shorter)), max(1, round(height * size / shorter))
 
 
-def _rgb(picture: Image.Image) -> Image.Image:
-    """Any picture in RGB or grey; what is transparent shows white."""
-    if picture.mode in _KEPT_MODES:
-        return picture
-    if picture.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
-    if picture.has_transparency_data:
-        layer = picture.convert("RGBA")
+def _rgb(image: Image.Image) -> Image.Image:
+    """Any image in RGB or grey, on a white background if it is transparent."""
+    if image.mode in _KEPT_MODES:
+        return image
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
         white = Image.new("RGBA", layer.size, "white")
         return Image.alpha_composite(white, layer).convert("RGB")
-    return picture.convert("RGB")
+    return image.convert("RGB")

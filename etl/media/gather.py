@@ -1,8 +1,8 @@
-"""From records that name media to records that have them: each medium once, whatever shares it.
+"""Joins records with their media: each distinct medium is fetched once, whatever shares it.
 
-A range's distinct media are fetched and checked as a stream, in the order in which records need
-them. A record is put together as soon as its media are there, or dropped with the reason of what
-it lost; a medium is forgotten after the last record that has it.
+The distinct media of a unit are fetched and checked as a stream, in the order in which records need
+them. A record is complete as soon as its media have arrived, or is dropped for the reason of a
+medium that failed; a medium is released after the last record that needs it.
 """
 
 from __future__ import annotations
@@ -20,99 +20,100 @@ import pyarrow as pa
 
 from etl.download.base import Backend, Fetched
 from etl.filters.records import MEDIA, is_url
-from etl.filters.urls import shown
+from etl.filters.urls import display_url
 from etl.media import audio, points, video
-from etl.media.decode import finish_picture
+from etl.media.decode import normalize_image
 from etl.media.faces import Box
 from etl.media.image import ImageLimits
-from etl.media.local import Places
+from etl.media.local import LocalMedia
 from etl.storage.schema import PLACEHOLDER_PATTERN, Medium, sha256
 
 T = TypeVar("T")
 
 STEPS = ("download", "decode")
-"""What media go through, in order."""
+"""The steps that media go through, in order."""
 
-Lost = Literal["drop", "forget"]
-"""What becomes of a record that loses a medium.
+OnLost = Literal["drop", "remove"]
+"""What to do with a record one of whose media failed.
 
-`drop`: it goes, with the reason of that medium. `forget`: the placeholder goes, and the record
-only with the last of its media.
+`drop`: drop the record, for the reason of that medium. `remove`: remove the medium's placeholder,
+and drop the record only if all of its media failed.
 """
 
 
 @dataclass(frozen=True, kw_only=True)
-class MediaPlan:
-    """How a job comes by its media, and which it keeps.
+class MediaOptions:
+    """Where a job finds its media, and which it keeps.
 
-    `places` are folders and archives in which names are looked up, or one http(s) address before
-    which they are put. `size` is the longest that an image's shorter side may be, in pixels.
+    `locations` are folders and archives in which file names are looked up, or one http(s) address
+    that is prefixed to them. `image_size` is the maximum of an image's shorter side, in pixels.
     """
 
-    places: tuple[str, ...] = ()
-    lost: Lost = "drop"
-    size: int | None = None
+    locations: tuple[str, ...] = ()
+    on_lost: OnLost = "drop"
+    image_size: int | None = None
     video: video.VideoLimits = field(default_factory=video.VideoLimits)
     audio: audio.AudioLimits = field(default_factory=audio.AudioLimits)
     points: points.PointsLimits = field(default_factory=points.PointsLimits)
 
-    def local(self) -> list[Path]:
+    def paths(self) -> list[Path]:
         """The folders and archives."""
-        return [Path(place) for place in self.places if not is_url(place)]
+        return [Path(location) for location in self.locations if not is_url(location)]
 
     def prefix(self) -> str | None:
-        """The address, if names are on the web."""
-        return next(filter(is_url, self.places), None)
+        """The http(s) address, if there is one."""
+        return next(filter(is_url, self.locations), None)
 
 
-class Anywhere:
-    """Streams whatever records may name: data URLs, local files, and the web.
+class MediaFetcher:
+    """Streams the media that records name: data URLs, local files, and http(s) URLs.
 
     Args:
         web: downloads http(s) URLs.
-        plan: where names are looked up.
-        max_bytes: the largest local file or data URL.
+        options: where file names are looked up.
+        max_bytes: the maximum size of a local file or data URL.
     """
 
-    def __init__(self, web: Backend, plan: MediaPlan, *, max_bytes: int) -> None:
+    def __init__(self, web: Backend, options: MediaOptions, *, max_bytes: int) -> None:
         self._web = web
-        self._prefix = plan.prefix()
-        self._places = Places(plan.local(), max_bytes=max_bytes) if plan.local() else None
+        self._prefix = options.prefix()
+        paths = options.paths()
+        self._local = LocalMedia(paths, max_bytes=max_bytes) if paths else None
         self._max_bytes = max_bytes
 
     def stream(self, urls: Sequence[str], finish: Callable[[int, Fetched], T]) -> Iterator[T]:
         """See `Backend.stream`."""
-        asked = {place: found for place, url in enumerate(urls) if (found := self._on_web(url))}
-        places = list(asked)
-        answers = self._web.stream(
-            list(asked.values()), lambda number, found: finish(places[number], found)
+        on_web = {index: found for index, url in enumerate(urls) if (found := self._web_url(url))}
+        indices = list(on_web)
+        results = self._web.stream(
+            list(on_web.values()), lambda number, fetched: finish(indices[number], fetched)
         )
-        for place, url in enumerate(urls):
-            yield next(answers) if place in asked else finish(place, self._here(url))
+        for index, url in enumerate(urls):
+            yield next(results) if index in on_web else finish(index, self._read(url))
 
-    def _on_web(self, url: str) -> str | None:
+    def _web_url(self, url: str) -> str | None:
         if url.startswith("data:"):
             return None
         if is_url(url):
             return url
-        if self._places or not self._prefix:
+        if self._local or not self._prefix:
             return None
         return f"{self._prefix.rstrip('/')}/{quote(url.lstrip('/'))}"
 
-    def _here(self, url: str) -> Fetched:
+    def _read(self, url: str) -> Fetched:
         if url.startswith("data:"):
-            return self._inline(url)
-        if self._places:
-            return self._places.read(url)
-        return Fetched(reason="no_media", detail=f"{url}: no --media to look in")
+            return self._decode_data_url(url)
+        if self._local:
+            return self._local.read(url)
+        return Fetched(reason="no_media", detail=f"{url}: a file name, but no --media is given")
 
-    def _inline(self, url: str) -> Fetched:
+    def _decode_data_url(self, url: str) -> Fetched:
         head, _, body = url.partition(",")
         if len(body) > 3 * self._max_bytes:  # base64 needs 4/3, percent signs at most 3
             return Fetched(reason="body_too_large")
         try:
-            coded = head.endswith(";base64")
-            data = base64.b64decode(body, validate=True) if coded else unquote_to_bytes(body)
+            is_base64 = head.endswith(";base64")
+            data = base64.b64decode(body, validate=True) if is_base64 else unquote_to_bytes(body)
         except binascii.Error as error:
             return Fetched(reason="bad_url", detail=f"{head}: {error}")
         if len(data) > self._max_bytes:
@@ -121,11 +122,11 @@ class Anywhere:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
-    """A sound medium, or the step at which it was lost, the reason, and what more is to be told.
+class CheckedMedium:
+    """A valid medium, or the step at which it failed, the drop reason, and a detail.
 
-    `phash` is an image's perceptual hash, `notes` what its record's lineage is to tell, `scores`
-    what was measured.
+    `phash` is an image's perceptual hash, `notes` are added to the record's lineage, `scores` are
+    measured properties.
     """
 
     medium: Medium | None = None
@@ -137,50 +138,50 @@ class Found:
     detail: str | None = None
 
 
-Key = tuple[str, str, float | None, float | None]
-"""What tells media apart: kind, URL or name, and the part's start and length."""
+MediumKey = tuple[str, str, float | None, float | None]
+"""Identifies a medium: kind, URL or file name, and the segment's start and length."""
 
 
 def check_medium(
-    key: Key,
+    key: MediumKey,
     fetched: Fetched,
-    plan: MediaPlan,
+    options: MediaOptions,
     image: ImageLimits,
     faces: Sequence[Box] = (),
-) -> Found:
-    """Decode what was fetched, and keep it if it is sound and within the limits.
+) -> CheckedMedium:
+    """Decode a fetched medium and check it against the limits.
 
-    `faces` are boxes in an image, see `etl.media.faces`.
+    `faces` are boxes to blur in an image, see `etl.media.faces`.
     """
     kind, _, start, length = key
     data = fetched.data
     if data is None:
-        return Found(step="download", reason=fetched.reason or "", detail=fetched.detail)
-    found: Any
+        return CheckedMedium(step="download", reason=fetched.reason or "", detail=fetched.detail)
+    result: Any
     match kind:
         case "image":
-            found = finish_picture(data, image, plan.size, faces)
-            if not isinstance(found, str):
-                return Found(medium=found.medium, phash=found.phash, notes=found.notes)
+            result = normalize_image(data, image, options.image_size, faces)
+            if not isinstance(result, str):
+                return CheckedMedium(medium=result.medium, phash=result.phash, notes=result.notes)
         case "video":
-            found = video.examine(data, plan.video)
+            result = video.probe(data, options.video)
         case "audio":
-            found = audio.examine(data, plan.audio, start=start, length=length)
+            result = audio.probe(data, options.audio, start=start, length=length)
         case "points":
-            found = points.examine(data, plan.points)
+            result = points.probe(data, options.points)
         case _:
-            raise ValueError(f"a medium of kind {kind!r}")
-    if isinstance(found, str):
-        return Found(step="decode", reason=found)
-    facts = dict(vars(found))
-    kept = facts.pop("data", None) or data
-    scores = facts.pop("scores", {})
-    medium = Medium(kind=kind, data=kept, sha256=sha256(kept), **facts)
-    return Found(medium=medium, scores=scores)
+            raise ValueError(f"unknown kind of medium {kind!r}")
+    if isinstance(result, str):
+        return CheckedMedium(step="decode", reason=result)
+    info = dict(vars(result))
+    stored = info.pop("data", None) or data
+    scores = info.pop("scores", {})
+    medium = Medium(kind=kind, data=stored, sha256=sha256(stored), **info)
+    return CheckedMedium(medium=medium, scores=scores)
 
 
 def with_media(table: pa.Table) -> pa.Table:
-    """Candidates with a column `media`; without one, each has the image at `url`."""
+    """Candidates with a column `media`; if it is missing, each row has the image at `url`."""
     if "media" in table.column_names:
         return table
     images = [
@@ -191,70 +192,72 @@ def with_media(table: pa.Table) -> pa.Table:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gathered:
-    """A candidate that is kept, without the placeholders of what it lost; and all its media."""
+class GatheredRecord:
+    """A candidate that is kept, without the placeholders of failed media, and its valid media."""
 
     row: Mapping[str, Any]
-    found: tuple[Found, ...]
+    media: tuple[CheckedMedium, ...]
 
 
 def gather(
     rows: Sequence[Mapping[str, Any]],
-    stream: Callable[[Sequence[Key]], Iterator[Found]],
-    lost: Lost,
-) -> Iterator[Gathered | Found]:
-    """Bring records and their media together; for each record, itself or what it was lost for.
+    stream: Callable[[Sequence[MediumKey]], Iterator[CheckedMedium]],
+    on_lost: OnLost,
+) -> Iterator[GatheredRecord | CheckedMedium]:
+    """Join records with their media; yields each record, or the failed medium that drops it.
 
     Args:
         rows: candidates with `turns`, `media` and `lineage`.
-        stream: what becomes of distinct media, in order.
-        lost: what becomes of a record that loses a medium.
+        stream: fetches and checks distinct media, in order.
+        on_lost: what to do with a record one of whose media failed.
     """
-    wanted = [[_key(ref) for ref in row["media"]] for row in rows]
-    last = {key: number for number, keys in enumerate(wanted) for key in keys}
-    order = list(dict.fromkeys(key for keys in wanted for key in keys))
+    keys_of = [[_key(ref) for ref in row["media"]] for row in rows]
+    last_use = {key: number for number, keys in enumerate(keys_of) for key in keys}
+    order = list(dict.fromkeys(key for keys in keys_of for key in keys))
     arriving = zip(order, stream(order), strict=True)
-    here: dict[Key, Found] = {}
-    for number, (row, keys) in enumerate(zip(rows, wanted, strict=True)):
-        while not all(key in here for key in keys):
-            key, found = next(arriving)
-            here[key] = found
-        yield _together(row, [here[key] for key in keys], lost)
+    arrived: dict[MediumKey, CheckedMedium] = {}
+    for number, (row, keys) in enumerate(zip(rows, keys_of, strict=True)):
+        while not all(key in arrived for key in keys):
+            key, checked = next(arriving)
+            arrived[key] = checked
+        yield _join(row, [arrived[key] for key in keys], on_lost)
         for key in set(keys):
-            if last[key] == number:
-                del here[key]
+            if last_use[key] == number:
+                del arrived[key]
 
 
-def _key(ref: Mapping[str, Any]) -> Key:
+def _key(ref: Mapping[str, Any]) -> MediumKey:
     return (ref["kind"], ref["url"], ref["start"], ref["length"])
 
 
-def _together(row: Mapping[str, Any], found: Sequence[Found], lost: Lost) -> Gathered | Found:
-    missing = [one for one in found if one.medium is None]
-    if not missing:
-        return Gathered(row=row, found=tuple(found))
-    if lost == "drop" or len(missing) == len(found):
-        return min(missing, key=lambda one: STEPS.index(one.step))
-    kept = tuple(one for one in found if one.medium)
-    return Gathered(row=_without(row, found), found=kept)
+def _join(
+    row: Mapping[str, Any], media: Sequence[CheckedMedium], on_lost: OnLost
+) -> GatheredRecord | CheckedMedium:
+    failed = [one for one in media if one.medium is None]
+    if not failed:
+        return GatheredRecord(row=row, media=tuple(media))
+    if on_lost == "drop" or len(failed) == len(media):
+        return min(failed, key=lambda one: STEPS.index(one.step))
+    valid = tuple(one for one in media if one.medium)
+    return GatheredRecord(row=_without_failed(row, media), media=valid)
 
 
-def _without(row: Mapping[str, Any], found: Sequence[Found]) -> dict[str, Any]:
-    """A record without the placeholders of what it lost; lineage tells what that was, and why."""
-    left = iter(found)
+def _without_failed(row: Mapping[str, Any], media: Sequence[CheckedMedium]) -> dict[str, Any]:
+    """A record without the placeholders of failed media; lineage lists these and their reasons."""
+    remaining = iter(media)
     turns = []
     for turn in row["turns"]:
         text, end = "", 0
         for match in PLACEHOLDER_PATTERN.finditer(turn["text"]):
-            gone = next(left).medium is None
-            text += turn["text"][end : match.start() if gone else match.end()]
+            failed = next(remaining).medium is None
+            text += turn["text"][end : match.start() if failed else match.end()]
             end = match.end()
-            if gone and turn["text"][end : end + 1].isspace():
+            if failed and turn["text"][end : end + 1].isspace():
                 end += 1
         turns.append({**turn, "text": text + turn["text"][end:]})
     lost = [
-        f"{shown(ref['url'])} {one.reason}"
-        for ref, one in zip(row["media"], found, strict=True)
+        f"{display_url(ref['url'])} {one.reason}"
+        for ref, one in zip(row["media"], media, strict=True)
         if one.medium is None
     ]
     lineage = {**json.loads(row["lineage"]), "lost_media": json.dumps(lost)}

@@ -1,4 +1,4 @@
-"""Operations on downloaded images."""
+"""Limits on images, and a check of images that stores nothing."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from dataclasses import dataclass
 import pyarrow as pa
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from etl.filters.base import Verdict
+from etl.filters.base import FilterResult
 from etl.storage.schema import sha256
 
 MIMES = {
     "JPEG": "image/jpeg",
-    "MPO": "image/jpeg",  # what Pillow calls a camera's JPEG with a second picture in it
+    "MPO": "image/jpeg",  # Pillow's name of a camera's JPEG that contains a second picture
     "PNG": "image/png",
     "WEBP": "image/webp",
     "GIF": "image/gif",
     "BMP": "image/bmp",
     "TIFF": "image/tiff",
 }
-"""Pillow's name of a format → its MIME type; no other format is decoded."""
+"""Pillow's name of a format → its MIME type; other formats are not decoded."""
 
 SIDEWAYS = {5, 6, 7, 8}
 """EXIF orientations that swap width and height."""
@@ -39,16 +39,16 @@ class ImageLimits:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageFacts:
-    """What a decoded image is; width and height are those it is *shown* with (EXIF applied)."""
+class ImageInfo:
+    """Properties of a decoded image; width and height as *shown* (EXIF applied)."""
 
     mime: str
     width: int
     height: int
 
 
-def decode_check(table: pa.Table, *, limits: ImageLimits) -> Verdict:
-    """Decode every image once and drop what is no sound picture of a sensible size.
+def decode_check(table: pa.Table, *, limits: ImageLimits) -> FilterResult:
+    """Decode every image once and drop those that are invalid or outside the limits.
 
     Args:
         table: needs `data` (large_binary).
@@ -58,58 +58,58 @@ def decode_check(table: pa.Table, *, limits: ImageLimits) -> Verdict:
         New columns `mime`, `width`, `height` (int32, pixels) and `sha256`.
     """
     reasons: list[str | None] = []
-    facts: list[ImageFacts | None] = []
+    infos: list[ImageInfo | None] = []
     digests: list[str] = []
     for value in table["data"]:
         data = value.as_py()
-        found = examine(data, limits)
-        reasons.append(found if isinstance(found, str) else None)
-        facts.append(None if isinstance(found, str) else found)
+        result = probe(data, limits)
+        reasons.append(result if isinstance(result, str) else None)
+        infos.append(None if isinstance(result, str) else result)
         digests.append(sha256(data))
     columns = {
-        "mime": pa.array([fact and fact.mime for fact in facts], pa.string()),
-        "width": pa.array([fact and fact.width for fact in facts], pa.int32()),
-        "height": pa.array([fact and fact.height for fact in facts], pa.int32()),
+        "mime": pa.array([info and info.mime for info in infos], pa.string()),
+        "width": pa.array([info and info.width for info in infos], pa.int32()),
+        "height": pa.array([info and info.height for info in infos], pa.int32()),
         "sha256": pa.array(digests, pa.string()),
     }
-    return Verdict(reasons=reasons, columns=columns)
+    return FilterResult(reasons=reasons, columns=columns)
 
 
-def examine(data: bytes, limits: ImageLimits) -> ImageFacts | str:
-    """Decode one image; the facts about it, or the reason why it is not kept."""
+def probe(data: bytes, limits: ImageLimits) -> ImageInfo | str:
+    """Decode one image; returns its properties, or the reason for dropping it."""
     if not data:
         return "empty_body"
     try:
-        picture = Image.open(io.BytesIO(data), formats=[name for name in MIMES if name != "MPO"])
+        image = Image.open(io.BytesIO(data), formats=[name for name in MIMES if name != "MPO"])
     except UnidentifiedImageError:
         return "wrong_type"
     except Image.DecompressionBombError:
         return "decompression_bomb"
     except DAMAGE:
         return "corrupt"
-    with picture:
-        # The header tells the size; a bomb is refused before its pixels are unpacked.
-        return size_fault(*picture.size, limits) or _decode(picture)
+    with image:
+        # Only the header is read so far: a bomb is refused before its pixels are unpacked.
+        return check_size(*image.size, limits) or _decode(image)
 
 
-def size_fault(width: int, height: int, limits: ImageLimits) -> str | None:
-    """The reason why an image of this size (pixels) is not kept, or None."""
+def check_size(width: int, height: int, limits: ImageLimits) -> str | None:
+    """The reason for dropping an image of this size (pixels), or None."""
     if width * height > limits.max_pixels:
         return "decompression_bomb"
     if min(width, height) < limits.min_side:
         return "too_small"
     if max(width, height) > limits.max_aspect * min(width, height):
-        return "too_oblong"
+        return "aspect_too_large"
     return None
 
 
-def _decode(picture: Image.Image) -> ImageFacts | str:
-    width, height = picture.size
+def _decode(image: Image.Image) -> ImageInfo | str:
+    width, height = image.size
     try:
-        picture.load()
-        turned = picture.getexif().get(ExifTags.Base.Orientation) in SIDEWAYS
+        image.load()
+        sideways = image.getexif().get(ExifTags.Base.Orientation) in SIDEWAYS
     except DAMAGE as error:
         return "truncated" if "truncated" in str(error) else "corrupt"
-    if turned:
+    if sideways:
         width, height = height, width
-    return ImageFacts(mime=MIMES[picture.format or ""], width=width, height=height)
+    return ImageInfo(mime=MIMES[image.format or ""], width=width, height=height)

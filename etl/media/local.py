@@ -1,6 +1,6 @@
-"""Local media: the files of folders and archives by the names that records give them.
+"""Local media: reads files from folders and archives by the names that records give them.
 
-Nothing is unpacked, and only what was listed can be read, so that no name leads outside.
+Nothing is unpacked, and only listed files can be read, so no name escapes the folder.
 """
 
 from __future__ import annotations
@@ -27,30 +27,30 @@ _DAMAGE = (
     *(OSError, EOFError, zlib.error, lzma.LZMAError),
     *(zipfile.BadZipFile, tarfile.TarError, RuntimeError, NotImplementedError),
 )
-"""What reading a damaged, encrypted or otherwise unreadable archive raises."""
+"""What is raised for a damaged, encrypted or otherwise unreadable archive."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Entry:
-    """A file: how many bytes it has, what tells it from another of the same size, how to open."""
+    """A file: its size in bytes, a mark that changes with its content, and how to open it."""
 
     size: int
     mark: str
     open: Callable[[], IO[bytes]]
 
 
-class Places:
+class LocalMedia:
     """Reads media from folders, zip and uncompressed tar archives, and JSON of base64 (MIMIC-IT).
 
-    Where a name is `a/b/c.jpg`, the file `a/b/c.jpg` is read, or else `b/c.jpg`, or else `c.jpg`,
-    or else the only file whose path ends in one of these.
+    The name `a/b/c.jpg` matches the file `a/b/c.jpg`, or else `b/c.jpg`, or else `c.jpg`, or else
+    the only file whose path ends in one of these.
 
     Args:
-        paths: where to look; of files with the same path the first place's is read.
-        max_bytes: the largest file that is read.
+        paths: the folders and archives; the first one that has a path takes precedence.
+        max_bytes: the maximum size of a file.
 
     Raises:
-        UserError: a path is missing or nothing of the above.
+        UserError: a path is missing or none of these.
     """
 
     def __init__(self, paths: Sequence[Path], *, max_bytes: int) -> None:
@@ -65,14 +65,14 @@ class Places:
             self._by_end[base] = None if base in self._by_end else name
 
     def fingerprint(self) -> str:
-        """Digest of what lies there: names, sizes and, in zip archives, checksums."""
+        """Digest of the files' names, sizes and, in zip archives, checksums."""
         digest = hashlib.sha256()
         for name, entry in sorted(self._entries.items()):
             digest.update(f"{name}\0{entry.size}\0{entry.mark}\n".encode())
         return digest.hexdigest()
 
     def read(self, name: str) -> Fetched:
-        """The bytes of the file that a record names, or the reason why there are none."""
+        """The bytes of the file that a record names, or the reason for the failure."""
         found = self._find(name)
         if isinstance(found, str):
             return Fetched(reason=found, detail=name)
@@ -83,7 +83,7 @@ class Places:
                 data = stream.read(self._max_bytes + 1)
         except _DAMAGE as error:
             return Fetched(reason="unreadable_file", detail=f"{name}: {error}")
-        if len(data) > self._max_bytes:  # an archive may lie about sizes
+        if len(data) > self._max_bytes:  # an archive may state wrong sizes
             return Fetched(reason="body_too_large", detail=name)
         return Fetched(data=data)
 
@@ -95,12 +95,12 @@ class Places:
                 return entry
         if parts[-1] not in self._by_end:
             return "not_in_media"
-        only = self._by_end[parts[-1]]
-        if only:
-            return self._entries[only]
-        end = "/" + "/".join(parts)
-        ends = [name for name in self._entries if name.endswith(end)]
-        return self._entries[ends[0]] if len(ends) == 1 else "ambiguous_name"
+        unique = self._by_end[parts[-1]]
+        if unique:
+            return self._entries[unique]
+        suffix = "/" + "/".join(parts)
+        matches = [name for name in self._entries if name.endswith(suffix)]
+        return self._entries[matches[0]] if len(matches) == 1 else "ambiguous_name"
 
 
 def _list(path: Path) -> list[tuple[str, _Entry]]:
@@ -155,7 +155,7 @@ class _Member:
 
 
 def _tar(path: Path) -> Iterator[tuple[str, _Entry]]:
-    archive = tarfile.open(path, "r:")  # noqa: SIM115 - read from for as long as the job lasts
+    archive = tarfile.open(path, "r:")  # noqa: SIM115 - stays open as long as the job runs
     for info in archive.getmembers():
         if info.isfile():
             name = info.name.removeprefix("./")
@@ -177,7 +177,7 @@ class _Packed:
 def _base64(path: Path) -> Iterator[tuple[str, _Entry]]:
     values = json.loads(path.read_bytes())
     if not isinstance(values, dict):
-        raise OSError("its JSON is no object")
+        raise OSError("its JSON is not an object")
     for name, value in values.items():
         coded = _Coded(str(value))
         mark = hashlib.sha256(coded.text.encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Operations on point clouds: `.npy` arrays, and the vertices of PLY, OFF and OBJ meshes."""
+"""Probing point clouds: `.npy` arrays, and the vertices of PLY, OFF and OBJ meshes."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from etl.media.container import FaultError, require
+from etl.media.container import DropError, require
 
-_OFF = re.compile(rb"\s*C?OFF\b|\s*OFF(?=\d)")  # some of ModelNet's miss the line's end
+_OFF = re.compile(rb"\s*C?OFF\b|\s*OFF(?=\d)")  # some of ModelNet's lack the line break
 _OBJ = re.compile(rb"^v\s", re.MULTILINE)
 _NUMBERS = {
     **{"char": "i1", "uchar": "u1", "short": "i2", "ushort": "u2", "int": "i4", "uint": "u4"},
@@ -34,25 +34,25 @@ class PointsLimits:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PointsFacts:
-    """What a cloud is."""
+class PointsInfo:
+    """Properties of a cloud."""
 
     mime: str
     points: int
 
 
-def examine(data: bytes, limits: PointsLimits) -> PointsFacts | str:
-    """The facts about a cloud, or the reason why it is not kept; every coordinate is looked at."""
+def probe(data: bytes, limits: PointsLimits) -> PointsInfo | str:
+    """Read all coordinates; returns the cloud's properties, or the reason for dropping it."""
     try:
         require(bool(data), "empty_body")
         mime, xyz = _read(data)
         require(len(xyz) >= limits.min_points, "too_few_points")
         require(len(xyz) <= limits.max_points, "too_many_points")
-        require(bool(np.isfinite(xyz).all()), "not_a_number")
-        require(bool(np.ptp(xyz, axis=0).any()), "one_place")
-    except FaultError as fault:
-        return str(fault)
-    return PointsFacts(mime=mime, points=len(xyz))
+        require(bool(np.isfinite(xyz).all()), "non_finite")
+        require(bool(np.ptp(xyz, axis=0).any()), "all_points_equal")
+    except DropError as drop:
+        return str(drop)
+    return PointsInfo(mime=mime, points=len(xyz))
 
 
 def _read(data: bytes) -> tuple[str, NDArray[np.float64]]:
@@ -66,7 +66,7 @@ def _read(data: bytes) -> tuple[str, NDArray[np.float64]]:
     if b"\0" not in data and _OBJ.search(data):
         rows = [line.split()[1:4] for line in data.splitlines() if _OBJ.match(line)]
         return "model/obj", _numbers(rows)
-    raise FaultError("wrong_type")
+    raise DropError("wrong_type")
 
 
 def _npy(data: bytes) -> NDArray[np.float64]:
@@ -76,12 +76,12 @@ def _npy(data: bytes) -> NDArray[np.float64]:
         read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
         shape, _, dtype = read_header(stream)
     except (ValueError, SyntaxError, TypeError, TokenError):
-        raise FaultError("corrupt") from None
+        raise DropError("corrupt") from None
     if len(shape) != 2 or shape[1] < 3 or dtype.kind not in "fiu":
-        raise FaultError("wrong_shape")
-    # NumPy would make room for whatever the header says, and unpickle what is no number.
+        raise DropError("wrong_shape")
+    # NumPy would allocate whatever the header says, and unpickle objects.
     if math.prod(shape) * dtype.itemsize > len(data) - stream.tell():
-        raise FaultError("truncated")
+        raise DropError("truncated")
     stream.seek(0)
     return npy.read_array(stream, allow_pickle=False)[:, :3].astype(np.float64)
 
@@ -90,32 +90,32 @@ def _ply(data: bytes) -> NDArray[np.float64]:
     head, end, body = data.partition(b"end_header")
     body = body[2:] if body.startswith(b"\r\n") else body[1:]
     if not end:
-        raise FaultError("truncated")
+        raise DropError("truncated")
     try:
         order, elements = _ply_header(head.decode("ascii", errors="replace"))
     except (KeyError, IndexError, ValueError):
-        raise FaultError("corrupt") from None
+        raise DropError("corrupt") from None
     names = [name for name, _, _ in elements]
     if "vertex" not in names:
-        raise FaultError("wrong_shape")
+        raise DropError("wrong_shape")
     before = elements[: names.index("vertex")]
     _, count, columns = elements[names.index("vertex")]
-    places = [name for name, _ in columns]
+    fields = [name for name, _ in columns]
     lists = any(kind == "list" for _, _, parts in before for _, kind in parts)
-    if not {"x", "y", "z"} <= set(places) or (order and lists):
-        raise FaultError("wrong_shape")
+    if not {"x", "y", "z"} <= set(fields) or (order and lists):
+        raise DropError("wrong_shape")
     if not order:
         skipped = sum(rows for _, rows, _ in before)
         lines = [words for line in body.splitlines() if (words := line.split())]
         table = _numbers(lines[skipped : skipped + count], len(columns), count)
-        return table[:, [places.index(axis) for axis in "xyz"]]
+        return table[:, [fields.index(axis) for axis in "xyz"]]
     row = np.dtype([(name, order + kind) for name, kind in columns])
     skip = sum(
         rows * np.dtype([(name, order + kind) for name, kind in parts]).itemsize
         for _, rows, parts in before
     )
     if len(body) < skip + row.itemsize * count:
-        raise FaultError("truncated")
+        raise DropError("truncated")
     found = np.frombuffer(body, row, count=count, offset=skip)
     return np.stack([found[axis].astype(np.float64) for axis in "xyz"], axis=1)
 
@@ -124,7 +124,7 @@ _Element = tuple[str, int, list[tuple[str, str]]]
 
 
 def _ply_header(text: str) -> tuple[str, list[_Element]]:
-    """Byte order ("" for text), and of each element its name, rows and columns."""
+    """Byte order ("" for text), and the name, row count and columns of each element."""
     orders = {"binary_little_endian": "<", "binary_big_endian": ">", "ascii": ""}
     order = None
     elements: list[_Element] = []
@@ -148,7 +148,7 @@ def _ply_header(text: str) -> tuple[str, list[_Element]]:
 def _off(body: bytes) -> NDArray[np.float64]:
     lines = [words for part in body.splitlines() if (words := part.partition(b"#")[0].split())]
     if not lines or not lines[0][0].isdigit():
-        raise FaultError("corrupt")
+        raise DropError("corrupt")
     count = int(lines[0][0])
     return _numbers([line[:3] for line in lines[1 : count + 1]], 3, count)
 
@@ -157,8 +157,8 @@ def _numbers(
     rows: Sequence[Sequence[bytes]], columns: int = 3, count: int | None = None
 ) -> NDArray[np.float64]:
     if count is not None and len(rows) < count:
-        raise FaultError("truncated")
+        raise DropError("truncated")
     try:
         return np.array(rows, dtype=np.float64).reshape(len(rows), columns)
     except ValueError:
-        raise FaultError("corrupt") from None
+        raise DropError("corrupt") from None

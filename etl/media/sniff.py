@@ -1,4 +1,4 @@
-"""What bytes are, by their first bytes rather than by what a server calls them."""
+"""Detects MIME types from magic bytes, whatever the server says, and polyglot files."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ _BRANDS = {
     b"qt  ": "video/quicktime",
 }
 _ENDS = 32 << 10
-_ZIP_END = 66_000  # a directory's end and the longest comment after it
-_SCRIPT = re.compile(rb"<(?:\?php|script)")  # one search, by its first byte, for both
+_ZIP_END = 66_000  # the end-of-directory record and the longest comment after it
+_SCRIPT = re.compile(rb"<(?:\?php|script)")  # one search for both, by their common first byte
 UNKNOWN = "application/octet-stream"
 
 
@@ -53,9 +53,9 @@ def sniff(data: bytes) -> str:
             return mime
     if data[4:8] == b"ftyp":
         return _BRANDS.get(data[8:12], "video/mp4")
-    if len(data) > 1 and data[0] == 0xFF and data[1] & 0xE0 == 0xE0:  # 11 bits of an audio frame
+    if len(data) > 1 and data[0] == 0xFF and data[1] & 0xE0 == 0xE0:  # MPEG audio frame sync
         return "audio/aac" if data[1] & 0xF6 == 0xF0 else "audio/mpeg"
-    if data[:1] == b"\x47" and data[188:189] == b"\x47":  # packets of an MPEG transport stream
+    if data[:1] == b"\x47" and data[188:189] == b"\x47":  # MPEG transport stream packets
         return "video/mp2t"
     return _text(data[:512])
 
@@ -72,10 +72,10 @@ def _text(head: bytes) -> str:
 
 
 def is_polyglot(data: bytes) -> bool:
-    """Whether a picture's bytes are another thing as well: an archive, a document or a script.
+    """Whether an image is something else as well: an archive, a document or a script.
 
-    A ZIP reader looks for its directory at the end, a PDF reader for its mark in the first
-    kilobyte. Scripts are looked for where a picture has room for text: before and after its pixels.
+    A ZIP reader looks for the directory at the end, a PDF reader for its header in the first
+    kilobyte. Scripts are searched for where an image can hold text: before and after its pixels.
     """
     start = max(0, len(data) - _ENDS)
     if data.find(b"%PDF-", 0, 1024) >= 0 or _SCRIPT.search(data, 0, _ENDS):

@@ -1,6 +1,6 @@
-"""Operations on videos: what they are, whether they are sound, and a few frames of them.
+"""Probing videos: check and measure them, and sample a few frames.
 
-Nothing is encoded anew unless frames are sampled.
+Videos are re-encoded only if frames are sampled.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from av.container import InputContainer
 from numpy.typing import NDArray
 from PIL import Image
 
-from etl.media.container import FaultError, opened, require, subtype
+from etl.media.container import DropError, open_container, require, subtype
 
-_LOOKED_AT = 5
-"""Frames that are decoded to see that a video is sound and that something moves in it."""
+_PROBED_FRAMES = 5
+"""Frames that are decoded to check that a video is readable and that something moves in it."""
 
 _JPEG_SCALE = 3
 """FFmpeg's `q:v` of sampled frames: 2 is best, 31 worst."""
@@ -28,10 +28,10 @@ _JPEG_SCALE = 3
 
 @dataclass(frozen=True, kw_only=True)
 class VideoLimits:
-    """Which videos are kept: sides in pixels, seconds, frames, and how much their pictures differ.
+    """Which videos are kept: sides in pixels, seconds, frames, and motion.
 
-    `min_motion` is the least mean absolute difference of successive sampled frames, in grey levels
-    of 255. `frames` of each are kept, uniformly sampled; 0 keeps the video as it is.
+    `min_motion` is the minimum mean absolute difference of successive sampled frames, in grey
+    levels of 255. `frames` are sampled uniformly from each video; 0 stores the video unchanged.
     """
 
     min_side: int = 64
@@ -45,8 +45,8 @@ class VideoLimits:
 
 
 @dataclass(frozen=True, kw_only=True)
-class VideoFacts:
-    """What a video is; width and height as it is shown. `data` if it is encoded anew.
+class VideoInfo:
+    """Properties of a video; width and height as it is shown. `data` if it was re-encoded.
 
     `scores` are its `duration` and, if it has more than one frame, its `motion`; see `VideoLimits`.
     """
@@ -60,54 +60,54 @@ class VideoFacts:
     scores: Mapping[str, float] = field(default_factory=dict)
 
 
-def examine(data: bytes, limits: VideoLimits) -> VideoFacts | str:
-    """The facts about a video, or the reason why it is not kept.
+def probe(data: bytes, limits: VideoLimits) -> VideoInfo | str:
+    """Measure a video; returns its properties, or the reason for dropping it.
 
-    All packets are read, and some frames decoded: damage between those is not found.
+    Reads all packets but decodes only some frames: damage in between is not found.
     """
     try:
         require(bool(data), "empty_body")
-        return _examine(data, limits)
-    except FaultError as fault:
-        return str(fault)
+        return _probe(data, limits)
+    except DropError as drop:
+        return str(drop)
     except OSError as error:
         return _damage(data, str(error))
 
 
-def _examine(data: bytes, limits: VideoLimits) -> VideoFacts:
-    with opened(data) as container:
+def _probe(data: bytes, limits: VideoLimits) -> VideoInfo:
+    with open_container(data) as container:
         require(bool(container.streams.video), "wrong_type")
         times, duration = _measure(container, limits)
         mime = f"video/{subtype(container)}"
-    wanted = middles(len(times), limits.frames or min(_LOOKED_AT, len(times)))
-    pictures = [_picture(frame) for frame in _frames(data, [times[number] for number in wanted])]
-    require(len(pictures) == len(wanted), "truncated")
+    indices = sampled_indices(len(times), limits.frames or min(_PROBED_FRAMES, len(times)))
+    frames = [_to_array(frame) for frame in _frames(data, [times[index] for index in indices])]
+    require(len(frames) == len(indices), "truncated")
     scores = {"duration": duration}
     if len(times) > 1:
-        scores["motion"] = _motion(pictures)
+        scores["motion"] = _motion(frames)
         require(scores["motion"] >= limits.min_motion, "no_motion")
-    height, width = pictures[0].shape[:2]
-    anew = _sampled(pictures, duration) if limits.frames else None
-    return VideoFacts(
-        mime="video/mp4" if anew else mime,
+    height, width = frames[0].shape[:2]
+    encoded = _encode(frames, duration) if limits.frames else None
+    return VideoInfo(
+        mime="video/mp4" if encoded else mime,
         width=width,
         height=height,
-        frames=len(pictures) if anew else len(times),
+        frames=len(frames) if encoded else len(times),
         duration=duration,
-        data=anew,
+        data=encoded,
         scores=scores,
     )
 
 
 def _damage(data: bytes, message: str) -> str:
-    """The reason for what FFmpeg cannot read."""
+    """The drop reason for what FFmpeg cannot read."""
     if data[4:8] == b"ftyp" or data[:4] in (b"\x1aE\xdf\xa3", b"RIFF"):
         return "truncated" if "nvalid data" in message or "End of file" in message else "corrupt"
     return "wrong_type"
 
 
 def _measure(container: InputContainer, limits: VideoLimits) -> tuple[list[int], float]:
-    """When each frame is shown, in order, and the seconds that all last."""
+    """The presentation time of each frame, sorted, and the duration in seconds."""
     track = container.streams.video[0]
     require(track.width * track.height <= limits.max_pixels, "decompression_bomb")
     require(min(track.width, track.height) >= limits.min_side, "too_small")
@@ -116,15 +116,15 @@ def _measure(container: InputContainer, limits: VideoLimits) -> tuple[list[int],
     for packet in container.demux(track):
         if not packet.size or packet.is_discard:
             continue
-        shown = packet.pts if packet.pts is not None else packet.dts
-        times.append(len(times) if shown is None else shown)
+        time = packet.pts if packet.pts is not None else packet.dts
+        times.append(len(times) if time is None else time)
         end = max(end, times[-1] + (packet.duration or 0))
         require(len(times) <= limits.max_frames, "too_many_frames")
     require(bool(times) and len(times) >= track.frames, "truncated")
     require(len(times) >= limits.min_frames, "too_few_frames")
     times.sort()
     unit = track.time_base or Fraction(1, 25)
-    if end == times[-1]:  # the last frame's own duration is not told
+    if end == times[-1]:  # the last frame has no duration of its own
         rate = track.average_rate or track.guessed_rate or Fraction(25)
         end += max(1, round(1 / (rate * unit)))
     seconds = float((end - times[0]) * unit)
@@ -133,66 +133,66 @@ def _measure(container: InputContainer, limits: VideoLimits) -> tuple[list[int],
     return times, seconds
 
 
-def middles(available: int, wanted: int) -> list[int]:
-    """The frame in the middle of each of `wanted` equal parts; of few frames some come twice."""
-    return [(2 * part + 1) * available // (2 * wanted) for part in range(wanted)]
+def sampled_indices(available: int, count: int) -> list[int]:
+    """The middle frame of each of `count` equal segments; repeats frames if there are too few."""
+    return [(2 * segment + 1) * available // (2 * count) for segment in range(count)]
 
 
 def _frames(data: bytes, times: Sequence[int]) -> Iterator[av.VideoFrame]:
-    """The frames shown at ascending times, or the next ones where a time is no frame's."""
-    with opened(data) as container:
+    """Yield the frame at each of the ascending times, or the next frame if there is none."""
+    with open_container(data) as container:
         track = container.streams.video[0]
-        now: av.VideoFrame | None = None
+        current: av.VideoFrame | None = None
         stream = container.decode(track)
-        keys = [] if not times else _keys(data)
+        keyframes = [] if not times else _keyframe_times(data)
         for time in times:
-            key = max((one for one in keys if one <= time), default=None)
-            if key is not None and (now is None or (now.pts or 0) < key):
-                container.seek(key, stream=track)
+            keyframe = max((one for one in keyframes if one <= time), default=None)
+            if keyframe is not None and (current is None or (current.pts or 0) < keyframe):
+                container.seek(keyframe, stream=track)
                 stream = container.decode(track)
-                now = None
-            while now is None or (now.pts is not None and now.pts < time):
+                current = None
+            while current is None or (current.pts is not None and current.pts < time):
                 found = next(stream, None)
                 if found is None:
                     break
-                now = found
-            if now is None or (now.pts is not None and now.pts < time):
+                current = found
+            if current is None or (current.pts is not None and current.pts < time):
                 return
-            yield now
+            yield current
 
 
-def _keys(data: bytes) -> list[int]:
-    """When key frames are shown, in formats in which jumps land exactly."""
-    with opened(data) as container:
+def _keyframe_times(data: bytes) -> list[int]:
+    """The times of key frames, for formats in which seeking is exact."""
+    with open_container(data) as container:
         if container.format.name not in ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"):
             return []
         packets = container.demux(container.streams.video[0])
         return [one.pts for one in packets if one.is_keyframe and one.pts is not None]
 
 
-def _picture(frame: av.VideoFrame) -> NDArray[np.uint8]:
-    picture: Image.Image = frame.to_image()
-    turned = picture.rotate(frame.rotation, expand=True) if frame.rotation else picture
-    return np.asarray(turned.convert("RGB"))
+def _to_array(frame: av.VideoFrame) -> NDArray[np.uint8]:
+    image: Image.Image = frame.to_image()
+    upright = image.rotate(frame.rotation, expand=True) if frame.rotation else image
+    return np.asarray(upright.convert("RGB"))
 
 
-def _motion(pictures: Sequence[NDArray[np.uint8]]) -> float:
-    """Mean absolute difference of successive pictures; the largest of all pairs."""
-    pairs = itertools.pairwise(pictures)
+def _motion(frames: Sequence[NDArray[np.uint8]]) -> float:
+    """The largest mean absolute difference of successive frames."""
+    pairs = itertools.pairwise(frames)
     return max((float(np.abs(a.astype(np.int16) - b).mean()) for a, b in pairs), default=0.0)
 
 
-def _sampled(pictures: Sequence[NDArray[np.uint8]], duration: float) -> bytes:
-    """Pictures as a video of JPEGs that lasts as long as what they were taken from."""
+def _encode(frames: Sequence[NDArray[np.uint8]], duration: float) -> bytes:
+    """Encode frames as a video of JPEGs with the original's duration."""
     stream = io.BytesIO()
-    rate = Fraction(len(pictures) / duration).limit_denominator(1000)
-    height, width = pictures[0].shape[:2]
+    rate = Fraction(len(frames) / duration).limit_denominator(1000)
+    height, width = frames[0].shape[:2]
     options = {"flags": "+bitexact+qscale", "global_quality": str(_JPEG_SCALE * 118)}
     with av.open(stream, "w", format="mp4", options={"fflags": "+bitexact"}) as container:
         track = container.add_stream("mjpeg", rate=rate, options=options)
         track.width, track.height, track.pix_fmt = width, height, "yuvj420p"
         track.thread_count = 1
-        for picture in pictures:
-            container.mux(track.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        for frame in frames:
+            container.mux(track.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(track.encode())
     return stream.getvalue()

@@ -1,4 +1,4 @@
-"""What a job tells at its end: a table on the console, and `report.html`."""
+"""The summary of a job: a table on the console, and `report.html`."""
 
 from __future__ import annotations
 
@@ -17,25 +17,27 @@ from rich.console import Console
 from rich.table import Table
 
 from etl.report.charts import bars, histogram, number
+from etl.report.hints import hint_for
 from etl.report.statistics import download_yield, spread
 from etl.storage.atomic import atomic_file
+from etl.storage.manifest import Manifest
 from etl.storage.schema import PLACEHOLDER_PATTERN, Medium, Sample
-from etl.storage.shards import Manifest, read_samples
+from etl.storage.shards import read_samples
 
 DROPS_FILE = "drops.parquet"
 TIMINGS_FILE = "timings.json"
 """Seconds and rows of each stage, as `etl.runtime.job` measured them."""
 
 _SAMPLES = 24
-_DROPS_OF_A_REASON = 3
+_DROPS_PER_REASON = 3
 _THUMBNAIL = 320
-_SHOWN_BYTES = 1_000_000
+_MAX_EMBEDDED_BYTES = 1_000_000
 _ELEMENTS = {
     "image": "<img alt='' src='{}'>",
     "video": "<video controls src='{}'></video>",
     "audio": "<audio controls src='{}'></audio>",
 }
-"""Kind of medium → the element of a page that shows it."""
+"""Kind of medium → the HTML element that shows it."""
 _STYLE = """
 :root { --ink: #1c2430; --soft: #667085; --line: #e4e7ec; --bar: #3f6fb5; --card: #fff }
 * { box-sizing: border-box }
@@ -69,16 +71,18 @@ svg path { stroke: #98a2b3 } svg text { font: 12px system-ui, sans-serif; fill: 
 
 
 def print_summary(folder: Path, manifest: Manifest, *, as_json: bool) -> None:
-    """Print what went in, what came out and why the rest did not."""
+    """Print how many rows were read, kept and dropped, by reason; and a hint if none was kept."""
     console = Console()
+    hint = hint_for(manifest)
     if as_json:
         value = dataclasses.asdict(manifest)
         names = ("job", "input_rows", "rows", "drops", "shards", "details")
-        console.file.write(json.dumps({name: value[name] for name in names}) + "\n")
+        summary = {name: value[name] for name in names}
+        console.file.write(json.dumps(summary | ({"hint": hint} if hint else {})) + "\n")
         return
-    table = Table(title=f"{manifest.job}: what became of {manifest.input_rows} rows")
-    table.add_column("rows dropped because")
-    table.add_column("number", justify="right")
+    table = Table(title=f"{manifest.job}: {manifest.input_rows} input rows")
+    table.add_column("drop reason")
+    table.add_column("rows", justify="right")
     table.add_column("share", justify="right")
     for reason, count in _ordered(manifest.drops):
         table.add_row(reason, str(count), _share(count, manifest.input_rows))
@@ -86,7 +90,9 @@ def print_summary(folder: Path, manifest: Manifest, *, as_json: bool) -> None:
     kept = _share(manifest.rows, manifest.input_rows)
     table.add_row(f"kept, in {len(manifest.shards)} shards", str(manifest.rows), kept)
     console.print(table)
-    # The whole path: a job that Ray runs elsewhere may have taken a relative one otherwise.
+    if hint:
+        console.print(f"hint: {hint}", soft_wrap=True, highlight=False, markup=False)
+    # The absolute path: a job that Ray runs on another machine resolves a relative one there.
     console.print(f"wrote {folder.resolve()}", soft_wrap=True, highlight=False)
 
 
@@ -101,29 +107,31 @@ def _share(part: int, whole: int) -> str:
 def write_report(folder: Path, manifest: Manifest) -> None:
     """Write `report.html`: yields, drop reasons, histograms, hosts, speed, samples and drops.
 
-    The numbers are the manifest's (`details`), the stages' speed those of `timings.json`.
+    The numbers come from the manifest (`details`), the stages' speed from `timings.json`.
     """
     title = html.escape(f"mmloom ETL: {manifest.job}")
-    told = manifest.details.get("statistics", {})
+    statistics = manifest.details.get("statistics", {})
+    histograms = statistics.get("histograms", {})
     parts = [
         f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{title}</title>",
         "<meta name='viewport' content='width=device-width'>",
         f"<style>{_STYLE}</style><main><h1>{title}</h1>",
         f"<p class='soft'>{html.escape(str(folder.resolve()))}</p>",
         _tiles(manifest),
-        _section("Why rows were dropped", drops_chart(manifest.drops) or "<p>None was.</p>"),
+        _section("No row was kept", html.escape(hint_for(manifest) or "")),
+        _section("Drop reasons", drops_chart(manifest.drops) or "<p>No row was dropped.</p>"),
         _section("Steps", _yields_table(manifest)),
         _section("Speed of the stages", _timings_table(folder)),
         _section(
-            "What the rows are like",
-            "".join(_histogram(*entry) for entry in told.get("histograms", {}).items()),
-            note=_looked_at(manifest),
+            "Distributions of kept rows",
+            "".join(_histogram(*entry) for entry in histograms.items()),
+            note=_sampled_note(manifest),
             style="grid",
         ),
-        _section("Hosts that gave most rows", _hosts_chart(told.get("hosts", ()))),
-        _section("Hosts that failed most", _hosts_chart(told.get("failing_hosts", ()))),
+        _section("Hosts with most kept rows", _hosts_chart(statistics.get("hosts", ()))),
+        _section("Hosts with most failures", _hosts_chart(statistics.get("failing_hosts", ()))),
         _section("Samples", "".join(map(_figure, _samples(folder, manifest))), style="samples"),
-        _section("Samples of what was dropped", _drops_table(folder)),
+        _section("Examples of dropped rows", _drops_table(folder)),
         "</main></html>",
     ]
     with atomic_file(folder / "report.html") as stream:
@@ -131,30 +139,30 @@ def write_report(folder: Path, manifest: Manifest) -> None:
 
 
 def _section(title: str, body: str, *, note: str = "", style: str = "") -> str:
-    """A part of the page; nothing if there is nothing to show."""
+    """A section of the page; nothing if its body is empty."""
     if not body:
         return ""
-    said = f"<p class='soft'>{note}</p>" if note else ""
-    return f"<section><h2>{title}</h2><div class='{style}'>{body}</div>{said}</section>"
+    footer = f"<p class='soft'>{note}</p>" if note else ""
+    return f"<section><h2>{title}</h2><div class='{style}'>{body}</div>{footer}</section>"
 
 
 def _tiles(manifest: Manifest) -> str:
     downloads = download_yield(manifest)
     size = sum(shard.bytes for shard in manifest.shards)
     tiles = [
-        (f"{manifest.input_rows:,}", "rows listed"),
+        (f"{manifest.input_rows:,}", "input rows"),
         (f"{manifest.rows:,}", "rows kept"),
-        (_share(manifest.rows, manifest.input_rows), "of the list"),
+        (_share(manifest.rows, manifest.input_rows), "of the input"),
         *([(f"{downloads:.1%}", "of downloads succeeded")] if downloads is not None else []),
         (f"{len(manifest.shards):,}", "shards"),
-        (f"{size / 1e6:,.1f} MB", "in all"),
+        (f"{size / 1e6:,.1f} MB", "in total"),
     ]
-    told = "".join(f"<div><b>{value}</b><span>{what}</span></div>" for value, what in tiles)
-    return f"<div class='tiles'>{told}</div>"
+    cells = "".join(f"<div><b>{value}</b><span>{label}</span></div>" for value, label in tiles)
+    return f"<div class='tiles'>{cells}</div>"
 
 
 def drops_chart(drops: Mapping[str, int]) -> str:
-    """Drop reasons as a bar chart: an inline SVG element, or nothing."""
+    """Drop reasons as a bar chart: an inline SVG element, or an empty string."""
     whole = sum(drops.values())
     ordered = _ordered(drops)
     notes = [_share(count, whole) for _, count in ordered]
@@ -170,12 +178,12 @@ def _hosts_chart(hosts: Sequence[Sequence[Any]]) -> str:
 def _yields_table(manifest: Manifest) -> str:
     rows = [
         (
-            found["step"],
-            f"{found['rows_in']:,}",
-            f"{found['rows_out']:,}",
-            _share(found["rows_out"], found["rows_in"]),
+            entry["step"],
+            f"{entry['rows_in']:,}",
+            f"{entry['rows_out']:,}",
+            _share(entry["rows_out"], entry["rows_in"]),
         )
-        for found in manifest.details.get("yields", ())
+        for entry in manifest.details.get("yields", ())
     ]
     return _table(("step", "in", "out", "kept"), rows)
 
@@ -188,37 +196,37 @@ def _timings_table(folder: Path) -> str:
         (stage, f"{one['seconds']:,.1f} s", f"{one['rows']:,}", _rate(one["rows"], one["seconds"]))
         for stage, one in json.loads(path.read_bytes()).items()
     ]
-    return _table(("stage", "took", "rows", "rows per second"), rows)
+    return _table(("stage", "time", "rows", "rows per second"), rows)
 
 
 def _rate(rows: int, seconds: float) -> str:
     return number(rows / seconds) if seconds else ""
 
 
-def _looked_at(manifest: Manifest) -> str:
-    looked = manifest.details.get("statistics", {}).get("looked_at", 0)
-    if looked == manifest.rows:
-        return "Of all rows that were kept."
-    return f"Of {looked:,} rows, from shards that are evenly spread over all."
+def _sampled_note(manifest: Manifest) -> str:
+    sampled = manifest.details.get("statistics", {}).get("sampled_rows", 0)
+    if sampled == manifest.rows:
+        return "Over all kept rows."
+    return f"Over {sampled:,} rows, from evenly spaced shards."
 
 
-def _histogram(name: str, found: Mapping[str, Any]) -> str:
-    scale = ", log scale" if found["log"] else ""
-    said = f"median {number(found['median'])}{scale}"
-    title = f"{html.escape(name)} <span class='soft'>{said}</span>"
-    return f"<div><h3>{title}</h3>{histogram(found['edges'], found['counts'])}</div>"
+def _histogram(name: str, data: Mapping[str, Any]) -> str:
+    scale = ", log scale" if data["log"] else ""
+    subtitle = f"median {number(data['median'])}{scale}"
+    title = f"{html.escape(name)} <span class='soft'>{subtitle}</span>"
+    return f"<div><h3>{title}</h3>{histogram(data['edges'], data['counts'])}</div>"
 
 
 def _samples(folder: Path, manifest: Manifest) -> list[Sample]:
-    """The first rows of shards that are evenly spread."""
+    """The first rows of evenly spaced shards."""
     chosen = spread(manifest.shards, _SAMPLES)
     found: list[Sample] = []
-    for place, shard in enumerate(chosen):
-        wanted = -(-(_SAMPLES - len(found)) // (len(chosen) - place))
+    for index, shard in enumerate(chosen):
+        count = -(-(_SAMPLES - len(found)) // (len(chosen) - index))
         one = dataclasses.replace(
             manifest, shards=(shard,), input_rows=shard.rows, rows=shard.rows, drops={}
         )
-        found += read_samples(folder, one, wanted)
+        found += read_samples(folder, one, count)
     return found
 
 
@@ -226,17 +234,17 @@ def _drops_table(folder: Path) -> str:
     path = folder / DROPS_FILE
     if not path.exists():
         return ""
-    shown: list[tuple[str, ...]] = []
+    rows: list[tuple[str, ...]] = []
     seen: dict[str, int] = {}
     for batch in pq.ParquetFile(path).iter_batches():
         for drop in batch.to_pylist():
             reason = drop["reason"]
             seen[reason] = seen.get(reason, 0) + 1
-            if seen[reason] <= _DROPS_OF_A_REASON:
-                said = (str(drop[name] or "")[:160] for name in ("url", "detail"))
-                shown.append((reason, drop["step"], str(drop["row"]), *said))
-    table = _table(("reason", "step", "row", "URL or name", "what was said"), sorted(shown))
-    return f"<div class='words'>{table}</div>" if shown else ""
+            if seen[reason] <= _DROPS_PER_REASON:
+                texts = (str(drop[name] or "")[:160] for name in ("url", "detail"))
+                rows.append((reason, drop["step"], str(drop["row"]), *texts))
+    table = _table(("reason", "step", "row", "URL or name", "detail"), sorted(rows))
+    return f"<div class='words'>{table}</div>" if rows else ""
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -250,29 +258,29 @@ def _cells(values: Sequence[str], kind: str) -> str:
 
 def _figure(sample: Sample) -> str:
     text = html.escape(_caption(sample)).replace("\n", "<br>")
-    shown = "".join(map(_shown, sample.media))
-    return f"<figure>{shown}<figcaption>{text}</figcaption></figure>"
+    media = "".join(map(_embed, sample.media))
+    return f"<figure>{media}<figcaption>{text}</figcaption></figure>"
 
 
-def _shown(medium: Medium) -> str:
-    """A medium as an element of a page, or a word about it: what is large or no page can show."""
+def _embed(medium: Medium) -> str:
+    """A medium as an HTML element; if it is too large or has none, its kind and size in words."""
     data, mime = medium.data, medium.mime
     if medium.kind == "image":
         data, mime = _thumbnail(medium)
-    if medium.kind not in _ELEMENTS or len(data) > _SHOWN_BYTES:
+    if medium.kind not in _ELEMENTS or len(data) > _MAX_EMBEDDED_BYTES:
         return f"<p class='soft'>{medium.kind}, {len(medium.data):,} bytes</p>"
-    coded = base64.b64encode(data).decode()
-    return _ELEMENTS[medium.kind].format(f"data:{mime};base64,{coded}")
+    encoded = base64.b64encode(data).decode()
+    return _ELEMENTS[medium.kind].format(f"data:{mime};base64,{encoded}")
 
 
 def _thumbnail(medium: Medium) -> tuple[bytes, str]:
-    """A picture's bytes and their type: made small, if they are many."""
+    """An image's bytes and MIME type, scaled down if it is large."""
     if len(medium.data) < 20_000:
         return medium.data, medium.mime
-    with Image.open(io.BytesIO(medium.data)) as picture:
-        picture.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    with Image.open(io.BytesIO(medium.data)) as image:
+        image.thumbnail((_THUMBNAIL, _THUMBNAIL))
         stream = io.BytesIO()
-        picture.convert("RGB").save(stream, "JPEG", quality=80)
+        image.convert("RGB").save(stream, "JPEG", quality=80)
     return stream.getvalue(), "image/jpeg"
 
 

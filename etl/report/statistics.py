@@ -1,4 +1,4 @@
-"""What a job's output looks like in numbers: for its manifest, and for the page that shows them."""
+"""Statistics of a job's output, stored in its manifest and shown in its report."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from etl.storage.shards import Manifest, Shard
+from etl.storage.manifest import Manifest, Shard
 
 MAX_SHARDS = 64
-"""Shards that are looked at, evenly spread over all: a job of millions of rows is told in time."""
+"""Evenly spaced shards that the statistics are computed from, so that large jobs stay fast."""
 
 _BINS = 24
 _TOP = 12
-_WIDE = 30.0  # values that differ more than so many times are put into bins of equal ratio
+_LOG_RATIO = 30.0  # values with a larger ratio of maximum to minimum get bins on a log scale
 _MEDIA = ("width", "height", "duration", "frames", "sample_rate", "points")
 
 Statistics = dict[str, Any]
 
 
 def statistics(folder: Path, shards: Sequence[Shard], drops: pa.Table) -> Statistics:
-    """Histograms of what was kept, and the hosts that gave and failed most.
+    """Histograms of the kept rows, and the hosts with most kept and most failed rows.
 
     Args:
-        folder: where the shards lie.
-        shards: all of them.
-        drops: the job's, see `etl.filters.base.DROPS`.
+        folder: the shards' folder.
+        shards: all shards.
+        drops: the job's drops, see `etl.filters.base.DROPS`.
 
     Returns:
-        `looked_at` (rows), `histograms` (name → `edges`, one more than `counts`, `median`, and
-        `log` if bins grow by a ratio), `hosts` and `failing_hosts` (lists of `[host, rows]`, and
-        of `[host, rows, its most frequent reason]`).
+        `sampled_rows`, `histograms` (name → `edges`, one more than `counts`, `median`, and `log`
+        for bins on a log scale), `hosts` and `failing_hosts` (lists of `[host, rows]`, and of
+        `[host, rows, most frequent reason]`).
     """
     values: dict[str, list[NDArray[Any]]] = collections.defaultdict(list)
     hosts: collections.Counter[str] = collections.Counter()
@@ -46,10 +46,10 @@ def statistics(folder: Path, shards: Sequence[Shard], drops: pa.Table) -> Statis
         rows += batch.num_rows
         for name, column in _columns(batch):
             values[name].append(column)
-        hosts.update(_hosts(_tagged(batch["lineage"], "url")))
+        hosts.update(_hosts(_map_values(batch["lineage"], "url")))
     histograms = {name: found for name in values if (found := _histogram(values[name]))}
     return {
-        "looked_at": rows,
+        "sampled_rows": rows,
         "histograms": histograms,
         "hosts": [list(entry) for entry in _top(hosts)],
         "failing_hosts": _failing(drops),
@@ -57,7 +57,7 @@ def statistics(folder: Path, shards: Sequence[Shard], drops: pa.Table) -> Statis
 
 
 def download_yield(manifest: Manifest) -> float | None:
-    """The share of rows whose download succeeded; None if none was asked for."""
+    """The share of rows whose download succeeded; None if nothing was downloaded."""
     for step in manifest.details.get("yields", ()):
         if step["step"] == "download" and step["rows_in"]:
             return float(step["rows_out"]) / float(step["rows_in"])
@@ -65,10 +65,10 @@ def download_yield(manifest: Manifest) -> float | None:
 
 
 def spread(shards: Sequence[Shard], number: int) -> list[Shard]:
-    """At most a number of shards, evenly spread."""
+    """At most `number` shards, evenly spaced."""
     if len(shards) <= number:
         return list(shards)
-    return [shards[place * len(shards) // number] for place in range(number)]
+    return [shards[index * len(shards) // number] for index in range(number)]
 
 
 def _batches(folder: Path, shards: Iterable[Shard]) -> Iterator[pa.RecordBatch]:
@@ -80,8 +80,8 @@ def _batches(folder: Path, shards: Iterable[Shard]) -> Iterator[pa.RecordBatch]:
 
 def _columns(batch: pa.RecordBatch) -> Iterator[tuple[str, NDArray[Any]]]:
     turns = batch["turns"].flatten()
-    said = pc.equal(turns.field("role"), "assistant")
-    yield "characters of answers", _numbers(pc.utf8_length(turns.field("text").filter(said)))
+    answers = turns.field("text").filter(pc.equal(turns.field("role"), "assistant"))
+    yield "characters of answers", _numbers(pc.utf8_length(answers))
     media = batch["media"].flatten()
     for name in _MEDIA:
         yield name, _numbers(media.field(name))
@@ -89,18 +89,18 @@ def _columns(batch: pa.RecordBatch) -> Iterator[tuple[str, NDArray[Any]]]:
     width, height = _numbers(media.field("width"), 0), _numbers(media.field("height"), 0)
     sized = (width > 0) & (height > 0)
     yield "aspect (width / height)", width[sized] / height[sized]
-    names, found = batch["scores"].keys, batch["scores"].items
+    names, scores = batch["scores"].keys, batch["scores"].items
     for name in pc.unique(names).to_pylist():
-        yield f"score {name}", _numbers(found.filter(pc.equal(names, name)))
+        yield f"score {name}", _numbers(scores.filter(pc.equal(names, name)))
 
 
-def _numbers(column: pa.Array, instead: float | None = None) -> NDArray[Any]:
-    """A column's values as floats, without its nulls or with something in their place."""
-    column = column.drop_null() if instead is None else column.fill_null(instead)
+def _numbers(column: pa.Array, fill: float | None = None) -> NDArray[Any]:
+    """A column's values as floats, with nulls dropped or replaced by `fill`."""
+    column = column.drop_null() if fill is None else column.fill_null(fill)
     return column.to_numpy(zero_copy_only=False).astype(np.float64)
 
 
-def _tagged(column: pa.MapArray, key: str) -> list[str]:
+def _map_values(column: pa.MapArray, key: str) -> list[str]:
     return column.items.filter(pc.equal(column.keys, key)).to_pylist()
 
 
@@ -119,21 +119,21 @@ def _histogram(parts: Sequence[NDArray[Any]]) -> Mapping[str, Any] | None:
     values = values[np.isfinite(values)]
     if not values.size:
         return None
-    least, most = float(values.min()), float(values.max())
-    wide = least > 0 and most > _WIDE * least
-    if wide:
-        edges = np.geomspace(least, most, _BINS + 1)
+    low, high = float(values.min()), float(values.max())
+    log = low > 0 and high > _LOG_RATIO * low
+    if log:
+        edges = np.geomspace(low, high, _BINS + 1)
     else:
-        bins = min(_BINS, max(1, int(most - least))) if _whole(values) else _BINS
-        edges = np.linspace(least, most if most > least else least + 1, bins + 1)
-    edges[0], edges[-1] = min(edges[0], least), max(edges[-1], most)
+        bins = min(_BINS, max(1, int(high - low))) if _are_integers(values) else _BINS
+        edges = np.linspace(low, high if high > low else low + 1, bins + 1)
+    edges[0], edges[-1] = min(edges[0], low), max(edges[-1], high)
     counts, _ = np.histogram(values, edges)
-    shown = [float(f"{edge:.5g}") for edge in edges]
-    middle = float(f"{np.median(values):.5g}")
-    return {"edges": shown, "counts": counts.tolist(), "median": middle, "log": wide}
+    rounded = [float(f"{edge:.5g}") for edge in edges]
+    median = float(f"{np.median(values):.5g}")
+    return {"edges": rounded, "counts": counts.tolist(), "median": median, "log": log}
 
 
-def _whole(values: NDArray[Any]) -> bool:
+def _are_integers(values: NDArray[Any]) -> bool:
     return bool((values == np.round(values)).all())
 
 
@@ -142,10 +142,10 @@ def _top(counts: Mapping[str, int]) -> list[tuple[str, int]]:
 
 
 def _failing(drops: pa.Table) -> list[list[Any]]:
-    lost = drops.filter(pc.equal(drops["step"], "download"))
+    failed = drops.filter(pc.equal(drops["step"], "download"))
     counts: collections.Counter[str] = collections.Counter()
     reasons: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
-    for url, reason in zip(lost["url"].to_pylist(), lost["reason"].to_pylist(), strict=True):
+    for url, reason in zip(failed["url"].to_pylist(), failed["reason"].to_pylist(), strict=True):
         for host in _hosts([url]):
             counts[host] += 1
             reasons[host][reason] += 1

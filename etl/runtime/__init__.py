@@ -1,1 +1,1 @@
-"""An ETL job from its plan to its manifest."""
+"""Runs an ETL job: plan, download, score, filter globally, write shards and manifest."""

@@ -1,7 +1,7 @@
-"""The pass of a model over what was downloaded: Ray Data, with an actor for each model.
+"""Scores image-caption pairs with CLIP after the download: Ray Data, one actor per model copy.
 
-Every range's scores are written at once, and that is their receipt: a killed job judges the ranges
-that are left. Media go from the staged shard to the model and never through Ray's object store.
+The scores of a unit are written in one go and mark it as scored: a killed job scores only the
+remaining units. Media go from the staged shard to the model, never through Ray's object store.
 """
 
 from __future__ import annotations
@@ -14,46 +14,46 @@ import ray
 from rich.progress import Progress
 
 from etl.cli import UserError
-from etl.filters.base import Step
-from etl.filters.clip import Clip, ClipSpec
-from etl.filters.policy import Bound, Policy
+from etl.filters.base import Filter
+from etl.filters.clip import ClipModel, ClipSpec
+from etl.filters.policy import Policy, ScoreBound
 from etl.filters.text import pair_caption
-from etl.runtime.copies import batches
-from etl.runtime.job_state import Ledger, write_table
+from etl.runtime.job_state import JobState, write_table
 from etl.runtime.ray_cluster import quiet_ray_data
-from etl.runtime.scores import computed_path
+from etl.runtime.scores import scores_path
+from etl.runtime.shard_copy import read_batches
 
-_THREADS = 4  # of one model on CPUs; a model per CPU would take too much memory
+_THREADS = 4  # per model on CPUs; a model per CPU would take too much memory
 
 
-class ClipRange:
-    """Ray Data's actor: reads a range's staged shard and writes its scores beside it.
+class ClipScorer:
+    """Ray Data actor: reads the staged shard of a unit and writes the unit's scores.
 
     Args:
         output: the job's output folder.
         spec: the model.
-        cuda: whether it has a GPU.
+        cuda: whether it runs on a GPU.
         threads: CPU threads that it may use.
     """
 
     def __init__(self, output: Path, spec: ClipSpec, cuda: bool, threads: int) -> None:
-        self._ledger = Ledger(output)
-        self._clip = Clip(spec, cuda=cuda, threads=threads)
+        self._state = JobState(output)
+        self._model = ClipModel(spec, cuda=cuda, threads=threads)
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """A table of one `range` number → the range and its rows."""
-        (number,) = table["range"].to_pylist()
-        staged = self._ledger.staged_path(number)
-        captions = [one for batch in batches(staged) for one in _captions(batch)]
-        cosines = self._clip.cosines(_pairs(staged))
-        scores = [None if caption is None else next(cosines) for caption in captions]
-        found = pa.table({"score.clip": pa.array(scores, pa.float32())})
-        write_table(computed_path(self._ledger, number), found)
-        return pa.table({"range": [number], "rows": [len(scores)]})
+        """Score the unit of a one-row table (`unit`); returns `unit` and its `rows`."""
+        (number,) = table["unit"].to_pylist()
+        staged = self._state.staged_path(number)
+        captions = [caption for batch in read_batches(staged) for caption in _captions(batch)]
+        similarities = self._model.similarities(_pairs(staged))
+        scores = [None if caption is None else next(similarities) for caption in captions]
+        columns = pa.table({"score.clip": pa.array(scores, pa.float32())})
+        write_table(scores_path(self._state, number), columns)
+        return pa.table({"unit": [number], "rows": [len(scores)]})
 
 
 def _captions(batch: pa.RecordBatch) -> Iterator[str | None]:
-    """The caption of every row that is one image and its caption, None for others."""
+    """The caption of every row that is one image and its caption, None for other rows."""
     media = batch["media"]
     kinds = pa.ListArray.from_arrays(media.offsets, media.values.field("kind")).to_pylist()
     for turns, kind in zip(batch["turns"].to_pylist(), kinds, strict=True):
@@ -61,33 +61,33 @@ def _captions(batch: pa.RecordBatch) -> Iterator[str | None]:
 
 
 def _pairs(path: Path) -> Iterator[tuple[bytes, str]]:
-    for batch in batches(path):
+    for batch in read_batches(path):
         for row, caption in enumerate(_captions(batch)):
             if caption is not None:
                 yield batch["media"][row][0]["data"].as_py(), caption
 
 
-def judge(
-    ledger: Ledger, ranges: Sequence[int], spec: ClipSpec, *, cpus: int, progress: Progress
+def score_units(
+    state: JobState, unit_rows: Sequence[int], spec: ClipSpec, *, cpus: int, progress: Progress
 ) -> None:
-    """Have every range judged whose scores are not there yet.
+    """Score every unit that has no scores yet.
 
     Args:
-        ledger: the job's.
-        ranges: the candidates of each range.
+        state: the job's state.
+        unit_rows: number of candidates in each unit.
         spec: the model.
-        cpus: of the cluster.
-        progress: where to tell.
+        cpus: the cluster's CPUs.
+        progress: shows the rows scored.
 
     Raises:
-        UserError: a GPU was asked for and the cluster has none.
+        UserError: a GPU was requested, but the cluster has none.
     """
     staged = {
-        number: receipt.shard.rows
-        for number, rows in enumerate(ranges)
-        if rows and (receipt := ledger.receipt(number)) and receipt.shard
+        number: result.shard.rows
+        for number, rows in enumerate(unit_rows)
+        if rows and (result := state.unit_result(number)) and result.shard
     }
-    todo = [number for number in staged if not computed_path(ledger, number).exists()]
+    todo = [number for number in staged if not scores_path(state, number).exists()]
     task = progress.add_task("clip", total=sum(staged.values()))
     progress.update(task, completed=sum(staged.values()) - sum(staged[n] for n in todo))
     if not todo:
@@ -98,21 +98,22 @@ def judge(
     threads = min(_THREADS, cpus)
     models = gpus or max(1, cpus // threads)
     quiet_ray_data()
-    done = ray.data.from_items(
-        [{"range": number} for number in todo], override_num_blocks=len(todo)
+    scored = ray.data.from_items(
+        [{"unit": number} for number in todo], override_num_blocks=len(todo)
     ).map_batches(
-        ClipRange,
-        fn_constructor_args=(ledger.output.resolve(), spec, gpus > 0, threads),
+        ClipScorer,
+        fn_constructor_args=(state.output.resolve(), spec, gpus > 0, threads),
         batch_size=None,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=min(models, len(todo))),
-        num_cpus=0.5 if gpus else threads / 2,  # the rest is left to Ray Data's own tasks
+        num_cpus=0.5 if gpus else threads / 2,  # Ray Data's own tasks need the rest
         num_gpus=1 if gpus else 0,
     )
-    for row in done.iter_rows():
+    for row in scored.iter_rows():
         progress.update(task, advance=row["rows"])
 
 
-def judgement(spec: ClipSpec) -> Step:
-    """The step that drops what the model found; needs the column `score.clip`."""
-    return Step(name="clip", operation=Policy(bounds=(Bound(score="clip", least=spec.least),)))
+def clip_filter(spec: ClipSpec) -> Filter:
+    """The filter that drops pairs by their CLIP score; needs the column `score.clip`."""
+    bound = ScoreBound(score="clip", minimum=spec.min_score)
+    return Filter(name="clip", function=Policy(bounds=(bound,)))

@@ -1,4 +1,4 @@
-"""What the jobs have in common whose records name files or several media: options and steps."""
+"""Options, filters and format selection shared by all jobs over corpora of a known `Format`."""
 
 from __future__ import annotations
 
@@ -11,126 +11,120 @@ from typing import Any
 from etl.cli import UserError
 from etl.dedup.exact import FirstSeen
 from etl.filters import records
-from etl.filters.base import Step
-from etl.media.gather import MediaPlan
-from etl.media.local import Places
+from etl.filters.base import Filter
+from etl.media.gather import MediaOptions
+from etl.media.local import LocalMedia
 from etl.runtime.job import Job, run_job
 from etl.runtime.options import CaptionOptions, JobOptions
-from etl.runtime.worker import Identity
-from etl.sources.base import Format, Records
+from etl.sources.base import Format, Identity, RecordReader
 from etl.sources.files import input_files, json_lines, read_json
 
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusOptions(JobOptions):
-    """Options of a job whose records may name files."""
+    """Options of a job whose records may name local files."""
 
     media: tuple[str, ...] = ()
-    """Where the files lie that records name: folders, zip or uncompressed tar archives, JSON of
-    base64 (MIMIC-IT), or one http(s) address that is put before the names."""
+    """Where to find the files that records name: folders, zip or uncompressed tar archives, JSON of
+    base64 (MIMIC-IT), or one http(s) address that is prefixed to the names."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        urls = [place for place in self.media if records.is_url(place)]
+        urls = [location for location in self.media if records.is_url(location)]
         if urls and len(self.media) > 1:
             raise UserError(f"--media {urls[0]}: want one address, or folders and archives")
 
     @property
-    def plan(self) -> MediaPlan:
-        """How the job comes by its media."""
-        return MediaPlan(places=self.media)
+    def media_options(self) -> MediaOptions:
+        """Where the job finds its media, and which it keeps."""
+        return MediaOptions(locations=self.media)
 
     @property
     def config(self) -> dict[str, Any]:
-        """See `JobOptions.config`; local media count by what they are, not where they lie."""
-        local = self.plan.local()
-        lying = Places(local, max_bytes=self.max_bytes).fingerprint() if local else self.media
-        return {**super().config, "media": lying}
+        """See `JobOptions.config`; local media count by their content, not by their paths."""
+        paths = self.media_options.paths()
+        if not paths:
+            return {**super().config, "media": self.media}
+        fingerprint = LocalMedia(paths, max_bytes=self.max_bytes).fingerprint()
+        return {**super().config, "media": fingerprint}
 
-    def steps(self) -> tuple[Step, ...]:
-        """What happens before any medium is fetched, in order."""
+    def filters(self) -> tuple[Filter, ...]:
+        """The filters before any medium is fetched, in order."""
         check = functools.partial(
             records.check_media_urls,
             allow_private=self.allow_private_addresses,
-            names=bool(self.media),
+            local=bool(self.media),
         )
         return (
-            Step(name="record", operation=records.well_formed),
-            *([Step(name="url", operation=check)] if self.plan.lost == "drop" else []),
-            Step(name="placeholders", operation=records.placeholders),
-            Step(name="record dedup", operation=FirstSeen("id", "duplicate_record")),
+            Filter(name="record", function=records.well_formed),
+            *([Filter(name="url", function=check)] if self.media_options.on_lost == "drop" else []),
+            Filter(name="placeholders", function=records.placeholders),
+            Filter(name="record dedup", function=FirstSeen("id", "duplicate_record")),
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class PairOptions(CaptionOptions, CorpusOptions):
-    """Options of a job of media and their captions."""
+    """Options of a job over media and their captions."""
 
-    def steps(self) -> tuple[Step, ...]:
-        """See `CorpusOptions.steps`."""
-        length, *others = self.caption_steps()
-        only = functools.partial(records.pairs_only, operation=length.operation)
-        first, *rest = super().steps()
-        return (first, Step(name=length.name, operation=only), *others, *rest)
+    def filters(self) -> tuple[Filter, ...]:
+        """See `CorpusOptions.filters`."""
+        length, *others = self.caption_filters()
+        captioned = functools.partial(records.captioned_only, function=length.function)
+        first, *rest = super().filters()
+        return (first, Filter(name=length.name, function=captioned), *others, *rest)
 
 
-def run_corpus(
-    job: str, options: CorpusOptions, corpus: str, how: Format, *, identity: Identity = "record"
-) -> None:
+def run_corpus(job: str, options: CorpusOptions, corpus: str, fmt: Format) -> None:
     """Run a job over a corpus of a known format.
 
     Args:
         job: the job's name.
         options: as given.
-        corpus: the format's name, with which ids begin.
-        how: the format.
-        identity: what a duplicate is.
+        corpus: the prefix of the sample ids, usually the format's name.
+        fmt: the format.
     """
     run_job(
         Job(
             name=job,
-            source=Records(corpus, options.input, how),
-            before=(*options.steps(), *_by_url(identity)),
-            identity=identity,
+            source=RecordReader(corpus, options.input, fmt),
+            filters=(*options.filters(), *_url_dedup(fmt.identity)),
+            identity=fmt.identity,
             options=options,
-            media=options.plan,
+            media=options.media_options,
         )
     )
 
 
-def _by_url(identity: Identity) -> tuple[Step, ...]:
-    """Where the medium alone makes a record, a second download of it would be in vain."""
+def _url_dedup(identity: Identity) -> tuple[Filter, ...]:
+    """If the medium alone identifies a record, downloading a URL twice would be wasted."""
     if identity == "record":
         return ()
-    return (Step(name="url dedup", operation=FirstSeen("url", "duplicate_url")),)
+    return (Filter(name="url dedup", function=FirstSeen("url", "duplicate_url")),)
 
 
-def choose(
-    options: CorpusOptions, wanted: str, formats: Mapping[str, Format], guess: Callable[[Any], str]
+def select_format(
+    options: CorpusOptions, name: str, formats: Mapping[str, Format], detect: Callable[[Any], str]
 ) -> tuple[str, Format]:
-    """The format that was asked for; if that was `auto`, the one that the input looks like.
+    """The format that `--format` names, or the detected one if that is `auto`.
 
     Args:
-        options: where the input is.
-        wanted: `auto` or a name of `formats`.
-        formats: what there is.
-        guess: the name of a format, or "", from what `glimpse` saw.
+        options: give the input.
+        name: `auto` or a name in `formats`.
+        formats: the job's formats by name.
+        detect: returns the name of a format, or "", for what `peek` returned.
     """
-    if wanted == "auto":
-        suffixes = {suffix for one in formats.values() for suffix in one.suffixes}
+    if name == "auto":
+        suffixes = {suffix for fmt in formats.values() for suffix in fmt.suffixes}
         file = input_files(options.input, *sorted(suffixes))[0]
-        wanted = guess(glimpse(file))
-        if wanted not in formats:
-            raise UserError(f"{file}: of no format that is known; want --format {_list(formats)}")
-    return wanted, formats[wanted]
+        name = detect(peek(file))
+        if name not in formats:
+            raise UserError(f"{file}: unknown format; want --format {' or '.join(formats)}")
+    return name, formats[name]
 
 
-def _list(names: Mapping[str, Format]) -> str:
-    return " or ".join(names)
-
-
-def glimpse(file: Path) -> Any:  # noqa: ANN401 - whatever the file holds
-    """What tells a file's format: a JSON document, a first line of JSON, or a first line."""
+def peek(file: Path) -> Any:  # noqa: ANN401 - whatever the file holds
+    """What identifies a file's format: the JSON document, [the first JSON line], or a text line."""
     if file.suffix == ".jsonl":
         return next(_first(file), None)
     if file.suffix == ".json":
@@ -143,10 +137,3 @@ def _first(file: Path) -> Iterator[Any]:
     for record in json_lines(file):
         yield [record]
         return
-
-
-def fields(seen: Any) -> frozenset[str]:  # noqa: ANN401
-    """The field names of a document's first record, or of the document."""
-    if isinstance(seen, list) and seen:
-        seen = seen[0]
-    return frozenset(seen) if isinstance(seen, dict) else frozenset()

@@ -1,8 +1,8 @@
-"""Ray actors that do a job's ranges, one after the other; whoever dies is replaced.
+"""A pool of Ray actors that runs a function over items and replaces actors that die.
 
-Ray Data would do that, too. It is left out since what it adds (blocks, streaming, shuffles) is not
-used here, where media never travel, and costs a third of what starting a job takes; and since it
-gives what a dead worker was at to no other, so that a job waits for a node that may never return.
+Ray Data would do that, too. It is not used here because its features (blocks, streaming, shuffles)
+are not needed where media never leave the worker, and cost a third of a job's start-up time; and
+because it never reassigns the item of a dead worker, so a job waits for a node that may not return.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ import ray
 from ray.exceptions import RayActorError
 
 MAX_DEATHS = 4
-"""Workers that may die of one item before the job is given up: it may be the item that kills."""
+"""Workers that may die on one item before the job fails: the item itself may be the cause."""
 
-_GARBAGE = 10_000
-"""Objects by which a worker's memory may grow before cycles of them are looked for."""
+_GC_THRESHOLD = 10_000
+"""Allocations between two garbage collections in a worker."""
 
-_PATIENCE = 5.0
-"""Seconds that idle workers are kept while others are at their last items."""
+_IDLE_SECONDS = 5.0
+"""How long idle workers are kept while others process their last items."""
 
 _log = logging.getLogger("etl")
 
@@ -33,46 +33,44 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-class CrewError(RuntimeError):
-    """Workers die again and again of the same item."""
+class ActorPoolError(RuntimeError):
+    """Workers keep dying on the same item."""
 
 
 class _Worker:
-    """Makes a tool when it is first asked to use it, and keeps it."""
+    """A Ray actor that builds each function on its first call and reuses it."""
 
     def __init__(self) -> None:
-        self._tools: dict[str, Any] = {}
+        self._functions: dict[str, Any] = {}
 
-    def use(self, name: str, make: Callable[[], Callable[[T], R]], item: T) -> R:
-        if name not in self._tools:
-            self._tools[name] = make()
-            # Ray and the tool are here to stay: looking through them for garbage again and again
-            # took a twentieth of a download's time.
+    def call(self, name: str, build: Callable[[], Callable[[T], R]], item: T) -> R:
+        if name not in self._functions:
+            self._functions[name] = build()
+            # Ray and the function live as long as the actor: collecting them again and again took
+            # a twentieth of a download's time.
             gc.freeze()
-            gc.set_threshold(_GARBAGE)
-        return self._tools[name](item)
+            gc.set_threshold(_GC_THRESHOLD)
+        return self._functions[name](item)
 
 
-class Crew:
-    """Some like workers, which start when there is something to do and end with the block.
+class ActorPool:
+    """Identical Ray actors that are started on demand and killed when the `with` block ends.
 
     Args:
-        size: the most that work at a time.
-        cpus: what each takes of the cluster's CPUs.
-        gpus: what each takes of its GPUs.
+        size: the maximum number of actors.
+        cpus: CPUs that each actor reserves.
+        gpus: GPUs that each actor reserves.
     """
 
     def __init__(self, size: int, *, cpus: float, gpus: float = 0) -> None:
         self._size = size
-        self._kind = ray.remote(_Worker).options(
+        self._actor_class = ray.remote(_Worker).options(
             num_cpus=cpus, num_gpus=gpus, scheduling_strategy="SPREAD"
         )
         self._idle: list[Any] = []
-        self._running: dict[
-            Any, tuple[Any, Any, int]
-        ] = {}  # by what will be told: who, what, tries
+        self._running: dict[Any, tuple[Any, Any, int]] = {}  # result ref: actor, item, deaths
 
-    def __enter__(self) -> Crew:
+    def __enter__(self) -> ActorPool:
         return self
 
     def __exit__(
@@ -85,46 +83,46 @@ class Crew:
             ray.kill(worker)
         self._idle, self._running = [], {}
 
-    def dismiss(self) -> None:
-        """End the workers that are idle; others start when they are needed."""
+    def stop_idle(self) -> None:
+        """Kill the idle actors; new ones start when they are needed."""
         for worker in self._idle:
             ray.kill(worker)
         self._idle = []
 
-    def each(
-        self, name: str, make: Callable[[], Callable[[T], R]], items: Sequence[T]
+    def map_unordered(
+        self, name: str, build: Callable[[], Callable[[T], R]], items: Sequence[T]
     ) -> Iterator[R]:
-        """What a tool makes of each item, in the order in which they end.
+        """Yield the function's result for each item, in order of completion.
 
         Args:
-            name: of the tool.
-            make: makes the tool, once in each worker.
-            items: what to use it on.
+            name: identifies the function within an actor.
+            build: builds the function, once in each actor.
+            items: its arguments.
 
         Raises:
-            CrewError: an item that no worker survived.
-            Whatever the tool raises.
+            ActorPoolError: an item on which `MAX_DEATHS` workers died.
+            Whatever the function raises.
         """
         todo = collections.deque((item, 0) for item in items)
         while todo or self._running:
             while todo and len(self._running) < self._size:
                 item, deaths = todo.popleft()
-                worker = self._idle.pop() if self._idle else self._kind.remote()
-                self._running[worker.use.remote(name, make, item)] = worker, item, deaths
-            # Where there is no room for all, whoever is idle makes room for those who wait for it.
-            told, _ = ray.wait(list(self._running), timeout=_PATIENCE if self._idle else None)
-            if not told:
-                self.dismiss()
+                worker = self._idle.pop() if self._idle else self._actor_class.remote()
+                self._running[worker.call.remote(name, build, item)] = worker, item, deaths
+            # If the cluster cannot hold all actors, idle ones make room for those still pending.
+            ready, _ = ray.wait(list(self._running), timeout=_IDLE_SECONDS if self._idle else None)
+            if not ready:
+                self.stop_idle()
                 continue
-            worker, item, deaths = self._running.pop(told[0])
+            worker, item, deaths = self._running.pop(ready[0])
             try:
-                result = ray.get(told[0])
+                result = ray.get(ready[0])
             except RayActorError as error:
-                with contextlib.suppress(ValueError):  # it has ended
+                with contextlib.suppress(ValueError):  # it is dead already
                     ray.kill(worker)
-                _log.warning("a worker died (%s); what it was at is done again", _first_line(error))
+                _log.warning("a worker died (%s); its item is retried", _first_line(error))
                 if deaths + 1 == MAX_DEATHS:
-                    raise CrewError(f"{deaths + 1} workers died of the same range") from error
+                    raise ActorPoolError(f"{deaths + 1} workers died on the same item") from error
                 todo.appendleft((item, deaths + 1))
                 continue
             self._idle.append(worker)

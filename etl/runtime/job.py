@@ -1,13 +1,13 @@
-"""Run a job: plan its ranges, download them on Ray, decide duplicates, write the shards.
+"""Runs a job: plans its work units, downloads them on Ray, filters globally, writes the shards.
 
-1. The plan: text steps and URL deduplication run over the list in its order; what is left are the
-   candidates, in ranges of a fixed number of *input* rows.
-2. Ray actors do a range each at a time, and leave samples and a receipt.
-3. Steps that look at the whole job decide on its keys, in input order: duplicates and the like.
-4. They write the final shards, one per range; then comes the manifest.
+1. Plan: the filters before the download run over the list in its order; the remaining rows are the
+   candidates, in work units of a fixed number of *input* rows.
+2. Download: Ray actors process one unit at a time and leave its samples and result on disk.
+3. Global filters see all keys of the job in input order: duplicates and the like.
+4. The actors write the final shards, one per unit; the manifest is written last.
 
-Every stage asks the ledger what is already done, so a job that is killed anywhere goes on there. No
-stage depends on the order in which workers end, so the shards are the same bytes in every run.
+Every stage first asks the job state what is done, so a job that was killed anywhere resumes there.
+No stage depends on the order in which workers finish, so every run writes the same bytes.
 """
 
 from __future__ import annotations
@@ -26,22 +26,27 @@ import pyarrow.parquet as pq
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from etl.cli import UserError
-from etl.filters.base import Outcome, Step, StepYield, add_yields, run_steps
-from etl.media.gather import MediaPlan
+from etl.filters.base import Filter, FilteredBatch, StepYield, add_yields, run_filters
+from etl.media.gather import MediaOptions
 from etl.report.report import DROPS_FILE, TIMINGS_FILE, print_summary, write_report
 from etl.report.statistics import download_yield, statistics
-from etl.runtime import global_filters as after
 from etl.runtime import retry
-from etl.runtime.clip_filter import judge
-from etl.runtime.executor import Crew
-from etl.runtime.global_filters import Late
-from etl.runtime.job_state import Ledger, Plan, make_plan, read_table, write_table
+from etl.runtime.clip_filter import score_units
+from etl.runtime.executor import ActorPool
+from etl.runtime.global_filters import (
+    GlobalResult,
+    global_filters,
+    previous_rows,
+    run_global_filters,
+    save_keys,
+)
+from etl.runtime.job_state import JobState, Plan, make_plan, read_table, write_table
 from etl.runtime.options import JobOptions
 from etl.runtime.ray_cluster import ray_cluster
-from etl.runtime.worker import Identity, RangeWorker, WorkerSpec, WriteFinal
+from etl.runtime.worker import DownloadWorker, FinalShardWriter, Identity, WorkerSpec
 from etl.sources.base import Source
 from etl.storage.atomic import atomic_file, write_json
-from etl.storage.shards import Manifest, Shard, read_manifest, write_manifest
+from etl.storage.manifest import Manifest, Shard, read_manifest, write_manifest
 
 _log = logging.getLogger("etl")
 _WORKER_CPUS = 0.5  # downloads wait more than they compute
@@ -49,85 +54,89 @@ _WORKER_CPUS = 0.5  # downloads wait more than they compute
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One corpus' way to shards.
+    """A job over one corpus.
 
-    `before` are the steps before the download, in order; `identity` says what a duplicate is.
-    `after` are the steps over the whole job after the download, in order; the columns that they
-    judge are those of `etl.runtime.worker.KEPT` and scores that were computed. None are those that
-    the options ask for (`etl.runtime.global_filters.steps_after`).
+    `filters` run before the download, in order; `identity` defines what a duplicate is.
+    `global_filters` run over the whole job after the download, in order; their columns are those of
+    `etl.runtime.worker.STAGED_SCHEMA` and the computed scores. If it is None, the options select
+    them (`etl.runtime.global_filters.global_filters`).
     """
 
     name: str
     source: Source
-    before: Sequence[Step]
+    filters: Sequence[Filter]
     identity: Identity
     options: JobOptions
-    media: MediaPlan = field(default_factory=MediaPlan)
-    after: Sequence[Step] | None = None
+    media: MediaOptions = field(default_factory=MediaOptions)
+    global_filters: Sequence[Filter] | None = None
 
 
 def run_job(job: Job) -> None:
-    """Run a job to its end, or from where an earlier run of the same plan was killed.
+    """Run a job to its end; resumes an earlier run of the same plan that was killed.
 
     Raises:
-        UserError: the output folder holds another job's work, or the input is damaged.
+        UserError: the output folder belongs to another job, or the input is damaged.
     """
     plan = make_plan(job.name, job.source.files, job.options.config)
-    ledger = Ledger(job.options.output)
-    if ledger.complete(plan) and not (job.options.retry_failed or ledger.work.exists()):
-        ledger.sweep()
-        _log.info("%s: already complete, nothing to do", ledger.output)
+    state = JobState(job.options.output)
+    if state.is_complete(plan) and not (job.options.retry_failed or state.work.exists()):
+        state.remove_leftovers()
+        _log.info("%s: already complete, nothing to do", state.output)
     else:
-        with ledger.lock():
-            ledger.clear()
-            _go_on(job, plan, ledger)
-    print_summary(ledger.output, read_manifest(ledger.output), as_json=job.options.json)
+        with state.lock():
+            state.remove_partial_work()
+            _resume(job, plan, state)
+    print_summary(state.output, read_manifest(state.output), as_json=job.options.json)
 
 
-def _go_on(job: Job, plan: Plan, ledger: Ledger) -> None:
-    """Do what is left to do, while nobody else is at it."""
-    if not ledger.complete(plan):  # a run that ended since may have completed it
-        _work(job, plan, ledger)
+def _resume(job: Job, plan: Plan, state: JobState) -> None:
+    """Do the remaining work, with the folder locked."""
+    if not state.is_complete(plan):  # another run may have completed it meanwhile
+        _run(job, plan, state)
     if job.options.retry_failed:
-        _retry(job, ledger)
-    if retry.unfinished(ledger):
-        _log.warning("%s: --retry-failed was cut off; give it again to go on", ledger.output)
+        _retry(job, state)
+    if retry.is_unfinished(state):
+        _log.warning("%s: --retry-failed was interrupted; repeat it to resume", state.output)
     else:
-        ledger.discard()
+        state.discard()
 
 
-def _work(job: Job, plan: Plan, ledger: Ledger) -> None:
+def _run(job: Job, plan: Plan, state: JobState) -> None:
+    filters = _global_filters(job)
     with _progress() as progress:
-        ranges = _plan_ranges(job, plan, ledger, progress)
-        with ray_cluster() as cpus, _crew(job, cpus) as crew:
-            _download(job, ledger, ranges, crew, progress)
-            _judge(job, ledger, ranges, cpus, crew, progress)
-            begun = time.monotonic()
-            late = after.settle(ledger, ranges, _steps_after(job))
-            ledger.add_time("steps after", begun, sum(ranges))
-            shards = _write_shards(ledger, late, crew, progress)
-    _finish(job, plan, ledger, late, shards)
+        unit_rows = _plan_units(job, plan, state, progress)
+        if any(unit_rows):
+            with ray_cluster() as cpus, _actor_pool(job, cpus) as pool:
+                _download(job, state, unit_rows, pool, progress)
+                _score(job, state, unit_rows, cpus, pool, progress)
+                started = time.monotonic()
+                result = run_global_filters(state, unit_rows, filters)
+                state.add_time("global filters", started, sum(unit_rows))
+                shards = _write_shards(state, result, pool, progress)
+        else:  # every row was dropped: no need for Ray
+            result, shards = run_global_filters(state, unit_rows, filters), ()
+    _finish(job, plan, state, result, shards)
 
 
-def _retry(job: Job, ledger: Ledger) -> None:
-    """Ask again for what failed and might not now; see `etl.runtime.retry`."""
+def _retry(job: Job, state: JobState) -> None:
+    """Download rows again that failed for a transient reason; see `etl.runtime.retry`."""
     with _progress() as progress:
         tables = job.source.read(job.options.rows_per_shard)
-        outcomes = (run_steps(table, job.before) for table in tables)
-        ranges = retry.plan_ranges(ledger, outcomes, job.options.rows_per_shard)
-        if any(ranges):
-            with ray_cluster() as cpus, _crew(job, cpus) as crew:
-                _download(job, ledger, ranges, crew, progress)
-                _judge(job, ledger, ranges, cpus, crew, progress)
-                steps = _steps_after(job)
-                before = after.kept_before(ledger.output, read_manifest(ledger.output), steps)
-                late = after.settle(ledger, ranges, steps, before=before)
-                shards = _write_shards(ledger, late, crew, progress)
-            retry.finish(ledger, late, shards)
+        batches = (run_filters(table, job.filters) for table in tables)
+        unit_rows = retry.plan_units(state, batches, job.options.rows_per_shard)
+        if any(unit_rows):
+            with ray_cluster() as cpus, _actor_pool(job, cpus) as pool:
+                _download(job, state, unit_rows, pool, progress)
+                _score(job, state, unit_rows, cpus, pool, progress)
+                filters = _global_filters(job)
+                previous = previous_rows(state.output, read_manifest(state.output), filters)
+                result = run_global_filters(state, unit_rows, filters, previous=previous)
+                shards = _write_shards(state, result, pool, progress)
+            retry.finish(state, result, shards)
 
 
-def _crew(job: Job, cpus: int) -> Crew:
-    return Crew(job.options.workers or cpus, cpus=_WORKER_CPUS)
+def _actor_pool(job: Job, cpus: int) -> ActorPool:
+    return ActorPool(job.options.workers or cpus, cpus=_WORKER_CPUS)
 
 
 def _progress() -> Progress:
@@ -135,40 +144,40 @@ def _progress() -> Progress:
     return Progress(*columns, TimeRemainingColumn())
 
 
-def _plan_ranges(job: Job, plan: Plan, ledger: Ledger, progress: Progress) -> list[int]:
-    """Write the candidates of every range, unless that is done; the number of them in each."""
-    planned = ledger.planned()
-    if planned:
-        return planned["rows"]
+def _plan_units(job: Job, plan: Plan, state: JobState, progress: Progress) -> list[int]:
+    """Write the candidates of every unit unless an earlier run did; returns their row counts."""
+    saved = state.saved_plan()
+    if saved:
+        return saved["unit_rows"]
     task = progress.add_task("plan", total=None)
-    begun = time.monotonic()
-    parts: list[tuple[int, Outcome]] = []
+    started = time.monotonic()
+    units: list[tuple[int, FilteredBatch]] = []
     try:
-        with atomic_file(ledger.candidates) as stream, contextlib.ExitStack() as stack:
+        with atomic_file(state.candidates_path) as stream, contextlib.ExitStack() as stack:
             writer = None
             for table in job.source.read(job.options.rows_per_shard):
-                outcome = run_steps(table, job.before)
-                schema = outcome.kept.schema
+                batch = run_filters(table, job.filters)
+                schema = batch.kept.schema
                 writer = writer or stack.enter_context(pa.ipc.new_file(stream, schema))
-                writer.write_batch(_one_batch(outcome.kept))
-                parts.append((table.num_rows, outcome))
+                writer.write_batch(_one_batch(batch.kept))
+                units.append((table.num_rows, batch))
                 progress.update(task, advance=table.num_rows)
     except BaseException:
-        ledger.discard()  # nothing half-written is left of a list that cannot be read
+        state.discard()  # an unreadable list leaves nothing behind
         raise
-    input_rows = sum(count for count, _ in parts)
+    input_rows = sum(count for count, _ in units)
     progress.update(task, total=input_rows)
-    outcomes = [outcome for _, outcome in parts]
-    write_table(ledger.plan_drops, pa.concat_tables(outcome.drops for outcome in outcomes))
-    rows = [outcome.kept.num_rows for outcome in outcomes]
-    ledger.save_plan(
+    batches = [batch for _, batch in units]
+    write_table(state.plan_drops_path, pa.concat_tables(batch.drops for batch in batches))
+    unit_rows = [batch.kept.num_rows for batch in batches]
+    state.save_plan(
         plan,
-        rows=rows,
+        unit_rows=unit_rows,
         input_rows=input_rows,
-        yields=add_yields([outcome.yields for outcome in outcomes]),
+        yields=add_yields([batch.yields for batch in batches]),
     )
-    ledger.add_time("plan", begun, input_rows)
-    return rows
+    state.add_time("plan", started, input_rows)
+    return unit_rows
 
 
 def _one_batch(table: pa.Table) -> pa.RecordBatch:
@@ -177,110 +186,124 @@ def _one_batch(table: pa.Table) -> pa.RecordBatch:
 
 
 def _download(
-    job: Job, ledger: Ledger, ranges: Sequence[int], crew: Crew, progress: Progress
+    job: Job, state: JobState, unit_rows: Sequence[int], pool: ActorPool, progress: Progress
 ) -> None:
-    """Have workers do every range that has no receipt yet."""
-    todo = [number for number, rows in enumerate(ranges) if rows and not ledger.receipt(number)]
-    task = progress.add_task("download", total=sum(ranges))
-    progress.update(task, completed=sum(ranges) - sum(ranges[number] for number in todo))
+    """Download every unit that has no result yet."""
+    todo = [
+        number for number, rows in enumerate(unit_rows) if rows and not state.unit_result(number)
+    ]
+    task = progress.add_task("download", total=sum(unit_rows))
+    progress.update(task, completed=sum(unit_rows) - sum(unit_rows[number] for number in todo))
     if not todo:
         return
-    begun = time.monotonic()
+    started = time.monotonic()
     options = job.options
     spec = WorkerSpec(
-        output=ledger.output.resolve(),
+        output=state.output.resolve(),
         source=job.name,
         identity=job.identity,
         backend=options.backend,
         fetch=options.fetch,
         image=options.image,
-        media=dataclasses.replace(job.media, size=options.image_size),
-        stop_on_dns=not options.retry_failed,  # what failed before may well fail again
+        media=dataclasses.replace(job.media, image_size=options.image_size),
+        stop_on_dns_outage=not options.retry_failed,  # rows that failed before may well fail again
     )
-    items = [pa.table({"range": [number]}) for number in todo]
-    for told in crew.each("download", functools.partial(RangeWorker, spec), items):
-        (row,) = told.to_pylist()
-        if row["trouble"]:
-            raise UserError(f"{row['trouble']}; the same command goes on from here")
+    items = [pa.table({"unit": [number]}) for number in todo]
+    for table in pool.map_unordered("download", functools.partial(DownloadWorker, spec), items):
+        (row,) = table.to_pylist()
+        if row["error"]:
+            raise UserError(f"{row['error']}; repeat the command to resume")
         progress.update(task, advance=row["rows"])
-    ledger.add_time("download", begun, sum(ranges[number] for number in todo))
+    state.add_time("download", started, sum(unit_rows[number] for number in todo))
 
 
-def _judge(
-    job: Job, ledger: Ledger, ranges: Sequence[int], cpus: int, crew: Crew, progress: Progress
+def _score(
+    job: Job,
+    state: JobState,
+    unit_rows: Sequence[int],
+    cpus: int,
+    pool: ActorPool,
+    progress: Progress,
 ) -> None:
-    """Have a model judge what was downloaded, if the job has one."""
+    """Score the downloaded pairs with CLIP, if the job has a model."""
     if job.options.clip:
-        crew.dismiss()  # the model needs its CPUs
-        judge(ledger, ranges, job.options.clip, cpus=cpus, progress=progress)
+        pool.stop_idle()  # the model needs their CPUs
+        score_units(state, unit_rows, job.options.clip, cpus=cpus, progress=progress)
 
 
-def _steps_after(job: Job) -> Sequence[Step]:
-    return after.steps_after(job.options, job.identity) if job.after is None else job.after
+def _global_filters(job: Job) -> Sequence[Filter]:
+    if job.global_filters is None:
+        return global_filters(job.options, job.identity)
+    return job.global_filters
 
 
-def _write_shards(ledger: Ledger, late: Late, crew: Crew, progress: Progress) -> tuple[Shard, ...]:
-    """Have workers write the final shard of every range that keeps rows; in the ranges' order."""
-    kept = {number: len(rows) for number, rows in late.rows.items()}
-    wanted = [number for number, rows in kept.items() if rows]
-    todo = [number for number in wanted if not ledger.written(number)]
+def _write_shards(
+    state: JobState, result: GlobalResult, pool: ActorPool, progress: Progress
+) -> tuple[Shard, ...]:
+    """Write the final shard of every unit that keeps rows; returns them in the units' order."""
+    kept = {number: len(rows) for number, rows in result.rows.items()}
+    nonempty = [number for number, rows in kept.items() if rows]
+    todo = [number for number in nonempty if not state.final_shard(number)]
     task = progress.add_task("write", total=sum(kept.values()))
     progress.update(task, completed=sum(kept.values()) - sum(kept[number] for number in todo))
     if todo:
-        begun = time.monotonic()
-        items = [pa.table({"range": [number], "keep": [late.rows[number]]}) for number in todo]
-        make = functools.partial(WriteFinal, ledger.output.resolve())
-        for told in crew.each("write", make, items):
-            (row,) = told.to_pylist()
+        started = time.monotonic()
+        items = [pa.table({"unit": [number], "keep": [result.rows[number]]}) for number in todo]
+        build = functools.partial(FinalShardWriter, state.output.resolve())
+        for table in pool.map_unordered("write", build, items):
+            (row,) = table.to_pylist()
             progress.update(task, advance=row["rows"])
-        ledger.add_time("write", begun, sum(kept[number] for number in todo))
-    shards = [ledger.written(number) for number in wanted]
+        state.add_time("write", started, sum(kept[number] for number in todo))
+    shards = [state.final_shard(number) for number in nonempty]
     return tuple(shard for shard in shards if shard)
 
 
-def _finish(job: Job, plan: Plan, ledger: Ledger, late: Late, shards: tuple[Shard, ...]) -> None:
+def _finish(
+    job: Job, plan: Plan, state: JobState, result: GlobalResult, shards: tuple[Shard, ...]
+) -> None:
     """Write the keys, the drops, the report and, last, the manifest."""
-    planned = ledger.planned() or {}
-    after.save_keys(ledger.output, [late.keys])
-    receipts = [receipt for number in late.rows if (receipt := ledger.receipt(number))]
+    saved = state.saved_plan() or {}
+    save_keys(state.output, [result.keys])
+    unit_results = [found for number in result.rows if (found := state.unit_result(number))]
     yields = [
-        [StepYield(**found) for found in planned["yields"]],
-        *(receipt.yields for receipt in receipts),
-        late.yields,
+        [StepYield(**entry) for entry in saved["yields"]],
+        *(found.yields for found in unit_results),
+        result.yields,
     ]
     drops = pa.concat_tables(
         [
-            read_table(ledger.plan_drops),
-            *(read_table(ledger.drops_path(number)) for number in late.rows),
-            late.drops,
+            read_table(state.plan_drops_path),
+            *(read_table(state.drops_path(number)) for number in result.rows),
+            result.drops,
         ]
     ).sort_by("row")
-    with atomic_file(ledger.output / DROPS_FILE) as stream:
+    with atomic_file(state.output / DROPS_FILE) as stream:
         pq.write_table(drops, stream)
     manifest = Manifest(
         job=job.name,
         plan=asdict(plan),
-        input_rows=planned["input_rows"],
+        input_rows=saved["input_rows"],
         rows=sum(shard.rows for shard in shards),
         drops=dict(collections.Counter(drops["reason"].to_pylist()).most_common()),
         shards=shards,
         details={
-            "yields": [asdict(found) for found in add_yields(yields)],
-            "statistics": statistics(ledger.output, shards, drops),
+            "yields": [asdict(entry) for entry in add_yields(yields)],
+            "statistics": statistics(state.output, shards, drops),
         },
     )
-    write_json(ledger.output / TIMINGS_FILE, ledger.timings())
-    write_report(ledger.output, manifest)
+    write_json(state.output / TIMINGS_FILE, state.timings())
+    write_report(state.output, manifest)
     _require_yield(job.options, manifest)
-    write_manifest(ledger.output, manifest)
+    write_manifest(state.output, manifest)
 
 
 def _require_yield(options: JobOptions, manifest: Manifest) -> None:
-    """Fail if too few downloads succeeded: all is written down, but not declared complete."""
-    found = download_yield(manifest)
-    if found is not None and found < options.min_yield:
-        worst = max(manifest.drops, key=lambda reason: manifest.drops[reason])
+    """Fail if too few downloads succeeded: the files are written, but no manifest declares them."""
+    success = download_yield(manifest)
+    if success is not None and success < options.min_yield:
+        reason = max(manifest.drops, key=lambda one: manifest.drops[one])
         raise UserError(
-            f"--min-yield {options.min_yield}: {found:.1%} of downloads succeeded, mostly for"
-            f" {worst}; see {options.output / 'report.html'}, or end it with a lower floor"
+            f"--min-yield {options.min_yield}: only {success:.1%} of downloads succeeded; most"
+            f" frequent reason: {reason}; see {options.output / 'report.html'}, or repeat the"
+            " command with a lower --min-yield"
         )

@@ -1,9 +1,9 @@
-"""The ledger of a job: its plan, and which of its planned ranges are done.
+"""The on-disk state of a running job: its plan, and which of its work units are done.
 
-It lies in `OUTPUT/.work/` while the job runs. A range is a fixed span of input rows. What a range
-became lies in a folder of its own, which appears whole or not at all, and never changes: a range
-without one was not done, and a second worker that does it again, or one that outlived its killed
-job, comes too late.
+It lives in `OUTPUT/.work/` until the job is complete. A work unit is a fixed span of input rows.
+The files of a unit that is done are in a folder of their own, which appears atomically and never
+changes: a unit without a folder is not done, and a second worker that repeats it, or one that
+outlived its killed job, is ignored.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ import pyarrow as pa
 from etl.cli import UserError
 from etl.filters.base import StepYield
 from etl.storage.atomic import atomic_file, file_sha256, remove_partials, write_json
-from etl.storage.shards import MANIFEST, Shard, read_manifest
+from etl.storage.manifest import MANIFEST, Shard, read_manifest
 
-STAGED, KEYS, DROPPED, RECEIPT = "rows.arrow", "keys.arrow", "drops.arrow", "receipt.json"
-"""What lies in the folder of a range that was done."""
+STAGED, KEYS, DROPPED, RESULT = "rows.arrow", "keys.arrow", "drops.arrow", "result.json"
+"""The files in the folder of a unit that is done."""
 
-CODE_VERSION = 3
-"""Raise it when the same input and options give other rows, so that runs are not mixed."""
+CODE_VERSION = 4
+"""Raise it when the same input and options give other rows, or when files in `.work` change."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What decides a job's output, byte for byte."""
+    """Everything that determines a job's output, byte for byte."""
 
     job: str
     inputs: tuple[Mapping[str, str], ...]
@@ -45,8 +45,8 @@ class Plan:
     code_version: int = CODE_VERSION
 
     def differences(self, other: Mapping[str, Any]) -> list[str]:
-        """Where another plan differs; where the input lies does not matter, its bytes do."""
-        # As JSON gives it back, in which tuples are lists.
+        """How a saved plan differs from this one; paths of inputs do not count, their bytes do."""
+        # Compared as JSON gives it back, where tuples are lists.
         mine, theirs = _flat(json.loads(json.dumps(dataclasses.asdict(self)))), _flat(other)
         return [
             f"{name} {theirs.get(name)!r} there, {mine.get(name)!r} here"
@@ -68,16 +68,16 @@ def make_plan(job: str, files: Sequence[Path], config: Mapping[str, Any]) -> Pla
 
 
 @dataclass(frozen=True, kw_only=True)
-class Receipt:
-    """What became of one range's candidates."""
+class UnitResult:
+    """What became of one unit's candidates; `shard` is None if no row is left."""
 
     number: int
     yields: tuple[StepYield, ...]
     shard: Shard | None
 
 
-class Ledger:
-    """The files of a job in its output folder; all state is on disk.
+class JobState:
+    """The state of a job in its output folder; nothing is held in memory.
 
     Args:
         output: the job's output folder.
@@ -87,11 +87,11 @@ class Ledger:
         self.output = output
         self.work = output / ".work"
 
-    def complete(self, plan: Plan) -> bool:
-        """Whether the output holds this very plan's result.
+    def is_complete(self, plan: Plan) -> bool:
+        """Whether the output folder holds the complete result of exactly this plan.
 
         Raises:
-            UserError: it holds, or is about to hold, another job's.
+            UserError: the folder belongs to another job, or to an older version.
         """
         if (self.output / MANIFEST).exists():
             self._refuse_other(plan, read_manifest(self.output).plan)
@@ -99,96 +99,103 @@ class Ledger:
         if (self.work / "plan.json").exists():
             self._refuse_other(plan, json.loads((self.work / "plan.json").read_bytes())["plan"])
         elif any(self.output.glob("*.arrow")):
-            raise UserError(f"--output {self.output}: holds Arrow files of another origin")
+            raise UserError(f"--output {self.output}: holds Arrow files that no ETL job wrote")
         return False
 
     def _refuse_other(self, plan: Plan, other: Mapping[str, Any]) -> None:
+        version = other.get("code_version") if isinstance(other, Mapping) else None
+        if isinstance(version, int) and version != plan.code_version:
+            age = "an older" if version < plan.code_version else "a newer"
+            raise UserError(
+                f"--output {self.output}: made by {age} version of mmloom; start a new --output"
+            )
         try:
             found = plan.differences(other)
         except (KeyError, TypeError, AttributeError):
             found = ["it was not written by an ETL job"]
         if found:
             raise UserError(
-                f"--output {self.output}: holds another job's work ({'; '.join(found[:3])});"
+                f"--output {self.output}: belongs to another job ({'; '.join(found[:3])});"
                 " want an empty folder or the same input and options"
             )
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Keep a second run out; a killed process' lock is gone with it.
+        """Keep other runs out of the folder; the lock of a killed process is released.
 
         Raises:
-            UserError: another run is at work.
+            UserError: another run holds it.
         """
         self.work.mkdir(parents=True, exist_ok=True)
         with (self.work / "lock").open("wb") as handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise UserError(f"--output {self.output}: another run is at work there") from None
+                raise UserError(f"--output {self.output}: another run is using it") from None
             yield
 
     # Planning.
 
     @property
-    def candidates(self) -> Path:
-        """The rows to be downloaded; record batch k holds those of range k."""
+    def candidates_path(self) -> Path:
+        """Arrow file of the rows to download; record batch k holds those of unit k."""
         return self.work / "candidates.arrow"
 
-    def range_candidates(self, number: int) -> pa.Table:
-        """The rows of a range that are to be downloaded."""
-        with pa.memory_map(str(self.candidates)) as source, pa.ipc.open_file(source) as reader:
+    def unit_candidates(self, number: int) -> pa.Table:
+        """The rows of a unit that are to be downloaded."""
+        path = str(self.candidates_path)
+        with pa.memory_map(path) as source, pa.ipc.open_file(source) as reader:
             return pa.table(reader.get_batch(number))
 
     @property
-    def plan_drops(self) -> Path:
+    def plan_drops_path(self) -> Path:
         """Table of the rows dropped before the download."""
         return self.work / "plan.drops.arrow"
 
-    def planned(self) -> dict[str, Any] | None:
-        """What `save_plan` saved, or None if planning did not come to its end."""
+    def saved_plan(self) -> dict[str, Any] | None:
+        """What `save_plan` saved, or None if planning was not finished."""
         path = self.work / "plan.json"
         return json.loads(path.read_bytes()) if path.exists() else None
 
     def save_plan(
-        self, plan: Plan, *, rows: Sequence[int], input_rows: int, yields: Sequence[StepYield]
+        self, plan: Plan, *, unit_rows: Sequence[int], input_rows: int, yields: Sequence[StepYield]
     ) -> None:
-        """Declare the planning complete; `rows` are the candidates of each range."""
+        """Declare the planning finished; `unit_rows` is the number of candidates in each unit."""
         write_json(
             self.work / "plan.json",
             {
                 "plan": dataclasses.asdict(plan),
-                "rows": list(rows),
+                "unit_rows": list(unit_rows),
                 "input_rows": input_rows,
-                "yields": [dataclasses.asdict(found) for found in yields],
+                "yields": [dataclasses.asdict(entry) for entry in yields],
             },
         )
 
-    def add_time(self, stage: str, begun: float, rows: int) -> None:
-        """Note what a stage took since a moment (`time.monotonic`), beside earlier runs of it."""
-        told = self.timings()
-        before = told.get(stage, {"seconds": 0.0, "rows": 0})
-        seconds = round(before["seconds"] + time.monotonic() - begun, 3)
-        told[stage] = {"seconds": seconds, "rows": before["rows"] + rows}
-        write_json(self.work / "timings.json", told)
+    def add_time(self, stage: str, started: float, rows: int) -> None:
+        """Add the time since `started` (`time.monotonic`) to a stage's total over all runs."""
+        timings = self.timings()
+        before = timings.get(stage, {"seconds": 0.0, "rows": 0})
+        seconds = round(before["seconds"] + time.monotonic() - started, 3)
+        timings[stage] = {"seconds": seconds, "rows": before["rows"] + rows}
+        write_json(self.work / "timings.json", timings)
 
     def timings(self) -> dict[str, Any]:
-        """Stage → its `seconds` and `rows`; what was cut off is not in it."""
+        """Stage → its `seconds` and `rows`; interrupted stages are not included."""
         path = self.work / "timings.json"
         return json.loads(path.read_bytes()) if path.exists() else {}
 
-    def clear(self) -> None:
-        """Remove what a killed run left half-written, and ranges whose shard was damaged since."""
+    def remove_partial_work(self) -> None:
+        """Remove what a killed run left half-written, and units whose shard was damaged since."""
         for folder in (self.output, self.work):
             remove_partials(folder)
-        for folder in self.work.glob("range-*"):
-            receipt = self.receipt(int(folder.name.rpartition("-")[2]))
-            shard = receipt and receipt.shard
-            if not receipt or (shard and not _has_size(folder / shard.path, shard.bytes)):
+        for folder in self.work.glob("unit-*"):
+            result = self.unit_result(int(folder.name.rpartition("-")[2]))
+            shard = result and result.shard
+            if not result or (shard and not _has_size(folder / shard.path, shard.bytes)):
                 shutil.rmtree(folder)
 
-    def empty(self) -> None:
-        """Remove all but the lock."""
+    def reset(self) -> None:
+        """Remove everything but the lock."""
         for path in self.work.iterdir():
             if path.is_dir():
                 shutil.rmtree(path)
@@ -196,9 +203,9 @@ class Ledger:
                 path.unlink()
 
     def discard(self) -> None:
-        """Remove the ledger, once its job is complete or has come to nothing.
+        """Remove the state of a job that is complete or has failed.
 
-        It goes as a whole: of a half-removed one a later run might take parts for its own.
+        It is renamed first: a later run might mistake half of it for its own.
         """
         with contextlib.suppress(FileNotFoundError):
             self.work.rename(self.output / f"{self.work.name}.{uuid.uuid4().hex}.partial")
@@ -206,65 +213,65 @@ class Ledger:
         with contextlib.suppress(OSError):
             self.output.rmdir()  # only if empty
 
-    def sweep(self) -> None:
-        """Remove what is left where a job was killed while it discarded its ledger."""
+    def remove_leftovers(self) -> None:
+        """Remove what a job left that was killed in `discard`."""
         for folder in self.output.glob(f"{self.work.name}.*.partial"):
             shutil.rmtree(folder, ignore_errors=True)
 
-    # Ranges.
+    # Work units.
 
-    def range_path(self, number: int) -> Path:
-        """Folder of a range that was done."""
-        return self.work / f"range-{number:05d}"
+    def unit_folder(self, number: int) -> Path:
+        """Folder of a unit that is done."""
+        return self.work / f"unit-{number:05d}"
 
     def keys_path(self, number: int) -> Path:
-        """Table of a range's staged rows, in order: row, id, url and the key of their identity."""
-        return self.range_path(number) / KEYS
+        """Table of a unit's staged rows, in order (`etl.runtime.worker.STAGED_SCHEMA`)."""
+        return self.unit_folder(number) / KEYS
 
     def drops_path(self, number: int) -> Path:
-        """Table of a range's dropped candidates."""
-        return self.range_path(number) / DROPPED
+        """Table of a unit's dropped candidates."""
+        return self.unit_folder(number) / DROPPED
 
     def staged_path(self, number: int) -> Path:
-        """Shard of a range's sound samples, before deduplication over the job."""
-        return self.range_path(number) / STAGED
+        """Shard of a unit's valid samples, before the global filters."""
+        return self.unit_folder(number) / STAGED
 
     @contextlib.contextmanager
-    def draft(self, number: int) -> Iterator[Path]:
-        """A folder in which to put what a range becomes; it goes unless `save_receipt` takes it."""
-        folder = self.work / f".range-{number:05d}.{uuid.uuid4().hex}.partial"
-        folder.mkdir()  # without parents: whoever outlives the job shall not bring its ledger back
+    def open_unit(self, number: int) -> Iterator[Path]:
+        """A temporary folder for a unit's files; it is removed unless `commit_unit` takes it."""
+        folder = self.work / f".unit-{number:05d}.{uuid.uuid4().hex}.partial"
+        folder.mkdir()  # without parents: a worker that outlives its job must not recreate `.work`
         try:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def save_receipt(self, draft: Path, receipt: Receipt) -> None:
-        """Declare a range done by what lies in its draft, unless another worker was first."""
-        write_json(draft / RECEIPT, dataclasses.asdict(receipt))
+    def commit_unit(self, folder: Path, result: UnitResult) -> None:
+        """Declare a unit done, with the files in `folder`, unless another worker was first."""
+        write_json(folder / RESULT, dataclasses.asdict(result))
         try:
-            draft.rename(self.range_path(receipt.number))
+            folder.rename(self.unit_folder(result.number))
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
 
-    def receipt(self, number: int) -> Receipt | None:
-        """A range's receipt, if it was done."""
-        path = self.range_path(number) / RECEIPT
+    def unit_result(self, number: int) -> UnitResult | None:
+        """A unit's result, or None if it is not done."""
+        path = self.unit_folder(number) / RESULT
         if not path.exists():
             return None
         value = json.loads(path.read_bytes())
         shard = Shard(**value["shard"]) if value["shard"] else None
-        yields = tuple(StepYield(**found) for found in value["yields"])
-        return Receipt(number=number, yields=yields, shard=shard)
+        yields = tuple(StepYield(**entry) for entry in value["yields"])
+        return UnitResult(number=number, yields=yields, shard=shard)
 
-    def save_written(self, number: int, shard: Shard) -> None:
-        """Declare a final shard written."""
-        write_json(self.work / f"written-{number:05d}.json", dataclasses.asdict(shard))
+    def save_final_shard(self, number: int, shard: Shard) -> None:
+        """Declare the final shard of a unit written."""
+        write_json(self.work / f"final-{number:05d}.json", dataclasses.asdict(shard))
 
-    def written(self, number: int) -> Shard | None:
-        """The final shard of a range, if it was written and is still whole."""
-        path = self.work / f"written-{number:05d}.json"
+    def final_shard(self, number: int) -> Shard | None:
+        """The final shard of a unit, or None if it is not written or no longer whole."""
+        path = self.work / f"final-{number:05d}.json"
         if not path.exists():
             return None
         shard = Shard(**json.loads(path.read_bytes()))

@@ -1,4 +1,4 @@
-"""Ray, quietly: an existing cluster where there is one, or else a local one."""
+"""Connects to Ray with little output: to an existing cluster, or else to a new local one."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import ray
 from ray._private import node, services, utils
 from ray._private.state import GlobalState
 
-_PATIENCE = 30.0
-"""Seconds that a node may take to start; Ray's own."""
-_GLANCE = 0.02
-"""Seconds between two looks whether it has."""
+_START_TIMEOUT = 30.0
+"""Seconds that a node may take to start; Ray's own limit."""
+_POLL_INTERVAL = 0.02
+"""Seconds between two checks whether it has started."""
 _LEVELS = {
-    "ray.data": logging.WARNING,  # tells of every execution's begin and end
+    "ray.data": logging.WARNING,  # logs the start and end of every execution
     "ray.data._internal.progress": logging.ERROR,  # warns that its progress bars are off
 }
 
@@ -27,8 +27,8 @@ _LEVELS = {
 def ray_cluster() -> Iterator[int]:
     """Connect to Ray and yield the cluster's number of CPUs.
 
-    Uses a connection that is already there, or the cluster that RAY_ADDRESS names (`ray job submit`
-    sets it), or starts a local one for as long as the block lasts.
+    Uses an open connection, or the cluster that RAY_ADDRESS names (`ray job submit` sets it), or
+    starts a local one for the duration of the block.
     """
     ours = not ray.is_initialized()
     if ours:
@@ -41,7 +41,7 @@ def ray_cluster() -> Iterator[int]:
 
 
 def quiet_ray_data() -> None:
-    """Have Ray Data leave the console to the jobs. Importing it takes a second, so few do."""
+    """Stop Ray Data from printing. Importing it takes a second, so call this only if it is used."""
     ray.data.DataContext.get_current().enable_progress_bars = False
     for name, level in _LEVELS.items():  # after Ray has set its own
         logging.getLogger(name).setLevel(level)
@@ -49,12 +49,12 @@ def quiet_ray_data() -> None:
 
 @contextlib.contextmanager
 def _lean() -> Iterator[None]:
-    """Have Ray start without the servers that a job by itself never asks, and without naps.
+    """Have Ray start without the servers that a single local job never uses, and without sleeps.
 
-    These are the autoscaler, what forwards logs (which we do not want), and the API's and the
-    metrics' server, which `include_dashboard=False` leaves running. They took a third of the CPU
-    time of a job's start, and Ray waits for them; it has no public switch for any (docs/etl.md).
-    In a Ray that is built otherwise, names that are not there are left alone: it starts as ever.
+    These are the autoscaler, the log monitor, and the API and metrics servers, which
+    `include_dashboard=False` leaves running. They took a third of the CPU time of a job's start,
+    and Ray waits for them; it has no public switch for any (docs/etl.md). Private names that
+    another version of Ray lacks are skipped: it then starts as usual.
     """
     absent = ImportError("the metrics' server is left out")
     changes: list[tuple[Any, str, Any]] = [
@@ -76,14 +76,14 @@ def _lean() -> Iterator[None]:
 
 
 def _started(address: str, node_id: str) -> dict[str, Any]:
-    """What is known of a node once it has started; Ray's own look is once a second."""
+    """A node's information once it has started; Ray itself checks once a second."""
     state = GlobalState()
     state._initialize_global_state(services._get_gcs_client_options(address))
-    until = time.monotonic() + _PATIENCE
+    until = time.monotonic() + _START_TIMEOUT
     while all(found["NodeID"] != node_id for found in state.node_table()):
         if time.monotonic() > until:
             break
-        time.sleep(_GLANCE)
+        time.sleep(_POLL_INTERVAL)
     return state.get_node(node_id)
 
 
@@ -94,7 +94,7 @@ def _connect() -> None:
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address == "local":
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a local job calls nobody
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a local job reports to nobody
         with _lean():
             ray.init(address=address, num_cpus=os.cpu_count(), include_dashboard=False, **quiet)
     else:

@@ -1,8 +1,8 @@
-"""`--retry-failed`: asks again for what failed to download and might not now, into added shards.
+"""`--retry-failed`: downloads rows again that failed for a transient reason, into added shards.
 
-The job's shards stay as they are. The rows whose reason is transient are planned anew, as ranges
-after the last one, and go the same way; then the drops and the manifest are written again. Nothing
-before the manifest counts, so a retry that is killed goes on when it is given again.
+The existing shards stay as they are. The rows with a transient drop reason are planned as further
+work units after the last one, and processed like any other; then the drops and the manifest are
+written again. Nothing counts before the manifest, so a killed retry resumes when it is repeated.
 """
 
 from __future__ import annotations
@@ -19,71 +19,71 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from etl.download.errors import TRANSIENT
-from etl.filters.base import Outcome, StepYield
+from etl.filters.base import FilteredBatch, StepYield
 from etl.report.report import DROPS_FILE, write_report
 from etl.report.statistics import statistics
-from etl.runtime.global_filters import Late, read_keys, save_keys
-from etl.runtime.job_state import Ledger, Plan, read_table
+from etl.runtime.global_filters import GlobalResult, read_keys, save_keys
+from etl.runtime.job_state import JobState, Plan, read_table
 from etl.storage.atomic import atomic_file
-from etl.storage.shards import Shard, read_manifest, write_manifest
+from etl.storage.manifest import Shard, read_manifest, write_manifest
 
 _log = logging.getLogger("etl")
 
 
-def unfinished(ledger: Ledger) -> bool:
-    """Whether a retry was begun whose result is not in the manifest."""
-    planned = ledger.planned()
-    if not planned:
+def is_unfinished(state: JobState) -> bool:
+    """Whether a retry was started whose result is not in the manifest."""
+    saved = state.saved_plan()
+    if not saved:
         return False
-    done = len(read_manifest(ledger.output).details.get("retries", ()))
-    return planned["plan"]["config"].get("retry", 0) > done
+    finished = len(read_manifest(state.output).details.get("retries", ()))
+    return saved["plan"]["config"].get("retry", 0) > finished
 
 
-def plan_ranges(ledger: Ledger, outcomes: Iterable[Outcome], rows_per_shard: int) -> list[int]:
-    """Write the candidates that are to be asked for again, unless that is done.
+def plan_units(state: JobState, batches: Iterable[FilteredBatch], rows_per_shard: int) -> list[int]:
+    """Write the candidates of the retry unless an earlier run did.
 
     Args:
-        ledger: of a complete job.
-        outcomes: of the job's whole list, as its first plan made them.
-        rows_per_shard: rows of one range.
+        state: of a complete job.
+        batches: the job's whole list, filtered as in the first run.
+        rows_per_shard: rows of one unit.
 
     Returns:
-        How many rows each range has; those that the job had before have none now.
+        The number of rows in each unit; 0 for the units of earlier runs.
     """
-    planned = ledger.planned()
-    if planned and "retry" in planned["plan"]["config"]:
-        return planned["rows"] if unfinished(ledger) else []
-    ledger.empty()  # of a job that was killed between its manifest and its end
-    wanted = _transient(pq.read_table(ledger.output / DROPS_FILE))
-    if not wanted.num_rows:
-        _log.info("%s: nothing failed that might not now", ledger.output)
+    saved = state.saved_plan()
+    if saved and "retry" in saved["plan"]["config"]:
+        return saved["unit_rows"] if is_unfinished(state) else []
+    state.reset()  # of a job that was killed between its manifest and its end
+    drops = _transient(pq.read_table(state.output / DROPS_FILE))
+    if not drops.num_rows:
+        _log.info("%s: no row failed for a transient reason; nothing to retry", state.output)
         return []
-    manifest = read_manifest(ledger.output)
-    done = 1 + max((_number(shard) for shard in manifest.shards), default=-1)
-    rows = [0] * done
-    with atomic_file(ledger.candidates) as stream:
+    manifest = read_manifest(state.output)
+    existing = 1 + max((_number(shard) for shard in manifest.shards), default=-1)
+    unit_rows = [0] * existing
+    with atomic_file(state.candidates_path) as stream:
         writer = None
-        for batch in _batches(outcomes, wanted["row"], rows_per_shard):
+        for batch in _batches(batches, drops["row"], rows_per_shard):
             if writer is None:
                 writer = pa.ipc.new_file(stream, batch.schema)
-                for _ in range(done):
+                for _ in range(existing):
                     writer.write_batch(batch.slice(0, 0))
             writer.write_batch(batch)
-            rows.append(batch.num_rows)
+            unit_rows.append(batch.num_rows)
         if writer:
             writer.close()
     config = {"retry": len(manifest.details.get("retries", ())) + 1}
     plan = Plan(job=manifest.job, inputs=(), config=config)
-    ledger.save_plan(plan, rows=rows, input_rows=wanted.num_rows, yields=[])
-    return rows
+    state.save_plan(plan, unit_rows=unit_rows, input_rows=drops.num_rows, yields=[])
+    return unit_rows
 
 
 def _transient(drops: pa.Table) -> pa.Table:
-    again = pc.and_(
+    transient = pc.and_(
         pc.equal(drops["step"], "download"),
         pc.is_in(drops["reason"], pa.array(sorted(TRANSIENT))),
     )
-    return drops.filter(again)
+    return drops.filter(transient)
 
 
 def _number(shard: Shard) -> int:
@@ -91,46 +91,49 @@ def _number(shard: Shard) -> int:
 
 
 def _batches(
-    outcomes: Iterable[Outcome], wanted: pa.ChunkedArray, rows: int
+    filtered: Iterable[FilteredBatch], selected: pa.ChunkedArray, rows: int
 ) -> Iterator[pa.RecordBatch]:
     pending: list[pa.Table] = []
-    wanted = wanted.combine_chunks()
-    for outcome in outcomes:
-        pending.append(outcome.kept.filter(pc.is_in(outcome.kept["row"], wanted)))
-        while sum(part.num_rows for part in pending) >= rows:
+    selected = selected.combine_chunks()
+    for batch in filtered:
+        pending.append(batch.kept.filter(pc.is_in(batch.kept["row"], selected)))
+        while sum(table.num_rows for table in pending) >= rows:
             joined = pa.concat_tables(pending)
             yield joined.slice(0, rows).combine_chunks().to_batches()[0]
             pending = [joined.slice(rows)]
-    left = pa.concat_tables(pending)
-    if left.num_rows:
-        yield left.combine_chunks().to_batches()[0]
+    rest = pa.concat_tables(pending)
+    if rest.num_rows:
+        yield rest.combine_chunks().to_batches()[0]
 
 
-def finish(ledger: Ledger, late: Late, shards: Sequence[Shard]) -> None:
-    """Add what was recovered to the job's output: keys, drops, report and, last, the manifest."""
-    planned: dict[str, Any] = ledger.planned() or {}
-    before = read_manifest(ledger.output)
-    batches = [ledger.range_candidates(number) for number in late.rows]
-    asked = pa.concat_arrays([batch["row"].combine_chunks() for batch in batches])
-    save_keys(ledger.output, [read_keys(ledger.output, before), late.keys])
-    old = pq.read_table(ledger.output / DROPS_FILE)
+def finish(state: JobState, result: GlobalResult, shards: Sequence[Shard]) -> None:
+    """Add the recovered rows to the job's output: keys, drops, report and, last, the manifest."""
+    saved: dict[str, Any] = state.saved_plan() or {}
+    before = read_manifest(state.output)
+    candidates = [state.unit_candidates(number) for number in result.rows]
+    retried = pa.concat_arrays([table["row"].combine_chunks() for table in candidates])
+    save_keys(state.output, [read_keys(state.output, before), result.keys])
+    old = pq.read_table(state.output / DROPS_FILE)
     drops = pa.concat_tables(
         [
-            old.filter(pc.invert(pc.is_in(old["row"], asked))),
-            *(read_table(ledger.drops_path(number)) for number in late.rows),
-            late.drops,
+            old.filter(pc.invert(pc.is_in(old["row"], retried))),
+            *(read_table(state.drops_path(number)) for number in result.rows),
+            result.drops,
         ]
     ).sort_by("row")
-    with atomic_file(ledger.output / DROPS_FILE) as stream:
+    with atomic_file(state.output / DROPS_FILE) as stream:
         pq.write_table(drops, stream)
     recovered = sum(shard.rows for shard in shards)
-    number = planned["plan"]["config"]["retry"]
-    told = StepYield(step=f"retry {number}", rows_in=len(asked), rows_out=recovered)
+    number = saved["plan"]["config"]["retry"]
+    counts = StepYield(step=f"retry {number}", rows_in=len(retried), rows_out=recovered)
     details = dict(before.details)
-    details["yields"] = [*details.get("yields", ()), dataclasses.asdict(told)]
-    details["retries"] = [*details.get("retries", ()), {"asked": len(asked), "kept": recovered}]
+    details["yields"] = [*details.get("yields", ()), dataclasses.asdict(counts)]
+    details["retries"] = [
+        *details.get("retries", ()),
+        {"retried": len(retried), "recovered": recovered},
+    ]
     shards = (*before.shards, *shards)
-    details["statistics"] = statistics(ledger.output, shards, drops)
+    details["statistics"] = statistics(state.output, shards, drops)
     manifest = dataclasses.replace(
         before,
         rows=before.rows + recovered,
@@ -138,5 +141,5 @@ def finish(ledger: Ledger, late: Late, shards: Sequence[Shard]) -> None:
         shards=shards,
         details=details,
     )
-    write_report(ledger.output, manifest)
-    write_manifest(ledger.output, manifest)
+    write_report(state.output, manifest)
+    write_manifest(state.output, manifest)

@@ -1,7 +1,7 @@
-"""Scores that are computed after the download: a table beside each range's staged rows.
+"""Scores that are computed after the download: a table next to each unit's staged rows.
 
-It lies in the range's folder, appears whole, and has a row for each staged row, in their order. So
-a range whose folder goes has to be judged again, and no other.
+It is in the unit's folder, is written atomically, and has a row for each staged row, in order. So a
+unit whose folder is removed is scored again, and no other.
 """
 
 from __future__ import annotations
@@ -10,21 +10,21 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from etl.runtime.job_state import Ledger, read_table
+from etl.runtime.job_state import JobState, read_table
 from etl.storage.schema import SCHEMA
 
-COMPUTED = "scores.arrow"
+SCORES = "scores.arrow"
 
 
-def computed_path(ledger: Ledger, number: int) -> Path:
-    """Table of a range's computed scores: columns `score.NAME` (float32)."""
-    return ledger.range_path(number) / COMPUTED
+def scores_path(state: JobState, number: int) -> Path:
+    """Table of a unit's computed scores: columns `score.NAME` (float32)."""
+    return state.unit_folder(number) / SCORES
 
 
-def keys_and_scores(ledger: Ledger, number: int) -> pa.Table:
-    """A range's staged rows (see `Ledger.keys_path`), and the scores computed of them, if any."""
-    keys = read_table(ledger.keys_path(number))
-    path = computed_path(ledger, number)
+def keys_and_scores(state: JobState, number: int) -> pa.Table:
+    """A unit's staged rows (see `JobState.keys_path`) with their computed scores, if any."""
+    keys = read_table(state.keys_path(number))
+    path = scores_path(state, number)
     if path.exists():
         scores = read_table(path)
         for name in scores.column_names:
@@ -33,12 +33,12 @@ def keys_and_scores(ledger: Ledger, number: int) -> pa.Table:
 
 
 def with_scores(samples: pa.Table, scores: pa.Table) -> pa.Table:
-    """Samples (`SCHEMA`) with further scores, where those are not null."""
-    kinds = SCHEMA.field("scores")
+    """Samples (`SCHEMA`) with further scores added, except nulls."""
+    field = SCHEMA.field("scores")
     rows = zip(samples["scores"].to_pylist(), scores.to_pylist(), strict=True)
     merged = []
-    for before, row in rows:
-        told = {k.removeprefix("score."): v for k, v in row.items() if v is not None}
-        merged.append([*{**dict(before or ()), **told}.items()])
-    place = samples.schema.get_field_index("scores")
-    return samples.set_column(place, kinds, pa.array(merged, kinds.type))
+    for published, row in rows:
+        computed = {k.removeprefix("score."): v for k, v in row.items() if v is not None}
+        merged.append([*{**dict(published or ()), **computed}.items()])
+    index = samples.schema.get_field_index("scores")
+    return samples.set_column(index, field, pa.array(merged, field.type))

@@ -1,4 +1,4 @@
-"""What a Ray worker does with one planned range: download, check, and write it to the ledger."""
+"""What a Ray worker does with one work unit: download, check, and stage its samples on disk."""
 
 from __future__ import annotations
 
@@ -16,37 +16,45 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from etl.download.backends import make_backend
-from etl.download.base import BackendName, Fetched, FetchOptions, dns_trouble
+from etl.download.base import BackendName, Fetched, FetchOptions, dns_outage
 from etl.filters.base import DROPS, StepYield
 from etl.filters.records import is_url
 from etl.media.faces import Box
 from etl.media.gather import (
     STEPS,
-    Anywhere,
-    Found,
-    Gathered,
-    Key,
-    MediaPlan,
+    CheckedMedium,
+    GatheredRecord,
+    MediaFetcher,
+    MediaOptions,
+    MediumKey,
     check_medium,
     gather,
     with_media,
 )
 from etl.media.image import ImageLimits
-from etl.runtime.job_state import DROPPED, KEYS, STAGED, Ledger, Receipt, read_table, write_table
-from etl.runtime.scores import computed_path, with_scores
+from etl.runtime.job_state import (
+    DROPPED,
+    KEYS,
+    STAGED,
+    JobState,
+    UnitResult,
+    read_table,
+    write_table,
+)
+from etl.runtime.scores import scores_path, with_scores
 from etl.storage.atomic import link_file
 from etl.storage.schema import Sample, Turn
 from etl.storage.shards import copy_rows, shard_name, write_shard
 
 Identity = Literal["medium", "record"]
-"""What makes two samples the same: their medium, or their medium and their text."""
+"""When two samples are duplicates: if their media are the same, or their media and their text."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerSpec:
-    """What a worker needs to know; it travels to other processes.
+    """Configuration of a worker; pickled to other processes.
 
-    `stop_on_dns`: a range in which hardly any name could be resolved is trouble for the job.
+    `stop_on_dns_outage`: a unit in which hardly any host name resolves fails the job.
     """
 
     output: Path
@@ -55,22 +63,22 @@ class WorkerSpec:
     backend: BackendName
     fetch: FetchOptions
     image: ImageLimits
-    media: MediaPlan = field(default_factory=MediaPlan)
-    stop_on_dns: bool = True
+    media: MediaOptions = field(default_factory=MediaOptions)
+    stop_on_dns_outage: bool = True
 
 
-KEPT = pa.schema(
+STAGED_SCHEMA = pa.schema(
     [
         *(("row", pa.int64()), ("id", pa.string()), ("url", pa.string()), ("key", pa.string())),
         ("phash", pa.list_(pa.uint64())),
     ]
 )
-"""One staged row: where it stood in the input, what it is, the key of its identity, and its media's
-perceptual hashes (null for what is no image)."""
+"""One staged row: its input row, id and URL, its identity key (`sample_key`), and the perceptual
+hashes of its media (null for media other than images)."""
 
 
-class RangeWorker:
-    """Ray Data's actor: takes one whole range, leaves its samples and receipt in the ledger.
+class DownloadWorker:
+    """Downloads one unit at a time; leaves its samples and its result in the job state.
 
     Media go from the connection straight into the staged shard, never through Ray's object store.
     """
@@ -78,100 +86,103 @@ class RangeWorker:
     def __init__(self, spec: WorkerSpec) -> None:
         web = make_backend(spec.backend, spec.fetch)
         self._spec = spec
-        self._ledger = Ledger(spec.output)
-        self._media = Anywhere(web, spec.media, max_bytes=spec.fetch.bounds.max_bytes)
+        self._state = JobState(spec.output)
+        self._media = MediaFetcher(web, spec.media, max_bytes=spec.fetch.limits.max_bytes)
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """A table of one `range` number → that number, its rows, and `trouble` if there was any.
+        """Process the unit of a one-row table (`unit`); returns `unit`, its `rows`, and `error`.
 
-        Trouble is what the whole job should stop for; then the range does not count as done.
+        An error is a reason to stop the whole job; the unit then does not count as done.
         """
-        (number,) = table["range"].to_pylist()
-        candidates = self._ledger.range_candidates(number)
-        told = pa.array([self.do(number, candidates)], pa.string())
-        return pa.table({"range": [number], "rows": [candidates.num_rows], "trouble": told})
+        (number,) = table["unit"].to_pylist()
+        candidates = self._state.unit_candidates(number)
+        error = pa.array([self.process(number, candidates)], pa.string())
+        return pa.table({"unit": [number], "rows": [candidates.num_rows], "error": error})
 
-    def do(self, number: int, candidates: pa.Table) -> str | None:
-        """Do a range; it counts unless there was trouble, which is told."""
-        books = _Books()
-        samples = self._samples(candidates, books)
-        with self._ledger.draft(number) as draft:
+    def process(self, number: int, candidates: pa.Table) -> str | None:
+        """Process a unit; returns an error message if the whole job should stop."""
+        log = _UnitLog()
+        samples = self._samples(candidates, log)
+        with self._state.open_unit(number) as folder:
             first = next(samples, None)
             shard = None
-            if first:  # without a sound row there is no shard
-                shard = write_shard(draft, STAGED, itertools.chain([first], samples))
-            write_table(draft / KEYS, pa.Table.from_pylist(books.kept, schema=KEPT))
-            write_table(draft / DROPPED, pa.Table.from_pylist(books.drops, schema=DROPS))
-            if self._spec.stop_on_dns:
-                trouble = dns_trouble(candidates["url"].to_pylist(), books.drops)
-                if trouble:
-                    return trouble
-            yields = books.yields(candidates.num_rows)
-            self._ledger.save_receipt(draft, Receipt(number=number, yields=yields, shard=shard))
+            if first:  # a unit without a valid row has no shard
+                shard = write_shard(folder, STAGED, itertools.chain([first], samples))
+            write_table(folder / KEYS, pa.Table.from_pylist(log.staged, schema=STAGED_SCHEMA))
+            write_table(folder / DROPPED, pa.Table.from_pylist(log.drops, schema=DROPS))
+            if self._spec.stop_on_dns_outage:
+                error = dns_outage(candidates["url"].to_pylist(), log.drops)
+                if error:
+                    return error
+            yields = log.yields(candidates.num_rows)
+            self._state.commit_unit(folder, UnitResult(number=number, yields=yields, shard=shard))
         return None
 
-    def _samples(self, candidates: pa.Table, books: _Books) -> Iterator[Sample]:
-        """Samples of the sound records, as their media come; the books tell of all."""
+    def _samples(self, candidates: pa.Table, log: _UnitLog) -> Iterator[Sample]:
+        """The samples of the valid records, as their media arrive; logs every record."""
         rows = with_media(candidates).to_pylist()
         faces = {row["url"]: row["boxes"] for row in rows if row.get("boxes")}
-        found = gather(rows, functools.partial(self._found, faces=faces), self._spec.media.lost)
-        for row, one in zip(rows, found, strict=True):
-            named = {name: row[name] for name in ("row", "id", "url")}
-            if isinstance(one, Found):
-                told = {"step": one.step, "reason": one.reason, "detail": one.detail}
-                books.drops.append({**named, **told})
+        stream = functools.partial(self._stream, faces=faces)
+        gathered = gather(rows, stream, self._spec.media.on_lost)
+        for row, found in zip(rows, gathered, strict=True):
+            columns = {name: row[name] for name in ("row", "id", "url")}
+            if isinstance(found, CheckedMedium):
+                drop = {"step": found.step, "reason": found.reason, "detail": found.detail}
+                log.drops.append({**columns, **drop})
                 continue
-            sample = self._sample(one)
+            sample = self._sample(found)
             digests = [medium.sha256 for medium in sample.media]
             key = sample_key(digests, list(map(vars, sample.turns)), self._spec.identity)
-            hashes = [found.phash for found in one.found]
-            books.kept.append({**named, "key": key, "phash": hashes})
+            hashes = [medium.phash for medium in found.media]
+            log.staged.append({**columns, "key": key, "phash": hashes})
             yield sample
 
-    def _found(self, keys: Sequence[Key], faces: Mapping[str, Sequence[Box]]) -> Iterator[Found]:
-        def finish(place: int, fetched: Fetched) -> Found:
-            key = keys[place]
+    def _stream(
+        self, keys: Sequence[MediumKey], faces: Mapping[str, Sequence[Box]]
+    ) -> Iterator[CheckedMedium]:
+        def finish(index: int, fetched: Fetched) -> CheckedMedium:
+            key = keys[index]
             boxes = faces.get(key[1], ())
             return check_medium(key, fetched, self._spec.media, self._spec.image, boxes)
 
         return self._media.stream([url for _, url, _, _ in keys], finish)
 
-    def _sample(self, gathered: Gathered) -> Sample:
+    def _sample(self, gathered: GatheredRecord) -> Sample:
         row = gathered.row
         scores = {
             name.removeprefix("score."): value
             for name, value in row.items()
             if name.startswith("score.") and value is not None
         }
-        for name, value in (pair for found in gathered.found for pair in found.scores.items()):
-            scores[name] = min(value, scores.get(name, value))  # of several media the least
-        where = {}
+        for name, value in (pair for medium in gathered.media for pair in medium.scores.items()):
+            scores[name] = min(value, scores.get(name, value))  # the lowest of several media
+        lineage = {}
         if row["url"]:
-            where = {"url" if is_url(row["url"]) else "file": row["url"]}
-        if row.get("language"):  # told by a step; what the list says goes before it
-            where["language"] = row["language"]
-        notes = {k: v for found in gathered.found for k, v in found.notes.items()}
+            lineage = {"url" if is_url(row["url"]) else "file": row["url"]}
+        if row.get("language"):  # detected by a filter; a published one takes precedence
+            lineage["language"] = row["language"]
+        notes = {k: v for medium in gathered.media for k, v in medium.notes.items()}
         return Sample(
             id=row["id"],
             source=self._spec.source,
             turns=_turns(row["turns"]),
-            media=tuple(found.medium for found in gathered.found if found.medium),
+            media=tuple(found.medium for found in gathered.media if found.medium),
             rejected=_turns(row.get("rejected")),
             feedback=_turns(row.get("feedback")),
             scores=scores,
-            lineage={**where, "row": str(row["row"]), **json.loads(row["lineage"]), **notes},
+            lineage={**lineage, "row": str(row["row"]), **json.loads(row["lineage"]), **notes},
         )
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Books:
-    """What became of a range's candidates: rows of `KEPT` and of `DROPS`."""
+class _UnitLog:
+    """What became of a unit's candidates: rows of `STAGED_SCHEMA` and of `DROPS`."""
 
-    kept: list[dict[str, Any]] = field(default_factory=list)
+    staged: list[dict[str, Any]] = field(default_factory=list)
     drops: list[dict[str, Any]] = field(default_factory=list)
 
     def yields(self, rows: int) -> tuple[StepYield, ...]:
-        """How many of all rows came through each step; one is lost where its media were."""
+        """How many rows passed each step; a row counts as dropped where its medium failed."""
         found = []
         for step in STEPS:
             left = rows - sum(drop["step"] == step for drop in self.drops)
@@ -187,7 +198,7 @@ def _turns(rows: list[dict[str, str]] | None) -> tuple[Turn, ...]:
 def sample_key(
     digests: Sequence[str], turns: Sequence[Mapping[str, str]], identity: Identity
 ) -> str:
-    """What two samples that are the same have in common: their media, or media and text."""
+    """The key that duplicates share: digests of their media and, for records, of the text."""
     parts = list(digests)
     if identity == "record":
         text = json.dumps([[turn["role"], turn["text"]] for turn in turns])
@@ -195,39 +206,39 @@ def sample_key(
     return " ".join(parts)
 
 
-class WriteFinal:
-    """Writes a range's final shard: its staged samples without the job's duplicates.
+class FinalShardWriter:
+    """Writes the final shard of a unit: its staged samples without those dropped globally.
 
-    Where nothing goes, and nothing is added, the staged shard is the final one.
+    If no row is dropped and no score is added, the staged shard becomes the final one.
 
     Args:
         output: the job's output folder.
     """
 
     def __init__(self, output: Path) -> None:
-        self._ledger = Ledger(output)
+        self._state = JobState(output)
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """A table of one `range` and its rows to `keep` → the range and how many those are."""
+        """Write the shard of one `unit` with the rows to `keep`; returns `unit` and its `rows`."""
         (row,) = table.to_pylist()
-        number = row["range"]
-        rows = read_table(self._ledger.keys_path(number))["row"].combine_chunks()
-        kept = pc.is_in(rows, pa.array(row["keep"], pa.int64()))
-        computed = computed_path(self._ledger, number)
+        number = row["unit"]
+        rows = read_table(self._state.keys_path(number))["row"].combine_chunks()
+        keep = pc.is_in(rows, pa.array(row["keep"], pa.int64()))
+        computed = scores_path(self._state, number)
         change = None
         if computed.exists():
-            scores = read_table(computed).filter(kept)
+            scores = read_table(computed).filter(keep)
 
             def change(samples: pa.Table, first: int) -> pa.Table:
                 return with_scores(samples, scores.slice(first, samples.num_rows))
 
-        staged, target = self._ledger.staged_path(number), self._ledger.output / shard_name(number)
-        receipt = self._ledger.receipt(number)
-        # A copy of all rows as they are would be the same bytes.
-        whole = change is None and pc.all(kept).as_py()
-        if whole and receipt and receipt.shard and link_file(staged, target):
-            shard = dataclasses.replace(receipt.shard, path=target.name)
+        staged, target = self._state.staged_path(number), self._state.output / shard_name(number)
+        result = self._state.unit_result(number)
+        # A copy of all rows would be the same bytes.
+        unchanged = change is None and pc.all(keep).as_py()
+        if unchanged and result and result.shard and link_file(staged, target):
+            shard = dataclasses.replace(result.shard, path=target.name)
         else:
-            shard = copy_rows(staged, target, kept, change)
-        self._ledger.save_written(number, shard)
-        return pa.table({"range": [number], "rows": [shard.rows]})
+            shard = copy_rows(staged, target, keep, change)
+        self._state.save_final_shard(number, shard)
+        return pa.table({"unit": [number], "rows": [shard.rows]})

@@ -1,1 +1,1 @@
-"""Readers of corpora as they are published: each gives candidate tables of one shape."""
+"""Readers of corpora in their published formats; all yield candidate tables of one schema."""

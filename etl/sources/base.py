@@ -1,7 +1,7 @@
-"""What all readers of corpora share: the candidates' shape, and records.
+"""What all readers of corpora share: the candidates' schema, records, and formats.
 
-A candidate table has `CANDIDATES`' columns and whichever of `OPTIONAL` and `score.NAME` (float)
-its corpus publishes. Without a column `media`, a row has one image, at `url`.
+A candidate table has the columns of `CANDIDATES` and any of `OPTIONAL` and `score.NAME` (float)
+that its corpus publishes. Without a column `media`, a row has one image, at `url`.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import pyarrow as pa
 
 from etl.cli import UserError
 from etl.filters.records import MEDIA
-from etl.filters.urls import shown
+from etl.filters.urls import display_url
 from etl.sources.files import input_files
 from etl.storage.schema import PLACEHOLDERS, Turn
 
 TURNS = pa.list_(pa.struct([("role", pa.string()), ("text", pa.string())]))
 CANDIDATES = pa.schema(
     [
-        ("row", pa.int64()),  # the row's number in the input
-        ("id", pa.string()),  # of the row's content, so that it outlives another order of the input
+        ("row", pa.int64()),  # number of the row in the input
+        ("id", pa.string()),  # from the row's content, so reordering the input does not change it
         ("url", pa.string()),  # of its first medium, if it has any
         ("turns", TURNS),
         ("lineage", pa.string()),  # a JSON object of strings
@@ -37,40 +37,43 @@ OPTIONAL = pa.schema(
         ("media", MEDIA),  # one per placeholder, in order
         ("rejected", TURNS),
         ("feedback", TURNS),
-        ("caption", pa.string()),  # what the caption steps judge
-        ("fault", pa.string()),  # why the row cannot be used, if it cannot
+        ("caption", pa.string()),  # what the caption filters check
+        ("parse_error", pa.string()),  # why the record could not be parsed, if so
     ]
 )
 
+Identity = Literal["medium", "record"]
+"""When two samples are duplicates: if their media are the same, or their media and their text."""
+
 
 class Source(Protocol):
-    """A corpus' list of records."""
+    """A corpus as a list of records."""
 
     @property
     def files(self) -> Sequence[Path]:
-        """The files it is read from; their bytes are its identity."""
+        """The input files; their bytes identify the input."""
 
     def read(self, rows: int) -> Iterator[pa.Table]:
-        """Candidate tables of `rows` rows each, in the input's order; the last may be shorter.
+        """Yield candidate tables of `rows` rows each, in input order; the last may be shorter.
 
-        A reader that brings rows together which share a medium gives longer tables, and rows where
-        the first of their medium stood; the same input gives the same tables.
+        A reader that groups rows by medium may yield longer tables, with each group at the position
+        of its first row; the same input gives the same tables.
 
         Raises:
-            UserError: the list is damaged or does not have the corpus' shape.
+            UserError: the list is damaged or not of the corpus' format.
         """
 
 
 class BadRecordError(UserError):
-    """One record is not of its format's shape."""
+    """One record does not match its format."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ref:
-    """Where a medium's bytes are.
+class MediaRef:
+    """The location of a medium's bytes.
 
-    `url` is an http(s) or data URL, or the name of a file among the job's `--media`. `start` and
-    `length` (seconds) name a part of it.
+    `url` is an http(s) or data URL, or the name of a file in the job's `--media`. `start` and
+    `length` (seconds) select a segment of it.
     """
 
     kind: str
@@ -81,13 +84,13 @@ class Ref:
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """One record of a corpus, before its media are there; the fields are those of a `Sample`.
+    """One record of a corpus, before its media are fetched; the fields are those of a `Sample`.
 
-    `caption` is the text of a pair, which the caption steps judge.
+    `caption` is the text of a pair, which the caption filters check.
     """
 
     turns: tuple[Turn, ...]
-    media: tuple[Ref, ...] = ()
+    media: tuple[MediaRef, ...] = ()
     rejected: tuple[Turn, ...] = ()
     feedback: tuple[Turn, ...] = ()
     caption: str | None = None
@@ -96,56 +99,59 @@ class Record:
 
 
 def pair(kind: str, url: str, caption: str, **lineage: str) -> Record:
-    """A medium and its caption: the user shows, the assistant tells."""
+    """A record of a medium (user turn) and its caption (assistant turn)."""
     turns = (Turn(role="user", text=PLACEHOLDERS[kind]), Turn(role="assistant", text=caption))
-    media = (Ref(kind=kind, url=url),)
+    media = (MediaRef(kind=kind, url=url),)
     return Record(turns=turns, media=media, caption=caption, lineage=lineage)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Format:
-    """How a corpus is published.
+    """A published format: how to read a corpus' files.
 
     Args:
         suffixes: of its files' names.
-        rows: from a file to what it holds, one after the other.
-        parse: from one of these to the records in it; BadRecordError if it cannot.
+        rows: yields the rows of a file, in whatever form `parse` takes.
+        parse: yields the records of a row; raises BadRecordError if it cannot be parsed.
         scores: names of the scores that records have.
-        together: bring records that share their first medium together, so that it is fetched
-            once; needs all of them in memory at once.
+        group_by_medium: yield records with the same first medium together, so that it is fetched
+            once; holds all records in memory.
+        identity: what counts as a duplicate.
     """
 
     suffixes: tuple[str, ...]
     rows: Callable[[Path], Iterable[Any]]
     parse: Callable[[Any], Iterable[Record]]
     scores: tuple[str, ...] = ()
-    together: bool = False
+    group_by_medium: bool = False
+    identity: Identity = "record"
 
 
-class Records:
-    """Reads a corpus by its format.
+class RecordReader:
+    """Reads a corpus of a known format.
 
-    A file whose first record is not of the format's shape is the user's mistake; a later one that
-    is not becomes a row that has nothing but a `fault`.
+    If the first record of a file cannot be parsed, the format is wrong: a UserError; a later one
+    becomes a row with nothing but a `parse_error`.
 
     Args:
-        name: of the job; ids begin with it.
+        name: the prefix of the record ids.
         path: a file, or a folder of files.
-        how: the corpus' format.
+        fmt: the corpus' format.
 
     Raises:
-        UserError: nothing is there, or it is empty.
+        UserError: the input is missing or empty.
     """
 
-    def __init__(self, name: str, path: Path, how: Format) -> None:
-        self.files = input_files(path, *how.suffixes)
+    def __init__(self, name: str, path: Path, fmt: Format) -> None:
+        self.files = input_files(path, *fmt.suffixes)
         self._name = name
-        self._format = how
+        self._format = fmt
 
     def read(self, rows: int) -> Iterator[pa.Table]:
         """See `Source.read`."""
         numbered = enumerate(self._records())
-        groups = _by_medium(numbered) if self._format.together else ([one] for one in numbered)
+        by_medium = self._format.group_by_medium
+        groups = _by_medium(numbered) if by_medium else ([one] for one in numbered)
         pending: list[tuple[int, Record | str]] = []
         for group in groups:
             pending += group
@@ -172,14 +178,14 @@ class Records:
         columns: dict[str, Any] = {
             "row": [row for row, _ in numbered],
             "id": [record_id(self._name, record) for record in records],
-            "url": [shown(record.media[0].url) if record.media else None for record in records],
+            "url": [self._url(record) for record in records],
             "turns": [list(map(vars, record.turns)) for record in records],
             "lineage": [json.dumps(dict(record.lineage)) for record in records],
             "media": [list(map(vars, record.media)) for record in records],
             "rejected": [list(map(vars, record.rejected)) for record in records],
             "feedback": [list(map(vars, record.feedback)) for record in records],
             "caption": [record.caption for record in records],
-            "fault": [found if isinstance(found, str) else None for _, found in numbered],
+            "parse_error": [found if isinstance(found, str) else None for _, found in numbered],
         }
         fields = [*CANDIDATES, *OPTIONAL]
         for name in self._format.scores:
@@ -187,11 +193,15 @@ class Records:
             fields.append(pa.field(f"score.{name}", pa.float32()))
         return pa.table(columns, schema=pa.schema(fields))
 
+    @staticmethod
+    def _url(record: Record) -> str | None:
+        return display_url(record.media[0].url) if record.media else None
+
 
 def _by_medium(
     numbered: Iterable[tuple[int, Record | str]],
 ) -> Iterable[list[tuple[int, Record | str]]]:
-    """Group records by their first medium; a group stands where its first record stood."""
+    """Group records by their first medium; a group has the position of its first record."""
     groups: dict[Any, list[tuple[int, Record | str]]] = {}
     for row, record in numbered:
         shared = isinstance(record, Record) and record.media
@@ -200,26 +210,26 @@ def _by_medium(
 
 
 def record_id(source: str, record: Record) -> str:
-    """Id from content: where its media are, and its texts."""
-    where: Any = [list(vars(ref).values()) for ref in record.media]
+    """An id made from the record's content: the locations of its media, and its texts."""
+    media: Any = [list(vars(ref).values()) for ref in record.media]
     if len(record.media) == 1 and record.media[0].start is None:
-        where = record.media[0].url
-    parts = [where or None, json.dumps(list(map(vars, record.turns)))]
+        media = record.media[0].url
+    parts = [media or None, json.dumps(list(map(vars, record.turns)))]
     if record.rejected or record.feedback:
         parts.append([list(map(vars, turns)) for turns in (record.rejected, record.feedback)])
     return content_id(source, parts)
 
 
 def content_id(source: str, parts: Any) -> str:  # noqa: ANN401 - whatever JSON can hold
-    """The source and 20 hex digits over the parts."""
+    """The source and 20 hex digits of a hash of the parts."""
     return f"{source}-{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:20]}"
 
 
-def take(record: Any, key: str, kind: type | tuple[type, ...] = object) -> Any:  # noqa: ANN401
+def require_field(record: Any, key: str, kind: type | tuple[type, ...] = object) -> Any:  # noqa: ANN401
     """A field of a record.
 
     Raises:
-        BadRecordError: it is not there or of another type; with the name that may be meant.
+        BadRecordError: it is missing (with a similar name, if any) or of another type.
     """
     if not isinstance(record, dict):
         raise BadRecordError(f"want an object with {key!r}")
@@ -235,6 +245,6 @@ def take(record: Any, key: str, kind: type | tuple[type, ...] = object) -> Any: 
     return value
 
 
-def texts(record: Mapping[str, Any], *known: str) -> dict[str, str]:
-    """The string fields of a record except the known ones, for its lineage."""
-    return {k: v for k, v in record.items() if k not in known and isinstance(v, str)}
+def string_fields(record: Mapping[str, Any], *excluded: str) -> dict[str, str]:
+    """The string fields of a record except the excluded ones, for its lineage."""
+    return {k: v for k, v in record.items() if k not in excluded and isinstance(v, str)}

@@ -1,12 +1,12 @@
-"""Instruction dialogues of the LLaVA family: `{id, image, conversations: [{from, value}]}`."""
+"""Instruction dialogues in LLaVA's format: `{id, image, conversations: [{from, value}]}`."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from etl.sources.base import BadRecordError, Format, Record, Ref, take, texts
+from etl.sources.base import BadRecordError, Format, MediaRef, Record, require_field, string_fields
 from etl.sources.files import json_rows
 from etl.storage.schema import PLACEHOLDER_PATTERN, PLACEHOLDERS, Turn
 
@@ -14,47 +14,50 @@ ROLES = {
     **{"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"},
     "system": "system",
 }
-"""What the family's files call the speakers."""
+"""Speaker names in these files → role."""
 
 _FIELDS = {
     **{"image": "image", "video": "video", "audio": "audio", "pcl": "points", "point": "points"},
 }
-"""Field that names media → their kind; a string, or a list of strings."""
+"""Field that names media (a string, or a list of strings) → their kind."""
 
 _TOKENS = re.compile(r"<(?:image|video|audio|point|points|pcl|pointcloud|point_cloud)>", re.I)
-"""What the family's files write where a medium belongs."""
+"""The placeholder spellings in these files."""
 
 _KINDS = {"point": "points", "pcl": "points", "pointcloud": "points", "point_cloud": "points"}
 
 
 def llava(record: Any) -> Iterator[Record]:  # noqa: ANN401 - parsed JSON
-    """LLaVA-150K, -mix665K, LLaVAR, StableLLaVA, ShareGPT4V, SoM-LLaVA, LAMM, BuboGPT and kin.
+    """LLaVA-150K, -mix665K, LLaVAR, StableLLaVA, ShareGPT4V, SoM-LLaVA, LAMM, BuboGPT and others.
 
-    Media are named by the fields `image`, `video`, `audio`, `pcl` and `point`; a record without any
-    is a dialogue of text alone. Where no text says where the media belong (LAMM), they come first.
-    Further string fields (such as `kind`) go into lineage.
+    The fields `image`, `video`, `audio`, `pcl` and `point` name media; a record without any is a
+    text-only dialogue. If no text contains a placeholder (LAMM), the media come first. Further
+    string fields (such as `kind`) go into lineage.
     """
-    turns = speech(take(record, "conversations"))
+    turns = parse_conversations(require_field(record, "conversations"))
     media = tuple(
-        Ref(kind=kind, url=url)
+        MediaRef(kind=kind, url=url)
         for name, kind in _FIELDS.items()
-        for url in names_in(record.get(name), name)
+        for url in media_names(record.get(name), name)
     )
-    lineage = texts(record, "id", *_FIELDS)
+    lineage = string_fields(record, "id", *_FIELDS)
     if "id" in record:
         lineage["original_id"] = str(record["id"])
-    yield placed(turns, media, **lineage)
+    yield dialogue(turns, media, **lineage)
 
 
-def placed(turns: Sequence[Turn], media: Sequence[Ref], **lineage: str) -> Record:
-    """A dialogue whose texts say where its media belong, in whatever spelling, or do not."""
-    turns = tuple(Turn(role=turn.role, text=_TOKENS.sub(_ours, turn.text)) for turn in turns)
+def dialogue(turns: Sequence[Turn], media: Sequence[MediaRef], **lineage: str) -> Record:
+    """A record of turns with placeholders in any spelling; without any, the media come first."""
+    turns = tuple(Turn(role=turn.role, text=_TOKENS.sub(_canonical, turn.text)) for turn in turns)
     order = [_kind(token) for turn in turns for token in PLACEHOLDER_PATTERN.findall(turn.text)]
     if not order:
-        return Record(turns=showing(turns, media), media=tuple(media), lineage=lineage)
-    if sorted(order) == sorted(ref.kind for ref in media):  # fields are told by kind, not by place
-        left = {kind: [ref for ref in media if ref.kind == kind] for kind in order}
-        media = [left[kind].pop(0) for kind in order]
+        turns = prepend_placeholders(turns, media)
+        return Record(turns=turns, media=tuple(media), lineage=lineage)
+    if sorted(order) == sorted(
+        ref.kind for ref in media
+    ):  # fields are listed by kind, not in order
+        remaining = {kind: [ref for ref in media if ref.kind == kind] for kind in order}
+        media = [remaining[kind].pop(0) for kind in order]
     return Record(turns=turns, media=tuple(media), lineage=lineage)
 
 
@@ -63,12 +66,12 @@ def _kind(token: str) -> str:
     return _KINDS.get(name, name)
 
 
-def _ours(match: re.Match[str]) -> str:
+def _canonical(match: re.Match[str]) -> str:
     return PLACEHOLDERS[_kind(match[0])]
 
 
-def names_in(value: Any, field: str) -> Sequence[str]:  # noqa: ANN401
-    """One name or several, of a field that may be absent or null."""
+def media_names(value: Any, field: str) -> Sequence[str]:  # noqa: ANN401
+    """The names in a field that may be a string, a list of strings, absent or null."""
     if value is None or value == "":
         return ()
     found = value if isinstance(value, list) else [value]
@@ -77,8 +80,8 @@ def names_in(value: Any, field: str) -> Sequence[str]:  # noqa: ANN401
     return found
 
 
-def speech(conversations: Any) -> tuple[Turn, ...]:  # noqa: ANN401
-    """Turns of a list of {from, value}."""
+def parse_conversations(conversations: Any) -> tuple[Turn, ...]:  # noqa: ANN401
+    """The turns of a list of {from, value}."""
     try:
         turns = [(ROLES[turn["from"].lower()], turn["value"]) for turn in conversations]
     except (KeyError, TypeError, AttributeError):
@@ -88,19 +91,20 @@ def speech(conversations: Any) -> tuple[Turn, ...]:  # noqa: ANN401
     return tuple(Turn(role=role, text=text) for role, text in turns)
 
 
-def asked(question: str, answer: str) -> tuple[Turn, Turn]:
-    """One question and its answer."""
+def question_answer(question: str, answer: str) -> tuple[Turn, Turn]:
+    """The two turns of a question and its answer."""
     return Turn(role="user", text=question), Turn(role="assistant", text=answer)
 
 
-def showing(turns: Sequence[Turn], media: Sequence[Ref]) -> tuple[Turn, ...]:
-    """Turns with the media's placeholders before the first thing that the user says."""
+def prepend_placeholders(turns: Sequence[Turn], media: Sequence[MediaRef]) -> tuple[Turn, ...]:
+    """Turns with the media's placeholders at the start of the first user turn."""
     head = "".join(f"{PLACEHOLDERS[ref.kind]}\n" for ref in media)
-    spoken = next((n for n, turn in enumerate(turns) if turn.role == "user"), None)
-    if spoken is None or not head:
+    index = next((n for n, turn in enumerate(turns) if turn.role == "user"), None)
+    if index is None or not head:
         return tuple(turns)
-    first = Turn(role="user", text=head + turns[spoken].text)
-    return (*turns[:spoken], first, *turns[spoken + 1 :])
+    first = Turn(role="user", text=head + turns[index].text)
+    return (*turns[:index], first, *turns[index + 1 :])
 
 
-LLAVA = Format(suffixes=(".json", ".jsonl"), rows=json_rows, parse=llava, together=True)
+LLAVA = Format(suffixes=(".json", ".jsonl"), rows=json_rows, parse=llava, group_by_medium=True)
+FORMATS: Mapping[str, Format] = {"llava": LLAVA}

@@ -1,43 +1,46 @@
-"""Documents of text and images interleaved: MMC4, OBELICS.
+"""Interleaved documents of text and images: MMC4, OBELICS.
 
-A document becomes one turn of the assistant's, with a placeholder where each image stands, since
-every token of it is to be learnt (survey, §3.1).
+A document becomes one assistant turn with a placeholder at the position of each image, since all of
+its tokens are targets (survey, §3.1).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from etl.sources.base import BadRecordError, Format, Record, Ref, take
+from etl.sources.base import BadRecordError, Format, MediaRef, Record, require_field
 from etl.sources.files import json_lines, parquet_or_json_rows
 from etl.storage.schema import Turn
+
+MIN_SIMILARITY = 0.24
+"""OpenFlamingo's minimum `matched_sim` (arXiv:2308.01390, §3.2)."""
 
 
 def mmc4(min_similarity: float) -> Format:
     """MMC4: `{url, text_list, image_info: [{raw_url, matched_text_index, matched_sim}]}`.
 
-    An image stands before the sentence that it is matched to.
+    An image is placed before the sentence that it is matched to.
 
     Args:
-        min_similarity: images matched less closely are left out; lineage says how many.
+        min_similarity: less similar images are left out; lineage counts them.
     """
 
     def parse(record: Any) -> Iterator[Record]:  # noqa: ANN401 - parsed JSON
-        sentences = take(record, "text_list", list)
-        before: dict[int, list[Ref]] = {}
+        sentences = require_field(record, "text_list", list)
+        before: dict[int, list[MediaRef]] = {}
         below = 0
-        for info in take(record, "image_info", list):
-            index = take(info, "matched_text_index", int)
+        for info in require_field(record, "image_info", list):
+            index = require_field(info, "matched_text_index", int)
             if not 0 <= index < len(sentences):
                 raise BadRecordError(f"an image is matched to sentence {index} of {len(sentences)}")
-            if take(info, "matched_sim", (int, float)) < min_similarity:
+            if require_field(info, "matched_sim", (int, float)) < min_similarity:
                 below += 1
                 continue
-            ref = Ref(kind="image", url=take(info, "raw_url", str))
+            ref = MediaRef(kind="image", url=require_field(info, "raw_url", str))
             before.setdefault(index, []).append(ref)
-        parts: list[str | Ref] = []
+        parts: list[str | MediaRef] = []
         for index, sentence in enumerate(sentences):
             parts += [*before.get(index, ()), str(sentence)]
         lineage = {"page": str(record.get("url") or "")}
@@ -47,48 +50,52 @@ def mmc4(min_similarity: float) -> Format:
 
 
 def obelics(record: Any) -> Iterator[Record]:  # noqa: ANN401
-    """OBELICS: `{images: [URL or null], texts: [text or null]}`, one of both at each place."""
-    images, said = take(record, "images", list), take(record, "texts", list)
-    if len(images) != len(said):
-        raise BadRecordError(f"{len(images)} images, but {len(said)} texts")
-    parts: list[str | Ref] = []
-    for image, text in zip(images, said, strict=True):
+    """OBELICS: `{images: [URL or null], texts: [text or null]}`, exactly one at each index."""
+    images, sentences = require_field(record, "images", list), require_field(record, "texts", list)
+    if len(images) != len(sentences):
+        raise BadRecordError(f"{len(images)} images, but {len(sentences)} texts")
+    parts: list[str | MediaRef] = []
+    for image, text in zip(images, sentences, strict=True):
         if bool(image) == bool(text):
-            raise BadRecordError("want an image or a text at each place, and not both")
-        parts.append(Ref(kind="image", url=image) if image else str(text))
-    general = record.get("general_metadata")
+            raise BadRecordError("want either an image or a text at each index")
+        parts.append(MediaRef(kind="image", url=image) if image else str(text))
+    metadata = record.get("general_metadata")
     try:
-        page = json.loads(general).get("url", "") if isinstance(general, str) else ""
+        page = json.loads(metadata).get("url", "") if isinstance(metadata, str) else ""
     except (ValueError, AttributeError):
         page = ""
     yield _document(parts, page=str(page))
 
 
-def _document(parts: list[str | Ref], **lineage: str) -> Record:
-    """Texts and images in order; a blank between sentences, a line's end about an image."""
+def _document(parts: list[str | MediaRef], **lineage: str) -> Record:
+    """Texts and images in order: sentences joined by blanks, images on lines of their own."""
     text = ""
     for part in parts:
         piece = part.strip() if isinstance(part, str) else "<image>\n"
-        joint = " " if text and not text[-1].isspace() and isinstance(part, str) else ""
+        separator = " " if text and not text[-1].isspace() and isinstance(part, str) else ""
         if not isinstance(part, str) and text and not text.endswith("\n"):
-            joint = "\n"
-        text += joint + piece
-    media = tuple(part for part in parts if isinstance(part, Ref))
+            separator = "\n"
+        text += separator + piece
+    media = tuple(part for part in parts if isinstance(part, MediaRef))
     turns = (Turn(role="assistant", text=text.strip()),)
-    kept = {name: value for name, value in lineage.items() if value}
-    return Record(turns=turns, media=media, lineage=kept)
+    nonempty = {name: value for name, value in lineage.items() if value}
+    return Record(turns=turns, media=media, lineage=nonempty)
 
 
 OBELICS = Format(suffixes=(".parquet", ".jsonl"), rows=parquet_or_json_rows, parse=obelics)
 
 
-def formats(min_similarity: float) -> dict[str, Format]:
-    """All of them by name; see `mmc4` for the argument."""
+def formats(min_similarity: float = MIN_SIMILARITY) -> dict[str, Format]:
+    """All formats by name; see `mmc4` for the argument."""
     return {"mmc4": mmc4(min_similarity), "obelics": OBELICS}
 
 
-def guess(seen: Any) -> str:  # noqa: ANN401
-    """The format of which a file is that begins so; one that is no text is parquet."""
-    if isinstance(seen, str):
+FORMATS: Mapping[str, Format] = formats()
+
+
+def detect_format(content: Any) -> str:  # noqa: ANN401
+    """The name of the format of a file with this first content; one that is not text is parquet."""
+    if isinstance(content, str):
         return "obelics"
-    return "mmc4" if isinstance(seen, list) and "text_list" in (seen[0] or ()) else "obelics"
+    is_mmc4 = isinstance(content, list) and "text_list" in (content[0] or ())
+    return "mmc4" if is_mmc4 else "obelics"

@@ -1,4 +1,4 @@
-"""Evaluation sets, for clearing corpora of them: shards, lists of texts, folders of images."""
+"""Evaluation sets for decontamination: folders of shards, lists of texts, folders of images."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from pathlib import Path
 from typing import Any
 
 from etl.cli import UserError
-from etl.dedup.decontaminate import Item
-from etl.media.decode import finish_picture
+from etl.dedup.decontaminate import EvalItem
+from etl.media.decode import normalize_image
 from etl.media.image import ImageLimits
 from etl.sources.files import parquet_or_json_rows
 from etl.storage.atomic import file_sha256
+from etl.storage.manifest import MANIFEST
 from etl.storage.schema import Sample
-from etl.storage.shards import MANIFEST, ShardSet
+from etl.storage.shards import ShardSet
 
 _LISTS = (".json", ".jsonl", ".parquet", ".txt")
 _IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-_ANY = ImageLimits(min_side=1, max_aspect=float("inf"), max_pixels=500_000_000)
+_NO_LIMITS = ImageLimits(min_side=1, max_aspect=float("inf"), max_pixels=500_000_000)
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """The items of evaluation sets; they are read anew each time that one iterates.
+class EvaluationSets:
+    """The items of evaluation sets; read again on each iteration.
 
     Args:
-        paths: complete folders of our shards, folders of images (searched to their depth), and
-            files of texts: JSON, lines of JSON and parquet, of which all strings count, and .txt,
-            of which each line does.
+        paths: complete folders of shards, folders of images (searched recursively), and files of
+            texts: all strings of JSON, lines of JSON or parquet, and all lines of a .txt file.
 
     Raises:
         UserError: a path is none of these.
@@ -44,22 +44,25 @@ class Evaluation:
             if path.is_file() and path.suffix not in _LISTS:
                 raise UserError(f"--decontaminate {path}: want one of {', '.join(_LISTS)}")
             if path.is_dir() and not (path / MANIFEST).exists() and not _images(path):
-                raise UserError(f"--decontaminate {path}: neither our shards nor images in there")
+                raise UserError(
+                    f"--decontaminate {path}: the folder holds neither shards nor images"
+                )
 
-    def __iter__(self) -> Iterator[Item]:
+    def __iter__(self) -> Iterator[EvalItem]:
         for path in self.paths:
             if path.is_file():
                 yield from _texts(path)
             elif (path / MANIFEST).exists():
                 shards = ShardSet([path], verify=False)
                 for index in range(len(shards)):
-                    yield _of_sample(path, shards[index])
+                    yield _from_sample(path, shards[index])
             else:
                 for file in _images(path):
-                    yield _of_images(str(file.relative_to(path.parent)), [file.read_bytes()], [])
+                    name = str(file.relative_to(path.parent))
+                    yield _item(name, [file.read_bytes()], [])
 
     def fingerprint(self) -> list[str]:
-        """What the sets are, whatever their paths."""
+        """Digests of the sets' content, independent of their paths."""
         return [_fingerprint(path) for path in self.paths]
 
 
@@ -76,13 +79,13 @@ def _fingerprint(path: Path) -> str:
     return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
-def _texts(path: Path) -> Iterator[Item]:
+def _texts(path: Path) -> Iterator[EvalItem]:
     if path.suffix == ".txt":
         rows: Any = path.read_text(encoding="utf-8", errors="replace").splitlines()
     else:
         rows = parquet_or_json_rows(path)
     for number, row in enumerate(rows):
-        yield Item(name=f"{path.name}:{number}", texts=list(_strings(row)))
+        yield EvalItem(name=f"{path.name}:{number}", texts=list(_strings(row)))
 
 
 def _strings(value: Any) -> Iterator[str]:  # noqa: ANN401 - whatever a list of texts holds
@@ -93,18 +96,18 @@ def _strings(value: Any) -> Iterator[str]:  # noqa: ANN401 - whatever a list of 
             yield from _strings(one)
 
 
-def _of_sample(path: Path, sample: Sample) -> Item:
+def _from_sample(path: Path, sample: Sample) -> EvalItem:
     images = [medium.data for medium in sample.media if medium.kind == "image"]
     texts = [turn.text for turn in sample.turns]
-    return _of_images(f"{path.name}:{sample.id}", images, texts)
+    return _item(f"{path.name}:{sample.id}", images, texts)
 
 
-def _of_images(name: str, images: Sequence[bytes], texts: Sequence[str]) -> Item:
+def _item(name: str, images: Sequence[bytes], texts: Sequence[str]) -> EvalItem:
     digests, hashes = [], []
     for data in images:
         digests.append(hashlib.sha256(data).hexdigest())
-        picture = finish_picture(data, _ANY, None)
-        if not isinstance(picture, str):
-            digests.append(picture.medium.sha256)
-            hashes.append(picture.phash)
-    return Item(name=name, texts=texts, digests=digests, hashes=hashes)
+        image = normalize_image(data, _NO_LIMITS, None)
+        if not isinstance(image, str):
+            digests.append(image.medium.sha256)
+            hashes.append(image.phash)
+    return EvalItem(name=name, texts=texts, digests=digests, hashes=hashes)

@@ -1,4 +1,4 @@
-"""Files of rows: JSON, lines of JSON, parquet."""
+"""Input files and their rows: JSON, lines of JSON, parquet."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from etl.cli import UserError
 
 
 def input_files(path: Path, *suffixes: str) -> list[Path]:
-    """A list's files: itself, or a folder's files with one of the suffixes, by name.
+    """The input's files: the file itself, or a folder's files with one of the suffixes, sorted.
 
     Raises:
-        UserError: nothing is there, or it is empty.
+        UserError: there are none, or one is empty.
     """
     if not path.exists():
         raise UserError(f"--input {path}: no such file or folder")
@@ -36,7 +36,7 @@ def read_json(file: Path) -> Any:  # noqa: ANN401 - parsed JSON
     """A JSON document.
 
     Raises:
-        UserError: it is none.
+        UserError: it is not JSON.
     """
     try:
         return json.loads(file.read_bytes())
@@ -48,7 +48,7 @@ def json_rows(file: Path) -> list[Any]:
     """The entries of a JSON list, or of lines of JSON in a `.jsonl` file.
 
     Raises:
-        UserError: it is no such file, or has none.
+        UserError: it is not such a file, or has no entries.
     """
     if file.suffix == ".jsonl":
         records: Any = list(json_lines(file))
@@ -60,7 +60,7 @@ def json_rows(file: Path) -> list[Any]:
 
 
 def json_lines(file: Path) -> Iterator[Any]:
-    """What each line of a file holds; empty lines hold nothing.
+    """The values of a file's lines of JSON; empty lines are skipped.
 
     Raises:
         UserError: a line is not JSON.
@@ -76,15 +76,15 @@ def json_lines(file: Path) -> Iterator[Any]:
 
 
 def rows_in(*keys: str) -> Callable[[Path], list[Any]]:
-    """Rows of a JSON document that keeps them as a list under keys, one within the other."""
+    """A reader of the list under nested keys of a JSON document."""
 
     def rows(file: Path) -> list[Any]:
-        found = read_json(file)
+        value = read_json(file)
         for key in keys:
-            found = found.get(key) if isinstance(found, dict) else None
-        if not isinstance(found, list) or not found:
+            value = value.get(key) if isinstance(value, dict) else None
+        if not isinstance(value, list) or not value:
             raise UserError(f"{file}: want a list of records in {'.'.join(keys)!r}")
-        return found
+        return value
 
     return rows
 

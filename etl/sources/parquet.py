@@ -1,7 +1,7 @@
-"""Lists of image-text pairs in parquet: LAION and its kin, COYO-700M, DataComp.
+"""Lists of image-text pairs in parquet: LAION and derivatives, COYO-700M, DataComp.
 
-Every list names its columns in its own way and mirrors differ in case and in int and float, so
-columns are found by any of their names and numbers are cast.
+Every list has its own column names, and mirrors differ in case and in int or float, so columns are
+found by any of their names and numbers are cast.
 """
 
 from __future__ import annotations
@@ -33,35 +33,35 @@ SCORES: Mapping[str, tuple[str, ...]] = {
 }
 """Score → its column in LAION, COYO or DataComp, in lower case.
 
-`nsfw` is LAION's tag as a number, see `_TAGS`. COYO's `num_faces` counts.
+`nsfw` is LAION's tag as a number, see `_TAGS`. COYO's `num_faces` is a count.
 """
 
 LAION_SCORES = ("similarity", "punsafe", "pwatermark")
-"""The scores that tables always have, null where unpublished."""
+"""The scores that tables always have, null if unpublished."""
 
 _SIZES = {
     "declared_width": ("width", "original_width"),
     "declared_height": ("height", "original_height"),
 }
-_CAPTIONS = ("top_caption", "text")  # LAION-COCO's own caption goes before the page's
-_TRACES = ("uid", "id", "sample_id", "language", "license", "sha256", "image_phash", "hash")
-"""Columns that are kept in lineage."""
+_CAPTIONS = ("top_caption", "text")  # LAION-COCO's generated caption takes precedence
+_LINEAGE = ("uid", "id", "sample_id", "language", "license", "sha256", "image_phash", "hash")
+"""Columns that go into lineage."""
 
 _TAGS = {"UNLIKELY": 0.0, "UNSURE": 0.5, "NSFW": 1.0}
 
 
 class Laion:
-    """Parquet with URL and TEXT and, as far as they are published, sizes and scores.
+    """Parquet with URL and TEXT and, where published, sizes and scores.
 
-    Width, height and scores may be missing; `missing` names those of LAION's that are, `scores`
-    all that at least one file has.
+    Width, height and scores may be missing; `missing` names those of LAION's that are, `scores` all
+    that at least one file has.
 
     Args:
         path: a file, or a folder of files.
-        boxes: a column of faces' boxes (see `etl.media.faces`), which becomes `boxes`.
+        boxes: a column of face boxes (see `etl.media.faces`), which becomes `boxes`.
 
     Raises:
-        UserError: a file is missing, empty, no parquet, or lacks URL, TEXT or that column.
+        UserError: a file is missing, empty, not parquet, or lacks URL, TEXT or that column.
     """
 
     def __init__(self, path: Path, *, boxes: str | None = None) -> None:
@@ -118,18 +118,18 @@ class Laion:
 
 
 def _published(found: Mapping[str, str], boxes: str | None) -> dict[str, str]:
-    """Our name of what a file has → its column."""
-    wanted = {
+    """Our column name → the file's, for all columns that the file has."""
+    names = {
         "url": ("url",),
         "caption": _CAPTIONS,
         **_SIZES,
         **{f"score.{name}": theirs for name, theirs in SCORES.items()},
-        **{f"lineage.{name}": (name,) for name in _TRACES},
+        **{f"lineage.{name}": (name,) for name in _LINEAGE},
         **({"boxes": (boxes.lower(),)} if boxes else {}),
     }
     return {
         ours: found[next(filter(found.__contains__, theirs))]
-        for ours, theirs in wanted.items()
+        for ours, theirs in names.items()
         if any(name in found for name in theirs)
     }
 
@@ -165,16 +165,16 @@ def _candidates(start: int, table: pa.Table) -> pa.Table:
 
 
 def _parquet_columns(file: Path) -> dict[str, str]:
-    """Column names in lower case → as they are written."""
+    """Column names in lower case → as written in the file."""
     try:
         return {name.lower(): name for name in pq.read_schema(file).names}
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(f"{file}: not a parquet file ({error})") from None
 
 
-def require_columns(file: Path, found: Mapping[str, str], wanted: Sequence[str]) -> None:
-    """Raise UserError unless all wanted columns are there, in whatever case."""
-    for name in wanted:
+def require_columns(file: Path, found: Mapping[str, str], required: Sequence[str]) -> None:
+    """Raise UserError unless all required columns are present, in any case."""
+    for name in required:
         if name.lower() not in found:
             close = difflib.get_close_matches(name.lower(), found, n=1, cutoff=0.5)
             hint = f"; did you mean {found[close[0]]!r}?" if close else ""
@@ -204,7 +204,7 @@ def _boxes(file: Path, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _regroup(tables: Iterator[pa.Table], rows: int) -> Iterator[tuple[int, pa.Table]]:
-    """Cut tables into such of `rows` rows; yields each with the number of its first row."""
+    """Cut tables into tables of `rows` rows; yields each with the number of its first row."""
     start = 0
     pending: list[pa.Table] = []
     for table in tables:
@@ -220,7 +220,7 @@ def _regroup(tables: Iterator[pa.Table], rows: int) -> Iterator[tuple[int, pa.Ta
 
 
 def _pair_turns(captions: pa.ChunkedArray) -> pa.Array:
-    """Turns of an image and its caption: the user shows, the assistant tells."""
+    """The turns of an image (user) and its caption (assistant)."""
     count = len(captions)
     texts = pa.concat_arrays([pa.array(["<image>"]), *captions.chunks])
     order = np.zeros(2 * count, np.int64)

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from etl.sources.base import BadRecordError, Format, Record, pair, take
+from etl.sources.base import BadRecordError, Format, Record, pair, require_field
 from etl.sources.files import rows_in
 from etl.sources.tables import csv_rows, lines, number
 
 CLIP_SECONDS = 10.0
-"""What AudioSet, and so AudioCaps, took of each video (Kim et al. 2019, §3)."""
+"""Length of AudioSet's, and so AudioCaps', segment of each video (Kim et al. 2019, §3)."""
+
+FILE_NAME = "{youtube_id}_{start_time}.wav"
+"""Default name of AudioCaps' files, with a row's columns in braces."""
 
 
 def audio_caps(name: str, *, cut: bool) -> Format:
     """AudioCaps: `audiocap_id, youtube_id, start_time, caption`; it publishes no sounds.
 
     Args:
-        name: what the files are called, with a row's columns in braces.
-        cut: whether they are whole recordings, of which 10 s from `start_time` are meant.
+        name: the files' names, with a row's columns in braces.
+        cut: whether they are whole recordings, of which the 10 s from `start_time` are used.
     """
 
     def parse(row: dict[str, str]) -> Iterator[Record]:
@@ -35,30 +38,31 @@ def audio_caps(name: str, *, cut: bool) -> Format:
             if start is None:
                 raise BadRecordError("no start_time")
             (ref,) = record.media
-            part = dataclasses.replace(ref, start=start, length=CLIP_SECONDS)
-            record = dataclasses.replace(record, media=(part,))
+            segment = dataclasses.replace(ref, start=start, length=CLIP_SECONDS)
+            record = dataclasses.replace(record, media=(segment,))
         yield record
 
     rows = csv_rows("youtube_id", "start_time", "caption")
-    return Format(suffixes=(".csv",), rows=rows, parse=parse, together=True)
+    return Format(suffixes=(".csv",), rows=rows, parse=parse, group_by_medium=True)
 
 
 def wav_caps(*, local: bool) -> Format:
     """WavCaps: `data: [{id, caption, duration, download_link}]`.
 
     Args:
-        local: whether the sounds are files, `ID.flac` as its archives have them, rather than to be
-            had at `download_link`.
+        local: whether the sounds are files, `ID.flac` as in its archives, rather than downloads
+            from `download_link`.
     """
 
     def parse(row: Any) -> Iterator[Record]:  # noqa: ANN401 - parsed JSON
-        name = str(take(row, "id"))
-        where = row.get("download_link")
-        if local or not where:
-            stem = name.removesuffix(".wav")  # AudioSet's ids are names of files
-            where = f"{stem}.flac"
+        name = str(require_field(row, "id"))
+        url = row.get("download_link")
+        if local or not url:
+            stem = name.removesuffix(".wav")  # AudioSet's ids are file names
+            url = f"{stem}.flac"
         lineage = {key: str(row[key]) for key in ("duration", "author") if row.get(key)}
-        yield pair("audio", where, take(row, "caption", str).strip(), original_id=name, **lineage)
+        caption = require_field(row, "caption", str).strip()
+        yield pair("audio", url, caption, original_id=name, **lineage)
 
     return Format(suffixes=(".json",), rows=rows_in("data"), parse=parse)
 
@@ -75,9 +79,9 @@ _BETWEEN = re.compile(r"(?<=[\u3400-\u9fff]) +(?=[\u3400-\u9fff])")
 
 
 def aishell(line: str) -> Iterator[Record]:
-    """AISHELL-1 and -2: an utterance's id, blanks, what is said; the sound is `ID.wav`.
+    """AISHELL-1 and -2: an utterance's id, blanks, the transcript; the sound is `ID.wav`.
 
-    AISHELL-1 puts blanks between words, which Chinese does not; they are taken out.
+    AISHELL-1 has blanks between words, which Chinese does not; they are removed.
     """
     name, *rest = line.split(maxsplit=1)
     if not rest:
@@ -89,8 +93,8 @@ CLOTHO = Format(suffixes=(".csv",), rows=csv_rows("file_name", "caption_1"), par
 AISHELL = Format(suffixes=(".txt",), rows=lines, parse=aishell)
 
 
-def formats(name: str, *, cut: bool, local: bool) -> dict[str, Format]:
-    """All of them by name; see `audio_caps` and `wav_caps` for the arguments."""
+def formats(name: str = FILE_NAME, *, cut: bool = False, local: bool = False) -> dict[str, Format]:
+    """All formats by name; see `audio_caps` and `wav_caps` for the arguments."""
     return {
         "audiocaps": audio_caps(name, cut=cut),
         "wavcaps": wav_caps(local=local),
@@ -99,10 +103,13 @@ def formats(name: str, *, cut: bool, local: bool) -> dict[str, Format]:
     }
 
 
-def guess(seen: Any) -> str:  # noqa: ANN401
-    """The format of which a file is that begins so."""
-    if not isinstance(seen, str):
+FORMATS: Mapping[str, Format] = formats()
+
+
+def detect_format(content: Any) -> str:  # noqa: ANN401
+    """The name of the format of a file with this first content (see `peek`)."""
+    if not isinstance(content, str):
         return "wavcaps"
-    if "youtube_id" in seen:
+    if "youtube_id" in content:
         return "audiocaps"
-    return "clotho" if "caption_1" in seen else "aishell"
+    return "clotho" if "caption_1" in content else "aishell"

@@ -11,10 +11,10 @@ from etl.sources.base import BadRecordError
 
 
 def lines(file: Path) -> Iterator[str]:
-    """The lines of a text, without the empty ones.
+    """The non-empty lines of a text file.
 
     Raises:
-        UserError: it is no UTF-8.
+        UserError: it is not UTF-8.
     """
     try:
         with file.open(encoding="utf-8-sig", newline="\n") as stream:
@@ -26,10 +26,10 @@ def lines(file: Path) -> Iterator[str]:
 
 
 def two_columns(line: str, *, last: bool) -> tuple[str, str]:
-    """What stands before and after a tab: the line's last one, or its first.
+    """The texts before and after a tab: the line's last one, or its first.
 
     Raises:
-        BadRecordError: there is none.
+        BadRecordError: there is no tab.
     """
     before, tab, after = line.rpartition("\t") if last else line.partition("\t")
     if not tab:
@@ -41,7 +41,7 @@ def csv_rows(*required: str) -> Callable[[Path], Iterator[dict[str, str]]]:
     """Rows of a comma-separated table with a header, by column name.
 
     Raises (when read):
-        UserError: the header lacks a required column, or the file is no such table.
+        UserError: the header lacks a required column, or the file is not such a table.
     """
 
     def rows(file: Path) -> Iterator[dict[str, str]]:
@@ -53,7 +53,7 @@ def csv_rows(*required: str) -> Callable[[Path], Iterator[dict[str, str]]]:
                     if name not in names:
                         raise UserError(f"{file}: no column {name} among {', '.join(names)}")
                 for row in reader:
-                    # What a row lacks is None, what it has too much stands under None.
+                    # Missing values are None; surplus ones are under the key None.
                     yield {name: value or "" for name, value in row.items() if name is not None}
         except (csv.Error, UnicodeDecodeError) as error:
             raise UserError(f"{file}: not a comma-separated table in UTF-8 ({error})") from None
@@ -62,10 +62,10 @@ def csv_rows(*required: str) -> Callable[[Path], Iterator[dict[str, str]]]:
 
 
 def number(text: str, name: str) -> float | None:
-    """A number of a table, None if the field is empty.
+    """A number in a table, None if the field is empty.
 
     Raises:
-        BadRecordError: something else stands there.
+        BadRecordError: it is not a number.
     """
     if not text.strip():
         return None

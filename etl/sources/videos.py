@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from etl.cli import UserError
-from etl.sources.base import BadRecordError, Format, Record, pair, take
+from etl.sources.base import BadRecordError, Format, Record, pair, require_field
 from etl.sources.files import read_json
 from etl.sources.tables import csv_rows
 
@@ -21,32 +21,35 @@ def webvid(row: dict[str, str]) -> Iterator[Record]:
 
 
 def msr_vtt_rows(file: Path) -> list[tuple[Any, Any]]:
-    """MSR-VTT's sentences, each with what is told of its video.
+    """MSR-VTT's sentences, each with its video's metadata.
 
     Raises:
         UserError: the file has no videos and sentences.
     """
-    found = read_json(file)
-    if not isinstance(found, dict) or not {"videos", "sentences"} <= set(found):
+    document = read_json(file)
+    if not isinstance(document, dict) or not {"videos", "sentences"} <= set(document):
         raise UserError(f"{file}: want an object with videos and sentences")
-    videos = {video["video_id"]: video for video in found["videos"]}
-    return [(one, videos.get(one.get("video_id"))) for one in found["sentences"]]
+    videos = {video["video_id"]: video for video in document["videos"]}
+    return [(one, videos.get(one.get("video_id"))) for one in document["sentences"]]
 
 
 def msr_vtt(row: tuple[Any, Any]) -> Iterator[Record]:
     """MSR-VTT: `{caption, video_id, sen_id}`; the clips are files `video0.mp4` and so on."""
     sentence, video = row
-    name = take(sentence, "video_id", str)
+    name = require_field(sentence, "video_id", str)
     if video is None:
         raise BadRecordError(f"no video has the id {name!r}")
     lineage = {key: str(video[key]) for key in ("split", "category") if key in video}
-    yield pair("video", f"{name}.mp4", take(sentence, "caption", str).strip(), **lineage)
+    yield pair("video", f"{name}.mp4", require_field(sentence, "caption", str).strip(), **lineage)
 
 
-WEBVID = Format(suffixes=(".csv",), rows=csv_rows("contentUrl", "name"), parse=webvid)
-MSR_VTT = Format(suffixes=(".json",), rows=msr_vtt_rows, parse=msr_vtt, together=True)
+WEBVID = Format(
+    suffixes=(".csv",), rows=csv_rows("contentUrl", "name"), parse=webvid, identity="medium"
+)
+MSR_VTT = Format(suffixes=(".json",), rows=msr_vtt_rows, parse=msr_vtt, group_by_medium=True)
+FORMATS: Mapping[str, Format] = {"webvid": WEBVID, "msr-vtt": MSR_VTT}
 
 
-def guess(seen: Any) -> str:  # noqa: ANN401 - parsed JSON, or a line
-    """The format of which a file is that begins so."""
-    return "webvid" if isinstance(seen, str) else "msr-vtt"
+def detect_format(content: Any) -> str:  # noqa: ANN401 - parsed JSON, or a line
+    """The name of the format of a file with this first content (see `peek`)."""
+    return "webvid" if isinstance(content, str) else "msr-vtt"

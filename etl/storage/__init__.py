@@ -1,1 +1,1 @@
-"""Records and Arrow shards on disk."""
+"""Samples on disk: their schema, Arrow shards, manifests, atomic files, file fingerprints."""

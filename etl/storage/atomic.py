@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, whenever their writer is killed."""
+"""Atomic files: they appear complete or not at all, whenever their writer is killed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import IO, Any
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file that appears under `path` whole and on disk, or not at all."""
+    """Open a file that appears at `path` complete and flushed to disk, or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = _partial(path)
     try:
@@ -30,9 +30,9 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
 
 
 def link_file(source: Path, target: Path) -> bool:
-    """Have a file that is whole and on disk appear under a second name, without its bytes copied.
+    """Give a complete file a second name (a hard link), atomically and without copying it.
 
-    Neither name may be written through later. False if the file system has no such links.
+    Neither name may be written to afterwards. Returns False if the file system has no hard links.
     """
     partial = _partial(target)
     try:
@@ -41,7 +41,7 @@ def link_file(source: Path, target: Path) -> bool:
     except OSError:
         return False
     finally:
-        partial.unlink(missing_ok=True)  # it stays if the target was this very file before
+        partial.unlink(missing_ok=True)  # still there if the target was the same file already
     _sync_folder(target.parent)
     return True
 
@@ -60,7 +60,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def remove_partials(folder: Path) -> None:
-    """Delete what killed writers left behind; call it only when none is at work in `folder`."""
+    """Delete what killed writers left behind; call it only while nobody writes to `folder`."""
     for partial in folder.glob(".*.partial"):
         if partial.is_dir():
             shutil.rmtree(partial, ignore_errors=True)

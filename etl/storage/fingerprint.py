@@ -1,4 +1,4 @@
-"""Whether a file is still the one that was checked, told without reading it."""
+"""File fingerprints: detect whether a file changed since it was verified, without reading it."""
 
 from __future__ import annotations
 
@@ -9,51 +9,55 @@ from etl.cli import UserError
 from etl.storage.atomic import file_sha256
 
 
-class Stamp(NamedTuple):
-    """A file's bytes, the moment of its last change in nanoseconds, and its number on its disk."""
+class FileFingerprint(NamedTuple):
+    """A file's size in bytes, its modification time in nanoseconds, and its inode."""
 
     size: int
-    changed: int
+    modified_ns: int
     inode: int
 
 
-def stamp_of(path: Path) -> Stamp:
-    """Return a file's stamp now.
+def file_fingerprint(path: Path) -> FileFingerprint:
+    """Return a file's current fingerprint.
 
     Raises:
-        FileNotFoundError: it is not there.
+        FileNotFoundError: there is no such file.
     """
-    found = path.stat()
-    return Stamp(found.st_size, found.st_mtime_ns, found.st_ino)
+    status = path.stat()
+    return FileFingerprint(status.st_size, status.st_mtime_ns, status.st_ino)
 
 
-def still(path: Path, then: Stamp, *, sha256: str, mapped: bool) -> Stamp | None:
-    """Return the stamp of a file whose bytes are as they were.
+def check_unchanged(
+    path: Path, verified: FileFingerprint, *, sha256: str, mapped: bool
+) -> FileFingerprint | None:
+    """Return the fingerprint of a file whose content has not changed.
 
     Args:
         path: the file.
-        then: its stamp when it was checked.
-        sha256: of its bytes.
-        mapped: whether it is mapped into memory already: then it can be read, whatever became of
-            its name.
+        verified: its fingerprint when it was verified.
+        sha256: of its content.
+        mapped: whether it is memory-mapped: then it can be read even if it was deleted.
 
     Returns:
-        Its stamp now: another one if it was touched, or put back. None if it is gone, but mapped.
+        Its current fingerprint, which differs if the file was touched or replaced by a copy. None
+        if it was deleted, but is mapped.
 
     Raises:
-        UserError: it has vanished or changed, or the file system does not give it.
+        UserError: it is missing, changed, or unreadable.
     """
     try:
-        now = stamp_of(path)
-        same = now == then or (now.size == then.size and file_sha256(path) == sha256)
+        current = file_fingerprint(path)
+        same = current == verified or (
+            current.size == verified.size and file_sha256(path) == sha256
+        )
     except FileNotFoundError:
         if mapped:
             return None
         raise UserError(f"{path}: has vanished; put it back") from None
-    except OSError as error:  # a stale handle, a folder that is none any more
+    except OSError as error:  # a stale handle, or a parent that is no longer a folder
         raise UserError(f"{path}: cannot be read ({error.strerror}); put it back") from None
     if not same:
         raise UserError(
-            f"{path}: has changed since it was checked; put back the one with sha256 {sha256[:12]}…"
+            f"{path}: has changed since it was checked; restore the one with sha256 {sha256[:12]}…"
         )
-    return now
+    return current

@@ -1,8 +1,8 @@
 """The one record shape of all corpora, and its Arrow schema.
 
-Pairs, interleaved documents, dialogues, grounding and preferences are all a `Sample`. Whatever a
-planner needs to know a sample's cost stands in columns beside the media's bytes, so that
-planning never decodes a medium. Imports neither Ray nor torch.
+Pairs, interleaved documents, dialogues, grounding and preferences are all a `Sample`. Everything
+that determines a sample's cost is in columns of its own, so planning never decodes a medium.
+Imports neither Ray nor torch.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
+
+SCHEMA_VERSION = 1
 
 PLACEHOLDERS: Mapping[str, str] = {
     "image": "<image>",
@@ -30,12 +32,12 @@ PLACEHOLDER_PATTERN = re.compile("|".join(map(re.escape, _KIND_OF)))
 
 
 class SampleError(ValueError):
-    """A record that breaks the contract; says which sample and what is wrong."""
+    """A sample that violates the schema; the message names the sample and the problem."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Turn:
-    """One utterance. `text` holds one placeholder per medium, where the medium belongs."""
+    """One utterance. `text` has one placeholder per medium, at the medium's position."""
 
     role: str
     text: str
@@ -43,7 +45,7 @@ class Turn:
 
 @dataclass(frozen=True, kw_only=True)
 class Medium:
-    """One encoded medium and the columns that tell its cost; what does not apply is None.
+    """One encoded medium and the columns that determine its cost; None where one does not apply.
 
     Units: width and height in pixels, duration in seconds, sample_rate in Hz.
     """
@@ -64,8 +66,8 @@ class Medium:
 class Sample:
     """One training or evaluation record.
 
-    `rejected` and `feedback` are the preference data's other answer and its critique;
-    `scores` are the ETL's filter scores, `lineage` says where the record came from.
+    `rejected` and `feedback` are the rejected answer and the critique of preference data; `scores`
+    are the ETL's filter scores, `lineage` records where the sample came from.
     """
 
     id: str
@@ -108,7 +110,7 @@ SCHEMA = pa.schema(
 
 
 def sha256(data: bytes) -> str:
-    """Hex digest, the identity of bytes everywhere in mmloom."""
+    """Hex digest of bytes."""
     return hashlib.sha256(data).hexdigest()
 
 
@@ -120,16 +122,16 @@ def check(sample: Sample) -> None:
     if not sample.turns:
         raise SampleError(f"sample {sample.id}: no turns")
     text = "".join(turn.text for turn in sample.turns)
-    wanted = [_KIND_OF[found] for found in PLACEHOLDER_PATTERN.findall(text)]
+    expected = [_KIND_OF[found] for found in PLACEHOLDER_PATTERN.findall(text)]
     present = [medium.kind for medium in sample.media]
-    if wanted != present:
+    if expected != present:
         raise SampleError(
-            f"sample {sample.id}: its text has placeholders for {wanted}, its media are {present}"
+            f"sample {sample.id}: its text has placeholders for {expected}, its media are {present}"
         )
 
 
 def to_batch(samples: Iterable[Sample]) -> pa.RecordBatch:
-    """Checked samples as one Arrow record batch of `SCHEMA`."""
+    """Check samples and convert them to one Arrow record batch of `SCHEMA`."""
     rows = []
     for sample in samples:
         check(sample)
@@ -149,7 +151,7 @@ def to_batch(samples: Iterable[Sample]) -> pa.RecordBatch:
 
 
 def from_row(row: Mapping[str, Any]) -> Sample:
-    """The sample of one row as `RecordBatch.to_pylist` gives it."""
+    """The sample of one row, as `RecordBatch.to_pylist` returns it."""
     return Sample(
         id=row["id"],
         source=row["source"],

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from etl.storage.shards import read_manifest
+from etl.storage.manifest import read_manifest
 from model.spec.system import InitStage
 from pipeline.config.run_config import RunConfig, packs
 from pipeline.data.lengths import read_lengths

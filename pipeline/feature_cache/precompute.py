@@ -33,7 +33,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from etl.cli import UserError, parse
-from etl.runtime.executor import Crew
+from etl.runtime.executor import ActorPool
 from etl.runtime.ray_cluster import ray_cluster
 from etl.storage.atomic import write_json
 from etl.storage.schema import Turn
@@ -165,23 +165,23 @@ def _run(options: FeaturesOptions) -> RunConfig:
 
 
 @contextlib.contextmanager
-def _crew(cpus: int) -> Iterator[tuple[Crew, int, str]]:
+def _crew(cpus: int) -> Iterator[tuple[ActorPool, int, str]]:
     """Yield workers for the cluster at hand, the threads of each, and the encoders' device."""
     gpus = int(ray.cluster_resources().get("GPU", 0))
     threads = max(1, min(2 * _THREADS, cpus // gpus)) if gpus else min(_THREADS, cpus)
     size = gpus or cpus // threads
-    with Crew(size, cpus=threads, gpus=1 if gpus else 0) as crew:
+    with ActorPool(size, cpus=threads, gpus=1 if gpus else 0) as crew:
         yield crew, threads, "cuda" if gpus else "cpu"
 
 
 def _stores(
-    run: RunConfig, crew: Crew, make: Callable[[], Filler], *, verify: bool
+    run: RunConfig, crew: ActorPool, make: Callable[[], Filler], *, verify: bool
 ) -> dict[str, FeatureStore]:
     """Return a store for each kind of media whose encoder is frozen.
 
     A worker says who the producers are: the encoders are built where they are used.
     """
-    (producers,) = crew.each("fill", make, [None])
+    (producers,) = crew.map_unordered("fill", make, [None])
     assert isinstance(producers, Mapping)
     if not producers:
         raise UserError(
@@ -263,13 +263,16 @@ def _digest(declared: str, row: int, place: int) -> bytes:
 
 
 def _fill(
-    crew: Crew, make: Callable[[], Filler], ranges: Sequence[Range], counts: Mapping[str, Count]
+    crew: ActorPool,
+    make: Callable[[], Filler],
+    ranges: Sequence[Range],
+    counts: Mapping[str, Count],
 ) -> list[Unreadable]:
     """Have workers fill the ranges; counts what became of the media."""
     unreadable: list[Unreadable] = []
     with Progress(console=Console(stderr=True)) as progress:
         task = progress.add_task("encode", total=sum(len(item.places_k2) for item in ranges))
-        for filled in crew.each("fill", make, ranges):
+        for filled in crew.map_unordered("fill", make, ranges):
             assert isinstance(filled, Filled)
             count = counts[filled.kind]
             count.encoded += filled.encoded

@@ -24,7 +24,7 @@ from rich.console import Console
 
 from etl.cli import UserError, parse
 from etl.storage.atomic import write_json
-from etl.storage.shards import read_manifest
+from etl.storage.manifest import read_manifest
 from pipeline.quickstart.report import print_summary, write_quickstart_report
 from pipeline.run_folder.records import read_metrics
 

@@ -10,7 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table as Grid
 
-from etl.storage.shards import ShardSet, read_manifest
+from etl.storage.manifest import read_manifest
+from etl.storage.shards import ShardSet
 from pipeline.run_folder.charts import bar_chart
 from pipeline.run_folder.page import Answer, Charts, Gallery, Section, Table, Text, write_report
 from pipeline.run_folder.records import read_metrics

@@ -57,6 +57,23 @@ def _quick_start() -> Iterator[None]:
         torch.set_printoptions(profile="default")
 
 
+def forget_gradients(engine: deepspeed.DeepSpeedEngine) -> None:
+    """Zero the gradients that ZeRO-3 still holds from the last step; call before a step begins.
+
+    DeepSpeed overwrites a weight's gradient in the first pass of a step and adds to it in the
+    others (`partition_grads`, whatever `zero_grad` may suggest). A weight without a gradient in
+    that pass, because no rank has a medium of its kind there, would keep the one of an earlier step
+    and be updated by it once more.
+    """
+    buffer = getattr(engine.optimizer, "grad_partitions_flat_buffer", None)
+    if buffer is None:  # not ZeRO-3
+        return
+    buffer.zero_()
+    for master in engine.optimizer.fp32_partitioned_groups_flat:
+        if master.grad is not None:  # on the host, of an offloaded optimizer
+            master.grad.zero_()
+
+
 def _groups(model: nn.Module, settings: Stage) -> list[dict[str, Any]]:
     """Group the trainable parameters by learning rate; vectors (biases, norms) do not decay."""
     groups: dict[tuple[float, float], list[Tensor]] = {}

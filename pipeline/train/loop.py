@@ -21,6 +21,7 @@ from pipeline.data.loader import MicroBatch
 from pipeline.distributed import device
 from pipeline.run_folder.records import MetricsWriter
 from pipeline.signals import STOPPED, StopRequest
+from pipeline.train.engine import forget_gradients
 from pipeline.train.losses import Objective
 from pipeline.train.metrics import MetricsAccumulator
 from pipeline.train.progress import ProgressLine
@@ -149,6 +150,7 @@ def _step(
     }
     # A sum and a count for each loss.
     summed = torch.zeros(len(scales), 2, dtype=torch.float64, device=device())
+    forget_gradients(engine)
     passes = zip(items, sync.used, sync.encoded, strict=True)
     for number, (item, used, encoded) in enumerate(passes, start=1):
         engine.set_gradient_accumulation_boundary(number == len(items))

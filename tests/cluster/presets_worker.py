@@ -2,8 +2,8 @@
 
     RANK=0 WORLD_SIZE=2 … python -m tests.cluster.presets_worker FOLDER PRESET …
 
-All presets go through one pair of ranks: starting Python and the process group costs more than
-training a tiny model. FOLDER holds shards, `KIND/STAGE`, and gets `runs/PRESET/STAGE.json`.
+The presets are trained one after the other. FOLDER holds shards, `KIND/STAGE`, and gets
+`runs/PRESET/STAGE.json`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from pipeline.stages import pt, sft
 from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 
@@ -32,9 +31,9 @@ from pipeline.data.collate import collate
 from pipeline.data.encode import SampleEncoder
 from pipeline.train import train as common
 
-STEPS = 16
+STEPS = 8
 LOOKED_AT = 8
-STAGES = {"pt": pt.run, "sft": sft.run}
+STAGES = ("pt", "sft")
 
 
 def main(folder: Path, names: list[str]) -> None:
@@ -48,7 +47,7 @@ def main(folder: Path, names: list[str]) -> None:
     common.start_engine = remember
     for name in names:
         kinds = [kind for kind in system(name).model.modalities if (folder / kind).is_dir()]
-        for stage, train in STAGES.items():
+        for stage in STAGES:
             run = folder / "runs" / name
             started = time.perf_counter()
             options = TrainOptions(
@@ -61,7 +60,7 @@ def main(folder: Path, names: list[str]) -> None:
                 save_every=STEPS,
             )
             config = resolve(options, stage)
-            code = train(config, "never")
+            code = common.train_stage(config, "never")
             report = compare(config, engines.pop().module)
             report |= {"code": code, "kinds": kinds, "seconds": time.perf_counter() - started}
             if dist.get_rank() == 0:

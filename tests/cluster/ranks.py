@@ -1,7 +1,9 @@
 """Start real ranks of the pipeline on this machine, as a launcher would."""
 
+import contextlib
 import json
 import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -9,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-REPOSITORY = Path(__file__).parents[2]
+from tests.cluster.warm import REPOSITORY, WarmProcess
+
 TIMEOUT_S = 240
 
 
@@ -21,35 +24,47 @@ class Outcome:
 
 
 def free_port() -> int:
-    """Return a port on which nobody listens now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
+    """Return a port on which nobody listens now.
+
+    It lies below the range from which the kernel takes ports for outgoing connections, so that none
+    takes it before the ranks do.
+    """
+    while True:
+        port = secrets.choice(range(20000, 30000))
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 class Ranks:
-    """The processes of one run; `wait` ends them all, whatever happens."""
+    """The processes of one run; `wait` ends them all, whatever happens.
 
-    def __init__(self, number: int, words: Sequence[object], *, module: str = "pipeline") -> None:
-        port = free_port()
+    Args:
+        number: how many.
+        words: the arguments of each.
+        module: what they run, as with `python -m`.
+        cold: whether each is a Python of its own, as users start them; else see `warm`.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        words: Sequence[object],
+        *,
+        module: str = "pipeline",
+        cold: bool = False,
+    ) -> None:
         common = {
             "WORLD_SIZE": number,
             "LOCAL_WORLD_SIZE": number,
             "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": port,
+            "MASTER_PORT": free_port(),
             "DS_ACCELERATOR": "cpu",
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         }
+        start = _start_cold if cold else _start_warm
         self.processes = [
-            subprocess.Popen(
-                [sys.executable, "-m", module, *map(str, words)],
-                env={**os.environ, **_text({**common, "RANK": rank, "LOCAL_RANK": rank})},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                cwd=REPOSITORY,
-            )
+            start(rank, module, list(map(str, words)), {name: str(v) for name, v in common.items()})
             for rank in range(number)
         ]
 
@@ -72,8 +87,26 @@ class Ranks:
                 process.kill()
 
 
-def run_ranks(number: int, *words: object) -> Outcome:
-    return Ranks(number, words).wait()
+def _start_cold(
+    rank: int, module: str, words: list[str], common: dict[str, str]
+) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", module, *words],
+        env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=REPOSITORY,
+    )
+
+
+def _start_warm(rank: int, module: str, words: list[str], common: dict[str, str]) -> WarmProcess:
+    env = {**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+    return WarmProcess(module, words, env, server=rank)
+
+
+def run_ranks(number: int, *words: object, cold: bool = False) -> Outcome:
+    return Ranks(number, words, cold=cold).wait()
 
 
 def wait_for(path: Path, ranks: Ranks) -> None:
@@ -91,7 +124,3 @@ def losses(run: Path) -> list[float]:
     entries = [json.loads(line) for line in lines]
     assert [entry["step"] for entry in entries] == list(range(1, len(entries) + 1))
     return [entry["loss"] for entry in entries]
-
-
-def _text(values: dict[str, object]) -> dict[str, str]:
-    return {name: str(value) for name, value in values.items()}

@@ -8,10 +8,12 @@ import signal
 import socket
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -41,6 +43,13 @@ class RayHead:
     dashboard: str
     address: str
     env: dict[str, str]
+
+    def ask(self, path: str) -> Any:
+        """What the dashboard answers to a GET."""
+        proof = {"Authorization": f"Bearer {self.env['RAY_AUTH_TOKEN']}"}
+        request = urllib.request.Request(f"{self.dashboard}/api/{path}", headers=proof)
+        with urllib.request.urlopen(request) as answer:
+            return json.load(answer)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +122,7 @@ def start_ray(folder: Path) -> Iterator[RayHead]:
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_worker_niceness": "0",  # Ray's own 15 starves where other tests run beside
+        "RAY_agent_register_timeout_ms": "180000",  # 30 s are too few on a busy machine
     }
     env.pop("RAY_ADDRESS", None)
     command = [
@@ -129,7 +139,11 @@ def start_ray(folder: Path) -> Iterator[RayHead]:
         f"--temp-dir={folder}",
         *(f"--{name}={port}" for name, port in ports.items()),
     ]
-    with running(command, ready="Ray runtime started", env=env):
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(running(command, ready="Ray runtime started", env=env))
+        except RuntimeError:  # on a busy machine: Ray gives it 30 s, which no option changes
+            stack.enter_context(running(command, ready="Ray runtime started", env=env))
         yield RayHead(
             dashboard=f"http://127.0.0.1:{ports['dashboard-port']}",
             address=f"127.0.0.1:{ports['port']}",
@@ -150,13 +164,16 @@ def serve_digits(
         yield DigitsWeb(folder=folder, planted=planted)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def ray_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayHead]:
+    """The one cluster of the whole run; who takes away its head starts another."""
     with start_ray(tmp_path_factory.mktemp("ray")) as head:
         yield head
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def digits_web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DigitsWeb]:
-    with serve_digits(tmp_path_factory.mktemp("web"), captions=200, dialogues=40) as web:
+    """The one served world of the whole run; who changes a file puts it back."""
+    folder = tmp_path_factory.mktemp("web")
+    with serve_digits(folder, captions=200, dialogues=40, others=6) as web:
         yield web

@@ -1,4 +1,4 @@
-"""A real Slurm for the tests: its own munge, a controller and three nodes, all on this host.
+"""A real Slurm for the tests: that of `slurm/local.sh`, and a third node.
 
 `node1` and `node2` are the default partition. `node3`, in the partition `gpu`, has two GPUs as far
 as Slurm's bookkeeping goes, so that the scripts' GPU branch runs where there is no GPU. Jobs in the
@@ -18,50 +18,20 @@ from pathlib import Path
 
 import pytest
 
+from tests.cluster.ray_cluster import free_ports
+
+LOCAL = Path(__file__).parents[2] / "slurm" / "local.sh"
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "setpriv")
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")
 
-# Two nodes of one CPU share this host as a cluster's two nodes would not, so neither memory nor
-# CPUs are confined. cred_expire is also how long Slurm holds back a requeued job.
-# The scripts make a job's ports of its id: two clusters on a host must not count alike.
-CONF = """\
-ClusterName=mmloom
-SlurmctldHost={host}(127.0.0.1)
-SlurmctldPort={ports[0]}
-SlurmUser=root
-SlurmdUser=root
-AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket,cred_expire=10
-StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool-%n
-SlurmctldPidFile={folder}/slurmctld.pid
-SlurmdPidFile={folder}/slurmd-%n.pid
-SlurmctldLogFile={folder}/slurmctld.log
-SlurmdLogFile={folder}/slurmd-%n.log
-ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
-JobAcctGatherType=jobacct_gather/none
-SelectType=select/cons_tres
-SelectTypeParameters=CR_CPU
-SchedulerType=sched/builtin
-MailProg=/bin/true
-ReturnToService=2
-FirstJobId={ports[0]}
-KillWait=20
-MessageTimeout=60
-GresTypes=gpu
-NodeName=node1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=1
-NodeName=node2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=1
-NodeName=node3 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[3]} CPUs=2 Gres=gpu:2
-PreemptType=preempt/partition_prio
-PreemptMode=REQUEUE
-PartitionName=main Nodes=node[1-2] Default=YES PriorityTier=1
-PartitionName=graceful Nodes=node[1-2] PriorityTier=1 GraceTime=60
-PartitionName=urgent Nodes=node[1-2] PriorityTier=2
-PartitionName=gpu Nodes=node3
-"""
 # Slurm wants a device file for each GPU; it never opens them.
 GRES = "NodeName=node3 Name=gpu File=/dev/null\nNodeName=node3 Name=gpu File=/dev/zero\n"
+EXTRA = """\
+GresTypes=gpu
+NodeName=node3 NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=2 Gres=gpu:2
+PartitionName=graceful Nodes=node[1-2] PriorityTier=1 GraceTime=60
+PartitionName=gpu Nodes=node3
+"""
 
 
 def await_that(what: str, check: Callable[[], object], deadline: float = 60) -> None:
@@ -71,17 +41,6 @@ def await_that(what: str, check: Callable[[], object], deadline: float = 60) -> 
         if time.monotonic() > end:
             raise TimeoutError(f"{what}: not within {deadline:.0f} s")
         time.sleep(0.1)
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on now; held together, so that they differ."""
-    sockets = [socket.socket() for _ in range(count)]
-    for held in sockets:
-        held.bind(("127.0.0.1", 0))
-    ports = [held.getsockname()[1] for held in sockets]
-    for held in sockets:
-        held.close()
-    return ports
 
 
 def parent(pid: int) -> int:
@@ -99,46 +58,46 @@ def kill(pid: int) -> None:
 
 
 class SlurmCluster:
-    """The daemons of one cluster and the commands that talk to it."""
+    """One cluster and the commands that talk to it."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.env = os.environ | {"SLURM_CONF": str(folder / "slurm.conf")}
-        self.daemons: dict[str, subprocess.Popen[bytes]] = {}
+        self.folder = folder / "slurm"
+        self.env = os.environ | {"SLURM_CONF": str(self.folder / "slurm.conf")}
+        self._extra = folder / "extra"
+        self._script: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
         """Start everything and return when all nodes are idle."""
-        folder, host = self.folder, socket.gethostname().split(".")[0]
-        (folder / "state").mkdir()
-        conf = CONF.format(host=host, folder=folder, ports=free_ports(4))
-        (folder / "slurm.conf").write_text(conf)
-        (folder / "gres.conf").write_text(GRES)
-        key = folder / "munge.key"
-        key.touch(mode=0o600)
-        key.write_bytes(os.urandom(128))
-        names = ("key-file=munge.key", "socket=munge.socket", "pid-file=munge.pid")
-        names += ("log-file=munge.log", "seed-file=munge.seed")
-        options = [f"--{option}={folder / file}" for option, file in (n.split("=") for n in names)]
-        self._daemon("munged", "--foreground", "--force", *options)
-        await_that("munge's socket", (folder / "munge.socket").is_socket)
-        self._daemon("slurmctld", "-D")
-        for node in ("node1", "node2", "node3"):
-            self.node_up(node)
+        self._extra.mkdir()
+        host = socket.gethostname().split(".")[0]
+        extra = EXTRA.format(host=host, port=free_ports(1)[0])
+        (self._extra / "slurm.conf").write_text(extra)
+        (self._extra / "gres.conf").write_text(GRES)
+        command = [str(LOCAL), "up", "--foreground", "--folder", str(self.folder), "--cpus", "1"]
+        self._script = subprocess.Popen(
+            # Killing the tests, too, must end the daemons.
+            ["setpriv", "--pdeathsig", "TERM", *command, "--extra", str(self._extra)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        printed = []
+        for line in self._script.stdout:
+            printed.append(line)
+            if "local.sh down" in line:
+                return
+        raise RuntimeError("".join(printed))
 
     def stop(self) -> None:
         """End all jobs, then the daemons, then whatever of them is left."""
         try:
-            if "node3" in self.daemons:  # it came up
-                self.run("scancel", "--user=root")
-                await_that("an empty queue", lambda: not self.run("squeue", "--noheader"))
+            self._script.terminate()
+            printed, _ = self._script.communicate(timeout=120)
+            assert self._script.returncode == 0, printed
         finally:
-            for process in reversed(self.daemons.values()):
-                process.terminate()
-            for process in self.daemons.values():
-                try:
-                    process.wait(timeout=30)
-                except subprocess.TimeoutExpired:
-                    process.kill()
+            self._script.kill()
             for pid in self._processes():
                 kill(pid)
 
@@ -161,7 +120,7 @@ class SlurmCluster:
         return dict(field.split("=", 1) for field in fields if "=" in field)
 
     def wait(
-        self, job: str, states: tuple[str, ...] = ENDED, deadline: float = 120
+        self, job: str, states: tuple[str, ...] = ENDED, deadline: float = 300
     ) -> dict[str, str]:
         """Wait until the job is in one of `states`; return what Slurm knows of it then."""
         try:
@@ -195,44 +154,18 @@ class SlurmCluster:
 
     def node_up(self, node: str) -> None:
         """Start a node's daemon and wait until the node takes jobs."""
-        self._daemon(node, "slurmd", "-D", "-N", node)
-        await_that(f"{node} idle", lambda: self._idle(node))
+        subprocess.run(["slurmd", "-N", node], env=self.env, check=True)
+        listing = ("sinfo", "--noheader", f"--nodes={node}", "--format=%T")
+        await_that(f"{node} idle", lambda: self.run(*listing) == "idle")
 
     def node_down(self, node: str) -> None:
         """Take a node away with all that runs on it, as a crash would, and tell Slurm so."""
-        daemon = self.daemons.pop(node)
-        daemon.kill()
-        daemon.wait()
+        kill(int((self.folder / f"slurmd-{node}.pid").read_text()))
         tasks = self._processes(f"SLURMD_NODENAME={node}")
         # A task's parent is Slurm's own process for it, which does not carry the node's name.
         for pid in {*map(parent, tasks), *tasks} - {0, 1}:
             kill(pid)
         self.run("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test")
-
-    def _idle(self, node: str) -> bool:
-        dead = [name for name, daemon in self.daemons.items() if daemon.poll() is not None]
-        if dead:
-            raise RuntimeError(f"{', '.join(dead)} ended\n{self._logs()}")
-        done = subprocess.run(
-            ("sinfo", "--noheader", f"--nodes={node}", "--format=%T"),
-            env=self.env,
-            text=True,
-            capture_output=True,
-            check=False,  # the controller may not answer yet
-        )
-        return done.stdout.strip() == "idle"
-
-    def _daemon(self, name: str, *command: str) -> None:
-        command = command if name.startswith("node") else (name, *command)
-        with (self.folder / f"{name}.out").open("wb") as output:
-            # Killing the tests, too, must end the daemons.
-            self.daemons[name] = subprocess.Popen(
-                ("setpriv", "--pdeathsig", "TERM", *command),
-                env=self.env,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
 
     def _processes(self, *variables: str) -> list[int]:
         """The processes in whose environment are this cluster's configuration and `variables`."""
@@ -259,13 +192,18 @@ def missing() -> str:
     return f"not installed: {', '.join(absent)} (Debian: slurm-wlm, munge)" if absent else ""
 
 
-@pytest.fixture(scope="session")
-def slurm() -> Iterator[SlurmCluster]:
-    """A running cluster, taken down at the end of the session."""
+def require_slurm() -> None:
+    """Skip the test where no Slurm can be brought up; fail there if that is a CI."""
     if reason := missing():
         if os.environ.get("CI") == "true":
             pytest.fail(reason)
         pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def slurm() -> Iterator[SlurmCluster]:
+    """A running cluster, taken down at the end of the session."""
+    require_slurm()
     # Not under pytest's own folder: a socket's path must stay short.
     with tempfile.TemporaryDirectory(prefix="slurm-") as folder:
         cluster = SlurmCluster(Path(folder))

@@ -1,8 +1,5 @@
 """Both download backends on the same hostile web: the same rows, and a reason for each case."""
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from etl.storage.shards import ShardSet
-from tests.cluster.ray_cluster import ROOT
+from tests.cluster.etl_jobs import Drivers
 from tests.etl.download.test_hostile import CASES
 from tests.etl.download.web import BODIES, photo, served
 
@@ -28,16 +25,9 @@ OTHERWISE = {
 """Cases of which img2dataset says something else; None is any reason."""
 
 
-def run(words: list[str]) -> dict:
-    command = [sys.executable, "etl/laion.py", *words, "--json"]
-    done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def test_rows_do_not_depend_on_the_backend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_do_not_depend_on_the_backend(
+    drivers: Drivers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for number in range(6):
         monkeypatch.setitem(BODIES, f"photo{number}", photo(400, 300, seed=number))
     names = [*CASES, *(f"photo{number}" for number in range(6))]
@@ -50,7 +40,7 @@ def test_rows_do_not_depend_on_the_backend(tmp_path: Path, monkeypatch: pytest.M
         drops, kept = {}, {}
         for backend in ("native", "img2dataset"):
             output = tmp_path / backend
-            told = run([*words, "--output", str(output), "--backend", backend])
+            told = drivers.run("laion", [*words, "--output", str(output), "--backend", backend])
             assert told["input_rows"] == told["rows"] + sum(told["drops"].values()) == len(names)
             table = pq.read_table(output / "drops.parquet")
             rows = zip(table["row"].to_pylist(), table["reason"].to_pylist(), strict=True)

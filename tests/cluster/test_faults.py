@@ -40,7 +40,7 @@ def test_a_stopped_rank_is_named_by_the_other_and_nothing_is_lost(
     captions: Path, whole: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    ranks = Ranks(2, (*words(captions, run), "--stall-seconds", 20))
+    ranks = Ranks(2, (*words(captions, run), "--stall-seconds", 12))
     wait_for(run / "checkpoints" / "step-00000002", ranks)
     os.kill(ranks.processes[1].pid, signal.SIGSTOP)
     outcome = ranks.wait()
@@ -64,8 +64,8 @@ def test_a_shard_that_changes_in_mid_run_ends_in_one_line(
     data = tmp_path / "captions"
     shutil.copytree(captions, data)
     run = tmp_path / "run"
-    told = (*words(data, run), "--save-every", 100, "--num-workers", workers)
-    ranks = Ranks(2, told)
+    told = (*words(data, run), "--save-every", 100)
+    ranks = Ranks(2, (*told, "--num-workers", workers))
     wait_for(run / "metrics.jsonl", ranks)
     [shard] = data.glob("*.arrow")
     kept = shard.read_bytes()

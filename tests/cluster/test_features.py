@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,17 +15,15 @@ from model.build import build_tokenizer
 from model.presets import system
 from pipeline.config.run_config import RunConfig, TrainOptions, resolve
 from pipeline.data.build_sampler import make_sampler
-from pipeline.data.collate import dummy_example
 from pipeline.data.sampler import BatchSampler
 from pipeline.feature_cache.feature_file import Part
 from pipeline.feature_cache.store import FeatureStore
 from pipeline.feature_cache.worker import Filler, Range
-from tests.cluster.ranks import REPOSITORY, Outcome, Ranks, losses, run_ranks
-from tests.cluster.ray_cluster import RayHead, marked, ray_head
+from tests.cluster.ranks import Outcome, Ranks, losses, run_ranks
+from tests.cluster.ray_cluster import RayHead, marked
 from tests.cluster.test_elastic import stop_after
+from tests.cluster.warm import REPOSITORY, WarmProcess
 from tests.worlds import caption_shards, drawing_shards, drawing_words
-
-__all__ = ["ray_head"]
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
@@ -71,7 +68,7 @@ def fill(captions: Path, cache: Path, rows: list[int]) -> FeatureStore:
     store = FeatureStore(cache, filler.producers["image"])
     store.create()
     places = np.array([[row, 0] for row in rows])
-    dummy_example(Range(kind="image", places_k2=places))
+    filler(Range(kind="image", places_k2=places))
     assert len(store) == len(rows)
     return store
 
@@ -183,19 +180,12 @@ def test_an_encoder_that_trains_is_left_alone(captions: Path, tmp_path: Path) ->
 def test_a_fill_that_is_killed_and_run_again_gives_the_same_features(
     ray_head: RayHead, captions: Path, tmp_path: Path
 ) -> None:
-    command = [sys.executable, "-m", "pipeline", "features", "digits", "--data", captions]
+    command = ["features", "digits", "--data", str(captions)]
     command += ["--part-media", "4", "--batch", "4", "--output"]
 
-    def start(output: Path, env: dict[str, str]) -> subprocess.Popen[str]:
+    def start(output: Path, env: dict[str, str]) -> WarmProcess:
         environment = {**env, "RAY_ADDRESS": ray_head.address, "PYTHONPATH": str(REPOSITORY)}
-        return subprocess.Popen(
-            list(map(str, [*command, output])),
-            cwd=REPOSITORY,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        return WarmProcess("pipeline", [*command, str(output)], environment)
 
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     finish(start(whole, ray_head.env))
@@ -218,7 +208,7 @@ def test_a_fill_that_is_killed_and_run_again_gives_the_same_features(
     assert all(torch.equal(after[key], features) for key, features in expected.items())
 
 
-def finish(process: subprocess.Popen[str]) -> None:
+def finish(process: WarmProcess) -> None:
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,7 +13,7 @@ from model.build import build
 from model.presets import system
 from pipeline.checkpoint.checkpoints import newest_weights
 from pipeline.checkpoint.files import APART
-from tests.cluster.ranks import REPOSITORY, run_ranks
+from tests.cluster.ranks import Ranks, run_ranks
 from tests.worlds import caption_shards
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
@@ -121,15 +118,8 @@ def test_a_stage_that_there_is_not_is_one_line(
 def test_two_ranks_compare_all_pairs_and_share_the_gradient(tmp_path: Path) -> None:
     """The losses and gradients of two ranks, each with half of the pairs, and of one with all."""
     for ranks in (1, 2):
-        workers = [
-            subprocess.Popen(
-                [sys.executable, "-m", "tests.cluster.contrast_worker", tmp_path, str(ranks)],
-                env={**os.environ, "RANK": str(rank)},
-                cwd=REPOSITORY,
-            )
-            for rank in range(ranks)
-        ]
-        assert [worker.wait(timeout=240) for worker in workers] == [0] * ranks
+        outcome = Ranks(ranks, [tmp_path, ranks], module="tests.cluster.contrast_worker").wait()
+        assert outcome.code == 0, outcome.stderr
     whole = torch.load(tmp_path / "0-of-1.pt")
     parts = [torch.load(tmp_path / f"{rank}-of-2.pt") for rank in range(2)]
     assert whole.keys() == parts[0].keys() == parts[1].keys()

@@ -12,10 +12,11 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from etl.storage.manifest import Manifest, write_manifest
 from etl.storage.schema import Medium, Sample, Turn, sha256
-from etl.storage.shards import Manifest, ShardSet, copy_rows, write_manifest, write_shard
+from etl.storage.shards import ShardSet, copy_rows, write_shard
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.cluster, pytest.mark.nightly, pytest.mark.timeout(300)]
 
 ROWS, SIZE = 66, 32 << 20  # 2.06 GiB
 MEMORY = 768 << 20

@@ -1,9 +1,6 @@
 """Near duplicates planted among the digits world's pictures, in other shards and in a retry."""
 
 import io
-import json
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,8 +13,8 @@ from PIL import Image
 from etl.dedup.perceptual_hash import perceptual_hash
 from etl.digits.records import pair
 from etl.digits.scenes import render
-from etl.storage.shards import read_manifest
-from tests.cluster.ray_cluster import ROOT
+from etl.storage.manifest import read_manifest
+from tests.cluster.etl_jobs import Drivers
 from tests.etl.download.web import Handler, Web, served
 
 pytestmark = pytest.mark.cluster
@@ -68,20 +65,7 @@ def hashed(number: int, quality: int) -> int:
         return perceptual_hash(found)
 
 
-def run(words: list[str]) -> dict:
-    done = subprocess.run(
-        [sys.executable, "etl/laion.py", *words, "--json"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def test_the_earliest_of_near_pictures_stays(web: Web, tmp_path: Path) -> None:
+def test_the_earliest_of_near_pictures_stays(drivers: Drivers, web: Web, tmp_path: Path) -> None:
     # Rows 0 to 29 are pictures of their own, 30 to 49 such in a poorer quality; every fifth is
     # not to be had at first.
     given = [(row, 92) for row in range(30)] + [(row, 60) for row in range(20)]
@@ -95,11 +79,11 @@ def test_the_earliest_of_near_pictures_stays(web: Web, tmp_path: Path) -> None:
     pq.write_table(pa.table({"URL": urls, "TEXT": captions}), listing)
     output = tmp_path / "shards"
     words = ["--input", str(listing), "--output", str(output), "--allow-private-addresses"]
-    words += ["--rows-per-shard", "16", "--near-images", str(DISTANCE)]
+    words += ["--rows-per-shard", "16", "--image-dedup-distance", str(DISTANCE)]
     busy = [row for row in range(50) if kinds[row] == "busy"]
     fine = [row for row in range(50) if kinds[row] == "fine"]
 
-    first = run(words)
+    first = drivers.run("laion", words)
     kept = stays(fine, given, [])
     gone = len(fine) - len(kept)
     assert gone >= 14  # the planted ones whose original was there, at the least
@@ -107,13 +91,13 @@ def test_the_earliest_of_near_pictures_stays(web: Web, tmp_path: Path) -> None:
     assert pq.read_table(output / "keys.parquet")["row"].to_pylist() == kept
 
     web.well = True
-    again = run([*words, "--retry-failed"])
+    again = drivers.run("laion", [*words, "--retry-failed"])
     everything = stays(busy, given, kept)
     assert again["drops"] == {"near_duplicate_image": 50 - len(everything)}
     assert sorted(pq.read_table(output / "keys.parquet")["row"].to_pylist()) == sorted(everything)
     drops = pq.read_table(output / "drops.parquet")
     assert drops["row"].to_pylist() == sorted({*range(50)} - {*everything})
-    assert Counter(drops["step"].to_pylist()) == {"near images": drops.num_rows}
+    assert Counter(drops["step"].to_pylist()) == {"image dedup": drops.num_rows}
     for detail in drops["detail"].to_pylist():
         assert int(detail.rpartition(" ")[2]) in everything
     assert read_manifest(output).rows == len(everything)

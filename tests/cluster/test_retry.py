@@ -1,8 +1,5 @@
 """A job over a web that fails for a while, and `--retry-failed` when it does so no longer."""
 
-import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,8 +7,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from etl.storage.shards import ShardSet, read_manifest
-from tests.cluster.ray_cluster import ROOT
+from etl.storage.manifest import read_manifest
+from etl.storage.shards import ShardSet
+from tests.cluster.etl_jobs import Drivers
 from tests.etl.download.web import Handler, Web, photo, served
 
 pytestmark = pytest.mark.cluster
@@ -38,20 +36,13 @@ def web() -> Iterator[Web]:
         yield server
 
 
-def run(words: list[str]) -> dict:
-    command = [sys.executable, "etl/laion.py", *words, "--json"]
-    done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def shards(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.glob("*.arrow")}
 
 
-def test_transient_failures_are_recovered_into_added_shards(web: Web, tmp_path: Path) -> None:
+def test_transient_failures_are_recovered_into_added_shards(
+    drivers: Drivers, web: Web, tmp_path: Path
+) -> None:
     kinds = ["fine", "busy", "gone"] * 10
     urls = [f"{web.base}/{kind}/{number}" for number, kind in enumerate(kinds)]
     # The same picture as a row that is kept already: recovered, it is a duplicate.
@@ -62,11 +53,11 @@ def test_transient_failures_are_recovered_into_added_shards(web: Web, tmp_path: 
     output = tmp_path / "shards"
     words = ["--input", str(listing), "--output", str(output), "--allow-private-addresses"]
     words += ["--rows-per-shard", "16", "--backend", "native"]
-    first = run(words)
+    first = drivers.run("laion", words)
     assert (first["rows"], first["drops"]) == (10, {"http_503": 10, "http_404": 10})
     before = shards(output)
     web.well = True
-    again = run([*words, "--retry-failed"])
+    again = drivers.run("laion", [*words, "--retry-failed"])
     assert (again["rows"], again["drops"]) == (19, {"http_404": 10, "duplicate_medium": 1})
     assert again["input_rows"] == again["rows"] + sum(again["drops"].values())
     after = shards(output)
@@ -78,7 +69,8 @@ def test_transient_failures_are_recovered_into_added_shards(web: Web, tmp_path: 
     drops = pq.read_table(output / "drops.parquet")
     assert drops["row"].to_pylist() == sorted([*range(2, 30, 3), 28])
     manifest = read_manifest(output)
-    assert manifest.details["retries"] == [{"asked": 10, "kept": 9}]
+    assert manifest.details["retries"] == [{"retried": 10, "recovered": 9}]
     assert not (output / ".work").exists()
-    assert run([*words, "--retry-failed"]) == again  # nothing is left that might pass
+    # Nothing is left that might pass.
+    assert drivers.run("laion", [*words, "--retry-failed"]) == again
     assert read_manifest(output) == manifest

@@ -1,21 +1,20 @@
 """Evaluation that is preempted, asked to stop or killed: it goes on, to the same answers."""
 
-import os
-import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.cluster.ranks import REPOSITORY, run_ranks
-from tests.cluster.slurm_cluster import SlurmCluster, await_that
+from tests.cluster.ranks import REPOSITORY, Ranks, run_ranks
+from tests.cluster.slurm_cluster import ENDED, SlurmCluster, await_that
 from tests.worlds import instruct_shards, question_shards
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 FILES = ("predictions.jsonl", "predictions_blind.jsonl", "scores.json")
-ASKED = 24
+ASKED = 16
+REQUEUE = ("scontrol", "requeue")
+TIME_ENDS = ("scancel", "--batch", "--signal=USR1")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -34,22 +33,16 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
     outcome = run_ranks(1, *train, "--global-batch", 2, "--micro-batch", 2)
     assert outcome.code == 0, outcome.stderr
     questions = question_shards(folder / "questions", ASKED)
-    return ("--run", str(run), "--data", str(questions), "--batch", "1")
+    return ("--run", str(run), "--data", str(questions), "--batch", "1", "--max-new-tokens", "8")
 
 
 @pytest.fixture(scope="module")
 def whole(words: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An evaluation that nothing disturbs."""
     output = tmp_path_factory.mktemp("whole")
-    assert start(words, output).wait() == 0
+    outcome = run_ranks(1, "evaluate", *words, "--output", output)
+    assert outcome.code == 0, outcome.stderr
     return output
-
-
-def start(words: tuple[str, ...], output: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "pipeline", "evaluate", *words, "--output", str(output)]
-    return subprocess.Popen(
-        command, cwd=REPOSITORY, env={**os.environ, "DS_ACCELERATOR": "cpu"}, stderr=None
-    )
 
 
 def answered(output: Path) -> int:
@@ -57,41 +50,56 @@ def answered(output: Path) -> int:
     return sum(path.read_text().count("\n") - 1 for path in output.glob("*.partial"))
 
 
+def await_answers(slurm: SlurmCluster, job: str, output: Path, number: int) -> None:
+    """Wait until a running job has kept some answers; fail if it ends without."""
+
+    def written() -> bool:
+        enough = answered(output) >= number
+        assert enough or slurm.job(job)["JobState"] not in ENDED, slurm.output(job)
+        return enough
+
+    await_that(f"{number} answers", written, deadline=240)
+
+
 def same(output: Path, whole: Path) -> bool:
     assert sorted(path.name for path in output.iterdir()) == sorted(FILES)
     return all((output / name).read_bytes() == (whole / name).read_bytes() for name in FILES)
 
 
-@pytest.mark.parametrize("how", ["requeue", "USR1"])
-def test_a_job_that_must_go_comes_back(slurm, words, whole, tmp_path, how):
-    """Preempted, or two minutes before the end of its time."""
-    script = str(REPOSITORY / "slurm" / "evaluate.sh")
+@pytest.mark.parametrize(
+    "stops", [(REQUEUE,), pytest.param((TIME_ENDS, REQUEUE), marks=pytest.mark.nightly)]
+)
+def test_a_job_that_must_go_comes_back(slurm, words, whole, tmp_path, stops):
     output = tmp_path / "scores"
+    script = str(REPOSITORY / "slurm" / "evaluate.sh")
     job = slurm.submit(script, *words, "--output", str(output), cwd=tmp_path)
-    await_that("some answers", lambda: answered(output) > 3, deadline=240)
-    if how == "requeue":
-        slurm.run("scontrol", "requeue", job)
-    else:
-        slurm.run("scancel", "--batch", "--signal=USR1", job)
-    slurm.wait(job, ("PENDING",))
-    kept = answered(output)
-    assert 3 < kept < 2 * ASKED
-    assert not (output / "scores.json").exists()
-
-    slurm.start_now(job)
+    kept = 0
+    for stop in stops:
+        await_answers(slurm, job, output, kept + 3)
+        slurm.run(*stop, job)
+        slurm.wait(job, ("PENDING",))
+        kept = answered(output)
+        assert 3 <= kept < 2 * ASKED
+        assert not (output / "scores.json").exists()
+        slurm.start_now(job)
+        await_that(
+            "its start", lambda kept=kept: f"goes on after {kept} a" in slurm.output(job), 240
+        )
     state = slurm.wait(job)
-    assert (state["JobState"], state["Restarts"]) == ("COMPLETED", "1"), slurm.output(job)
-    assert f"goes on after {kept} answers" in slurm.output(job)
+    assert (state["JobState"], state["Restarts"]) == ("COMPLETED", str(len(stops))), slurm.output(
+        job
+    )
     assert same(output, whole)
 
 
+@pytest.mark.nightly
 def test_killed_it_goes_on_after_the_last_whole_answer(words, whole, tmp_path):
     output = tmp_path / "scores"
-    process = start(words, output)
+    ranks = Ranks(1, ["evaluate", *words, "--output", output])
     await_that("some answers", lambda: answered(output) > ASKED + 3, deadline=240)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    ranks.kill()
+    ranks.wait()
     kept = output / "predictions_blind.jsonl.partial"
     kept.write_text(kept.read_text()[:-5])  # and torn
-    assert start(words, output).wait() == 0
+    assert run_ranks(1, "evaluate", *words, "--output", output).code == 0
     assert same(output, whole)

@@ -52,11 +52,19 @@ def python_on_path(slurm: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def submit(
-    slurm: SlurmCluster, copy: Path, behaviour: str, output: Path, *, options: tuple[str, ...] = ()
+    slurm: SlurmCluster,
+    copy: Path,
+    behaviour: str,
+    output: Path,
+    *,
+    stage: str = "pt",
+    options: tuple[str, ...] = (),
 ) -> str:
-    """`sbatch … pt.sh BEHAVIOUR …` from another folder than the repository's."""
+    """`sbatch … STAGE.sh BEHAVIOUR …` from another folder than the repository's."""
     arguments = (behaviour, "--data", "no data", "--output", str(output))
-    return slurm.submit(*options, str(copy / "slurm" / "pt.sh"), *arguments, cwd=output.parent)
+    return slurm.submit(
+        *options, str(copy / "slurm" / f"{stage}.sh"), *arguments, cwd=output.parent
+    )
 
 
 def records(output: Path) -> list[dict[str, str]]:
@@ -145,10 +153,12 @@ def test_a_cancelled_job_stays_cancelled(slurm, copy, output):
     await_that("the ranks were asked", lambda: len(list(output.glob("asked-*"))) == 2)
 
 
-def test_a_user_error_fails_and_is_not_tried_again(slurm, copy, output):
-    job = submit(slurm, copy, "refuse", output)
+@pytest.mark.parametrize("stage", ["init", "pt", "sft"])
+def test_a_user_error_fails_and_is_not_tried_again(slurm, copy, output, stage):
+    job = submit(slurm, copy, "refuse", output, stage=stage)
     state = slurm.wait(job)
     assert (state["JobState"], state["ExitCode"], state["Restarts"]) == ("FAILED", "2:0", "0")
+    assert [rank["argv"][:2] for rank in records(output)] == [[stage, "refuse"]] * 2
 
 
 def test_a_killed_rank_takes_the_job_down(slurm, copy, output):

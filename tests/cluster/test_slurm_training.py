@@ -13,7 +13,7 @@ from tests.worlds import caption_shards, instruct_shards, question_shards
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
-STEPS = 20
+STEPS = 16
 SMALL = ("--global-batch", 4, "--micro-batch", 2, "--max-steps", STEPS)
 
 
@@ -60,6 +60,17 @@ def await_file(slurm: SlurmCluster, job: str, path: Path) -> None:
     await_that(str(path), written, deadline=240)
 
 
+def await_steps(slurm: SlurmCluster, job: str, metrics: Path, steps: int) -> None:
+    """Wait until a running job has written the metrics of some steps; fail if it ends without."""
+
+    def written() -> bool:
+        done = metrics.read_text().count("\n") if metrics.exists() else 0
+        assert done >= steps or slurm.job(job)["JobState"] not in ENDED, slurm.output(job)
+        return done >= steps
+
+    await_that(f"{steps} steps in {metrics}", written, deadline=240)
+
+
 def checkpoints(run: Path) -> list[str]:
     return sorted(path.name for path in (run / "checkpoints").glob("step-????????"))
 
@@ -71,6 +82,45 @@ def test_two_nodes_train_to_the_end_under_zero_3(whole: Path) -> None:
     assert '"ds_config": "zero3"' in (whole / "config.json").read_text()
 
 
+def test_one_job_is_preempted_then_loses_a_node_and_ends_as_if_nothing_had_happened(
+    slurm, folder, captions, whole
+):
+    run = folder / "run"
+    job = submit(slurm, "pt", captions, run)
+    metrics = run / "metrics.jsonl"
+    await_steps(slurm, job, metrics, 1)
+    urgent = slurm.submit("--partition=urgent", "--nodes=2", "--wrap=true", cwd=folder)
+    assert slurm.wait(urgent)["JobState"] == "COMPLETED"
+    assert slurm.job(job)["JobState"] == "PENDING"
+    first = metrics.read_text()
+    saved = len(losses(run))
+    assert 0 < saved < STEPS
+    assert checkpoints(run) == [f"step-{saved:08}"], slurm.output(job)
+
+    slurm.start_now(job)
+    await_steps(slurm, job, metrics, saved + 1)
+    slurm.node_down("node2")
+    slurm.wait(job, ("PENDING",))
+    slurm.node_up("node2")
+    assert saved < len(losses(run)) < STEPS
+    assert checkpoints(run) == [f"step-{saved:08}"], slurm.output(job)
+
+    slurm.start_now(job)
+    state = slurm.wait(job)
+    assert (state["JobState"], state["Restarts"]) == ("COMPLETED", "2"), slurm.output(job)
+    assert losses(run) == losses(whole)
+    assert metrics.read_text().startswith(first)  # with their times: those steps were done once
+
+
+def test_a_mistake_of_the_user_s_is_not_tried_again(slurm, folder):
+    job = submit(slurm, "pt", folder / "nothing", folder / "mistaken")
+    state = slurm.wait(job)
+    assert (state["JobState"], state["ExitCode"], state["Restarts"]) == ("FAILED", "2:0", "0")
+    assert "nothing" in slurm.output(job)
+    assert not (folder / "mistaken").exists()
+
+
+@pytest.mark.nightly
 def test_sft_starts_from_what_pt_has_trained_and_is_evaluated(slurm, folder, whole):
     run = folder / "sft"
     data = instruct_shards(folder / "instruct", 16)
@@ -84,6 +134,7 @@ def test_sft_starts_from_what_pt_has_trained_and_is_evaluated(slurm, folder, who
     assert (run / "evaluation" / "scores.json").is_file()
 
 
+@pytest.mark.nightly
 def test_a_rank_killed_in_mid_run_then_the_same_command_again(slurm, folder, captions, whole):
     run = folder / "killed"
     job = submit(slurm, "pt", captions, run, "--save-every", 2)
@@ -98,36 +149,7 @@ def test_a_rank_killed_in_mid_run_then_the_same_command_again(slurm, folder, cap
     assert losses(run) == losses(whole)
 
 
-def test_a_preempted_job_goes_on_by_itself(slurm, folder, captions, whole):
-    run = folder / "requeued"
-    job = submit(slurm, "pt", captions, run)
-    await_file(slurm, job, run / "metrics.jsonl")
-    slurm.run("scontrol", "requeue", job)
-    slurm.wait(job, ("PENDING",))
-    done = len(losses(run))
-    assert 0 < done < STEPS
-    assert checkpoints(run) == [f"step-{done:08}"], slurm.output(job)
-
-    slurm.start_now(job)
-    state = slurm.wait(job)
-    assert (state["JobState"], state["Restarts"]) == ("COMPLETED", "1"), slurm.output(job)
-    assert losses(run) == losses(whole)
-
-
-def test_a_job_whose_node_dies_goes_on_by_itself(slurm, folder, captions, whole):
-    run = folder / "node-died"
-    job = submit(slurm, "pt", captions, run, "--save-every", 2)
-    await_file(slurm, job, run / "checkpoints" / "step-00000002")
-    slurm.node_down("node2")
-    slurm.wait(job, ("PENDING",))
-    slurm.node_up("node2")
-    assert len(losses(run)) < STEPS
-    slurm.start_now(job)
-    state = slurm.wait(job)
-    assert (state["JobState"], state["Restarts"]) == ("COMPLETED", "1"), slurm.output(job)
-    assert losses(run) == losses(whole)
-
-
+@pytest.mark.nightly
 def test_a_job_that_is_preempted_while_it_saves(slurm, folder, captions, whole):
     run = folder / "preempted-save"
     job = submit(slurm, "pt", captions, run, "--save-every", 1)
@@ -143,11 +165,3 @@ def test_a_job_that_is_preempted_while_it_saves(slurm, folder, captions, whole):
     assert (state["JobState"], state["Restarts"]) == ("COMPLETED", "1"), slurm.output(job)
     assert losses(run) == losses(whole)
     assert not list((run / "checkpoints").glob("step-*.*"))
-
-
-def test_a_mistake_of_the_user_s_is_not_tried_again(slurm, folder):
-    job = submit(slurm, "pt", folder / "nothing", folder / "mistaken")
-    state = slurm.wait(job)
-    assert (state["JobState"], state["ExitCode"], state["Restarts"]) == ("FAILED", "2:0", "0")
-    assert "nothing" in slurm.output(job)
-    assert not (folder / "mistaken").exists()

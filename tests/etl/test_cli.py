@@ -14,7 +14,7 @@ class Options:
     rows: int
     """How many."""
     name: str = "x"
-    some_places: tuple[str, ...] = ()
+    some_paths: tuple[str, ...] = ()
 
 
 def test_options_are_typed() -> None:
@@ -22,16 +22,16 @@ def test_options_are_typed() -> None:
 
 
 @pytest.mark.parametrize(
-    "places",
+    "paths",
     [
-        ["--some-places", "a", "b=c"],
-        ["--some-places", "a", "--name", "x", "--some-places", "b=c"],
-        ["--some_places", "a", "--some-places=b=c"],
+        ["--some-paths", "a", "b=c"],
+        ["--some-paths", "a", "--name", "x", "--some-paths", "b=c"],
+        ["--some_paths", "a", "--some-paths=b=c"],
     ],
 )
-def test_an_option_with_several_values_may_come_several_times(places: list[str]) -> None:
-    options = parse(Options, prog="job", args=[*places, "--rows", "3"])
-    assert options == Options(rows=3, some_places=("a", "b=c"))
+def test_an_option_with_several_values_may_be_repeated(paths: list[str]) -> None:
+    options = parse(Options, prog="job", args=[*paths, "--rows", "3"])
+    assert options == Options(rows=3, some_paths=("a", "b=c"))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""docs/corpora.md names every data set of the survey's Tables 3 and 4, each with a job of ours."""
+"""docs/corpora.md lists every data set of the survey's Tables 3 and 4, each with a job."""
 
 import importlib
 import re
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from etl.sources import documents, sounds
+from tests.etl.sources.test_formats import source_modules
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "corpora.md").read_text(encoding="utf-8")
@@ -44,14 +44,14 @@ SETS = {**rows("Table 3"), **rows("Table 4")}
 OTHERS = rows("Others")
 
 
-def formats(job: str) -> set[str]:
-    """The names that a job's --format takes."""
-    if job == "audio":
-        return set(sounds.formats("", cut=False, local=False))
-    if job == "interleaved":
-        return set(documents.formats(0))
-    module = importlib.import_module(f"etl.{job}")
-    return set() if job == "laion" else set(module.FORMATS)
+def job_formats() -> dict[str, set[str]]:
+    """The names that --format takes, for every script of `etl/` that reads formats."""
+    jobs = sorted(path.stem for path in (ROOT / "etl").glob("*.py") if path.stem != "__init__")
+    modules = {job: importlib.import_module(f"etl.{job}") for job in jobs}
+    return {job: set(one.FORMATS) for job, one in modules.items() if hasattr(one, "FORMATS")}
+
+
+FORMATS = job_formats()
 
 
 def test_the_survey_is_complete() -> None:
@@ -66,21 +66,35 @@ def test_a_data_set_has_a_job(name: str) -> None:
     assert found, cells
     assert (ROOT / "etl" / f"{found[1]}.py").is_file()
     if found[2]:
-        assert found[2] in formats(found[1])
+        assert found[2] in FORMATS[found[1]]
 
 
 @pytest.mark.parametrize("name", CLOSED)
-def test_what_is_not_public_is_said_to_be_so(name: str) -> None:
+def test_closed_data_sets_are_marked_as_such(name: str) -> None:
     assert "not public" in SETS[name][-1]
 
 
-def test_what_is_withdrawn_names_its_mirror() -> None:
+def test_a_withdrawn_data_set_names_its_mirror() -> None:
     assert "withdrawn" in SETS["WebVid"][-1]
     assert "TempoFunk/webvid-10M" in SETS["WebVid"][-1]
 
 
 def test_every_format_has_a_data_set() -> None:
-    jobs = ("cc", "coco", "webvid", "audio", "pointcloud", "interleaved", "instruct", "preference")
-    for job in jobs:
-        for name in formats(job):
+    for job, names in FORMATS.items():
+        for name in names:
             assert f"`{job} --format {name}`" in PAGE, (job, name)
+
+
+def test_every_format_has_a_job() -> None:
+    read = {name for names in FORMATS.values() for name in names}
+    assert read == {name for source in source_modules() for name in source.FORMATS}
+
+
+@pytest.mark.parametrize("job", FORMATS)
+def test_every_job_takes_its_formats(job: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        importlib.import_module(f"etl.{job}").run(["--help"])
+    assert not stop.value.code
+    text = "".join(capsys.readouterr().out.replace("│", " ").split())
+    for name in FORMATS[job]:
+        assert name in text

@@ -1,4 +1,4 @@
-"""What LAION's job decides before the download, for each of the lists that it reads."""
+"""The filters of LAION's job before the download, for each of the lists that it reads."""
 
 from collections import Counter
 from pathlib import Path
@@ -7,25 +7,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from etl.filters.base import Outcome, run_steps
+from etl.filters.base import FilteredBatch, run_filters
 from etl.laion import Options
 from etl.sources.parquet import Laion
 
 URLS = [f"http://example.com/{number}.jpg" for number in range(6)]
 
 
-def judged(folder: Path, columns: dict, **changes: object) -> Outcome:
+def filtered(folder: Path, columns: dict, **changes: object) -> FilteredBatch:
     listing = folder / "list.parquet"
     pq.write_table(pa.table(columns), listing)
     options = Options(input=listing, output=folder, **changes)
     (table,) = Laion(listing).read(100)
-    return run_steps(table, options.steps())
+    return run_filters(table, options.filters())
 
 
-def reasons(outcome: Outcome) -> dict[int, str]:
-    return dict(
-        zip(outcome.drops["row"].to_pylist(), outcome.drops["reason"].to_pylist(), strict=True)
-    )
+def reasons(batch: FilteredBatch) -> dict[int, str]:
+    return dict(zip(batch.drops["row"].to_pylist(), batch.drops["reason"].to_pylist(), strict=True))
 
 
 LAION = {
@@ -60,7 +58,7 @@ DATACOMP = {
 
 
 def test_laion(tmp_path: Path) -> None:
-    assert reasons(judged(tmp_path, LAION)) == {
+    assert reasons(filtered(tmp_path, LAION)) == {
         0: "similarity_too_low",
         1: "punsafe_too_high",
         2: "pwatermark_too_high",
@@ -69,10 +67,10 @@ def test_laion(tmp_path: Path) -> None:
 
 
 def test_coyo(tmp_path: Path) -> None:
-    found = judged(tmp_path, COYO, min_side=200, maximum=("gantman=0.5",))
+    found = filtered(tmp_path, COYO, min_side=200, maximum=("gantman=0.5",))
     assert reasons(found) == {
         1: "declared_too_small",
-        2: "declared_too_oblong",
+        2: "declared_aspect_too_large",
         3: "similarity_too_low",
         4: "gantman_too_high",
         5: "duplicate_url",
@@ -80,10 +78,10 @@ def test_coyo(tmp_path: Path) -> None:
 
 
 def test_datacomp(tmp_path: Path) -> None:
-    found = judged(tmp_path, DATACOMP, min_side=200, minimum=("similarity_l14=0.2",))
+    found = filtered(tmp_path, DATACOMP, min_side=200, minimum=("similarity_l14=0.2",))
     assert reasons(found) == {
         1: "declared_too_small",
-        2: "declared_too_oblong",
+        2: "declared_aspect_too_large",
         3: "similarity_too_low",
         4: "similarity_l14_too_low",
         5: "duplicate_url",
@@ -91,16 +89,16 @@ def test_datacomp(tmp_path: Path) -> None:
 
 
 def test_a_policy_after_the_download_keeps_all_rows_and_their_scores(tmp_path: Path) -> None:
-    found = judged(tmp_path, LAION, policy="after")
+    found = filtered(tmp_path, LAION, policy="after")
     assert reasons(found) == {3: "declared_too_small"}
     scores = found.kept["score.similarity"].to_pylist()
     assert scores == [pytest.approx(value) for value in [0.27, 0.3, 0.3, 0.28]] + [None]
 
 
-def test_languages_and_words_are_judged_before_the_download(tmp_path: Path) -> None:
+def test_languages_and_words_are_filtered_before_the_download(tmp_path: Path) -> None:
     texts = ["a lighthouse on a cliff", "悬崖上的灯塔", "lighthouse", *["ein Turm am Meer"] * 3]
-    found = judged(tmp_path, {"URL": URLS, "TEXT": texts}, languages=("en", "zh"), min_words=1)
+    found = filtered(tmp_path, {"URL": URLS, "TEXT": texts}, languages=("en", "zh"), min_words=1)
     assert Counter(reasons(found).values()) == {"language": 3}
     assert found.kept["language"].to_pylist() == ["en", "zh", "en"]
-    few = judged(tmp_path, {"URL": URLS, "TEXT": texts}, min_words=4)
+    few = filtered(tmp_path, {"URL": URLS, "TEXT": texts}, min_words=4)
     assert Counter(reasons(few).values()) == {"caption_too_few_words": 2}

@@ -1,4 +1,4 @@
-"""Filtering shards that lie there, without a download."""
+"""Filtering existing shards, without a download."""
 
 import dataclasses
 import json
@@ -8,17 +8,18 @@ import pyarrow.parquet as pq
 import pytest
 
 import etl.refilter
-import etl.runtime.copies
+import etl.runtime.shard_copy
 from etl.cli import UserError
 from etl.digits.records import pair_sample
+from etl.storage.manifest import read_manifest
 from etl.storage.schema import Sample, Turn
-from etl.storage.shards import ShardSet, read_manifest, write_folder
+from etl.storage.shards import ShardSet, write_folder
 
 ROWS = 20
 
 
 def scored(row: int) -> Sample:
-    """Scores and captions by row; every fifth has no score, the last one is no pair."""
+    """Scores and captions by row; every fifth has no score, the last one is not a pair."""
     sample = pair_sample(0, row)
     scores = {} if row % 5 == 0 else {"similarity": row / ROWS, "punsafe": 1 - row / ROWS}
     turns = sample.turns
@@ -36,9 +37,9 @@ def shards(tmp_path: Path) -> Path:
     return write_folder(tmp_path / "shards", samples, job="worlds", rows_per_shard=6)
 
 
-def refilter(shards: Path, output: Path, *words: str) -> dict[int, str]:
+def refilter(shards: Path, output: Path, *args: str) -> dict[int, str]:
     """The reasons of the rows that were dropped."""
-    etl.refilter.run(["--input", str(shards), "--output", str(output), *words])
+    etl.refilter.run(["--input", str(shards), "--output", str(output), *args])
     manifest = read_manifest(output)
     drops = pq.read_table(output / "drops.parquet")
     assert manifest.input_rows == ROWS == manifest.rows + drops.num_rows
@@ -51,10 +52,10 @@ def rows(folder: Path) -> list[Sample]:
     return [found[index] for index in range(len(found))]
 
 
-def test_scores_decide_and_what_stays_is_unchanged(shards: Path, tmp_path: Path) -> None:
+def test_rows_are_filtered_by_scores_and_do_not_change(shards: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
-    words = ["--minimum", "similarity=0.25", "--maximum", "punsafe=0.6"]
-    found = refilter(shards, output, *words)
+    args = ["--minimum", "similarity=0.25", "--maximum", "punsafe=0.6"]
+    found = refilter(shards, output, *args)
     low = dict.fromkeys((1, 2, 3, 4), "similarity_too_low")
     assert found == {**low, **dict.fromkeys((6, 7), "punsafe_too_high")}
     assert rows(output) == [one for row, one in enumerate(rows(shards)) if row not in found]
@@ -66,15 +67,15 @@ def test_scores_decide_and_what_stays_is_unchanged(shards: Path, tmp_path: Path)
     assert "similarity_too_low" in (output / "report.html").read_text()
 
 
-def test_filtering_again_filters_further(shards: Path, tmp_path: Path) -> None:
+def test_policies_can_be_applied_one_after_the_other(shards: Path, tmp_path: Path) -> None:
     refilter(shards, tmp_path / "a", "--minimum", "similarity=0.25")
-    words = ["--input", str(tmp_path / "a"), "--output", str(tmp_path / "b")]
-    etl.refilter.run([*words, "--maximum", "punsafe=0.6"])
+    args = ["--input", str(tmp_path / "a"), "--output", str(tmp_path / "b")]
+    etl.refilter.run([*args, "--maximum", "punsafe=0.6"])
     refilter(shards, tmp_path / "c", "--minimum", "similarity=0.25", "--maximum", "punsafe=0.6")
     assert rows(tmp_path / "b") == rows(tmp_path / "c")
 
 
-def test_captions_languages_and_sizes_decide(shards: Path, tmp_path: Path) -> None:
+def test_rows_are_filtered_by_captions_languages_and_sizes(shards: Path, tmp_path: Path) -> None:
     assert refilter(shards, tmp_path / "a", "--languages", "en", "und") == {1: "language"}
     assert refilter(shards, tmp_path / "b", "--max-caption", "5") == dict.fromkeys(
         [0, *range(2, ROWS - 1)], "caption_too_long"
@@ -83,7 +84,7 @@ def test_captions_languages_and_sizes_decide(shards: Path, tmp_path: Path) -> No
     assert refilter(shards, tmp_path / "d", "--min-side", "96", "--max-aspect", "1") == {}
 
 
-def test_nothing_may_be_left(shards: Path, tmp_path: Path) -> None:
+def test_all_rows_may_be_dropped(shards: Path, tmp_path: Path) -> None:
     assert len(refilter(shards, tmp_path / "out", "--min-side", "1000")) == ROWS
     assert read_manifest(tmp_path / "out").shards == ()
 
@@ -92,22 +93,22 @@ def test_a_second_run_does_nothing_and_another_policy_is_refused(
     shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "out"
-    words = ["--minimum", "similarity=0.25"]
-    refilter(shards, output, *words)
+    args = ["--minimum", "similarity=0.25"]
+    refilter(shards, output, *args)
     before = {path.name: path.stat().st_mtime_ns for path in output.iterdir()}
-    refilter(shards, output, *words, "--json")
+    refilter(shards, output, *args, "--json")
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["rows"] == 16
     assert {path.name: path.stat().st_mtime_ns for path in output.iterdir()} == before
-    with pytest.raises(UserError, match=r"another job's work \(minimum"):
+    with pytest.raises(UserError, match=r"belongs to another job \(minimum"):
         refilter(shards, output, "--minimum", "similarity=0.5")
 
 
-def test_a_killed_run_goes_on(
+def test_a_killed_run_resumes(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refilter(shards, tmp_path / "whole", "--minimum", "similarity=0.25")
     output = tmp_path / "out"
-    copy = etl.runtime.copies.CopyShard.row
+    copy = etl.runtime.shard_copy.CopyShard.copy
     done: list[int] = []
 
     def killed(self, item: dict) -> str | None:
@@ -116,13 +117,13 @@ def test_a_killed_run_goes_on(
         done.append(item["number"])
         return copy(self, item)
 
-    monkeypatch.setattr(etl.runtime.copies.CopyShard, "row", killed)
+    monkeypatch.setattr(etl.runtime.shard_copy.CopyShard, "copy", killed)
     with pytest.raises(KeyboardInterrupt):
         refilter(shards, output, "--minimum", "similarity=0.25")
     assert not (output / "manifest.json").exists()
-    (output / "shard-00001.arrow").write_bytes(b"")  # it was lost since
+    (output / "shard-00001.arrow").write_bytes(b"")  # damaged since
     done.clear()
-    monkeypatch.setattr(etl.runtime.copies.CopyShard, "row", copy)
+    monkeypatch.setattr(etl.runtime.shard_copy.CopyShard, "copy", copy)
     refilter(shards, output, "--minimum", "similarity=0.25")
     for shard in read_manifest(tmp_path / "whole").shards:
         name = shard.path
@@ -130,7 +131,7 @@ def test_a_killed_run_goes_on(
     assert read_manifest(output) == read_manifest(tmp_path / "whole")
 
 
-def test_mistakes_are_told_before_anything_is_written(shards: Path, tmp_path: Path) -> None:
+def test_mistakes_are_reported_before_anything_is_written(shards: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     cases = {
         ("--minimum", "similarty=0.3"): "no score 'similarty' among punsafe, similarity; did you",
@@ -139,9 +140,9 @@ def test_mistakes_are_told_before_anything_is_written(shards: Path, tmp_path: Pa
         ("--output", str(shards)): "want another folder than --input",
         ("--input", str(tmp_path)): r"no manifest.json",
     }
-    for words, message in cases.items():
+    for args, message in cases.items():
         with pytest.raises(UserError, match=message):
-            refilter(shards, output, *words)
+            refilter(shards, output, *args)
         assert not output.exists()
 
 

@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from etl.cli import UserError
-from etl.sources.base import CANDIDATES, Records
+from etl.sources.base import CANDIDATES, RecordReader
 from etl.sources.dialogues import LLAVA
 from etl.sources.parquet import Laion
 
@@ -41,7 +41,7 @@ def test_laion_rows_become_candidates(tmp_path: Path) -> None:
     assert source.missing == []
 
 
-def test_ids_come_from_content_not_from_place(tmp_path: Path) -> None:
+def test_ids_depend_on_content_not_on_position(tmp_path: Path) -> None:
     first = pa.concat_tables(Laion(laion_list(tmp_path / "a.parquet")).read(5))
     table = pq.read_table(tmp_path / "a.parquet")
     pq.write_table(table.take([4, 3, 2, 1, 0]), tmp_path / "b.parquet")
@@ -92,18 +92,18 @@ def write_rows(path: Path, columns: dict) -> Path:
         (lambda path: write_rows(path, {"URL": [], "TEXT": []}), "the list has no rows"),
     ],
 )
-def test_bad_laion_lists_are_told(tmp_path: Path, make, message: str) -> None:
+def test_bad_laion_lists_are_reported(tmp_path: Path, make, message: str) -> None:
     with pytest.raises(UserError, match=message):
         Laion(make(tmp_path / "list.parquet"))
 
 
-def test_words_for_numbers_are_told(tmp_path: Path) -> None:
+def test_texts_instead_of_numbers_are_reported(tmp_path: Path) -> None:
     source = Laion(laion_list(tmp_path / "list.parquet", WIDTH=["wide"] * 5))
     with pytest.raises(UserError, match="column WIDTH holds string, want numbers"):
         list(source.read(5))
 
 
-def test_a_damaged_page_is_told(tmp_path: Path) -> None:
+def test_a_damaged_page_is_reported(tmp_path: Path) -> None:
     path = laion_list(tmp_path / "list.parquet")
     data = bytearray(path.read_bytes())
     data[4:200] = b"\xff" * 196
@@ -132,7 +132,7 @@ def instruct_list(path: Path, *records: object) -> Path:
 
 def test_dialogues_become_candidates(tmp_path: Path) -> None:
     records = [record(0), record(1, kind="sum"), record(2, image=None)]
-    source = Records("instruct", instruct_list(tmp_path / "list.json", *records), LLAVA)
+    source = RecordReader("instruct", instruct_list(tmp_path / "list.json", *records), LLAVA)
     first, second = source.read(2)
     assert first.schema == second.schema
     assert first.select(CANDIDATES.names).schema == CANDIDATES
@@ -161,7 +161,7 @@ def test_dialogues_become_candidates(tmp_path: Path) -> None:
         ('[{"conversations": 5}]', "record 0: want conversations"),
     ],
 )
-def test_bad_dialogues_are_told(tmp_path: Path, text: str, message: str) -> None:
+def test_bad_dialogues_are_reported(tmp_path: Path, text: str, message: str) -> None:
     path = write_text(tmp_path / "list.json", text)
     with pytest.raises(UserError, match=message):
-        list(Records("instruct", path, LLAVA).read(10))
+        list(RecordReader("instruct", path, LLAVA).read(10))

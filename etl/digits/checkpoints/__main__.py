@@ -1,4 +1,4 @@
-"""Make the digits world's parents anew: `python -m etl.digits.checkpoints [--output DIR]`."""
+"""Trains the toy checkpoints again: `python -m etl.digits.checkpoints [--output DIR]`."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from etl.digits.checkpoints import audio, encoder, frames, language
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Train the digits world's frozen parents; about half an hour on two cores.
+    """Train the digits world's toy checkpoints; takes about half an hour on two cores.
 
-    The 3D one is a class of our own, and trained by `python -m pipeline.quickstart.points_encoder`.
+    The 3D encoder is a class of our own: `python -m pipeline.quickstart.points_encoder` trains it.
     """
 
     output: Path = Path(__file__).parent
-    """Where the folders `vision`, `frames`, `language` and `audio` go."""
+    """Parent of the folders `vision`, `frames`, `language` and `audio`."""
     encoder_steps: int = 2400
-    """Batches of 128 pictures for the encoder; 0 leaves it alone."""
+    """Batches of 128 images for the vision encoder; 0 skips it."""
     frames_steps: int = 600
-    """Batches of 64 pictures for the encoder of frames, which begins as `vision`; 0: none."""
+    """Batches of 64 images for the encoder of frames, initialised from `vision`; 0 skips it."""
     language_steps: int = 1000
-    """Batches of 48 texts for the language model; 0 leaves it alone."""
+    """Batches of 48 texts for the language model; 0 skips it."""
     audio_steps: int = 400
-    """Batches of 64 sounds for the audio encoder; 0 leaves it alone."""
+    """Batches of 64 sounds for the audio encoder; 0 skips it."""
 
 
 def run(args: Sequence[str]) -> None:
-    """Train what is asked for, one after the other."""
+    """Train the selected models, one after the other."""
     options = parse(Options, prog="python -m etl.digits.checkpoints", args=args)
     if options.encoder_steps:
         encoder.train(options.output / "vision", steps=options.encoder_steps)

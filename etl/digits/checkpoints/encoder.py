@@ -1,8 +1,8 @@
-"""Train the digits world's vision encoder: a small CLIP-shaped ViT, taught to name what it sees.
+"""Trains the digits world's vision encoder: a small CLIP-shaped ViT with a patch-wise objective.
 
-A patch-wise objective rather than one on pooled features: every patch tells the digit and the
-colour of the cell it lies in (or that it is empty), so that the features handed to a projector
-know what stands *where*. An encoder trained through mean pooling localises badly.
+Every patch classifies the digit and the colour of its cell (or that it is empty), so that the
+features given to a projector encode what is *where*. An encoder trained through mean pooling
+localises badly.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
 
-from etl.digits.scenes import COLOURS, GRID, PLACES, Scene, draw_scene, render
+from etl.digits.scenes import COLOURS, GRID, POSITIONS, Scene, random_scene, render
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ def config() -> CLIPVisionConfig:
 
 
 def processor() -> CLIPImageProcessorPil:
-    """Return the image processor saved beside the encoder: squash to 48×48, values in [-1, 1]."""
+    """Return the image processor saved with the encoder: resize to 48×48, values in [-1, 1]."""
     return CLIPImageProcessorPil(
         size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
         do_center_crop=False,
@@ -53,25 +53,25 @@ def processor() -> CLIPImageProcessorPil:
 
 
 def _labels(scene: Scene) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Digit and colour of each of the 36 patches, read off the cell it lies in."""
+    """Digit and colour of each of the 36 patches, from its cell."""
     digits = np.full((GRID, GRID), _NO_DIGIT)
     colours = np.full((GRID, GRID), _NO_COLOUR)
     for mark in scene.marks:
-        row, column = divmod(PLACES.index(mark.place), GRID)
+        row, column = divmod(POSITIONS.index(mark.position), GRID)
         digits[row, column] = mark.digit
         colours[row, column] = list(COLOURS).index(mark.colour)
     per_cell = _SIDE // GRID
-    spread = np.ones((per_cell, per_cell), dtype=np.int64)
-    return np.kron(digits, spread).ravel(), np.kron(colours, spread).ravel()
+    cell = np.ones((per_cell, per_cell), dtype=np.int64)
+    return np.kron(digits, cell).ravel(), np.kron(colours, cell).ravel()
 
 
 def batch(rng: np.random.Generator, size: int, split: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw scenes: pixels (B, 3, 48, 48) in [-1, 1] and patch labels (B, 36) twice."""
+    """Generate scenes: pixels (B, 3, 48, 48) in [-1, 1], and patch digits and colours (B, 36)."""
     pixels, digits, colours = [], [], []
     for _ in range(size):
-        scene = draw_scene(rng, split)
-        picture = render(scene).resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC)
-        pixels.append(np.asarray(picture, dtype=np.float32).transpose(2, 0, 1) / 127.5 - 1)
+        scene = random_scene(rng, split)
+        image = render(scene).resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC)
+        pixels.append(np.asarray(image, dtype=np.float32).transpose(2, 0, 1) / 127.5 - 1)
         digit_labels, colour_labels = _labels(scene)
         digits.append(digit_labels)
         colours.append(colour_labels)
@@ -82,8 +82,8 @@ def batch(rng: np.random.Generator, size: int, split: str) -> tuple[Tensor, Tens
     )
 
 
-class PatchReader(nn.Module):
-    """The encoder and the two linear heads that teach it; only the encoder is kept."""
+class PatchClassifier(nn.Module):
+    """The encoder and two linear heads for training it; only the encoder is saved."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -97,21 +97,21 @@ class PatchReader(nn.Module):
         return self.digit(features_bnd), self.colour(features_bnd)
 
 
-def accuracy(model: PatchReader, rng: np.random.Generator, size: int = 1000) -> float:
-    """Share of the marks of unseen handwriting whose digit most of their patches name rightly."""
+def accuracy(model: PatchClassifier, rng: np.random.Generator, size: int = 1000) -> float:
+    """Share of the patches on held-out scans whose digit is predicted correctly."""
     model.eval()
     with torch.no_grad():
         pixels, digits, _ = batch(rng, size, "held_out")
-        found = model(pixels)[0].argmax(-1)
+        predicted = model(pixels)[0].argmax(-1)
     marked = digits != _NO_DIGIT
-    return float((found[marked] == digits[marked]).float().mean())
+    return float((predicted[marked] == digits[marked]).float().mean())
 
 
 def train(folder: Path, *, steps: int, seed: int = 0) -> None:
     """Train for `steps` batches of 128 fresh scenes and save encoder and processor to `folder`."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    model = PatchReader()
+    model = PatchClassifier()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=steps)
     for step in range(steps):

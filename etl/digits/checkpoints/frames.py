@@ -1,8 +1,7 @@
-"""Teach the vision encoder to follow scans wherever they stand, for the frames of videos.
+"""Trains the encoder of video frames, in which scans are at any position.
 
-The scans of scenes keep to their cells, those of videos do not. This encoder begins with the
-weights of the other one and sees both, scenes and frames, so that it serves pictures and videos.
-alike.
+In scenes, scans stay within their cells; in videos they do not. This encoder is initialised from
+the vision encoder and trained on both scenes and frames, so it serves images and videos alike.
 """
 
 from __future__ import annotations
@@ -22,8 +21,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import CLIPVisionModel
 
 from etl.digits.checkpoints import encoder
-from etl.digits.checkpoints.encoder import IMAGE_SIZE, PATCH, PatchReader
-from etl.digits.motion import boxes, draw_motion, render
+from etl.digits.checkpoints.encoder import IMAGE_SIZE, PATCH, PatchClassifier
+from etl.digits.motion import boxes, random_motion, render
 from etl.digits.scenes import CANVAS, COLOURS
 
 log = logging.getLogger(__name__)
@@ -31,12 +30,12 @@ log = logging.getLogger(__name__)
 _SIDE = IMAGE_SIZE // PATCH
 _NO_DIGIT = 10
 _NO_COLOUR = len(COLOURS)
-_SCENES, _FRAMES = 24, 40  # of a batch
-_EACH = 4  # frames taken of one video
+_SCENES, _FRAMES = 24, 40  # per batch
+_FRAMES_PER_VIDEO = 4
 
 
 def covered(square: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Return which of the 36 patches have their middle on a scan: its top, left and side."""
+    """Return which of the 36 patches have their centre on a scan (top, left, side)."""
     top, left, side = square
     middles = (np.arange(_SIDE) + 0.5) * CANVAS / _SIDE
     rows = (top <= middles) & (middles < top + side)
@@ -45,15 +44,15 @@ def covered(square: NDArray[np.int64]) -> NDArray[np.bool_]:
 
 
 def batch(rng: np.random.Generator, size: int, split: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw frames: pixels (B, 3, 48, 48) in [-1, 1] and patch labels (B, 36) twice."""
+    """Generate frames: pixels (B, 3, 48, 48) in [-1, 1], and patch digits and colours (B, 36)."""
     pixels, digits, colours = [], [], []
-    for _ in range(size // _EACH):
-        motion = draw_motion(rng, split)
+    for _ in range(size // _FRAMES_PER_VIDEO):
+        motion = random_motion(rng, split)
         frames, squares = render(motion), boxes(motion)
-        for number in rng.choice(len(frames), size=_EACH, replace=False):
-            picture = Image.fromarray(frames[number])
-            picture = picture.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC)
-            pixels.append(np.asarray(picture, dtype=np.float32).transpose(2, 0, 1) / 127.5 - 1)
+        for number in rng.choice(len(frames), size=_FRAMES_PER_VIDEO, replace=False):
+            image = Image.fromarray(frames[number])
+            image = image.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC)
+            pixels.append(np.asarray(image, dtype=np.float32).transpose(2, 0, 1) / 127.5 - 1)
             on_scan = covered(squares[number])
             digits.append(np.where(on_scan, motion.digit, _NO_DIGIT))
             colour = list(COLOURS).index(motion.colour)
@@ -66,17 +65,17 @@ def batch(rng: np.random.Generator, size: int, split: str) -> tuple[Tensor, Tens
 
 
 @torch.no_grad()
-def accuracy(model: PatchReader, rng: np.random.Generator, size: int = 400) -> float:
-    """Share of the frames of unseen handwriting whose digit its patches name together."""
+def accuracy(model: PatchClassifier, rng: np.random.Generator, size: int = 400) -> float:
+    """Share of held-out frames whose digit is predicted correctly by its patches together."""
     model.eval()
     pixels, digits, _ = batch(rng, size, "held_out")
-    chances_bnc = model(pixels)[0].log_softmax(-1)[..., :_NO_DIGIT]
+    log_probs_bnc = model(pixels)[0].log_softmax(-1)[..., :_NO_DIGIT]
     on_scan_bn1 = (digits != _NO_DIGIT)[..., None]
-    found = (chances_bnc * on_scan_bn1).sum(1).argmax(-1)
-    return float((found == digits.where(digits != _NO_DIGIT, -1).amax(-1)).float().mean())
+    predicted = (log_probs_bnc * on_scan_bn1).sum(1).argmax(-1)
+    return float((predicted == digits.where(digits != _NO_DIGIT, -1).amax(-1)).float().mean())
 
 
-def _optimizers(model: PatchReader) -> list[torch.optim.Optimizer]:
+def _optimizers(model: PatchClassifier) -> list[torch.optim.Optimizer]:
     """Muon (Jordan et al. 2024) for the layers' matrices, AdamW for the rest."""
     parameters = list(model.named_parameters())
     matrices = [p for name, p in parameters if p.ndim == 2 and "layers" in name]
@@ -87,19 +86,19 @@ def _optimizers(model: PatchReader) -> list[torch.optim.Optimizer]:
     ]
 
 
-def _slope(step: int, steps: int) -> float:
-    """Warm up over 20 steps while falling to zero as a cosine does."""
+def _lr_factor(step: int, steps: int) -> float:
+    """Warmup over 20 steps, times a cosine decay to zero."""
     return min(1.0, (step + 1) / 20) * (1 + math.cos(math.pi * step / steps)) / 2
 
 
 def train(folder: Path, vision: Path, *, steps: int, seed: int = 0) -> None:
-    """Train the encoder of `vision` for `steps` batches of 64 pictures more; save to `folder`."""
+    """Train the encoder of `vision` for `steps` more batches of 64 images; save to `folder`."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    model = PatchReader()
+    model = PatchClassifier()
     model.encoder = CLIPVisionModel.from_pretrained(vision)
     optimizers = _optimizers(model)
-    schedules = [LambdaLR(o, partial(_slope, steps=steps)) for o in optimizers]
+    schedules = [LambdaLR(o, partial(_lr_factor, steps=steps)) for o in optimizers]
     for step in range(steps):
         model.train()
         parts = encoder.batch(rng, _SCENES, "train"), batch(rng, _FRAMES, "train")

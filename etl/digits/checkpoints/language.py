@@ -1,9 +1,8 @@
-"""Train the digits world's language model: a small LLaMA that read of scenes and never saw one.
+"""Trains the digits world's language model: a small LLaMA that reads about scenes, unseen.
 
-It learns from text alone what a multimodal model will need of it: to tell again what was told, and
-to look up answers in it. A picture's token will tell all features of a mark at once, so the
-model reads scenes in shorthand, too: the three words of a mark laid over each other in one
-position, their embeddings summed.
+It learns from text alone what a multimodal model needs from it: to repeat a description, and to
+answer questions about it. An image token will encode all features of a mark at once, so the model
+also reads scenes in shorthand: the three words of a mark in one position, their embeddings summed.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from etl.digits.scenes import Scene, draw_scene
+from etl.digits.scenes import Scene, random_scene
 from etl.digits.texts import QUESTION_MAKERS, Question, caption, questions
 
 log = logging.getLogger(__name__)
@@ -51,22 +50,22 @@ def config() -> LlamaConfig:
 
 
 Position = tuple[int, ...]
-"""The token ids that stand in one position: one, or the three words of a mark in shorthand."""
+"""The token ids in one position: one id, or the three words of a mark in shorthand."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Document:
-    """One text, position by position, and which of its tokens are worth learning."""
+    """One text, position by position, and which of its tokens are targets."""
 
     positions: list[Position]
-    learnt: list[bool]
+    is_target: list[bool]
 
 
 class Writer:
     """Writes texts about scenes of up to six marks.
 
-    Scenes larger than any picture's make looking up worth while: among three marks a guess is
-    right too often.
+    Scenes with more marks than any image make looking up worthwhile: among three marks a guess is
+    correct too often.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, rng: np.random.Generator) -> None:
@@ -74,46 +73,46 @@ class Writer:
         self._rng = rng
 
     def document(self) -> Document:
-        """Tell a scene, mostly in shorthand; then tell it again, or ask about it."""
-        scene = draw_scene(self._rng, "train", most=int(self._rng.choice((3, 6))))
-        text = Document(positions=[(self._tokenizer.bos_token_id,)], learnt=[False])
+        """Describe a scene, mostly in shorthand; then repeat the description, or ask about it."""
+        scene = random_scene(self._rng, "train", most=int(self._rng.choice((3, 6))))
+        text = Document(positions=[(self._tokenizer.bos_token_id,)], is_target=[False])
         if self._rng.random() < 0.8:
             self._shorthand(text, scene)
         else:
-            self._add(text, caption(self._shuffled(scene), self._rng), learnt=False)
+            self._add(text, caption(self._shuffled(scene), self._rng), is_target=False)
         if self._rng.random() < 0.3:
-            self._add(text, caption(scene, self._rng), learnt=True, end=True)
+            self._add(text, caption(scene, self._rng), is_target=True, end=True)
             return text
-        self._add(text, "\n", learnt=False)
+        self._add(text, "\n", is_target=False)
         for _ in range(6):
             make = QUESTION_MAKERS[int(self._rng.integers(len(QUESTION_MAKERS)))]
             self.ask(text, make(scene, self._rng))
         return text
 
     def opening(self, scene: Scene) -> Document:
-        """Begin a dialogue about a scene in shorthand."""
-        text = Document(positions=[(self._tokenizer.bos_token_id,)], learnt=[False])
+        """Start a dialogue about a scene in shorthand."""
+        text = Document(positions=[(self._tokenizer.bos_token_id,)], is_target=[False])
         self._shorthand(text, scene)
-        self._add(text, "\n", learnt=False)
+        self._add(text, "\n", is_target=False)
         return text
 
     def ask(self, text: Document, question: Question) -> None:
-        """Add a question, and its answer as what is learnt."""
-        self._add(text, question.text, learnt=False)
-        self._add(text, f" {question.answer}", learnt=True, end=True)
+        """Add a question, and its answer as target."""
+        self._add(text, question.text, is_target=False)
+        self._add(text, f" {question.answer}", is_target=True, end=True)
 
     def _shorthand(self, text: Document, scene: Scene) -> None:
         for mark in self._shuffled(scene).marks:
-            words = (f" {mark.digit}", f" {mark.colour}", f" {mark.place}")
-            # Each is one token; a merge that is missing would show as a wrong number of ids.
+            words = (f" {mark.digit}", f" {mark.colour}", f" {mark.position}")
+            # Each word is one token; a missing merge would show as a wrong number of ids.
             ids = tuple(number for word in words for number in self._ids(word))
             text.positions.append(ids)
-            text.learnt.append(False)
+            text.is_target.append(False)
 
-    def _add(self, text: Document, words: str, *, learnt: bool, end: bool = False) -> None:
+    def _add(self, text: Document, words: str, *, is_target: bool, end: bool = False) -> None:
         ids = self._ids(words) + [self._tokenizer.eos_token_id] * end
         text.positions.extend((number,) for number in ids)
-        text.learnt.extend([learnt] * len(ids))
+        text.is_target.extend([is_target] * len(ids))
 
     def _ids(self, words: str) -> list[int]:
         ids: list[int] = self._tokenizer(words, add_special_tokens=False)["input_ids"]
@@ -125,7 +124,7 @@ class Writer:
 
 
 def train_tokenizer(rng: np.random.Generator) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE on the world's texts; it can spell any other text byte by byte."""
+    """Train a byte-level BPE on the world's texts; it encodes any other text byte by byte."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -141,29 +140,29 @@ def train_tokenizer(rng: np.random.Generator) -> PreTrainedTokenizerFast:
 
 
 def _sample_text(rng: np.random.Generator) -> str:
-    scene = draw_scene(rng, "train", most=6)
+    scene = random_scene(rng, "train", most=6)
     asked = questions(scene, rng, 3)
     return caption(scene, rng) + "".join(f"\n{item.text} {item.answer}" for item in asked)
 
 
-def lay_out(documents: Sequence[Document]) -> tuple[Tensor, Tensor, Tensor]:
-    """Return ids (B, T, 3), their weights (B, T, 3), 0 where there is none, and labels (B, T)."""
+def collate(documents: Sequence[Document]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return ids (B, T, 3), their weights (B, T, 3; 0 is padding), and labels (B, T)."""
     length = max(len(text.positions) for text in documents)
     ids_bt3 = torch.zeros(len(documents), length, 3, dtype=torch.long)
     weights_bt3 = torch.zeros(len(documents), length, 3)
     labels_bt = torch.full((len(documents), length), _IGNORED)
     for row, text in enumerate(documents):
-        for column, (ids, learnt) in enumerate(zip(text.positions, text.learnt, strict=True)):
+        for column, (ids, is_target) in enumerate(zip(text.positions, text.is_target, strict=True)):
             ids_bt3[row, column, : len(ids)] = torch.tensor(ids)
             weights_bt3[row, column, : len(ids)] = 1
-            if learnt:
+            if is_target:
                 labels_bt[row, column] = ids[0]
     return ids_bt3, weights_bt3, labels_bt
 
 
 def predict(model: LlamaForCausalLM, documents: Sequence[Document]) -> tuple[Tensor, Tensor]:
-    """Return logits (M, V) and targets (M,) of all tokens worth learning."""
-    ids_bt3, weights_bt3, labels_bt = lay_out(documents)
+    """Return the logits (M, V) and ids (M,) of all target tokens."""
+    ids_bt3, weights_bt3, labels_bt = collate(documents)
     embeddings_btd = (model.get_input_embeddings()(ids_bt3) * weights_bt3[..., None]).sum(2)
     hidden_btd = model.model(
         inputs_embeds=embeddings_btd,
@@ -171,14 +170,14 @@ def predict(model: LlamaForCausalLM, documents: Sequence[Document]) -> tuple[Ten
         use_cache=False,
     ).last_hidden_state
     targets_bt = labels_bt[:, 1:]
-    learnt_bt = targets_bt != _IGNORED
-    return model.lm_head(hidden_btd[:, :-1][learnt_bt]), targets_bt[learnt_bt]
+    is_target_bt = targets_bt != _IGNORED
+    return model.lm_head(hidden_btd[:, :-1][is_target_bt]), targets_bt[is_target_bt]
 
 
 def _optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
     """Muon (Jordan et al. 2024) for the layers' matrices, AdamW for the rest.
 
-    With AdamW alone the model stays for thousands of steps at guessing *which* mark is meant.
+    With AdamW alone the model keeps guessing *which* mark is meant for thousands of steps.
     """
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "layers" in name]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or "layers" not in name]
@@ -188,20 +187,20 @@ def _optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
     ]
 
 
-def _slope(step: int, steps: int) -> float:
-    """Warm up over 20 steps, hold, and fall to zero over the last third."""
+def _lr_factor(step: int, steps: int) -> float:
+    """Warmup over 20 steps, constant, then linear decay to zero over the last third."""
     return min(1.0, (step + 1) / 20, 3 * (steps - step) / steps)
 
 
 def train(folder: Path, *, steps: int, seed: int = 0) -> None:
-    """Train for `steps` batches of 48 fresh texts; save model and tokenizer to `folder`."""
+    """Train for `steps` batches of 48 random texts; save model and tokenizer to `folder`."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     tokenizer = train_tokenizer(rng)
     tokenizer.save_pretrained(folder)
     model = LlamaForCausalLM(config())
     optimizers = _optimizers(model)
-    schedules = [LambdaLR(o, partial(_slope, steps=steps)) for o in optimizers]
+    schedules = [LambdaLR(o, partial(_lr_factor, steps=steps)) for o in optimizers]
     writer = Writer(tokenizer, rng)
     for step in range(steps):
         logits, targets = predict(model, [writer.document() for _ in range(48)])
@@ -213,24 +212,24 @@ def train(folder: Path, *, steps: int, seed: int = 0) -> None:
             optimizer.step()
             schedule.step()
         if step % 50 == 49 or step == steps - 1:
-            log.info("language step %d: loss %.4f, %s", step + 1, loss, examine(model, tokenizer))
+            log.info("language step %d: loss %.4f, %s", step + 1, loss, evaluate(model, tokenizer))
             model.save_pretrained(folder)
 
 
 @torch.no_grad()
-def examine(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> dict[str, float]:
-    """Return the share of right answers about scenes in shorthand, 60 of each kind."""
+def evaluate(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> dict[str, float]:
+    """Return the share of correct answers about scenes in shorthand, 60 of each kind."""
     rng = np.random.default_rng(1)
     writer = Writer(tokenizer, rng)
     scores = {}
     for make in QUESTION_MAKERS:
-        right = 0
+        correct = 0
         for _ in range(60):
-            scene = draw_scene(rng, "train")
+            scene = random_scene(rng, "train")
             text = writer.opening(scene)
             question = make(scene, rng)
             writer.ask(text, question)
             logits, targets = predict(model, [text])
-            right += bool((logits.argmax(-1) == targets).all())
-        scores[question.kind] = right / 60
+            correct += bool((logits.argmax(-1) == targets).all())
+        scores[question.kind] = correct / 60
     return scores

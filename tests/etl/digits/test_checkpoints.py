@@ -1,4 +1,4 @@
-"""The kept parents, loaded as published weights are: what their features tell of unseen media."""
+"""The toy checkpoints, loaded like published weights: linear probes of their features."""
 
 import numpy as np
 import pytest
@@ -15,70 +15,72 @@ RNG = np.random.default_rng
 
 
 def encoder_of(name):
-    """Return the way in of a preset's only modality, and its frozen encoder."""
-    (slot,) = system(name).model.inputs
-    file = ENCODERS[type(slot.encoder)]
-    return slot, file.make(slot.encoder, weights="pretrained", dtype=torch.float32).eval()
+    """Return the only input branch of a preset, and its frozen encoder."""
+    (branch,) = system(name).model.inputs
+    file = ENCODERS[type(branch.encoder)]
+    return branch, file.build(branch.encoder, weights="pretrained", dtype=torch.float32).eval()
 
 
 @torch.no_grad()
-def probed(known, asked):
-    """Return the share of right answers of a linear probe; (features, labels) twice."""
-    probe = LogisticRegression(max_iter=200, C=0.1).fit(*known)
-    return probe.score(*asked)
+def probe_accuracy(train, test):
+    """Return the accuracy of a linear probe; both arguments are (features, labels)."""
+    probe = LogisticRegression(max_iter=200, C=0.1).fit(*train)
+    return probe.score(*test)
 
 
-def test_clouds_tell_their_digit_and_colour():
-    slot, encoder = encoder_of("digits_points")
+def test_cloud_features_encode_digit_and_colour():
+    branch, encoder = encoder_of("digits_points")
 
     def features(split, number):
-        drawn = [solids.draw_solid(RNG((number, seed)), split) for seed in range(number)]
-        clouds = [read_points(solids.encode(solids.render(one))) for one in drawn]
+        subjects = [solids.random_solid(RNG((number, seed)), split) for seed in range(number)]
+        clouds = [read_points(solids.encode(solids.render(one))) for one in subjects]
         with torch.no_grad():
-            tokens_bd = encoder(torch.cat([preprocess(slot.encoder, cloud) for cloud in clouds]))[
+            tokens_bd = encoder(torch.cat([preprocess(branch.encoder, cloud) for cloud in clouds]))[
                 :, 0
             ]
-        return tokens_bd.numpy(), [one.digit for one in drawn], [one.colour for one in drawn]
+        return tokens_bd.numpy(), [one.digit for one in subjects], [one.colour for one in subjects]
 
-    (known, digits, colours), (asked, *truth) = features("train", 200), features("held_out", 100)
-    assert probed((known, digits), (asked, truth[0])) > 0.9
-    assert probed((known, colours), (asked, truth[1])) > 0.95
+    (train, digits, colours), (test, *labels) = features("train", 200), features("held_out", 100)
+    assert probe_accuracy((train, digits), (test, labels[0])) > 0.9
+    assert probe_accuracy((train, colours), (test, labels[1])) > 0.95
 
 
-def test_sounds_tell_each_token_its_digit():
-    slot, encoder = encoder_of("digits_audio")
+def test_sound_tokens_encode_their_digit():
+    branch, encoder = encoder_of("digits_audio")
 
     def features(split, number):
-        drawn = [tones.draw_dialling(RNG((number, seed)), split) for seed in range(number)]
-        waves = [read_audio(tones.encode(tones.render(one), "audio/flac"), 16_000) for one in drawn]
-        mel = torch.cat([preprocess(slot.encoder, wave) for wave in waves])
+        subjects = [tones.random_dialling(RNG((number, seed)), split) for seed in range(number)]
+        waves = [
+            read_audio(tones.encode(tones.render(one), "audio/flac"), 16_000) for one in subjects
+        ]
+        mel = torch.cat([preprocess(branch.encoder, wave) for wave in waves])
         with torch.no_grad():
             tokens_nd = encoder(mel).flatten(0, 1)
-        labels = np.concatenate([audio.labels(one)[0] for one in drawn])
+        labels = np.concatenate([audio.token_labels(one)[0] for one in subjects])
         sounding = labels != audio.SILENCE
         return tokens_nd.numpy()[sounding], labels[sounding]
 
-    assert probed(features("train", 60), features("held_out", 30)) > 0.95
+    assert probe_accuracy(features("train", 60), features("held_out", 30)) > 0.95
 
 
-def test_frames_tell_their_digit_wherever_it_stands():
-    slot, encoder = encoder_of("digits_video")
+def test_frame_features_encode_the_digit_at_any_position():
+    branch, encoder = encoder_of("digits_video")
 
     def features(split, number):
-        drawn = [motion.draw_motion(RNG((number, seed)), split) for seed in range(number)]
-        pictures = [read_video(motion.encode(motion.render(one)), 1)[0] for one in drawn]
+        subjects = [motion.random_motion(RNG((number, seed)), split) for seed in range(number)]
+        pictures = [read_video(motion.encode(motion.render(one)), 1)[0] for one in subjects]
         with torch.no_grad():
-            features_bnd = encoder(torch.cat([preprocess(slot.encoder, one) for one in pictures]))
-        middles = [motion.boxes(one)[one.frames // 2] for one in drawn]
+            features_bnd = encoder(torch.cat([preprocess(branch.encoder, one) for one in pictures]))
+        middles = [motion.boxes(one)[one.frames // 2] for one in subjects]
         on_scan = torch.from_numpy(np.stack([frames.covered(square) for square in middles]))
         mean_bd = (features_bnd * on_scan[..., None]).sum(1) / on_scan.sum(1, keepdim=True)
-        return mean_bd.numpy(), [one.digit for one in drawn]
+        return mean_bd.numpy(), [one.digit for one in subjects]
 
-    assert probed(features("train", 200), features("held_out", 100)) > 0.85
+    assert probe_accuracy(features("train", 200), features("held_out", 100)) > 0.85
 
 
 @pytest.mark.parametrize("name", ["digits_video", "digits_audio", "digits_points", "digits_omni"])
-def test_presets_load_their_parents(name):
+def test_presets_load_their_checkpoints(name):
     whole = system(name)
     model = build(whole.model, whole.sft, weights="pretrained")
     assert sum(parameter.numel() for parameter in model.parameters()) < 5_000_000

@@ -11,10 +11,10 @@ import soundfile
 from etl.cli import UserError
 from etl.digits import motion, solids, tones
 from etl.digits.__main__ import run
-from etl.digits.faults import World
+from etl.digits.faults import WorldSize
 from etl.digits.scenes import COLOURS, split
 from etl.digits.shards import write_shards
-from etl.digits.subjects import NAMES, PURPOSES, SUBJECTS, makers, sample
+from etl.digits.subjects import NAMES, PURPOSES, SUBJECTS, sample, sample_factories
 from etl.storage.schema import PLACEHOLDERS, check
 from etl.storage.shards import ShardSet
 
@@ -23,7 +23,7 @@ RNG = np.random.default_rng
 
 @pytest.mark.parametrize("name", SUBJECTS)
 def test_a_sample_is_a_function_of_seed_purpose_and_number(name):
-    for make in makers(name).values():
+    for make in sample_factories(name).values():
         assert make(3, 5) == make(3, 5)
         assert make(3, 5).media != make(3, 6).media
         assert make(3, 5).media != make(4, 5).media
@@ -31,40 +31,40 @@ def test_a_sample_is_a_function_of_seed_purpose_and_number(name):
 
 
 @pytest.mark.parametrize("name", SUBJECTS)
-def test_samples_keep_the_contract(name):
-    for purpose, make in makers(name).items():
+def test_samples_satisfy_the_schema(name):
+    for purpose, make in sample_factories(name).items():
         for number in range(8):
-            made = make(0, number)
-            check(made)
-            heads = "".join(PLACEHOLDERS[medium.kind] for medium in made.media)
-            assert made.turns[0].text.startswith(heads)
-            assert len(made.turns) % 2 == 0
-            assert bool(made.lineage) == (purpose != "captions" and len(made.turns) == 2)
-            for turn in made.turns[1::2]:
+            found = make(0, number)
+            check(found)
+            heads = "".join(PLACEHOLDERS[medium.kind] for medium in found.media)
+            assert found.turns[0].text.startswith(heads)
+            assert len(found.turns) % 2 == 0
+            assert bool(found.lineage) == (purpose != "captions" and len(found.turns) == 2)
+            for turn in found.turns[1::2]:
                 assert purpose == "captions" or " " not in turn.text  # one-word answers
 
 
-def test_only_held_out_scans_and_telephones_are_asked_about():
+def test_splits_share_no_scans_or_telephones():
     for purpose, name in (("train", "train"), ("held_out", "held_out")):
         scans, phones = set(split(name)), set(tones.split(name))
         for number in range(50):
-            assert motion.draw_motion(RNG(number), purpose).scan in scans
-            assert solids.draw_solid(RNG(number), purpose).scan in scans
-            assert tones.draw_dialling(RNG(number), purpose).phone in phones
+            assert motion.random_motion(RNG(number), purpose).scan in scans
+            assert solids.random_solid(RNG(number), purpose).scan in scans
+            assert tones.random_dialling(RNG(number), purpose).phone in phones
     assert not set(tones.split("train")) & set(tones.split("held_out"))
 
 
 @pytest.mark.parametrize("direction", motion.DIRECTIONS)
-def test_a_video_moves_as_it_says(direction):
-    drawn = next(
+def test_a_video_moves_in_its_direction(direction):
+    subject = next(
         m
-        for m in (motion.draw_motion(RNG(n), "train") for n in range(99))
+        for m in (motion.random_motion(RNG(n), "train") for n in range(99))
         if m.direction == direction
     )
-    with av.open(io.BytesIO(motion.encode(motion.render(drawn)))) as container:
+    with av.open(io.BytesIO(motion.encode(motion.render(subject)))) as container:
         frames = [frame.to_ndarray(format="gray") for frame in container.decode(video=0)]
         assert container.streams.video[0].average_rate == motion.FRAMES_PER_SECOND
-    assert len(frames) == drawn.frames
+    assert len(frames) == subject.frames
     centres = [np.argwhere(frame > 60 + np.median(frame)).mean(0) for frame in frames]
     rows, columns = centres[-1] - centres[0]
     far, near = (rows, columns) if motion.DIRECTIONS[direction][0] else (columns, rows)
@@ -74,75 +74,75 @@ def test_a_video_moves_as_it_says(direction):
 
 def test_a_dialled_digit_has_its_two_frequencies():
     for number in range(20):
-        drawn = tones.draw_dialling(RNG(number), "held_out")
-        wave = tones.render(drawn)
-        spans, length = tones.timing(drawn)
-        assert len(wave) == length <= tones.LONGEST * tones.SAMPLE_RATE
-        for digit, (begin, end) in zip(drawn.digits, spans, strict=True):
+        subject = tones.random_dialling(RNG(number), "held_out")
+        wave = tones.render(subject)
+        spans, length = tones.timing(subject)
+        assert len(wave) == length <= tones.MAX_SECONDS * tones.SAMPLE_RATE
+        for digit, (begin, end) in zip(subject.digits, spans, strict=True):
             part = wave[begin:end] * np.hanning(end - begin)
             power = np.abs(np.fft.rfft(part, 1 << 14))
             hertz = np.fft.rfftfreq(1 << 14, 1 / tones.SAMPLE_RATE)
-            for wanted, lowest, highest in zip(
+            for expected, lowest, highest in zip(
                 tones.KEYS[digit], (650, 1100), (1000, 1600), strict=True
             ):
                 band = (hertz > lowest) & (hertz < highest)
                 found = hertz[band][power[band].argmax()]
-                assert found == pytest.approx(wanted, rel=0.015)
+                assert found == pytest.approx(expected, rel=0.015)
 
 
 @pytest.mark.parametrize("mime", ["audio/wav", "audio/flac"])
-def test_sounds_are_what_their_columns_say(mime):
-    made = next(
+def test_sounds_match_their_columns(mime):
+    found = next(
         medium
         for medium in (sample("audio", "captions", 0, n).media[0] for n in range(20))
         if medium.mime == mime
     )
-    wave, rate = soundfile.read(io.BytesIO(made.data))
-    assert rate == made.sample_rate
-    assert made.duration == pytest.approx(len(wave) / rate)
+    wave, rate = soundfile.read(io.BytesIO(found.data))
+    assert rate == found.sample_rate
+    assert found.duration == pytest.approx(len(wave) / rate)
 
 
 def test_a_cloud_is_the_extruded_scan():
     for number in range(10):
-        drawn = solids.draw_solid(RNG(number), "train")
-        cloud = solids.render(drawn)
+        subject = solids.random_solid(RNG(number), "train")
+        cloud = solids.render(subject)
         assert cloud.shape == (solids.POINTS, 6)
         assert cloud.dtype == np.float32
         _, high, deep = np.ptp(cloud[:, :3], axis=0)
         assert high > deep
         mean = cloud[:, 3:].mean(0) * 255
         nearest = min(COLOURS, key=lambda name: float(np.abs(mean - COLOURS[name]).sum()))
-        assert nearest == drawn.colour
-        kept = np.load(io.BytesIO(solids.encode(cloud)), allow_pickle=False)
-        assert np.array_equal(kept, cloud)
+        assert nearest == subject.colour
+        loaded = np.load(io.BytesIO(solids.encode(cloud)), allow_pickle=False)
+        assert np.array_equal(loaded, cloud)
 
 
-def test_mixtures_need_both_of_their_media():
+def test_mixtures_need_both_media():
     for number in range(20):
-        first, second = SUBJECTS["two_images"].draw(RNG(number), "train").scenes
+        first, second = SUBJECTS["two_images"].random(RNG(number), "train").scenes
         assert len({m.digit for m in first.marks} & {m.digit for m in second.marks}) == 1
-        both = SUBJECTS["image_audio"].draw(RNG(number), "train")
+        both = SUBJECTS["image_audio"].random(RNG(number), "train")
         assert both.mark.digit == both.dialling.digits[0]
     assert [m.kind for m in sample("image_audio", "dialogues", 0, 0).media] == ["image", "audio"]
     with pytest.raises(ValueError, match="no captions"):
         sample("two_images", "captions", 0, 0)
 
 
-def test_shards_are_written_once_and_anew_for_another_seed(tmp_path: Path):
+def test_shards_are_written_once_and_again_for_another_seed(tmp_path: Path):
     rendered = []
-    world = World(captions=3, dialogues=2, questions=2, seed=1)
-    folders = write_shards(tmp_path, "audio", world, lambda: rendered.append(1))
+    size = WorldSize(captions=3, dialogues=2, questions=2, seed=1)
+    folders = write_shards(tmp_path, "audio", size, lambda: rendered.append(1))
     assert [folder.name for folder in folders] == list(PURPOSES)
     assert [len(ShardSet([folder])) for folder in folders] == [3, 2, 2]
     before = ShardSet(folders).fingerprint
     assert len(rendered) == 7
-    write_shards(tmp_path, "audio", world, lambda: rendered.append(1))
+    write_shards(tmp_path, "audio", size, lambda: rendered.append(1))
     assert len(rendered) == 7
-    write_shards(tmp_path, "audio", World(captions=3, dialogues=2, questions=2, seed=2))
+    write_shards(tmp_path, "audio", WorldSize(captions=3, dialogues=2, questions=2, seed=2))
     assert ShardSet(folders).fingerprint != before
 
 
-def test_the_command_writes_shards_and_knows_its_subjects(tmp_path: Path):
+def test_the_command_writes_shards_and_rejects_unknown_subjects(tmp_path: Path):
     few = ["--captions", "1", "--dialogues", "1", "--questions", "1"]
     run(["--output", str(tmp_path), *few, "--shards", "image", "two_images"])
     found = sorted(str(path.parent.relative_to(tmp_path)) for path in tmp_path.rglob("*.arrow"))

@@ -16,7 +16,7 @@ from etl.storage.schema import check
 def test_every_scan_is_in_one_split() -> None:
     train, held_out = split("train"), split("held_out")
     assert sorted([*train, *held_out]) == list(range(len(scans()[1])))
-    for part in (train, held_out):  # both know all ten digits
+    for part in (train, held_out):  # both contain all ten digits
         assert set(scans()[1][part]) == set(range(10))
 
 
@@ -38,7 +38,7 @@ def test_a_record_is_a_function_of_seed_and_number() -> None:
     assert pair_sample(3, 5).media != question_sample(3, 5).media
 
 
-def test_samples_keep_the_contract() -> None:
+def test_samples_satisfy_the_schema() -> None:
     for number in range(20):
         for make in (pair_sample, dialogue_sample, question_sample):
             check(make(0, number))
@@ -48,7 +48,7 @@ def test_samples_keep_the_contract() -> None:
     assert question_sample(0, 0).lineage["kind"]
 
 
-def test_captions_tell_every_mark() -> None:
+def test_captions_describe_every_mark() -> None:
     rng = np.random.default_rng(0)
     for number in range(50):
         scene = pair(0, number).scene
@@ -56,7 +56,7 @@ def test_captions_tell_every_mark() -> None:
         for mark in scene.marks:
             assert mark.colour in text
             assert str(mark.digit) in text
-            assert mark.place in text
+            assert mark.position in text
 
 
 def test_questions_have_one_answer_each() -> None:
@@ -68,12 +68,12 @@ def test_questions_have_one_answer_each() -> None:
     assert answers["count"] == "three"
     assert answers["sum"] == str(sum(mark.digit for mark in scene.marks))
     assert answers["colour_of"] in {mark.colour for mark in scene.marks}
-    assert answers["place_of"] in {mark.place for mark in scene.marks}
+    assert answers["place_of"] in {mark.position for mark in scene.marks}
 
 
-def test_pictures_show_marks_in_their_cells() -> None:
+def test_a_rendered_mark_is_visible_and_deterministic() -> None:
     scene = next(s for s in (pair(0, n).scene for n in range(99)) if len(s.marks) == 1)
-    picture = render(scene)
-    assert picture.size == (CANVAS, CANVAS)
-    assert encode(picture, "image/png") == encode(render(scene), "image/png")
-    assert np.asarray(picture).max() > 150 > np.median(np.asarray(picture))
+    image = render(scene)
+    assert image.size == (CANVAS, CANVAS)
+    assert encode(image, "image/png") == encode(render(scene), "image/png")
+    assert np.asarray(image).max() > 150 > np.median(np.asarray(image))

@@ -1,4 +1,4 @@
-"""The downloader's seam, its bounds, and what img2dataset says nothing of."""
+"""Download backends: their interface, their limits, and rows that img2dataset loses."""
 
 import http.client
 import http.server
@@ -12,16 +12,16 @@ from collections.abc import Iterator, Sequence
 import pyarrow as pa
 import pytest
 
-from etl.download.backends import LOST, Img2Dataset, make_backend, reason_of
-from etl.download.base import Fetched, FetchOptions, dns_trouble, fetch
-from etl.download.native import Native
-from etl.download.safe_http import BodyError, Bounds, PrivateAddressError, opener
+from etl.download.backends import LOST, Img2DatasetBackend, make_backend, reason_of
+from etl.download.base import Fetched, FetchOptions, dns_outage, fetch
+from etl.download.native import NativeBackend
+from etl.download.safe_http import BodyError, DownloadLimits, PrivateAddressError, opener
 
-BOUNDS = Bounds(max_bytes=1000, deadline=0.5, allow_private=True)
+LIMITS = DownloadLimits(max_bytes=1000, deadline=0.5, allow_private=True)
 
 
 class Hostile(http.server.BaseHTTPRequestHandler):
-    """Answers by path: bodies that are too long, too slow, too short, and redirects."""
+    """Responds by path: bodies that are too long, too slow or too short, and redirects."""
 
     protocol_version = "HTTP/1.1"
 
@@ -35,8 +35,8 @@ class Hostile(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def sound(self) -> None:
-        self.answer(200, ("Content-Length", "5"), body=b"sound")
+    def valid(self) -> None:
+        self.answer(200, ("Content-Length", "5"), body=b"valid")
 
     def chunked(self) -> None:
         self.answer(200, ("Transfer-Encoding", "chunked"), body=b"3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n")
@@ -76,8 +76,8 @@ class Hostile(http.server.BaseHTTPRequestHandler):
                 break
         self.close_connection = True
 
-    def circle(self) -> None:
-        self.answer(302, ("Location", "/circle"), ("Content-Length", "0"))
+    def loop(self) -> None:
+        self.answer(302, ("Location", "/loop"), ("Content-Length", "0"))
 
     def local_file(self) -> None:
         self.answer(302, ("Location", "file:///etc/hostname"), ("Content-Length", "0"))
@@ -98,13 +98,13 @@ def hostile() -> Iterator[str]:
         thread.join()
 
 
-def read(url: str, bounds: Bounds = BOUNDS) -> bytes:
-    with opener(bounds).open(url, timeout=5) as answer:
+def read(url: str, limits: DownloadLimits = LIMITS) -> bytes:
+    with opener(limits).open(url, timeout=5) as answer:
         return answer.read()
 
 
-def test_sound_bodies_are_read_whole(hostile: str) -> None:
-    assert read(f"{hostile}/sound") == b"sound"
+def test_valid_bodies_are_read_completely(hostile: str) -> None:
+    assert read(f"{hostile}/valid") == b"valid"
     assert read(f"{hostile}/chunked") == b"abcde"
 
 
@@ -116,7 +116,7 @@ def test_sound_bodies_are_read_whole(hostile: str) -> None:
         ("short", http.client.IncompleteRead, "incomplete_body"),
         ("slow", OSError, "timeout"),
         ("slow_headers", OSError, "timeout"),
-        ("circle", urllib.error.HTTPError, "redirect_loop"),
+        ("loop", urllib.error.HTTPError, "redirect_loop"),
         ("local_file", urllib.error.HTTPError, "http_302"),
     ],
 )
@@ -129,8 +129,8 @@ def test_hostile_bodies_end_with_a_reason(
 
 
 def test_private_addresses_are_refused_when_connecting(hostile: str) -> None:
-    closed = Bounds(max_bytes=1000, deadline=5, allow_private=False)
-    for url in (f"{hostile}/sound", hostile.replace("127.0.0.1", "localhost") + "/sound"):
+    closed = DownloadLimits(max_bytes=1000, deadline=5, allow_private=False)
+    for url in (f"{hostile}/valid", hostile.replace("127.0.0.1", "localhost") + "/valid"):
         with pytest.raises(urllib.error.URLError) as caught:
             read(url, closed)
         assert isinstance(caught.value.reason, PrivateAddressError)
@@ -162,8 +162,8 @@ def test_errors_have_classes(message: str, reason: str) -> None:
     assert reason_of(message) == reason
 
 
-class Canned:
-    """A backend that knows its answers."""
+class Fake:
+    """A backend with fixed results."""
 
     def fetch(self, urls: Sequence[str]) -> list[Fetched]:
         return [
@@ -174,18 +174,18 @@ class Canned:
         ]
 
     def stream(self, urls, finish):
-        return iter(finish(place, found) for place, found in enumerate(self.fetch(urls)))
+        return iter(finish(index, fetched) for index, fetched in enumerate(self.fetch(urls)))
 
 
-def test_a_backend_is_a_step() -> None:
-    verdict = fetch(pa.table({"url": ["good", "bad"]}), backend=Canned())
-    assert verdict.reasons == [None, "timeout"]
-    assert verdict.details == [None, "after 10 s"]
-    assert verdict.columns["data"].to_pylist() == [b"good", None]
+def test_a_backend_can_be_used_as_a_filter() -> None:
+    result = fetch(pa.table({"url": ["good", "bad"]}), backend=Fake())
+    assert result.reasons == [None, "timeout"]
+    assert result.details == [None, "after 10 s"]
+    assert result.columns["data"].to_pylist() == [b"good", None]
 
 
 class Forgetful:
-    """Stands for img2dataset's downloader: forgets a URL once, or always, or fails as a whole."""
+    """A fake of img2dataset's downloader that forgets a URL once, or always."""
 
     attempts: list[list[str]]
 
@@ -196,7 +196,7 @@ class Forgetful:
     def __call__(self, shard: tuple[int, str]) -> tuple[bool, object]:
         urls = pa.ipc.open_file(shard[1]).read_all()["url"].to_pylist()
         self.attempts.append(urls)
-        for place, url in reversed(list(enumerate(urls))):  # in no order that could be relied on
+        for index, url in reversed(list(enumerate(urls))):  # results come in no particular order
             if url == "always" or (url == "once" and len(self.attempts) == 1):
                 continue
             failed = url == "dead"
@@ -204,12 +204,14 @@ class Forgetful:
                 "status": "failed_to_download" if failed else "success",
                 "error_message": "HTTP Error 404: Not Found" if failed else None,
             }
-            self._writer.write(None if failed else url.encode(), f"{place:07d}", None, meta)
+            self._writer.write(None if failed else url.encode(), f"{index:07d}", None, meta)
         self._writer.close()
         return "always" not in urls, shard
 
 
-def test_what_img2dataset_loses_is_tried_again_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_that_img2dataset_loses_are_retried_and_then_dropped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     downloader = types.ModuleType("img2dataset.downloader")
     downloader.Downloader = Forgetful
     resizer = types.ModuleType("img2dataset.resizer")
@@ -217,10 +219,10 @@ def test_what_img2dataset_loses_is_tried_again_and_told(monkeypatch: pytest.Monk
     monkeypatch.setitem(sys.modules, "img2dataset", types.ModuleType("img2dataset"))
     monkeypatch.setitem(sys.modules, "img2dataset.downloader", downloader)
     monkeypatch.setitem(sys.modules, "img2dataset.resizer", resizer)
-    monkeypatch.setattr(urllib.request, "_opener", None)  # put back what the backend installs
+    monkeypatch.setattr(urllib.request, "_opener", None)  # monkeypatch restores it afterwards
     monkeypatch.setattr(Forgetful, "attempts", [], raising=False)
-    options = FetchOptions(threads=2, timeout=1, retries=0, user_agent=None, bounds=BOUNDS)
-    found = Img2Dataset(options).fetch(["good", "always", "dead", "once"])
+    options = FetchOptions(threads=2, timeout=1, retries=0, user_agent=None, limits=LIMITS)
+    found = Img2DatasetBackend(options).fetch(["good", "always", "dead", "once"])
     assert found == [
         Fetched(data=b"good"),
         Fetched(reason=LOST),
@@ -230,19 +232,19 @@ def test_what_img2dataset_loses_is_tried_again_and_told(monkeypatch: pytest.Monk
     assert Forgetful.attempts == [["good", "always", "dead", "once"], ["always", "once"]]
 
 
-def test_backends_are_made_by_name() -> None:
-    options = FetchOptions(threads=2, timeout=1, retries=0, user_agent="me", bounds=BOUNDS)
+def test_backends_are_selected_by_name() -> None:
+    options = FetchOptions(threads=2, timeout=1, retries=0, user_agent="me", limits=LIMITS)
     native = make_backend("native", options)
-    assert isinstance(native, Native)
+    assert isinstance(native, NativeBackend)
     assert native.token == "me"
 
 
-def test_dns_itself_failing_is_told_from_dead_names() -> None:
+def test_a_dns_outage_is_distinguished_from_dead_names() -> None:
     urls = [f"http://host{number}.example/x" for number in range(40)]
     drops = [{"url": url, "reason": "dns_temporary"} for url in urls]
-    assert "40 of 40 hosts" in dns_trouble(urls, drops)
-    assert dns_trouble(urls, drops[:30]) is None
-    assert dns_trouble(urls, [{**drop, "reason": "http_404"} for drop in drops]) is None
-    assert dns_trouble(urls[:10], drops[:10]) is None  # too few to tell
+    assert "40 of 40 hosts" in dns_outage(urls, drops)
+    assert dns_outage(urls, drops[:30]) is None
+    assert dns_outage(urls, [{**drop, "reason": "http_404"} for drop in drops]) is None
+    assert dns_outage(urls[:10], drops[:10]) is None  # too few to tell
     literal = [f"http://192.0.2.{number}/x" for number in range(40)]
-    assert dns_trouble([*literal, None, "no url"], drops) is None
+    assert dns_outage([*literal, None, "no url"], drops) is None

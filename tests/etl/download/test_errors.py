@@ -1,4 +1,4 @@
-"""Classes of failures, and when to try again."""
+"""Drop reasons of failed downloads, and retry delays."""
 
 import email.utils
 import http.client
@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from etl.download.backoff import MAX_WAIT, delay, retry_after
+from etl.download.backoff import MAX_WAIT, retry_after, retry_delay
 from etl.download.errors import TRANSIENT, FetchError, classify
 from etl.download.safe_http import BodyError, PrivateAddressError
 
@@ -28,7 +28,7 @@ from etl.download.safe_http import BodyError, PrivateAddressError
         (ssl.SSLError("handshake"), "tls_failure"),
         (PrivateAddressError("private address"), "private_address"),
         (BodyError("body larger than 5 bytes"), "body_too_large"),
-        (BodyError("answer timed out"), "timeout"),
+        (BodyError("response timed out"), "timeout"),
         (FetchError("http_404", "gone"), "http_404"),
         (RuntimeError("nobody has seen this"), "download_failed"),
     ],
@@ -37,7 +37,7 @@ def test_errors_have_classes(error: Exception, reason: str) -> None:
     assert classify(error).reason == reason
 
 
-def test_what_may_pass_and_what_stays() -> None:
+def test_transient_and_permanent_reasons() -> None:
     assert {"timeout", "http_429", "http_503", "unreachable", "dns_temporary"} <= TRANSIENT
     assert not TRANSIENT & {"http_404", "http_403", "opted_out", "wrong_type", "private_address"}
     assert not TRANSIENT & {"dns_failure", "robots_disallowed", "body_too_large"}
@@ -45,15 +45,15 @@ def test_what_may_pass_and_what_stays() -> None:
 
 def test_backoff_doubles_and_is_bounded() -> None:
     error = FetchError("timeout", "")
-    waits = [delay(error, attempt) for attempt in range(10)]
+    waits = [retry_delay(error, attempt) for attempt in range(10)]
     assert all(2**n <= wait <= 1.5 * 2**n for n, wait in enumerate(waits[:4]))
     assert max(waits) <= MAX_WAIT
-    assert delay(FetchError("http_404", ""), 0) is None
+    assert retry_delay(FetchError("http_404", ""), 0) is None
 
 
 def test_retry_after_takes_precedence() -> None:
-    assert delay(FetchError("http_503", "", wait=7.0), 3) == 7.0
-    assert delay(FetchError("http_503", "", wait=MAX_WAIT + 1), 0) is None
+    assert retry_delay(FetchError("http_503", "", wait=7.0), 3) == 7.0
+    assert retry_delay(FetchError("http_503", "", wait=MAX_WAIT + 1), 0) is None
 
 
 def test_retry_after_is_seconds_or_a_date() -> None:

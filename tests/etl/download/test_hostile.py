@@ -9,21 +9,21 @@ import pytest
 
 from etl.download.base import Fetched, FetchOptions
 from etl.download.errors import TRANSIENT
-from etl.download.native import Native
+from etl.download.native import NativeBackend
 from etl.download.resolve import Resolver
-from etl.download.safe_http import Bounds
-from etl.media.decode import Picture, finish_picture
+from etl.download.safe_http import DownloadLimits
+from etl.media.decode import NormalizedImage, normalize_image
 from etl.media.image import ImageLimits
-from tests.etl.download.web import PICTURE, Web, served
+from tests.etl.download.web import IMAGE, Web, served
 
 DEADLINE = 2.0
 LIMITS = ImageLimits(min_side=16, max_aspect=3, max_pixels=10**6)
 
 
 def options(**changes) -> FetchOptions:
-    bounds = Bounds(max_bytes=200_000, deadline=DEADLINE, allow_private=True)
-    how = {"threads": 16, "timeout": 1.0, "retries": 0, "user_agent": None, "bounds": bounds}
-    return FetchOptions(**{**how, **changes})
+    limits = DownloadLimits(max_bytes=200_000, deadline=DEADLINE, allow_private=True)
+    values = {"threads": 16, "timeout": 1.0, "retries": 0, "user_agent": None, "limits": limits}
+    return FetchOptions(**{**values, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -32,15 +32,15 @@ def web() -> Iterator[Web]:
         yield server
 
 
-def check(_: int, found: Fetched) -> Picture | str:
-    if found.data is None:
-        return found.reason
-    return finish_picture(found.data, LIMITS, None)
+def check(_: int, fetched: Fetched) -> NormalizedImage | str:
+    if fetched.data is None:
+        return fetched.reason
+    return normalize_image(fetched.data, LIMITS, None)
 
 
 CASES = {
-    "sound": None,
-    "do_to_sound": None,
+    "valid": None,
+    "do_to_valid": None,
     "do_long": None,
     "do_gzip": None,
     "missing": "http_404",
@@ -48,12 +48,12 @@ CASES = {
     "truncated": "truncated",
     "nothing": "empty_body",
     "pixel_bomb": "decompression_bomb",
-    "zip_in_picture": "polyglot",
-    "script_in_picture": "polyglot",
+    "zip_in_image": "polyglot",
+    "script_in_image": "polyglot",
     "do_slow_body": "timeout",
     "do_slow_headers": "timeout",
     "do_hang": "timeout",
-    "do_circle": "redirect_loop",
+    "do_loop": "redirect_loop",
     "do_endless_redirects": "too_many_redirects",
     "do_to_file": "bad_redirect",
     "do_short": "incomplete_body",
@@ -71,103 +71,105 @@ CASES = {
 
 def test_each_case_has_its_reason(web: Web) -> None:
     urls = [f"{web.base}/{name}" for name in CASES]
-    found = list(Native(options()).stream(urls, check))
-    reasons = [None if isinstance(one, Picture) else one for one in found]
+    found = list(NativeBackend(options()).stream(urls, check))
+    reasons = [None if isinstance(one, NormalizedImage) else one for one in found]
     assert dict(zip(CASES, reasons, strict=True)) == CASES
-    assert all(one.medium.data == PICTURE for one in found if isinstance(one, Picture))
+    assert all(one.medium.data == IMAGE for one in found if isinstance(one, NormalizedImage))
 
 
-def test_many_bad_answers_end_in_bounded_time_and_memory(web: Web) -> None:
+def test_many_bad_responses_take_bounded_time_and_memory(web: Web) -> None:
     names = [name for name in CASES if CASES[name] is not None] * 6
     urls = [f"{web.base}/{name}?{number}" for number, name in enumerate(names)]
-    bounds = Bounds(max_bytes=200_000, deadline=0.5, allow_private=True)
-    native = Native(options(retries=1, timeout=0.3, bounds=bounds))
+    limits = DownloadLimits(max_bytes=200_000, deadline=0.5, allow_private=True)
+    native = NativeBackend(options(retries=1, timeout=0.3, limits=limits))
     tracemalloc.start()
-    begun = time.monotonic()
+    started = time.monotonic()
     found = list(native.stream(urls, check))
-    seconds = time.monotonic() - begun
+    seconds = time.monotonic() - started
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert [name for name, one in zip(names, found, strict=True) if isinstance(one, Picture)] == []
-    # Far from exact: what matters is that neither grows with what servers send or withhold.
+    assert [
+        name for name, one in zip(names, found, strict=True) if isinstance(one, NormalizedImage)
+    ] == []
+    # Generous: the point is that neither grows with what servers send or withhold.
     attempts = 2 * len(urls)
-    assert seconds < attempts * bounds.deadline + 60
+    assert seconds < attempts * limits.deadline + 60
     assert peak < 64 << 20
 
 
-def test_private_addresses_are_refused_at_every_hop(web: Web) -> None:
-    closed = Bounds(max_bytes=1000, deadline=DEADLINE, allow_private=False)
-    named = Resolver(allow_private=False, lookup=lambda _: ["127.0.0.1"])
-    native = Native(options(bounds=closed), resolver=named)
+def test_private_addresses_are_refused_however_they_are_named(web: Web) -> None:
+    closed = DownloadLimits(max_bytes=1000, deadline=DEADLINE, allow_private=False)
+    resolver = Resolver(allow_private=False, lookup=lambda _: ["127.0.0.1"])
+    native = NativeBackend(options(limits=closed), resolver=resolver)
     port = web.server_port
-    for url in (web.base, f"http://innocent.example:{port}/sound", f"http://[::1]:{port}/sound"):
+    for url in (web.base, f"http://private.example:{port}/valid", f"http://[::1]:{port}/valid"):
         (found,) = native.fetch([url])
         assert found.reason == "private_address", url
     assert found.data is None
 
 
 def test_a_redirect_to_a_private_address_is_refused(web: Web) -> None:
-    bounds = Bounds(max_bytes=1000, deadline=DEADLINE, allow_private=False)
+    limits = DownloadLimits(max_bytes=1000, deadline=DEADLINE, allow_private=False)
 
     class Trusting(Resolver):
-        """Takes one name for a public one, so that its server can be reached."""
+        """Trusts one name, so that its server can be reached."""
 
         def addresses(self, host: str) -> list[str]:
             return ["127.0.0.1"] if host == "public.example" else super().addresses(host)
 
-    native = Native(options(bounds=bounds), resolver=Trusting(allow_private=False))
+    native = NativeBackend(options(limits=limits), resolver=Trusting(allow_private=False))
     (found,) = native.fetch([f"http://public.example:{web.server_port}/do_to_private"])
     assert found.reason == "private_address"
     assert "10.255.255.1" in found.detail
 
 
-def test_a_server_that_asks_to_come_back_is_obeyed(web: Web) -> None:
+def test_retry_after_is_honoured(web: Web) -> None:
     web.seen.clear()
-    busy, once = Native(options(retries=2)).fetch(
+    busy, once = NativeBackend(options(retries=2)).fetch(
         [f"{web.base}/do_busy", f"{web.base}/do_busy_once"]
     )
-    assert (busy.reason, web.seen["do_busy"]) == ("http_429", 1)  # an hour is left to another job
-    assert (once.data, web.seen["do_busy_once"]) == (PICTURE, 2)
+    assert (busy.reason, web.seen["do_busy"]) == ("http_429", 1)  # an hour is too long to wait
+    assert (once.data, web.seen["do_busy_once"]) == (IMAGE, 2)
 
 
-def test_permanent_failures_are_not_tried_again(web: Web) -> None:
+def test_permanent_failures_are_not_retried(web: Web) -> None:
     web.seen.clear()
-    (found,) = Native(options(retries=3)).fetch([f"{web.base}/missing"])
+    (found,) = NativeBackend(options(retries=3)).fetch([f"{web.base}/missing"])
     assert (found.reason, web.seen["missing"]) == ("http_404", 1)
     assert found.reason not in TRANSIENT
 
 
-def test_a_host_that_never_answers_is_given_up(web: Web) -> None:
+def test_an_unresponsive_host_is_given_up(web: Web) -> None:
     web.seen.clear()
-    native = Native(options(per_host=1, threads=2, robots=False, timeout=0.05))
+    native = NativeBackend(options(per_host=1, threads=2, robots=False, timeout=0.05))
     found = native.fetch([f"{web.base}/do_hang?{number}" for number in range(20)])
     assert {one.reason for one in found} <= {"timeout", "unreachable"}
     assert web.seen["do_hang"] == 8
     assert "given up after 8" in found[-1].detail
 
 
-def test_results_keep_the_order_whatever_they_are(web: Web) -> None:
-    names = ["do_slow_body", "sound", "not a url", "missing", "sound"]
+def test_results_are_in_the_order_of_the_urls(web: Web) -> None:
+    names = ["do_slow_body", "valid", "not a url", "missing", "valid"]
     urls = [name if " " in name else f"{web.base}/{name}" for name in names]
-    stream = Native(options()).stream(urls, lambda place, found: (place, found.reason))
+    stream = NativeBackend(options()).stream(urls, lambda index, fetched: (index, fetched.reason))
     assert list(stream) == list(enumerate(["timeout", None, "bad_url", "http_404", None]))
 
 
-def test_a_fault_of_ours_is_no_row_s_fault(web: Web) -> None:
+def test_a_bug_in_finish_is_raised(web: Web) -> None:
     def broken(_: int, __: Fetched) -> None:
         raise RuntimeError("a bug")
 
     with pytest.raises(RuntimeError, match="a bug"):
-        list(Native(options()).stream([f"{web.base}/sound"] * 3, broken))
+        list(NativeBackend(options()).stream([f"{web.base}/valid"] * 3, broken))
 
 
-def test_connections_are_used_again(web: Web) -> None:
-    native = Native(options(per_host=2))
+def test_connections_are_reused(web: Web) -> None:
+    native = NativeBackend(options(per_host=2))
     opened = []
     original = native.connections._new
     native.connections._new = functools.partial(_counted, original, opened)
-    found = native.fetch([f"{web.base}/sound"] * 40)
-    assert all(one.data == PICTURE for one in found)
+    found = native.fetch([f"{web.base}/valid"] * 40)
+    assert all(one.data == IMAGE for one in found)
     assert len(opened) <= 3  # two, and one for robots.txt at most
 
 
@@ -176,11 +178,11 @@ def _counted(original, opened, origin):
     return original(origin)
 
 
-def test_a_proxy_is_asked_for_the_whole_url(monkeypatch: pytest.MonkeyPatch, web: Web) -> None:
+def test_a_proxy_receives_the_whole_url(monkeypatch: pytest.MonkeyPatch, web: Web) -> None:
     monkeypatch.setenv("http_proxy", web.base.replace("//", "//name:word@"))
     monkeypatch.setenv("no_proxy", "")
-    closed = Bounds(max_bytes=1000, deadline=DEADLINE, allow_private=False)
-    native = Native(options(bounds=closed, robots=False))
+    closed = DownloadLimits(max_bytes=1000, deadline=DEADLINE, allow_private=False)
+    native = NativeBackend(options(limits=closed, robots=False))
     named, literal = native.fetch(["http://example.invalid/x", "http://10.0.0.1/x"])
     assert (named.reason, literal.reason) == ("http_404", "private_address")
     assert web.seen["http:"] == 1  # the first part of the path is the URL's own

@@ -1,4 +1,4 @@
-"""DNS answers: cached, checked, and cut off when DNS itself fails."""
+"""DNS results: cached, checked, and suspended while DNS is failing."""
 
 import socket
 
@@ -9,15 +9,15 @@ from etl.download.resolve import Resolver
 
 
 class Dns:
-    """Stands for the system's resolver: knows names, and whether it works at all."""
+    """A fake of the system's resolver, which can be switched off."""
 
     def __init__(self, **names: str) -> None:
         self.names = names
-        self.asked: list[str] = []
+        self.lookups: list[str] = []
         self.works = True
 
     def __call__(self, host: str) -> list[str]:
-        self.asked.append(host)
+        self.lookups.append(host)
         if not self.works:
             raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
         if host not in self.names:
@@ -31,12 +31,12 @@ def reason(resolver: Resolver, host: str) -> str:
     return caught.value.reason
 
 
-def test_names_are_asked_for_once() -> None:
+def test_names_are_resolved_once() -> None:
     dns = Dns(known="93.184.216.34")
     resolver = Resolver(allow_private=False, lookup=dns)
     assert [resolver.addresses("known") for _ in range(3)] == [["93.184.216.34"]] * 3
     assert [reason(resolver, "unknown") for _ in range(3)] == ["dns_failure"] * 3
-    assert dns.asked == ["known", "unknown"]
+    assert dns.lookups == ["known", "unknown"]
 
 
 @pytest.mark.parametrize(
@@ -48,18 +48,18 @@ def test_one_private_address_refuses_a_name(address: str) -> None:
     assert address in Resolver(allow_private=True, lookup=dns).addresses("mixed")
 
 
-def test_when_dns_fails_it_is_left_alone() -> None:
+def test_lookups_are_suspended_while_dns_is_failing() -> None:
     dns = Dns()
     dns.works = False
     resolver = Resolver(allow_private=False, lookup=dns)
     assert {reason(resolver, f"host{number}") for number in range(200)} == {"dns_temporary"}
-    assert len(dns.asked) < 60
+    assert len(dns.lookups) < 60
 
 
-def test_dead_names_among_living_ones_are_no_failure_of_dns() -> None:
+def test_dead_names_among_valid_ones_are_not_an_outage() -> None:
     dns = Dns(**{f"alive{number}": "93.184.216.34" for number in range(200)})
     resolver = Resolver(allow_private=False, lookup=dns)
     for number in range(200):
         assert reason(resolver, f"dead{number}") == "dns_failure"
         assert resolver.addresses(f"alive{number}")
-    assert len(dns.asked) == 400
+    assert len(dns.lookups) == 400

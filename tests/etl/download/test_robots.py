@@ -18,7 +18,7 @@ User-agent: mmloom
 User-agent: other
 Disallow: /private
 Allow: /private/open$
-Disallow: /*.gif$   # pictures that move
+Disallow: /*.gif$   # animations
 Disallow:
 
 User-agent: *
@@ -45,7 +45,7 @@ def test_the_longest_rule_decides(path: str, allowed: bool) -> None:
 
 def test_groups_are_by_name_or_for_all() -> None:
     assert not parse_robots(TEXT, "stranger").allow("/anything")
-    assert parse_robots("Disallow: /\nnonsense", "mmloom").allow("/x")  # rules of no group
+    assert parse_robots("Disallow: /\nnonsense", "mmloom").allow("/x")  # rules outside any group
     assert parse_robots("User-agent: *\nDisallow: /a\nAllow: /a", "mmloom").allow("/a")
     own = "User-agent: mmloom\nDisallow: "
     twice = f"{own}/a\nUser-agent: *\nAllow: /\n{own}/b"
@@ -77,8 +77,8 @@ def test_headers_opt_out(values: list[str], out: bool) -> None:
     assert bool(opted_out(headers, "mmloom")) is out
 
 
-class Told(Handler):
-    """Answers /robots.txt with what the server was told to."""
+class RobotsHandler(Handler):
+    """Serves the server's `robots` (status and body) as /robots.txt."""
 
     def do_GET(self) -> None:  # noqa: N802 - the library's name
         if self.path == "/robots.txt":
@@ -92,11 +92,11 @@ class Told(Handler):
 @pytest.fixture
 def web() -> Iterator[Web]:
     with served() as server:
-        server.RequestHandlerClass = Told
+        server.RequestHandlerClass = RobotsHandler
         yield server
 
 
-def ask(web: Web, *paths: str) -> list[str | None]:
+def check(web: Web, *paths: str) -> list[str | None]:
     resolver = Resolver(allow_private=True)
     connections = Connections(resolver=resolver, timeout=2, headers={})
     robots = Robots(connections, token="mmloom", deadline=2)
@@ -111,9 +111,9 @@ def ask(web: Web, *paths: str) -> list[str | None]:
     return reasons
 
 
-def test_a_host_is_asked_once(web: Web) -> None:
+def test_robots_txt_is_fetched_once(web: Web) -> None:
     web.robots = (200, b"User-agent: *\nDisallow: /no")
-    assert ask(web, "/yes", "/no", "/no/2", "/yes/2") == [
+    assert check(web, "/yes", "/no", "/no/2", "/yes/2") == [
         None,
         "robots_disallowed",
         "robots_disallowed",
@@ -122,16 +122,16 @@ def test_a_host_is_asked_once(web: Web) -> None:
     assert web.seen["robots.txt"] == 1
 
 
-def test_without_rules_all_is_allowed_and_without_answer_nothing(web: Web) -> None:
+def test_missing_rules_allow_all_and_unavailable_ones_nothing(web: Web) -> None:
     web.robots = (404, b"")
-    assert ask(web, "/x") == [None]
+    assert check(web, "/x") == [None]
     web.robots = (503, b"")
-    assert ask(web, "/x", "/y") == ["robots_unavailable"] * 2
+    assert check(web, "/x", "/y") == ["robots_unavailable"] * 2
     web.robots = (200, b"User-agent: *\nDisallow: /\n" + b"#" * 10**6)
-    assert ask(web, "/x") == ["robots_disallowed"]
+    assert check(web, "/x") == ["robots_disallowed"]
 
 
-def test_a_host_that_cannot_be_reached_is_the_reason() -> None:
+def test_an_unreachable_host_is_reported_as_such() -> None:
     with served() as gone:
         base = gone.base
     connections = Connections(resolver=Resolver(allow_private=True), timeout=1, headers={})

@@ -1,4 +1,4 @@
-"""A web server on loopback that answers by path as a hostile web does, and remembers requests."""
+"""A hostile web server on loopback: the path selects its behaviour; it counts requests."""
 
 import http.server
 import io
@@ -15,17 +15,19 @@ import numpy as np
 from PIL import Image
 
 
-def photo(width: int = 120, height: int = 80, *, seed: int = 0, form: str = "JPEG", **how) -> bytes:
-    """A smooth picture that is unlike that of another seed."""
+def photo(
+    width: int = 120, height: int = 80, *, seed: int = 0, form: str = "JPEG", **options
+) -> bytes:
+    """A smooth image, different for each seed."""
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8))
     stream = io.BytesIO()
-    coarse.resize((width, height), Image.Resampling.BICUBIC).save(stream, form, **how)
+    coarse.resize((width, height), Image.Resampling.BICUBIC).save(stream, form, **options)
     return stream.getvalue()
 
 
 def pixel_bomb() -> bytes:
-    """A PNG of a few kilobytes that says it is 30,000 pixels wide and high."""
+    """A PNG of a few kilobytes that declares 30,000 × 30,000 pixels."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         check = struct.pack(">I", zlib.crc32(name + data))
@@ -42,7 +44,7 @@ def archive() -> bytes:
     """A ZIP file."""
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w") as packed:
-        packed.writestr("payload.txt", "not a picture")
+        packed.writestr("payload.txt", "not an image")
     return stream.getvalue()
 
 
@@ -52,14 +54,14 @@ def gzip_bomb() -> bytes:
     return deflate.compress(bytes(16 << 20)) + deflate.flush()
 
 
-PICTURE = photo()
+IMAGE = photo()
 BODIES = {
-    "sound": PICTURE,
-    "page": b"<!doctype html><title>Not a picture</title>",
-    "truncated": PICTURE[: len(PICTURE) // 2],
+    "valid": IMAGE,
+    "page": b"<!doctype html><title>Not an image</title>",
+    "truncated": IMAGE[: len(IMAGE) // 2],
     "pixel_bomb": pixel_bomb(),
-    "zip_in_picture": PICTURE + archive(),
-    "script_in_picture": PICTURE + b"<script>alert(1)</script>",
+    "zip_in_image": IMAGE + archive(),
+    "script_in_image": IMAGE + b"<script>alert(1)</script>",
     "nothing": b"",
 }
 
@@ -68,7 +70,7 @@ GZIP_BOMB = gzip_bomb()
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """One method for each path; what is not one is a body of `BODIES`, or 404."""
+    """One method for each path `do_…`; other paths serve `BODIES`, or 404."""
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
@@ -91,7 +93,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def drip(self) -> None:
-        """A byte now and then until the client has had enough or the server stops."""
+        """Send a byte at a time until the client hangs up or the server stops."""
         while not self.server.stop.wait(0.05):
             try:
                 self.wfile.write(b"x")
@@ -113,8 +115,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.server.stop.wait(20)
         self.close_connection = True
 
-    def do_circle(self) -> None:
-        self.answer(302, headers={"Location": "/do_circle"})
+    def do_loop(self) -> None:
+        self.answer(302, headers={"Location": "/do_loop"})
 
     def do_endless_redirects(self) -> None:
         self.answer(302, headers={"Location": f"/do_endless_redirects?{time.monotonic_ns()}"})
@@ -125,15 +127,15 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_to_file(self) -> None:
         self.answer(302, headers={"Location": "file:///etc/hostname"})
 
-    def do_to_sound(self) -> None:
-        self.answer(301, headers={"Location": "/sound"})
+    def do_to_valid(self) -> None:
+        self.answer(301, headers={"Location": "/valid"})
 
     def do_short(self) -> None:
-        self.answer(200, body=PICTURE[:50], headers={"Content-Length": "5000"})
+        self.answer(200, body=IMAGE[:50], headers={"Content-Length": "5000"})
         self.close_connection = True
 
     def do_long(self) -> None:
-        self.answer(200, body=PICTURE + b"tail", headers={"Content-Length": str(len(PICTURE))})
+        self.answer(200, body=IMAGE + b"tail", headers={"Content-Length": str(len(IMAGE))})
 
     def do_announced(self) -> None:
         self.answer(200, headers={"Content-Length": "99999999999"})
@@ -154,14 +156,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.answer(200, body=GZIP_BOMB, headers={"Content-Encoding": "gzip"})
 
     def do_gzip(self) -> None:
-        packed = zlib.compress(PICTURE)
+        packed = zlib.compress(IMAGE)
         self.answer(200, body=packed, headers={"Content-Encoding": "deflate"})
 
     def do_brotli(self) -> None:
         self.answer(200, body=b"?", headers={"Content-Encoding": "br"})
 
     def do_opt_out(self) -> None:
-        self.answer(200, body=PICTURE, headers={"X-Robots-Tag": "noai, noimageai"})
+        self.answer(200, body=IMAGE, headers={"X-Robots-Tag": "noai, noimageai"})
 
     def do_busy(self) -> None:
         self.answer(429, headers={"Retry-After": "3600"})
@@ -171,7 +173,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if first:
             self.answer(503, headers={"Retry-After": "0"})
         else:
-            self.answer(200, body=PICTURE)
+            self.answer(200, body=IMAGE)
 
     def do_broken(self) -> None:
         self.answer(500)
@@ -188,7 +190,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 class Web(http.server.ThreadingHTTPServer):
-    """The server; `seen` counts requests by the first part of their paths."""
+    """The server; `seen` counts requests by the first component of their paths."""
 
     daemon_threads = True
     request_queue_size = 128
@@ -203,12 +205,12 @@ class Web(http.server.ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}"
 
     def handle_error(self, *_: object) -> None:
-        """Clients that hang up are what these tests are about."""
+        """Ignore clients that hang up, as these tests make them do."""
 
 
 @contextmanager
 def served() -> Iterator[Web]:
-    """A server for as long as the block lasts."""
+    """A server that runs for the duration of the block."""
     with Web() as web:
         thread = threading.Thread(target=web.serve_forever, kwargs={"poll_interval": 0.05})
         thread.start()

@@ -2,16 +2,19 @@ import pyarrow as pa
 import pytest
 
 from etl.cli import UserError
-from etl.filters.policy import Bound, Policy, read_bounds
+from etl.filters.policy import Policy, ScoreBound, read_bounds
 
 
 def table(**scores: list[float | None]) -> pa.Table:
     return pa.table({f"score.{k}": pa.array(v, pa.float32()) for k, v in scores.items()})
 
 
-def test_the_first_bound_that_does_not_hold_is_the_reason() -> None:
+def test_the_first_violated_bound_is_the_reason() -> None:
     policy = Policy(
-        bounds=(Bound(score="similarity", least=0.3), Bound(score="punsafe", least=0.1, most=0.5))
+        bounds=(
+            ScoreBound(score="similarity", minimum=0.3),
+            ScoreBound(score="punsafe", minimum=0.1, maximum=0.5),
+        )
     )
     found = table(similarity=[0.1, 0.9, 0.9, 0.9], punsafe=[0.9, 0.9, 0.05, 0.5])
     assert policy(found).reasons == [
@@ -22,8 +25,10 @@ def test_the_first_bound_that_does_not_hold_is_the_reason() -> None:
     ]
 
 
-def test_a_row_without_a_score_is_not_judged_by_it() -> None:
-    policy = Policy(bounds=(Bound(score="aesthetic", least=5), Bound(score="punsafe", most=0.5)))
+def test_a_row_without_a_score_passes_its_bound() -> None:
+    policy = Policy(
+        bounds=(ScoreBound(score="aesthetic", minimum=5), ScoreBound(score="punsafe", maximum=0.5))
+    )
     assert policy(table(punsafe=[None, 0.9])).reasons == [None, "punsafe_too_high"]
     assert policy(table(punsafe=[])).reasons == []
 
@@ -31,15 +36,15 @@ def test_a_row_without_a_score_is_not_judged_by_it() -> None:
 def test_a_score_at_its_bound_is_within_it() -> None:
     published = [0.8, 0.35, 0.3, 0.28]
     for value in published:
-        policy = Policy(bounds=(Bound(score="x", least=value, most=value),))
+        policy = Policy(bounds=(ScoreBound(score="x", minimum=value, maximum=value),))
         assert policy(table(x=[value])).reasons == [None]
 
 
-def test_bounds_are_read_from_words() -> None:
+def test_bounds_are_parsed_from_options() -> None:
     known = ["punsafe", "similarity"]
     assert read_bounds(["similarity=0.3"], ["punsafe=1e-1"], known).bounds == (
-        Bound(score="similarity", least=0.3),
-        Bound(score="punsafe", most=0.1),
+        ScoreBound(score="similarity", minimum=0.3),
+        ScoreBound(score="punsafe", maximum=0.1),
     )
     with pytest.raises(
         UserError, match="--minimum similarty=1: no score 'similarty' among punsafe,"

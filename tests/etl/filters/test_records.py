@@ -2,14 +2,14 @@ import json
 
 import pyarrow as pa
 
-from etl.filters.base import Verdict
+from etl.filters.base import FilterResult
 from etl.filters.records import (
     MEDIA,
+    captioned_only,
     check_media_urls,
     declared_duration,
     in_splits,
     media_count,
-    pairs_only,
     placeholders,
     well_formed,
 )
@@ -25,7 +25,7 @@ def turns(*texts: str) -> pa.Array:
     return pa.array([[{"role": "user", "text": text}] for text in texts], TURNS)
 
 
-def test_urls_and_names() -> None:
+def test_urls_and_file_names() -> None:
     column = media(
         [],
         [("image", "http://example.com/1"), ("image", "a.jpg")],
@@ -35,13 +35,13 @@ def test_urls_and_names() -> None:
         [("image", "http://example.com/1"), ("image", "http://localhost/")],
     )
     table = pa.table({"media": column})
-    named = check_media_urls(table, allow_private=False, names=True)
-    assert named.reasons == [None, None, "private_address", None, "bad_url", "private_address"]
-    nowhere = check_media_urls(table, allow_private=True, names=False)
-    assert nowhere.reasons == [None, "no_media", None, None, "bad_url", None]
+    with_media = check_media_urls(table, allow_private=False, local=True)
+    assert with_media.reasons == [None, None, "private_address", None, "bad_url", "private_address"]
+    without = check_media_urls(table, allow_private=True, local=False)
+    assert without.reasons == [None, "no_media", None, None, "bad_url", None]
 
 
-def test_placeholders_go_with_media() -> None:
+def test_placeholders_must_match_the_media() -> None:
     table = pa.table(
         {
             "turns": turns("<image> and <video>", "<video> and <image>", "text", "<image>"),
@@ -53,18 +53,18 @@ def test_placeholders_go_with_media() -> None:
             ),
         }
     )
-    wanted = [None, "placeholder_mismatch", None, "placeholder_mismatch"]
-    assert placeholders(table).reasons == wanted
+    expected = [None, "placeholder_mismatch", None, "placeholder_mismatch"]
+    assert placeholders(table).reasons == expected
 
 
-def test_faults_are_told() -> None:
+def test_parse_errors_are_reported() -> None:
     table = pa.table(
-        {"fault": ["no field 'image'", None, None], "turns": [[], [], turns("x")[0].as_py()]},
-        schema=pa.schema([("fault", pa.string()), ("turns", TURNS)]),
+        {"parse_error": ["no field 'image'", None, None], "turns": [[], [], turns("x")[0].as_py()]},
+        schema=pa.schema([("parse_error", pa.string()), ("turns", TURNS)]),
     )
-    verdict = well_formed(table)
-    assert verdict.reasons == ["bad_record", "no_turns", None]
-    assert verdict.details[0] == "no field 'image'"
+    result = well_formed(table)
+    assert result.reasons == ["bad_record", "no_turns", None]
+    assert result.details[0] == "no field 'image'"
 
 
 def test_splits() -> None:
@@ -79,13 +79,15 @@ def test_counts() -> None:
     assert reasons == ["too_few_media", None, "too_many_media"]
 
 
-def test_only_pairs_are_judged_by_their_captions() -> None:
+def test_rows_without_a_caption_are_not_filtered() -> None:
     table = pa.table({"caption": ["one", None, "two"]})
-    verdict = pairs_only(table, operation=lambda part: Verdict(reasons=["x"] * part.num_rows))
-    assert verdict.reasons == ["x", None, "x"]
+    result = captioned_only(
+        table, function=lambda part: FilterResult(reasons=["x"] * part.num_rows)
+    )
+    assert result.reasons == ["x", None, "x"]
 
 
-def test_published_durations_spare_downloads() -> None:
+def test_published_durations_are_checked_before_the_download() -> None:
     published = ["PT00H00M14S", "PT01H00M00S", "3.5", "0", "700.0", "601", "", "long", None]
     lineage = [json.dumps({} if one is None else {"duration": one}) for one in published]
     found = declared_duration(pa.table({"lineage": lineage}), minimum=2, maximum=600)

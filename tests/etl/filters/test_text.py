@@ -1,6 +1,6 @@
 import pyarrow as pa
 
-from etl.filters.text import caption_length, declared_size, no_placeholders, one_image, word_count
+from etl.filters.text import caption_length, declared_size, no_placeholders, word_count
 
 
 def test_captions_are_measured_in_characters_without_blanks() -> None:
@@ -14,25 +14,13 @@ def test_captions_are_measured_in_characters_without_blanks() -> None:
     ]
 
 
-def test_a_caption_may_not_claim_a_medium() -> None:
+def test_captions_must_not_contain_placeholders() -> None:
     captions = pa.table({"caption": ["a <image> of", "a < image >", None, "<audio>"]})
     reasons = no_placeholders(captions).reasons
     assert reasons == ["placeholder_in_text", None, None, "placeholder_in_text"]
 
 
-def test_a_dialogue_has_one_image() -> None:
-    texts = [["<image>\nWhat?", "This."], ["What?"], ["<image><image>"], ["<video>"], []]
-    turns = [[{"role": "user", "text": text} for text in one] for one in texts]
-    assert one_image(pa.table({"turns": turns})).reasons == [
-        None,
-        "placeholder_mismatch",
-        "placeholder_mismatch",
-        "placeholder_mismatch",
-        "no_turns",
-    ]
-
-
-def test_words_are_counted_between_blanks() -> None:
+def test_words_are_separated_by_blanks() -> None:
     captions = pa.table({"caption": ["one", " one  two ", "one two three", None]})
     assert word_count(captions, minimum=2, maximum=2).reasons == [
         "caption_too_few_words",
@@ -43,7 +31,7 @@ def test_words_are_counted_between_blanks() -> None:
     assert word_count(captions, minimum=0, maximum=None).reasons == [None] * 4
 
 
-def test_declared_sizes_of_nothing_are_unknown() -> None:
+def test_missing_and_zero_sizes_are_unknown() -> None:
     table = pa.table(
         {
             "declared_width": pa.array([64, 63, 400, None, 0], pa.float32()),
@@ -53,7 +41,7 @@ def test_declared_sizes_of_nothing_are_unknown() -> None:
     assert declared_size(table, minimum=64, max_aspect=3.0).reasons == [
         None,
         "declared_too_small",
-        "declared_too_oblong",
+        "declared_aspect_too_large",
         None,
         None,
     ]

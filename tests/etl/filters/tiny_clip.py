@@ -31,7 +31,7 @@ def save_tiny_clip(folder: Path) -> Path:
     )
     torch.manual_seed(0)
     model = CLIPModel(config)
-    with torch.no_grad():  # fresh weights are so small that all pictures look alike
+    with torch.no_grad():  # initial weights are so small that all images look the same
         for parameter in model.parameters():
             parameter.mul_(4)
     model.save_pretrained(folder)

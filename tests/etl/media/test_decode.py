@@ -1,4 +1,4 @@
-"""What a picture's bytes become: kept as they are, or turned, made RGB, shrunk and told."""
+"""Normalising images: stored unchanged, or rotated, converted to RGB and shrunk."""
 
 import io
 
@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from etl.dedup.perceptual_hash import hex_hash, perceptual_hash
-from etl.media.decode import Picture, finish_picture
+from etl.media.decode import NormalizedImage, normalize_image
 from etl.media.image import ImageLimits
 from etl.media.sniff import is_polyglot, sniff
 from etl.storage.schema import sha256
@@ -16,24 +16,24 @@ from tests.etl.download.web import archive, photo, pixel_bomb
 LIMITS = ImageLimits(min_side=16, max_aspect=3, max_pixels=4_000_000)
 
 
-def opened(picture: Picture) -> Image.Image:
-    return Image.open(io.BytesIO(picture.medium.data))
+def opened(image: NormalizedImage) -> Image.Image:
+    return Image.open(io.BytesIO(image.medium.data))
 
 
 def with_orientation(data: bytes, orientation: int) -> bytes:
-    picture = Image.open(io.BytesIO(data))
+    image = Image.open(io.BytesIO(data))
     exif = Image.Exif()
     exif[0x0112] = orientation
     stream = io.BytesIO()
-    picture.save(stream, "JPEG", exif=exif, quality=95)
+    image.save(stream, "JPEG", exif=exif, quality=95)
     return stream.getvalue()
 
 
 @pytest.mark.parametrize(("form", "mime"), [("JPEG", "jpeg"), ("PNG", "png"), ("WEBP", "webp")])
-def test_what_needs_no_change_keeps_its_bytes(form: str, mime: str) -> None:
+def test_valid_images_are_stored_unchanged(form: str, mime: str) -> None:
     data = photo(form=form)
     for size in (None, 80):
-        found = finish_picture(data, LIMITS, size)
+        found = normalize_image(data, LIMITS, size)
         assert found.medium.data == data
         assert (found.medium.mime, found.medium.width, found.medium.height) == (
             f"image/{mime}",
@@ -49,9 +49,9 @@ def test_faces_are_blurred_where_they_are_shown(orientation: int) -> None:
     stream = io.BytesIO()
     Image.fromarray(noise).save(stream, "PNG")
     data = with_orientation(stream.getvalue(), orientation)
-    box = (0.1, 0.2, 0.3, 0.5)  # in the stored picture, as img2dataset's users see it
-    plain = finish_picture(data, LIMITS, 100)
-    blurred = finish_picture(data, LIMITS, 100, [box])
+    box = (0.1, 0.2, 0.3, 0.5)  # in the stored image, as img2dataset writes it
+    plain = normalize_image(data, LIMITS, 100)
+    blurred = normalize_image(data, LIMITS, 100, [box])
     assert blurred.notes["changed"].split(", ")[-1] == "faces blurred"
     assert "faces" not in plain.notes["changed"]
     marked = np.zeros((160, 240), np.uint8)
@@ -62,17 +62,17 @@ def test_faces_are_blurred_where_they_are_shown(orientation: int) -> None:
     inside = np.asarray(shown) > 254
     before, after = (np.asarray(opened(one).convert("L"), float) for one in (plain, blurred))
     assert after[inside].std() < before[inside].std() / 3
-    changed = np.abs(after - before) > 12  # JPEG's own loss is less
+    changed = np.abs(after - before) > 12  # more than JPEG's own loss
     assert changed[~inside].mean() < 0.2 < changed[inside].mean()
 
 
-def test_a_picture_without_faces_keeps_its_bytes() -> None:
-    assert finish_picture(photo(), LIMITS, None, []).medium.data == photo()
+def test_an_image_without_faces_is_stored_unchanged() -> None:
+    assert normalize_image(photo(), LIMITS, None, []).medium.data == photo()
 
 
-def test_sideways_pictures_are_turned_and_told() -> None:
+def test_sideways_images_are_rotated_and_noted() -> None:
     data = with_orientation(photo(), 6)
-    found = finish_picture(data, LIMITS, None)
+    found = normalize_image(data, LIMITS, None)
     assert (found.medium.width, found.medium.height) == opened(found).size == (80, 120)
     assert found.notes == {
         "changed": "turned",
@@ -87,14 +87,14 @@ def test_sideways_pictures_are_turned_and_told() -> None:
 
 
 @pytest.mark.parametrize("orientation", [0, 1, 9])
-def test_orientations_that_say_nothing_change_nothing(orientation: int) -> None:
+def test_invalid_orientations_are_ignored(orientation: int) -> None:
     data = with_orientation(photo(), orientation)
-    assert finish_picture(data, LIMITS, None).medium.data == data
+    assert normalize_image(data, LIMITS, None).medium.data == data
 
 
-def test_large_pictures_shrink_to_their_shorter_side() -> None:
+def test_large_images_are_shrunk_by_their_shorter_side() -> None:
     data = photo(1600, 1000, quality=90)
-    found = finish_picture(data, LIMITS, 100)
+    found = normalize_image(data, LIMITS, 100)
     assert opened(found).size == (found.medium.width, found.medium.height) == (160, 100)
     assert found.notes["changed"] == "shrunk"
     assert (found.notes["original_width"], found.notes["original_height"]) == ("1600", "1000")
@@ -106,28 +106,28 @@ def test_large_pictures_shrink_to_their_shorter_side() -> None:
 def test_other_modes_become_rgb(mode: str) -> None:
     grey = Image.linear_gradient("L").resize((64, 48))
     if mode == "I;16":
-        picture = Image.fromarray(np.asarray(grey).astype(np.uint16) << 8)
+        image = Image.fromarray(np.asarray(grey).astype(np.uint16) << 8)
     else:
-        picture = grey.convert("RGB").convert(mode)
+        image = grey.convert("RGB").convert(mode)
     stream = io.BytesIO()
-    picture.save(stream, "JPEG" if mode == "CMYK" else "PNG")
-    found = finish_picture(stream.getvalue(), LIMITS, None)
+    image.save(stream, "JPEG" if mode == "CMYK" else "PNG")
+    found = normalize_image(stream.getvalue(), LIMITS, None)
     assert found.notes["changed"] == "to RGB"
     assert opened(found).mode in ("RGB", "L")
     if mode not in ("1", "P"):  # which are dithered
         assert np.abs(np.asarray(opened(found).convert("L"), float) - np.asarray(grey)).mean() < 4
 
 
-def test_what_is_transparent_shows_white() -> None:
+def test_transparent_pixels_become_white() -> None:
     stream = io.BytesIO()
     Image.new("RGBA", (32, 32), (0, 0, 0, 0)).save(stream, "PNG")
-    assert opened(finish_picture(stream.getvalue(), LIMITS, None)).getpixel((5, 5)) == (255,) * 3
+    assert opened(normalize_image(stream.getvalue(), LIMITS, None)).getpixel((5, 5)) == (255,) * 3
 
 
 def test_other_formats_become_jpeg() -> None:
-    found = finish_picture(photo(form="BMP"), LIMITS, None)
+    found = normalize_image(photo(form="BMP"), LIMITS, None)
     assert (found.notes["changed"], found.medium.mime) == ("to JPEG", "image/jpeg")
-    assert finish_picture(photo(form="GIF"), LIMITS, None).notes["changed"] == "to RGB, to JPEG"
+    assert normalize_image(photo(form="GIF"), LIMITS, None).notes["changed"] == "to RGB, to JPEG"
 
 
 @pytest.mark.parametrize(
@@ -139,31 +139,31 @@ def test_other_formats_become_jpeg() -> None:
         (photo(form="PNG")[:900], "truncated"),
         (pixel_bomb(), "decompression_bomb"),
         (photo(8, 8), "too_small"),
-        (photo(200, 20), "too_oblong"),
+        (photo(200, 20), "aspect_too_large"),
         (photo() + archive(), "polyglot"),
         (photo() + b"<?php system($_GET['c']); ?>", "polyglot"),
         (b"\x89PNG\r\n\x1a\n" + bytes(50), "corrupt"),
     ],
 )
-def test_unsound_pictures_have_reasons(data: bytes, reason: str) -> None:
+def test_invalid_images_are_dropped_with_a_reason(data: bytes, reason: str) -> None:
     for size in (None, 32):
-        found = finish_picture(data, LIMITS, size)
+        found = normalize_image(data, LIMITS, size)
         assert found == reason or (reason == "corrupt" and found in ("corrupt", "wrong_type"))
 
 
 def distance(left: bytes, right: bytes) -> int:
-    hashes = [finish_picture(data, LIMITS, None).phash for data in (left, right)]
+    hashes = [normalize_image(data, LIMITS, None).phash for data in (left, right)]
     return (hashes[0] ^ hashes[1]).bit_count()
 
 
-def test_near_duplicates_are_near_and_others_are_far() -> None:
+def test_hashes_of_near_duplicates_are_near_and_others_far() -> None:
     data = photo(300, 200)
     assert distance(data, photo(300, 200, quality=30)) <= 4
     assert distance(data, photo(600, 400)) <= 6
     assert distance(data, photo(300, 200, form="PNG")) <= 4
     assert min(distance(data, photo(300, 200, seed=seed)) for seed in range(1, 20)) > 12
-    shrunk = finish_picture(data, LIMITS, 100).phash
-    assert (shrunk ^ finish_picture(data, LIMITS, None).phash).bit_count() <= 4
+    shrunk = normalize_image(data, LIMITS, 100).phash
+    assert (shrunk ^ normalize_image(data, LIMITS, None).phash).bit_count() <= 4
 
 
 def test_the_hash_is_of_64_bits_against_the_median() -> None:
@@ -192,11 +192,11 @@ def test_the_hash_is_of_64_bits_against_the_median() -> None:
         (b"", "application/octet-stream"),
     ],
 )
-def test_bytes_tell_what_they_are(data: bytes, mime: str) -> None:
+def test_mime_types_are_detected_from_bytes(data: bytes, mime: str) -> None:
     assert sniff(data) == mime
 
 
-def test_plain_pictures_are_no_polyglots() -> None:
+def test_plain_images_are_not_polyglots() -> None:
     assert not any(
         is_polyglot(photo(seed=seed, form=form)) for seed in range(20) for form in ("JPEG", "PNG")
     )
@@ -206,11 +206,11 @@ def test_plain_pictures_are_no_polyglots() -> None:
 def test_damaged_bytes_always_have_a_reason(capfd: pytest.CaptureFixture[str]) -> None:
     rng = np.random.default_rng(5)
     for form in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"):
-        sound = photo(60, 40, form=form)
+        valid = photo(60, 40, form=form)
         for _ in range(150):
-            data = np.frombuffer(sound, np.uint8).copy()
+            data = np.frombuffer(valid, np.uint8).copy()
             reach = min(len(data), int(rng.choice([64, 400, len(data)])))
             data[rng.integers(0, reach, 5)] = rng.integers(0, 256, 5)
-            found = finish_picture(data.tobytes(), LIMITS, 20)
-            assert isinstance(found, (Picture, str))
-    capfd.readouterr()  # libtiff tells of its finds by itself
+            found = normalize_image(data.tobytes(), LIMITS, 20)
+            assert isinstance(found, (NormalizedImage, str))
+    capfd.readouterr()  # libtiff prints its own messages

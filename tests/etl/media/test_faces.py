@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from etl.media.faces import BOXES, blur, sound_boxes, turned_boxes
+from etl.media.faces import BOXES, blur, rotate_boxes, valid_boxes
 
 NOISE = np.random.default_rng(0).integers(0, 256, (200, 300, 3), np.uint8)
 
@@ -15,7 +15,7 @@ def changed(boxes: list) -> np.ndarray:
     return np.abs(after - NOISE).max(axis=2) > 0
 
 
-def test_a_box_is_blurred_and_the_rest_stays() -> None:
+def test_only_the_box_is_blurred() -> None:
     found = changed([(0.4, 0.4, 0.6, 0.7)])
     assert found[80:140, 120:180].mean() > 0.95
     assert not found[:40].any()
@@ -23,7 +23,7 @@ def test_a_box_is_blurred_and_the_rest_stays() -> None:
 
 
 def test_the_blur_is_as_wide_as_the_box() -> None:
-    """What is left of noise after a Gaussian of width σ is about 1 / (2 σ √π) of it."""
+    """A Gaussian of width σ reduces the deviation of noise to about 1 / (2 σ √π) of it."""
     for side in (0.2, 0.6):
         low, high = 0.5 - side / 2, 0.5 + side / 2
         result = np.asarray(blur(Image.fromarray(NOISE), [(low, low, high, high)]), float)
@@ -35,7 +35,7 @@ def test_the_blur_is_as_wide_as_the_box() -> None:
 @pytest.mark.parametrize(
     "box", [(-0.1, -0.1, 0.1, 0.1), (0.9, 0.9, 1.2, 1.2), (0, 0, 1, 1), (0.5, 0.5, 0.5, 0.5)]
 )
-def test_boxes_may_reach_over_the_edge(box: tuple) -> None:
+def test_boxes_may_extend_beyond_the_edge(box: tuple) -> None:
     assert changed([box]).any()
 
 
@@ -44,18 +44,18 @@ def test_boxes_outside_do_nothing() -> None:
     assert not changed([]).any()
 
 
-def test_grey_pictures_stay_grey() -> None:
+def test_grey_images_stay_grey() -> None:
     assert blur(Image.fromarray(NOISE[:, :, 0]), [(0.1, 0.1, 0.9, 0.9)]).mode == "L"
 
 
-def test_boxes_turn_with_their_picture() -> None:
+def test_boxes_are_rotated_with_their_image() -> None:
     box = (0.1, 0.2, 0.3, 0.6)
-    assert turned_boxes([box], None) == turned_boxes([box], 1) == [box]
-    assert turned_boxes([box], 6) == [pytest.approx((0.4, 0.1, 0.8, 0.3))]
-    assert turned_boxes(turned_boxes([box], 6), 8) == [pytest.approx(box)]
+    assert rotate_boxes([box], None) == rotate_boxes([box], 1) == [box]
+    assert rotate_boxes([box], 6) == [pytest.approx((0.4, 0.1, 0.8, 0.3))]
+    assert rotate_boxes(rotate_boxes([box], 6), 8) == [pytest.approx(box)]
 
 
-def test_rows_whose_faces_would_stay_go() -> None:
+def test_rows_with_missing_or_invalid_boxes_are_dropped() -> None:
     boxes = [
         [],
         [[0.1, 0.1, 0.2, 0.2]],
@@ -67,5 +67,5 @@ def test_rows_whose_faces_would_stay_go() -> None:
         [[10, 10, 200, 200]],
         [None],
     ]
-    found = sound_boxes(pa.table({"boxes": pa.array(boxes, BOXES)})).reasons
+    found = valid_boxes(pa.table({"boxes": pa.array(boxes, BOXES)})).reasons
     assert found == [None, None, "no_boxes", *["bad_boxes"] * 6]

@@ -1,4 +1,4 @@
-"""Records and their media: fetched once, put together, lost."""
+"""Joining records with their media: fetched once, joined, dropped."""
 
 import base64
 import json
@@ -12,11 +12,19 @@ from etl.digits.records import pair
 from etl.digits.scenes import encode, render
 from etl.digits.subjects import sample
 from etl.download.base import Fetched
-from etl.media.gather import Anywhere, Found, Gathered, Key, MediaPlan, check_medium, gather
+from etl.media.gather import (
+    CheckedMedium,
+    GatheredRecord,
+    MediaFetcher,
+    MediaOptions,
+    MediumKey,
+    check_medium,
+    gather,
+)
 from etl.media.image import ImageLimits
 from etl.storage.schema import Medium, sha256
 
-PICTURE = encode(render(pair(0, 0).scene), "image/png")
+IMAGE_BYTES = encode(render(pair(0, 0).scene), "image/png")
 IMAGE = ImageLimits(min_side=64, max_aspect=3, max_pixels=10**6)
 
 
@@ -26,20 +34,20 @@ class Web:
 
     def stream(self, urls: Sequence[str], finish) -> Iterator:
         self.asked += urls
-        for place, url in enumerate(urls):
-            yield finish(place, Fetched(data=url.encode()))
+        for index, url in enumerate(urls):
+            yield finish(index, Fetched(data=url.encode()))
 
 
-def stream(plan: MediaPlan, urls: Sequence[str], web: Web | None = None) -> list:
-    anywhere = Anywhere(web or Web(), plan, max_bytes=1000)
-    return list(anywhere.stream(urls, lambda place, found: (place, found.data or found.reason)))
+def stream(options: MediaOptions, urls: Sequence[str], web: Web | None = None) -> list:
+    fetcher = MediaFetcher(web or Web(), options, max_bytes=1000)
+    return list(fetcher.stream(urls, lambda index, one: (index, one.data or one.reason)))
 
 
-def test_media_come_from_wherever_their_names_say(tmp_path: Path) -> None:
+def test_media_are_read_from_the_web_local_files_and_data_urls(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"here")
     urls = ["http://web/1", "a.jpg", "data:image/png;base64,aW5saW5l", "b.jpg", "http://web/2"]
     web = Web()
-    assert stream(MediaPlan(places=(str(tmp_path),)), urls, web) == [
+    assert stream(MediaOptions(locations=(str(tmp_path),)), urls, web) == [
         (0, b"http://web/1"),
         (1, b"here"),
         (2, b"inline"),
@@ -49,9 +57,9 @@ def test_media_come_from_wherever_their_names_say(tmp_path: Path) -> None:
     assert web.asked == ["http://web/1", "http://web/2"]
 
 
-def test_names_may_be_put_behind_an_address() -> None:
-    plan = MediaPlan(places=("http://web/train2017/",))
-    assert stream(plan, ["0 1.jpg", "http://other/1"]) == [
+def test_names_may_be_prefixed_with_an_address() -> None:
+    options = MediaOptions(locations=("http://web/train2017/",))
+    assert stream(options, ["0 1.jpg", "http://other/1"]) == [
         (0, b"http://web/train2017/0%201.jpg"),
         (1, b"http://other/1"),
     ]
@@ -66,34 +74,36 @@ def test_names_may_be_put_behind_an_address() -> None:
         ("data:image/png;base64," + base64.b64encode(b"x" * 1001).decode(), "body_too_large"),
     ],
 )
-def test_what_cannot_be_had(url: str, reason: str) -> None:
-    assert stream(MediaPlan(), [url]) == [(0, reason)]
+def test_unavailable_media_have_a_reason(url: str, reason: str) -> None:
+    assert stream(MediaOptions(), [url]) == [(0, reason)]
 
 
 def test_data_urls_may_be_percent_encoded() -> None:
-    assert stream(MediaPlan(), ["data:text/plain,a%20b"]) == [(0, b"a b")]
+    assert stream(MediaOptions(), ["data:text/plain,a%20b"]) == [(0, b"a b")]
 
 
 @pytest.mark.parametrize("name", ["video", "audio", "points"])
-def test_media_of_all_kinds_are_as_the_world_has_them(name: str) -> None:
+def test_valid_media_of_all_kinds_are_stored_unchanged(name: str) -> None:
     for number in range(3):
-        (made,) = sample(name, "captions", 0, number).media
-        key = (made.kind, "http://web/1", None, None)
-        found = check_medium(key, Fetched(data=made.data), MediaPlan(), IMAGE)
-        assert found.medium == made
+        (medium,) = sample(name, "captions", 0, number).media
+        key = (medium.kind, "http://web/1", None, None)
+        found = check_medium(key, Fetched(data=medium.data), MediaOptions(), IMAGE)
+        assert found.medium == medium
 
 
-def test_images_bring_their_hash() -> None:
-    found = check_medium(("image", "u", None, None), Fetched(data=PICTURE), MediaPlan(), IMAGE)
+def test_images_have_a_perceptual_hash() -> None:
+    found = check_medium(
+        ("image", "u", None, None), Fetched(data=IMAGE_BYTES), MediaOptions(), IMAGE
+    )
     assert (found.medium.width, found.medium.mime) == (96, "image/png")
     assert found.phash is not None
 
 
-def test_media_that_are_encoded_anew_are_hashed_anew() -> None:
+def test_re_encoded_media_have_a_new_sha256() -> None:
     data = tones.encode(
         tones.render(tones.Dialling(digits=(1, 2, 3), phone=200, seed=1)), "audio/wav"
     )
-    found = check_medium(("audio", "u", 0.1, 0.2), Fetched(data=data), MediaPlan(), IMAGE)
+    found = check_medium(("audio", "u", 0.1, 0.2), Fetched(data=data), MediaOptions(), IMAGE)
     assert found.medium.mime == "audio/flac"
     assert found.medium.sha256 == sha256(found.medium.data) != sha256(data)
     assert found.medium.duration == pytest.approx(0.2)
@@ -110,7 +120,7 @@ def test_media_that_are_encoded_anew_are_hashed_anew() -> None:
             "audio",
             solids.encode(solids.render(solids.Solid(digit=1, colour="red", scan=1, seed=0))),
         ),
-        ("points", PICTURE),
+        ("points", IMAGE_BYTES),
         (
             "image",
             motion.encode(
@@ -123,32 +133,32 @@ def test_media_that_are_encoded_anew_are_hashed_anew() -> None:
         ),
     ],
 )
-def test_media_of_another_kind_are_of_the_wrong_type(kind: str, data: bytes) -> None:
-    found = check_medium((kind, "u", None, None), Fetched(data=data), MediaPlan(), IMAGE)
+def test_media_of_another_kind_have_the_wrong_type(kind: str, data: bytes) -> None:
+    found = check_medium((kind, "u", None, None), Fetched(data=data), MediaOptions(), IMAGE)
     assert (found.medium, found.step, found.reason) == (None, "decode", "wrong_type")
 
 
-# Putting together.
+# Joining.
 
 LOST = {
-    "gone": Found(step="download", reason="http_404", detail="Not Found"),
-    "page": Found(step="decode", reason="wrong_type"),
+    "gone": CheckedMedium(step="download", reason="http_404", detail="Not Found"),
+    "page": CheckedMedium(step="decode", reason="wrong_type"),
 }
 
 
 class Media:
-    """What becomes of media by their names; remembers what was asked for, and when."""
+    """Fake media by name; records the requests and how many were returned."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
-        self.given = 0
+        self.returned = 0
 
-    def stream(self, keys: Sequence[Key]) -> Iterator[Found]:
+    def stream(self, keys: Sequence[MediumKey]) -> Iterator[CheckedMedium]:
         self.asked += [url for _, url, _, _ in keys]
         for kind, url, _, _ in keys:
-            self.given += 1
+            self.returned += 1
             medium = Medium(kind=kind, data=url.encode(), mime="", sha256="")
-            yield LOST.get(url) or Found(medium=medium)
+            yield LOST.get(url) or CheckedMedium(medium=medium)
 
 
 def row(text: str, *urls: str) -> dict:
@@ -156,12 +166,12 @@ def row(text: str, *urls: str) -> dict:
     return {"turns": [{"role": "assistant", "text": text}], "media": media, "lineage": "{}"}
 
 
-def test_shared_media_are_asked_for_once() -> None:
+def test_shared_media_are_fetched_once() -> None:
     media = Media()
     rows = [row("<image>", "a"), row("<image><image>", "b", "a"), row("text"), row("<image>", "b")]
     found = list(gather(rows, media.stream, "drop"))
     assert media.asked == ["a", "b"]
-    assert [[one.medium.data for one in kept.found] for kept in found] == [
+    assert [[one.medium.data for one in record.media] for record in found] == [
         [b"a"],
         [b"b", b"a"],
         [],
@@ -169,32 +179,32 @@ def test_shared_media_are_asked_for_once() -> None:
     ]
 
 
-def test_records_come_as_soon_as_their_media_are_there() -> None:
+def test_a_record_is_yielded_as_soon_as_its_media_arrived() -> None:
     media = Media()
     found = gather([row("<image>", name) for name in "abc"], media.stream, "drop")
     next(found)
-    assert media.given == 1
+    assert media.returned == 1
 
 
-def test_a_record_goes_with_the_first_step_that_cost_it_a_medium() -> None:
+def test_a_record_is_dropped_for_its_earliest_failed_step() -> None:
     rows = [row("<image><image><image>", "a", "page", "gone"), row("<image>", "page")]
     first, second = gather(rows, Media().stream, "drop")
     assert (first.step, first.reason, first.detail) == ("download", "http_404", "Not Found")
     assert (second.step, second.reason) == ("decode", "wrong_type")
 
 
-def test_a_document_forgets_what_it_loses_and_tells_so() -> None:
+def test_failed_images_are_removed_and_listed_in_lineage() -> None:
     text = "<image>\nOne. <image> Two.\n<image>\nThree."
-    (kept,) = gather([row(text, "gone", "a", "page")], Media().stream, "forget")
-    assert isinstance(kept, Gathered)
+    (kept,) = gather([row(text, "gone", "a", "page")], Media().stream, "remove")
+    assert isinstance(kept, GatheredRecord)
     assert kept.row["turns"] == [{"role": "assistant", "text": "One. <image> Two.\nThree."}]
-    assert [one.medium.data for one in kept.found] == [b"a"]
+    assert [one.medium.data for one in kept.media] == [b"a"]
     lost = json.loads(json.loads(kept.row["lineage"])["lost_media"])
     assert lost == ["gone http_404", "page wrong_type"]
 
 
-def test_a_document_goes_with_its_last_image() -> None:
-    (lost,) = gather([row("<image><image>", "page", "gone")], Media().stream, "forget")
+def test_a_document_is_dropped_if_all_its_images_failed() -> None:
+    (lost,) = gather([row("<image><image>", "page", "gone")], Media().stream, "remove")
     assert lost.reason == "http_404"
-    (kept,) = gather([row("text")], Media().stream, "forget")
-    assert kept.found == ()
+    (kept,) = gather([row("text")], Media().stream, "remove")
+    assert kept.media == ()

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from etl.media.image import ImageFacts, ImageLimits, decode_check, examine
+from etl.media.image import ImageInfo, ImageLimits, decode_check, probe
 from etl.storage.schema import sha256
 
 LIMITS = ImageLimits(min_side=16, max_aspect=3.0, max_pixels=1_000_000)
@@ -21,7 +21,7 @@ def encoded(name: str, size: tuple[int, int] = (40, 30), **options: object) -> b
 
 
 def png_header(width: int, height: int) -> bytes:
-    """A PNG that promises a size and holds nothing: what a decompression bomb looks like."""
+    """A PNG that declares a size but has no pixels, like a decompression bomb."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return (
@@ -36,15 +36,15 @@ def png_header(width: int, height: int) -> bytes:
     ("name", "mime"),
     [("JPEG", "image/jpeg"), ("PNG", "image/png"), ("WEBP", "image/webp"), ("GIF", "image/gif")],
 )
-def test_sound_images_are_told_by_their_bytes(name: str, mime: str) -> None:
-    assert examine(encoded(name), LIMITS) == ImageFacts(mime=mime, width=40, height=30)
+def test_image_types_are_detected_from_bytes(name: str, mime: str) -> None:
+    assert probe(encoded(name), LIMITS) == ImageInfo(mime=mime, width=40, height=30)
 
 
-def test_width_and_height_are_those_shown() -> None:
+def test_width_and_height_are_those_of_the_upright_image() -> None:
     exif = Image.Exif()
-    exif[274] = 6  # orientation: turned by a quarter
-    turned = encoded("JPEG", exif=exif)
-    assert examine(turned, LIMITS) == ImageFacts(mime="image/jpeg", width=30, height=40)
+    exif[274] = 6  # orientation: rotated by 90 degrees
+    rotated = encoded("JPEG", exif=exif)
+    assert probe(rotated, LIMITS) == ImageInfo(mime="image/jpeg", width=30, height=40)
 
 
 @pytest.mark.parametrize(
@@ -60,18 +60,18 @@ def test_width_and_height_are_those_shown() -> None:
         (png_header(2000, 2000), "decompression_bomb"),
         (png_header(100_000, 100_000), "decompression_bomb"),
         (encoded("PNG", (15, 40)), "too_small"),
-        (encoded("PNG", (100, 30)), "too_oblong"),
+        (encoded("PNG", (100, 30)), "aspect_too_large"),
     ],
 )
-def test_what_is_no_picture_has_a_reason(data: bytes, reason: str) -> None:
-    assert examine(data, LIMITS) == reason
+def test_invalid_images_have_a_reason(data: bytes, reason: str) -> None:
+    assert probe(data, LIMITS) == reason
 
 
-def test_a_batch_gets_columns_for_what_is_kept() -> None:
+def test_a_batch_gets_columns_for_valid_images() -> None:
     good, bad = encoded("PNG"), b"nothing"
     table = pa.table({"data": pa.array([good, bad], pa.large_binary())})
-    verdict = decode_check(table, limits=LIMITS)
-    assert verdict.reasons == [None, "wrong_type"]
-    assert verdict.columns["width"].to_pylist() == [40, None]
-    assert verdict.columns["mime"].to_pylist() == ["image/png", None]
-    assert verdict.columns["sha256"][0].as_py() == sha256(good)
+    result = decode_check(table, limits=LIMITS)
+    assert result.reasons == [None, "wrong_type"]
+    assert result.columns["width"].to_pylist() == [40, None]
+    assert result.columns["mime"].to_pylist() == ["image/png", None]
+    assert result.columns["sha256"][0].as_py() == sha256(good)

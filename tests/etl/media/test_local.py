@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from etl.cli import UserError
-from etl.media.local import Places
+from etl.media.local import LocalMedia
 
 FILES = {"train/a.jpg": b"first", "train/b.jpg": b"second", "val/b.jpg": b"third"}
 
@@ -45,9 +45,9 @@ KINDS = {"folder": folder, "media.zip": zipped, "media.tar": tarred, "LA.json": 
 
 
 @pytest.fixture(params=KINDS)
-def places(request: pytest.FixtureRequest, tmp_path: Path) -> Places:
+def media(request: pytest.FixtureRequest, tmp_path: Path) -> LocalMedia:
     path = KINDS[request.param](tmp_path / request.param)
-    return Places([path], max_bytes=100)
+    return LocalMedia([path], max_bytes=100)
 
 
 @pytest.mark.parametrize(
@@ -62,8 +62,8 @@ def places(request: pytest.FixtureRequest, tmp_path: Path) -> Places:
         ("elsewhere/a.jpg", b"first"),
     ],
 )
-def test_files_are_found_by_the_end_of_their_paths(places: Places, name: str, data: bytes) -> None:
-    assert places.read(name).data == data
+def test_files_are_found_by_path_suffix(media: LocalMedia, name: str, data: bytes) -> None:
+    assert media.read(name).data == data
 
 
 @pytest.mark.parametrize(
@@ -75,46 +75,50 @@ def test_files_are_found_by_the_end_of_their_paths(places: Places, name: str, da
         ("", "not_in_media"),
     ],
 )
-def test_what_is_not_there_is_told(places: Places, name: str, reason: str) -> None:
-    found = places.read(name)
+def test_missing_and_ambiguous_names_have_a_reason(
+    media: LocalMedia, name: str, reason: str
+) -> None:
+    found = media.read(name)
     assert (found.data, found.reason, found.detail) == (None, reason, name)
 
 
-def test_files_are_bounded(tmp_path: Path) -> None:
+def test_file_sizes_are_limited(tmp_path: Path) -> None:
     for make in (folder, zipped, tarred, coded):
         path = tmp_path / make.__name__
-        places = Places([make(path.with_suffix(".json") if make is coded else path)], max_bytes=5)
-        assert places.read("train/a.jpg").data == b"first"
-        assert places.read("train/b.jpg").reason == "body_too_large"
+        media = LocalMedia(
+            [make(path.with_suffix(".json") if make is coded else path)], max_bytes=5
+        )
+        assert media.read("train/a.jpg").data == b"first"
+        assert media.read("train/b.jpg").reason == "body_too_large"
 
 
-def test_earlier_places_go_first(tmp_path: Path) -> None:
+def test_earlier_paths_take_precedence(tmp_path: Path) -> None:
     other = tmp_path / "other"
     (other / "train").mkdir(parents=True)
     (other / "train" / "a.jpg").write_bytes(b"other")
-    places = Places([other, zipped(tmp_path / "media.zip")], max_bytes=100)
-    assert places.read("train/a.jpg").data == b"other"
-    assert places.read("train/b.jpg").data == b"second"
+    media = LocalMedia([other, zipped(tmp_path / "media.zip")], max_bytes=100)
+    assert media.read("train/a.jpg").data == b"other"
+    assert media.read("train/b.jpg").data == b"second"
 
 
-def test_fingerprints_tell_contents_apart_and_not_where_they_lie(tmp_path: Path) -> None:
+def test_fingerprints_depend_on_content_not_on_paths(tmp_path: Path) -> None:
     one, two = folder(tmp_path / "one"), folder(tmp_path / "two")
-    first = Places([one], max_bytes=9).fingerprint()
-    assert Places([two], max_bytes=9).fingerprint() == first
+    first = LocalMedia([one], max_bytes=9).fingerprint()
+    assert LocalMedia([two], max_bytes=9).fingerprint() == first
     (two / "train" / "a.jpg").write_bytes(b"changed")
-    assert Places([two], max_bytes=9).fingerprint() != first
+    assert LocalMedia([two], max_bytes=9).fingerprint() != first
 
 
-def test_damage_is_told(tmp_path: Path) -> None:
+def test_damaged_files_have_a_reason(tmp_path: Path) -> None:
     path = zipped(tmp_path / "media.zip")
     data = bytearray(path.read_bytes())
     start = data.index(b"first") if b"first" in data else 41
     data[start : start + 3] = b"\xff\xff\xff"
     path.write_bytes(data)
-    assert Places([path], max_bytes=100).read("train/a.jpg").reason == "unreadable_file"
+    assert LocalMedia([path], max_bytes=100).read("train/a.jpg").reason == "unreadable_file"
     text = tmp_path / "LA.json"
     text.write_text('{"a": "not base64!"}')
-    assert Places([text], max_bytes=100).read("a").reason == "unreadable_file"
+    assert LocalMedia([text], max_bytes=100).read("a").reason == "unreadable_file"
 
 
 @pytest.mark.parametrize(
@@ -122,13 +126,15 @@ def test_damage_is_told(tmp_path: Path) -> None:
     [
         ("nowhere", None, "--media .*nowhere: no such file or folder"),
         ("media.tar.gz", b"\x1f\x8b\x08compressed", "want a folder, a zip, an uncompressed tar"),
-        ("list.json", b"[1]", "its JSON is no object"),
+        ("list.json", b"[1]", "its JSON is not an object"),
         ("list.json", b"{", "want a folder"),
     ],
 )
-def test_other_files_are_told(tmp_path: Path, name: str, data: bytes | None, message: str) -> None:
+def test_other_files_are_rejected(
+    tmp_path: Path, name: str, data: bytes | None, message: str
+) -> None:
     path = tmp_path / name
     if data is not None:
         path.write_bytes(data)
     with pytest.raises(UserError, match=message):
-        Places([path], max_bytes=100)
+        LocalMedia([path], max_bytes=100)

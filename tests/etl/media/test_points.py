@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 
 from etl.digits import solids
-from etl.media.points import PointsLimits, examine
+from etl.media.points import PointsLimits, probe
 
-CLOUD = solids.render(solids.draw_solid(np.random.default_rng(0), "train"))
+CLOUD = solids.render(solids.random_solid(np.random.default_rng(0), "train"))
 NPY = solids.encode(CLOUD)
 LIMITS = PointsLimits()
 
 
 def ply(cloud: np.ndarray, order: str) -> bytes:
-    head = f"ply\nformat {order} 1.0\ncomment made here\nelement vertex {len(cloud)}\n"
+    head = f"ply\nformat {order} 1.0\ncomment generated\nelement vertex {len(cloud)}\n"
     head += "property float x\nproperty float y\nproperty float z\nproperty uchar red\n"
     head += "element face 1\nproperty list uchar int vertex_indices\nend_header\n"
     if order == "ascii":
@@ -32,7 +32,7 @@ def off(cloud: np.ndarray, head: str = "OFF\n") -> bytes:
 
 def obj(cloud: np.ndarray) -> bytes:
     rows = "".join(f"v {x} {y} {z}\n" for x, y, z in cloud[:, :3])
-    return f"# made here\n{rows}vn 0 0 1\nf 1 2 3\n".encode()
+    return f"# generated\n{rows}vn 0 0 1\nf 1 2 3\n".encode()
 
 
 @pytest.mark.parametrize(
@@ -48,8 +48,8 @@ def obj(cloud: np.ndarray) -> bytes:
     ],
 )
 def test_clouds_are_counted(data: bytes, mime: str) -> None:
-    facts = examine(data, LIMITS)
-    assert (facts.mime, facts.points) == (mime, len(CLOUD))
+    info = probe(data, LIMITS)
+    assert (info.mime, info.points) == (mime, len(CLOUD))
 
 
 def array(values: np.ndarray) -> bytes:
@@ -58,7 +58,7 @@ def array(values: np.ndarray) -> bytes:
     return stream.getvalue()
 
 
-LIE = NPY.replace(b"(1024, 6)", b"(9024, 6)")
+WRONG_SHAPE = NPY.replace(b"(1024, 6)", b"(9024, 6)")
 HUGE = b"ply\nformat ascii 1.0\nelement vertex 1000000000\nproperty float x\nend_header\n0\n"
 
 
@@ -68,12 +68,12 @@ HUGE = b"ply\nformat ascii 1.0\nelement vertex 1000000000\nproperty float x\nend
         (b"", "empty_body"),
         (b"<html>no cloud</html>", "wrong_type"),
         (NPY[: len(NPY) // 2], "truncated"),
-        (LIE, "truncated"),
+        (WRONG_SHAPE, "truncated"),
         (b"\x93NUMPY\x01\x00\x04\x00{{{{", "corrupt"),
         (array(np.zeros((100, 2))), "wrong_shape"),
         (array(np.array([["a"] * 3] * 100)), "wrong_shape"),
-        (array(np.zeros((100, 3))), "one_place"),
-        (array(np.full((100, 3), np.nan)), "not_a_number"),
+        (array(np.zeros((100, 3))), "all_points_equal"),
+        (array(np.full((100, 3), np.nan)), "non_finite"),
         (array(CLOUD[:10]), "too_few_points"),
         (ply(CLOUD, "ascii")[:2000], "truncated"),
         (ply(CLOUD, "binary_little_endian")[:2000], "truncated"),
@@ -84,18 +84,18 @@ HUGE = b"ply\nformat ascii 1.0\nelement vertex 1000000000\nproperty float x\nend
         (b"v 1 2 three\n" * 100, "corrupt"),
     ],
 )
-def test_what_is_not_kept(data: bytes, reason: str) -> None:
-    assert examine(data, LIMITS) == reason
+def test_invalid_clouds_are_dropped_with_a_reason(data: bytes, reason: str) -> None:
+    assert probe(data, LIMITS) == reason
 
 
 def test_pickles_are_not_opened() -> None:
     stream = io.BytesIO()
     np.save(stream, np.array([[{}] * 3] * 100, dtype=object), allow_pickle=True)
-    assert examine(stream.getvalue(), LIMITS) == "wrong_shape"
+    assert probe(stream.getvalue(), LIMITS) == "wrong_shape"
 
 
 def test_limits() -> None:
-    assert examine(NPY, PointsLimits(max_points=100)) == "too_many_points"
+    assert probe(NPY, PointsLimits(max_points=100)) == "too_many_points"
 
 
 def test_published_meshes() -> None:
@@ -104,5 +104,5 @@ def test_published_meshes() -> None:
     if not files:
         pytest.skip(f"no meshes in {folder}")
     for file in files:
-        found = examine(file.read_bytes(), PointsLimits(min_points=1))
+        found = probe(file.read_bytes(), PointsLimits(min_points=1))
         assert not isinstance(found, str), (file.name, found)

@@ -6,23 +6,23 @@ import numpy as np
 import pytest
 
 from etl.digits import motion
-from etl.media.video import VideoLimits, examine, middles
+from etl.media.video import VideoLimits, probe, sampled_indices
 
 RNG = np.random.default_rng(0)
-DRAWN = motion.draw_motion(RNG, "train")
-PICTURES = motion.render(DRAWN)
-VIDEO = motion.encode(PICTURES)
+MOTION = motion.random_motion(RNG, "train")
+FRAMES = motion.render(MOTION)
+VIDEO = motion.encode(FRAMES)
 LOOSE = VideoLimits(min_side=16)
 
 
-def encoded(pictures: np.ndarray, codec: str, kind: str, rate: int = 8) -> bytes:
+def encoded(frames: np.ndarray, codec: str, kind: str, rate: int = 8) -> bytes:
     stream = io.BytesIO()
     with av.open(stream, "w", format=kind) as container:
         track = container.add_stream(codec, rate=rate)
-        track.height, track.width = pictures.shape[1:3]
+        track.height, track.width = frames.shape[1:3]
         track.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
-        for picture in pictures:
-            container.mux(track.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        for frame in frames:
+            container.mux(track.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(track.encode())
     return stream.getvalue()
 
@@ -32,32 +32,32 @@ def decoded(data: bytes) -> list[np.ndarray]:
         return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
 
 
-def test_a_video_is_kept_as_it_is() -> None:
-    facts = examine(VIDEO, LOOSE)
-    assert (facts.mime, facts.width, facts.height) == ("video/mp4", 96, 96)
-    assert facts.frames == DRAWN.frames
-    assert facts.duration == DRAWN.frames / motion.FRAMES_PER_SECOND
-    assert facts.data is None
-    assert facts.scores["duration"] == facts.duration
-    assert facts.scores["motion"] > 1
+def test_a_video_is_stored_unchanged() -> None:
+    info = probe(VIDEO, LOOSE)
+    assert (info.mime, info.width, info.height) == ("video/mp4", 96, 96)
+    assert info.frames == MOTION.frames
+    assert info.duration == MOTION.frames / motion.FRAMES_PER_SECOND
+    assert info.data is None
+    assert info.scores["duration"] == info.duration
+    assert info.scores["motion"] > 1
 
 
-def test_sampled_frames_are_those_in_the_middle_of_equal_parts() -> None:
-    facts = examine(VIDEO, VideoLimits(frames=5))
-    assert (facts.frames, facts.duration) == (5, DRAWN.frames / motion.FRAMES_PER_SECOND)
-    whole, few = decoded(VIDEO), decoded(facts.data)
-    for number, picture in zip(middles(DRAWN.frames, 5), few, strict=True):
-        assert np.abs(picture.astype(int) - whole[number]).mean() < 3  # JPEG's loss
-    again = examine(facts.data, LOOSE)
+def test_sampled_frames_are_the_middles_of_equal_segments() -> None:
+    info = probe(VIDEO, VideoLimits(frames=5))
+    assert (info.frames, info.duration) == (5, MOTION.frames / motion.FRAMES_PER_SECOND)
+    whole, few = decoded(VIDEO), decoded(info.data)
+    for number, frame in zip(sampled_indices(MOTION.frames, 5), few, strict=True):
+        assert np.abs(frame.astype(int) - whole[number]).mean() < 3  # JPEG's loss
+    again = probe(info.data, LOOSE)
     assert (again.frames, again.mime) == (5, "video/mp4")
-    assert again.duration == pytest.approx(facts.duration, rel=1e-3)
-    assert examine(VIDEO, VideoLimits(frames=5)).data == facts.data
+    assert again.duration == pytest.approx(info.duration, rel=1e-3)
+    assert probe(VIDEO, VideoLimits(frames=5)).data == info.data
 
 
-def test_middles() -> None:
-    assert middles(10, 5) == [1, 3, 5, 7, 9]
-    assert middles(100, 1) == [50]
-    assert middles(2, 5) == [0, 0, 1, 1, 1]
+def test_sampled_indices() -> None:
+    assert sampled_indices(10, 5) == [1, 3, 5, 7, 9]
+    assert sampled_indices(100, 1) == [50]
+    assert sampled_indices(2, 5) == [0, 0, 1, 1, 1]
 
 
 @pytest.mark.parametrize(
@@ -69,11 +69,11 @@ def test_middles() -> None:
     ],
 )
 def test_other_containers(codec: str, kind: str, mime: str) -> None:
-    facts = examine(encoded(PICTURES, codec, kind), LOOSE)
-    assert (facts.mime, facts.frames) == (mime, DRAWN.frames)
+    info = probe(encoded(FRAMES, codec, kind), LOOSE)
+    assert (info.mime, info.frames) == (mime, MOTION.frames)
 
 
-STILL = encoded(np.repeat(PICTURES[:1], 8, axis=0), "libx264", "mp4")
+STILL = encoded(np.repeat(FRAMES[:1], 8, axis=0), "libx264", "mp4")
 
 
 @pytest.mark.parametrize(
@@ -86,40 +86,40 @@ STILL = encoded(np.repeat(PICTURES[:1], 8, axis=0), "libx264", "mp4")
         (VIDEO, {"min_side": 97}, "too_small"),
         (VIDEO, {"max_pixels": 96 * 95}, "decompression_bomb"),
         (VIDEO, {"max_frames": 3}, "too_many_frames"),
-        (VIDEO, {"min_frames": DRAWN.frames + 1}, "too_few_frames"),
+        (VIDEO, {"min_frames": MOTION.frames + 1}, "too_few_frames"),
         (VIDEO, {"min_motion": 200.0}, "no_motion"),
         (VIDEO, {"min_seconds": 60.0, "max_seconds": 90.0}, "too_short"),
         (VIDEO, {"max_seconds": 0.5}, "too_long"),
         (STILL, {}, "no_motion"),
     ],
 )
-def test_what_is_not_kept(data: bytes, limits: dict, reason: str) -> None:
-    assert examine(data, VideoLimits(**{"min_side": 16, **limits})) == reason
+def test_invalid_videos_are_dropped_with_a_reason(data: bytes, limits: dict, reason: str) -> None:
+    assert probe(data, VideoLimits(**{"min_side": 16, **limits})) == reason
 
 
-def test_a_still_has_no_motion_and_a_single_frame_none_to_tell() -> None:
-    assert examine(STILL, VideoLimits(min_side=16, min_motion=0)).scores["motion"] < 0.25
-    single = encoded(PICTURES[:1], "libx264", "mp4", rate=1)
-    assert set(examine(single, LOOSE).scores) == {"duration"}
+def test_a_still_has_no_motion_and_a_single_frame_no_score() -> None:
+    assert probe(STILL, VideoLimits(min_side=16, min_motion=0)).scores["motion"] < 0.25
+    single = encoded(FRAMES[:1], "libx264", "mp4", rate=1)
+    assert set(probe(single, LOOSE).scores) == {"duration"}
 
 
-def test_the_middle_of_a_file_may_be_damaged_anywhere_without_harm() -> None:
+def test_damage_anywhere_in_a_file_raises_nothing() -> None:
     data = bytearray(VIDEO)
-    for place in range(40, len(data), 97):
-        damaged = bytes(data[:place]) + b"\xff" * 16 + bytes(data[place + 16 :])
-        found = examine(damaged, LOOSE)
-        assert isinstance(found, str) or found.frames <= 4 * DRAWN.frames
+    for offset in range(40, len(data), 97):
+        damaged = bytes(data[:offset]) + b"\xff" * 16 + bytes(data[offset + 16 :])
+        found = probe(damaged, LOOSE)
+        assert isinstance(found, str) or found.frames <= 4 * MOTION.frames
 
 
-def test_width_and_height_are_not_mixed_up() -> None:
+def test_width_and_height_are_not_swapped() -> None:
     stream = io.BytesIO()
-    wide = np.concatenate([PICTURES, PICTURES], axis=2)
+    wide = np.concatenate([FRAMES, FRAMES], axis=2)
     with av.open(stream, "w", format="mp4") as container:
         track = container.add_stream("libx264", rate=Fraction(8))
         track.height, track.width = wide.shape[1:3]
         track.pix_fmt = "yuv420p"
-        for picture in wide:
-            container.mux(track.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        for frame in wide:
+            container.mux(track.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(track.encode())
-    facts = examine(stream.getvalue(), LOOSE)
-    assert (facts.width, facts.height) == (192, 96)
+    info = probe(stream.getvalue(), LOOSE)
+    assert (info.width, info.height) == (192, 96)

@@ -1,4 +1,4 @@
-"""The numbers of a job's output, and the page that shows them."""
+"""Statistics of a job's output, and the report that shows them."""
 
 import dataclasses
 from pathlib import Path
@@ -12,7 +12,7 @@ from etl.report.charts import bars, histogram
 from etl.report.report import DROPS_FILE, TIMINGS_FILE, write_report
 from etl.report.statistics import download_yield, spread, statistics
 from etl.storage.atomic import write_json
-from etl.storage.shards import Manifest, read_manifest
+from etl.storage.manifest import Manifest, read_manifest
 from tests.worlds import caption_shards
 
 NASTY = "<script>alert(1)</script>"
@@ -44,21 +44,21 @@ def output(tmp_path: Path) -> tuple[Path, Manifest, pa.Table]:
     return folder, manifest, drops
 
 
-def test_statistics_count_what_is_there(output: tuple[Path, Manifest, pa.Table]) -> None:
+def test_statistics_of_rows_and_hosts(output: tuple[Path, Manifest, pa.Table]) -> None:
     folder, manifest, drops = output
-    told = statistics(folder, manifest.shards, drops)
-    assert told["looked_at"] == 8
-    assert {"width", "height", "kilobytes", "characters of answers"} <= told["histograms"].keys()
-    assert "duration" not in told["histograms"]  # of pictures there is none
-    for found in told["histograms"].values():
-        assert sum(found["counts"]) == 8
-        assert len(found["edges"]) == len(found["counts"]) + 1
-    assert told["failing_hosts"] == [["a", 3, "http_404"], ["b", 1, "timeout"]]
+    found = statistics(folder, manifest.shards, drops)
+    assert found["sampled_rows"] == 8
+    assert {"width", "height", "kilobytes", "characters of answers"} <= found["histograms"].keys()
+    assert "duration" not in found["histograms"]  # images have none
+    for one in found["histograms"].values():
+        assert sum(one["counts"]) == 8
+        assert len(one["edges"]) == len(one["counts"]) + 1
+    assert found["failing_hosts"] == [["a", 3, "http_404"], ["b", 1, "timeout"]]
     assert download_yield(manifest) == pytest.approx(9 / 13)
-    assert statistics(folder, manifest.shards, drops) == told
+    assert statistics(folder, manifest.shards, drops) == found
 
 
-def test_shards_are_spread_evenly(output: tuple[Path, Manifest, pa.Table]) -> None:
+def test_shards_are_evenly_spaced(output: tuple[Path, Manifest, pa.Table]) -> None:
     one = output[1].shards[0]
     many = [dataclasses.replace(one, path=str(number)) for number in range(100)]
     assert [shard.path for shard in spread(many, 4)] == ["0", "25", "50", "75"]
@@ -71,13 +71,13 @@ def test_the_page_shows_the_numbers_and_is_safe(output: tuple[Path, Manifest, pa
     write_json(folder / TIMINGS_FILE, {"download": {"seconds": 2.0, "rows": 13}})
     write_report(folder, dataclasses.replace(manifest, details=details))
     page = (folder / "report.html").read_text()
-    for told in ("69.2%", "Hosts that failed most", "3 · http_404", "6.5", "http://a/9"):
-        assert told in page
+    for text in ("69.2%", "Hosts with most failures", "3 · http_404", "6.5", "http://a/9"):
+        assert text in page
     assert NASTY not in page
     assert "<script" not in page
 
 
-def test_charts_of_nothing_and_of_zeros() -> None:
+def test_charts_of_no_rows_and_of_zeros() -> None:
     assert bars([]).startswith("<svg")
     assert "rect" in bars([("nothing", 0)])
     assert histogram([0, 1, 2], [0, 0]).count("<rect") == 2

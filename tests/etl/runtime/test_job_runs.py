@@ -1,4 +1,4 @@
-"""The jobs' commands up to the point where Ray would start: options, plans, refusals."""
+"""The jobs' commands up to the point where Ray would start: options, plans, errors."""
 
 import dataclasses
 import json
@@ -21,10 +21,11 @@ import etl.preference
 import etl.webvid
 from etl.cli import UserError
 from etl.report.report import drops_chart, print_summary, write_report
-from etl.runtime.job_state import CODE_VERSION, Ledger, Plan, make_plan
+from etl.runtime.job_state import CODE_VERSION, JobState, Plan, make_plan
 from etl.runtime.options import JobOptions
 from etl.storage.atomic import write_json
-from etl.storage.shards import Manifest, read_manifest, write_folder, write_manifest
+from etl.storage.manifest import Manifest, read_manifest, write_manifest
+from etl.storage.shards import write_folder
 from tests.worlds import caption_shards
 
 ROOT = Path(__file__).parents[3]
@@ -38,7 +39,7 @@ def listing(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("args", "message"),
     [
         (["--input", "nowhere.parquet"], "nowhere.parquet: no such file"),
         (["--threads", "0"], "--threads 0: want 1 or more"),
@@ -51,12 +52,12 @@ def listing(tmp_path: Path) -> Path:
         (["--minimum", "aestetic=5"], "no score 'aestetic' among .*; did you mean 'aesthetic'?"),
     ],
 )
-def test_bad_options_are_told(
-    listing: Path, tmp_path: Path, words: list[str], message: str
+def test_bad_options_are_reported(
+    listing: Path, tmp_path: Path, args: list[str], message: str
 ) -> None:
     output = tmp_path / "out"
     with pytest.raises(UserError, match=message) as caught:
-        etl.laion.run(["--input", str(listing), "--output", str(output), *words])
+        etl.laion.run(["--input", str(listing), "--output", str(output), *args])
     assert "\n" not in str(caught.value)
     assert not output.exists()
 
@@ -65,7 +66,7 @@ FORMATS = Path(__file__).parents[1] / "formats"
 
 
 @pytest.mark.parametrize(
-    ("job", "words", "message"),
+    ("job", "args", "message"),
     [
         (etl.cc, ["--input", "vlguard.json", "--format", "cc12"], "--format"),
         (etl.cc, ["--input", "nowhere"], "no such file or folder"),
@@ -85,18 +86,18 @@ FORMATS = Path(__file__).parents[1] / "formats"
         (etl.instruct, ["--input", "gqa.json", "--format", "dvqa"], "want a list of records"),
     ],
 )
-def test_bad_options_of_other_jobs_are_told(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, job, words: list[str], message: str
+def test_bad_options_of_other_jobs_are_reported(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, job, args: list[str], message: str
 ) -> None:
     monkeypatch.chdir(FORMATS)
     output = tmp_path / "out"
     with pytest.raises(UserError, match=message) as caught:
-        job.run([*words, "--output", str(output)])
+        job.run([*args, "--output", str(output)])
     assert "\n" not in str(caught.value)
     assert not output.exists()
 
 
-def test_local_media_count_by_what_they_are(tmp_path: Path) -> None:
+def test_local_media_are_identified_by_content(tmp_path: Path) -> None:
     configs = []
     for name in ("one", "two"):
         folder = tmp_path / name
@@ -109,10 +110,10 @@ def test_local_media_count_by_what_they_are(tmp_path: Path) -> None:
     assert etl.coco.Options(**options).config["media"] != configs[0]["media"]
 
 
-def test_a_mistake_on_the_command_line_costs_one_line_and_code_2(tmp_path: Path) -> None:
-    words = ["--input", str(tmp_path / "no.json"), "--output", str(tmp_path / "out")]
+def test_a_users_mistake_gets_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    args = ["--input", str(tmp_path / "no.json"), "--output", str(tmp_path / "out")]
     done = subprocess.run(
-        [sys.executable, "etl/instruct.py", *words],
+        [sys.executable, "etl/instruct.py", *args],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -122,7 +123,7 @@ def test_a_mistake_on_the_command_line_costs_one_line_and_code_2(tmp_path: Path)
     assert done.stderr == f"error: --input {tmp_path / 'no.json'}: no such file or folder\n"
 
 
-def test_a_list_that_cannot_be_read_leaves_nothing(tmp_path: Path) -> None:
+def test_an_unreadable_list_leaves_no_output(tmp_path: Path) -> None:
     listing = tmp_path / "list.json"
     listing.write_text(json.dumps([{"conversations": [{"from": "nobody", "value": "x"}]}]))
     output = tmp_path / "out"
@@ -131,7 +132,7 @@ def test_a_list_that_cannot_be_read_leaves_nothing(tmp_path: Path) -> None:
     assert not output.exists()
 
 
-def planned(listing: Path, output: Path, **changes: object) -> JobOptions:
+def options_for(listing: Path, output: Path, **changes: object) -> JobOptions:
     return etl.laion.Options(input=listing, output=output, **changes)
 
 
@@ -140,7 +141,7 @@ def test_a_complete_output_is_left_alone(
 ) -> None:
     output = tmp_path / "out"
     caption_shards(output, 3)
-    options = planned(listing, output)
+    options = options_for(listing, output)
     plan = make_plan("laion", [listing], options.config)
     manifest = read_manifest(output)
     details = {"yields": []}
@@ -160,53 +161,68 @@ def test_a_complete_output_is_left_alone(
     etl.laion.run(["--input", str(listing), "--output", str(output), "--json"])
     assert json.loads(capsys.readouterr().out)["rows"] == 3
     assert {path.name: path.stat().st_mtime_ns for path in output.iterdir()} == before
-    with pytest.raises(UserError, match=r"another job's work .*min_caption 5 there, 6 here"):
+    with pytest.raises(UserError, match=r"belongs to another job .*min_caption 5 there, 6 here"):
         etl.laion.run(["--input", str(listing), "--output", str(output), "--min-caption", "6"])
 
 
-def written(plan: Plan) -> dict:
-    """Return a plan as a manifest gives it back."""
+def reread(plan: Plan) -> dict:
+    """Return a plan as it is read back from a manifest."""
     return json.loads(json.dumps(dataclasses.asdict(plan)))
 
 
-def test_the_same_bytes_elsewhere_are_the_same_plan(listing: Path, tmp_path: Path) -> None:
+def test_plans_depend_on_content_not_on_paths(listing: Path, tmp_path: Path) -> None:
     moved = tmp_path / "moved.parquet"
     moved.write_bytes(listing.read_bytes())
-    plan = make_plan("laion", [listing], planned(listing, tmp_path).config)
-    other = make_plan("laion", [moved], planned(moved, tmp_path / "x", threads=3).config)
-    assert plan.differences(written(other)) == []
+    plan = make_plan("laion", [listing], options_for(listing, tmp_path).config)
+    other = make_plan("laion", [moved], options_for(moved, tmp_path / "x", threads=3).config)
+    assert plan.differences(reread(other)) == []
     moved.write_bytes(b"other bytes")
-    other = make_plan("instruct", [moved], planned(moved, tmp_path, min_side=9).config)
-    assert [found.split()[0] for found in plan.differences(written(other))] == [
+    other = make_plan("instruct", [moved], options_for(moved, tmp_path, min_side=9).config)
+    assert [found.split()[0] for found in plan.differences(reread(other))] == [
         "input",
         "job",
         "min_side",
     ]
-    newer = {**written(plan), "code_version": CODE_VERSION + 1}
+    newer = {**reread(plan), "code_version": CODE_VERSION + 1}
     assert plan.differences(newer) == [
         f"code_version {CODE_VERSION + 1} there, {CODE_VERSION} here"
     ]
 
 
-def test_a_plan_is_the_same_after_it_was_written_down(listing: Path, tmp_path: Path) -> None:
+def test_a_plan_is_the_same_after_it_was_saved(listing: Path, tmp_path: Path) -> None:
     options = [
-        planned(listing, tmp_path, languages=("en",), minimum=("aesthetic=5",)),
+        options_for(listing, tmp_path, languages=("en",), minimum=("aesthetic=5",)),
         etl.cc.Options(input=listing, output=tmp_path),
     ]
     for one in options:
         plan = make_plan("job", [listing], one.config)
-        assert plan.differences(written(plan)) == []
+        assert plan.differences(reread(plan)) == []
 
 
 def test_another_jobs_unfinished_work_is_refused(listing: Path, tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path / "out")
-    plan = make_plan("laion", [listing], planned(listing, ledger.output).config)
-    with ledger.lock():
-        ledger.save_plan(plan, rows=[1], input_rows=1, yields=[])
-        assert ledger.complete(plan) is False
+    state = JobState(tmp_path / "out")
+    plan = make_plan("laion", [listing], options_for(listing, state.output).config)
+    with state.lock():
+        state.save_plan(plan, unit_rows=[1], input_rows=1, yields=[])
+        assert state.is_complete(plan) is False
         other = make_plan("instruct", [listing], plan.config)
         with pytest.raises(UserError, match="job 'laion' there, 'instruct' here"):
-            ledger.complete(other)
+            state.is_complete(other)
+
+
+def test_work_of_another_version_is_refused(listing: Path, tmp_path: Path) -> None:
+    plan = make_plan("laion", [listing], options_for(listing, tmp_path).config)
+    for version, age in ((CODE_VERSION - 1, "an older"), (CODE_VERSION + 1, "a newer")):
+        state = JobState(tmp_path / str(version))
+        other = dataclasses.replace(plan, code_version=version)
+        state.work.mkdir(parents=True)
+        state.save_plan(other, unit_rows=[1], input_rows=1, yields=[])
+        message = f"made by {age} version of mmloom; start a new --output"
+        with pytest.raises(UserError, match=message):
+            state.is_complete(plan)
+        write_folder(state.output, [], job="laion", plan=dataclasses.asdict(other))
+        with pytest.raises(UserError, match=message):
+            state.is_complete(plan)
 
 
 def test_foreign_shards_are_refused(listing: Path, tmp_path: Path) -> None:
@@ -214,36 +230,36 @@ def test_foreign_shards_are_refused(listing: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     output.mkdir()
     (output / "mine.arrow").write_bytes(b"")
-    with pytest.raises(UserError, match="Arrow files of another origin"):
-        Ledger(output).complete(plan)
+    with pytest.raises(UserError, match="Arrow files that no ETL job wrote"):
+        JobState(output).is_complete(plan)
     write_folder(tmp_path / "world", [], job="worlds")
     with pytest.raises(UserError, match="it was not written by an ETL job"):
-        Ledger(tmp_path / "world").complete(plan)
+        JobState(tmp_path / "world").is_complete(plan)
 
 
-def test_two_runs_do_not_work_in_one_folder(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path / "out")
-    second = Ledger(tmp_path / "out").lock()
-    with ledger.lock(), pytest.raises(UserError, match="another run is at work there"):
+def test_two_runs_cannot_use_one_folder(tmp_path: Path) -> None:
+    state = JobState(tmp_path / "out")
+    second = JobState(tmp_path / "out").lock()
+    with state.lock(), pytest.raises(UserError, match="another run is using it"):
         second.__enter__()
-    with ledger.lock():
+    with state.lock():
         pass
 
 
 def test_discarding_keeps_results(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path / "out")
-    write_json(ledger.work / "plan.json", {})
-    write_json(ledger.output / "result.json", {})
-    ledger.discard()
-    assert [path.name for path in ledger.output.iterdir()] == ["result.json"]
+    state = JobState(tmp_path / "out")
+    write_json(state.work / "plan.json", {})
+    write_json(state.output / "result.json", {})
+    state.discard()
+    assert [path.name for path in state.output.iterdir()] == ["result.json"]
 
 
-def test_what_a_kill_left_of_discarding_is_swept_away(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path / "out")
-    write_json(ledger.output / "result.json", {})
-    write_json(ledger.output / ".work.0123.partial" / "range-00000" / "receipt.json", {})
-    ledger.sweep()
-    assert [path.name for path in ledger.output.iterdir()] == ["result.json"]
+def test_leftovers_of_a_killed_discard_are_removed(tmp_path: Path) -> None:
+    state = JobState(tmp_path / "out")
+    write_json(state.output / "result.json", {})
+    write_json(state.output / ".work.0123.partial" / "unit-00000" / "result.json", {})
+    state.remove_leftovers()
+    assert [path.name for path in state.output.iterdir()] == ["result.json"]
 
 
 def test_the_report_shows_reasons_and_samples(

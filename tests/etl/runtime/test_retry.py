@@ -1,4 +1,4 @@
-"""What `--retry-failed` asks for again, and how far a retry came that was cut off."""
+"""Which rows `--retry-failed` downloads again, and whether a retry was finished."""
 
 from pathlib import Path
 
@@ -6,11 +6,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from etl.filters.base import DROPS, Outcome
+from etl.filters.base import DROPS, FilteredBatch
 from etl.report.report import DROPS_FILE
-from etl.runtime.job_state import Ledger, Plan
-from etl.runtime.retry import plan_ranges, unfinished
-from etl.storage.shards import Manifest, read_manifest, write_manifest
+from etl.runtime.job_state import JobState, Plan
+from etl.runtime.retry import is_unfinished, plan_units
+from etl.storage.manifest import Manifest, read_manifest, write_manifest
 from tests.worlds import caption_shards
 
 REASONS = [
@@ -25,8 +25,8 @@ REASONS = [
 
 
 @pytest.fixture
-def ledger(tmp_path: Path) -> Ledger:
-    """Of a complete job with two samples and a drop for each of `REASONS`."""
+def state(tmp_path: Path) -> JobState:
+    """State of a complete job with two samples and a drop for each of `REASONS`."""
     output = tmp_path / "out"
     caption_shards(output, 2)
     drops = [
@@ -34,48 +34,48 @@ def ledger(tmp_path: Path) -> Ledger:
         for row, (step, reason) in enumerate(REASONS, 2)
     ]
     pq.write_table(pa.Table.from_pylist(drops, schema=DROPS), output / DROPS_FILE)
-    found = Ledger(output)
+    found = JobState(output)
     found.work.mkdir()
-    finished(found, retries=[])
+    finish(found, retries=[])
     return found
 
 
-def finished(ledger: Ledger, *, retries: list[dict]) -> None:
-    shards = read_manifest(ledger.output).shards
+def finish(state: JobState, *, retries: list[dict]) -> None:
+    shards = read_manifest(state.output).shards
     drops = dict.fromkeys((reason for _, reason in REASONS), 1)
     details = {"yields": [], "retries": retries}
     rows = 2 + len(REASONS)
     write_manifest(
-        ledger.output,
+        state.output,
         Manifest(
             job="t", plan={}, input_rows=rows, rows=2, drops=drops, shards=shards, details=details
         ),
     )
 
 
-def outcomes() -> list[Outcome]:
+def batches() -> list[FilteredBatch]:
     tables = [pa.table({"row": range(start, start + 3)}) for start in (0, 3, 6)]
-    return [Outcome(kept=table, drops=DROPS.empty_table(), yields=()) for table in tables]
+    return [FilteredBatch(kept=table, drops=DROPS.empty_table(), yields=()) for table in tables]
 
 
-def test_only_transient_failures_of_downloads_are_planned(ledger: Ledger) -> None:
-    assert not unfinished(ledger)
-    assert plan_ranges(ledger, outcomes(), 2) == [0, 2, 1]  # shard 0 is there already
-    with pa.ipc.open_file(ledger.candidates) as reader:
-        batches = [reader.get_batch(number)["row"].to_pylist() for number in range(3)]
-    assert batches == [[], [2, 4], [7]]
-    assert unfinished(ledger)
-    assert plan_ranges(ledger, [], 2) == [0, 2, 1]  # goes on with what was planned
+def test_only_transient_failures_of_downloads_are_planned(state: JobState) -> None:
+    assert not is_unfinished(state)
+    assert plan_units(state, batches(), 2) == [0, 2, 1]  # shard 0 exists already
+    with pa.ipc.open_file(state.candidates_path) as reader:
+        rows = [reader.get_batch(number)["row"].to_pylist() for number in range(3)]
+    assert rows == [[], [2, 4], [7]]
+    assert is_unfinished(state)
+    assert plan_units(state, [], 2) == [0, 2, 1]  # resumes the saved plan
 
 
-def test_a_retry_whose_result_is_in_the_manifest_is_over(ledger: Ledger) -> None:
-    plan_ranges(ledger, outcomes(), 2)
-    finished(ledger, retries=[{"asked": 3, "kept": 0}])
-    assert not unfinished(ledger)
-    assert plan_ranges(ledger, outcomes(), 2) == []
+def test_a_retry_is_finished_once_the_manifest_has_its_result(state: JobState) -> None:
+    plan_units(state, batches(), 2)
+    finish(state, retries=[{"retried": 3, "recovered": 0}])
+    assert not is_unfinished(state)
+    assert plan_units(state, batches(), 2) == []
 
 
-def test_another_plan_is_no_retry(ledger: Ledger) -> None:
+def test_a_job_plan_is_not_a_retry(state: JobState) -> None:
     plan = Plan(job="t", inputs=(), config={})
-    ledger.save_plan(plan, rows=[1], input_rows=1, yields=[])
-    assert not unfinished(ledger)
+    state.save_plan(plan, unit_rows=[1], input_rows=1, yields=[])
+    assert not is_unfinished(state)

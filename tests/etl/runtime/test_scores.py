@@ -4,18 +4,18 @@ import pyarrow as pa
 import pytest
 
 from etl.digits.records import pair_sample
-from etl.runtime.job_state import Ledger, write_table
-from etl.runtime.scores import computed_path, keys_and_scores, with_scores
+from etl.runtime.job_state import JobState, write_table
+from etl.runtime.scores import keys_and_scores, scores_path, with_scores
 from etl.storage.schema import SCHEMA, from_row, to_batch
 
 
 def test_keys_have_the_scores_that_were_computed(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path)
+    state = JobState(tmp_path)
     keys = pa.table({"row": [3, 4], "key": ["a", "b"]})
-    write_table(ledger.keys_path(0), keys)
-    assert keys_and_scores(ledger, 0).equals(keys)
-    write_table(computed_path(ledger, 0), pa.table({"score.clip": [0.5, None]}))
-    assert keys_and_scores(ledger, 0).to_pylist() == [
+    write_table(state.keys_path(0), keys)
+    assert keys_and_scores(state, 0).equals(keys)
+    write_table(scores_path(state, 0), pa.table({"score.clip": [0.5, None]}))
+    assert keys_and_scores(state, 0).to_pylist() == [
         {"row": 3, "key": "a", "score.clip": 0.5},
         {"row": 4, "key": "b", "score.clip": None},
     ]

@@ -1,4 +1,4 @@
-"""A range's way through the ledger, with a backend that knows its answers and without Ray."""
+"""Work units from candidates to final shards, with a fake backend and without Ray."""
 
 import dataclasses
 import json
@@ -12,16 +12,17 @@ from etl.digits import tones
 from etl.digits.records import pair, pair_sample
 from etl.digits.scenes import encode, render
 from etl.download.base import Fetched, FetchOptions
-from etl.download.safe_http import Bounds
+from etl.download.safe_http import DownloadLimits
 from etl.filters.base import StepYield
 from etl.media.faces import BOXES
-from etl.media.gather import MediaPlan
+from etl.media.gather import MediaOptions
 from etl.media.image import ImageLimits
-from etl.runtime.job_state import Ledger, read_table, write_table
-from etl.runtime.worker import Identity, RangeWorker, WorkerSpec, WriteFinal
-from etl.sources.base import CANDIDATES, Format, Record, Records, Ref
+from etl.runtime.job_state import JobState, read_table, write_table
+from etl.runtime.worker import DownloadWorker, FinalShardWriter, Identity, WorkerSpec
+from etl.sources.base import CANDIDATES, Format, MediaRef, Record, RecordReader
+from etl.storage.manifest import Manifest, write_manifest
 from etl.storage.schema import Sample, Turn
-from etl.storage.shards import Manifest, ShardSet, write_manifest
+from etl.storage.shards import ShardSet
 
 PICTURES = [encode(render(pair(0, number).scene), "image/jpeg") for number in range(3)]
 WEB = {
@@ -33,29 +34,29 @@ WEB = {
 }
 
 
-class Canned:
+class FakeBackend:
     def __init__(self) -> None:
         self.asked: list[str] = []
 
     def stream(self, urls: Sequence[str], finish):
-        for place, url in enumerate(urls):
+        for index, url in enumerate(urls):
             self.asked.append(url)
-            yield finish(place, WEB[url])
+            yield finish(index, WEB[url])
 
 
 @pytest.fixture(autouse=True)
-def canned_backend(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("etl.runtime.worker.make_backend", lambda name, options: Canned())
+def fake_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("etl.runtime.worker.make_backend", lambda name, options: FakeBackend())
 
 
 def spec(output: Path, identity: Identity = "medium") -> WorkerSpec:
-    bounds = Bounds(max_bytes=10**6, deadline=1, allow_private=True)
+    limits = DownloadLimits(max_bytes=10**6, deadline=1, allow_private=True)
     return WorkerSpec(
         output=output,
         source="test",
         identity=identity,
         backend="img2dataset",
-        fetch=FetchOptions(threads=1, timeout=1, retries=0, user_agent=None, bounds=bounds),
+        fetch=FetchOptions(threads=1, timeout=1, retries=0, user_agent=None, limits=limits),
         image=ImageLimits(min_side=64, max_aspect=3, max_pixels=10**6),
     )
 
@@ -73,49 +74,49 @@ def candidates(urls: Sequence[str], first: int = 0) -> pa.Table:
     return pa.table(columns, schema=CANDIDATES).append_column("score.similarity", scores)
 
 
-def stage(output: Path, ranges: Sequence[Sequence[str]], identity: Identity = "medium") -> Ledger:
-    """Plan the ranges, and have a worker do each."""
-    ledger = Ledger(output)
+def stage(output: Path, units: Sequence[Sequence[str]], identity: Identity = "medium") -> JobState:
+    """Plan the units, and process each with a worker."""
+    state = JobState(output)
     tables, first = [], 0
-    for urls in ranges:
+    for urls in units:
         tables.append(candidates(urls, first))
         first += len(urls)
-    ledger.work.mkdir(parents=True)
-    with pa.ipc.new_file(ledger.candidates, tables[0].schema) as writer:
+    state.work.mkdir(parents=True)
+    with pa.ipc.new_file(state.candidates_path, tables[0].schema) as writer:
         for table in tables:
             writer.write_batch(table.combine_chunks().to_batches()[0])
-    worker = RangeWorker(spec(output, identity))
-    for number, urls in enumerate(ranges):
-        done = worker(pa.table({"range": [number]}))
-        assert done.to_pylist() == [{"range": number, "rows": len(urls), "trouble": None}]
-    return ledger
+    worker = DownloadWorker(spec(output, identity))
+    for number, urls in enumerate(units):
+        done = worker(pa.table({"unit": [number]}))
+        assert done.to_pylist() == [{"unit": number, "rows": len(urls), "error": None}]
+    return state
 
 
-def staged(ledger: Ledger, number: int) -> list[Sample]:
-    receipt = ledger.receipt(number)
+def staged(state: JobState, number: int) -> list[Sample]:
+    result = state.unit_result(number)
     manifest = Manifest(
         job="test",
         plan={},
-        input_rows=receipt.shard.rows,
-        rows=receipt.shard.rows,
+        input_rows=result.shard.rows,
+        rows=result.shard.rows,
         drops={},
-        shards=(receipt.shard,),
+        shards=(result.shard,),
     )
-    write_manifest(ledger.range_path(number), manifest)
-    found = ShardSet([ledger.range_path(number)])
+    write_manifest(state.unit_folder(number), manifest)
+    found = ShardSet([state.unit_folder(number)])
     return [found[index] for index in range(len(found))]
 
 
-def test_a_range_becomes_samples_drops_and_a_receipt(tmp_path: Path) -> None:
+def test_a_unit_becomes_samples_drops_and_a_result(tmp_path: Path) -> None:
     urls = ["http://web/0", "http://web/gone", "http://web/page", "http://web/1"]
-    ledger = stage(tmp_path / "out", [urls])
-    first, second = staged(ledger, 0)
+    state = stage(tmp_path / "out", [urls])
+    first, second = staged(state, 0)
     assert first.media[0].data == PICTURES[0]
     assert (first.media[0].width, first.media[0].mime) == (96, "image/jpeg")
     assert first.scores == {"similarity": 0.5}
     assert first.lineage == {"url": "http://web/0", "row": "0", "kind": "sum"}
     assert (second.id, second.turns) == ("id-3", pair_sample(0, 3).turns)
-    drops = read_table(ledger.drops_path(0))
+    drops = read_table(state.drops_path(0))
     assert drops.select(["row", "step", "reason", "detail"]).to_pylist() == [
         {
             "row": 1,
@@ -125,35 +126,33 @@ def test_a_range_becomes_samples_drops_and_a_receipt(tmp_path: Path) -> None:
         },
         {"row": 2, "step": "decode", "reason": "wrong_type", "detail": None},
     ]
-    assert ledger.receipt(0).yields == (
+    assert state.unit_result(0).yields == (
         StepYield(step="download", rows_in=4, rows_out=3),
         StepYield(step="decode", rows_in=3, rows_out=2),
     )
 
 
-def test_a_range_without_any_sound_row_is_done_too(tmp_path: Path) -> None:
-    ledger = stage(tmp_path / "out", [["http://web/gone", "http://web/page"]])
-    assert ledger.receipt(0).shard is None
-    assert read_table(ledger.keys_path(0)).num_rows == 0
+def test_a_unit_without_valid_rows_is_done_too(tmp_path: Path) -> None:
+    state = stage(tmp_path / "out", [["http://web/gone", "http://web/page"]])
+    assert state.unit_result(0).shard is None
+    assert read_table(state.keys_path(0)).num_rows == 0
 
 
-def test_keys_tell_what_a_duplicate_is(tmp_path: Path) -> None:
+def test_duplicates_have_equal_keys(tmp_path: Path) -> None:
     urls = ["http://web/0", "http://web/mirror", "http://web/1"]
     by_medium = read_table(stage(tmp_path / "a", [urls], "medium").keys_path(0))["key"].to_pylist()
     assert by_medium[0] == by_medium[1] != by_medium[2]
     by_record = read_table(stage(tmp_path / "b", [urls], "record").keys_path(0))["key"].to_pylist()
-    assert len(set(by_record)) == 3  # the same picture, but other captions
+    assert len(set(by_record)) == 3  # the same image, but different captions
 
 
 def test_final_shards_leave_duplicates_out(tmp_path: Path) -> None:
     output = tmp_path / "out"
-    ledger = stage(
-        output, [["http://web/0", "http://web/1"], ["http://web/mirror", "http://web/1"]]
-    )
-    write = WriteFinal(output)
-    write(pa.table({"range": [0], "keep": [[0, 1]]}))
-    write(pa.table({"range": [1], "keep": [[3]]}))
-    shards = (ledger.written(0), ledger.written(1))
+    state = stage(output, [["http://web/0", "http://web/1"], ["http://web/mirror", "http://web/1"]])
+    write = FinalShardWriter(output)
+    write(pa.table({"unit": [0], "keep": [[0, 1]]}))
+    write(pa.table({"unit": [1], "keep": [[3]]}))
+    shards = (state.final_shard(0), state.final_shard(1))
     assert [shard.rows for shard in shards] == [2, 1]
     manifest = Manifest(job="t", plan={}, input_rows=3, rows=3, drops={}, shards=shards)
     write_manifest(output, manifest)
@@ -161,16 +160,16 @@ def test_final_shards_leave_duplicates_out(tmp_path: Path) -> None:
     assert [samples[index].id for index in range(3)] == ["id-0", "id-1", "id-3"]
 
 
-def test_a_range_that_keeps_all_is_not_copied_and_is_the_same_bytes_as_if_it_were(
+def test_a_unit_that_keeps_all_rows_is_linked_and_has_the_same_bytes_as_a_copy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = tmp_path / "out"
-    ledger = stage(output, [["http://web/0", "http://web/1"]])
-    write, task = WriteFinal(output), pa.table({"range": [0], "keep": [[0, 1]]})
+    state = stage(output, [["http://web/0", "http://web/1"]])
+    write, task = FinalShardWriter(output), pa.table({"unit": [0], "keep": [[0, 1]]})
     write(task)
-    linked, shard = output / "shard-00000.arrow", ledger.written(0)
-    assert linked.samefile(ledger.staged_path(0))
-    write(task)  # as after a kill before it was told
+    linked, shard = output / "shard-00000.arrow", state.final_shard(0)
+    assert linked.samefile(state.staged_path(0))
+    write(task)  # as after a kill before the result was reported
     assert [path.name for path in output.glob(".*.partial")] == []
     whole = linked.read_bytes()
 
@@ -179,137 +178,139 @@ def test_a_range_that_keeps_all_is_not_copied_and_is_the_same_bytes_as_if_it_wer
 
     monkeypatch.setattr(Path, "hardlink_to", refuse)
     write(task)
-    assert not linked.samefile(ledger.staged_path(0))
-    assert (linked.read_bytes(), ledger.written(0)) == (whole, shard)
+    assert not linked.samefile(state.staged_path(0))
+    assert (linked.read_bytes(), state.final_shard(0)) == (whole, shard)
 
 
-def test_a_receipt_without_its_shard_counts_for_nothing(tmp_path: Path) -> None:
-    ledger = stage(tmp_path / "out", [["http://web/0"]])
-    assert ledger.receipt(0)
-    ledger.clear()
-    assert ledger.receipt(0)
-    ledger.staged_path(0).write_bytes(b"")
-    ledger.clear()
-    assert ledger.receipt(0) is None
-    assert ledger.receipt(1) is None
-    assert ledger.written(0) is None
+def test_a_result_without_its_shard_does_not_count(tmp_path: Path) -> None:
+    state = stage(tmp_path / "out", [["http://web/0"]])
+    assert state.unit_result(0)
+    state.remove_partial_work()
+    assert state.unit_result(0)
+    state.staged_path(0).write_bytes(b"")
+    state.remove_partial_work()
+    assert state.unit_result(0) is None
+    assert state.unit_result(1) is None
+    assert state.final_shard(0) is None
 
 
-def test_whoever_does_a_range_again_comes_too_late(
+def test_a_unit_that_is_done_again_does_not_change(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ledger = stage(tmp_path / "out", [["http://web/0", "http://web/1"]])
-    before = {path.name: path.read_bytes() for path in ledger.range_path(0).iterdir()}
+    state = stage(tmp_path / "out", [["http://web/0", "http://web/1"]])
+    before = {path.name: path.read_bytes() for path in state.unit_folder(0).iterdir()}
     monkeypatch.setitem(WEB, "http://web/1", Fetched(reason="timeout"))  # the web has changed
-    worker = RangeWorker(spec(ledger.output))
-    worker(pa.table({"range": [0]}))
-    assert {path.name: path.read_bytes() for path in ledger.range_path(0).iterdir()} == before
-    assert [path.name for path in ledger.work.glob(".*")] == []
+    worker = DownloadWorker(spec(state.output))
+    worker(pa.table({"unit": [0]}))
+    assert {path.name: path.read_bytes() for path in state.unit_folder(0).iterdir()} == before
+    assert [path.name for path in state.work.glob(".*")] == []
 
 
-def test_a_worker_that_outlives_its_job_does_not_bring_its_ledger_back(tmp_path: Path) -> None:
-    ledger = stage(tmp_path / "out", [["http://web/0"]])
-    worker, table = RangeWorker(spec(ledger.output)), ledger.range_candidates(0)
-    (ledger.output / "kept").touch()
-    ledger.discard()
+def test_a_worker_that_outlives_its_job_does_not_recreate_its_state(tmp_path: Path) -> None:
+    state = stage(tmp_path / "out", [["http://web/0"]])
+    worker, table = DownloadWorker(spec(state.output)), state.unit_candidates(0)
+    (state.output / "kept").touch()
+    state.discard()
     with pytest.raises(FileNotFoundError):
-        worker.do(0, table)
-    assert [path.name for path in ledger.output.iterdir()] == ["kept"]
+        worker.process(0, table)
+    assert [path.name for path in state.output.iterdir()] == ["kept"]
 
 
-def test_tables_survive_the_ledger(tmp_path: Path) -> None:
+def test_tables_are_read_as_written(tmp_path: Path) -> None:
     table = candidates(["http://web/0", "http://web/1"])
     write_table(tmp_path / "table.arrow", table)
     assert read_table(tmp_path / "table.arrow").equals(table)
 
 
-def test_a_range_without_dns_is_trouble_and_not_done(
+def test_a_unit_without_dns_is_an_error_and_not_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     urls = [f"http://host{number}.example/x" for number in range(30)]
     failed = Fetched(reason="dns_temporary", detail="Temporary failure in name resolution")
 
     monkeypatch.setattr(f"{__name__}.WEB", dict.fromkeys(urls, failed))
-    ledger = Ledger(tmp_path / "out")
-    ledger.work.mkdir(parents=True)
-    trouble = RangeWorker(spec(ledger.output)).do(0, candidates(urls))
-    assert "30 of 30 hosts" in trouble
-    assert ledger.receipt(0) is None
-    retried = dataclasses.replace(spec(ledger.output), stop_on_dns=False)
-    assert RangeWorker(retried).do(0, candidates(urls)) is None
-    assert ledger.receipt(0)
+    state = JobState(tmp_path / "out")
+    state.work.mkdir(parents=True)
+    error = DownloadWorker(spec(state.output)).process(0, candidates(urls))
+    assert "30 of 30 hosts" in error
+    assert state.unit_result(0) is None
+    retried = dataclasses.replace(spec(state.output), stop_on_dns_outage=False)
+    assert DownloadWorker(retried).process(0, candidates(urls)) is None
+    assert state.unit_result(0)
 
 
-def work(folder: Path, records: Sequence[Record], plan: MediaPlan) -> tuple[Ledger, list[str]]:
-    """Have a worker do one range of records; the URLs that it asked for."""
+def process(
+    folder: Path, records: Sequence[Record], options: MediaOptions
+) -> tuple[JobState, list[str]]:
+    """Process one unit of records; returns the state and the URLs that were requested."""
     listing = folder / "list.x"
     listing.write_text("x")
-    how = Format(suffixes=(".x",), rows=lambda _: records, parse=lambda record: [record])
-    (table,) = Records("test", listing, how).read(100)
-    canned = Canned()
+    fmt = Format(suffixes=(".x",), rows=lambda _: records, parse=lambda record: [record])
+    (table,) = RecordReader("test", listing, fmt).read(100)
+    backend = FakeBackend()
     output = folder / "out"
     (output / ".work").mkdir(parents=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("etl.runtime.worker.make_backend", lambda name, options: canned)
-        worker = RangeWorker(dataclasses.replace(spec(output, "record"), media=plan))
-    worker.do(0, table)
-    return Ledger(output), canned.asked
+        patch.setattr("etl.runtime.worker.make_backend", lambda name, options: backend)
+        worker = DownloadWorker(dataclasses.replace(spec(output, "record"), media=options))
+    worker.process(0, table)
+    return JobState(output), backend.asked
 
 
 def record(text: str, *urls: str, **more: object) -> Record:
     turns = (Turn(role="user", text=text), Turn(role="assistant", text="said"))
-    media = tuple(Ref(kind="image", url=url) for url in urls)
+    media = tuple(MediaRef(kind="image", url=url) for url in urls)
     return Record(turns=turns, media=media, **more)
 
 
-def test_records_share_media_lose_them_or_have_none(tmp_path: Path) -> None:
+def test_records_with_shared_failed_or_no_media(tmp_path: Path) -> None:
     records = [
         record("<image>what?", "http://web/0"),
         record("text"),
         record("<image><image>which?", "http://web/1", "http://web/0"),
         record("<image> and <image>", "http://web/0", "http://web/gone"),
     ]
-    ledger, asked = work(tmp_path, records, MediaPlan())
+    state, asked = process(tmp_path, records, MediaOptions())
     assert asked == ["http://web/0", "http://web/1", "http://web/gone"]
-    assert [len(sample.media) for sample in staged(ledger, 0)] == [1, 0, 2]
-    drops = read_table(ledger.drops_path(0)).to_pylist()
+    assert [len(sample.media) for sample in staged(state, 0)] == [1, 0, 2]
+    drops = read_table(state.drops_path(0)).to_pylist()
     assert [(drop["row"], drop["reason"]) for drop in drops] == [(3, "http_404")]
-    assert read_table(ledger.keys_path(0))["url"].to_pylist() == [
+    assert read_table(state.keys_path(0))["url"].to_pylist() == [
         "http://web/0",
         None,
         "http://web/1",
     ]
 
 
-def test_documents_go_on_without_what_they_lose(tmp_path: Path) -> None:
+def test_documents_are_kept_without_failed_images(tmp_path: Path) -> None:
     records = [record("<image>\nand <image>", "http://web/gone", "http://web/1")]
-    ledger, _ = work(tmp_path, records, MediaPlan(lost="forget"))
-    (sample,) = staged(ledger, 0)
+    state, _ = process(tmp_path, records, MediaOptions(on_lost="remove"))
+    (sample,) = staged(state, 0)
     assert sample.turns[0].text == "and <image>"
     assert sample.media[0].data == PICTURES[1]
     assert json.loads(sample.lineage["lost_media"]) == ["http://web/gone http_404"]
 
 
 def test_preferences_reach_the_shard(tmp_path: Path) -> None:
-    told = {"rejected": (Turn(role="assistant", text="no"),), "lineage": {"idx": "7"}}
+    more = {"rejected": (Turn(role="assistant", text="no"),), "lineage": {"idx": "7"}}
     feedback = (Turn(role="user", text="wrong"),)
-    records = [record("<image>?", "http://web/0", feedback=feedback, **told)]
-    ledger, _ = work(tmp_path, records, MediaPlan())
-    (sample,) = staged(ledger, 0)
-    assert (sample.rejected, sample.feedback) == (told["rejected"], feedback)
+    records = [record("<image>?", "http://web/0", feedback=feedback, **more)]
+    state, _ = process(tmp_path, records, MediaOptions())
+    (sample,) = staged(state, 0)
+    assert (sample.rejected, sample.feedback) == (more["rejected"], feedback)
     assert sample.lineage == {"url": "http://web/0", "row": "0", "idx": "7"}
 
 
-def test_local_files_are_lineage_by_their_names(tmp_path: Path) -> None:
+def test_lineage_has_the_names_of_local_files(tmp_path: Path) -> None:
     (tmp_path / "media").mkdir()
     (tmp_path / "media" / "a.jpg").write_bytes(PICTURES[0])
-    plan = MediaPlan(places=(str(tmp_path / "media"),))
-    ledger, asked = work(tmp_path, [record("<image>?", "train/a.jpg")], plan)
-    (sample,) = staged(ledger, 0)
+    options = MediaOptions(locations=(str(tmp_path / "media"),))
+    state, asked = process(tmp_path, [record("<image>?", "train/a.jpg")], options)
+    (sample,) = staged(state, 0)
     assert (asked, sample.lineage["file"]) == ([], "train/a.jpg")
 
 
-def test_what_steps_and_media_tell_becomes_scores_and_lineage(
+def test_measurements_of_media_become_scores(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waves = [
@@ -320,38 +321,38 @@ def test_what_steps_and_media_tell_becomes_scores_and_lineage(
     ]
     for number, data in enumerate(sounds):
         monkeypatch.setitem(WEB, f"http://web/sound{number}", Fetched(data=data))
-    media = tuple(Ref(kind="audio", url=f"http://web/sound{number}") for number in range(2))
+    media = tuple(MediaRef(kind="audio", url=f"http://web/sound{number}") for number in range(2))
     turns = (Turn(role="user", text="<audio><audio>"),)
     both = Record(turns=turns, media=media)
     one = Record(turns=(Turn(role="user", text="<audio>"),), media=media[:1])
-    ledger, _ = work(tmp_path, [both, one], MediaPlan())
-    pair, single = staged(ledger, 0)
+    state, _ = process(tmp_path, [both, one], MediaOptions())
+    pair, single = staged(state, 0)
     assert set(single.scores) == {"duration", "loudness_dbfs"}
     assert pair.scores["loudness_dbfs"] < single.scores["loudness_dbfs"] - 15
 
 
-def test_a_language_that_was_told_is_lineage(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path / "out")
-    ledger.work.mkdir(parents=True)
+def test_a_published_language_takes_precedence_in_lineage(tmp_path: Path) -> None:
+    state = JobState(tmp_path / "out")
+    state.work.mkdir(parents=True)
     table = candidates(["http://web/0", "http://web/1"])
-    told = [json.dumps({}), json.dumps({"language": "zh-Latn"})]
-    table = table.set_column(table.column_names.index("lineage"), "lineage", pa.array(told))
+    lineage = [json.dumps({}), json.dumps({"language": "zh-Latn"})]
+    table = table.set_column(table.column_names.index("lineage"), "lineage", pa.array(lineage))
     table = table.append_column("language", pa.array(["en", "zh"]))
     table = table.append_column("score.language_confidence", pa.array([0.5, None], pa.float32()))
-    RangeWorker(spec(ledger.output)).do(0, table)
-    first, second = staged(ledger, 0)
+    DownloadWorker(spec(state.output)).process(0, table)
+    first, second = staged(state, 0)
     assert (first.lineage["language"], first.scores["language_confidence"]) == ("en", 0.5)
     assert second.lineage["language"] == "zh-Latn"
     assert "language_confidence" not in second.scores
 
 
-def test_faces_are_blurred_by_the_rows_boxes(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path / "out")
-    ledger.work.mkdir(parents=True)
+def test_faces_are_blurred_by_their_rows_boxes(tmp_path: Path) -> None:
+    state = JobState(tmp_path / "out")
+    state.work.mkdir(parents=True)
     table = candidates(["http://web/0", "http://web/1"])
     boxes = pa.array([[[0.2, 0.2, 0.5, 0.5]], []], BOXES)
-    RangeWorker(spec(ledger.output)).do(0, table.append_column("boxes", boxes))
-    first, second = staged(ledger, 0)
+    DownloadWorker(spec(state.output)).process(0, table.append_column("boxes", boxes))
+    first, second = staged(state, 0)
     assert first.lineage["changed"] == "faces blurred"
     assert first.media[0].data != PICTURES[0]
     assert second.media[0].data == PICTURES[1]

@@ -10,20 +10,21 @@ import pytest
 from etl.cli import UserError
 from etl.digits.records import pair
 from etl.digits.scenes import encode, render
-from etl.sources.evaluation_sets import Evaluation
+from etl.sources.evaluation_sets import EvaluationSets
 from tests.worlds import caption_shards
 
 
 def test_shards_are_images_and_texts(tmp_path: Path) -> None:
     folder = caption_shards(tmp_path / "eval", 3)
-    items = list(Evaluation([folder]))
+    items = list(EvaluationSets([folder]))
     assert len(items) == 3
     assert items[0].name.startswith("eval:")
     assert len(items[0].hashes) == 1
     assert items[0].texts[1] == pair(0, 0).caption
     moved = folder.rename(tmp_path / "moved")
     assert (
-        Evaluation([moved]).fingerprint() != Evaluation([caption_shards(folder, 4)]).fingerprint()
+        EvaluationSets([moved]).fingerprint()
+        != EvaluationSets([caption_shards(folder, 4)]).fingerprint()
     )
 
 
@@ -33,14 +34,14 @@ def test_lists_are_texts(tmp_path: Path) -> None:
     (tmp_path / "b.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (tmp_path / "d.txt").write_text("what?\nx\n")
     pq.write_table(pa.table({"question": ["what?", "x"]}), tmp_path / "c.parquet")
-    for name, wanted in (
+    for name, expected in (
         ("a.json", ["what?", "this", "that"]),
         ("b.jsonl", ["what?", "this", "that"]),
         ("c.parquet", ["what?"]),
         ("d.txt", ["what?"]),
     ):
-        first, second = Evaluation([tmp_path / name])
-        assert (first.name, first.texts) == (f"{name}:0", wanted)
+        first, second = EvaluationSets([tmp_path / name])
+        assert (first.name, first.texts) == (f"{name}:0", expected)
         assert (second.name, second.texts) == (f"{name}:1", ["x"])
 
 
@@ -49,15 +50,15 @@ def test_folders_are_images(tmp_path: Path) -> None:
     (tmp_path / "eval" / "deep" / "1.png").write_bytes(
         encode(render(pair(0, 1).scene), "image/png")
     )
-    (tmp_path / "eval" / "broken.jpg").write_bytes(b"no picture")
-    broken, sound = Evaluation([tmp_path / "eval"])
+    (tmp_path / "eval" / "broken.jpg").write_bytes(b"not an image")
+    broken, valid = EvaluationSets([tmp_path / "eval"])
     assert (broken.name, len(broken.digests), broken.hashes) == ("eval/broken.jpg", 1, [])
-    assert (sound.name, len(sound.hashes)) == ("eval/deep/1.png", 1)
+    assert (valid.name, len(valid.hashes)) == ("eval/deep/1.png", 1)
 
 
-def test_what_is_no_evaluation_set_is_told(tmp_path: Path) -> None:
+def test_other_paths_are_rejected(tmp_path: Path) -> None:
     (tmp_path / "a.doc").write_text("x")
     (tmp_path / "empty").mkdir()
     for name, message in (("none", "no such"), ("a.doc", "want one of"), ("empty", "neither")):
         with pytest.raises(UserError, match=message):
-            Evaluation([tmp_path / name])
+            EvaluationSets([tmp_path / name])

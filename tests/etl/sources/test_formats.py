@@ -1,45 +1,51 @@
-"""A small file of every format, after the published columns, and what becomes of its rows."""
+"""Every format reads a small file in `tests/etl/formats/` as `expected.json` says.
 
+The formats are those that the modules of `etl.sources` list in `FORMATS`; nothing is registered
+here. To add one, put a sample file into `tests/etl/formats/` and its records into `expected.json`;
+`python -m tests.etl.sources.test_formats FORMAT FILE` prints them.
+"""
+
+import importlib
 import json
+import pkgutil
 import shutil
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import etl.cc
-import etl.coco
-import etl.instruct
-import etl.pointcloud
-import etl.preference
-import etl.webvid
+import etl.sources
 from etl.cli import UserError
-from etl.runtime.corpus import glimpse
-from etl.sources import captions, clouds, conceptual, documents, sounds, videos, vqa
-from etl.sources.base import Records
+from etl.runtime.corpus import peek
+from etl.sources import sounds, vqa
+from etl.sources.base import Format, RecordReader
 from etl.storage.schema import PLACEHOLDER_PATTERN, PLACEHOLDERS
 
 FILES = Path(__file__).parents[1] / "formats"
 EXPECTED = json.loads((FILES / "expected.json").read_text(encoding="utf-8"))
-FORMATS = {
-    **etl.cc.FORMATS,
-    **etl.coco.FORMATS,
-    **etl.webvid.FORMATS,
-    **etl.pointcloud.FORMATS,
-    **etl.instruct.FORMATS,
-    **etl.preference.FORMATS,
-    **sounds.formats("{youtube_id}_{start_time}.wav", cut=False, local=False),
-    **documents.formats(0.24),
+
+
+def source_modules() -> list[ModuleType]:
+    """The modules of `etl.sources` that list formats."""
+    names = [f"etl.sources.{module.name}" for module in pkgutil.iter_modules(etl.sources.__path__)]
+    return [one for one in map(importlib.import_module, names) if hasattr(one, "FORMATS")]
+
+
+SOURCES = source_modules()
+FORMATS: dict[str, Format] = {
+    name: fmt for source in SOURCES for name, fmt in source.FORMATS.items()
 }
 
 
 def rows(path: Path, name: str, at_once: int = 100) -> list[dict]:
-    return pa.concat_tables(Records(name, path, FORMATS[name]).read(at_once)).to_pylist()
+    return pa.concat_tables(RecordReader(name, path, FORMATS[name]).read(at_once)).to_pylist()
 
 
-def told(row: dict) -> dict:
-    """A candidate as `expected.json` has it."""
+def record(row: dict) -> dict:
+    """A candidate in the form of `expected.json`."""
     kept = {
         "turns": [[turn["role"], turn["text"]] for turn in row["turns"]],
         "media": [[ref["kind"], ref["url"]] for ref in row["media"]],
@@ -52,15 +58,19 @@ def told(row: dict) -> dict:
         for name, value in row.items()
         if name.startswith("score.") and value is not None
     }
-    more = {"lineage": json.loads(row["lineage"]), "scores": scores, "fault": row["fault"]}
+    more = {
+        "lineage": json.loads(row["lineage"]),
+        "scores": scores,
+        "parse_error": row["parse_error"],
+    }
     return {**kept, **{name: value for name, value in more.items() if value}}
 
 
 @pytest.mark.parametrize("name", EXPECTED)
 def test_a_published_file_is_read(name: str) -> None:
-    wanted = EXPECTED[name]
-    found = rows(FILES / name, wanted["format"])
-    assert [told(row) for row in found] == wanted["records"]
+    expected = EXPECTED[name]
+    found = rows(FILES / name, expected["format"])
+    assert [record(row) for row in found] == expected["records"]
     assert sorted(row["row"] for row in found) == list(range(len(found)))
     assert len({row["id"] for row in found}) == len(found)
     for row in found:
@@ -68,48 +78,43 @@ def test_a_published_file_is_read(name: str) -> None:
         assert PLACEHOLDER_PATTERN.findall(text) == [PLACEHOLDERS[m["kind"]] for m in row["media"]]
 
 
-def test_every_format_has_a_file() -> None:
-    assert {wanted["format"] for wanted in EXPECTED.values()} == set(FORMATS)
+def test_format_names_are_unique() -> None:
+    assert len(FORMATS) == sum(len(source.FORMATS) for source in SOURCES)
+
+
+def test_every_format_has_a_sample_file() -> None:
+    assert {expected["format"] for expected in EXPECTED.values()} == set(FORMATS)
+    assert {path.name for path in FILES.iterdir()} == {*EXPECTED, "expected.json"}
 
 
 @pytest.mark.parametrize("name", [name for name in EXPECTED if "." in name])
-def test_ids_do_not_depend_on_how_rows_are_cut(name: str) -> None:
-    how = EXPECTED[name]["format"]
-    assert [r["id"] for r in rows(FILES / name, how, 1)] == [
-        r["id"] for r in rows(FILES / name, how)
+def test_ids_do_not_depend_on_the_batch_size(name: str) -> None:
+    fmt = EXPECTED[name]["format"]
+    assert [r["id"] for r in rows(FILES / name, fmt, 1)] == [
+        r["id"] for r in rows(FILES / name, fmt)
     ]
 
 
-GUESSED = {
-    conceptual.guess: etl.cc.FORMATS,
-    captions.guess: etl.coco.FORMATS,
-    videos.guess: etl.webvid.FORMATS,
-    clouds.guess: etl.pointcloud.FORMATS,
-    sounds.guess: sounds.formats("", cut=False, local=False),
-    documents.guess: documents.formats(0.24),
-}
+@pytest.mark.parametrize("source", [one for one in SOURCES if hasattr(one, "detect_format")])
+def test_formats_are_detected(source: ModuleType) -> None:
+    for name, expected in EXPECTED.items():
+        if expected["format"] in source.FORMATS and "." in name:
+            assert source.detect_format(peek(FILES / name)) == expected["format"], name
 
 
-@pytest.mark.parametrize("guess", GUESSED)
-def test_formats_are_told_by_their_beginning(guess) -> None:
-    for name, wanted in EXPECTED.items():
-        if wanted["format"] in GUESSED[guess] and "." in name:
-            assert guess(glimpse(FILES / name)) == wanted["format"], name
-
-
-def test_dialogues_that_share_a_picture_stand_together() -> None:
+def test_dialogues_with_the_same_image_are_grouped() -> None:
     found = rows(FILES / "llava.json", "llava")
     assert [row["row"] for row in found] == [0, 2, 1, 3]
     assert found[0]["media"] == found[1]["media"]
-    # A table is not cut between them, so that one range has them all.
-    tables = list(Records("llava", FILES / "llava.json", FORMATS["llava"]).read(1))
+    # A table never splits a group, so that one work unit has all of it.
+    tables = list(RecordReader("llava", FILES / "llava.json", FORMATS["llava"]).read(1))
     assert [table.num_rows for table in tables] == [2, 1, 1]
 
 
-def test_columns_in_another_order_are_told(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"record 0: want a URL where 'a very typical"):
+def test_swapped_columns_are_reported(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"record 0: want a URL instead of 'a very typical"):
         rows(FILES / "cc3m.tsv", "cc12m")
-    with pytest.raises(UserError, match="record 0: want a URL where 'Metal"):
+    with pytest.raises(UserError, match="record 0: want a URL instead of 'Metal"):
         rows(FILES / "cc12m.tsv", "cc3m")
 
 
@@ -128,7 +133,9 @@ def test_columns_in_another_order_are_told(tmp_path: Path) -> None:
         ("gqa", "[]", "want an object of questions by their ids"),
     ],
 )
-def test_other_shapes_are_told(tmp_path: Path, name: str, text: str, message: str) -> None:
+def test_files_of_another_format_are_reported(
+    tmp_path: Path, name: str, text: str, message: str
+) -> None:
     path = tmp_path / "list.json"
     path.write_text(text)
     with pytest.raises(UserError, match=message) as caught:
@@ -136,14 +143,14 @@ def test_other_shapes_are_told(tmp_path: Path, name: str, text: str, message: st
     assert str(path) in str(caught.value)
 
 
-def test_tables_without_their_columns_are_told(tmp_path: Path) -> None:
+def test_missing_columns_are_reported(tmp_path: Path) -> None:
     path = tmp_path / "list.csv"
     path.write_text("videoid,url\n1,http://example.com/1.mp4\n")
     with pytest.raises(UserError, match="no column contentUrl among videoid, url"):
         rows(path, "webvid")
 
 
-def test_answers_become_instructions_by_the_surveys_templates() -> None:
+def test_questions_are_put_into_the_surveys_templates() -> None:
     short, brief = vqa.TEMPLATES
     found = {
         turn["text"]
@@ -152,18 +159,18 @@ def test_answers_become_instructions_by_the_surveys_templates() -> None:
         for turn in row["turns"][::2]
     }
     assert short.replace("{question}", "Is the sky dark?") in found
-    asked = "What position is this man playing?"
-    assert brief.replace("{question}.", asked) in found
+    question = "What position is this man playing?"
+    assert brief.replace("{question}.", question) in found
 
 
-def test_a_question_without_a_mark_gets_the_templates_full_stop() -> None:
-    (record,) = vqa.instruct("a.jpg", [("Name the colour of the largest bar.", "red")])
+def test_a_question_without_a_question_mark_keeps_the_templates_full_stop() -> None:
+    (record,) = vqa.vqa_dialogue("a.jpg", [("Name the colour of the largest bar.", "red")])
     assert record.turns[0].text.endswith("bar. Answer:")
 
 
-def test_parts_of_recordings_are_cut_where_the_list_says() -> None:
-    how = sounds.formats("{youtube_id}.flac", cut=True, local=True)["audiocaps"]
-    (table,) = Records("audiocaps", FILES / "audiocaps.csv", how).read(10)
+def test_segments_of_recordings_start_at_the_listed_time() -> None:
+    fmt = sounds.formats("{youtube_id}.flac", cut=True, local=True)["audiocaps"]
+    (table,) = RecordReader("audiocaps", FILES / "audiocaps.csv", fmt).read(10)
     (first,) = table["media"][0].as_py()
     assert first == {
         "kind": "audio",
@@ -171,18 +178,18 @@ def test_parts_of_recordings_are_cut_where_the_list_says() -> None:
         "start": 130.0,
         "length": sounds.CLIP_SECONDS,
     }
-    how = sounds.formats("{videoid}.flac", cut=False, local=True)["audiocaps"]
+    fmt = sounds.formats("{videoid}.flac", cut=False, local=True)["audiocaps"]
     with pytest.raises(UserError, match="names no columns of audiocap_id, youtube_id"):
-        list(Records("audiocaps", FILES / "audiocaps.csv", how).read(10))
+        list(RecordReader("audiocaps", FILES / "audiocaps.csv", fmt).read(10))
 
 
-def test_wavcaps_names_files_where_there_are_any() -> None:
-    how = sounds.formats("", cut=False, local=True)["wavcaps"]
-    (table,) = Records("wavcaps", FILES / "wavcaps.json", how).read(10)
+def test_wavcaps_may_name_local_files() -> None:
+    fmt = sounds.formats("", cut=False, local=True)["wavcaps"]
+    (table,) = RecordReader("wavcaps", FILES / "wavcaps.json", fmt).read(10)
     assert table["url"].to_pylist() == ["180913.flac", "Yb0RFKhbpFJA.flac"]
 
 
-def test_pictures_within_parquet_become_data_urls(tmp_path: Path) -> None:
+def test_images_in_parquet_become_data_urls(tmp_path: Path) -> None:
     column = pa.array(
         [{"bytes": b"\xff\xd8picture", "path": "a.jpg"}],
         pa.struct([("bytes", pa.binary()), ("path", pa.string())]),
@@ -191,17 +198,25 @@ def test_pictures_within_parquet_become_data_urls(tmp_path: Path) -> None:
     pq.write_table(pa.table({"image": column, "text": [text]}), tmp_path / "part.parquet")
     (row,) = rows(tmp_path, "rlhf-v")
     assert row["media"][0]["url"] == "data:image/jpeg;base64,/9hwaWN0dXJl"
-    assert row["url"] == "data:image/jpeg;base64"  # what a report shows
+    assert row["url"] == "data:image/jpeg;base64"  # as a report shows it
 
 
-def test_documents_in_parquet_are_read_as_those_in_json(tmp_path: Path) -> None:
-    record = json.loads((FILES / "obelics.jsonl").read_text())
-    pq.write_table(pa.Table.from_pylist([record]), tmp_path / "part.parquet")
-    assert [told(row) for row in rows(tmp_path, "obelics")] == EXPECTED["obelics.jsonl"]["records"]
+def test_documents_in_parquet_are_read_like_json(tmp_path: Path) -> None:
+    document = json.loads((FILES / "obelics.jsonl").read_text())
+    pq.write_table(pa.Table.from_pylist([document]), tmp_path / "part.parquet")
+    assert [record(row) for row in rows(tmp_path, "obelics")] == EXPECTED["obelics.jsonl"][
+        "records"
+    ]
 
 
-def test_both_files_of_vqa_may_lie_in_a_folder_with_others(tmp_path: Path) -> None:
+def test_the_two_files_of_vqa_may_be_in_a_folder_with_others(tmp_path: Path) -> None:
     shutil.copytree(FILES / "vqa", tmp_path / "all")
     val = (FILES / "vqa" / "v2_mscoco_train2014_annotations.json").read_text()
     (tmp_path / "all" / "val.json").write_text(val.replace("train2014", "val2014"))
     assert len(rows(tmp_path / "all", "vqa")) == 2
+
+
+if __name__ == "__main__":
+    name, file = sys.argv[1:]
+    found = {"format": name, "records": [record(row) for row in rows(FILES / file, name)]}
+    sys.stdout.write(json.dumps({file: found}, indent=1, ensure_ascii=False) + "\n")

@@ -1,4 +1,4 @@
-"""Lists of pairs in parquet, a few rows in the columns and types that each is published with."""
+"""Lists of pairs in parquet: a few rows of each, with its published columns and types."""
 
 import json
 from pathlib import Path
@@ -100,7 +100,7 @@ def read(path: Path, columns: dict) -> list[dict]:
 
 
 @pytest.mark.parametrize(
-    ("columns", "wanted"),
+    ("columns", "expected"),
     [
         (
             LAION_400M,
@@ -134,18 +134,18 @@ def read(path: Path, columns: dict) -> list[dict]:
     ],
     ids=["400M", "5B-zh", "COCO", "aesthetic", "COYO", "DataComp"],
 )
-def test_published_columns_become_ours(tmp_path: Path, columns: dict, wanted: dict) -> None:
+def test_published_columns_are_mapped(tmp_path: Path, columns: dict, expected: dict) -> None:
     first, second = read(tmp_path / "list.parquet", columns)
     assert first["url"] == URLS[0]
     assert set(CANDIDATES.names) <= set(first) == set(second)
-    found = {name: first[name] for name in wanted}
+    found = {name: first[name] for name in expected}
     assert found == {
         name: value if value is None or isinstance(value, str) else pytest.approx(value)
-        for name, value in wanted.items()
+        for name, value in expected.items()
     }
 
 
-def test_what_names_a_row_is_kept(tmp_path: Path) -> None:
+def test_identifiers_go_into_lineage(tmp_path: Path) -> None:
     first, _ = read(tmp_path / "a.parquet", DATACOMP)
     assert json.loads(first["lineage"]) == {"uid": DATACOMP["uid"][0], "sha256": "0f" * 32}
     first, second = read(tmp_path / "b.parquet", LAION_5B_ZH)
@@ -153,7 +153,7 @@ def test_what_names_a_row_is_kept(tmp_path: Path) -> None:
     assert second["declared_width"] is None
 
 
-def test_boxes_of_faces_are_read_if_they_are_asked_for(tmp_path: Path) -> None:
+def test_face_boxes_are_read_on_request(tmp_path: Path) -> None:
     path = tmp_path / "list.parquet"
     pq.write_table(pa.table(DATACOMP), path)
     (table,) = Laion(path, boxes="face_bboxes").read(10)
@@ -164,12 +164,12 @@ def test_boxes_of_faces_are_read_if_they_are_asked_for(tmp_path: Path) -> None:
         list(Laion(path, boxes="text").read(10))
 
 
-def test_tags_are_numbers(tmp_path: Path) -> None:
+def test_tags_become_numbers(tmp_path: Path) -> None:
     found = read(tmp_path / "a.parquet", {**LAION_400M, "NSFW": ["NSFW", "whatever"]})
     assert [row["score.nsfw"] for row in found] == [1.0, None]
 
 
-def test_parts_with_other_columns_make_one_list(tmp_path: Path) -> None:
+def test_files_with_different_columns_make_one_list(tmp_path: Path) -> None:
     pq.write_table(pa.table(LAION_AESTHETIC), tmp_path / "0.parquet")
     pq.write_table(pa.table(LAION_400M), tmp_path / "1.parquet")
     (table,) = Laion(tmp_path).read(10)

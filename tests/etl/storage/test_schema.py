@@ -40,7 +40,7 @@ def test_every_kind_has_a_placeholder_and_passes() -> None:
         (Sample(id="one", source="s", turns=(Turn(role="gpt", text="x"),)), "role 'gpt'"),
     ],
 )
-def test_breaches_name_the_sample(sample: Sample, message: str) -> None:
+def test_errors_name_the_sample(sample: Sample, message: str) -> None:
     with pytest.raises(SampleError, match=f"sample one: .*{message}"):
         check(sample)
 

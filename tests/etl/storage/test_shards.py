@@ -11,16 +11,9 @@ import pytest
 
 from etl.cli import UserError
 from etl.storage.atomic import atomic_file, remove_partials
+from etl.storage.manifest import Manifest, Shard, read_manifest
 from etl.storage.schema import Medium, Sample, Turn, sha256
-from etl.storage.shards import (
-    MAX_BATCH_ROWS,
-    Manifest,
-    Shard,
-    ShardSet,
-    read_manifest,
-    write_folder,
-    write_shard,
-)
+from etl.storage.shards import MAX_BATCH_ROWS, ShardSet, write_folder, write_shard
 
 
 def sample(number: int) -> Sample:
@@ -75,7 +68,7 @@ def test_the_fingerprint_is_that_of_the_content(folder: Path, tmp_path: Path) ->
     assert ShardSet([folder]).fingerprint != ShardSet([less]).fingerprint
 
 
-def test_a_shard_set_travels_to_other_processes(folder: Path) -> None:
+def test_a_shard_set_can_be_pickled(folder: Path) -> None:
     samples = ShardSet([folder])
     assert samples[5] == sample(5)
     copy = pickle.loads(pickle.dumps(samples))
@@ -104,59 +97,59 @@ def test_record_batches_are_bounded_by_rows_and_bytes(
     assert [reader.get_batch(k).num_rows for k in range(3)] == [3, 3, 1]
 
 
-def spoil_missing(folder: Path) -> None:
+def damage_missing(folder: Path) -> None:
     (folder / "shard-00001.arrow").unlink()
 
 
-def spoil_length(folder: Path) -> None:
+def damage_length(folder: Path) -> None:
     with (folder / "shard-00001.arrow").open("ab") as stream:
         stream.write(b"more")
 
 
-def spoil_bit(folder: Path) -> None:
+def damage_bit(folder: Path) -> None:
     data = bytearray((folder / "shard-00001.arrow").read_bytes())
     data[len(data) // 2] ^= 1
     (folder / "shard-00001.arrow").write_bytes(data)
 
 
-def spoil_manifest(folder: Path) -> None:
+def damage_manifest(folder: Path) -> None:
     (folder / "manifest.json").unlink()
 
 
-def spoil_json(folder: Path) -> None:
+def damage_json(folder: Path) -> None:
     (folder / "manifest.json").write_text("{")
 
 
-def spoil_counts(folder: Path) -> None:
+def damage_counts(folder: Path) -> None:
     value = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps({**value, "input_rows": 701}))
 
 
-def spoil_version(folder: Path) -> None:
+def damage_version(folder: Path) -> None:
     value = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps({**value, "schema_version": 99}))
 
 
 @pytest.mark.parametrize(
-    ("spoil", "message"),
+    ("damage", "message"),
     [
-        (spoil_missing, r"shard-00001\.arrow: shard is missing"),
-        (spoil_length, r"shard-00001\.arrow: shard is damaged: \d+ bytes, its manifest says \d+"),
-        (spoil_bit, r"shard-00001\.arrow: shard is damaged: sha256 \w{12}…, .* says \w{12}…"),
-        (spoil_manifest, r"not complete, or not written by an ETL job"),
-        (spoil_json, r"manifest\.json: not a manifest"),
-        (spoil_counts, r"701 input rows are not 700 rows \+ 0 drops"),
-        (spoil_version, r"schema version 99, want 1"),
+        (damage_missing, r"shard-00001\.arrow: shard is missing"),
+        (damage_length, r"shard-00001\.arrow: shard is damaged: \d+ bytes, its manifest says \d+"),
+        (damage_bit, r"shard-00001\.arrow: shard is damaged: sha256 \w{12}…, .* says \w{12}…"),
+        (damage_manifest, r"not complete, or not written by an ETL job"),
+        (damage_json, r"manifest\.json: not a manifest"),
+        (damage_counts, r"701 input rows are not 700 rows \+ 0 drops"),
+        (damage_version, r"schema version 99, want 1"),
     ],
 )
-def test_damage_is_told_in_one_line(folder: Path, spoil, message: str) -> None:
-    spoil(folder)
+def test_damage_is_reported_in_one_line(folder: Path, damage, message: str) -> None:
+    damage(folder)
     with pytest.raises(UserError, match=message) as caught:
         ShardSet([folder])
     assert "\n" not in str(caught.value)
 
 
-def test_missing_and_empty_folders_are_told(tmp_path: Path) -> None:
+def test_missing_and_empty_folders_are_reported(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nowhere: no such folder"):
         ShardSet([tmp_path / "nowhere"])
     empty = write_folder(tmp_path / "empty", [], job="test")
@@ -166,7 +159,7 @@ def test_missing_and_empty_folders_are_told(tmp_path: Path) -> None:
         ShardSet([])
 
 
-def test_a_foreign_file_is_no_shard(folder: Path) -> None:
+def test_another_file_is_not_a_shard(folder: Path) -> None:
     path = folder / "shard-00001.arrow"
     path.write_bytes(b"x" * path.stat().st_size)
     samples = ShardSet([folder], verify=False)
@@ -176,12 +169,12 @@ def test_a_foreign_file_is_no_shard(folder: Path) -> None:
 
 def test_counts_must_add_up() -> None:
     shard = Shard(path="a", rows=5, bytes=1, sha256="")
-    books = {"job": "test", "plan": {}, "rows": 5, "shards": (shard,)}
-    assert Manifest(**books, input_rows=7, drops={"timeout": 2}).rows == 5
+    fields = {"job": "test", "plan": {}, "rows": 5, "shards": (shard,)}
+    assert Manifest(**fields, input_rows=7, drops={"timeout": 2}).rows == 5
     with pytest.raises(ValueError, match="7 input rows are not 5 rows"):
-        Manifest(**books, input_rows=7, drops={"timeout": 1})
-    with pytest.raises(ValueError, match="the shards hold another number"):
-        Manifest(**{**books, "rows": 6}, input_rows=6, drops={})
+        Manifest(**fields, input_rows=7, drops={"timeout": 1})
+    with pytest.raises(ValueError, match="6 rows, but the shards hold 5"):
+        Manifest(**{**fields, "rows": 6}, input_rows=6, drops={})
 
 
 def test_the_manifest_comes_back_as_written(folder: Path) -> None:
@@ -200,17 +193,17 @@ def test_a_failing_writer_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_writer_killed_in_mid_write_leaves_no_half_shard(tmp_path: Path) -> None:
+def test_a_writer_killed_while_writing_leaves_no_partial_shard(tmp_path: Path) -> None:
     program = """
 import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
-from tests.etl.test_shards import sample
+from tests.etl.storage.test_shards import sample
 from etl.storage.shards import write_shard
 
 def samples():
     for number in range(10_000):
-        if number == 1000:  # several record batches are written by now
+        if number == 1000:  # several record batches have been written
             os.kill(os.getpid(), signal.SIGKILL)
         yield sample(number)
 
@@ -226,7 +219,7 @@ write_shard(Path(sys.argv[1]), "shard-00000.arrow", samples())
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_atomic_file_replaces_the_old_one_only_when_whole(tmp_path: Path) -> None:
+def test_an_atomic_file_replaces_the_old_one_only_when_complete(tmp_path: Path) -> None:
     path = tmp_path / "value"
     path.write_bytes(b"old")
     with pytest.raises(RuntimeError), atomic_file(path) as stream:
@@ -240,7 +233,7 @@ def test_an_atomic_file_replaces_the_old_one_only_when_whole(tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_shard_that_vanishes_while_it_is_mapped_is_read_on(folder: Path) -> None:
+def test_a_deleted_shard_that_is_mapped_can_still_be_read(folder: Path) -> None:
     samples = ShardSet([folder])
     first = samples[300]
     (folder / "shard-00001.arrow").unlink()
@@ -251,8 +244,8 @@ def test_a_shard_that_vanishes_while_it_is_mapped_is_read_on(folder: Path) -> No
 
 
 @pytest.mark.parametrize("opened", [False, True])
-def test_a_shard_that_changes_is_told_before_it_is_read(folder: Path, *, opened: bool) -> None:
-    """Cut off, it would end the process; with other bytes, it would give other samples."""
+def test_a_changed_shard_is_reported_before_it_is_read(folder: Path, *, opened: bool) -> None:
+    """Truncated, it would crash the process; with other bytes, it would return other samples."""
     samples = ShardSet([folder])
     path = folder / "shard-00001.arrow"
     data = path.read_bytes()
@@ -262,11 +255,11 @@ def test_a_shard_that_changes_is_told_before_it_is_read(folder: Path, *, opened:
         path.write_bytes(changed)
         with pytest.raises(UserError, match=r"shard-00001\.arrow: has changed .* sha256 \w{12}…"):
             _ = samples[300]
-    path.write_bytes(data)  # put back, it is another file with the same bytes
+    path.write_bytes(data)  # restored: another file with the same bytes
     assert samples[300].id == ShardSet([folder])[300].id
 
 
-def test_a_shard_that_the_file_system_does_not_give_is_told(folder: Path) -> None:
+def test_an_unreadable_shard_is_reported(folder: Path) -> None:
     samples = ShardSet([folder])
     folder.rename(folder.with_name("elsewhere"))
     folder.write_text("no folder")

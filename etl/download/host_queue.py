@@ -1,7 +1,7 @@
-"""Who is fetched next: first come first served, but no host more often than it may be at once.
+"""A task queue with a limit per host: first come, first served.
 
-Waiting costs no thread: a task that is to be tried again later, or whose host is busy or asked to
-be left alone for a while, lies here while the threads serve other hosts.
+Waiting blocks no thread: a task that is to be retried later, or whose host is busy or asked to be
+left alone, stays in the queue while the threads serve other hosts.
 """
 
 from __future__ import annotations
@@ -18,36 +18,36 @@ T = TypeVar("T")
 
 @dataclass
 class _Host(Generic[T]):
-    waiting: list[tuple[float, int, T]] = field(default_factory=list)  # a heap: when, order, task
+    waiting: list[tuple[float, int, T]] = field(default_factory=list)  # a heap: time, order, task
     running: int = 0
-    until: float = 0.0  # nobody may ask it before
-    listed: float | None = None  # the moment under which it stands in the list of hosts
+    until: float = 0.0  # no task starts before
+    listed: float | None = None  # the time of its current entry in the heap of hosts
 
 
-class Schedule(Generic[T]):
+class HostQueue(Generic[T]):
     """Tasks of many hosts for many threads.
 
     Args:
-        per_host: tasks of one host that may be taken at a time.
+        per_host: maximum of running tasks per host.
     """
 
     def __init__(self, per_host: int) -> None:
         self._per_host = per_host
         self._changed = threading.Condition()
         self._hosts: dict[str, _Host[T]] = {}
-        self._ready: list[tuple[float, int, str]] = []  # a heap: when, order, host
+        self._ready: list[tuple[float, int, str]] = []  # a heap: time, order, host
         self._order = itertools.count()
         self._closed = False
 
     def add(self, host: str, task: T, *, seconds: float = 0.0) -> None:
-        """Put a task in, to be taken after some seconds at the earliest."""
+        """Add a task, to be started after some seconds at the earliest."""
         with self._changed:
             found = self._hosts.setdefault(host, _Host())
             heapq.heappush(found.waiting, (time.monotonic() + seconds, next(self._order), task))
             self._list(host, found)
 
     def take(self) -> T | None:
-        """Wait for a task and take it; None once the schedule is closed."""
+        """Wait for a task and take it; None once the queue is closed."""
         with self._changed:
             while not self._closed:
                 wait = self._until_next()
@@ -64,7 +64,7 @@ class Schedule(Generic[T]):
         return None
 
     def release(self, host: str, *, hold: float = 0.0) -> None:
-        """Give back what `take` took of a host; leave it alone for `hold` seconds."""
+        """Declare a taken task of a host finished; start none of its tasks for `hold` seconds."""
         with self._changed:
             found = self._hosts[host]
             found.running -= 1
@@ -74,7 +74,7 @@ class Schedule(Generic[T]):
             self._list(host, found)
 
     def close(self) -> None:
-        """Let everybody who waits in `take` go."""
+        """Wake all threads that wait in `take`."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -90,7 +90,7 @@ class Schedule(Generic[T]):
             self._changed.notify()
 
     def _until_next(self) -> float | None:
-        """Seconds until a host may be asked; entries that no longer hold are dropped."""
+        """Seconds until a host may be served; removes outdated entries."""
         while self._ready:
             when, _, host = self._ready[0]
             if self._hosts[host].listed == when:

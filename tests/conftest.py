@@ -1,0 +1,102 @@
+"""The nightly tier: tests that every change need not wait for, whole or a share of them.
+
+They are marked `nightly(minutes=…)` with the minutes that they take on two idle cores, or just
+`nightly` where it is less than three.
+
+    pytest                                      without them
+    pytest --nightly                            with them
+    pytest --nightly-share COMMIT               a share of them, and nothing else
+
+A commit's hash says which share is its own, so that within a handful of commits all have run. No
+test is begun that would not end within a quarter of an hour since the first was; those that are
+left out for that are listed.
+"""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+SHARE_MINUTES = 12.0
+"""How long a share takes, on two idle cores."""
+MOST_MINUTES = 15.0
+"""How long it may take, on any."""
+
+MINUTES = 3.0
+"""Of a test whose mark does not say."""
+
+_started = pytest.StashKey[float]()
+_left_out = pytest.StashKey[list[str]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--nightly", action="store_true", help="run the nightly tests, too")
+    parser.addoption(
+        "--nightly-share", metavar="COMMIT", help="run a commit's share of the nightly tests alone"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    text = "nightly(minutes): for `make test-all`, and a share for CI; minutes on two idle cores"
+    config.addinivalue_line("markers", text)
+    config.stash[_left_out] = []
+
+
+def minutes(item: pytest.Item) -> float | None:
+    """Return what a nightly test takes; None for any other."""
+    mark = item.get_closest_marker("nightly")
+    return None if mark is None else float(mark.kwargs.get("minutes", MINUTES))
+
+
+def shares(items: list[tuple[str, float]]) -> list[set[str]]:
+    """Spread tests, each with its minutes, over as few shares as hold them, alike in length."""
+    for name, each in items:
+        if each > SHARE_MINUTES:
+            raise pytest.UsageError(f"{name}: takes {each:g} minutes, longer than a share may")
+    for count in range(1, len(items) + 1):
+        taken = [0.0] * count
+        parts: list[set[str]] = [set() for _ in range(count)]
+        for name, each in sorted(items, key=lambda item: (-item[1], item[0])):
+            shortest = taken.index(min(taken))
+            taken[shortest] += each
+            parts[shortest].add(name)
+        if max(taken) <= SHARE_MINUTES:
+            return parts
+    return [set()]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    commit = config.getoption("--nightly-share")
+    if commit is not None:
+        known = [(item.nodeid, each) for item in items if (each := minutes(item)) is not None]
+        parts = shares(known)
+        chosen = parts[int(commit, 16) % len(parts)]
+    elif config.getoption("--nightly"):
+        return
+    else:
+        chosen = {item.nodeid for item in items if minutes(item) is None}
+    left = [item for item in items if item.nodeid not in chosen]
+    items[:] = [item for item in items if item.nodeid in chosen]
+    config.hook.pytest_deselected(items=left)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Begin no test of a share that would end too late."""
+    config = item.config
+    if config.getoption("--nightly-share") is None:
+        return
+    spent = (time.monotonic() - config.stash.setdefault(_started, time.monotonic())) / 60
+    if spent + (minutes(item) or 0.0) > MOST_MINUTES:
+        config.stash[_left_out].append(item.nodeid)
+        pytest.skip(f"would not end within {MOST_MINUTES:.0f} minutes")
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    if names := config.stash[_left_out]:
+        terminalreporter.section("left out of this share")
+        for name in names:
+            terminalreporter.line(name)
