@@ -53,7 +53,7 @@ ELSEWHERE = {
 """Programs that are not ours; a first word that is neither one of them nor ours is a mistake."""
 SBATCH = {
     *("--account", "--cpus-per-task", "--gpus-per-node", "--nodes", "--no-requeue", "--ntasks"),
-    *("--ntasks-per-node", "--parsable", "--partition", "--time", "--wait"),
+    *("--ntasks-per-node", "--parsable", "--partition", "--time", "--wait", "--wrap"),
 }
 
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*[a-z]")

@@ -17,11 +17,9 @@ from etl.storage.shards import read_manifest
 from pipeline.cli import run as run_pipeline
 from tests import published
 from tests.cluster.ranks import REPOSITORY, run_ranks
-from tests.cluster.ray_cluster import RayHead, ray_head
+from tests.cluster.ray_cluster import RayHead
 from tests.pipeline.convert.test_convert import save, tensors_of
 from tests.test_docs import commands
-
-__all__ = ["ray_head"]
 
 PAGE = REPOSITORY / "docs" / "train-on-your-own-data.md"
 ROLES = {"user": "human", "assistant": "gpt"}
