@@ -1,12 +1,12 @@
-"""Parameters of every preset at full size beside those that its paper publishes.
+"""Parameters of every preset at full size, compared with those that its paper publishes.
 
     python benchmarks/params.py [PRESET ...]
 
-Each system is built on the meta device, without weights, as MM-PT and as SFT train it; that needs
-no accelerator and a minute or two. Prints a table of the components, one of the published figures
-with their sources, and as the last line one JSON object. A figure that is neither within 1 % nor
-the same when rounded as published has its difference explained; one that has not is an error (exit
-status 1). docs/systems.md has the sources at length.
+Each system is built on the meta device, without weights, for MM-PT and for SFT; that takes a minute
+or two and no accelerator. Prints a table of the components, a table of the published figures with
+their sources, and as the last line one JSON object. A figure that is neither within 1 % nor equal
+when rounded as published needs an explanation; one without is an error (exit status 1). For details
+of the sources see docs/systems.md.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ class Compared:
     """A published figure and ours.
 
     Args:
-        preset, what: of which part or quantity.
+        preset, what: the system, and its component or quantity.
         ours, published: parameters, or a share where `what` says so.
         ratio: ours / published.
-        verdict: how they agree, or why they do not.
+        verdict: how they agree, or why they differ.
         source: of the published figure.
     """
 
@@ -55,15 +55,15 @@ class Compared:
 
 
 def measure(name: str) -> dict[str, dict[str, float]]:
-    """Return by stage the parameters of each component, their total and how many train."""
+    """Return by stage the parameters of each component, their total and the trainable ones."""
     whole = system(name)
     return {stage: counts(whole.model, whole.stage(stage)) for stage in STAGES}
 
 
 def counts(spec: ModelSpec, stage: Stage) -> dict[str, float]:
-    """Return a model's parameters as the names in `Published.what` call them.
+    """Return a model's parameters by the names in `Published.what`.
 
-    A P-Former that only guides the training is none of the model's.
+    A P-Former that only provides training targets is not counted.
     """
     stage = replace(stage, reference=None)
     model = build_on_meta(spec, stage)
@@ -79,7 +79,7 @@ def counts(spec: ModelSpec, stage: Stage) -> dict[str, float]:
 
 
 def compare(figure: Published, measured: Mapping[str, Mapping[str, float]]) -> Compared:
-    """Return a published figure beside ours."""
+    """Return a published figure compared with ours."""
     ours = measured[figure.stage][figure.what]
     ratio = ours / figure.value
     if abs(ratio - 1) <= NEAR:
@@ -107,24 +107,24 @@ def shown(value: float) -> str:
 
 
 def component_table(measured: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Table:
-    """Return the table of components, one row a preset."""
+    """Return the table of components, one row per preset."""
     columns = ("encoder", "projector", "backbone", "fusion", "total")
-    table = Table("preset", *columns, "trains in PT", "trains in SFT", title="parameters")
+    table = Table("preset", *columns, "trainable in PT", "in SFT", title="parameters")
     for name, stages in measured.items():
         sizes = [shown(stages["pt"][column]) if stages["pt"][column] else "" for column in columns]
-        trains = [
+        trainable = [
             f"{shown(stages[stage]['trainable'])} "
             f"({stages[stage]['trainable'] / stages[stage]['total']:.2%})"
             for stage in STAGES
         ]
-        table.add_row(name, *sizes, *trains)
+        table.add_row(name, *sizes, *trainable)
     for column in table.columns[1:]:
         column.justify = "right"
     return table
 
 
 def figure_table(compared: Sequence[Compared], without: Sequence[str]) -> Table:
-    """Return the table of published figures; `without` are the presets that have none."""
+    """Return the table of published figures; `without` lists the presets that have none."""
     table = Table("preset", "what", "ours", "published", "ratio", "verdict", "source")
     for row in compared:
         table.add_row(
@@ -148,10 +148,10 @@ def main(names: Sequence[str]) -> int:
     compared = [
         compare(figure, measured[figure.preset]) for figure in PUBLISHED if figure.preset in chosen
     ]
-    told = {row.preset for row in compared}
+    with_figures = {row.preset for row in compared}
     console = Console(width=200)
     console.print(component_table(measured))
-    console.print(figure_table(compared, [name for name in chosen if name not in told]))
+    console.print(figure_table(compared, [name for name in chosen if name not in with_figures]))
     unexplained = [row for row in compared if row.verdict == "NOT EXPLAINED"]
     agree = [row for row in compared if row.verdict.startswith(("within", "equal"))]
     result = {

@@ -1,4 +1,4 @@
-"""What the papers say of their systems' parameters, with sources; docs/systems.md has more."""
+"""Parameters of the systems as their papers publish them, with sources; see docs/systems.md."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ class Published:
     """One published figure.
 
     Args:
-        preset: which of ours it is about.
+        preset: our preset of the system.
         what: `total`, `trainable`, `trainable / backbone`, or a component.
-        stage: in which stage's model ours is counted.
+        stage: of the model in which ours is counted.
         value: the figure.
-        unit: of its last digit: a figure of 3.8 B has 0.1 B.
-        source: paper and place.
-        why: the reason of a difference that rounding does not explain.
+        unit: of its last digit, e.g. 0.1 B for 3.8 B.
+        source: paper and table or section.
+        why: the reason for a difference that rounding does not explain.
     """
 
     preset: str
@@ -41,7 +41,7 @@ class Published:
     why: str = ""
 
     def rounded(self, value: float) -> float:
-        """Return another value, rounded as this one was."""
+        """Return another value, rounded like this one."""
         digits = round(value / self.unit)
         return self.value if digits == round(self.value / self.unit) else digits * self.unit
 
@@ -91,7 +91,7 @@ PUBLISHED: tuple[Published, ...] = (
         what="fusion",
         value=1.6 * BILLION,
         source=FLAMINGO,
-        why="table 4's 10 layers of width 4096 have 1.8 B",
+        why="the 10 layers of width 4096 in table 4 have 1.8 B",
     ),
     Published(
         preset="flamingo_9b",
@@ -113,7 +113,7 @@ PUBLISHED: tuple[Published, ...] = (
         value=10 * BILLION,
         unit=BILLION,
         source=FLAMINGO,
-        why="table 4's 12 layers have 8.4 B as they read media 1536 wide; from 8192 it were 9.7 B",
+        why="table 4's 12 layers have 8.4 B with media of width 1536, and 9.7 B with width 8192",
     ),
     Published(
         preset="flamingo_80b",
@@ -141,7 +141,7 @@ PUBLISHED: tuple[Published, ...] = (
         what="total",
         value=12.1 * BILLION,
         source=BLIP_2,
-        why="without T5's output matrix (132 M), which is no embedding, ours are 12.1 B",
+        why="without T5's output matrix (132 M), which is not an embedding, ours has 12.1 B",
     ),
     Published(
         preset="blip_2_flan_t5_xxl",
@@ -193,7 +193,7 @@ PUBLISHED: tuple[Published, ...] = (
         value=55 * BILLION,
         unit=BILLION,
         source="Chen et al. 2023, abstract",
-        why="the published parts, 22 B and 32 B, make 54 B, too",
+        why="the published components, 22 B and 32 B, also sum to 54 B",
     ),
     Published(
         preset="dlp",
@@ -214,7 +214,7 @@ PUBLISHED: tuple[Published, ...] = (
         what="encoder",
         value=1.9 * BILLION,
         source=QWEN_VL,
-        why="1.84 B; with the adapter, which is a part of its ViT in the published code, 1.94 B",
+        why="1.84 B; with the adapter, which is part of the ViT in the published code, 1.94 B",
     ),
     Published(
         preset="qwen_vl",
@@ -241,7 +241,7 @@ PUBLISHED: tuple[Published, ...] = (
         what="encoder",
         value=1.2 * BILLION,
         source=NEXT_GPT,
-        why="ImageBind whole, with its text encoder; here are the trunks of images and audio",
+        why="all of ImageBind with its text encoder; ours has the trunks of images and audio",
     ),
     Published(
         preset="next_gpt",
@@ -264,14 +264,14 @@ PUBLISHED: tuple[Published, ...] = (
         value=33 * MILLION,
         unit=MILLION,
         source=NEXT_GPT,
-        why="33.55 M, cut to 33 instead of rounded",
+        why="33.55 M, truncated to 33 instead of rounded",
     ),
     Published(
         preset="cogvlm",
         what="trainable",
         value=6.5 * BILLION,
         source="Wang et al. 2023, §2.3",
-        why="6.48 B are the visual expert; 0.14 B are the adapter, which trains with it",
+        why="6.48 B are the visual expert; 0.14 B are the adapter, which is trained with it",
     ),
     Published(
         preset="cogvlm",

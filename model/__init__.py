@@ -1,1 +1,1 @@
-"""The model house: specs, presets and the modules they build."""
+"""Multimodal LLMs: specs, presets, and the modules built from them."""

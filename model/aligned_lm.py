@@ -1,4 +1,4 @@
-"""MM-PT of DLP: the projected tokens of a picture are drawn to the prompts of its caption.
+"""The model of DLP's MM-PT: projected tokens are trained to match a P-Former's prompts.
 
 Jian et al. 2023 (arXiv:2307.07063), §3.2.
 
@@ -25,7 +25,7 @@ from model.weights import Weights
 
 
 class AlignedOutput(NamedTuple):
-    """Logits and targets as of `MultimodalLM`, the media's tokens and the reference's prompts."""
+    """Logits and targets as of `MultimodalLM`, projected tokens and the reference's prompts."""
 
     logits_ov: Tensor
     targets_o: Tensor
@@ -34,12 +34,12 @@ class AlignedOutput(NamedTuple):
 
 
 class AlignedLM(MultimodalLM):
-    """A multimodal LLM beside a frozen P-Former; each row holds one medium and its caption.
+    """A multimodal LLM with a frozen P-Former; each row has one medium and its caption.
 
     Args:
         spec, inputs, backbone: as of `MultimodalLM`.
         reference: the P-Former.
-        max_text: tokens of a caption that it reads.
+        max_text: length to which captions are truncated, in tokens.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class AlignedLM(MultimodalLM):
     def forward(  # type: ignore[override]
         self, batch: Batch, used: Collection[str] = (), encoded: Collection[str] | None = None
     ) -> AlignedOutput:
-        """Return what the LLM says of a micro-batch, and what is to be drawn together."""
+        """Return logits and targets of a micro-batch, projected tokens and their target prompts."""
         projected = self.media_tokens(batch, used, encoded)
         with torch.no_grad():
             prompts_bku = self.reference(sentences_of(batch, self._max_text))
@@ -81,21 +81,21 @@ def build(
     *,
     weights: Weights,
 ) -> AlignedLM:
-    """Return the model with a P-Former beside it; raises SpecError where they do not fit."""
-    module = make_reference(spec, reference, weights=weights).to(backbone.dtype)
+    """Return the model with its P-Former; raises SpecError where they do not fit each other."""
+    module = build_reference(spec, reference, weights=weights).to(backbone.dtype)
     return AlignedLM(spec, inputs, backbone, module, reference.pformer.max_text)
 
 
-def make_reference(
+def build_reference(
     spec: ModelSpec, reference: Reference, *, weights: Weights
 ) -> pformer.PromptFormer:
-    """Return the P-Former that projected tokens are drawn to; it never drops anything out.
+    """Return the P-Former whose prompts are targets of the projected tokens, without dropout.
 
     Raises:
-        SpecError: a model with several slots, or weights that cannot be had.
+        SpecError: a model with several input branches, or weights that cannot be loaded.
     """
     if len(spec.inputs) != 1:
-        raise SpecError(f"reference: want a model with one slot, this has {len(spec.inputs)}")
+        raise SpecError(f"reference: needs exactly one input branch, not {len(spec.inputs)}")
     return pformer.build(
         replace(reference.pformer, dropout=0.0),
         prompts=spec.inputs[0].tokens,

@@ -1,8 +1,9 @@
-"""What a model takes in at once.
+"""The input of one forward pass: token ids, media, and targets of generated media.
 
-Shapes: b sequences, t positions, s positions of a seq2seq decoder, m media of a kind that go in,
-g of a kind that come out, f parts of a medium, n tokens of a part, d width of features, l positions
-and w width of a generator's text encoder.
+Shapes: b sequences, t positions, s positions of a seq2seq decoder, m input media of a kind,
+g generated media of a kind, x of these those that are not cached, f segments of a medium, n tokens
+of a segment, d width of features, l positions and w width of a generator's text encoder, o
+positions with a target.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor
 from model.text import TextIds
 
 IGNORED = -100
-"""Label of a position that is no target, as PyTorch's cross-entropy has it."""
+"""Label of a position without a target, as in PyTorch's cross-entropy."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,16 +25,14 @@ class Media:
     """All media of one kind in a micro-batch, in reading order.
 
     Args:
-        values: the encoder's input (m, f, *shape) of all media, or of those whose features are not
-            known.
-        media_mask_bt: true where a medium's tokens go.
-        rows_m: the sequence that each medium is in.
-        starts_m: the first position of its sequence that knows of it.
+        input_values: the encoder's input (x, f, *shape) of the media without cached features.
+        media_mask_bt: true at the positions of media tokens.
+        rows_m: index of the sequence that each medium is in.
+        starts_m: the first position of its sequence at which each medium is visible.
         text: the instruction for each medium, for projectors that read it.
-        features: what the encoder has made of the other media before, (those, f, n, d); None where
-            nothing is known.
-        known_m: whether a medium is one of those; None likewise.
-        keys: what the values' features are to be kept under, for who keeps them; or empty.
+        cached_features: the encoder's features of the other media, (m - x, f, n, d); None without.
+        cached_m: whether the features of a medium are cached; None if no medium's are.
+        keys: keys under which to cache the features of `input_values`; empty if they are not.
     """
 
     input_values: Tensor
@@ -41,8 +40,8 @@ class Media:
     rows_m: Tensor
     starts_m: Tensor
     text: TextIds | None = None
-    features: Tensor | None = None
-    known_m: Tensor | None = None
+    cached_features: Tensor | None = None
+    cached_m: Tensor | None = None
     keys: tuple[bytes, ...] = ()
 
     def to(self, device: torch.device | str) -> Media:
@@ -53,45 +52,45 @@ class Media:
             rows_m=self.rows_m.to(device),
             starts_m=self.starts_m.to(device),
             text=None if self.text is None else self.text.to(device),
-            features=None if self.features is None else self.features.to(device),
-            known_m=None if self.known_m is None else self.known_m.to(device),
+            cached_features=_to(self.cached_features, device),
+            cached_m=_to(self.cached_m, device),
             keys=self.keys,
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationTargets:
-    """All media of one kind that the backbone is to say, in reading order; g media.
+    """Targets of all generated media of one kind in a micro-batch, in reading order.
 
     Args:
-        media_mask_bt: true where a medium's signals stand.
-        seeds_g: what the time and the noise of eq. 5 are drawn from.
-        ids_xl: padded ids of what is told of the media, in the vocabulary of the generator's text
-            encoder, of all or of those x whose embedding is not known.
-        values: the media themselves (g, *shape) for eq. 5; empty where that is not wanted.
-        embedded: what the text encoder has made of the other texts before, (those, l, w); None
-            where nothing is known.
-        known_g: whether a text is one of those; None likewise.
-        keys: what the other embeddings are to be kept under, for who keeps them; or empty.
+        media_mask_bt: true at the positions of signal tokens.
+        seeds_g: random seeds of the time step and the noise of eq. 5.
+        ids_xl: padded ids of the captions without cached embeddings, in the vocabulary of the
+            generator's text encoder.
+        input_values: the media themselves (g, *shape) for eq. 5; empty without it.
+        cached_embeds: the text encoder's embeddings of the other captions, (g - x, l, w); None
+            without.
+        cached_g: whether the embedding of a caption is cached; None if no caption's is.
+        keys: keys under which to cache the embeddings of `ids_xl`; empty if they are not.
     """
 
     media_mask_bt: Tensor
     seeds_g: Tensor
     ids_xl: Tensor
     input_values: Tensor
-    embedded: Tensor | None = None
-    known_g: Tensor | None = None
+    cached_embeds: Tensor | None = None
+    cached_g: Tensor | None = None
     keys: tuple[bytes, ...] = ()
 
     def to(self, device: torch.device | str) -> GenerationTargets:
-        """Return the media on `device`; seeds stay, their draws are made on the host."""
+        """Return the targets on `device`; seeds stay on the CPU, where noise is sampled."""
         return GenerationTargets(
             media_mask_bt=self.media_mask_bt.to(device),
             seeds_g=self.seeds_g,
             ids_xl=self.ids_xl.to(device),
             input_values=self.input_values.to(device),
-            embedded=None if self.embedded is None else self.embedded.to(device),
-            known_g=None if self.known_g is None else self.known_g.to(device),
+            cached_embeds=_to(self.cached_embeds, device),
+            cached_g=_to(self.cached_g, device),
             keys=self.keys,
         )
 
@@ -101,18 +100,18 @@ class Batch:
     """One micro-batch.
 
     Args:
-        ids_bt: token ids; any valid id at the places of media.
-        attention_bt: 1 where there is a token, 0 where there is padding.
-        labels_bt: the ids again where they are targets, else `IGNORED`. With `decoder_bs`, (b, s):
-            what each position of the decoder is to say.
-        context_bt: true before the last answer, for backbones that see it in both directions.
-        media: those that go in, by kind.
-        generation_targets: those that come out, by kind (`to_image`).
-        decoder_bs: the decoder's input of a seq2seq backbone; None for a causal one.
-        sentences: what the assistant says in each row, (b, l) in the vocabulary of a Q-Former's
-            text half or a P-Former; None where no part of the model reads it.
-        positions_bt: of each token in its sample, where a row holds several: they begin anew with
-            each, and no sample sees another. None where a row is one sample.
+        ids_bt: token ids; any valid id at the positions of media.
+        attention_bt: 1 for tokens, 0 for padding.
+        labels_bt: the ids of targets, else `IGNORED`. With `decoder_bs` (b, s): the target of each
+            decoder position.
+        context_bt: true before the last answer, for prefix-LM backbones.
+        media: input media, by kind.
+        generation_targets: of generated media, by kind (`to_image`).
+        decoder_bs: decoder input of a seq2seq backbone; None for a causal one.
+        sentences: the assistant's text of each row, (b, l) in the vocabulary of a Q-Former's text
+            branch or a P-Former; None where the model reads no sentences.
+        positions_bt: position of each token in its sample, where a row packs several samples:
+            positions restart at 0 and attention stays within samples. None where rows are samples.
     """
 
     ids_bt: Tensor
@@ -126,26 +125,25 @@ class Batch:
     positions_bt: Tensor | None = None
 
     def count(self, kind: str) -> tuple[int, int]:
-        """Return how many media of a kind there are, and of how many no features are known."""
+        """Return the number of media of a kind, and of those that are not cached."""
         if kind in self.generation_targets:
-            return len(self.generation_targets[kind].seeds_g), len(
-                self.generation_targets[kind].ids_xl
-            )
+            targets = self.generation_targets[kind]
+            return len(targets.seeds_g), len(targets.ids_xl)
         if kind in self.media:
             return len(self.media[kind].rows_m), len(self.media[kind].input_values)
         return 0, 0
 
     @property
-    def targeted(self) -> Tensor:
-        """Return where the logits have a target: (b, t - 1), or (b, s) with a decoder."""
+    def target_mask(self) -> Tensor:
+        """Mask of the logits that have a target: (b, t - 1), or (b, s) with a decoder."""
         labels = self.labels_bt if self.decoder_bs is not None else self.labels_bt[:, 1:]
         return labels != IGNORED
 
     @property
-    def targets_m(self) -> Tensor:
-        """Return the targets (m,), in the order of `targeted`."""
+    def targets_o(self) -> Tensor:
+        """The targets (o,), in the order of `target_mask`."""
         labels = self.labels_bt if self.decoder_bs is not None else self.labels_bt[:, 1:]
-        return labels[self.targeted]
+        return labels[self.target_mask]
 
     def to(self, device: torch.device | str) -> Batch:
         """Return the batch with every tensor on `device`."""
@@ -156,25 +154,29 @@ class Batch:
             context_bt=self.context_bt.to(device),
             media={kind: media.to(device) for kind, media in self.media.items()},
             generation_targets={
-                kind: drawn.to(device) for kind, drawn in self.generation_targets.items()
+                kind: targets.to(device) for kind, targets in self.generation_targets.items()
             },
-            decoder_bs=None if self.decoder_bs is None else self.decoder_bs.to(device),
+            decoder_bs=_to(self.decoder_bs, device),
             sentences=None if self.sentences is None else self.sentences.to(device),
-            positions_bt=None if self.positions_bt is None else self.positions_bt.to(device),
+            positions_bt=_to(self.positions_bt, device),
         )
 
 
-def sentences_of(batch: Batch, length: int) -> TextIds:
-    """Return the sentences of a batch, each padded to the same length on every rank.
+def _to(tensor: Tensor | None, device: torch.device | str) -> Tensor | None:
+    return None if tensor is None else tensor.to(device)
 
-    A row without one holds one token, so that no row's attention is empty.
+
+def sentences_of(batch: Batch, length: int) -> TextIds:
+    """Return the sentences of a batch, padded to the same length on every rank.
+
+    A row without a sentence has one unmasked token, so that its attention is defined.
     """
     rows, device = len(batch.ids_bt), batch.ids_bt.device
     ids_bl = torch.zeros(rows, length, dtype=torch.long, device=device)
     mask_bl = torch.zeros_like(ids_bl)
     if batch.sentences is not None:
-        given = batch.sentences.ids_bl.shape[1]
-        ids_bl[:, :given] = batch.sentences.ids_bl
-        mask_bl[:, :given] = batch.sentences.mask_bl
+        own_length = batch.sentences.ids_bl.shape[1]
+        ids_bl[:, :own_length] = batch.sentences.ids_bl
+        mask_bl[:, :own_length] = batch.sentences.mask_bl
     mask_bl[:, 0] = 1
     return TextIds(ids_bl=ids_bl, mask_bl=mask_bl)

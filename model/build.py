@@ -1,17 +1,15 @@
-"""Spec to modules: the one place that knows all classes."""
+"""Build modules from specs; the tables below list all component classes.
+
+`build` makes the whole model: input branches, backbone with fusion and adapters, output branches.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from model import aligned_lm, byte_tokenizers
 from model.backbones import chatglm, glm, llama, opt, palm, qwen, t5
@@ -39,12 +37,12 @@ from model.generators import stable_diffusion
 from model.input_projectors import (
     abstractor,
     glu_adapter,
-    join,
     ldp,
     mlp,
     perceiver,
     qformer,
     qwen_resampler,
+    token_concat,
     video_qformer,
 )
 from model.multimodal_lm import MultimodalLM
@@ -52,7 +50,15 @@ from model.output_branch import Generator, OutputBranch
 from model.output_projectors import output_transformer
 from model.packing import attend_within_samples
 from model.peft import adapter, lora, prefix, qlora
-from model.spec import InputBranchSpec, ModelSpec, ProjectorShape, SpecError, Stage
+from model.protocols import (
+    AnySpec,
+    BackboneFile,
+    EncoderFile,
+    GeneratorFile,
+    OutputProjectorFile,
+    ProjectorFile,
+)
+from model.spec import InputBranchSpec, ModelSpec, SpecError, Stage
 from model.spec.audio import Beats, CFormer, Hubert, Whisper
 from model.spec.backbones import T5, ChatGlm, Glm, Llama, Opt, Palm, Qwen
 from model.spec.fusion import GatedCrossAttention, Splice, VisualExpert
@@ -67,67 +73,18 @@ from model.spec.peft import Adapter, Lora, Peft, Prefix, QLora
 from model.spec.points import PointBert
 from model.spec.projectors import (
     Abstractor,
-    Join,
     Ldp,
     Mlp,
     PerceiverResampler,
     QwenResampler,
+    TokenConcat,
 )
 from model.spec.qformer import QFormer, VideoQFormer
 from model.spec.video import TemporalClip, UniformerEva
 from model.spec.vit import Vit, Vit22B
 from model.weights import Weights, load_transformers
 
-# Specs are matched with files by their class; what each file's functions take is its own spec.
-AnySpec = Any
-
-
-class EncoderFile(Protocol):
-    """What a file of `model/encoders/` offers."""
-
-    def build(self, spec: AnySpec, *, weights: Weights, dtype: torch.dtype) -> nn.Module:
-        """Return the encoder."""
-
-    def preprocess(self, spec: AnySpec, raw: Any) -> Tensor:  # noqa: ANN401 -- a decoded medium
-        """Return the encoder's input (parts, *shape) of a decoded medium."""
-
-
-class ProjectorFile(Protocol):
-    """What a file of `model/input_projectors/` offers."""
-
-    def build(self, spec: AnySpec, ends: ProjectorShape, *, weights: Weights) -> nn.Module:
-        """Return the projector."""
-
-
-class BackboneFile(Protocol):
-    """What a file of `model/backbones/` offers."""
-
-    def build(self, spec: AnySpec, *, weights: Weights, dtype: torch.dtype) -> PreTrainedModel:
-        """Return the backbone."""
-
-
-class OutputProjectorFile(Protocol):
-    """What a file of `model/output_projectors/` offers."""
-
-    def build(self, spec: AnySpec, width_in: int, conditions: tuple[int, int]) -> nn.Module:
-        """Return a new projector."""
-
-
-class GeneratorFile(Protocol):
-    """What a file of `model/generators/` offers."""
-
-    def build(
-        self, spec: AnySpec, *, denoises: bool, weights: Weights, dtype: torch.dtype
-    ) -> Generator:
-        """Return the generator, or of it what training needs; see `model.drawing.Generator`."""
-
-    def preprocess(self, spec: AnySpec, raw: Any) -> Tensor:  # noqa: ANN401 -- a decoded medium
-        """Return what the generator compares with, (*shape), of a decoded medium."""
-
-    def tokenizer(self, spec: AnySpec, *, weights: Weights) -> PreTrainedTokenizerBase:
-        """Return the tokenizer of its text encoder."""
-
-
+# Spec class → the file that builds it. A new component is added here.
 ENCODERS: Mapping[type, EncoderFile] = {
     ClipVision: clip,
     EvaClip: eva_clip,
@@ -148,7 +105,7 @@ ENCODERS: Mapping[type, EncoderFile] = {
 }
 PROJECTORS: Mapping[type, ProjectorFile] = {
     Mlp: mlp,
-    Join: join,
+    TokenConcat: token_concat,
     Ldp: ldp,
     PerceiverResampler: perceiver,
     QwenResampler: qwen_resampler,
@@ -157,8 +114,6 @@ PROJECTORS: Mapping[type, ProjectorFile] = {
     QFormer: qformer,
     VideoQFormer: video_qformer,
 }
-OUTPUT_PROJECTORS: Mapping[type, OutputProjectorFile] = {OutputTransformer: output_transformer}
-GENERATORS: Mapping[type, GeneratorFile] = {StableDiffusion: stable_diffusion}
 BACKBONES: Mapping[type, BackboneFile] = {
     Llama: llama,
     Opt: opt,
@@ -168,45 +123,38 @@ BACKBONES: Mapping[type, BackboneFile] = {
     ChatGlm: chatglm,
     Palm: palm,
 }
+FUSIONS: Mapping[type, Callable[[PreTrainedModel, AnySpec], None]] = {
+    Splice: lambda backbone, spec: None,
+    GatedCrossAttention: gated_cross_attention.add,
+    VisualExpert: visual_expert.add,
+}
 PEFT: Mapping[type, Callable[[PreTrainedModel, AnySpec], None]] = {
     Lora: lora.add_lora,
     QLora: qlora.add,
     Prefix: prefix.add,
     Adapter: adapter.add,
 }
-
-FUSIONS: Mapping[type, Callable[[PreTrainedModel, AnySpec], None]] = {
-    Splice: lambda backbone, spec: None,
-    GatedCrossAttention: gated_cross_attention.add,
-    VisualExpert: visual_expert.add,
-}
+OUTPUT_PROJECTORS: Mapping[type, OutputProjectorFile] = {OutputTransformer: output_transformer}
+GENERATORS: Mapping[type, GeneratorFile] = {StableDiffusion: stable_diffusion}
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def build(spec: ModelSpec, stage: Stage, *, weights: Weights, seed: int = 0) -> MultimodalLM:
-    """Build a model with the adapters of a stage; new weights depend on the seed alone.
+    """Build a model with a stage's adapters; new weights depend on the seed alone.
 
     Args:
-        spec: the slots.
-        stage: brings the adapters, DLP's reference and the precision of the frozen weights.
-        weights: `pretrained` loads encoders and backbone from the hub or a folder, `random` makes
-            them up from their configuration.
-        seed: of everything that is not loaded.
+        spec: of the model.
+        stage: its adapters, reference, generation and precision are used.
+        weights: `pretrained` loads encoders, backbone and generators from the hub or a folder,
+            `random` initialises them from their configurations.
+        seed: of all weights that are not loaded.
 
     Raises:
-        SpecError: weights that cannot be had, or that do not fit the spec.
+        SpecError: weights that cannot be loaded, or that do not fit the spec.
     """
     inputs = build_inputs(spec, stage, weights=weights, seed=seed)
-    dtype = DTYPES[stage.precision]
-    backbone = BACKBONES[type(spec.backbone)].build(spec.backbone, weights=weights, dtype=dtype)
-    FUSIONS[type(spec.fusion)](backbone, spec.fusion)
-    if stage.peft is not None:
-        add_peft(backbone, stage.peft)
-    if spec.packs and not isinstance(stage.peft, Prefix):  # whose keys stand before all samples
-        attend_within_samples(backbone)
-    if stage.recompute:
-        backbone.activation_checkpointing_enable({"use_reentrant": False})
+    backbone = build_backbone(spec, stage, weights=weights)
     if stage.reference is not None:
         return aligned_lm.build(spec, inputs, backbone, stage.reference, weights=weights)
     if stage.generation is not None:
@@ -215,102 +163,150 @@ def build(spec: ModelSpec, stage: Stage, *, weights: Weights, seed: int = 0) -> 
     return MultimodalLM(spec, inputs, backbone)
 
 
+def build_on_meta(spec: ModelSpec, stage: Stage) -> MultimodalLM:
+    """Build the full-size model on the meta device, without memory for its weights."""
+    with torch.device("meta"):
+        return build(spec, stage, weights="random")
+
+
 def build_inputs(
     spec: ModelSpec, stage: Stage, *, weights: Weights, seed: int = 0
 ) -> dict[str, dict[str, nn.Module]]:
-    """Build what stands in front of the backbone, by modality, with the weights that `build` gives.
+    """Build the input branches by modality, with the same weights as in `build`.
 
-    What is new in an encoder is drawn in the same order; so none is built without its neighbours.
+    All branches are built, since the new weights of each depend on those initialised before.
     """
     torch.manual_seed(seed)
     dtype = DTYPES[stage.precision]
     return {
-        slot.modality: own_parts(slot, spec.projected_width, weights, dtype) for slot in spec.inputs
+        branch.modality: build_input_branch(branch, spec.projected_width, weights, dtype)
+        for branch in spec.inputs
     }
+
+
+def build_input_branch(
+    branch: InputBranchSpec, width: int, weights: Weights, dtype: torch.dtype
+) -> dict[str, nn.Module]:
+    """Return a branch's own modules; those that it shares belong to another branch."""
+    own: dict[str, nn.Module] = {}
+    if branch.encoder_of is None:
+        encoder = ENCODERS[type(branch.encoder)]
+        own["encoder"] = encoder.build(branch.encoder, weights=weights, dtype=dtype)
+    if branch.projector_of is None:
+        projector = PROJECTORS[type(branch.projector)]
+        shape = branch.projector_shape(width)
+        own["projector"] = projector.build(branch.projector, shape, weights=weights).to(dtype)
+    return own
+
+
+def build_backbone(spec: ModelSpec, stage: Stage, *, weights: Weights) -> PreTrainedModel:
+    """Build the backbone with the spec's fusion layers and the stage's adapters."""
+    file = BACKBONES[type(spec.backbone)]
+    backbone = file.build(spec.backbone, weights=weights, dtype=DTYPES[stage.precision])
+    FUSIONS[type(spec.fusion)](backbone, spec.fusion)
+    if stage.peft is not None:
+        add_peft(backbone, stage.peft)
+    # Packed samples share one prefix, which precedes the first of them.
+    if spec.supports_packing and not isinstance(stage.peft, Prefix):
+        attend_within_samples(backbone)
+    if stage.recompute:
+        backbone.activation_checkpointing_enable({"use_reentrant": False})
+    return backbone
+
+
+def add_peft(backbone: PreTrainedModel, peft: Peft) -> None:
+    """Add a stage's adapters to a backbone, in place."""
+    PEFT[type(peft)](backbone, peft)
 
 
 def build_outputs(
     spec: ModelSpec, stage: Stage, *, weights: Weights, seed: int = 0
 ) -> dict[str, OutputBranch]:
-    """Build what stands behind the backbone, by modality, for a stage that draws."""
+    """Build the output branches by modality, for a stage with generation."""
     assert stage.generation is not None
-    denoises = stage.generation.denoise > 0
-    generators = _generators(spec, stage, denoises=denoises, weights=weights, seed=seed)
-    ways: dict[str, OutputBranch] = {}
-    for slot in spec.outputs:
-        projector = OUTPUT_PROJECTORS[type(slot.projector)]
-        width = spec.backbone.width
-        way = OutputBranch(
-            slot,
+    denoising = stage.generation.denoise > 0
+    generators = _generators(spec, stage, denoising=denoising, weights=weights, seed=seed)
+    branches: dict[str, OutputBranch] = {}
+    width = spec.backbone.width
+    for output in spec.outputs:
+        file = OUTPUT_PROJECTORS[type(output.projector)]
+        branch = OutputBranch(
+            output,
             width,
-            projector=projector.build(slot.projector, width, slot.generator.conditions),
-            generator=generators[slot.modality],
-            denoises=denoises,
+            projector=file.build(output.projector, width, output.generator.condition_shape),
+            generator=generators[output.modality],
+            denoising=denoising,
         )
-        ways[slot.modality] = way.to(DTYPES[stage.precision])
-    return ways
+        branches[output.modality] = branch.to(DTYPES[stage.precision])
+    return branches
 
 
 def build_text_encoders(
     spec: ModelSpec, stage: Stage, *, weights: Weights, seed: int = 0
 ) -> dict[str, Generator]:
-    """Build of the generators that a stage uses their text encoders alone, as `build` has them."""
+    """Build only the text encoders of a stage's generators, with the same weights as in `build`."""
     if stage.generation is None:
         return {}
-    return _generators(spec, stage, denoises=False, weights=weights, seed=seed)
+    return _generators(spec, stage, denoising=False, weights=weights, seed=seed)
 
 
 def _generators(
-    spec: ModelSpec, stage: Stage, *, denoises: bool, weights: Weights, seed: int
+    spec: ModelSpec, stage: Stage, *, denoising: bool, weights: Weights, seed: int
 ) -> dict[str, Generator]:
-    """Build the generators by modality; each draws its random weights from a seed of its own."""
-    made: dict[str, Generator] = {}
-    for number, slot in enumerate(spec.outputs, start=1):
+    """Build the generators by modality; each has a seed of its own for random weights."""
+    generators: dict[str, Generator] = {}
+    for number, output in enumerate(spec.outputs, start=1):
         torch.manual_seed(seed + number)
-        generator = GENERATORS[type(slot.generator)]
-        made[slot.modality] = generator.build(
-            slot.generator, denoises=denoises, weights=weights, dtype=DTYPES[stage.precision]
+        generators[output.modality] = GENERATORS[type(output.generator)].build(
+            output.generator, denoising=denoising, weights=weights, dtype=DTYPES[stage.precision]
         )
-    return made
-
-
-def own_parts(
-    slot: InputBranchSpec, width: int, weights: Weights, dtype: torch.dtype
-) -> dict[str, nn.Module]:
-    """Return a slot's own modules; what it shares belongs to another slot."""
-    parts: dict[str, nn.Module] = {}
-    if slot.encoder_of is None:
-        encoder = ENCODERS[type(slot.encoder)]
-        parts["encoder"] = encoder.build(slot.encoder, weights=weights, dtype=dtype)
-    if slot.projector_of is None:
-        projector = PROJECTORS[type(slot.projector)]
-        made = projector.build(slot.projector, slot.projector_shape(width), weights=weights)
-        parts["projector"] = made.to(dtype)
-    return parts
-
-
-def add_peft(backbone: PreTrainedModel, peft: Peft) -> None:
-    """Put a stage's adapters into a backbone, in place."""
-    PEFT[type(peft)](backbone, peft)
-
-
-def build_on_meta(spec: ModelSpec, stage: Stage) -> MultimodalLM:
-    """Build the full-size architecture without any memory for its weights."""
-    with torch.device("meta"):
-        return build(spec, stage, weights="random")
+    return generators
 
 
 def preprocess(spec: Encoder, raw: object) -> Tensor:
-    """Return an encoder's input (parts, *shape) of a decoded medium; docs/components.md."""
+    """Return an encoder's input (segments, *shape) for a decoded medium; docs/components.md."""
     file = ENCODERS[type(spec)]
-    if isinstance(raw, list) and not isinstance(spec, ImageBind):  # which pairs neighbours
+    if isinstance(raw, list) and not isinstance(spec, ImageBind):  # which encodes pairs of frames
         return torch.cat([file.preprocess(spec, frame) for frame in raw])
     return file.preprocess(spec, raw)
 
 
-def preprocess_target(slot: OutputBranchSpec, raw: object) -> Tensor:
-    """Return what a slot's generator compares with, (*shape), of a decoded medium."""
-    return GENERATORS[type(slot.generator)].preprocess(slot.generator, raw)
+def preprocess_target(output: OutputBranchSpec, raw: object) -> Tensor:
+    """Return the training target (*shape) of an output branch's generator for a decoded medium."""
+    return GENERATORS[type(output.generator)].preprocess(output.generator, raw)
+
+
+def build_tokenizer(spec: ModelSpec, *, weights: Weights) -> PreTrainedTokenizerBase:
+    """Load the backbone's tokenizer; with random weights, build a byte tokenizer."""
+    if weights == "random":
+        tokenizer: PreTrainedTokenizerBase = byte_tokenizers.plain()
+    else:
+        tokenizer = load_transformers(AutoTokenizer, spec.backbone.weights)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token  # padding is masked, so its id is irrelevant
+    # Texts are data: "</s>" in a web page's caption must not end a sequence.
+    tokenizer.split_special_tokens = True
+    return tokenizer
+
+
+def build_text_tokenizer(spec: ModelSpec, *, weights: Weights) -> PreTrainedTokenizerBase | None:
+    """Return the tokenizer of projectors that read the instruction; None if none does.
+
+    Raises:
+        SpecError: they have different tokenizers, or theirs cannot be loaded.
+    """
+    names = {
+        branch.projector.tokenizer
+        for branch in spec.inputs
+        if isinstance(branch.projector, QFormer) and branch.projector.reads_text
+    }
+    if not names:
+        return None
+    if len(names) > 1:
+        raise SpecError(f"inputs: projectors have tokenizers {sorted(names)}, must share one")
+    if weights == "random":
+        return byte_tokenizers.bert_style()
+    return load_transformers(AutoTokenizer, names.pop())
 
 
 def build_caption_tokenizers(
@@ -318,39 +314,6 @@ def build_caption_tokenizers(
 ) -> dict[str, PreTrainedTokenizerBase]:
     """Return, by kind (`to_image`), the tokenizers of the generators' text encoders."""
     return {
-        slot.kind: GENERATORS[type(slot.generator)].tokenizer(slot.generator, weights=weights)
-        for slot in outputs
+        output.kind: GENERATORS[type(output.generator)].tokenizer(output.generator, weights=weights)
+        for output in outputs
     }
-
-
-def build_tokenizer(spec: ModelSpec, *, weights: Weights) -> PreTrainedTokenizerBase:
-    """Load the backbone's tokenizer; with random weights, a byte tokenizer that needs no files."""
-    if weights == "random":
-        tokenizer: PreTrainedTokenizerBase = byte_tokenizers.of_a_backbone()
-    else:
-        tokenizer = load_transformers(AutoTokenizer, spec.backbone.weights)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token  # padding is masked, whatever stands there
-    # Texts are data: "</s>" in a web page's caption must not end a sequence.
-    tokenizer.split_special_tokens = True
-    return tokenizer
-
-
-def build_text_tokenizer(spec: ModelSpec, *, weights: Weights) -> PreTrainedTokenizerBase | None:
-    """Return the tokenizer of the projectors that read the instruction; None if none does.
-
-    Raises:
-        SpecError: they want different ones, or it cannot be had.
-    """
-    named = {
-        slot.projector.tokenizer
-        for slot in spec.inputs
-        if isinstance(slot.projector, QFormer) and slot.projector.reads_text
-    }
-    if not named:
-        return None
-    if len(named) > 1:
-        raise SpecError(f"inputs: projectors read text of {sorted(named)}, want one tokenizer")
-    if weights == "random":
-        return byte_tokenizers.like_bert_s()
-    return load_transformers(AutoTokenizer, named.pop())

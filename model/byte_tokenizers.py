@@ -1,4 +1,4 @@
-"""Tokenizers of bytes, which need no files: what models with random weights read and write."""
+"""Byte-level tokenizers that need no files, for models with random weights."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from transformers import PreTrainedTokenizerFast
 _CLIP_ENDS = ("<|startoftext|>", "<|endoftext|>")
 
 
-def of_a_backbone() -> PreTrainedTokenizerFast:
-    """One token per byte, after three special ones."""
+def plain() -> PreTrainedTokenizerFast:
+    """Return a tokenizer with one token per byte and `<pad>`, `<s>` and `</s>`."""
     return PreTrainedTokenizerFast(
         tokenizer_object=_bytes("<pad>", "<s>", "</s>"),
         pad_token="<pad>",
@@ -18,8 +18,8 @@ def of_a_backbone() -> PreTrainedTokenizerFast:
     )
 
 
-def like_bert_s() -> PreTrainedTokenizerFast:
-    """One token per byte, after BERT's special ones, which stand around a text as BERT's do."""
+def bert_style() -> PreTrainedTokenizerFast:
+    """Return a tokenizer with one token per byte and BERT's special tokens around each text."""
     tokenizer = _bytes("[PAD]", "[CLS]", "[SEP]", "[MASK]")
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
@@ -34,8 +34,8 @@ def like_bert_s() -> PreTrainedTokenizerFast:
     )
 
 
-def like_clip_s() -> PreTrainedTokenizerFast:
-    """One token per byte, between CLIP's two special ones; the second one also pads."""
+def clip_style() -> PreTrainedTokenizerFast:
+    """Return a tokenizer with one token per byte and CLIP's start and end; the end also pads."""
     tokenizer = _bytes(*_CLIP_ENDS)
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{_CLIP_ENDS[0]} $A {_CLIP_ENDS[1]}",

@@ -1,8 +1,9 @@
-"""Features of media, known or encoded: what stands between an encoder and what reads it.
+"""Features of media, cached or encoded now, as the projectors receive them.
 
-A frozen encoder says the same of a medium every time. Who knows what it said hands on that.
+A frozen encoder returns the same features for a medium every time, so they can be cached.
 
-Shapes: m media, x those of them that are encoded, f parts of a medium, n tokens of a part, d width.
+Shapes: m media, x those of them that are encoded, f segments of a medium, n tokens of a segment,
+d width.
 """
 
 from __future__ import annotations
@@ -15,64 +16,66 @@ from torch import Tensor, nn
 from model.batch import Media
 from model.spec import InputBranchSpec
 
-Keep = Callable[[str, Sequence[bytes], Tensor], None]
-"""Is told the kind of media, their keys, and the features (x, f, n, d) that were made of them."""
+FeatureRecorder = Callable[[str, Sequence[bytes], Tensor], None]
+"""Receives the kind of media, their cache keys, and their newly encoded features (x, f, n, d)."""
 
 
 def is_trainable(encoder: nn.Module) -> bool:
-    """Return whether any weight of an encoder trains, so that its features change."""
+    """Return whether any weight of an encoder is trainable, so that its features change."""
     return any(parameter.requires_grad for parameter in encoder.parameters())
 
 
 def media_features(
-    slot: InputBranchSpec,
+    branch: InputBranchSpec,
     encode: Callable[[Tensor], Tensor],
     media: Media | None,
     *,
-    calls: bool,
+    must_encode: bool,
     device: torch.device,
-    keep: Keep | None = None,
+    record_features: FeatureRecorder | None = None,
 ) -> Tensor:
-    """Return the features (m, f, n, d) of media; without media, those of one that stands for none.
+    """Return the features (m, f, n, d) of media; without media, those of one dummy.
 
     Args:
-        slot: that the media go into.
+        branch: the input branch of the media.
         encode: the encoder, values (x, f, *shape) → features (x, f, n, d).
-        media: of the slot's kind.
-        calls: whether any rank calls the encoder in this pass. Under ZeRO-3 that is a collective;
-            where nothing is left to encode, a blank medium is.
+        media: of the branch's kind.
+        must_encode: whether any rank calls the encoder in this forward pass. Under ZeRO-3 the call
+            is a collective; a rank with nothing to encode then encodes a dummy.
         device: of the model.
-        keep: is told what was encoded of media that have keys.
+        record_features: receives the newly encoded features of media that have cache keys.
     """
 
-    def blank() -> Tensor:
-        return encode(torch.zeros(1, slot.parts, *slot.encoder.shape, device=device))
+    def encode_dummy() -> Tensor:
+        return encode(torch.zeros(1, branch.segments, *branch.encoder.shape, device=device))
 
     if media is None:
-        return blank() if calls else torch.zeros(1, *slot.features, device=device)
+        if must_encode:
+            return encode_dummy()
+        return torch.zeros(1, *branch.feature_shape, device=device)
     encoded_xfnd = None
     if len(media.input_values):
         encoded_xfnd = encode(media.input_values)
-        if keep is not None and media.keys:
-            keep(slot.modality, media.keys, encoded_xfnd.detach())
-    elif calls:
-        blank()
-    return together(media.features, media.known_m, encoded_xfnd)
+        if record_features is not None and media.keys:
+            record_features(branch.modality, media.keys, encoded_xfnd.detach())
+    elif must_encode:
+        encode_dummy()
+    return merge_cached(media.cached_features, media.cached_m, encoded_xfnd)
 
 
-def together(known: Tensor | None, known_m: Tensor | None, made: Tensor | None) -> Tensor:
-    """Return what was known and what was made as one, in the order of the media or texts.
+def merge_cached(cached: Tensor | None, cached_m: Tensor | None, encoded: Tensor | None) -> Tensor:
+    """Return cached and newly encoded features in the order of the media or texts.
 
     Args:
-        known: of those that were; None if none was.
-        known_m: which were.
-        made: of the others; None if there are none.
+        cached: the cached ones; None if there are none.
+        cached_m: mask of the media or texts whose features are cached.
+        encoded: those of the others; None if there are none.
     """
-    if known is None or known_m is None:
-        assert made is not None
-        return made
-    all_m = known.new_empty(len(known_m), *known.shape[1:])
-    all_m[known_m] = known
-    if made is not None:
-        all_m[~known_m] = made
-    return all_m
+    if cached is None or cached_m is None:
+        assert encoded is not None
+        return encoded
+    merged_m = cached.new_empty(len(cached_m), *cached.shape[1:])
+    merged_m[cached_m] = cached
+    if encoded is not None:
+        merged_m[~cached_m] = encoded
+    return merged_m

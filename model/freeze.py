@@ -1,4 +1,4 @@
-"""What trains: a stage's patterns over parameter names, and nothing else."""
+"""Trainable parameters: those that match a stage's patterns; all others are frozen."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from model.spec import SpecError
 
 
 def set_trainable(model: nn.Module, patterns: Sequence[str]) -> list[str]:
-    """Let exactly the parameters train that a pattern matches; return their names in order.
+    """Make exactly the parameters trainable that match a pattern; return their names in order.
 
     Raises:
-        SpecError: a pattern matches nothing, which always is a mistake in a preset.
+        SpecError: a pattern matches no parameter, which is always a mistake in a preset.
     """
     names = [name for name, _ in model.named_parameters()]
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
             raise SpecError(f"trainable: the pattern {pattern!r} matches no parameter")
-    chosen = {name for name in names for pattern in patterns if fnmatchcase(name, pattern)}
+    trainable = {name for name in names for pattern in patterns if fnmatchcase(name, pattern)}
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in chosen)
-    return [name for name in names if name in chosen]
+        parameter.requires_grad_(name in trainable)
+    return [name for name in names if name in trainable]

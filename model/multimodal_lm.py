@@ -1,8 +1,8 @@
-"""The multimodal LLM: encoders and projectors in front of a backbone.
+"""The multimodal LLM: encoders and input projectors, fused with a backbone.
 
 Shapes: b sequences, t positions, s positions of a seq2seq decoder, d width, m media of a kind,
-f parts of a medium, n tokens of a part, k tokens of a medium, o positions with a target,
-v vocabulary.
+f segments of a medium, n tokens of a segment, k projected tokens of a medium, o positions with a
+target, v vocabulary.
 """
 
 from __future__ import annotations
@@ -16,31 +16,31 @@ from transformers import PreTrainedModel
 
 from model import packing
 from model.batch import Batch
-from model.features import Keep, is_trainable, media_features
+from model.features import FeatureRecorder, is_trainable, media_features
 from model.fusion import gated_cross_attention, visual_expert
-from model.fusion.conditioning import conditioned
+from model.fusion.conditioning import inject_decoder_kwargs
 from model.fusion.splice import FusionError, splice
-from model.parts import encode_parts, pool
+from model.segments import encode_segments, pool
 from model.spec import InputBranchSpec, ModelSpec
 from model.spec.fusion import GatedCrossAttention, VisualExpert
 from model.text import TextIds
 
 
 class MultimodalLM(nn.Module):
-    """t = LLM(P_X, F_T) (survey eq. 2); knows no losses, no data and no training.
+    """t = LLM(P_X, F_T) (survey eq. 2); independent of losses, data and training.
 
     Args:
-        spec: the slots and how they share their parts.
-        inputs: per modality the slot's own modules, `encoder` and `projector`. What a slot shares
-            with another is there only once: DeepSpeed hooks every module it finds, and a
-            module that it finds twice would be gathered twice.
+        spec: the branches and which components they share.
+        inputs: per modality the branch's own modules, `encoder` and `projector`. A shared module
+            appears only once: DeepSpeed hooks every module it finds, and would gather one that it
+            finds twice twice.
         backbone: the language model.
 
     Attributes:
-        keep: is told every feature of a medium that has a key, if anyone keeps them.
+        record_features: receives newly encoded features of media with cache keys, if set.
     """
 
-    keep: Keep | None = None
+    record_features: FeatureRecorder | None = None
 
     def __init__(
         self,
@@ -50,49 +50,46 @@ class MultimodalLM(nn.Module):
     ) -> None:
         super().__init__()
         self.spec = spec
-        self.inputs = nn.ModuleDict({kind: nn.ModuleDict(parts) for kind, parts in inputs.items()})
+        self.inputs = nn.ModuleDict({kind: nn.ModuleDict(own) for kind, own in inputs.items()})
         self.backbone = backbone
 
     def encoder(self, kind: str) -> nn.Module:
         """Return the encoder of one kind of media."""
-        return self._part(self.spec.slot(kind).encoder_of or kind, "encoder")
+        return self._component(self.spec.input_branch(kind).encoder_of or kind, "encoder")
 
     def projector(self, kind: str) -> nn.Module:
         """Return the input projector of one kind of media."""
-        return self._part(self.spec.slot(kind).projector_of or kind, "projector")
+        return self._component(self.spec.input_branch(kind).projector_of or kind, "projector")
 
-    def _part(self, kind: str, name: str) -> nn.Module:
+    def _component(self, kind: str, name: str) -> nn.Module:
         branch = self.inputs[kind]
         assert isinstance(branch, nn.ModuleDict)
         return branch[name]
 
     def train(self, mode: bool = True) -> MultimodalLM:
-        """Set the mode of all parts but frozen encoders, which never draw at random.
-
-        So a medium's features are the same every time.
-        """
+        """Set training mode, except for frozen encoders, whose features must be deterministic."""
         super().train(mode)
-        for slot in self.spec.inputs:
-            if slot.modality in self.inputs and slot.encoder_of is None:
-                encoder = self.encoder(slot.modality)
+        for branch in self.spec.inputs:
+            if branch.modality in self.inputs and branch.encoder_of is None:
+                encoder = self.encoder(branch.modality)
                 encoder.train(mode and is_trainable(encoder))
         return self
 
-    def encode(self, kind: str, values: Tensor) -> Tensor:
+    def encode(self, kind: str, input_values: Tensor) -> Tensor:
         """Return the features (m, f, n, d) of media (m, f, *shape): F_X (survey eq. 1).
 
-        A frozen encoder keeps no activations.
+        Frozen encoders run without gradients.
         """
-        slot, encoder = self.spec.slot(kind), self.encoder(kind)
+        branch, encoder = self.spec.input_branch(kind), self.encoder(kind)
         with torch.set_grad_enabled(is_trainable(encoder) and torch.is_grad_enabled()):
-            return encode_parts(encoder, values, whole=slot.encoder.sees_parts)
+            return encode_segments(encoder, input_values, jointly=branch.encoder.encodes_jointly)
 
     def project(self, kind: str, features_mfnd: Tensor, text: TextIds | None = None) -> Tensor:
-        """Return the projected tokens (m, k, d) of media's features: P_X (survey eq. 1)."""
-        slot, projector = self.spec.slot(kind), self.projector(kind)
-        # Not by name: under ZeRO-3 touching a weight outside its module gathers it.
+        """Return the projected tokens (m, k, d) of features: P_X (survey eq. 1)."""
+        branch, projector = self.spec.input_branch(kind), self.projector(kind)
+        # Not by name: under ZeRO-3, accessing a weight outside its module gathers it.
         dtype = next(projector.parameters()).dtype
-        projected_mkd: Tensor = projector(pool(features_mfnd.to(dtype), slot.pool), text)
+        projected_mkd: Tensor = projector(pool(features_mfnd.to(dtype), branch.pool), text)
         return projected_mkd
 
     def media_tokens(
@@ -102,36 +99,38 @@ class MultimodalLM(nn.Module):
 
         Args:
             batch: the micro-batch.
-            used: the kinds of media that any rank uses in this step. Under ZeRO-3 a module is a
-                collective; a kind that is missing here runs a dummy, and none of its tokens is
-                handed on (m = 0), which makes its weight zero.
-            encoded: those of them that any rank has to encode, since their features are not
-                known; by default all.
+            used: the kinds of media that any rank uses in this forward pass. Under ZeRO-3 calling a
+                module is a collective; for a kind that this rank lacks, a dummy is run and none of
+                its tokens is returned (m = 0), which gives it zero weight.
+            encoded: those of `used` that any rank has to encode because their features are not
+                cached; by default all.
 
         Raises:
-            FusionError: a kind that the model has no slot for.
+            FusionError: the model has no input branch for a kind.
         """
         unknown = (set(batch.media) | set(used)) - set(self.inputs)
         if unknown:
-            raise FusionError(f"media of {sorted(unknown)}, the model takes {list(self.inputs)}")
+            raise FusionError(
+                f"media of {sorted(unknown)}, but the model has input branches {list(self.inputs)}"
+            )
         encoded = used if encoded is None else encoded
         device = batch.ids_bt.device
         projected: dict[str, Tensor] = {}
-        # In the slots' order, present or not: collectives must come in the same order on all ranks.
-        for slot in self.spec.inputs:
-            kind, media = slot.modality, batch.media.get(slot.modality)
+        # In the order of the branches: collectives must have the same order on all ranks.
+        for branch in self.spec.inputs:
+            kind, media = branch.modality, batch.media.get(branch.modality)
             if media is None and kind not in used:
                 continue
             features_mfnd = media_features(
-                slot,
+                branch,
                 partial(self.encode, kind),
                 media,
-                calls=kind in encoded,
+                must_encode=kind in encoded,
                 device=device,
-                keep=self.keep,
+                record_features=self.record_features,
             )
             if media is None:
-                projected[kind] = self.project(kind, features_mfnd, _no_text(slot, device))[:0]
+                projected[kind] = self.project(kind, features_mfnd, _dummy_text(branch, device))[:0]
             else:
                 projected[kind] = self.project(kind, features_mfnd, media.text)
         return projected
@@ -139,19 +138,19 @@ class MultimodalLM(nn.Module):
     def embed(
         self, batch: Batch, projected: Mapping[str, Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the backbone's input (b, t, d), and what else its layers are to know.
+        """Return the backbone's input (b, t, d) and keyword arguments for its decoder.
 
         Args:
             batch: the micro-batch.
-            projected: as `media_tokens` gives them.
+            projected: the result of `media_tokens`.
 
         Raises:
-            FusionError: media and places do not match, or a kind that the model has no slot for.
+            FusionError: media and their positions do not match.
         """
         embeddings_btd = self.backbone.get_input_embeddings()(batch.ids_bt)
         fusion = self.spec.fusion
         if isinstance(fusion, GatedCrossAttention):
-            return embeddings_btd, self._looked_at(batch, projected, embeddings_btd)
+            return embeddings_btd, self._cross_attention_kwargs(batch, projected, embeddings_btd)
         media_mask_bt = {
             kind: batch.media[kind].media_mask_bt
             if kind in batch.media
@@ -160,28 +159,28 @@ class MultimodalLM(nn.Module):
         }
         flat = {kind: tokens_mkd.flatten(0, 1) for kind, tokens_mkd in projected.items()}
         fused_btd = splice(embeddings_btd, flat, media_mask_bt)
-        extra: dict[str, Tensor] = {}
+        kwargs: dict[str, Tensor] = {}
         if isinstance(fusion, VisualExpert):
-            places = [(media_mask_bt[kind], tokens.shape[1]) for kind, tokens in projected.items()]
-            extra = visual_expert.arrange(fusion, batch.attention_bt, places)
+            masks = [(media_mask_bt[kind], tokens.shape[1]) for kind, tokens in projected.items()]
+            kwargs = visual_expert.decoder_kwargs(fusion, batch.attention_bt, masks)
         if self.spec.backbone.prefix_lm:
-            # The context's last token already answers: it says the first word.
+            # The last token of the context is no context: it predicts the first word of the answer.
             last_bt = batch.context_bt & ~torch.roll(batch.context_bt, -1, 1)
-            extra["context_mask"] = batch.context_bt & ~last_bt
-        return fused_btd, extra
+            kwargs["context_mask"] = batch.context_bt & ~last_bt
+        return fused_btd, kwargs
 
-    def _looked_at(
+    def _cross_attention_kwargs(
         self, batch: Batch, projected: Mapping[str, Tensor], embeddings_btd: Tensor
     ) -> dict[str, Tensor]:
-        """Return what layers of gated cross-attention look at, media of all kinds together."""
+        """Return the arguments of gated cross-attention, for media of all kinds together."""
         tokens, width = self.spec.inputs[0].tokens, self.spec.projected_width
         none_nkd = embeddings_btd.new_zeros(0, tokens, width)
-        no_place_n = batch.ids_bt.new_zeros(0)
+        none_n = batch.ids_bt.new_zeros(0)
         media = [batch.media[kind] for kind in projected if kind in batch.media]
-        return gated_cross_attention.arrange(
+        return gated_cross_attention.decoder_kwargs(
             torch.cat([none_nkd, *(tokens.to(none_nkd.dtype) for tokens in projected.values())]),
-            torch.cat([no_place_n, *(medium.rows_m for medium in media)]),
-            torch.cat([no_place_n, *(medium.starts_m for medium in media)]),
+            torch.cat([none_n, *(medium.rows_m for medium in media)]),
+            torch.cat([none_n, *(medium.starts_m for medium in media)]),
             (batch.ids_bt.shape[0], batch.ids_bt.shape[1]),
         )
 
@@ -190,41 +189,41 @@ class MultimodalLM(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Return the logits (o, v) and the targets (o,) of all positions that have a target.
 
-        `used` and `encoded` are as of `media_tokens`.
+        `used` and `encoded` are those of `media_tokens`.
         """
         return self.compute_logits(batch, self.media_tokens(batch, used, encoded))
 
     def compute_logits(
         self, batch: Batch, projected: Mapping[str, Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """Return logits (o, v) and targets (o,), given the media's tokens.
+        """Return logits (o, v) and targets (o,), given the projected tokens.
 
-        Only positions with a target pass the vocabulary's matrix: in MM-PT a picture's hundreds of
-        tokens have none.
+        Logits are computed at positions with a target only: in MM-PT the hundreds of tokens of a
+        picture have none.
         """
-        embeddings_btd, extra = self.embed(batch, projected)
+        embeddings_btd, kwargs = self.embed(batch, projected)
         if batch.decoder_bs is None:
-            hidden_btd = self.backbone_hidden_states(batch, embeddings_btd, extra)[:, :-1]
+            hidden_btd = self.backbone_hidden_states(batch, embeddings_btd, kwargs)[:, :-1]
         else:
             hidden_btd = self._encode_decode(embeddings_btd, batch.attention_bt, batch.decoder_bs)
-        return self.backbone.get_output_embeddings()(hidden_btd[batch.targeted]), batch.targets_m
+        return self.backbone.get_output_embeddings()(hidden_btd[batch.target_mask]), batch.targets_o
 
     def backbone_hidden_states(
-        self, batch: Batch, embeddings_btd: Tensor, extra: Mapping[str, Tensor]
+        self, batch: Batch, embeddings_btd: Tensor, kwargs: Mapping[str, Tensor]
     ) -> Tensor:
-        """Return a causal backbone's last hidden states (b, t, d) of its input, see `embed`."""
-        told = dict(extra) | {"attention_mask": batch.attention_bt}
+        """Return a causal backbone's last hidden states (b, t, d) for the results of `embed`."""
+        decoder_kwargs = dict(kwargs) | {"attention_mask": batch.attention_bt}
         if batch.positions_bt is not None:
-            told |= packing.arguments(self.backbone, batch.positions_bt)
+            decoder_kwargs |= packing.decoder_kwargs(self.backbone, batch.positions_bt)
         hidden_btd: Tensor = self.backbone.get_decoder()(
-            inputs_embeds=embeddings_btd, use_cache=False, **told
+            inputs_embeds=embeddings_btd, use_cache=False, **decoder_kwargs
         ).last_hidden_state
         return hidden_btd
 
     def _encode_decode(
         self, embeddings_btd: Tensor, attention_bt: Tensor, decoder_bs: Tensor
     ) -> Tensor:
-        """Return what a seq2seq backbone's decoder says (b, s, d)."""
+        """Return the last hidden states (b, s, d) of a seq2seq backbone's decoder."""
         encoded_btd = self.backbone.get_encoder()(
             inputs_embeds=embeddings_btd, attention_mask=attention_bt
         ).last_hidden_state
@@ -238,9 +237,9 @@ class MultimodalLM(nn.Module):
 
     @torch.no_grad()
     def generate(self, batch: Batch, *, max_new_tokens: int, pad_id: int, end_id: int) -> Tensor:
-        """Return the ids (b, ≤ max_new_tokens) that greedy decoding appends to left-padded ids."""
-        embeddings_btd, extra = self.embed(batch, self.media_tokens(batch))
-        with conditioned(self.backbone.get_decoder(), extra):
+        """Return the new ids (b, ≤ max_new_tokens) of greedy decoding from left-padded prompts."""
+        embeddings_btd, kwargs = self.embed(batch, self.media_tokens(batch))
+        with inject_decoder_kwargs(self.backbone.get_decoder(), kwargs):
             ids_bt: Tensor = self.backbone.generate(
                 inputs_embeds=embeddings_btd,
                 attention_mask=batch.attention_bt,
@@ -250,13 +249,13 @@ class MultimodalLM(nn.Module):
                 pad_token_id=pad_id,
                 eos_token_id=end_id,
             )
-        # A decoder's own start is no answer.
+        # A seq2seq decoder's start token is not part of the answer.
         return ids_bt[:, 1:] if self.spec.backbone.seq2seq else ids_bt
 
 
-def _no_text(slot: InputBranchSpec, device: torch.device) -> TextIds | None:
-    """Return the instruction of a medium that stands for none, for projectors that read one."""
-    if not slot.projector.reads_text:
+def _dummy_text(branch: InputBranchSpec, device: torch.device) -> TextIds | None:
+    """Return the instruction of a dummy medium, for projectors that read one."""
+    if not branch.projector.reads_text:
         return None
     one = torch.ones(1, 1, dtype=torch.long, device=device)
     return TextIds(ids_bl=one, mask_bl=one)

@@ -1,11 +1,11 @@
-"""A modality's way out: signals of the backbone, output projector, frozen generator.
+"""One modality's output branch: signal tokens of the backbone, output projector, frozen generator.
 
-H_X = Θ_out(S_X) (survey §2.4), compared with what the generator's own text encoder says (eq. 4) and
-put to the test by the generator itself (eq. 5).
+H_X = Θ_out(S_X) (survey §2.4) is trained to match the embeddings of the generator's own text
+encoder (eq. 4) and to let the generator predict the noise of a noised medium (eq. 5).
 
-Shapes: d the backbone's width, g media, x those whose text is embedded, n signals of a medium,
-l and w positions and width of a generator's conditions, c channels and y, x sides of latents,
-o positions with a target.
+Shapes: d the backbone's width, g generated media, x those whose caption is embedded now, n signal
+tokens of a medium, l and w positions and width of a generator's condition, c channels and y, x
+sides of latents.
 """
 
 from __future__ import annotations
@@ -18,90 +18,90 @@ import torch
 from torch import Tensor, nn
 
 from model.batch import GenerationTargets
-from model.features import Keep, together
+from model.features import FeatureRecorder, merge_cached
 from model.input_projectors.attention import INIT_STD
 from model.spec.output_branches import OutputBranchSpec
 
 
 class NoisePrediction(NamedTuple):
-    """What a generator tells of noised latents and what would be right, each (g, c, y, x)."""
+    """A generator's noise prediction and its target, each (g, c, y, x)."""
 
     noise_pred_gcyx: Tensor
     noise_target_gcyx: Tensor
 
 
 class GenerationOutput(NamedTuple):
-    """What is learnt of one kind of media that come out.
+    """Inputs of the losses for one kind of generated media.
 
     Attributes:
-        condition_embeds_glw: H_X, what the generator is told.
-        target_embeds_glw: τ_X(t), what its own text encoder would tell it.
-        denoised: ε_X's answer under H_X and the right one; None where eq. 5 is not wanted.
+        condition_embeds_glw: H_X, the generator's condition.
+        target_embeds_glw: τ_X(t), its own text encoder's embedding of the caption.
+        noise_prediction: ε_X under H_X, and its target; None without eq. 5.
     """
 
     condition_embeds_glw: Tensor
     target_embeds_glw: Tensor
-    denoised: NoisePrediction | None
+    noise_prediction: NoisePrediction | None
 
 
 class Generator(nn.Module, ABC):
-    """What a file of `model/generators/` makes; its text encoder is its module `text`."""
+    """Base class of the modules in `model/generators/`; its text encoder is its module `text`."""
 
     @abstractmethod
     def embed(self, ids_gl: Tensor) -> Tensor:
-        """Return τ(t) (g, l, w) of padded texts, without a gradient."""
+        """Return τ(t) (g, l, w) of padded captions, without a gradient."""
 
     @abstractmethod
     def denoise(
-        self, values: Tensor, condition_embeds_glw: Tensor, seeds_g: Tensor
+        self, input_values: Tensor, condition_embeds_glw: Tensor, seeds_g: Tensor
     ) -> NoisePrediction:
-        """Return what is told of noised media under conditions, and what would be right."""
+        """Noise the media and return the noise predicted under the conditions, and its target."""
 
 
 class OutputBranch(nn.Module):
-    """What stands behind the backbone for one modality.
+    """The modules of one modality after the backbone.
 
-    The vocabulary stays as it is: signals have embeddings and rows of the output matrix of their
-    own beside it, and those train.
+    The vocabulary stays unchanged: signal tokens have input embeddings and output rows of their
+    own, which are trainable.
 
     Args:
-        slot: the sizes.
+        spec: of the branch.
         width: the backbone's.
-        projector, generator: the parts.
-        denoises: whether eq. 5 is wanted.
+        projector, generator: the components.
+        denoising: whether the generator predicts noise for eq. 5.
     """
 
     generator: Generator
 
     def __init__(
         self,
-        slot: OutputBranchSpec,
+        spec: OutputBranchSpec,
         width: int,
         *,
         projector: nn.Module,
         generator: Generator,
-        denoises: bool,
+        denoising: bool,
     ) -> None:
         super().__init__()
-        self.slot = slot
-        self.signals = nn.Embedding(slot.signals, width)
-        self.head = nn.Linear(width, slot.signals, bias=False)
+        self.spec = spec
+        self.signals = nn.Embedding(spec.signals, width)
+        self.head = nn.Linear(width, spec.signals, bias=False)
         for module in (self.signals, self.head):
             nn.init.normal_(module.weight, std=INIT_STD)
         self.projector = projector
         self.generator = generator
-        self._denoises = denoises
+        self._denoising = denoising
 
     def train(self, mode: bool = True) -> OutputBranch:
-        """Set the mode of all but the frozen generator, which never draws at random."""
+        """Set training mode, except for the frozen generator, which must be deterministic."""
         super().train(mode)
         self.generator.eval()
         return self
 
     def signal_embeddings(self) -> Tensor:
-        """Return the embeddings (n, d) of the signals."""
+        """Return the input embeddings (n, d) of the signal tokens."""
         device = next(self.signals.parameters()).device
-        signals_nd: Tensor = self.signals(torch.arange(self.slot.signals, device=device))
+        signals_nd: Tensor = self.signals(torch.arange(self.spec.signals, device=device))
         return signals_nd
 
     def generation_output(
@@ -109,66 +109,73 @@ class OutputBranch(nn.Module):
         targets: GenerationTargets | None,
         signal_hidden_gnd: Tensor,
         *,
-        embeds: bool,
-        keep: Keep | None = None,
+        must_embed: bool,
+        record_features: FeatureRecorder | None = None,
     ) -> GenerationOutput:
-        """Return what is made of the backbone's signals.
+        """Return the inputs of the losses, given the hidden states at the signal tokens.
 
-        Under ZeRO-3 each module is a collective: a rank without any media sends one that stands
-        for none through the same modules, and hands nothing on (g = 0).
+        Under ZeRO-3 calling a module is a collective: a rank without generated media runs a dummy
+        through the same modules and returns none of its outputs (g = 0).
 
         Args:
-            targets: the media; None on a rank without any.
-            signal_hidden_gnd: the backbone's last hidden states at the signals, plus their
-                embeddings.
-            embeds: whether any rank has a text to embed.
-            keep: receives the embeddings of texts that have keys.
+            targets: of the media; None on a rank without any.
+            signal_hidden_gnd: the backbone's last hidden states at the signal tokens, plus their
+                input embeddings.
+            must_embed: whether any rank has a caption to embed.
+            record_features: receives the embeddings of captions with cache keys.
         """
         dtype = next(self.projector.parameters()).dtype
-        if targets is None:
-            blank = self.blank(signal_hidden_gnd.device)
-            signal_hidden_gnd = signal_hidden_gnd.new_zeros(1, *signal_hidden_gnd.shape[1:])
-            made = self._drawings(blank, signal_hidden_gnd.to(dtype), embeds=embeds, keep=None)
-            denoised = made.denoised and NoisePrediction(*(part[:0] for part in made.denoised))
-            return GenerationOutput(
-                made.condition_embeds_glw[:0], made.target_embeds_glw[:0], denoised
-            )
-        return self._drawings(targets, signal_hidden_gnd.to(dtype), embeds=embeds, keep=keep)
+        if targets is not None:
+            return self._run(targets, signal_hidden_gnd.to(dtype), must_embed, record_features)
+        dummy = self.dummy_targets(signal_hidden_gnd.device)
+        signal_hidden_gnd = signal_hidden_gnd.new_zeros(1, *signal_hidden_gnd.shape[1:])
+        output = self._run(dummy, signal_hidden_gnd.to(dtype), must_embed, None)
+        noise = output.noise_prediction
+        return GenerationOutput(
+            output.condition_embeds_glw[:0],
+            output.target_embeds_glw[:0],
+            noise and NoisePrediction(*(tensor[:0] for tensor in noise)),
+        )
 
-    def _drawings(
+    def _run(
         self,
         targets: GenerationTargets,
         signal_hidden_gnd: Tensor,
-        *,
-        embeds: bool,
-        keep: Keep | None,
+        must_embed: bool,
+        record_features: FeatureRecorder | None,
     ) -> GenerationOutput:
         condition_embeds_glw = self.projector(signal_hidden_gnd)
-        target_embeds_glw = self._wanted(targets, embeds=embeds, keep=keep)
-        denoised = None
-        if self._denoises:
-            denoised = self.generator.denoise(
+        target_embeds_glw = self._target_embeds(targets, must_embed, record_features)
+        noise_prediction = None
+        if self._denoising:
+            noise_prediction = self.generator.denoise(
                 targets.input_values, condition_embeds_glw, targets.seeds_g
             )
-        return GenerationOutput(condition_embeds_glw, target_embeds_glw, denoised)
+        return GenerationOutput(condition_embeds_glw, target_embeds_glw, noise_prediction)
 
-    def _wanted(self, targets: GenerationTargets, *, embeds: bool, keep: Keep | None) -> Tensor:
-        """Return τ(t) (g, l, w), known or made; calls τ if any rank does."""
-        made_xlw = None
-        if not embeds:
-            if targets.embedded is None:  # a medium that stands for none
-                return torch.zeros(1, *self.slot.generator.conditions, device=targets.ids_xl.device)
+    def _target_embeds(
+        self,
+        targets: GenerationTargets,
+        must_embed: bool,
+        record_features: FeatureRecorder | None,
+    ) -> Tensor:
+        """Return τ(t) (g, l, w), cached or embedded now; calls τ if any rank does."""
+        device = targets.ids_xl.device
+        embedded_xlw = None
+        if not must_embed:
+            if targets.cached_embeds is None:  # a dummy
+                return torch.zeros(1, *self.spec.generator.condition_shape, device=device)
         elif len(targets.ids_xl):
-            made_xlw = self.generator.embed(targets.ids_xl)
-            if keep is not None and targets.keys:
-                keep(self.slot.kind, targets.keys, made_xlw)
+            embedded_xlw = self.generator.embed(targets.ids_xl)
+            if record_features is not None and targets.keys:
+                record_features(self.spec.kind, targets.keys, embedded_xlw)
         else:
-            self.generator.embed(self.blank(targets.ids_xl.device).ids_xl)
-        return together(targets.embedded, targets.known_g, made_xlw)
+            self.generator.embed(self.dummy_targets(device).ids_xl)
+        return merge_cached(targets.cached_embeds, targets.cached_g, embedded_xlw)
 
-    def blank(self, device: torch.device) -> GenerationTargets:
-        """Return a medium that stands for none."""
-        spec = self.slot.generator
+    def dummy_targets(self, device: torch.device) -> GenerationTargets:
+        """Return the targets of a dummy medium."""
+        spec = self.spec.generator
         return GenerationTargets(
             media_mask_bt=torch.zeros(1, 1, dtype=torch.bool, device=device),
             seeds_g=torch.zeros(1, dtype=torch.long, device="cpu"),
@@ -178,10 +185,10 @@ class OutputBranch(nn.Module):
 
 
 def signal_ids(outputs: Sequence[OutputBranchSpec], vocabulary: int) -> dict[str, list[int]]:
-    """Return, by modality, the ids of its signals as targets: they follow on the vocabulary's."""
+    """Return, by modality, the ids of its signal tokens as targets, after the vocabulary's ids."""
     ids: dict[str, list[int]] = {}
     first = vocabulary
-    for slot in outputs:
-        ids[slot.modality] = list(range(first, first + slot.signals))
-        first += slot.signals
+    for branch in outputs:
+        ids[branch.modality] = list(range(first, first + branch.signals))
+        first += branch.signals
     return ids

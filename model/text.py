@@ -1,4 +1,4 @@
-"""Texts beside the backbone's own: instructions in a Q-Former's vocabulary.
+"""Token ids of texts for components other than the backbone, e.g. a Q-Former's instruction.
 
 Shapes: b media, l text positions.
 """
@@ -13,7 +13,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class TextIds:
-    """Padded token ids (b, l), one row a medium, and their mask: 1 a token, 0 padding."""
+    """Padded token ids (b, l), one row per medium, and their mask: 1 for tokens, 0 for padding."""
 
     ids_bl: Tensor
     mask_bl: Tensor

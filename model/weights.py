@@ -1,4 +1,4 @@
-"""Weights: published ones from the hub or a folder, trained ones as safetensors."""
+"""Load weights: published ones from the hub or a folder, trained ones from safetensors files."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from transformers import PretrainedConfig, PreTrainedModel
 from model.spec import SpecError
 
 Weights = Literal["pretrained", "random"]
-"""`pretrained` loads a spec's weights from the hub or a folder, `random` makes them up."""
+"""`pretrained` loads a spec's weights from the hub or a folder, `random` initialises them."""
 
 
 def load_transformers(cls: Any, source: str, **options: Any) -> Any:  # noqa: ANN401 -- their classes
-    """Load from a folder or the hub; what transformers says of a failure becomes one line.
+    """Load with `from_pretrained` from a folder or the hub; failures become one-line errors.
 
     Raises:
-        SpecError: no such weights.
+        SpecError: there are no such weights.
     """
     try:
         return cls.from_pretrained(source, **options)
@@ -33,42 +33,42 @@ def load_transformers(cls: Any, source: str, **options: Any) -> Any:  # noqa: AN
         where = "folder" if Path(source).is_absolute() else "hub name"
         raise SpecError(
             f"weights of {where} {source!r} cannot be loaded ({reason}); "
-            "give --weights random to go without"
+            "use --weights random to run without"
         ) from error
 
 
-def expect(module: PreTrainedModel, config: PretrainedConfig, source: str) -> None:
-    """Raise SpecError where loaded weights have another shape than the spec says."""
+def check_config(module: PreTrainedModel, config: PretrainedConfig, source: str) -> None:
+    """Raise SpecError where the sizes of loaded weights differ from the spec's."""
     for name in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"):
-        want, got = getattr(config, name), getattr(module.config, name)
-        if want != got:
-            raise SpecError(f"weights {source!r}: {name} is {got}, the preset says {want}")
+        expected, loaded = getattr(config, name), getattr(module.config, name)
+        if expected != loaded:
+            raise SpecError(f"weights {source!r}: {name} is {loaded}, the preset says {expected}")
 
 
 def load_published(
     module: nn.Module, source: str, rename: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 ) -> None:
-    """Load a published checkpoint into a hand-written part, every tensor exactly once.
+    """Load a published checkpoint into a module of ours, using every tensor exactly once.
 
     Args:
-        module: the part.
-        source: `FOLDER/FILE`, or `OWNER/NAME:FILE` on the hub; safetensors or torch's own format
-            (read with `weights_only`).
-        rename: from the published names to the module's; leaves out what it has no use for.
+        module: with our parameter names.
+        source: `FOLDER/FILE`, or `OWNER/NAME:FILE` on the hub; safetensors or torch's format
+            (loaded with `weights_only`).
+        rename: from the published names to the module's; drops unused tensors.
 
     Raises:
-        SpecError: no such file, or tensors that are missing, left over or of another shape.
+        SpecError: there is no such file, or tensors are missing, unused or of another shape.
     """
     state = dict(rename(_read(source)))
     own = module.state_dict()
     missing, unused = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     if missing or unused:
-        raise SpecError(f"weights {source!r}: missing {missing[:3]}, not used {unused[:3]}")
+        raise SpecError(f"weights {source!r}: missing {missing[:3]}, unused {unused[:3]}")
     for name, tensor in state.items():
         if tensor.shape != own[name].shape:
             raise SpecError(
                 f"weights {source!r}: {name} is {tuple(tensor.shape)}, "
-                f"want {tuple(own[name].shape)}"
+                f"expected {tuple(own[name].shape)}"
             )
     module.load_state_dict(state)
 
@@ -84,22 +84,22 @@ def _read(source: str) -> Mapping[str, Tensor]:
     except (OSError, ValueError, SafetensorError, pickle.UnpicklingError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise SpecError(
-            f"weights {source!r} cannot be loaded ({reason}); give --weights random to go without"
+            f"weights {source!r} cannot be loaded ({reason}); use --weights random to run without"
         ) from error
 
 
 def load_trained(model: nn.Module, file: Path) -> None:
-    """Load the weights of a file into the parameters of the same names; the others stay.
+    """Load a file's weights into the parameters of the same names; others stay unchanged.
 
     Raises:
-        SpecError: no such file, not a safetensors file, or a name or a shape that the model lacks.
+        SpecError: there is no such safetensors file, or a name or shape does not fit the model.
     """
     if not file.is_file():
         raise SpecError(f"{file}: no such weights")
     try:
         stored = load_file(file)
     except SafetensorError as error:
-        raise SpecError(f"{file}: not a sound safetensors file ({error})") from error
+        raise SpecError(f"{file}: not a valid safetensors file ({error})") from error
     assign(model, stored, str(file))
 
 
@@ -113,7 +113,7 @@ def assign(model: nn.Module, stored: Mapping[str, Tensor], source: str) -> None:
     """Copy named tensors into a model's parameters.
 
     Raises:
-        SpecError: a name or a shape that the model lacks; names the source and the tensor.
+        SpecError: a name or shape does not fit the model; names the source and the tensor.
     """
     own = dict(model.named_parameters())
     for name, tensor in stored.items():
@@ -129,8 +129,8 @@ def assign(model: nn.Module, stored: Mapping[str, Tensor], source: str) -> None:
             own[name].copy_(tensor)
 
 
-def renamed(name: str, pairs: Iterable[tuple[str, str]]) -> str:
-    """Return a name with the first place of each published part replaced by ours, pair by pair."""
+def rename(name: str, pairs: Iterable[tuple[str, str]]) -> str:
+    """Return a name with the first occurrence of each published substring replaced by ours."""
     for theirs, own in pairs:
         name = name.replace(theirs, own, 1)
     return name

@@ -1,4 +1,4 @@
-"""Transformers' own multimodal models in tiny sizes, with weights that hide no slip."""
+"""Transformers' multimodal models in tiny sizes, with random weights that hide no errors."""
 
 import torch
 from torch import nn
@@ -18,7 +18,7 @@ from transformers import (
 VOCABULARY = 384
 IMAGE_ID = 383
 VIDEO_ID = 382
-"""Ids that no text has, to stand at the places of pictures and of videos."""
+"""Placeholder ids at the positions of pictures and videos, which occur in no text."""
 TOKENS = {"image": IMAGE_ID, "video": VIDEO_ID}
 
 _SMALL = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 48}
@@ -60,7 +60,7 @@ T5 = {
 
 
 def llava(**fields):
-    return _drawn(
+    return _randomised(
         LlavaForConditionalGeneration,
         LlavaConfig(vision_config=_CLIP, text_config=LLAMA, image_token_index=IMAGE_ID, **fields),
     )
@@ -74,19 +74,21 @@ def video_llava(frames=3):
         video_token_index=VIDEO_ID,
         video_seq_length=17 * frames,
     )
-    return _drawn(VideoLlavaForConditionalGeneration, config)
+    return _randomised(VideoLlavaForConditionalGeneration, config)
 
 
 def blip_2(text):
-    return _drawn(Blip2ForConditionalGeneration, _blip(Blip2Config, text))
+    return _randomised(Blip2ForConditionalGeneration, _blip(Blip2Config, text))
 
 
 def instructblip(text):
-    return _drawn(InstructBlipForConditionalGeneration, _blip(InstructBlipConfig, text))
+    return _randomised(InstructBlipForConditionalGeneration, _blip(InstructBlipConfig, text))
 
 
 def instructblip_video(text):
-    return _drawn(InstructBlipVideoForConditionalGeneration, _blip(InstructBlipVideoConfig, text))
+    return _randomised(
+        InstructBlipVideoForConditionalGeneration, _blip(InstructBlipVideoConfig, text)
+    )
 
 
 def _blip(cls, text):
@@ -101,8 +103,8 @@ def _blip(cls, text):
     )
 
 
-def _drawn(cls, config):
-    """Return a model none of whose weights is as tidy as an initialisation leaves it."""
+def _randomised(cls, config):
+    """Return a model with all weights random: initial zeros and ones could hide errors."""
     torch.manual_seed(0)
     model = cls(config).eval()
     if config.text_config.model_type == "t5":  # as Flan-T5 has it

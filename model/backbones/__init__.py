@@ -1,1 +1,1 @@
-"""LLM backbones: transformers' own classes, fed with embeddings (survey §2.3)."""
+"""LLM backbones: transformers' classes, called with input embeddings (survey §2.3)."""

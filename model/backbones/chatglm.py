@@ -1,10 +1,10 @@
 """ChatGLM-6B, the first version (Du et al. 2022, *GLM*; Zeng et al. 2022, *GLM-130B*).
 
-Unlike its successors it has positions in pairs (GLM §2.3), sees its context in both directions, and
-has residuals that are scaled and begin after the norm, of DeepNorm's kind (GLM-130B §2.1).
+Unlike its successors it has two positions per token (GLM §2.3), bidirectional attention within the
+context, and scaled residuals that start after the norm, in the manner of DeepNorm (GLM-130B §2.1).
 
-Shapes: b sequences, t positions of this call, s positions of this call and all before, d width,
-h heads, c width of a head.
+Shapes: b sequences, t positions of this call, s positions including cached ones, d width, h heads,
+c width of a head.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Rotation = tuple[Tensor, Tensor]
 
 
 class ChatGlmConfig(PretrainedConfig):
-    """Sizes, under transformers' usual names."""
+    """Sizes, with transformers' usual names."""
 
     model_type = "chatglm"
 
@@ -75,19 +75,19 @@ class Attention(nn.Module):
         past_key_values: Any | None = None,  # noqa: ANN401 -- transformers' Cache
         **_: object,
     ) -> tuple[Tensor, None]:
-        """Return what each position gathers (b, t, d); `attention_mask` is (b, 1, t, s), bool."""
+        """Return the attention output (b, t, d); `attention_mask` is (b, 1, t, s), bool."""
         mixed = self.query_key_value(hidden_btd).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         q_bhtc, k_bhtc, v_bhtc = mixed.chunk(3, dim=-1)
         q_bhtc = rotate(q_bhtc, position_embeddings)
         k_bhsc, v_bhsc = rotate(k_bhtc, position_embeddings), v_bhtc
         if past_key_values is not None:
             k_bhsc, v_bhsc = past_key_values.update(k_bhsc, v_bhsc, self.layer_idx)
-        seen_bhtc = F.scaled_dot_product_attention(q_bhtc, k_bhsc, v_bhsc, attn_mask=attention_mask)
-        return self.dense(seen_bhtc.transpose(1, 2).flatten(2)), None
+        out_bhtc = F.scaled_dot_product_attention(q_bhtc, k_bhsc, v_bhsc, attn_mask=attention_mask)
+        return self.dense(out_bhtc.transpose(1, 2).flatten(2)), None
 
 
 class Mlp(nn.Module):
-    """Two linear layers with GELU between them, by its tanh approximation."""
+    """Two linear layers with GELU (tanh approximation) between them."""
 
     def __init__(self, config: ChatGlmConfig) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ class Mlp(nn.Module):
         self.dense_4h_to_h = nn.Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, hidden_btd: Tensor) -> Tensor:
-        """Return the new states (b, t, d)."""
+        """Return the output (b, t, d)."""
         new_btd: Tensor = self.dense_4h_to_h(
             F.gelu(self.dense_h_to_4h(hidden_btd), approximate="tanh")
         )
@@ -103,7 +103,7 @@ class Mlp(nn.Module):
 
 
 class Block(GradientCheckpointingLayer):
-    """Norm, then attention beside the scaled normed states; the same with the feed-forward."""
+    """Attention, then feed-forward, each added to its scaled normed input."""
 
     def __init__(self, config: ChatGlmConfig, layer: int) -> None:
         super().__init__()
@@ -114,16 +114,16 @@ class Block(GradientCheckpointingLayer):
         self.mlp = Mlp(config)
 
     def forward(self, hidden_btd: Tensor, **more: Any) -> Tensor:  # noqa: ANN401 -- for attention
-        """Return the states (b, t, d) after this layer."""
+        """Return the hidden states (b, t, d) after this layer."""
         normed_btd = self.input_layernorm(hidden_btd)
-        gathered_btd, _ = self.attention(normed_btd, **more)
-        normed_btd = self.post_attention_layernorm(self.scale * normed_btd + gathered_btd)
+        attended_btd, _ = self.attention(normed_btd, **more)
+        normed_btd = self.post_attention_layernorm(self.scale * normed_btd + attended_btd)
         new_btd: Tensor = self.scale * normed_btd + self.mlp(normed_btd)
         return new_btd
 
 
 class ChatGlmPreTrained(PreTrainedModel):
-    """What transformers wants to know of the class."""
+    """Class attributes that transformers requires."""
 
     config_class = ChatGlmConfig
     base_model_prefix = "transformer"
@@ -157,23 +157,23 @@ class ChatGlmModel(ChatGlmPreTrained):
         use_cache: bool | None = None,
         **more: Any,  # noqa: ANN401 -- for the layers
     ) -> BaseModelOutputWithPast:
-        """Return the last states (b, t, d).
+        """Return the last hidden states (b, t, d).
 
         Args:
-            input_ids: (b, t), unless there are embeddings.
+            input_ids: (b, t), unless embeddings are given.
             inputs_embeds: (b, t, d).
-            attention_mask: (b, s), 1 where there is a token.
-            context_mask: (b, ≤ s), true at what comes before the answer, `[gMASK]` being its last
-                and `<sop>` the first after it; positions beyond its end are no context.
-            past_key_values: transformers' cache of what came before.
-            use_cache: whether to make one.
-            **more: handed to the layers.
+            attention_mask: (b, s), 1 for tokens.
+            context_mask: (b, ≤ s), true before the answer: `[gMASK]` is the last token of the
+                context and `<sop>` the first of the answer; later positions are no context.
+            past_key_values: transformers' cache of previous calls.
+            use_cache: whether to create one.
+            **more: passed to the layers.
 
         Raises:
             ValueError: no context mask.
         """
         if context_mask is None:
-            raise ValueError("ChatGLM-6B wants a context_mask")
+            raise ValueError("ChatGLM-6B requires a context_mask")
         hidden_btd = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
@@ -189,7 +189,7 @@ class ChatGlmModel(ChatGlmPreTrained):
             hidden_btd = layer(
                 hidden_btd,
                 attention_mask=prefix_mask(real_bs, context_bs, before),
-                position_embeddings=tuple(part.to(hidden_btd.dtype) for part in rotation),
+                position_embeddings=tuple(wave.to(hidden_btd.dtype) for wave in rotation),
                 past_key_values=past_key_values,
                 **more,
             )
@@ -199,7 +199,7 @@ class ChatGlmModel(ChatGlmPreTrained):
 
 
 class ChatGlmForCausalLM(ChatGlmPreTrained, GenerationMixin):
-    """ChatGLM-6B with its output matrix, which is the embeddings."""
+    """ChatGLM-6B with its output matrix, which is tied to the embeddings."""
 
     _tied_weights_keys: ClassVar[dict[str, str]] = {
         "lm_head.weight": "transformer.word_embeddings.weight"
@@ -235,7 +235,7 @@ class ChatGlmForCausalLM(ChatGlmPreTrained, GenerationMixin):
         logits_to_keep: int = 0,
         **more: Any,  # noqa: ANN401 -- for the layers
     ) -> CausalLMOutputWithPast:
-        """Return the logits (b, t, v), or those of the last positions; see `ChatGlmModel`."""
+        """Return the logits (b, t, v), or only those of the last positions; see `ChatGlmModel`."""
         states = self.transformer(
             input_ids,
             inputs_embeds=inputs_embeds,
@@ -252,39 +252,39 @@ class ChatGlmForCausalLM(ChatGlmPreTrained, GenerationMixin):
 
 
 def prefix_mask(real_bs: Tensor, context_bs: Tensor, before: int) -> Tensor:
-    """Return (b, 1, t, s), true where a position sees another: all context, and what is behind it.
+    """Return the mask (b, 1, t, s) of a prefix LM: positions attend to the context and backwards.
 
     Args:
-        real_bs: true where there is a token.
-        context_bs: true at the context.
-        before: the positions s that came before this call's t.
+        real_bs: true for tokens, false for padding.
+        context_bs: true in the context.
+        before: number of cached positions.
     """
-    place_s = torch.arange(real_bs.shape[1], device=real_bs.device)
-    behind_ts = place_s <= place_s[before:, None]
-    return (real_bs[:, None] & (context_bs[:, None] | behind_ts))[:, None]
+    position_s = torch.arange(real_bs.shape[1], device=real_bs.device)
+    causal_ts = position_s <= position_s[before:, None]
+    return (real_bs[:, None] & (context_bs[:, None] | causal_ts))[:, None]
 
 
 def angles(real_bs: Tensor, context_bs: Tensor, before: int, width: int) -> Rotation:
-    """Return cosines and sines (b, 1, t, 2 pairs · width) of both positions of each token.
+    """Return cosines and sines (b, 1, t, 2 pairs · width) for the two positions of each token.
 
-    The first counts the context and stays at its last token; the second is 0 in the context and
-    counts from 1 behind it (GLM §2.3). Each turns one half of a head, of that `width`.
+    The first position counts within the context and then stays constant; the second is 0 in the
+    context and counts from 1 in the answer (GLM §2.3). Each rotates one half of a head, of `width`.
     """
     first_bs = (context_bs.long().cumsum(1) - 1).clamp(min=0)
     second_bs = (real_bs & ~context_bs).long().cumsum(1)
     steps = torch.arange(0, width, 2, device=real_bs.device)
-    # The published code keeps its frequencies in half precision.
+    # The published code stores its frequencies in half precision.
     frequencies = (10_000.0 ** (-steps / width)).half().float()
-    turned = []
-    for places_bs in (first_bs, second_bs):
-        turns = places_bs[:, before:, None].float() * frequencies
-        turned += [turns, turns]
-    both = torch.cat(turned, dim=-1)[:, None]
+    halves = []
+    for positions_bs in (first_bs, second_bs):
+        half = positions_bs[:, before:, None].float() * frequencies
+        halves += [half, half]
+    both = torch.cat(halves, dim=-1)[:, None]
     return both.cos(), both.sin()
 
 
 def rotate(heads_bhtc: Tensor, rotation: Rotation) -> Tensor:
-    """Turn each half of every head by its own position (Su et al. 2021, *RoFormer*)."""
+    """Rotate each half of every head by its own position (Su et al. 2021, *RoFormer*)."""
     cosines, sines = rotation
     a, b, c, d = heads_bhtc.chunk(4, dim=-1)
     return heads_bhtc * cosines + torch.cat([-b, a, -d, c], dim=-1) * sines
@@ -298,15 +298,15 @@ def chatglm_config(spec: ChatGlm) -> ChatGlmConfig:
         intermediate_size=spec.mlp_width,
         num_hidden_layers=spec.layers,
         num_attention_heads=spec.heads,
-        layer_norm_eps=spec.norm_epsilon,
+        layer_norm_eps=spec.norm_eps,
         use_cache=False,
     )
 
 
 def convert_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors of the published checkpoint that are used, under the same names.
+    """Return the tensors of the published checkpoint that are used; names are unchanged.
 
-    The rotary frequencies are computed; the output matrix is stored though it is the embeddings.
+    Rotary frequencies are computed; the output matrix is stored although it is tied.
     """
     return {
         name: tensor
@@ -319,7 +319,7 @@ def build(spec: ChatGlm, *, weights: Weights, dtype: torch.dtype) -> ChatGlmForC
     """Return the backbone with published or random weights.
 
     Raises:
-        SpecError: weights that cannot be had, or of another shape.
+        SpecError: weights that cannot be loaded, or of another shape.
     """
     config = chatglm_config(spec)
     if weights == "random":

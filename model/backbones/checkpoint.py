@@ -1,4 +1,4 @@
-"""Published backbones: transformers' checkpoints, and those in names of their own."""
+"""Load published backbones: transformers checkpoints, and those with other tensor names."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ def load(
     source: str,
     config: PretrainedConfig,
     sizes: Sequence[str],
-    **options: Any,  # noqa: ANN401 -- theirs
+    **options: Any,  # noqa: ANN401 -- transformers' options
 ) -> Any:  # noqa: ANN401
-    """Load a transformers checkpoint whose sizes are those of `config`.
+    """Load a transformers checkpoint and check its sizes against `config`.
 
     Args:
         cls: the model class.
         source: a hub name or a folder.
-        config: what the spec says.
-        sizes: attributes of the configuration in which the two must agree.
-        options: for `from_pretrained`.
+        config: the spec's configuration.
+        sizes: attributes that must be equal in both configurations.
+        options: of `from_pretrained`.
 
     Raises:
-        SpecError: no such weights, another size, or tensors that the checkpoint lacks.
+        SpecError: there are no such weights, sizes differ, or tensors are missing.
     """
     model, found = load_transformers(cls, source, output_loading_info=True, **options)
     for name in sizes:
-        want, got = getattr(config, name), getattr(model.config, name)
-        if want != got:
-            raise SpecError(f"weights {source!r}: {name} is {got}, the preset says {want}")
+        expected, loaded = getattr(config, name), getattr(model.config, name)
+        if expected != loaded:
+            raise SpecError(f"weights {source!r}: {name} is {loaded}, the preset says {expected}")
     if found["missing_keys"]:
         raise SpecError(f"weights {source!r}: missing {sorted(found['missing_keys'])[:3]}")
     return model
@@ -55,29 +55,29 @@ def load_renamed(
     rename: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]],
     dtype: torch.dtype,
 ) -> Any:  # noqa: ANN401 -- an object of `cls`, which is Any to us
-    """Load a checkpoint in the publisher's own names, every tensor exactly once.
+    """Load a checkpoint with the publisher's tensor names, using every tensor exactly once.
 
     Args:
         cls: the model class.
-        source: a hub name or a folder, with safetensors or torch's own files (`weights_only`).
-        config: of the model; decides its shape.
-        rename: from the published names to the class's; leaves out what it has no use for.
+        source: a hub name or a folder, with files of safetensors or torch (`weights_only`).
+        config: of the model.
+        rename: from the published names to the class's; drops unused tensors.
         dtype: of the weights.
 
     Raises:
-        SpecError: no such checkpoint, or tensors missing, left over or of another shape.
+        SpecError: there is no such checkpoint, or tensors are missing, unused or of another shape.
     """
     try:
         state = dict(rename(read(source)))
     except KeyError as error:
         raise SpecError(f"weights {source!r}: missing {error}") from error
     with torch.device("meta"):
-        twin = cls(config)
-    own = twin.state_dict()
-    tied = set(twin.all_tied_weights_keys) - state.keys()
+        skeleton = cls(config)
+    own = skeleton.state_dict()
+    tied = set(skeleton.all_tied_weights_keys) - state.keys()
     missing, unused = sorted(own.keys() - state.keys() - tied), sorted(state.keys() - own.keys())
     if missing or unused:
-        raise SpecError(f"weights {source!r}: missing {missing[:3]}, not used {unused[:3]}")
+        raise SpecError(f"weights {source!r}: missing {missing[:3]}, unused {unused[:3]}")
     for name, tensor in state.items():
         if tensor.shape != own[name].shape:
             raise SpecError(
@@ -88,10 +88,10 @@ def load_renamed(
 
 
 def read(source: str) -> dict[str, Tensor]:
-    """Return all tensors of a folder or of a repository on the hub, whatever its number of files.
+    """Return all tensors of a folder or of a repository on the hub, from any number of files.
 
     Raises:
-        SpecError: no such folder or repository, or none that can be read.
+        SpecError: there is no such folder or repository, or it cannot be read.
     """
     try:
         files = _files(source)
@@ -104,13 +104,13 @@ def read(source: str) -> dict[str, Tensor]:
     except (OSError, ValueError, HfHubHTTPError, SafetensorError, pickle.UnpicklingError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise SpecError(
-            f"weights {source!r} cannot be loaded ({reason}); give --weights random to go without"
+            f"weights {source!r} cannot be loaded ({reason}); use --weights random to run without"
         ) from error
     return state
 
 
 def _files(source: str) -> list[Path]:
-    """Return the files with tensors, safetensors where there are any."""
+    """Return the files with tensors, preferring safetensors."""
     for pattern in ("*.safetensors", "pytorch_model*.bin"):
         folder = (
             source if Path(source).is_dir() else snapshot_download(source, allow_patterns=pattern)

@@ -1,4 +1,4 @@
-"""ChatGLM2 and ChatGLM3 backbones, as transformers' Glm (Zeng et al. 2022, *GLM-130B*)."""
+"""ChatGLM2 and ChatGLM3 backbones, with transformers' Glm (Zeng et al. 2022, *GLM-130B*)."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def glm_config(spec: Glm) -> GlmConfig:
         num_key_value_heads=spec.kv_heads,
         head_dim=spec.width // spec.heads,
         max_position_embeddings=spec.max_positions,
-        rms_norm_eps=spec.norm_epsilon,
+        rms_norm_eps=spec.norm_eps,
         attention_bias=True,
         tie_word_embeddings=False,
         pad_token_id=0,
@@ -45,7 +45,7 @@ def glm_config(spec: Glm) -> GlmConfig:
 
 
 def convert_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors of a published ChatGLM2 checkpoint under transformers' names for Glm.
+    """Rename the tensors of a published ChatGLM2 checkpoint to transformers' names for Glm.
 
     Its `query_key_value` holds all queries, then the few keys, then the few values.
     """
@@ -58,16 +58,16 @@ def convert_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         layer, _, inner = rest.partition(".")
         if stem:  # transformer.rotary_pos_emb.inv_freq
             continue
-        place = f"model.layers.{layer}"
+        prefix = f"model.layers.{layer}"
         if inner.startswith("self_attention.query_key_value."):
             kind = inner.rpartition(".")[2]
             dense = state[f"transformer.encoder.layers.{layer}.self_attention.dense.weight"]
             queries = dense.shape[1]
             keys = (len(tensor) - queries) // 2
-            for part, piece in zip("qkv", tensor.split([queries, keys, keys]), strict=True):
-                ours[f"{place}.self_attn.{part}_proj.{kind}"] = piece.clone()
+            for letter, rows in zip("qkv", tensor.split([queries, keys, keys]), strict=True):
+                ours[f"{prefix}.self_attn.{letter}_proj.{kind}"] = rows.clone()
         else:
-            ours[f"{place}.{_INNER.get(inner, inner)}"] = tensor
+            ours[f"{prefix}.{_INNER.get(inner, inner)}"] = tensor
     return ours
 
 
@@ -75,7 +75,7 @@ def build(spec: Glm, *, weights: Weights, dtype: torch.dtype) -> GlmForCausalLM:
     """Return the backbone with published or random weights.
 
     Raises:
-        SpecError: weights that cannot be had, or of another shape.
+        SpecError: weights that cannot be loaded, or of another shape.
     """
     config = glm_config(spec)
     if weights == "random":

@@ -1,4 +1,4 @@
-"""LLaMA-shaped backbones, transformers' own class (LLaMA, LLaMA-2, Vicuna)."""
+"""Backbones of LLaMA's architecture (LLaMA, LLaMA-2, Vicuna), with transformers' class."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from model.spec import Llama
-from model.weights import Weights, expect, load_transformers
+from model.weights import Weights, check_config, load_transformers
 
 
 def llama_config(spec: Llama) -> LlamaConfig:
@@ -19,7 +19,7 @@ def llama_config(spec: Llama) -> LlamaConfig:
         num_attention_heads=spec.heads,
         num_key_value_heads=spec.kv_heads,
         max_position_embeddings=spec.max_positions,
-        rms_norm_eps=spec.norm_epsilon,
+        rms_norm_eps=spec.norm_eps,
         rope_parameters={"rope_type": "default", "rope_theta": spec.rope_theta},
         tie_word_embeddings=spec.tied_embeddings,
         use_cache=False,
@@ -31,5 +31,5 @@ def build(spec: Llama, *, weights: Weights, dtype: torch.dtype) -> LlamaForCausa
     if weights == "random":
         return LlamaForCausalLM(llama_config(spec)).to(dtype)
     backbone = load_transformers(LlamaForCausalLM, spec.weights, dtype=dtype)
-    expect(backbone, llama_config(spec), spec.weights)
+    check_config(backbone, llama_config(spec), spec.weights)
     return backbone

@@ -1,4 +1,4 @@
-"""OPT backbones, transformers' own class (Zhang et al. 2022, *OPT*)."""
+"""OPT backbones, with transformers' class (Zhang et al. 2022, *OPT*)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def build(spec: Opt, *, weights: Weights, dtype: torch.dtype) -> OPTForCausalLM:
     """Return the backbone with published or random weights.
 
     Raises:
-        SpecError: weights that cannot be had, or of another shape.
+        SpecError: weights that cannot be loaded, or of another shape.
     """
     config = opt_config(spec)
     if weights == "random":

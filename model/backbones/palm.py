@@ -1,4 +1,4 @@
-"""A stand-in for PaLM, as transformers' Cohere: the same layers (Chowdhery et al. 2022, §2)."""
+"""A stand-in for PaLM: transformers' Cohere has the same layers (Chowdhery et al. 2022, §2)."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def palm_config(spec: Palm) -> CohereConfig:
 
 
 def build(spec: Palm, *, weights: Weights, dtype: torch.dtype) -> CohereForCausalLM:
-    """Return the backbone with random weights, or those of a Cohere checkpoint of its shape.
+    """Return the backbone with random weights, or those of a Cohere checkpoint of its sizes.
 
     Raises:
-        SpecError: weights that cannot be had, or of another shape.
+        SpecError: weights that cannot be loaded, or of another shape.
     """
     config = palm_config(spec)
     if weights == "random":

@@ -1,7 +1,7 @@
-"""Qwen backbones of the first version, as transformers' Qwen2 (Bai et al. 2023).
+"""Qwen backbones of the first version, with transformers' Qwen2 (Bai et al. 2023).
 
-Qwen and Qwen2 compute the same where the first version's `use_logn_attn` and `use_dynamic_ntk`
-change nothing, that is up to the positions it was trained with.
+Qwen and Qwen2 are equivalent up to the trained number of positions, where the first version's
+`use_logn_attn` and `use_dynamic_ntk` have no effect.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def qwen_config(spec: Qwen) -> Qwen2Config:
         num_attention_heads=spec.heads,
         num_key_value_heads=spec.heads,
         max_position_embeddings=spec.max_positions,
-        rms_norm_eps=spec.norm_epsilon,
+        rms_norm_eps=spec.norm_eps,
         rope_parameters={"rope_type": "default", "rope_theta": spec.rope_theta},
         tie_word_embeddings=False,
         use_cache=False,
@@ -49,9 +49,9 @@ def qwen_config(spec: Qwen) -> Qwen2Config:
 
 
 def convert_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors of a published Qwen checkpoint under transformers' names for Qwen2.
+    """Rename the tensors of a published Qwen checkpoint to transformers' names for Qwen2.
 
-    Qwen's gate is `w2` and its gated layer `w1`; `c_attn` holds queries, keys and values.
+    Qwen's gate is `w2` and its up projection `w1`; `c_attn` holds queries, keys and values.
     """
     ours: dict[str, Tensor] = {}
     for name, tensor in state.items():
@@ -62,13 +62,13 @@ def convert_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         layer, _, inner = rest.partition(".")
         if stem or inner == "attn.rotary_emb.inv_freq":
             continue
-        place = f"model.layers.{layer}"
+        prefix = f"model.layers.{layer}"
         if inner in ("attn.c_attn.weight", "attn.c_attn.bias"):
             kind = inner.rpartition(".")[2]
-            for part, piece in zip("qkv", tensor.chunk(3), strict=True):
-                ours[f"{place}.self_attn.{part}_proj.{kind}"] = piece.clone()
+            for letter, rows in zip("qkv", tensor.chunk(3), strict=True):
+                ours[f"{prefix}.self_attn.{letter}_proj.{kind}"] = rows.clone()
         else:
-            ours[f"{place}.{_INNER.get(inner, inner)}"] = tensor
+            ours[f"{prefix}.{_INNER.get(inner, inner)}"] = tensor
     return ours
 
 
@@ -76,7 +76,7 @@ def build(spec: Qwen, *, weights: Weights, dtype: torch.dtype) -> Qwen2ForCausal
     """Return the backbone with published or random weights.
 
     Raises:
-        SpecError: weights that cannot be had, or of another shape.
+        SpecError: weights that cannot be loaded, or of another shape.
     """
     config = qwen_config(spec)
     if weights == "random":

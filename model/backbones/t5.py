@@ -1,4 +1,4 @@
-"""Encoder-decoder backbones of T5 v1.1's shape: Flan-T5 and UL2."""
+"""Encoder-decoder backbones of T5 v1.1's architecture: Flan-T5 and UL2."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from model.weights import Weights
 
 
 class UntiedT5(T5ForConditionalGeneration):
-    """T5 v1.1: its output matrix is one of its own.
+    """T5 v1.1, whose output matrix is not tied to the embeddings.
 
-    Transformers ties it to the embeddings wherever a checkpoint lacks it, and so in every model
-    made from a configuration.
+    Transformers ties them whenever a checkpoint lacks the output matrix, and hence in every model
+    that is built from a configuration.
     """
 
     _tied_weights_keys: ClassVar[dict[str, str]] = {
@@ -50,12 +50,12 @@ def build(spec: T5, *, weights: Weights, dtype: torch.dtype) -> UntiedT5:
     """Return the backbone with published or random weights.
 
     Raises:
-        SpecError: weights that cannot be had, or of another shape.
+        SpecError: weights that cannot be loaded, or of another shape.
     """
     config = t5_config(spec)
     if weights == "random":
         backbone = UntiedT5(config)
-        # So that logits begin near unit size.
+        # Initial logits then have about unit variance.
         nn.init.normal_(backbone.lm_head.weight, std=spec.width**-0.5)
         return backbone.to(dtype)
     return load(

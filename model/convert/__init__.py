@@ -1,4 +1,4 @@
-"""Whole systems as transformers publishes them: their configurations and names in our terms."""
+"""Published transformers models as our systems: configurations to specs, tensor names to ours."""
 
 from __future__ import annotations
 
@@ -18,5 +18,5 @@ FAMILIES: Mapping[str, Callable[[PretrainedConfig, Path], Wiring]] = {
     "InstructBlipForConditionalGeneration": wire_instructblip,
     "InstructBlipVideoForConditionalGeneration": wire_instructblip,
 }
-"""Transformers' class → how to wire it, given its configuration and the folder in which its frozen
-parts will stand."""
+"""Transformers' class → a function that returns its wiring, given its configuration and the folder
+to which its frozen components will be written."""

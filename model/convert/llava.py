@@ -1,4 +1,4 @@
-"""LLaVA and Video-LLaVA as transformers has them."""
+"""Wiring of transformers' LLaVA and Video-LLaVA."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 
 from transformers import PretrainedConfig
 
-from model.convert import parts
-from model.convert.wiring import Part, Wiring, folder_of, want
+from model.convert import component_specs
+from model.convert.wiring import Component, Wiring, folder_of, require
 from model.presets.llava import llava_1_5_7b
 from model.spec import ClipVision, InputBranchSpec, SpecError, System
 
@@ -20,21 +20,21 @@ def wire_llava(config: PretrainedConfig, components: Path) -> Wiring:
     """Return LLaVA-1.5's preset with a configuration's sizes.
 
     Raises:
-        SpecError: the configuration says something that our parts cannot do.
+        SpecError: the configuration has a setting that our components do not support.
     """
     system = _system(config, components)
     return Wiring(
         system=system,
-        parts={
-            "encoder": Part(prefix=ENCODER, config=config.vision_config),
-            "backbone": Part(prefix="backbone.", config=config.text_config),
+        components={
+            "encoder": Component(prefix=ENCODER, config=config.vision_config),
+            "backbone": Component(prefix="backbone.", config=config.text_config),
         },
         names=(*_tower("vision_tower", ENCODER), *_NAMES),
     )
 
 
 def wire_video_llava(config: PretrainedConfig, components: Path) -> Wiring:
-    """Return Video-LLaVA: LLaVA with a second tower, whose class tokens are kept, for videos."""
+    """Return Video-LLaVA: LLaVA with a second tower for videos, which keeps its class token."""
     system = _system(config, components)
     images = system.model.inputs[0]
     assert isinstance(images.encoder, ClipVision)
@@ -49,38 +49,42 @@ def wire_video_llava(config: PretrainedConfig, components: Path) -> Wiring:
     theirs = "inputs.video.encoder.tower."
     return Wiring(
         system=replace(system, model=replace(system.model, inputs=(images, videos))),
-        parts={
-            "encoder": Part(prefix=ENCODER, config=config.vision_config),
-            "video_encoder": Part(prefix=theirs, config=config.vision_config),
-            "backbone": Part(prefix="backbone.", config=config.text_config),
+        components={
+            "encoder": Component(prefix=ENCODER, config=config.vision_config),
+            "video_encoder": Component(prefix=theirs, config=config.vision_config),
+            "backbone": Component(prefix="backbone.", config=config.text_config),
         },
         names=(*_tower("image_tower", ENCODER), *_tower("video_tower", theirs), *_NAMES),
     )
 
 
 def _system(config: PretrainedConfig, components: Path) -> System:
-    """Return one picture slot, as both systems have it."""
-    want(config, projector_hidden_act="gelu", multimodal_projector_bias=True)
+    """Return the part that both systems share: one input branch for pictures."""
+    require(config, projector_hidden_act="gelu", multimodal_projector_bias=True)
     if not isinstance(config.vision_feature_layer, int):
-        raise SpecError(f"config.vision_feature_layer: {config.vision_feature_layer}, want one")
+        raise SpecError(
+            f"config.vision_feature_layer: {config.vision_feature_layer}, must be one layer"
+        )
     preset = llava_1_5_7b()
-    slot, backbone = preset.model.inputs[0], preset.model.backbone
-    assert isinstance(slot.encoder, ClipVision)
-    tower = parts.clip_vision(config.vision_config, slot.encoder, folder_of(components, "encoder"))
+    branch, backbone = preset.model.inputs[0], preset.model.backbone
+    assert isinstance(branch.encoder, ClipVision)
+    tower = component_specs.clip_vision(
+        config.vision_config, branch.encoder, folder_of(components, "encoder")
+    )
     tower = replace(
         tower,
         feature_layer=config.vision_feature_layer,
         keep_cls=config.vision_feature_select_strategy == "full",
     )
-    language = parts.backbone(
+    language = component_specs.backbone(
         config.text_config, backbone.template, folder_of(components, "backbone")
     )
-    model = replace(preset.model, inputs=(replace(slot, encoder=tower),), backbone=language)
+    model = replace(preset.model, inputs=(replace(branch, encoder=tower),), backbone=language)
     return replace(preset, model=model)
 
 
 _NAMES = (
-    # As published, and as saved with transformers' own module names.
+    # As published, and as saved by current transformers.
     ("multi_modal_projector.linear_1.", f"{PROJECTOR}0."),
     ("multi_modal_projector.linear_2.", f"{PROJECTOR}2."),
     ("language_model.", "backbone."),
@@ -92,7 +96,7 @@ _NAMES = (
 
 
 def _tower(theirs: str, ours: str) -> tuple[tuple[str, str], ...]:
-    """Return the names of a CLIP tower in three generations of transformers."""
+    """Return the prefixes of a CLIP tower in all versions of transformers."""
     return (
         (f"{theirs}.vision_model.", ours),
         (f"model.{theirs}.vision_model.", ours),

@@ -1,4 +1,4 @@
-"""What a published system is in our terms: its spec, and where each of its tensors goes."""
+"""A published model as one of our systems: its spec, and our name for each of its tensors."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from transformers import PretrainedConfig
 from model.spec import SpecError, System
 
 DERIVED = (".position_ids", ".rotary_emb.inv_freq")
-"""Endings of buffers in older checkpoints that follow from the configuration."""
+"""Suffixes of buffers in older checkpoints that are derived from the configuration."""
 
-SILENT = frozenset(
+IRRELEVANT = frozenset(
     {
-        # Of training and of generation, and of what transformers knows about a file.
+        # Settings of training and generation, and metadata.
         "activation_dropout",
         "architectures",
         "attention_dropout",
@@ -47,19 +47,19 @@ SILENT = frozenset(
         "transformers_version",
         "use_cache",
         "_name_or_path",
-        # CLIP's own text-image space, which no tower here has.
+        # CLIP's projection, which no tower here has.
         "projection_dim",
-        # T5: how many tokens it was trained with, and a name that stands for two other fields.
+        # T5: its training length, and a name that implies two other fields.
         "n_positions",
         "feed_forward_proj",
     }
 )
-"""Fields of a configuration that leave the logits of a model in evaluation as they are."""
+"""Fields of a configuration that do not change the logits in evaluation mode."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
-    """A frozen part, which gets a folder of its own.
+class Component:
+    """A frozen component, which is written to its own folder.
 
     Args:
         prefix: of its parameters in our model.
@@ -72,54 +72,50 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Wiring:
-    """A published system in our terms.
+    """How a published model maps to one of our systems.
 
     Args:
         system: the preset with the sizes of a published configuration.
-        parts: folder → frozen part; all else trains, or did.
-        names: prefixes of tensor names, theirs → ours; the first that fits counts.
+        components: folder → frozen component; all other weights are trained ones.
+        names: prefixes of tensor names, theirs → ours; the first match applies.
     """
 
     system: System
-    parts: Mapping[str, Part]
+    components: Mapping[str, Component]
     names: Sequence[tuple[str, str]]
 
-    def ours(self, name: str) -> str:
-        """Return our name of one of their tensors; their own where there is none."""
+    def our_name(self, name: str) -> str:
+        """Return our name of one of their tensors; theirs if none is defined."""
         for theirs, ours in self.names:
             if name.startswith(theirs):
                 return ours + name.removeprefix(theirs)
         return name
 
-    def derived(self, name: str) -> bool:
-        """Whether one of their tensors follows from the configuration."""
+    def is_derived(self, name: str) -> bool:
+        """Return whether one of their tensors is derived from the configuration."""
         return name.endswith(DERIVED)
 
-    def part(self, ours: str) -> str | None:
-        """Return the folder of the frozen part that a tensor of ours belongs to, if any."""
-        return next((n for n, part in self.parts.items() if ours.startswith(part.prefix)), None)
 
-
-def agree(theirs: PretrainedConfig, ours: PretrainedConfig, where: str) -> None:
-    """Check that a spec says all that a published configuration says.
+def check_agreement(theirs: PretrainedConfig, ours: PretrainedConfig, where: str) -> None:
+    """Check that the configuration of a spec equals a published one.
 
     Raises:
-        SpecError: a field that changes the numbers differs; names it.
+        SpecError: a field that changes the logits differs; names it.
     """
     published, own = theirs.to_dict(), ours.to_dict()
-    for name in sorted((published.keys() & own.keys()) - SILENT):
+    for name in sorted((published.keys() & own.keys()) - IRRELEVANT):
         if published[name] != own[name]:
-            raise SpecError(f"{where}.{name}: {published[name]!r}, want {own[name]!r}")
+            raise SpecError(f"{where}.{name}: {published[name]!r}, must be {own[name]!r}")
 
 
-def want(config: PretrainedConfig, where: str = "config", **fields: Any) -> None:  # noqa: ANN401 -- JSON
-    """Raise SpecError where a configuration's field has another value than ours can have."""
+def require(config: PretrainedConfig, where: str = "config", **fields: Any) -> None:  # noqa: ANN401
+    """Raise SpecError where a configuration's field has an unsupported value."""
     for name, value in fields.items():
         found = config.to_dict().get(name)
         if found != value:
-            raise SpecError(f"{where}.{name}: {found!r}, want {value!r}")
+            raise SpecError(f"{where}.{name}: {found!r}, must be {value!r}")
 
 
 def folder_of(components: Path, name: str) -> str:
-    """Return where the specs find a frozen part."""
+    """Return the folder of a frozen component, as the specs name it."""
     return str(components / name)

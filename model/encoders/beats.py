@@ -1,9 +1,9 @@
 """BEATs, a transformer over patches of a spectrogram (Chen et al. 2022, arXiv:2212.09058, §3.1).
 
-What sets it apart from a plain vision transformer: positions come from a convolution over the
-tokens and from a relative bias that a gate on the query scales (WavLM, Chen et al. 2021,
-arXiv:2110.13900, §III-B); residuals are scaled up and normalised after the sum (DeepNorm, Wang et
-al. 2022, arXiv:2203.00555).
+It differs from a plain vision transformer in its positions, which are encoded by a convolution over
+the tokens and by a gated relative bias (WavLM, Chen et al. 2021, arXiv:2110.13900, §III-B), and in
+its residuals, which are scaled and normalised after the sum (DeepNorm, Wang et al. 2022,
+arXiv:2203.00555).
 
 Shapes: b clips, f frames, m mel bins, n tokens (time first, then frequency), d width, h heads,
 e width of a head.
@@ -26,17 +26,17 @@ from model.spec.audio import Beats
 from model.weights import Weights, load_published
 
 BUCKETS = 320
-"""Of the relative distance, half of them for each direction."""
+"""Buckets of the relative distance, half of them for each direction."""
 FARTHEST = 800
-"""Distance, in tokens, from which on all are in one bucket."""
+"""Distance, in tokens, from which on all keys share one bucket."""
 POSITION_GROUPS = 16
 GATE_WIDTH = 8
 MEAN, DEVIATION = 15.41663, 6.55582
-"""Of the features that BEATs was trained on; it divides by twice the deviation."""
+"""Mean and deviation of the features that BEATs was trained on; it divides by twice the latter."""
 INTEGER_SCALE = 2**15
-"""The features are those of 16-bit samples."""
+"""Features are computed from samples with the scale of 16-bit integers."""
 LEFT_OUT = ("predictor.", "mask_emb")
-"""Tensors of a BEATs checkpoint that only its fine-tuned classifier or its pre-training used."""
+"""Tensors of a BEATs checkpoint that only its classifier or its pre-training uses."""
 
 
 class GatedAttention(nn.Module):
@@ -91,7 +91,7 @@ class DeepNormLayer(nn.Module):
 
 
 class BeatsEncoder(nn.Module):
-    """Windows of log-mel features to tokens."""
+    """Clips of log-mel features to tokens."""
 
     def __init__(self, spec: Beats) -> None:
         super().__init__()
@@ -117,9 +117,9 @@ class BeatsEncoder(nn.Module):
         features_bfm = features_bfm.to(next(self.parameters()).dtype)
         patches_bnd = self.patches(features_bfm[:, None]).flatten(2).transpose(1, 2)
         tokens_bnd = self.project(self.patch_norm(patches_bnd))
-        # An even kernel gives one token too many.
-        places = self.positions(tokens_bnd.transpose(1, 2))[..., : tokens_bnd.shape[1]]
-        tokens_bnd = self.norm(tokens_bnd + F.gelu(places).transpose(1, 2))
+        # An even kernel returns one token too many.
+        positions = self.positions(tokens_bnd.transpose(1, 2))[..., : tokens_bnd.shape[1]]
+        tokens_bnd = self.norm(tokens_bnd + F.gelu(positions).transpose(1, 2))
         buckets_nn = distance_buckets(tokens_bnd.shape[1], tokens_bnd.device)
         bias_hnn = self.distances(buckets_nn).permute(2, 0, 1)
         for layer in self.layers:
@@ -130,11 +130,11 @@ class BeatsEncoder(nn.Module):
 def distance_buckets(tokens: int, device: torch.device) -> Tensor:
     """Return the bucket (n, n) of each key's distance from each query.
 
-    The first half is for keys before the query. Near distances have a bucket each, those up to
+    The first half is for keys before the query. Small distances have one bucket each, those up to
     `FARTHEST` share logarithmic ones (T5, Raffel et al. 2020, §2.1).
     """
-    places_n = torch.arange(tokens, device=device)
-    distance_nn = places_n - places_n[:, None]
+    index_n = torch.arange(tokens, device=device)
+    distance_nn = index_n - index_n[:, None]
     half, near = BUCKETS // 2, BUCKETS // 4
     far_nn = distance_nn.abs()
     growth = (far_nn.clamp_min(1) / near).log() / math.log(FARTHEST / near)
@@ -143,7 +143,7 @@ def distance_buckets(tokens: int, device: torch.device) -> Tensor:
 
 
 def scaled_linear(width_in: int, width_out: int, gain: float) -> nn.Linear:
-    """Return a linear layer with Glorot's normal weights, as DeepNorm begins with them (fig. 2)."""
+    """Return a linear layer with Glorot's normal initialisation, as in DeepNorm (fig. 2)."""
     layer = nn.Linear(width_in, width_out)
     nn.init.xavier_normal_(layer.weight, gain=gain)
     nn.init.zeros_(layer.bias)
@@ -159,12 +159,12 @@ def build(spec: Beats, *, weights: Weights, dtype: torch.dtype) -> BeatsEncoder:
 
 
 def convert_state_dict(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return our names of a BEATs checkpoint (`LEFT_OUT` says what we have no use for).
+    """Rename the tensors of a BEATs checkpoint to ours, except for `LEFT_OUT`.
 
     Args:
-        checkpoint: the file's content, the tensors themselves or under `model`. The convolution
-            for positions is stored as direction and length; the bias for distances once a layer,
-            though it is one tensor.
+        checkpoint: the file's content, with tensors at the top level or under `model`. It stores
+            the position convolution as direction and length (weight normalisation), and repeats the
+            shared distance bias in every layer.
     """
     names = {
         "post_extract_proj.": "project.",
@@ -199,13 +199,13 @@ def convert_state_dict(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def preprocess(spec: Beats, waveform: NDArray[np.float32]) -> Tensor:
-    """Return the normalised log-mel windows (parts, frames, mel bins) of a mono waveform.
+    """Return the normalised log-mel clips (clips, frames, mel bins) of a mono waveform.
 
-    Windows follow each other; what is longer is cut, and what is shorter is filled up with zeros,
-    the mean of the normalised features, as X-InstructBLIP does.
+    Clips are consecutive; longer waveforms are truncated, shorter ones padded with zeros, the mean
+    of the normalised features, as in X-InstructBLIP.
     """
     samples = torch.from_numpy(np.asarray(waveform, np.float32)) * INTEGER_SCALE
     features_fm = fbank(samples, spec.sample_rate, spec.mel_bins, "povey")
     features_fm = (features_fm - MEAN) / (2 * DEVIATION)
-    fitted_fm = fit_frames(features_fm, spec.parts * spec.frames)
-    return fitted_fm.unflatten(0, (spec.parts, spec.frames))
+    fitted_fm = fit_frames(features_fm, spec.clips * spec.frames)
+    return fitted_fm.unflatten(0, (spec.clips, spec.frames))

@@ -1,4 +1,4 @@
-"""The plain transformer layer that several published encoders share.
+"""The standard transformer layer, shared by several encoders.
 
 Shapes: b sequences, n tokens, d width, h heads, s keys.
 """
@@ -16,10 +16,10 @@ class Attention(nn.Module):
     """Multi-head self-attention (Vaswani et al. 2017, §3.2).
 
     Args:
-        width, heads: of the tokens; the heads share the width.
+        width, heads: of the tokens; the width is split over the heads.
         bias: whether queries, keys and values have biases.
-        extra_key: whether a learned key and value stand behind those of the tokens, as
-            `torch.nn.MultiheadAttention` has it under `add_bias_kv`.
+        extra_key: whether a learned key and value are appended to those of the tokens, as in
+            `torch.nn.MultiheadAttention` with `add_bias_kv`.
     """
 
     def __init__(self, width: int, heads: int, *, bias: bool, extra_key: bool = False) -> None:
@@ -50,7 +50,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """A layer with the norms before attention and MLP (Dosovitskiy et al. 2021, eqs. 2 and 3)."""
+    """A pre-norm transformer layer (Dosovitskiy et al. 2021, eqs. 2 and 3)."""
 
     def __init__(self, attention: Attention, width: int, mlp_width: int, epsilon: float) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class Block(nn.Module):
 
 
 def linear(width_in: int, width_out: int, *, bias: bool = True) -> nn.Linear:
-    """Return a linear layer with small normal weights and no bias to begin with."""
+    """Return a linear layer with small normal weights and zero bias."""
     layer = nn.Linear(width_in, width_out, bias=bias)
     nn.init.normal_(layer.weight, std=INITIAL_STD)
     if bias:

@@ -1,8 +1,8 @@
 """The speech encoder and the C-Former of X-LLM (Chen et al. 2023, arXiv:2305.04160, §3.1).
 
-Mel frames → a convolution and a Conformer that halves them thrice (Han et al. 2023,
+Mel frames → a convolution and a Conformer that halve their number three times (Han et al. 2023,
 arXiv:2301.13003; pooling: Dong & Xu 2020) → integrate-and-fire → BERT's layers. The Conformer's
-layers and BERT are transformers' own classes.
+layers and BERT are transformers' classes.
 
 Shapes: b clips, f mel frames, m mel bins, t frames, k fired vectors, c speech width, d width.
 """
@@ -24,12 +24,12 @@ from model.encoders.blocks import linear
 from model.encoders.cif import FrameWeights, integrate_and_fire
 from model.encoders.fbank import fbank, fit_frames
 from model.spec.audio import CFormer
-from model.weights import Weights, expect, load_published, load_transformers
+from model.weights import Weights, check_config, load_published, load_transformers
 
 FIRST_KERNEL, FIRST_STRIDE = 3, 2
 POOL = 2
 INTEGER_SCALE = 2**15
-"""The features are those of 16-bit samples."""
+"""Features are computed from samples with the scale of 16-bit integers."""
 DEVIATION_FLOOR = 1e-5
 
 
@@ -65,7 +65,7 @@ def bert_config(spec: CFormer) -> BertConfig:
 
 
 class SpeechEncoder(nn.Module):
-    """Mel frames to an eighth as many states, and their weights."""
+    """Mel frames to hidden states, one per eight frames, and their weights."""
 
     def __init__(self, spec: CFormer) -> None:
         super().__init__()
@@ -83,34 +83,34 @@ class SpeechEncoder(nn.Module):
         self.train(False)
 
     def train(self, mode: bool = True) -> SpeechEncoder:
-        """Stay in evaluation mode: its batch norms' statistics are those of its own training."""
+        """Stay in evaluation mode: its batch norms keep the statistics of its own training."""
         super().train(False)
         return self
 
     def forward(self, mel_bfm: Tensor) -> tuple[Tensor, Tensor]:
-        """Return states (b, t, c) and weights (b, t), which are 0 where the frames are blank."""
+        """Return hidden states (b, t, c) and weights (b, t), which are 0 for padded frames."""
         dtype = next(self.parameters()).dtype
-        seen = self.convolution(mel_bfm.to(dtype)[:, None]).relu()
-        states_btc = self.project(seen.transpose(1, 2).flatten(2))
-        heard_bt = (mel_bfm != 0).any(-1)[:, ::FIRST_STRIDE][:, : states_btc.shape[1]]
+        maps = self.convolution(mel_bfm.to(dtype)[:, None]).relu()
+        states_btc = self.project(maps.transpose(1, 2).flatten(2))
+        mask_bt = (mel_bfm != 0).any(-1)[:, ::FIRST_STRIDE][:, : states_btc.shape[1]]
         for number, layer in enumerate(self.layers, start=1):
-            places = self.positions(states_btc)
-            states_btc = layer(states_btc, relative_position_embeddings=places)
+            positions = self.positions(states_btc)
+            states_btc = layer(states_btc, relative_position_embeddings=positions)
             if number in self.pool_after:
                 states_btc = F.max_pool1d(states_btc.transpose(1, 2), POOL).transpose(1, 2)
-                heard_bt = heard_bt[:, ::POOL][:, : states_btc.shape[1]]
-        return states_btc, self.weights(states_btc) * heard_bt
+                mask_bt = mask_bt[:, ::POOL][:, : states_btc.shape[1]]
+        return states_btc, self.weights(states_btc) * mask_bt
 
 
 class CFormerEncoder(nn.Module):
-    """Mel frames to as many tokens as the spec says."""
+    """Mel frames to a fixed number of tokens."""
 
     def __init__(self, spec: CFormer, transformer: BertModel) -> None:
         super().__init__()
         self.tokens = spec.tokens
         self.speech = SpeechEncoder(spec)
         self.project = linear(spec.speech_width, spec.width)
-        # It reads vectors, never words.
+        # It is called with embeddings, never with ids.
         transformer.embeddings.word_embeddings = None
         self.transformer = transformer
 
@@ -137,16 +137,16 @@ def build(spec: CFormer, *, weights: Weights, dtype: torch.dtype) -> CFormerEnco
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
     )
-    expect(transformer, config, spec.transformer)
+    check_config(transformer, config, spec.transformer)
     encoder = CFormerEncoder(spec, transformer)
     load_published(encoder.speech, spec.weights, lambda state: state)
     return encoder.to(dtype)
 
 
 def preprocess(spec: CFormer, waveform: NDArray[np.float32]) -> Tensor:
-    """Return normalised log-mel frames (1, f, m) of a mono waveform, cut or filled up with blanks.
+    """Return normalised log-mel frames (1, f, m) of a mono waveform, truncated or zero-padded.
 
-    Each mel bin has zero mean and unit variance over the clip, before it is filled up.
+    Each mel bin has zero mean and unit variance over the sound, before padding.
     """
     samples = torch.from_numpy(np.asarray(waveform, np.float32)) * INTEGER_SCALE
     features_fm = fbank(samples, spec.sample_rate, spec.mel_bins, "povey")[: spec.shape[0]]

@@ -1,4 +1,4 @@
-"""The CLIP-shaped vision encoder, transformers' own class read at the layer the spec names.
+"""CLIP's vision encoder: transformers' class, up to the layer that the spec names.
 
 Shapes: b pictures, n tokens, d width, hw height and width in pixels.
 """
@@ -10,10 +10,10 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from model.encoders.pictures import normalised, square_pixels
-from model.encoders.positions import at_size
+from model.encoders.pictures import normalise, square_pixels
+from model.encoders.positions import resize_tower
 from model.spec.image import ClipVision
-from model.weights import Weights, expect, load_transformers
+from model.weights import Weights, check_config, load_transformers
 
 POSITIONS = "embeddings.position_embedding.weight"
 
@@ -44,15 +44,15 @@ class ClipEncoder(nn.Module):
 
     def forward(self, pixels_b3hw: Tensor) -> Tensor:
         """Return features (b, n, d) of pictures (b, 3, h, w), uint8 or normalised."""
-        # Not by name: under ZeRO-3 touching a weight outside its module gathers it, a collective
+        # Not by name: under ZeRO-3, accessing a weight outside its module gathers it, a collective
         # that the other ranks would not take part in.
         dtype = next(self.tower.parameters()).dtype
-        pixels_b3hw = normalised(pixels_b3hw, mean=self.spec.mean, std=self.spec.std)
+        pixels_b3hw = normalise(pixels_b3hw, mean=self.spec.mean, std=self.spec.std)
         features_bnd: Tensor = self.tower.embeddings(pixels_b3hw.to(dtype))
         if not self.spec.attend_cls:
             features_bnd = features_bnd[:, 1:]
         features_bnd = self.tower.pre_layrnorm(features_bnd)
-        # The layers behind the one that is read would be computed for nothing.
+        # Later layers are not needed.
         for layer in self.tower.encoder.layers[
             : range(self.spec.layers + 1)[self.spec.feature_layer]
         ]:
@@ -61,18 +61,18 @@ class ClipEncoder(nn.Module):
 
     @property
     def drops_cls(self) -> bool:
-        """Whether a class token stands in front of the patches and is not handed on."""
+        """Whether there is a class token before the patches that is not returned."""
         return self.spec.attend_cls and not self.spec.keep_cls
 
 
 def load_tower(spec: ClipVision, *, weights: Weights, dtype: torch.dtype) -> CLIPVisionModel:
-    """Return transformers' tower with published or random weights, for pictures of the spec."""
+    """Return transformers' tower with published or random weights, for the spec's picture size."""
     config = clip_config(spec)
     if weights == "random":
         return CLIPVisionModel(config).to(dtype)
     tower = load_transformers(CLIPVisionModel, spec.weights, dtype=dtype)
-    expect(tower, config, spec.weights)
-    return at_size(tower, config, POSITIONS)
+    check_config(tower, config, spec.weights)
+    return resize_tower(tower, config, POSITIONS)
 
 
 def build(spec: ClipVision, *, weights: Weights, dtype: torch.dtype) -> ClipEncoder:

@@ -1,10 +1,10 @@
-"""DocPedia's encoder: a picture's cosine coefficients through a Swin transformer.
+"""DocPedia's encoder: a Swin transformer on a picture's DCT coefficients.
 
 Feng et al. 2023, *DocPedia* (arXiv:2311.11810). The Swin transformer (Liu et al. 2021,
-arXiv:2103.14030) is transformers' own; its patch embedding, a block a patch, is the adapter.
+arXiv:2103.14030) is transformers' class; its patch embedding, one patch per block, is the adapter.
 
-Shapes: b pictures, n tokens, d width, uv frequencies, c coefficients of a block, gg blocks down and
-across, pp pixels of a block.
+Shapes: b pictures, n tokens, d width, uv frequencies, c coefficients of a block, gg rows and
+columns of blocks, pp pixels of a block.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ADAPTER = "embeddings.patch_embeddings.projection.weight"
 
 
 def swin_config(spec: DocPedia) -> SwinConfig:
-    """Return transformers' configuration: a block's coefficients stand for a pixel's channels."""
+    """Return transformers' configuration: the coefficients of a block are its channels."""
     coefficients, side, _ = spec.shape
     return SwinConfig(
         image_size=side,
@@ -38,7 +38,7 @@ def swin_config(spec: DocPedia) -> SwinConfig:
 
 
 class DocPediaEncoder(nn.Module):
-    """Cosine coefficients to features."""
+    """DCT coefficients to features."""
 
     def __init__(self, tower: SwinModel) -> None:
         super().__init__()
@@ -52,21 +52,21 @@ class DocPediaEncoder(nn.Module):
 
 
 def build(spec: DocPedia, *, weights: Weights, dtype: torch.dtype) -> DocPediaEncoder:
-    """Return the encoder with published weights behind the adapter, or random ones."""
+    """Return the encoder with random weights, or published ones except for the adapter."""
     config = swin_config(spec)
     if weights == "random":
         return DocPediaEncoder(SwinModel(config, add_pooling_layer=False).to(dtype))
-    tower, told = load_transformers(
+    tower, info = load_transformers(
         SwinModel,
         spec.weights,
         config=config,
         dtype=dtype,
         add_pooling_layer=False,
-        # A checkpoint for pixels has another first layer; whatever else differs is told below.
+        # A checkpoint for pixels has another first layer; other differences are errors, see below.
         ignore_mismatched_sizes=True,
         output_loading_info=True,
     )
-    wrong = {name for name, *_ in told["mismatched_keys"]} - {ADAPTER} | set(told["missing_keys"])
+    wrong = {name for name, *_ in info["mismatched_keys"]} - {ADAPTER} | set(info["missing_keys"])
     if wrong:
         raise SpecError(f"weights {spec.weights!r}: {sorted(wrong)[0]} is missing or does not fit")
     return DocPediaEncoder(tower)
@@ -75,7 +75,8 @@ def build(spec: DocPedia, *, weights: Weights, dtype: torch.dtype) -> DocPediaEn
 def preprocess(spec: DocPedia, picture: Image.Image) -> Tensor:
     """Return the coefficients (1, 192, g, g) of an RGB picture, resized bicubically.
 
-    Channel 64 k + 8 u + v has frequency u down and v across of Y, Cb or Cr (k = 0, 1, 2).
+    Channel 64 k + 8 u + v has vertical frequency u and horizontal frequency v of Y, Cb or Cr
+    (k = 0, 1, 2).
     """
     side = (spec.image_size, spec.image_size)
     squared = picture.resize(side, Image.Resampling.BICUBIC).convert("YCbCr")
@@ -83,15 +84,15 @@ def preprocess(spec: DocPedia, picture: Image.Image) -> Tensor:
     blocks = spec.image_size // DCT_SIDE
     pixels = values_hw3.reshape(blocks, DCT_SIDE, blocks, DCT_SIDE, 3)
     cosines_up = cosines()
-    # Over the block's side: the first coefficient is then the block's mean.
+    # Divided by the block's side, the first coefficient is the block's mean.
     coefficients = np.einsum("up,gphqk,vq->kuvgh", cosines_up, pixels, cosines_up, optimize=True)
     return torch.from_numpy(coefficients.reshape(1, *spec.shape) / np.float32(DCT_SIDE))
 
 
 def cosines() -> np.ndarray:
-    """Return the orthonormal cosine transform (type II) of a block's side, (u, p)."""
-    places = np.arange(DCT_SIDE)
-    angles_up = np.pi / DCT_SIDE * np.outer(places, places + 0.5)
+    """Return the matrix (u, p) of the orthonormal discrete cosine transform (type II)."""
+    index = np.arange(DCT_SIDE)
+    angles_up = np.pi / DCT_SIDE * np.outer(index, index + 0.5)
     matrix_up = np.sqrt(2 / DCT_SIDE) * np.cos(angles_up)
     matrix_up[0] /= np.sqrt(2)
     return matrix_up.astype(np.float32)

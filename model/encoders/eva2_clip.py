@@ -1,6 +1,6 @@
-"""EVA-02-CLIP-E's vision transformer, whose norms stand behind attention and MLP.
+"""EVA-02-CLIP-E's vision transformer, which normalises the outputs of attention and MLP.
 
-Sun et al. 2023, *EVA-CLIP* (arXiv:2303.15389); as CogVLM reads it (arXiv:2311.03079, §2.1).
+Sun et al. 2023, *EVA-CLIP* (arXiv:2303.15389); as in CogVLM (arXiv:2311.03079, §2.1).
 
 Shapes: b pictures, n tokens, d width, hw height and width in pixels.
 """
@@ -15,10 +15,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from model.encoders.blocks import INITIAL_STD, Attention, linear
-from model.encoders.pictures import normalised, square_pixels
+from model.encoders.pictures import normalise, square_pixels
 from model.encoders.positions import resize_positions
 from model.spec.image import Eva2Clip
-from model.weights import Weights, load_published, renamed
+from model.weights import Weights, load_published, rename
 
 NORM_EPSILON = 1e-6
 OWN_NAMES = (
@@ -31,11 +31,11 @@ OWN_NAMES = (
     ("mlp.fc1", "mlp.0"),
     ("mlp.fc2", "mlp.2"),
 )
-"""Parts of timm's names, and ours."""
+"""Substrings of timm's names → ours."""
 
 
 class PostNormLayer(nn.Module):
-    """x + LN(attention(x)), then x + LN(MLP(x)): what is added is normalised, not what is read."""
+    """x + LN(attention(x)), then x + LN(MLP(x)): outputs are normalised, not inputs."""
 
     def __init__(self, width: int, heads: int, mlp_width: int) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class Eva2ClipEncoder(nn.Module):
 
     def forward(self, pixels_b3hw: Tensor) -> Tensor:
         """Return features (b, n, d) of the patches of (b, 3, h, w), uint8 or normalised."""
-        pixels_b3hw = normalised(pixels_b3hw, mean=self.spec.mean, std=self.spec.std)
+        pixels_b3hw = normalise(pixels_b3hw, mean=self.spec.mean, std=self.spec.std)
         patches_bnd = self.patches(pixels_b3hw.to(self.cls.dtype)).flatten(2).transpose(1, 2)
         cls_b1d = self.cls.expand(len(patches_bnd), -1, -1)
         tokens_bnd = torch.cat([cls_b1d, patches_bnd], dim=1) + self.positions
@@ -76,20 +76,20 @@ class Eva2ClipEncoder(nn.Module):
 
 
 def convert_state_dict(spec: Eva2Clip, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a checkpoint in timm's names under ours.
+    """Rename the tensors of a timm checkpoint to ours.
 
-    Left out: layers behind the last that is read, and the norm and the head behind them.
+    Dropped: layers beyond `spec.layers`, and the norm and the head after them.
     """
     ours = {}
     for name, tensor in state.items():
-        part, _, rest = name.partition(".")
-        unread = part == "blocks" and int(rest.partition(".")[0]) >= spec.layers
-        if unread or part in ("norm", "head"):
+        module, _, rest = name.partition(".")
+        unused = module == "blocks" and int(rest.partition(".")[0]) >= spec.layers
+        if unused or module in ("norm", "head"):
             continue
-        ours[renamed(name, OWN_NAMES)] = tensor
+        ours[rename(name, OWN_NAMES)] = tensor
     for name in [name for name in ours if name.endswith("q_bias")]:
         query, value = ours.pop(name), ours.pop(name.replace("q_bias", "v_bias"))
-        # Keys have no bias: it would add the same to all matches of a query.
+        # Keys have no bias: it would shift all logits of a query equally.
         bias = torch.cat([query, torch.zeros_like(query), value])
         ours[name.replace("q_bias", "qkv.bias")] = bias
     if "positions" in ours:

@@ -1,4 +1,4 @@
-"""EVA-CLIP's vision encoder with BLIP-2's layer norm, transformers' own class.
+"""EVA-CLIP's vision encoder with BLIP-2's layer norm: transformers' class.
 
 Shapes: b pictures, n tokens, d width, hw height and width in pixels.
 """
@@ -10,11 +10,11 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import Blip2VisionConfig, Blip2VisionModel
 
-from model.encoders.pictures import normalised, square_pixels
-from model.encoders.positions import at_size
+from model.encoders.pictures import normalise, square_pixels
+from model.encoders.positions import resize_tower
 from model.spec import SpecError
 from model.spec.image import EvaClip
-from model.weights import Weights, expect, load_transformers
+from model.weights import Weights, check_config, load_transformers
 
 POSITIONS = "embeddings.position_embedding"
 
@@ -29,13 +29,13 @@ def eva_config(spec: EvaClip) -> Blip2VisionConfig:
         image_size=spec.image_size,
         patch_size=spec.patch_size,
         layer_norm_eps=spec.norm_eps,
-        # Theirs is 1e-10, made to be loaded over: random features would say nothing of a picture.
+        # The default of 1e-10 would make features of random weights independent of the picture.
         initializer_range=0.02,
     )
 
 
 class EvaClipEncoder(nn.Module):
-    """Pictures to features behind BLIP-2's layer norm: `ln_vision` there, `post_layernorm` here."""
+    """Pictures to features after BLIP-2's layer norm, `post_layernorm` (LAVIS: `ln_vision`)."""
 
     def __init__(self, spec: EvaClip, tower: Blip2VisionModel) -> None:
         super().__init__()
@@ -45,28 +45,28 @@ class EvaClipEncoder(nn.Module):
     def forward(self, pixels_b3hw: Tensor) -> Tensor:
         """Return features (b, n, d) of pictures (b, 3, h, w), uint8 or normalised."""
         dtype = next(self.tower.parameters()).dtype
-        pixels_b3hw = normalised(pixels_b3hw, mean=self.spec.mean, std=self.spec.std)
+        pixels_b3hw = normalise(pixels_b3hw, mean=self.spec.mean, std=self.spec.std)
         features_bnd: Tensor = self.tower(pixels_b3hw.to(dtype)).last_hidden_state
         return features_bnd if self.spec.keep_cls else features_bnd[:, 1:]
 
 
 def load_tower(spec: EvaClip, *, weights: Weights, dtype: torch.dtype) -> Blip2VisionModel:
-    """Return transformers' tower with published or random weights, for pictures of the spec."""
+    """Return transformers' tower with published or random weights, for the spec's picture size."""
     config = eva_config(spec)
     if weights == "random":
         return Blip2VisionModel(config).to(dtype)
-    tower, told = load_transformers(
+    tower, info = load_transformers(
         Blip2VisionModel,
         spec.weights,
         dtype=dtype,
-        # The vision part of a whole BLIP-2; a checkpoint of this part alone has no such prefix.
+        # The vision model of a whole BLIP-2; a checkpoint of the vision model has no such prefix.
         key_mapping={r"^vision_model\.": ""},
         output_loading_info=True,
     )
-    if told["missing_keys"]:
-        raise SpecError(f"weights {spec.weights!r}: {sorted(told['missing_keys'])[0]} is missing")
-    expect(tower, config, spec.weights)
-    return at_size(tower, config, POSITIONS)
+    if info["missing_keys"]:
+        raise SpecError(f"weights {spec.weights!r}: {sorted(info['missing_keys'])[0]} is missing")
+    check_config(tower, config, spec.weights)
+    return resize_tower(tower, config, POSITIONS)
 
 
 def build(spec: EvaClip, *, weights: Weights, dtype: torch.dtype) -> EvaClipEncoder:

@@ -1,9 +1,9 @@
-"""Log-mel filter-bank features as Kaldi's `compute-fbank-feats` computes them.
+"""Log-mel filter-bank features, equal to those of Kaldi's `compute-fbank-feats`.
 
-They are what BEATs and ImageBind were trained on. Kaldi's conventions: only frames that lie wholly
-inside the clip; per frame the mean removed, pre-emphasis, window, power spectrum; mel triangles
-straight in mel, from 20 Hz to half the sampling rate; natural logarithm, floored at
-float32's epsilon. No dither, so a clip has one result.
+BEATs and ImageBind were trained on them. Kaldi's conventions: only complete frames; per frame mean
+removal, pre-emphasis, window, power spectrum; mel triangles that are linear in mel, from 20 Hz to
+half the sampling rate; natural logarithm, floored at float32's epsilon. There is no dither, so
+results are deterministic.
 
 Shapes: t samples, f frames, w samples of a frame, k frequencies, m mel bins.
 """
@@ -29,11 +29,11 @@ def fbank(waveform_t: Tensor, sample_rate: int, mel_bins: int, window: Window) -
     """Return the log-mel features (f, m) of a mono waveform, f = 1 + (t - frame) // shift.
 
     Args:
-        waveform_t: samples (t,); the scale matters (Kaldi's own is that of 16-bit integers). A
-            clip shorter than a frame is filled up with zeros to one frame.
+        waveform_t: samples (t,); the scale matters (Kaldi's is that of 16-bit integers). A
+            waveform shorter than a frame is zero-padded to one frame.
         sample_rate: in hertz.
-        mel_bins: triangles.
-        window: `povey` is Kaldi's default, a Hann window to the power 0.85.
+        mel_bins: number of triangles.
+        window: `povey` is Kaldi's default, a Hann window to the power of 0.85.
     """
     length, shift = (round(seconds * sample_rate) for seconds in (FRAME_SECONDS, SHIFT_SECONDS))
     waveform_t = waveform_t.to(torch.float32)
@@ -50,7 +50,7 @@ def fbank(waveform_t: Tensor, sample_rate: int, mel_bins: int, window: Window) -
 
 
 def fit_frames(features_fm: Tensor, frames: int) -> Tensor:
-    """Return the features cut, or filled up with zeros, to a number of frames: (frames, m)."""
+    """Return the features truncated or zero-padded to a number of frames: (frames, m)."""
     return F.pad(features_fm[:frames], (0, 0, 0, max(0, frames - len(features_fm))))
 
 
@@ -62,7 +62,7 @@ def _window(name: Window, length: int) -> Tensor:
 
 @functools.cache
 def _triangles(sample_rate: int, fft_size: int, mel_bins: int) -> Tensor:
-    """Return the mel triangles (k, m); the lowest can be so narrow that no frequency is in them."""
+    """Return the mel triangles (k, m); the lowest may be too narrow to contain any frequency."""
     mel_k = _mel(torch.arange(fft_size // 2 + 1, dtype=torch.float64) * sample_rate / fft_size)
     lowest, highest = _mel(torch.tensor([LOWEST_HERTZ, sample_rate / 2], dtype=torch.float64))
     edges = lowest + torch.arange(mel_bins + 2) * (highest - lowest) / (mel_bins + 1)

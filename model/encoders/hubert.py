@@ -1,4 +1,4 @@
-"""HuBERT, transformers' own class (Hsu et al. 2021, arXiv:2106.07447).
+"""HuBERT: transformers' class (Hsu et al. 2021, arXiv:2106.07447).
 
 Shapes: b clips, t samples, n tokens, d width.
 """
@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from transformers import HubertConfig, HubertModel
 
 from model.spec.audio import Hubert
-from model.weights import Weights, expect, load_transformers
+from model.weights import Weights, check_config, load_transformers
 
-NO_NOISE = {
+DETERMINISTIC = {
     "hidden_dropout": 0.0,
     "attention_dropout": 0.0,
     "activation_dropout": 0.0,
@@ -23,8 +23,8 @@ NO_NOISE = {
     "layerdrop": 0.0,
     "apply_spec_augment": False,
 }
-"""A dropped layer or masked frames, drawn on each rank by itself, would break the contract that
-every module is called equally often."""
+"""Layers dropped at random would violate the contract that all ranks call the same modules equally
+often; masked frames would change the features."""
 VARIANCE_FLOOR = 1e-7
 
 
@@ -42,7 +42,7 @@ def hubert_config(spec: Hubert) -> HubertConfig:
         feat_extract_norm="layer" if spec.norm_first else "group",
         do_stable_layer_norm=spec.norm_first,
         num_conv_pos_embeddings=spec.position_kernel,
-        **NO_NOISE,
+        **DETERMINISTIC,
     )
 
 
@@ -65,18 +65,18 @@ def build(spec: Hubert, *, weights: Weights, dtype: torch.dtype) -> HubertEncode
     """Return the encoder with published or random weights."""
     if weights == "random":
         return HubertEncoder(HubertModel(hubert_config(spec)).to(dtype))
-    tower = load_transformers(HubertModel, spec.weights, dtype=dtype, **NO_NOISE)
-    expect(tower, hubert_config(spec), spec.weights)
+    tower = load_transformers(HubertModel, spec.weights, dtype=dtype, **DETERMINISTIC)
+    check_config(tower, hubert_config(spec), spec.weights)
     return HubertEncoder(tower)
 
 
 def preprocess(spec: Hubert, waveform: NDArray[np.float32]) -> Tensor:
-    """Return the waveform (1, t), cut or filled up with silence.
+    """Return the waveform (1, t), truncated or padded with silence.
 
-    With `spec.norm_first`, what is heard gets zero mean and unit variance before it is filled up.
+    With `spec.norm_first`, it is normalised to zero mean and unit variance before padding.
     """
-    heard = torch.from_numpy(np.asarray(waveform, np.float32))[: spec.shape[0]]
-    if spec.norm_first and len(heard):
-        deviation = (heard.var(correction=0) + VARIANCE_FLOOR).sqrt()
-        heard = (heard - heard.mean()) / deviation
-    return F.pad(heard, (0, spec.shape[0] - len(heard)))[None]
+    samples = torch.from_numpy(np.asarray(waveform, np.float32))[: spec.shape[0]]
+    if spec.norm_first and len(samples):
+        deviation = (samples.var(correction=0) + VARIANCE_FLOOR).sqrt()
+        samples = (samples - samples.mean()) / deviation
+    return F.pad(samples, (0, spec.shape[0] - len(samples)))[None]

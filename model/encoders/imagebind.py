@@ -1,11 +1,12 @@
-"""ImageBind: one transformer a modality, into one space (Girdhar et al. 2023, arXiv:2305.05665).
+"""ImageBind: one transformer per modality, one embedding space (Girdhar et al. 2023).
 
-Each trunk is a vision transformer over patches of its modality's signal (§3.3): tubelets of two
-frames, patches of a log-mel spectrogram, of a depth or a thermal image, or pieces of a motion
-sensor's six channels. The class token is projected and brought to unit length. Drop-path and
-dropout are left out, for the trunks stay frozen.
+Girdhar et al. 2023, *ImageBind* (arXiv:2305.05665). Each trunk is a vision transformer on patches
+of its modality's signal (§3.3): tubelets of two frames, patches of a log-mel spectrogram, of a
+depth or a thermal image, or pieces of a motion sensor's six channels. The class token is projected
+and scaled to unit length. There is no drop-path and dropout since the trunks stay frozen.
 
-Shapes: b parts, n = 1 + patches tokens, d width, e width of the shared space, f frames, m mel bins.
+Shapes: b segments, n = 1 + patches tokens, d width, e width of the shared space, f frames, m mel
+bins.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 
 from model.encoders.blocks import INITIAL_STD, Attention, Block, linear
 from model.encoders.fbank import fbank, fit_frames
-from model.encoders.pictures import normalised, pixels_of
+from model.encoders.pictures import normalise, to_pixels
 from model.spec.image import CLIP_MEAN, CLIP_STD
 from model.spec.imagebind import ImageBind
 from model.weights import Weights, load_published
@@ -34,16 +35,16 @@ AUDIO_MEAN, AUDIO_DEVIATION = -4.268, 9.138
 
 
 class ImageBindEncoder(nn.Module):
-    """One trunk: parts of a medium to tokens."""
+    """One trunk: segments of a medium to tokens."""
 
     def __init__(self, spec: ImageBind) -> None:
         super().__init__()
         self.spec = spec
-        width, is_image = spec.width_inside, spec.trunk == "image"
+        width, is_image = spec.hidden_width, spec.trunk == "image"
         convolution: Any = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[len(spec.kernel)]
         self.patches = convolution(spec.shape[0], width, spec.kernel, spec.stride, bias=False)
         nn.init.normal_(self.patches.weight, std=INITIAL_STD)
-        # The image trunk was begun with OpenCLIP's, which normalises after the positions instead.
+        # The image trunk was initialised from OpenCLIP's, which normalises after adding positions.
         self.patch_norm = nn.Identity() if is_image else nn.LayerNorm(width, PATCH_NORM_EPSILON)
         self.norm_in = nn.LayerNorm(width, NORM_EPSILON) if is_image else nn.Identity()
         self.cls_token = nn.Parameter(torch.randn(1, 1, width) * INITIAL_STD)
@@ -59,13 +60,13 @@ class ImageBindEncoder(nn.Module):
         )
         if spec.output == "embedding":
             self.norm = nn.LayerNorm(width, NORM_EPSILON)
-            self.head = linear(width, spec.embedding, bias=False)
+            self.head = linear(width, spec.embedding_width, bias=False)
 
-    def forward(self, parts: Tensor) -> Tensor:
-        """Return what `spec.output` says of parts (b, *shape): (b, 1, e) or (b, n, d)."""
-        patches_bnd = self.patches(parts.to(next(self.parameters()).dtype)).flatten(2)
+    def forward(self, segments: Tensor) -> Tensor:
+        """Return `spec.output` for segments (b, *shape): (b, 1, e) or (b, n, d)."""
+        patches_bnd = self.patches(segments.to(next(self.parameters()).dtype)).flatten(2)
         patches_bnd = self.patch_norm(patches_bnd.transpose(1, 2))
-        cls_b1d = self.cls_token.expand(len(parts), 1, -1)
+        cls_b1d = self.cls_token.expand(len(segments), 1, -1)
         tokens_bnd = self.norm_in(torch.cat([cls_b1d, patches_bnd], dim=1) + self.positions)
         for block in self.blocks:
             tokens_bnd = block(tokens_bnd)
@@ -85,22 +86,21 @@ def build(spec: ImageBind, *, weights: Weights, dtype: torch.dtype) -> ImageBind
 
 
 def convert_state_dict(spec: ImageBind, checkpoint: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return our names of one trunk of the published checkpoint.
+    """Rename the tensors of one trunk of the published checkpoint to ours.
 
-    Left out: the other modalities' tensors, those of the text trunk among them; the trunk's
-    `modality_postprocessors`, whose one number is `spec.scale`; without `embedding`, its
-    `modality_heads`.
+    Dropped: tensors of other modalities, including text; the trunk's `modality_postprocessors`,
+    whose only number is `spec.scale`; without `embedding`, its `modality_heads`.
     """
     modality = "vision" if spec.trunk == "image" else spec.trunk
-    wanted = [f"modality_preprocessors.{modality}.", f"modality_trunks.{modality}."]
+    prefixes = [f"modality_preprocessors.{modality}.", f"modality_trunks.{modality}."]
     heads = f"modality_heads.{modality}."
     if spec.output == "embedding":
-        wanted.append(heads)
+        prefixes.append(heads)
     names = {
         "rgbt_stem.": "",
         "depth_stem.": "",
         "imu_stem.": "",
-        # In the image trunk, the step before the convolution makes two frames of an image.
+        # In the image trunk, module 0 repeats a picture to two frames.
         "proj.1.": "proj.",
         "norm_layer.": "patch_norm.",
         "pos_embedding_helper.": "",
@@ -118,19 +118,19 @@ def convert_state_dict(spec: ImageBind, checkpoint: Mapping[str, Tensor]) -> dic
     }
     ours: dict[str, Tensor] = {}
     for their_name, tensor in checkpoint.items():
-        prefix = next((prefix for prefix in wanted if their_name.startswith(prefix)), None)
+        prefix = next((prefix for prefix in prefixes if their_name.startswith(prefix)), None)
         if prefix is None:
             continue
         name = their_name.removeprefix(prefix)
         if prefix == heads:
-            # A norm, the choice of the class token, for motion a dropout, and the projection.
+            # Norm, selection of the class token, dropout (motion only), projection.
             name = f"norm.{name[2:]}" if name.startswith("0.") else "head.weight"
         for theirs, our in names.items():
             name = name.replace(theirs, our)
         ours[name] = tensor
-    # A motion sensor's pieces are stored as rows of a linear layer: channel by channel.
+    # For motion sensors, the patch embedding is stored as a linear layer, channel by channel.
     ours["patches.weight"] = ours["patches.weight"].reshape(
-        spec.width_inside, spec.shape[0], *spec.kernel
+        spec.hidden_width, spec.shape[0], *spec.kernel
     )
     return ours
 
@@ -139,16 +139,16 @@ Raw = Image.Image | Sequence[Image.Image] | NDArray[np.float32]
 
 
 def preprocess(spec: ImageBind, raw: Raw) -> Tensor:
-    """Return a medium as the trunk's parts (parts, *shape).
+    """Return the trunk's input (segments, *shape) for a decoded medium.
 
     Args:
-        spec: says which trunk.
-        raw: a picture; a list of a video's frames, each of which becomes a part together with the
-            one that follows; a mono waveform; or a motion sensor's channels by steps, cut or filled
-            up with zeros.
+        spec: of the trunk.
+        raw: a picture; a list of a video's frames, each of which forms a segment with the following
+            frame; a mono waveform; or a motion sensor's channels by steps, truncated or
+            zero-padded.
 
     Raises:
-        ValueError: a medium of another kind than the trunk's.
+        ValueError: the trunk cannot encode this kind of medium.
     """
     match spec.trunk, raw:
         case "image", Image.Image():
@@ -166,11 +166,11 @@ def preprocess(spec: ImageBind, raw: Raw) -> Tensor:
         case "imu", np.ndarray() if raw.ndim == 2 and len(raw) == spec.shape[0]:
             steps = torch.from_numpy(np.asarray(raw, np.float32))
             return fit_frames(steps.T, spec.shape[1]).T[None]
-    raise ValueError(f"ImageBind's {spec.trunk} trunk cannot read a {type(raw).__name__}")
+    raise ValueError(f"ImageBind's {spec.trunk} trunk cannot encode a {type(raw).__name__}")
 
 
 def _square(picture: Image.Image, side: int) -> Image.Image:
-    """Return the middle square, the shorter side brought to `side`."""
+    """Return the middle square, resized such that the shorter side is `side`."""
     shorter = min(picture.size)
     width, height = (side * length // shorter for length in picture.size)
     picture = picture.resize((width, height), Image.Resampling.BICUBIC)
@@ -179,18 +179,18 @@ def _square(picture: Image.Image, side: int) -> Image.Image:
 
 
 def _colours(spec: ImageBind, picture: Image.Image) -> Tensor:
-    """Return normalised colours (3, side, side)."""
-    pixels_3hw = pixels_of(_square(picture, spec.shape[-1]))
-    return normalised(pixels_3hw, mean=CLIP_MEAN, std=CLIP_STD)
+    """Return normalised pixels (3, side, side)."""
+    pixels_3hw = to_pixels(_square(picture, spec.shape[-1]))
+    return normalise(pixels_3hw, mean=CLIP_MEAN, std=CLIP_STD)
 
 
 def _mel_clips(spec: ImageBind, waveform: Tensor) -> Tensor:
-    """Return log-mel clips (parts, 1, m, f), spread evenly from the beginning to the end."""
+    """Return log-mel clips (clips, 1, m, f), spread evenly from the start to the end."""
     samples = round(spec.seconds * spec.sample_rate)
     spare = max(0, len(waveform) - samples)
     clips = []
-    for number in range(spec.parts):
-        start = spare * number // max(1, spec.parts - 1)
+    for number in range(spec.clips):
+        start = spare * number // max(1, spec.clips - 1)
         clip = waveform[start : start + samples]
         clip = clip - clip.mean() if len(clip) else clip
         features_fm = fbank(clip, spec.sample_rate, spec.shape[1], "hann")

@@ -1,10 +1,11 @@
-"""Monkey's encoder: windows of a picture through one tower, each with adapters of its own.
+"""Monkey's encoder: tiles of a picture through one tower, each with adapters of its own.
 
-Li et al. 2023, *Monkey* (arXiv:2311.06607), §3.1; details from the published code. The windows pass
-the tower as one batch: peft's adapters cannot change within it.
+Li et al. 2023, *Monkey* (arXiv:2311.06607), §3.1, where tiles are called windows; details from the
+published code. All tiles pass through the tower as one batch, for which peft's adapters cannot be
+used: they cannot change within a batch.
 
-Shapes: b pictures, f parts (windows, then the whole), w windows, n tokens, d width, e another
-width, r rank, hw height and width in pixels.
+Shapes: b pictures, f segments (tiles, then the whole picture), w tiles, n tokens, d width, e
+another width, r rank, hw height and width in pixels.
 """
 
 from __future__ import annotations
@@ -19,57 +20,57 @@ from transformers import CLIPVisionModel
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
 from model.encoders.clip import load_tower
-from model.encoders.pictures import normalised, pixels_of
+from model.encoders.pictures import normalise, to_pixels
 from model.encoders.positions import resize_positions
 from model.spec.high_resolution import Monkey
 from model.weights import Weights
 
 
-class WindowLora(nn.Module):
-    """A low-rank layer per window (Hu et al. 2021, §4.1) with a learned scale; 0 for the whole."""
+class TileLora(nn.Module):
+    """LoRA per tile (Hu et al. 2021, §4.1) with a learned scale; zero for the whole picture."""
 
-    def __init__(self, windows: int, width_in: int, width_out: int, rank: int, drop: float) -> None:
+    def __init__(self, tiles: int, width_in: int, width_out: int, rank: int, drop: float) -> None:
         super().__init__()
         self.dropout = nn.Dropout(drop)
         bound = width_in**-0.5
-        self.down_wrd = nn.Parameter(torch.empty(windows, rank, width_in).uniform_(-bound, bound))
-        self.up_wer = nn.Parameter(torch.zeros(windows, width_out, rank))
-        self.scale_w = nn.Parameter(torch.ones(windows))
+        self.down_wrd = nn.Parameter(torch.empty(tiles, rank, width_in).uniform_(-bound, bound))
+        self.up_wer = nn.Parameter(torch.zeros(tiles, width_out, rank))
+        self.scale_w = nn.Parameter(torch.ones(tiles))
 
     def forward(self, tokens_bfnd: Tensor) -> Tensor:
-        """Return what is to be added to the layer's output, (b, f, n, e)."""
-        windows_bwnd = self.dropout(tokens_bfnd[:, : len(self.down_wrd)])
-        low_bwnr = torch.einsum("bwnd,wrd->bwnr", windows_bwnd, self.down_wrd)
+        """Return the addition to the layer's output, (b, f, n, e)."""
+        tiles_bwnd = self.dropout(tokens_bfnd[:, : len(self.down_wrd)])
+        low_bwnr = torch.einsum("bwnd,wrd->bwnr", tiles_bwnd, self.down_wrd)
         up_wer = self.up_wer * self.scale_w[:, None, None]
         return F.pad(torch.einsum("bwnr,wer->bwne", low_bwnr, up_wer), (0, 0, 0, 0, 0, 1))
 
 
 class LayerAdapters(nn.Module):
-    """The adapters of one layer; the MLP's goes round its norm, too."""
+    """The adapters of one layer; the MLP's input is not normed."""
 
     def __init__(self, spec: Monkey) -> None:
         super().__init__()
-        windows, width = spec.windows, spec.width
-        self.qkv = WindowLora(windows, width, 3 * width, spec.rank, spec.dropout)
-        self.out = WindowLora(windows, width, width, spec.rank, spec.dropout)
-        self.mlp = WindowLora(windows, width, width, spec.mlp_rank, spec.dropout)
+        tiles, width = spec.tiles, spec.width
+        self.qkv = TileLora(tiles, width, 3 * width, spec.rank, spec.dropout)
+        self.out = TileLora(tiles, width, width, spec.rank, spec.dropout)
+        self.mlp = TileLora(tiles, width, width, spec.mlp_rank, spec.dropout)
 
     def forward(self, layer: CLIPEncoderLayer, tokens_bfnd: Tensor) -> Tensor:
-        """Return tokens (b, f, n, d) behind one layer of the tower and the adapters beside it."""
-        attention, read_bfnd = layer.self_attn, layer.layer_norm1(tokens_bfnd)
+        """Return tokens (b, f, n, d) after one layer of the tower with its adapters."""
+        attention, normed_bfnd = layer.self_attn, layer.layer_norm1(tokens_bfnd)
         projections = (attention.q_proj, attention.k_proj, attention.v_proj)
-        qkv = torch.cat([project(read_bfnd) for project in projections], dim=-1)
-        qkv = (qkv + self.qkv(read_bfnd)).unflatten(-1, (3, attention.num_heads, -1))
+        qkv = torch.cat([project(normed_bfnd) for project in projections], dim=-1)
+        qkv = (qkv + self.qkv(normed_bfnd)).unflatten(-1, (3, attention.num_heads, -1))
         query, key, value = qkv.flatten(0, 1).permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(query, key, value).transpose(1, 2)
         mixed_bfnd = mixed.reshape(tokens_bfnd.shape)
         tokens_bfnd = tokens_bfnd + attention.out_proj(mixed_bfnd) + self.out(mixed_bfnd)
-        changed_bfnd: Tensor = layer.mlp(layer.layer_norm2(tokens_bfnd))
-        return tokens_bfnd + changed_bfnd + self.mlp(tokens_bfnd)
+        mlp_bfnd: Tensor = layer.mlp(layer.layer_norm2(tokens_bfnd))
+        return tokens_bfnd + mlp_bfnd + self.mlp(tokens_bfnd)
 
 
 class MonkeyEncoder(nn.Module):
-    """The parts of a picture to the features of their patches."""
+    """The tiles of a picture, and the whole picture, to features of their patches."""
 
     def __init__(self, spec: Monkey, tower: CLIPVisionModel) -> None:
         super().__init__()
@@ -79,7 +80,7 @@ class MonkeyEncoder(nn.Module):
         self.adapters = nn.ModuleList(LayerAdapters(spec) for _ in range(depth))
 
     def forward(self, pixels_bf3hw: Tensor) -> Tensor:
-        """Return features (b, f, n, d) of the windows and the whole of normalised pictures."""
+        """Return features (b, f, n, d) of normalised tiles and whole pictures."""
         spec = self.spec.tower
         dtype = next(self.tower.parameters()).dtype
         embedded = self.tower.embeddings(pixels_bf3hw.to(dtype).flatten(0, 1))
@@ -92,22 +93,22 @@ class MonkeyEncoder(nn.Module):
 
 
 def convert_state_dict(spec: Monkey, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return Monkey's tensors, as they stand under `transformer.visual.`, under our names.
+    """Rename Monkey's tensors (`transformer.visual.` removed) to ours.
 
-    Left out: the resampler and what is behind it (`attn_pool`, `ln_post`, `proj`). The tower's
-    class token and last norm, which Monkey has not and nothing reads, are zeros.
+    Dropped: the resampler and everything after it (`attn_pool`, `ln_post`, `proj`). The tower's
+    class token and last norm, which Monkey lacks and which are not used, are zeros.
     """
     side, width = spec.tower.image_size // spec.tower.patch_size, spec.width
     positions_nd = resize_positions(state["positional_embedding"], side, first=0)
-    nothing = positions_nd.new_zeros(1, width)
+    zeros = positions_nd.new_zeros(1, width)
     ours = {
         "embeddings.patch_embedding.weight": state["conv1.weight"],
-        "embeddings.position_embedding.weight": torch.cat([nothing, positions_nd]),
+        "embeddings.position_embedding.weight": torch.cat([zeros, positions_nd]),
         "pre_layrnorm.weight": state["ln_pre.weight"],
         "pre_layrnorm.bias": state["ln_pre.bias"],
-        "embeddings.class_embedding": nothing[0],
-        "post_layernorm.weight": nothing[0],
-        "post_layernorm.bias": nothing[0],
+        "embeddings.class_embedding": zeros[0],
+        "post_layernorm.weight": zeros[0],
+        "post_layernorm.bias": zeros[0],
     }
     adapters = {}
     for number in range(spec.tower.layers):
@@ -141,7 +142,7 @@ def _layer_weights(layer: Mapping[str, Tensor], heads: int) -> dict[str, Tensor]
 def _adapter_weights(layer: Mapping[str, Tensor], spec: Monkey) -> dict[str, Tensor]:
     ours = {}
     for own, theirs in (("qkv", "attn.in_proj"), ("out", "attn.out_proj"), ("mlp", "mlp")):
-        loras = [f"{theirs}_lora.{window}." for window in range(spec.windows)]
+        loras = [f"{theirs}_lora.{tile}." for tile in range(spec.tiles)]
         ups = [layer[f"{lora}lora_b.weight"] for lora in loras]
         if own == "qkv":
             ups = [_by_head(up, spec.tower.heads) for up in ups]
@@ -152,23 +153,23 @@ def _adapter_weights(layer: Mapping[str, Tensor], spec: Monkey) -> dict[str, Ten
 
 
 def _by_head(rows: Tensor, heads: int) -> Tensor:
-    """Return rows laid out (head, q k v, channel) as (q k v, head, channel)."""
+    """Reorder rows from (head, q k v, channel) to (q k v, head, channel)."""
     return rows.unflatten(0, (heads, 3, -1)).transpose(0, 1).flatten(0, 2)
 
 
 def build(spec: Monkey, *, weights: Weights, dtype: torch.dtype) -> MonkeyEncoder:
-    """Return the encoder with published or random weights; new adapters change nothing."""
+    """Return the encoder with published or random weights; new adapters are zero."""
     return MonkeyEncoder(spec, load_tower(spec.tower, weights=weights, dtype=dtype)).to(dtype)
 
 
 def preprocess(spec: Monkey, picture: Image.Image) -> Tensor:
-    """Return normalised pixels (windows + 1, 3, side, side): windows row by row, then the whole."""
+    """Return normalised pixels (tiles + 1, 3, side, side): tiles row by row, then the whole."""
     side = spec.tower.image_size
     size = (spec.columns * side, spec.rows * side)
     resized = picture.resize(size, Image.Resampling.BICUBIC)
-    pixels_3hw = normalised(pixels_of(resized), mean=spec.tower.mean, std=spec.tower.std)
+    pixels_3hw = normalise(to_pixels(resized), mean=spec.tower.mean, std=spec.tower.std)
     rows = pixels_3hw.unflatten(2, (spec.columns, side)).unflatten(1, (spec.rows, side))
-    windows_w3hw = rows.permute(1, 3, 0, 2, 4).flatten(0, 1)
-    # As published: from the large picture, without the smoothing that PIL's resizing has.
+    tiles_w3hw = rows.permute(1, 3, 0, 2, 4).flatten(0, 1)
+    # As published: from the resized picture, and without the antialiasing of PIL.
     whole_13hw = F.interpolate(pixels_3hw[None], size=(side, side), mode="bicubic")
-    return torch.cat([windows_w3hw, whole_13hw])
+    return torch.cat([tiles_w3hw, whole_13hw])

@@ -16,19 +16,19 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from model.encoders.pictures import normalised, square_pixels
+from model.encoders.pictures import normalise, square_pixels
 from model.spec.nfnet import NfNet
-from model.weights import Weights, load_published, renamed
+from model.weights import Weights, load_published, rename
 
 ALPHA = 0.2
-"""Share of a residual branch in the sum; the variance grows by its square from block to block."""
+"""Scale of residual branches; the variance grows by its square from block to block."""
 GELU_GAIN = 1.7015043497085571
-"""Of GELU: keeps a normal variable's variance at 1."""
+"""Gain that preserves the variance of a standard normal variable under GELU."""
 EXCITE_GAIN = 2.0
-"""Of squeeze-and-excitation, whose gates are a half on average."""
+"""Gain of squeeze-and-excitation, whose gates are 0.5 on average."""
 EPSILON = 1e-5
 
-# In this order: a name that is given here must not be met again further down.
+# The order matters: no replacement may create a substring that a later pair replaces.
 OWN_NAMES = (
     *((f"stem.conv{number}.", f"stem.{number - 1}.") for number in (1, 2, 3, 4)),
     ("conv1.", "enter."),
@@ -39,7 +39,7 @@ OWN_NAMES = (
     ("attn_last.", "excite."),
     ("skipinit_gain", "skip_gain"),
 )
-"""Parts of timm's names, and ours."""
+"""Substrings of timm's names → ours."""
 
 
 class ScaledConv(nn.Conv2d):
@@ -67,14 +67,14 @@ class ScaledConv(nn.Conv2d):
         return F.conv2d(padded, weight, self.bias, self.stride, groups=self.groups)
 
     def _padding(self, maps_bchw: Tensor, dim: int) -> tuple[int, int]:
-        """Zeros in front and behind; the odd one behind, as TensorFlow has it."""
+        """Return the padding before and after; an odd zero comes after, as in TensorFlow."""
         size, stride, side = maps_bchw.shape[dim], self.stride[0], self.kernel_size[0]
         total = max((-(-size // stride) - 1) * stride + side - size, 0)
         return total // 2, total - total // 2
 
 
 class SqueezeExcite(nn.Module):
-    """A gate per channel from the maps' means (Hu et al. 2018), half as wide in the middle."""
+    """Scale channels by gates computed from their means (Hu et al. 2018)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -94,7 +94,7 @@ class NfBlock(nn.Module):
         width_in, width_out: channels; the bottleneck has half of `width_out`.
         stride: 2 halves the map.
         group_width: channels of a group.
-        deviation: of the input by its analytic variance, which the block divides by.
+        deviation: analytic standard deviation of the input, by which the block divides it.
     """
 
     def __init__(
@@ -112,15 +112,15 @@ class NfBlock(nn.Module):
         self.conv2 = ScaledConv(middle, middle, 3, groups=groups)
         self.leave = ScaledConv(middle, width_out, 1)
         self.excite = SqueezeExcite(width_out)
-        # One number, but not without dimensions: ZeRO-3 cannot partition such a tensor.
+        # Not a scalar: ZeRO-3 cannot partition tensors without dimensions.
         self.skip_gain = nn.Parameter(torch.zeros(1))
 
     def forward(self, maps_bchw: Tensor) -> Tensor:
         """Return maps (b, width_out, h / stride, w / stride)."""
-        read_bchw = activate(maps_bchw) / self.deviation
+        active_bchw = activate(maps_bchw) / self.deviation
         if self.shortcut is not None:
-            maps_bchw = self.shortcut(self.pool(read_bchw))
-        branch_bchw = self.conv1(activate(self.enter(read_bchw)))
+            maps_bchw = self.shortcut(self.pool(active_bchw))
+        branch_bchw = self.conv1(activate(self.enter(active_bchw)))
         branch_bchw = self.leave(activate(self.conv2(activate(branch_bchw))))
         branch_bchw = EXCITE_GAIN * self.excite(branch_bchw)
         return maps_bchw + ALPHA * self.skip_gain * branch_bchw
@@ -151,7 +151,7 @@ class NfNetEncoder(nn.Module):
                         deviation=variance**0.5,
                     )
                 )
-                # The first block of a stage normalises its shortcut, too.
+                # The first block of a stage also normalises its shortcut.
                 variance = (1.0 if number == 0 else variance) + ALPHA**2
                 width = width_out
             self.stages.append(blocks)
@@ -159,7 +159,7 @@ class NfNetEncoder(nn.Module):
 
     def forward(self, pixels_b3hw: Tensor) -> Tensor:
         """Return features (b, n, d) of pictures (b, 3, h, w), uint8 or normalised."""
-        pixels_b3hw = normalised(pixels_b3hw, mean=self.spec.mean, std=self.spec.std)
+        pixels_b3hw = normalise(pixels_b3hw, mean=self.spec.mean, std=self.spec.std)
         maps_bchw = pixels_b3hw.to(next(self.parameters()).dtype)
         for number, conv in enumerate(self.stem):
             maps_bchw = conv(activate(maps_bchw) if number else maps_bchw)
@@ -174,9 +174,9 @@ def activate(maps_bchw: Tensor) -> Tensor:
 
 
 def convert_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a checkpoint in timm's names under ours, without the classes' head."""
+    """Rename the tensors of a timm checkpoint to ours, without the classification head."""
     return {
-        renamed(name, OWN_NAMES): tensor.reshape(1) if tensor.dim() == 0 else tensor
+        rename(name, OWN_NAMES): tensor.reshape(1) if tensor.dim() == 0 else tensor
         for name, tensor in state.items()
         if not name.startswith("head.")
     }

@@ -1,7 +1,7 @@
-"""Pictures to pixels, as every picture encoder takes them.
+"""Pictures to pixels: the preprocessing that all picture encoders share.
 
-Pixels stay bytes until the encoder has them on its own device: a quarter of what floats would take
-from worker to rank to device, and nothing to compute on the way.
+Pixels stay bytes until the encoder normalises them on its device: they need a quarter of the memory
+and transfer time of floats, and no computation in the workers.
 
 Shapes: hw height and width in pixels.
 """
@@ -16,13 +16,13 @@ from torch import Tensor
 from model.spec.image import Colour, Fit
 
 
-def square(picture: Image.Image, side: int, *, fit: Fit, mean: Colour) -> Image.Image:
-    """Return the picture at side × side pixels, resized bicubically.
+def resize_to_square(picture: Image.Image, side: int, *, fit: Fit, mean: Colour) -> Image.Image:
+    """Return the picture resized bicubically to side × side pixels.
 
     Args:
         picture: an RGB picture of any size.
         side: in pixels.
-        fit: `squash` loses the aspect ratio, `pad` puts the picture amid the mean colour.
+        fit: `squash` ignores the aspect ratio, `pad` centres the picture on the mean colour.
         mean: of red, green and blue in [0, 1].
     """
     if fit == "pad" and picture.width != picture.height:
@@ -31,36 +31,36 @@ def square(picture: Image.Image, side: int, *, fit: Fit, mean: Colour) -> Image.
 
 
 def _padded(picture: Image.Image, side: int, mean: Colour) -> Image.Image:
-    """Return the picture amid the mean colour, a square; one that is wide is resized across."""
+    """Return the picture padded to a square; a wide picture is already resized horizontally."""
     longer = width = max(picture.size)
     if picture.width == longer:
-        # Pillow resizes each row by itself, and then each column: no need to pad before the rows.
+        # Pillow resizes rows first, then columns, so padding rows can wait until they are resized.
         width = side
         picture = picture.resize((width, picture.height), Image.Resampling.BICUBIC)
-    # Rounded down, both the colour and the place, as LLaVA was trained.
+    # Colour and offset are rounded down, as in LLaVA's training.
     padded = Image.new("RGB", (width, longer), tuple(int(255 * value) for value in mean))
     padded.paste(picture, ((width - picture.width) // 2, (longer - picture.height) // 2))
     return padded
 
 
-def pixels_of(picture: Image.Image) -> Tensor:
+def to_pixels(picture: Image.Image) -> Tensor:
     """Return the pixels (3, h, w), uint8, of an RGB picture."""
     pixels_3hw = np.stack([np.asarray(channel) for channel in picture.split()])
     return torch.from_numpy(pixels_3hw)
 
 
 def square_pixels(picture: Image.Image, side: int, *, fit: Fit, mean: Colour) -> Tensor:
-    """Return the pixels (1, 3, side, side), uint8, of an RGB picture: one part; see `square`."""
-    return pixels_of(square(picture, side, fit=fit, mean=mean))[None]
+    """Return the pixels (1, 3, side, side), uint8, of an RGB picture; see `resize_to_square`."""
+    return to_pixels(resize_to_square(picture, side, fit=fit, mean=mean))[None]
 
 
-def normalised(pixels: Tensor, *, mean: Colour, std: Colour) -> Tensor:
-    """Return normalised pixels (…, 3, h, w), float32; floats are normalised already, and stay.
+def normalise(pixels: Tensor, *, mean: Colour, std: Colour) -> Tensor:
+    """Return normalised pixels (…, 3, h, w), float32; floats are already normalised and returned.
 
     Args:
-        pixels: (…, 3, h, w), uint8 as they come from `pixels_of`.
+        pixels: (…, 3, h, w), uint8 as returned by `to_pixels`.
         mean: of red, green and blue in [0, 1].
-        std: the same.
+        std: likewise.
     """
     if pixels.is_floating_point():
         return pixels

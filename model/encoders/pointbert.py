@@ -1,7 +1,7 @@
 """PointBERT, the point-cloud tower of ULIP (Yu et al. 2021, arXiv:2111.14819, §3.1 and §3.3).
 
-A cloud is cut into local patches around far-apart centres; a small PointNet turns each patch into a
-token; a transformer reads the tokens, with the centres as positions.
+A cloud is divided into local patches around centres from farthest point sampling; a mini-PointNet
+encodes each patch as a token; a transformer processes the tokens, with the centres as positions.
 
 Shapes: b clouds, p points, c channels, g groups, k points of a group, n = 1 + g tokens, d width.
 """
@@ -36,13 +36,13 @@ LEFT_OUT = (
     "open_clip_model.",
     "logit_scale",
 )
-"""Tensors of a ULIP checkpoint that read pictures and texts; no use for them here."""
+"""Tensors of a ULIP checkpoint for pictures and texts, which are not used here."""
 
 
 class RunningNorm(nn.BatchNorm1d):
-    """Batch normalisation by the stored statistics, in training, too.
+    """Batch normalisation with the stored statistics, also in training.
 
-    A batch's own would differ with its size and from rank to rank.
+    Batch statistics would depend on the batch's size and the rank.
     """
 
     def forward(self, features_bct: Tensor) -> Tensor:
@@ -53,7 +53,7 @@ class RunningNorm(nn.BatchNorm1d):
 
 
 class PatchNet(nn.Module):
-    """The mini-PointNet: a patch to a token, whatever the order of its points (§3.1)."""
+    """The mini-PointNet: a patch to a token, independently of the order of its points (§3.1)."""
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class PointBertEncoder(nn.Module):
     def __init__(self, spec: PointBert) -> None:
         super().__init__()
         self.spec = spec
-        width = spec.width_inside
+        width = spec.hidden_width
         self.patches = PatchNet(spec.channels, spec.patch_width)
         self.reduce = linear(spec.patch_width, width)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
@@ -93,11 +93,11 @@ class PointBertEncoder(nn.Module):
         )
         self.norm = nn.LayerNorm(width, eps=NORM_EPSILON)
         if spec.output == "embedding":
-            self.head = linear(2 * width, spec.embedding, bias=False)
+            self.head = linear(2 * width, spec.embedding_width, bias=False)
 
     def forward(self, clouds_bpc: Tensor) -> Tensor:
-        """Return what `spec.output` says of clouds (b, p, c): (b, 1 or 1 + g, width)."""
-        # Distances between near points vanish in bfloat16.
+        """Return `spec.output` for clouds (b, p, c): (b, 1 or 1 + g, width)."""
+        # In bfloat16, distances between near points would be zero.
         groups_bgkc, centres_bg3 = group(clouds_bpc.float(), self.spec.groups, self.spec.group_size)
         dtype, batch = next(self.parameters()).dtype, len(clouds_bpc)
         tokens_bgd = self.reduce(self.patches(groups_bgkc.to(dtype)))
@@ -105,7 +105,7 @@ class PointBertEncoder(nn.Module):
         positions_bgd = self.positions(centres_bg3.to(dtype))
         positions_bnd = torch.cat([self.cls_position.expand(batch, 1, -1), positions_bgd], dim=1)
         for block in self.blocks:
-            # Positions enter anew before every layer (published code; the paper adds them once).
+            # Positions are added before every layer (as published; in the paper only once).
             tokens_bnd = block(tokens_bnd + positions_bnd)
         tokens_bnd = self.norm(tokens_bnd)
         if self.spec.output == "tokens":
@@ -117,10 +117,10 @@ class PointBertEncoder(nn.Module):
 
 
 def farthest_points(points_bp3: Tensor, count: int) -> Tensor:
-    """Return indices (b, count) of points that lie far apart, the first one first.
+    """Return indices (b, count) of farthest point sampling (Qi et al. 2017, PointNet++, §3.2).
 
-    Each next one is the farthest from all before it (Qi et al. 2017, PointNet++, §3.2). The
-    published code starts at a random point; ours is a function of the cloud.
+    Each next point is the farthest from all before it. It starts at the first point, and is thus
+    deterministic; the published code starts at a random one.
     """
     chosen = [points_bp3.new_zeros(len(points_bp3), dtype=torch.long)]
     distance_bp = torch.full_like(points_bp3[..., 0], torch.inf)
@@ -132,23 +132,23 @@ def farthest_points(points_bp3: Tensor, count: int) -> Tensor:
 
 
 def group(clouds_bpc: Tensor, groups: int, size: int) -> tuple[Tensor, Tensor]:
-    """Cut clouds into patches of near points around far-apart centres.
+    """Divide clouds into patches of the nearest points around farthest-point centres.
 
     Returns:
-        Patches (b, g, k, c) with the places relative to their centre, and the centres (b, g, 3).
+        Patches (b, g, k, c) with xyz relative to their centre, and the centres (b, g, 3).
     """
     points_bp3 = clouds_bpc[..., :3]
     centres_bg3 = take(points_bp3, farthest_points(points_bp3, groups))
-    # Through products of matrices, near points would lose half of their digits.
-    far_bgp = torch.cdist(centres_bg3, points_bp3, compute_mode="donot_use_mm_for_euclid_dist")
-    nearest_bgk = far_bgp.topk(size, dim=-1, largest=False).indices
+    # Matrix products would lose half of the digits of near points.
+    distance_bgp = torch.cdist(centres_bg3, points_bp3, compute_mode="donot_use_mm_for_euclid_dist")
+    nearest_bgk = distance_bgp.topk(size, dim=-1, largest=False).indices
     patches_bgkc = take(clouds_bpc, nearest_bgk.flatten(1)).unflatten(1, (groups, size))
-    places = patches_bgkc[..., :3] - centres_bg3[:, :, None]
-    return torch.cat([places, patches_bgkc[..., 3:]], dim=-1), centres_bg3
+    xyz = patches_bgkc[..., :3] - centres_bg3[:, :, None]
+    return torch.cat([xyz, patches_bgkc[..., 3:]], dim=-1), centres_bg3
 
 
 def take(rows_bpc: Tensor, index_bg: Tensor) -> Tensor:
-    """Return the rows (b, g, c) that the indices name."""
+    """Return the rows (b, g, c) at the indices."""
     return rows_bpc.gather(1, index_bg[..., None].expand(-1, -1, rows_bpc.shape[-1]))
 
 
@@ -161,11 +161,11 @@ def build(spec: PointBert, *, weights: Weights, dtype: torch.dtype) -> PointBert
 
 
 def convert_state_dict(spec: PointBert, checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return our names of a ULIP checkpoint (`LEFT_OUT` says what we have no use for).
+    """Rename the tensors of a ULIP checkpoint to ours, except for `LEFT_OUT`.
 
     Args:
-        spec: says whether the projection to the shared space is used.
-        checkpoint: the file's content, the tensors themselves or under `state_dict`.
+        spec: whether the projection to the shared space is used.
+        checkpoint: the file's content, with tensors at the top level or under `state_dict`.
     """
     names = {
         "encoder.first_conv.": "patches.points.",
@@ -197,19 +197,19 @@ def preprocess(spec: PointBert, cloud: NDArray[np.float32]) -> Tensor:
     """Return one cloud (1, p, c) of `spec.points` points, centred and scaled to the unit sphere.
 
     Args:
-        spec: says how many points and channels.
-        cloud: (any, 6), xyz in any unit and rgb in [0, 1]. Of too many points an even random choice
-            is taken, the same whenever the count is the same; too few are repeated.
+        spec: number of points and channels.
+        cloud: (any, 6), xyz in any unit and rgb in [0, 1]. Too many points are subsampled at
+            random, with the same indices for the same count; too few are repeated.
 
     Raises:
-        ValueError: an array of another shape, or an empty one.
+        ValueError: the array has another shape or is empty.
     """
     if cloud.ndim != 2 or cloud.shape[1] != 6 or not len(cloud):
-        raise ValueError(f"a cloud of shape {cloud.shape}, want (points, 6)")
-    places = cloud[:, :3] - cloud[:, :3].mean(axis=0)
-    radius = np.linalg.norm(places, axis=1).max()
-    places = places / max(radius, np.finfo(np.float32).tiny)
-    whole = np.concatenate([places, cloud[:, 3:]], axis=1)[:, : spec.channels]
-    order = np.random.default_rng(0).permutation(len(whole))
-    chosen = whole[np.resize(order, spec.points)]
+        raise ValueError(f"a cloud of shape {cloud.shape}, must be (points, 6)")
+    xyz = cloud[:, :3] - cloud[:, :3].mean(axis=0)
+    radius = np.linalg.norm(xyz, axis=1).max()
+    xyz = xyz / max(radius, np.finfo(np.float32).tiny)
+    points = np.concatenate([xyz, cloud[:, 3:]], axis=1)[:, : spec.channels]
+    order = np.random.default_rng(0).permutation(len(points))
+    chosen = points[np.resize(order, spec.points)]
     return torch.from_numpy(chosen.astype(np.float32))[None]

@@ -1,4 +1,4 @@
-"""Learned positions of a vision transformer, resized for pictures of another size.
+"""Interpolation of a vision transformer's learned position embeddings to another picture size.
 
 Shapes: n positions, d width, gg rows and columns of the grid of patches.
 """
@@ -12,14 +12,14 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 
 def resize_positions(positions_nd: Tensor, side: int, *, first: int) -> Tensor:
-    """Return the positions of a square grid for a grid of side × side patches.
+    """Return position embeddings of a square grid, interpolated to side × side patches.
 
     Bicubic, without aligned corners, in float32 (Bai et al. 2023, Qwen-VL's published code).
 
     Args:
-        positions_nd: `first` positions that belong to no patch, then the patches', row by row.
-        side: rows of the new grid.
-        first: of the class token: 1 or 0.
+        positions_nd: `first` embeddings that belong to no patch, then the patches', row by row.
+        side: of the new grid.
+        first: 1 with a class token, else 0.
     """
     head_nd, patches_nd = positions_nd[:first], positions_nd[first:]
     old = round(len(patches_nd) ** 0.5)
@@ -29,18 +29,18 @@ def resize_positions(positions_nd: Tensor, side: int, *, first: int) -> Tensor:
     return torch.cat([head_nd, new_nd])
 
 
-def at_size(
+def resize_tower(
     tower: PreTrainedModel,
     config: PretrainedConfig,
     name: str,
     **options: bool,
 ) -> PreTrainedModel:
-    """Return the tower, for pictures of the size in `config` if it is for others.
+    """Return the tower for pictures of the size in `config`.
 
     Args:
-        tower: of transformers, with a class token.
-        config: the tower's but for the size of the picture.
-        name: of the position embedding among its weights, (n, d) or (1, n, d).
+        tower: a transformers model with a class token.
+        config: the tower's, except for the picture size.
+        name: of the position embedding in its state dict, (n, d) or (1, n, d).
         options: of the tower's constructor.
     """
     if tower.config.image_size == config.image_size:

@@ -1,6 +1,6 @@
-"""CLIP with mPLUG-Owl's convolutions over time, the encoder of its release for videos.
+"""CLIP with temporal convolutions, the encoder of mPLUG-Owl's video release.
 
-X-PLUG/mPLUG-Owl, `mplug_owl_video`; the paper (Ye et al. 2023, arXiv:2304.14178) has pictures only.
+X-PLUG/mPLUG-Owl, `mplug_owl_video`; the paper (Ye et al. 2023) covers pictures only.
 
 Shapes: b videos, f frames, n tokens of a frame, d width, c width of the convolution, x tokens of a
 batch, hw height and width in pixels.
@@ -17,16 +17,16 @@ from torch import Tensor, nn
 from transformers import CLIPVisionModel
 
 from model.encoders import clip
-from model.encoders.pictures import normalised
+from model.encoders.pictures import normalise
 from model.spec.video import TemporalClip
-from model.weights import Weights, load_published, renamed
+from model.weights import Weights, load_published, rename
 
 KERNEL = 3
-"""Frames that a convolution sees."""
+"""Kernel size of the convolutions, in frames."""
 
 
 class LocalTemporal(nn.Module):
-    """Each patch through a narrow depthwise convolution over time; a new one adds nothing."""
+    """A bottleneck with a depthwise temporal convolution per patch; initially zero."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -39,20 +39,20 @@ class LocalTemporal(nn.Module):
         nn.init.zeros_(self.up.bias)
 
     def forward(self, tokens_bfnd: Tensor) -> Tensor:
-        """Return what is to be added to the tokens, (b, f, n, d)."""
+        """Return the addition to the tokens, (b, f, n, d)."""
         patches_bfnc = self.down(self.norm(tokens_bfnd[:, :, 1:]))
         batch, _, count, _ = patches_bfnc.shape
         over_time_xcf = patches_bfnc.permute(0, 2, 3, 1).flatten(0, 1)
-        moved_xcf = self.convolution(over_time_xcf)
-        # The sigmoid's approximation of GELU, as in CLIP.
-        active_xcf = moved_xcf * torch.sigmoid(1.702 * moved_xcf)
+        mixed_xcf = self.convolution(over_time_xcf)
+        # The sigmoid approximation of GELU, as in CLIP.
+        active_xcf = mixed_xcf * torch.sigmoid(1.702 * mixed_xcf)
         active_bfnc = active_xcf.unflatten(0, (batch, count)).permute(0, 3, 1, 2)
-        # The published module hands the class token on, which is so doubled in every layer.
+        # The published module returns the class token, which the residual thus doubles per layer.
         return torch.cat([tokens_bfnd[:, :, :1], self.up(active_bfnc)], dim=2)
 
 
 class TemporalClipEncoder(nn.Module):
-    """The frames of a video to features that know of their neighbours."""
+    """The frames of a video to features that depend on adjacent frames."""
 
     def __init__(self, spec: TemporalClip, tower: CLIPVisionModel) -> None:
         super().__init__()
@@ -64,14 +64,14 @@ class TemporalClipEncoder(nn.Module):
         """Return features (b, f, n, d) of frames (b, f, 3, h, w), uint8 or normalised."""
         dtype = next(self.tower.parameters()).dtype
         media, colours = pixels_bf3hw.shape[:2], self.spec.tower
-        pixels_bf3hw = normalised(pixels_bf3hw, mean=colours.mean, std=colours.std)
+        pixels_bf3hw = normalise(pixels_bf3hw, mean=colours.mean, std=colours.std)
         embedded = self.tower.embeddings(pixels_bf3hw.to(dtype).flatten(0, 1))
         tokens_bfnd = self.tower.pre_layrnorm(embedded).unflatten(0, media)
         for temporal, layer in zip(self.temporal, self.tower.encoder.layers, strict=True):
             if media[1] > 1:
                 tokens_bfnd = tokens_bfnd + temporal(tokens_bfnd)
-            read = layer(tokens_bfnd.flatten(0, 1), attention_mask=None)
-            tokens_bfnd = read.unflatten(0, media)
+            tokens = layer(tokens_bfnd.flatten(0, 1), attention_mask=None)
+            tokens_bfnd = tokens.unflatten(0, media)
         features_bfnd: Tensor = self.tower.post_layernorm(tokens_bfnd)
         return features_bfnd
 
@@ -87,13 +87,13 @@ def build(spec: TemporalClip, *, weights: Weights, dtype: torch.dtype) -> Tempor
 
 
 def convert_state_dict(spec: TemporalClip, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename mPLUG-Owl's tensors to ours; what is not the vision model's is left out."""
+    """Rename mPLUG-Owl's tensors to ours; only the vision model's are used."""
     found: dict[str, Tensor] = {}
     for name, tensor in state.items():
         if not name.startswith("vision_model."):
             continue
-        own = renamed(_TEMPORAL.sub(r"temporal.\1", name), _NAMES)
-        if tensor.ndim == 5:  # a convolution over one pixel, of several frames or of one
+        own = rename(_TEMPORAL.sub(r"temporal.\1", name), _NAMES)
+        if tensor.ndim == 5:  # a 3-D convolution with a spatial kernel of one pixel
             over_time = tensor[..., 0, 0]
             found[own] = over_time if ".convolution." in own else over_time[..., 0]
         elif ".qkv." in own:
@@ -101,7 +101,7 @@ def convert_state_dict(spec: TemporalClip, state: Mapping[str, Tensor]) -> dict[
             for letter, rows in zip("qkv", by_head.flatten(1, 2), strict=True):
                 found[own.replace("qkv", f"{letter}_proj")] = rows
         else:
-            # Positions and class token have a dimension for the batch.
+            # Position embeddings and class token have a batch dimension.
             found[own] = tensor.squeeze() if tensor.ndim == 3 else tensor
     return found
 

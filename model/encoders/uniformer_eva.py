@@ -20,18 +20,18 @@ from torch.nn.functional import gelu
 from transformers import Blip2VisionModel
 
 from model.encoders import eva_clip
-from model.encoders.pictures import normalised
+from model.encoders.pictures import normalise
 from model.input_projectors.attention import CrossAttention
 from model.input_projectors.latents import Latents
 from model.spec.video import UniformerEva
-from model.weights import Weights, load_published, renamed
+from model.weights import Weights, load_published, rename
 
 
 class Aggregator(nn.Module):
-    """One layer of the token: attention over all frames, then an MLP.
+    """One layer of the additional token: attention to all frames, then an MLP.
 
-    What it reads has positions from a depthwise convolution over time and space. A new one adds
-    nothing: its last linear layers are zero.
+    Frames get position encodings from a depthwise convolution over time and space. Initially it is
+    the identity: its last linear layers are zero.
     """
 
     def __init__(self, spec: UniformerEva) -> None:
@@ -57,21 +57,21 @@ class Aggregator(nn.Module):
             nn.init.zeros_(last.weight)
 
     def forward(self, token_b1d: Tensor, frames_bfnd: Tensor) -> Tensor:
-        """Return the token (b, 1, d) after reading one layer's frames (b, f, n, d)."""
-        read_bfnd = self.norm_frames(frames_bfnd)
-        patches_bfnd = read_bfnd[:, :, 1:]
+        """Return the token (b, 1, d) after attending to one layer's frames (b, f, n, d)."""
+        normed_bfnd = self.norm_frames(frames_bfnd)
+        patches_bfnd = normed_bfnd[:, :, 1:]
         side = math.isqrt(patches_bfnd.shape[2])
         grid_bdfgg = patches_bfnd.unflatten(2, (side, side)).permute(0, 4, 1, 2, 3)
-        placed_bfnd = patches_bfnd + self.positions(grid_bdfgg).flatten(3).permute(0, 2, 3, 1)
-        read_bnd = torch.cat([read_bfnd[:, :, :1], placed_bfnd], dim=2).flatten(1, 2)
-        token_b1d = token_b1d + self.attention(self.norm_token(token_b1d), read_bnd, read_bnd)
+        patches_bfnd = patches_bfnd + self.positions(grid_bdfgg).flatten(3).permute(0, 2, 3, 1)
+        keys_bnd = torch.cat([normed_bfnd[:, :, :1], patches_bfnd], dim=2).flatten(1, 2)
+        token_b1d = token_b1d + self.attention(self.norm_token(token_b1d), keys_bnd, keys_bnd)
         inner_b1m = self.dropout(gelu(self.up(self.norm_mlp(token_b1d))))
         out_b1d: Tensor = token_b1d + self.down(inner_b1m)
         return out_b1d
 
 
 class UniformerEvaEncoder(nn.Module):
-    """The frames of a video to the features of all of them and one of the whole."""
+    """The frames of a video to the features of all frames and one token of the whole video."""
 
     def __init__(self, spec: UniformerEva, tower: Blip2VisionModel) -> None:
         super().__init__()
@@ -81,17 +81,17 @@ class UniformerEvaEncoder(nn.Module):
         self.aggregators = nn.ModuleList(Aggregator(spec) for _ in range(spec.aggregators))
 
     def forward(self, pixels_bf3hw: Tensor) -> Tensor:
-        """Return features (b, 1, x, d), one part, of frames (b, f, 3, h, w), uint8 or not."""
+        """Return features (b, 1, x, d), one segment, of frames (b, f, 3, h, w)."""
         dtype = next(self.tower.parameters()).dtype
         colours = self.spec.tower
-        pixels_bf3hw = normalised(pixels_bf3hw, mean=colours.mean, std=colours.std)
+        pixels_bf3hw = normalise(pixels_bf3hw, mean=colours.mean, std=colours.std)
         frames_bfnd = self.tower.embeddings(pixels_bf3hw.to(dtype).flatten(0, 1)).unflatten(
             0, pixels_bf3hw.shape[:2]
         )
         token_b1d = self.token(len(pixels_bf3hw))
         layers = self.tower.encoder.layers
-        beside = [None] * (len(layers) - len(self.aggregators)) + list(self.aggregators)
-        for layer, aggregator in zip(layers, beside, strict=True):
+        aggregators = [None] * (len(layers) - len(self.aggregators)) + list(self.aggregators)
+        for layer, aggregator in zip(layers, aggregators, strict=True):
             frames_bfnd = layer(frames_bfnd.flatten(0, 1)).unflatten(0, pixels_bf3hw.shape[:2])
             if aggregator is not None:
                 token_b1d = aggregator(token_b1d, frames_bfnd)
@@ -115,23 +115,23 @@ def build(spec: UniformerEva, *, weights: Weights, dtype: torch.dtype) -> Unifor
 
 
 def convert_state_dict(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Rename VideoChat's tensors to ours: what trains in its encoder, and the norm behind it.
+    """Rename VideoChat's tensors to ours: the trained ones of its encoder, and the norm after it.
 
     Args:
-        state: of its checkpoint, perhaps under `model`; everything else in it is left out.
+        state: of its checkpoint, possibly under `model`; all other tensors are dropped.
     """
     named: Mapping[str, Tensor] = state.get("model", state)
     found: dict[str, Tensor] = {}
     for name, tensor in named.items():
         if name.startswith("ln_vision."):
-            found[renamed(name, _NAMES)] = tensor
+            found[rename(name, _NAMES)] = tensor
         if not name.startswith("visual_encoder.gmhra"):
             continue
-        own = renamed(name.removeprefix("visual_encoder."), _NAMES)
+        own = rename(name.removeprefix("visual_encoder."), _NAMES)
         prefix, packed, kind = own.partition("in_proj_")
         if packed:
-            for part, rows in zip(("query", "key", "value"), tensor.chunk(3), strict=True):
-                found[f"{prefix}{part}.{kind}"] = rows
+            for projection, rows in zip(("query", "key", "value"), tensor.chunk(3), strict=True):
+                found[f"{prefix}{projection}.{kind}"] = rows
         else:
             found[own] = tensor
     return found

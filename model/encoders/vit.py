@@ -1,4 +1,4 @@
-"""The plain vision transformer, transformers' own class behind its last norm.
+"""The original vision transformer: transformers' class, up to its last norm.
 
 Shapes: b pictures, n tokens, d width, hw height and width in pixels.
 """
@@ -10,10 +10,10 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import ViTConfig, ViTModel
 
-from model.encoders.pictures import normalised, square_pixels
-from model.encoders.positions import at_size
+from model.encoders.pictures import normalise, square_pixels
+from model.encoders.positions import resize_tower
 from model.spec.vit import Vit
-from model.weights import Weights, expect, load_transformers
+from model.weights import Weights, check_config, load_transformers
 
 POSITIONS = "embeddings.position_embeddings"
 
@@ -41,7 +41,7 @@ class VitEncoder(nn.Module):
     def forward(self, pixels_b3hw: Tensor) -> Tensor:
         """Return features (b, n, d) of pictures (b, 3, h, w), uint8 or normalised."""
         dtype = next(self.tower.parameters()).dtype
-        pixels_b3hw = normalised(pixels_b3hw, mean=self.spec.mean, std=self.spec.std)
+        pixels_b3hw = normalise(pixels_b3hw, mean=self.spec.mean, std=self.spec.std)
         features_bnd: Tensor = self.tower(pixels_b3hw.to(dtype)).last_hidden_state
         return features_bnd if self.spec.keep_cls else features_bnd[:, 1:]
 
@@ -52,8 +52,8 @@ def build(spec: Vit, *, weights: Weights, dtype: torch.dtype) -> VitEncoder:
     if weights == "random":
         return VitEncoder(spec, ViTModel(config, add_pooling_layer=False).to(dtype))
     tower = load_transformers(ViTModel, spec.weights, dtype=dtype, add_pooling_layer=False)
-    expect(tower, config, spec.weights)
-    return VitEncoder(spec, at_size(tower, config, POSITIONS, add_pooling_layer=False))
+    check_config(tower, config, spec.weights)
+    return VitEncoder(spec, resize_tower(tower, config, POSITIONS, add_pooling_layer=False))
 
 
 def preprocess(spec: Vit, picture: Image.Image) -> Tensor:

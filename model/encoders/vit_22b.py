@@ -1,4 +1,4 @@
-"""ViT-22B, whose attention and MLP stand side by side.
+"""ViT-22B, whose attention and MLP run in parallel.
 
 Dehghani et al. 2023, *Scaling Vision Transformers to 22 Billion Parameters* (arXiv:2302.05442), §2.
 
@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from model.encoders.blocks import INITIAL_STD, linear
-from model.encoders.pictures import normalised, square_pixels
+from model.encoders.pictures import normalise, square_pixels
 from model.spec import SpecError
 from model.spec.vit import Vit22B
 from model.weights import Weights, load_published
@@ -29,8 +29,8 @@ def norm(width: int) -> nn.RMSNorm:
 class ParallelLayer(nn.Module):
     """y' = norm(x); y = x + MLP(y') + attention(y') (§2, "Parallel layers").
 
-    Queries and keys are normalised per head before they are matched (§2, "QK Normalization").
-    They and the values have no bias, all other layers have one.
+    Queries and keys are normalised per head (§2, "QK Normalization").
+    Projections of queries, keys and values have no bias, all other layers have one.
     """
 
     def __init__(self, width: int, heads: int, mlp_width: int) -> None:
@@ -45,16 +45,16 @@ class ParallelLayer(nn.Module):
 
     def forward(self, tokens_bnd: Tensor) -> Tensor:
         """Return tokens (b, n, d)."""
-        read_bnd = self.norm(tokens_bnd)
-        qkv = self.qkv(read_bnd).unflatten(-1, (3, self.heads, -1))
+        normed_bnd = self.norm(tokens_bnd)
+        qkv = self.qkv(normed_bnd).unflatten(-1, (3, self.heads, -1))
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(self.query_norm(query), self.key_norm(key), value)
         attended_bnd: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
-        return tokens_bnd + self.mlp(read_bnd) + attended_bnd
+        return tokens_bnd + self.mlp(normed_bnd) + attended_bnd
 
 
 class Vit22BEncoder(nn.Module):
-    """Pictures to the features of their patches, in front of the pooling."""
+    """Pictures to the features of their patches, before pooling."""
 
     def __init__(self, spec: Vit22B) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class Vit22BEncoder(nn.Module):
 
     def forward(self, pixels_b3hw: Tensor) -> Tensor:
         """Return features (b, n, d) of pictures (b, 3, h, w), uint8 or normalised."""
-        pixels_b3hw = normalised(pixels_b3hw, mean=self.spec.mean, std=self.spec.std)
+        pixels_b3hw = normalise(pixels_b3hw, mean=self.spec.mean, std=self.spec.std)
         patches_bdhw = self.patches(pixels_b3hw.to(self.positions.dtype))
         tokens_bnd = patches_bdhw.flatten(2).transpose(1, 2) + self.positions
         for layer in self.layers:
@@ -78,17 +78,17 @@ class Vit22BEncoder(nn.Module):
 
 
 def build(spec: Vit22B, *, weights: Weights, dtype: torch.dtype) -> Vit22BEncoder:
-    """Return the encoder with random weights, or those of a file of ours.
+    """Return the encoder with random weights, or those of a file with our names.
 
     Raises:
-        SpecError: weights are wanted and the spec names none: Google has not published any.
+        SpecError: `pretrained` without a file: Google has not published any weights.
     """
     encoder = Vit22BEncoder(spec).to(dtype)
     if weights == "pretrained":
         if spec.weights is None:
             raise SpecError(
                 "encoder 'vit_22b': its weights are not published; name a file of your own "
-                "or give --weights random"
+                "or use --weights random"
             )
         load_published(encoder, spec.weights, dict)
     return encoder

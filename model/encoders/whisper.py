@@ -1,4 +1,4 @@
-"""Whisper's encoder, transformers' own class (Radford et al. 2022, arXiv:2212.04356, §2.2).
+"""Whisper's encoder: transformers' class (Radford et al. 2022, arXiv:2212.04356, §2.2).
 
 Shapes: b clips, m mel bins, f frames, n tokens, d width.
 """
@@ -20,7 +20,7 @@ from model.weights import Weights, load_transformers
 
 
 def whisper_config(spec: Whisper) -> WhisperConfig:
-    """Return transformers' configuration of a spec; the decoder in it is never built."""
+    """Return transformers' configuration of a spec; its decoder is never built."""
     return WhisperConfig(
         d_model=spec.width,
         encoder_ffn_dim=spec.mlp_width,
@@ -60,20 +60,22 @@ def build(spec: Whisper, *, weights: Weights, dtype: torch.dtype) -> WhisperEnco
         "num_mel_bins",
         "max_source_positions",
     ):
-        want, got = getattr(config, name), getattr(tower.config, name)
-        if want != got:
-            raise SpecError(f"weights {spec.weights!r}: {name} is {got}, the preset says {want}")
+        expected, loaded = getattr(config, name), getattr(tower.config, name)
+        if expected != loaded:
+            raise SpecError(
+                f"weights {spec.weights!r}: {name} is {loaded}, the preset says {expected}"
+            )
     return WhisperEncoder(tower)
 
 
 def preprocess(spec: Whisper, waveform: NDArray[np.float32]) -> Tensor:
-    """Return the log-mel spectrogram (1, m, f) of a waveform, cut or filled up with silence."""
-    mel: Tensor = _processor(spec)(
+    """Return the log-mel spectrogram (1, m, f) of a waveform, truncated or padded with silence."""
+    mel: Tensor = _feature_extractor(spec)(
         np.asarray(waveform, np.float32), sampling_rate=spec.sample_rate, return_tensors="pt"
     )["input_features"]
     return mel
 
 
 @functools.cache
-def _processor(spec: Whisper) -> WhisperFeatureExtractor:
+def _feature_extractor(spec: Whisper) -> WhisperFeatureExtractor:
     return WhisperFeatureExtractor(feature_size=spec.mel_bins, chunk_length=spec.seconds)

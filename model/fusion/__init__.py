@@ -1,1 +1,1 @@
-"""Fusion: how media reach the backbone, as embeddings or inside its layers."""
+"""Fusion: media enter the backbone as token embeddings or inside its layers."""

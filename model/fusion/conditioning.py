@@ -1,7 +1,7 @@
-"""Hand a decoder what its layers are to know of the media while it generates.
+"""Pass fusion arguments to a decoder during generation.
 
-`generate` of transformers takes no arguments of ours and hands nothing on to the decoder, which it
-calls first with the prompt and then token by token.
+Transformers' `generate` accepts no additional decoder arguments; it calls the decoder first with
+the prompt and then token by token.
 
 Shapes: b sequences, t positions of the prompt, s positions of a call.
 """
@@ -17,15 +17,15 @@ from torch import Tensor, nn
 
 
 @contextmanager
-def conditioned(decoder: nn.Module, extra: Mapping[str, Tensor]) -> Iterator[None]:
-    """Give a decoder the prompt's arguments in every call, cut or grown to the call's positions.
+def inject_decoder_kwargs(decoder: nn.Module, kwargs: Mapping[str, Tensor]) -> Iterator[None]:
+    """Add arguments to every call of a decoder, sliced or extended to the call's positions.
 
     Args:
         decoder: `backbone.get_decoder()`.
-        extra: what the decoder would get beside a whole prompt. `media_index`, `vision_mask` and
-            `position_ids` are (b, t); behind the prompt a token sees the last medium, is no
-            picture, and has the next position. All else is the same in every call. In a beam
-            search, rows are repeated.
+        kwargs: the decoder's arguments for the whole prompt. `media_index`, `vision_mask` and
+            `position_ids` are (b, t) and extended beyond the prompt: new tokens see the last
+            medium, are no media tokens, and have consecutive positions. All others are passed
+            unchanged. In beam search, rows are repeated.
     """
 
     def add(
@@ -33,16 +33,16 @@ def conditioned(decoder: nn.Module, extra: Mapping[str, Tensor]) -> Iterator[Non
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         past = options.get("past_key_values")
         start = 0 if past is None else past.get_seq_length()
-        given = options.get("inputs_embeds")
-        ids = given if given is not None else args[0] if args else options["input_ids"]
-        rows, length = ids.shape[:2]
-        mine = {
-            name: grow(name, tensor, start + length)[:, start:] if name in _BEHIND else tensor
-            for name, tensor in extra.items()
+        embeds = options.get("inputs_embeds")
+        inputs = embeds if embeds is not None else args[0] if args else options["input_ids"]
+        rows, length = inputs.shape[:2]
+        added = {
+            name: extend(name, tensor, start + length)[:, start:] if name in _EXTENDED else tensor
+            for name, tensor in kwargs.items()
         }
         return args, options | {
             name: tensor.repeat_interleave(rows // len(tensor), dim=0)
-            for name, tensor in mine.items()
+            for name, tensor in added.items()
         }
 
     handle = decoder.register_forward_pre_hook(add, prepend=True, with_kwargs=True)
@@ -52,15 +52,15 @@ def conditioned(decoder: nn.Module, extra: Mapping[str, Tensor]) -> Iterator[Non
         handle.remove()
 
 
-_BEHIND = ("media_index", "vision_mask", "position_ids")
+_EXTENDED = ("media_index", "vision_mask", "position_ids")
 
 
-def grow(name: str, given_bt: Tensor, length: int) -> Tensor:
-    """Return (b, length): the prompt's values and those of the text behind it."""
-    steps = torch.arange(1, length - given_bt.shape[1] + 1, device=given_bt.device)
-    behind = {
-        "media_index": given_bt[:, -1:].expand(-1, len(steps)),
-        "vision_mask": torch.zeros_like(given_bt[:, -1:]).expand(-1, len(steps)),
-        "position_ids": given_bt[:, -1:] + steps,
+def extend(name: str, prompt_bt: Tensor, length: int) -> Tensor:
+    """Return an argument (b, length): the prompt's values and those of the generated tokens."""
+    steps = torch.arange(1, length - prompt_bt.shape[1] + 1, device=prompt_bt.device)
+    generated = {
+        "media_index": prompt_bt[:, -1:].expand(-1, len(steps)),
+        "vision_mask": torch.zeros_like(prompt_bt[:, -1:]).expand(-1, len(steps)),
+        "position_ids": prompt_bt[:, -1:] + steps,
     }[name]
-    return torch.cat([given_bt, behind], dim=1)
+    return torch.cat([prompt_bt, generated], dim=1)

@@ -1,7 +1,7 @@
 """Flamingo's GATED XATTN-DENSE layers (Alayrac et al. 2022, §2.2 and appendix A.1.2).
 
 Shapes: b sequences, t text positions, d width, m media of a sequence, k tokens of a medium,
-x = m·k, n media of all sequences, h heads, c width of a head.
+x = m·k, n media in all sequences, h heads, c width of a head.
 """
 
 from __future__ import annotations
@@ -34,28 +34,28 @@ class CrossAttention(nn.Module):
         self.output = nn.Linear(inner, width, bias=False)
 
     def forward(self, hidden_btd: Tensor, media_bmkd: Tensor, index_bt: Tensor) -> Tensor:
-        """Return what each position gathers (b, t, d): nothing where no medium precedes it."""
+        """Return the attention output (b, t, d), zero where no medium precedes a position."""
         media, tokens = media_bmkd.shape[1:3]
         query_bhtc = self._split(self.query(self.norm(hidden_btd)))
         key_bhxc, value_bhxc = (
-            self._split(part) for part in self.key_value(media_bmkd.flatten(1, 2)).chunk(2, dim=-1)
+            self._split(half) for half in self.key_value(media_bmkd.flatten(1, 2)).chunk(2, dim=-1)
         )
         medium_x = torch.arange(media, device=index_bt.device).repeat_interleave(tokens)
         without_bt1 = (index_bt == NO_MEDIUM)[..., None]
-        # A softmax over nothing is no number: such a position looks at all, and is set to 0 below.
+        # A softmax over nothing is NaN: such a position attends to everything and is zeroed below.
         seen_b1tx = ((index_bt[..., None] == medium_x) | without_bt1)[:, None]
-        gathered_bhtc = F.scaled_dot_product_attention(
+        attended_bhtc = F.scaled_dot_product_attention(
             query_bhtc, key_bhxc, value_bhxc, attn_mask=seen_b1tx
         )
-        gathered_btd: Tensor = self.output(gathered_bhtc.transpose(1, 2).flatten(2))
-        return gathered_btd.masked_fill(without_bt1, 0.0)
+        attended_btd: Tensor = self.output(attended_bhtc.transpose(1, 2).flatten(2))
+        return attended_btd.masked_fill(without_bt1, 0.0)
 
     def _split(self, states: Tensor) -> Tensor:
         return states.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
 class Dense(nn.Module):
-    """The feed-forward layers behind the attention."""
+    """The feed-forward layers after the attention."""
 
     def __init__(self, spec: GatedCrossAttention, width: int) -> None:
         super().__init__()
@@ -65,14 +65,14 @@ class Dense(nn.Module):
         self.down = nn.Linear(spec.mlp_factor * width, width, bias=False)
 
     def forward(self, hidden_btd: Tensor) -> Tensor:
-        """Return the new states (b, t, d)."""
+        """Return the output (b, t, d)."""
         inner = self.up(self.norm(hidden_btd))
         new_btd: Tensor = self.down(F.relu(inner).square() if self.squared else F.gelu(inner))
         return new_btd
 
 
 class GatedBlock(GradientCheckpointingLayer):
-    """Attention to the media, then dense layers, each behind a gate that begins shut."""
+    """Attention to the media, then feed-forward layers, each with a gate that starts closed."""
 
     def __init__(self, spec: GatedCrossAttention, width: int) -> None:
         super().__init__()
@@ -85,15 +85,15 @@ class GatedBlock(GradientCheckpointingLayer):
                 nn.init.normal_(module.weight, std=0.02)
 
     def forward(self, hidden_btd: Tensor, media_bmkd: Tensor, index_bt: Tensor) -> Tensor:
-        """Return the states (b, t, d) with what they see of the media; tanh gates, as in §2.2."""
-        gathered_btd = self.attention(hidden_btd, media_bmkd.to(hidden_btd.dtype), index_bt)
-        hidden_btd = hidden_btd + self.attention_gate.tanh() * gathered_btd
+        """Return the hidden states (b, t, d) after both layers; tanh gates, as in §2.2."""
+        attended_btd = self.attention(hidden_btd, media_bmkd.to(hidden_btd.dtype), index_bt)
+        hidden_btd = hidden_btd + self.attention_gate.tanh() * attended_btd
         new_btd: Tensor = hidden_btd + self.dense_gate.tanh() * self.dense(hidden_btd)
         return new_btd
 
 
 class GatedLayer(nn.Module):
-    """A new block before one of the backbone's own layers."""
+    """A gated block followed by one of the backbone's own layers."""
 
     def __init__(self, gated: GatedBlock, layer: nn.Module) -> None:
         super().__init__()
@@ -108,60 +108,60 @@ class GatedLayer(nn.Module):
         media_index: Tensor,
         **more: Any,  # noqa: ANN401 -- the layer's own
     ) -> Any:  # noqa: ANN401
-        """Return what the layer returns for states that have seen the media.
+        """Return the layer's output for hidden states that have attended to the media.
 
         Args:
-            hidden_btd: the states.
+            hidden_btd: the hidden states.
             *args: the layer's.
             media: (b, m, k, d).
-            media_index: (b, t), which of the m each position sees, or `NO_MEDIUM`.
+            media_index: (b, t), the medium that each position attends to, or `NO_MEDIUM`.
             **more: the layer's.
         """
         return self.layer(self.gated(hidden_btd, media, media_index), *args, **more)
 
 
 def add(backbone: PreTrainedModel, spec: GatedCrossAttention) -> None:
-    """Put the new layers into a causal backbone, in place; they change nothing at first.
+    """Add the new layers to a causal backbone, in place; initially they are the identity.
 
-    Its decoder then wants `media` and `media_index`, see `GatedLayer.forward` and `arrange`.
+    Its decoder then requires `media` and `media_index`; see `decoder_kwargs`.
     """
     width, dtype = backbone.config.hidden_size, next(backbone.parameters()).dtype
     layers = backbone.get_decoder().layers
-    for number in range(0, len(layers), spec.every):
+    for number in range(0, len(layers), spec.every_n_layers):
         layers[number] = GatedLayer(GatedBlock(spec, width).to(dtype), layers[number])
 
 
-def arrange(
+def decoder_kwargs(
     media_nkd: Tensor, row_n: Tensor, start_n: Tensor, shape_bt: tuple[int, int]
 ) -> dict[str, Tensor]:
-    """Return the decoder's arguments for media that lie in any order.
+    """Return the decoder's keyword arguments for media in any order.
 
     Args:
-        media_nkd: all media's tokens; there may be none.
-        row_n: the sequence that each is in.
-        start_n: the first position that sees it: it is seen from there to the next medium's.
-        shape_bt: sequences and positions.
+        media_nkd: tokens of all media; n may be 0.
+        row_n: index of the sequence that each medium is in.
+        start_n: first position that attends to each medium; the next medium's start ends its range.
+        shape_bt: numbers of sequences and positions.
 
     Returns:
-        `media` (b, m, k, d), with blank ones where a sequence has fewer than another, and one where
-        none has any; `media_index` (b, t).
+        `media` (b, m, k, d), padded with zeros where a sequence has fewer media than another, m at
+        least 1; `media_index` (b, t).
     """
     rows, length = shape_bt
     order_n = torch.argsort(row_n * (length + 1) + start_n, stable=True)
     row_n, start_n = row_n[order_n], start_n[order_n]
     counts_b = torch.bincount(row_n, minlength=rows)
     first_b = counts_b.cumsum(0) - counts_b
-    place_n = torch.arange(len(row_n), device=row_n.device) - first_b[row_n]
+    slot_n = torch.arange(len(row_n), device=row_n.device) - first_b[row_n]
     most = max(1, int(counts_b.max()))
-    blank = media_nkd.new_zeros(rows, most, *media_nkd.shape[1:])
-    media_bmkd = blank.index_put((row_n, place_n), media_nkd[order_n])
-    begun_bt = torch.zeros(rows, length + 1, dtype=torch.long, device=row_n.device)
-    begun_bt.index_put_((row_n, start_n), torch.ones_like(row_n), accumulate=True)
-    return {"media": media_bmkd, "media_index": begun_bt.cumsum(1)[:, :length] + NO_MEDIUM}
+    padding = media_nkd.new_zeros(rows, most, *media_nkd.shape[1:])
+    media_bmkd = padding.index_put((row_n, slot_n), media_nkd[order_n])
+    starts_bt = torch.zeros(rows, length + 1, dtype=torch.long, device=row_n.device)
+    starts_bt.index_put_((row_n, start_n), torch.ones_like(row_n), accumulate=True)
+    return {"media": media_bmkd, "media_index": starts_bt.cumsum(1)[:, :length] + NO_MEDIUM}
 
 
 def convert_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return one OpenFlamingo block's tensors under our names (mlfoundations/open_flamingo)."""
+    """Rename the tensors of one OpenFlamingo block (mlfoundations/open_flamingo) to ours."""
     names = {
         "attn.norm": "attention.norm",
         "attn.to_q": "attention.query",

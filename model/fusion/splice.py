@@ -12,42 +12,44 @@ from torch import Tensor
 
 
 class FusionError(ValueError):
-    """Media and the places kept for them do not match."""
+    """Media and the positions reserved for them do not match."""
 
 
 def splice(
     embeddings_btd: Tensor, projected_kd: Mapping[str, Tensor], media_mask_bt: Mapping[str, Tensor]
 ) -> Tensor:
-    """Put each kind's projected tokens, in reading order, where its mask is true.
+    """Replace the embeddings where a kind's mask is true by its projected tokens, in order.
 
     Args:
-        embeddings_btd: token embeddings; what stands at the media's places is ignored.
-        projected_kd: per kind, the projected tokens of all its media, one after the other.
-        media_mask_bt: per kind, a boolean mask of the places kept for it.
+        embeddings_btd: token embeddings; those at the media's positions are ignored.
+        projected_kd: per kind, the projected tokens of all its media, concatenated.
+        media_mask_bt: per kind, a boolean mask of its positions.
 
     Returns:
-        New embeddings of the same shape; the arguments stay as they are.
+        New embeddings of the same shape; the arguments are not modified.
 
     Raises:
-        FusionError: a kind without places or media, a wrong number of tokens or a wrong width,
-            or a place claimed by two kinds.
+        FusionError: a kind without a mask or media, a wrong number of tokens, a wrong width, or a
+            position claimed by two kinds.
     """
     if projected_kd.keys() != media_mask_bt.keys():
-        raise FusionError(f"media of {sorted(projected_kd)}, places for {sorted(media_mask_bt)}")
+        raise FusionError(f"media of {sorted(projected_kd)}, positions of {sorted(media_mask_bt)}")
     fused_btd = embeddings_btd
     taken_bt = torch.zeros(embeddings_btd.shape[:2], dtype=torch.bool, device=embeddings_btd.device)
     for kind, tokens_kd in projected_kd.items():
         mask_bt = media_mask_bt[kind]
         if mask_bt.shape != taken_bt.shape:
-            raise FusionError(f"{kind}: mask {tuple(mask_bt.shape)}, want {tuple(taken_bt.shape)}")
-        places = int(mask_bt.sum())
-        if tokens_kd.shape != (places, embeddings_btd.shape[-1]):
+            raise FusionError(
+                f"{kind}: mask {tuple(mask_bt.shape)}, must be {tuple(taken_bt.shape)}"
+            )
+        positions = int(mask_bt.sum())
+        if tokens_kd.shape != (positions, embeddings_btd.shape[-1]):
             raise FusionError(
                 f"{kind}: projected tokens {tuple(tokens_kd.shape)}, "
-                f"want {(places, embeddings_btd.shape[-1])}"
+                f"must be {(positions, embeddings_btd.shape[-1])}"
             )
         if bool((taken_bt & mask_bt).any()):
-            raise FusionError(f"{kind}: a place is claimed by two kinds of media")
+            raise FusionError(f"{kind}: a position is claimed by two kinds of media")
         taken_bt = taken_bt | mask_bt
         fused_btd = fused_btd.masked_scatter(mask_bt[..., None], tokens_kd.to(fused_btd.dtype))
     return fused_btd

@@ -1,6 +1,6 @@
-"""CogVLM's visual expert: weights of the media's own in every layer (Wang et al. 2023, §2.1).
+"""CogVLM's visual expert: separate weights for media in every layer (Wang et al. 2023, §2.1).
 
-Shapes: b sequences, t positions of this call, s positions of this call and all before, d width,
+Shapes: b sequences, t positions of this call, s positions including cached ones, d width,
 h heads, c width of a head, n = b·t.
 """
 
@@ -28,36 +28,36 @@ from model.spec.fusion import VisualExpert
 
 @dataclass(frozen=True)
 class Routing:
-    """Which positions go to which expert.
+    """Assignment of positions to the language expert or the visual expert.
 
     Args:
-        order_n: all positions of all sequences, text first.
-        back_n: where each stands in that order.
-        texts: how many are text.
+        order_n: indices of all positions of all sequences, the language expert's first.
+        inverse_n: the inverse permutation.
+        texts: number of positions of the language expert.
     """
 
     order_n: Tensor
-    back_n: Tensor
+    inverse_n: Tensor
     texts: int
 
     @classmethod
     def of(cls, vision_bt: Tensor) -> Routing:
-        """Return the routing of a mask that is true where a position is the vision expert's."""
+        """Return the routing for a mask that is true at positions of the visual expert."""
         order_n = torch.argsort(vision_bt.flatten().long(), stable=True)
         return cls(order_n, torch.argsort(order_n), int((~vision_bt).sum()))
 
     def __call__(self, language: nn.Module, vision: nn.Module, states_btd: Tensor) -> Tensor:
-        """Return what each position's own expert makes of it, (b, t, d').
+        """Apply to each position its own expert, (b, t, d) → (b, t, d').
 
-        Both are called whatever the positions: under ZeRO-3 each is a collective.
+        Both experts are always called: under ZeRO-3 each call is a collective.
         """
         sorted_nd = states_btd.flatten(0, 1)[self.order_n]
-        made_nd = torch.cat([language(sorted_nd[: self.texts]), vision(sorted_nd[self.texts :])])
-        return made_nd[self.back_n].unflatten(0, states_btd.shape[:2])
+        out_nd = torch.cat([language(sorted_nd[: self.texts]), vision(sorted_nd[self.texts :])])
+        return out_nd[self.inverse_n].unflatten(0, states_btd.shape[:2])
 
 
 class Projections(nn.Module):
-    """The vision expert's linear layers around attention, which begin as the language's."""
+    """The visual expert's linear layers of attention, initialised from the language model's."""
 
     def __init__(self, language: LlamaAttention, *, bias: bool) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ class ExpertAttention(nn.Module):
         past_key_values: Any | None = None,  # noqa: ANN401 -- transformers' Cache
         **more: Any,  # noqa: ANN401 -- for the attention function
     ) -> tuple[Tensor, Tensor | None]:
-        """Return what each position gathers (b, t, d), and the attention's weights if any."""
+        """Return the attention output (b, t, d), and the attention weights if available."""
         q_bhtc, k_bhtc, v_bhtc = (
             routing(language, vision, hidden_btd).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
             for language, vision in (
@@ -108,14 +108,14 @@ class ExpertAttention(nn.Module):
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
-        gathered_bthc, weights = attend(
+        attended_bthc, weights = attend(
             self, q_bhtc, k_bhsc, v_bhsc, attention_mask, scaling=self.scaling, **more
         )
-        return routing(self.o_proj, self.expert.o_proj, gathered_bthc.flatten(2)), weights
+        return routing(self.o_proj, self.expert.o_proj, attended_bthc.flatten(2)), weights
 
 
 class ExpertLayer(GradientCheckpointingLayer):
-    """A LLaMA layer with a vision expert beside its attention's and its feed-forward's weights."""
+    """A LLaMA layer with a visual expert in attention and feed-forward."""
 
     def __init__(self, layer: LlamaDecoderLayer, *, bias: bool) -> None:
         super().__init__()
@@ -126,17 +126,18 @@ class ExpertLayer(GradientCheckpointingLayer):
         self.expert_mlp = deepcopy(layer.mlp)
 
     def forward(self, hidden_btd: Tensor, *, routing: Routing, **more: Any) -> Tensor:  # noqa: ANN401
-        """Return the states (b, t, d) after this layer."""
-        gathered_btd, _ = self.self_attn(self.input_layernorm(hidden_btd), routing=routing, **more)
-        hidden_btd = hidden_btd + gathered_btd
+        """Return the hidden states (b, t, d) after this layer."""
+        attended_btd, _ = self.self_attn(self.input_layernorm(hidden_btd), routing=routing, **more)
+        hidden_btd = hidden_btd + attended_btd
         normed_btd = self.post_attention_layernorm(hidden_btd)
         return hidden_btd + routing(self.mlp, self.expert_mlp, normed_btd)
 
 
 def add(backbone: PreTrainedModel, spec: VisualExpert) -> None:
-    """Give every layer of a LLaMA a vision expert, in place; it begins as the language's weights.
+    """Add a visual expert to every layer of a LLaMA, in place, as a copy of the layer's weights.
 
-    Its decoder then wants `vision_mask`, and `position_ids` where they are shared; see `arrange`.
+    Its decoder then requires `vision_mask`, and `position_ids` if media share a position; see
+    `decoder_kwargs`.
     """
     decoder = backbone.get_decoder()
     for number, layer in enumerate(decoder.layers):
@@ -144,25 +145,25 @@ def add(backbone: PreTrainedModel, spec: VisualExpert) -> None:
     decoder.register_forward_pre_hook(_route, with_kwargs=True)
 
 
-def arrange(
-    spec: VisualExpert, attention_bt: Tensor, places: Sequence[tuple[Tensor, int]]
+def decoder_kwargs(
+    spec: VisualExpert, attention_bt: Tensor, media_masks: Sequence[tuple[Tensor, int]]
 ) -> dict[str, Tensor]:
-    """Return the decoder's arguments for media among the tokens.
+    """Return the decoder's keyword arguments for spliced media.
 
-    The first and the last token of a medium mark its beginning and its end. The last is the
-    language expert's, and both have positions of their own, while all between share one.
+    The first and the last token of a medium are its boundary tokens. The last one is routed to the
+    language expert, and both have positions of their own, while all tokens in between share one.
 
     Args:
-        spec: whether they do.
-        attention_bt: 1 where there is a token.
-        places: per kind of media the places of its tokens (b, t), and how many tokens one has.
+        spec: whether tokens of a medium share a position.
+        attention_bt: 1 for tokens, 0 for padding.
+        media_masks: per kind of media the mask of its tokens (b, t), and its tokens per medium.
 
     Returns:
-        `vision_mask` (b, t), true where the vision expert is asked; `position_ids` (b, t).
+        `vision_mask` (b, t), true for the visual expert; `position_ids` (b, t).
     """
     vision_bt = torch.zeros_like(attention_bt, dtype=torch.bool)
     steps_bt = attention_bt.long()
-    for mask_bt, tokens in places:
+    for mask_bt, tokens in media_masks:
         within_bt = (mask_bt.long().cumsum(1) - 1) % tokens
         vision_bt = vision_bt | (mask_bt & (within_bt < tokens - 1))
         steps_bt = steps_bt.masked_fill(mask_bt & (within_bt > 1) & (within_bt < tokens - 1), 0)
@@ -172,35 +173,35 @@ def arrange(
 
 
 def convert_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the language model of a published CogVLM checkpoint, under our names.
+    """Rename the language model of a published CogVLM checkpoint to ours.
 
-    Its `query_key_value` holds all queries, then keys, then values. `model.vision.*`, the encoder,
-    is left out.
+    Its `query_key_value` holds all queries, then keys, then values. The encoder, `model.vision.*`,
+    is dropped.
     """
     ours: dict[str, Tensor] = {}
     for name, tensor in state.items():
         if name.startswith("model.vision.") or name.endswith("rotary_emb.inv_freq"):
             continue
-        place, _, kind = name.rpartition(".")
-        place = place.replace("self_attn.language_expert_", "self_attn.")
-        place = place.replace("self_attn.vision_expert_", "self_attn.expert.")
-        place = place.replace("mlp.language_mlp", "mlp").replace("mlp.vision_mlp", "expert_mlp")
-        stem, _, last = place.rpartition(".")
+        module, _, kind = name.rpartition(".")
+        module = module.replace("self_attn.language_expert_", "self_attn.")
+        module = module.replace("self_attn.vision_expert_", "self_attn.expert.")
+        module = module.replace("mlp.language_mlp", "mlp").replace("mlp.vision_mlp", "expert_mlp")
+        stem, _, last = module.rpartition(".")
         if last == "dense":
             ours[f"{stem}.o_proj.{kind}"] = tensor
         elif last == "query_key_value":
             dense = state[name.removesuffix(f"query_key_value.{kind}") + "dense.weight"]
             keys = (len(tensor) - dense.shape[1]) // 2
-            pieces = tensor.split([dense.shape[1], keys, keys])
-            for part, piece in zip("qkv", pieces, strict=True):
-                ours[f"{stem}.{part}_proj.{kind}"] = piece.clone()
+            split = tensor.split([dense.shape[1], keys, keys])
+            for letter, rows in zip("qkv", split, strict=True):
+                ours[f"{stem}.{letter}_proj.{kind}"] = rows.clone()
         else:
-            ours[f"{place}.{kind}"] = tensor
+            ours[f"{module}.{kind}"] = tensor
     return ours
 
 
 def _copied(linear: nn.Linear, *, bias: bool) -> nn.Linear:
-    """Return a copy, with a bias of zeros if there is to be one."""
+    """Return a copy of a linear layer, with a zero bias if `bias` is true."""
     copy = deepcopy(linear)
     if bias:
         copy.bias = nn.Parameter(copy.weight.new_zeros(copy.out_features))
@@ -210,15 +211,15 @@ def _copied(linear: nn.Linear, *, bias: bool) -> nn.Linear:
 def _route(
     _: nn.Module, args: tuple[Any, ...], options: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Make the routing once for all layers.
+    """Compute the routing once for all layers.
 
-    A mask there must be: without one, transformers takes positions that do not count on for those
-    of packed sequences.
+    An attention mask is always passed: without one, transformers interprets positions that are not
+    consecutive as packed sequences.
     """
     vision_bt = options.pop("vision_mask")
     if options.get("attention_mask") is None:
         past = options.get("past_key_values")
-        seen = 0 if past is None else past.get_seq_length()
-        shape = (len(vision_bt), seen + vision_bt.shape[1])
+        cached = 0 if past is None else past.get_seq_length()
+        shape = (len(vision_bt), cached + vision_bt.shape[1])
         options["attention_mask"] = torch.ones(shape, dtype=torch.long, device=vision_bt.device)
     return args, options | {"routing": Routing.of(vision_bt)}

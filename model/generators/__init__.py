@@ -1,1 +1,1 @@
-"""Generators: frozen models that draw what they are told, with their own text encoders."""
+"""Generators: frozen models that generate media from conditions, with their own text encoders."""

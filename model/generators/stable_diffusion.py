@@ -1,7 +1,7 @@
-"""Stable Diffusion as a frozen teacher: its text encoder τ, its autoencoder and its UNet ε.
+"""Stable Diffusion as a frozen teacher: text encoder τ, autoencoder and UNet ε.
 
 Rombach et al. 2022, *High-Resolution Image Synthesis with Latent Diffusion Models*; diffusers' and
-transformers' own classes. Training decodes no latents, so the autoencoder's decoder is not held.
+transformers' own classes. Training decodes no latents, so the autoencoder's decoder is dropped.
 
 Shapes: g media, l text positions, w width of the conditions, c channels, hw sides in pixels,
 yx sides of the latents.
@@ -17,27 +17,27 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerBase
 
 from model import byte_tokenizers
-from model.encoders.pictures import normalised, square_pixels
+from model.encoders.pictures import normalise, square_pixels
 from model.output_branch import Generator, NoisePrediction
 from model.spec import SpecError
 from model.spec.output_branches import StableDiffusion
-from model.weights import Weights, expect, load_transformers
+from model.weights import Weights, check_config, load_transformers
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 
 _GREY = (0.5, 0.5, 0.5)
-"""Mean and deviation with which the autoencoder takes pictures: from -1 to 1."""
+"""Mean and standard deviation of the autoencoder's input pixels, which are in [-1, 1]."""
 
 
 class StableDiffusionTeacher(Generator):
-    """Says what pictures' texts mean to it (eq. 4), and how well it is told of them (eq. 5).
+    """Provides the target embeddings of eq. 4 and the noise prediction of eq. 5.
 
     Args:
         spec: the sizes.
         text: τ.
-        vae, unet: autoencoder without its decoder, and ε; None where only texts are compared.
-        scheduler: how noise is added.
+        vae, unet: autoencoder without its decoder, and ε; None without eq. 5.
+        scheduler: adds noise to latents.
     """
 
     def __init__(
@@ -53,35 +53,35 @@ class StableDiffusionTeacher(Generator):
         self.text = text
         self.vae = vae
         self.unet = unet
-        self.scheduler = scheduler  # no module: it holds no weights
+        self.scheduler = scheduler  # no module: it has no weights
 
     @torch.no_grad()
     def embed(self, ids_gl: Tensor) -> Tensor:
-        """Return τ(t) (g, l, w) of padded texts; as in Stable Diffusion, padding is seen, too."""
+        """Return τ(t) (g, l, w) of padded texts; as in Stable Diffusion, padding is not masked."""
         embedded_glw: Tensor = self.text(input_ids=ids_gl).last_hidden_state
         return embedded_glw
 
     def denoise(
-        self, values: Tensor, condition_embeds_glw: Tensor, seeds_g: Tensor
+        self, input_values: Tensor, condition_embeds_glw: Tensor, seeds_g: Tensor
     ) -> NoisePrediction:
-        """Noise pictures and have the UNet tell, under these conditions, what was added.
+        """Add noise to pictures and let the UNet predict it under the conditions.
 
-        Time and noise are drawn for each picture from its own seed: the same ones on whatever rank
-        and in whatever pass it comes. The latents are the autoencoder's mean, without its draw.
+        Time step and noise of each picture are sampled from its own seed, so they do not depend on
+        rank or micro-batch. Latents are the mean of the autoencoder's posterior, not a sample.
 
         Args:
-            values: pixels (g, 3, h, w), uint8, see `preprocess`.
+            input_values: pixels (g, 3, h, w), uint8, see `preprocess`.
             condition_embeds_glw: H, with a gradient.
-            seeds_g: one a picture.
+            seeds_g: one per picture.
         """
         assert self.vae is not None
         assert self.unet is not None
         dtype = next(self.unet.parameters()).dtype
         with torch.no_grad():
-            pixels_g3hw = normalised(values, mean=_GREY, std=_GREY).to(dtype)
+            pixels_g3hw = normalise(input_values, mean=_GREY, std=_GREY).to(dtype)
             latents_gcyx = self.vae.encode(pixels_g3hw).latent_dist.mode().float()
             latents_gcyx = latents_gcyx * self.vae.config.scaling_factor
-            steps_g, noise_gcyx = self._drawn(seeds_g, latents_gcyx.device)
+            steps_g, noise_gcyx = self._sample_noise(seeds_g, latents_gcyx.device)
             noised_gcyx = self.scheduler.add_noise(latents_gcyx, noise_gcyx, steps_g)
             noise_target_gcyx = noise_gcyx
             if self.spec.prediction == "v_prediction":
@@ -91,53 +91,53 @@ class StableDiffusionTeacher(Generator):
         ).sample
         return NoisePrediction(noise_pred_gcyx, noise_target_gcyx)
 
-    def _drawn(self, seeds_g: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return a time (g,) and noise (g, c, y, x) for each seed, the same on every device."""
+    def _sample_noise(self, seeds_g: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return a time step (g,) and noise (g, c, y, x) per seed, the same on every device."""
         steps, noises = [], []
         for seed in seeds_g.tolist():
-            source = torch.Generator("cpu").manual_seed(seed)
-            most = self.scheduler.config.num_train_timesteps
-            steps.append(torch.randint(most, (1,), generator=source, device="cpu"))
-            noises.append(torch.randn(self.spec.latents, generator=source, device="cpu"))
+            rng = torch.Generator("cpu").manual_seed(seed)
+            timesteps = self.scheduler.config.num_train_timesteps
+            steps.append(torch.randint(timesteps, (1,), generator=rng, device="cpu"))
+            noises.append(torch.randn(self.spec.latent_shape, generator=rng, device="cpu"))
         return torch.cat(steps).to(device), torch.stack(noises).to(device)
 
 
 def build(
-    spec: StableDiffusion, *, denoises: bool, weights: Weights, dtype: torch.dtype
+    spec: StableDiffusion, *, denoising: bool, weights: Weights, dtype: torch.dtype
 ) -> StableDiffusionTeacher:
     """Return the frozen model with published or random weights.
 
     Args:
         spec: the sizes.
-        denoises: whether eq. 5 is wanted; else only the text encoder is there.
-        weights: a diffusers checkpoint's, or none.
-        dtype: of all its parts.
+        denoising: whether autoencoder and UNet are loaded for eq. 5, or only the text encoder.
+        weights: of a diffusers checkpoint, or random.
+        dtype: of all modules.
 
     Raises:
-        SpecError: weights that cannot be had, or of another shape than the spec says.
+        SpecError: weights that cannot be loaded, or whose sizes differ from the spec's.
     """
-    # Here, since it takes seconds, and most commands and all processes that decode can do without.
+    # Imported here since it takes seconds, and most commands and all loader workers do not need it.
     from diffusers import AutoencoderKL, UNet2DConditionModel  # noqa: PLC0415
 
     config = _text_config(spec)
     scheduler = _scheduler(spec, weights)
     if weights == "random":
         text = CLIPTextModel(config).to(dtype)
-        vae = _cast(AutoencoderKL(**_vae_sizes(spec)), dtype) if denoises else None
-        unet = _cast(UNet2DConditionModel(**_unet_sizes(spec)), dtype) if denoises else None
+        vae = _cast(AutoencoderKL(**_vae_sizes(spec)), dtype) if denoising else None
+        unet = _cast(UNet2DConditionModel(**_unet_sizes(spec)), dtype) if denoising else None
     else:
         text = _load(CLIPTextModel, spec, "text_encoder", dtype=dtype)
-        expect(text, config, spec.weights)
-        vae = _load(AutoencoderKL, spec, "vae", torch_dtype=dtype) if denoises else None
-        unet = _load(UNet2DConditionModel, spec, "unet", torch_dtype=dtype) if denoises else None
-        _expect_sizes(spec, vae, unet)
+        check_config(text, config, spec.weights)
+        vae = _load(AutoencoderKL, spec, "vae", torch_dtype=dtype) if denoising else None
+        unet = _load(UNet2DConditionModel, spec, "unet", torch_dtype=dtype) if denoising else None
+        _check_sizes(spec, vae, unet)
     if vae is not None:
         del vae.decoder, vae.post_quant_conv
     return StableDiffusionTeacher(spec, text, vae, unet, scheduler)
 
 
 def preprocess(spec: StableDiffusion, picture: Image.Image) -> Tensor:
-    """Return the pixels (3, side, side), uint8, of an RGB picture: the middle square of it."""
+    """Return the pixels (3, side, side), uint8, of an RGB picture, cropped to its middle square."""
     side = min(picture.size)
     left, top = (picture.width - side) // 2, (picture.height - side) // 2
     middle = picture.crop((left, top, left + side, top + side))
@@ -145,9 +145,9 @@ def preprocess(spec: StableDiffusion, picture: Image.Image) -> Tensor:
 
 
 def tokenizer(spec: StableDiffusion, *, weights: Weights) -> PreTrainedTokenizerBase:
-    """Return the text encoder's tokenizer; with random weights, one of bytes."""
+    """Return the text encoder's tokenizer; with random weights, a byte tokenizer."""
     if weights == "random":
-        return byte_tokenizers.like_clip_s()
+        return byte_tokenizers.clip_style()
     loaded: PreTrainedTokenizerBase = load_transformers(
         AutoTokenizer, spec.weights, subfolder="tokenizer"
     )
@@ -155,7 +155,7 @@ def tokenizer(spec: StableDiffusion, *, weights: Weights) -> PreTrainedTokenizer
 
 
 def _cast(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Cast by PyTorch's own method: diffusers' warns of parts in float32, though there are none."""
+    """Cast with PyTorch's own method: diffusers' warns of float32 modules that do not exist."""
     return nn.Module.to(module, dtype)
 
 
@@ -164,7 +164,7 @@ def _load(cls: Any, spec: StableDiffusion, part: str, **options: object) -> Any:
 
 
 def _scheduler(spec: StableDiffusion, weights: Weights) -> DDPMScheduler:
-    """Return how noise is added: as published, and for random weights as Stable Diffusion does."""
+    """Return the published noise schedule; with random weights, that of Stable Diffusion 1.5."""
     from diffusers import DDPMScheduler  # noqa: PLC0415 - see `build`
 
     if weights == "random":
@@ -212,13 +212,13 @@ def _vae_sizes(spec: StableDiffusion) -> dict[str, object]:
 
 
 def _unet_sizes(spec: StableDiffusion) -> dict[str, object]:
-    attending = len(spec.widths) - 1
+    with_attention = len(spec.widths) - 1
     return {
-        "sample_size": spec.latents[-1],
+        "sample_size": spec.latent_shape[-1],
         "in_channels": spec.latent_channels,
         "out_channels": spec.latent_channels,
-        "down_block_types": ("CrossAttnDownBlock2D",) * attending + ("DownBlock2D",),
-        "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * attending,
+        "down_block_types": ("CrossAttnDownBlock2D",) * with_attention + ("DownBlock2D",),
+        "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * with_attention,
         "block_out_channels": spec.widths,
         "layers_per_block": spec.blocks,
         "norm_num_groups": spec.norm_groups,
@@ -227,21 +227,21 @@ def _unet_sizes(spec: StableDiffusion) -> dict[str, object]:
     }
 
 
-def _expect_sizes(
+def _check_sizes(
     spec: StableDiffusion, vae: AutoencoderKL | None, unet: UNet2DConditionModel | None
 ) -> None:
-    """Raise SpecError where loaded parts are not of the preset's sizes."""
-    for part, sizes in ((vae, _vae_sizes(spec)), (unet, _unet_sizes(spec))):
-        if part is None:
+    """Raise SpecError where the sizes of loaded modules differ from the preset's."""
+    for module, sizes in ((vae, _vae_sizes(spec)), (unet, _unet_sizes(spec))):
+        if module is None:
             continue
         for name in ("block_out_channels", "latent_channels", "cross_attention_dim"):
-            if name in sizes and _plain(part.config[name]) != _plain(sizes[name]):
+            if name in sizes and _plain(module.config[name]) != _plain(sizes[name]):
                 raise SpecError(
-                    f"weights {spec.weights!r}: {name} is {part.config[name]}, "
+                    f"weights {spec.weights!r}: {name} is {module.config[name]}, "
                     f"the preset says {sizes[name]}"
                 )
 
 
 def _plain(value: object) -> object:
-    """Return a configuration's list as the tuple that a spec has."""
+    """Return lists as tuples: configurations have the former, specs the latter."""
     return tuple(value) if isinstance(value, list) else value

@@ -2,7 +2,7 @@
 
 Ye et al. 2023, *mPLUG-Owl* (arXiv:2304.14178), §3.1.
 
-Shapes: b media, f parts, x parts of all media, n tokens of a part, d the encoder's width,
+Shapes: b media, f segments, x segments of all media, n tokens of a segment, d the encoder's width,
 q queries, m the feed-forward width, k tokens of a medium, v the backbone's width.
 """
 
@@ -16,14 +16,14 @@ from torch.nn.functional import silu
 
 from model.input_projectors.attention import CrossAttention, initialise
 from model.input_projectors.latents import Latents
-from model.parts import each_part
+from model.segments import project_segments
 from model.spec import ProjectorShape
 from model.spec.projectors import Abstractor
 from model.text import TextIds
-from model.weights import Weights, renamed
+from model.weights import Weights, rename
 
 GATED_NORM_EPSILON = 1e-6
-"""Of the norm within the feed-forward layer; the other norms have PyTorch's."""
+"""Of the norm inside the feed-forward layer; the other norms have PyTorch's default."""
 
 
 class GatedFeedForward(nn.Module):
@@ -44,7 +44,7 @@ class GatedFeedForward(nn.Module):
 
 
 class AbstractorLayer(nn.Module):
-    """Cross-attention over queries and features, then a feed-forward layer.
+    """Cross-attention to queries and features, then a feed-forward layer.
 
     The published layer's first residual starts from the *normed* queries.
     """
@@ -58,7 +58,7 @@ class AbstractorLayer(nn.Module):
         self.feed_forward = GatedFeedForward(width, spec.mlp_width)
 
     def forward(self, queries_xqd: Tensor, features_xnd: Tensor) -> Tensor:
-        """Return the queries (x, q, d) after reading features (x, n, d) and themselves."""
+        """Return the queries (x, q, d) after attending to features (x, n, d) and themselves."""
         queries_xqd = self.norm_queries(queries_xqd)
         read_xnd = torch.cat([queries_xqd, self.norm_features(features_xnd)], dim=1)
         queries_xqd = queries_xqd + self.attention(queries_xqd, read_xnd, read_xnd)
@@ -66,23 +66,23 @@ class AbstractorLayer(nn.Module):
 
 
 class AbstractorProjector(nn.Module):
-    """Queries through the layers, a linear layer to the backbone's width, an end token behind."""
+    """Query layers, a linear layer to the backbone's width, and an end token appended."""
 
-    def __init__(self, spec: Abstractor, ends: ProjectorShape) -> None:
+    def __init__(self, spec: Abstractor, shape: ProjectorShape) -> None:
         super().__init__()
-        self.queries = Latents(spec.queries, ends.width_in)
+        self.queries = Latents(spec.queries, shape.width_in)
         self.layers = nn.ModuleList(
-            AbstractorLayer(spec, ends.width_in) for _ in range(spec.layers)
+            AbstractorLayer(spec, shape.width_in) for _ in range(spec.layers)
         )
-        self.head = nn.Linear(ends.width_in, ends.width_out)
-        self.end = Latents(1, ends.width_out)
-        self.temporal = TemporalQueries(spec.queries, ends) if spec.temporal else None
+        self.head = nn.Linear(shape.width_in, shape.width_out)
+        self.end = Latents(1, shape.width_out)
+        self.temporal = TemporalQueries(spec.queries, shape) if spec.temporal else None
         self.apply(initialise)
 
     def forward(self, features_bfnd: Tensor, text: TextIds | None = None) -> Tensor:
         """Return tokens (b, k, v) of features (b, f, n, d)."""
         if self.temporal is None:
-            return each_part(self._abstract, features_bfnd)
+            return project_segments(self._abstract, features_bfnd)
         several = features_bfnd.shape[1] > 1
         return self._abstract(features_bfnd.flatten(1, 2), self.temporal if several else None)
 
@@ -101,29 +101,29 @@ class AbstractorProjector(nn.Module):
 
 
 class TemporalQueries(nn.Module):
-    """What the release for videos adds: queries, and a linear layer behind them."""
+    """The additional queries of the video release, and the linear layer of their outputs."""
 
-    def __init__(self, queries: int, ends: ProjectorShape) -> None:
+    def __init__(self, queries: int, shape: ProjectorShape) -> None:
         super().__init__()
-        self.queries = Latents(queries, ends.width_in)
-        self.head = nn.Linear(ends.width_in, ends.width_out)
+        self.queries = Latents(queries, shape.width_in)
+        self.head = nn.Linear(shape.width_in, shape.width_out)
 
 
 def build(
-    spec: Abstractor, ends: ProjectorShape, *, weights: Weights = "random"
+    spec: Abstractor, shape: ProjectorShape, *, weights: Weights = "random"
 ) -> AbstractorProjector:
     """Return a new abstractor with random weights."""
-    return AbstractorProjector(spec, ends)
+    return AbstractorProjector(spec, shape)
 
 
 def convert_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename mPLUG-Owl's tensors to ours; what is not the abstractor's is left out."""
+    """Rename mPLUG-Owl's tensors to ours; those of other components are dropped."""
     found: dict[str, Tensor] = {}
     for name, tensor in state.items():
         if name in _QUERIES:
             found[_QUERIES[name]] = tensor
         elif name.startswith("abstractor."):
-            found[renamed(name, _NAMES)] = tensor
+            found[rename(name, _NAMES)] = tensor
     return found
 
 

@@ -1,4 +1,4 @@
-"""Cross-attention as the resamplers share it.
+"""Cross-attention and weight initialisation that the projectors share.
 
 Shapes: b batch, q queries, n keys, h heads, c width of a head, d width.
 """
@@ -9,14 +9,14 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 INIT_STD = 0.02
-"""Of new weights, as in BERT."""
+"""Standard deviation of new weights, as in BERT."""
 
 
 class CrossAttention(nn.Module):
-    """Multi-head attention (Vaswani et al. 2017, §3.2.2) of queries over other tokens.
+    """Multi-head attention (Vaswani et al. 2017, §3.2.2) of queries to other tokens.
 
-    PyTorch's own module reads its output layer's weight outside that layer, which under ZeRO-3
-    gathers it by stealth; here every weight is used by its own layer.
+    PyTorch's own module accesses its output layer's weight outside that layer, which under ZeRO-3
+    triggers a hidden gather; here every weight is used by its own layer only.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class CrossAttention(nn.Module):
         self.out = nn.Linear(inner, width, bias=bias)
 
     def forward(self, queries_bqd: Tensor, keys_bnd: Tensor, values_bnd: Tensor) -> Tensor:
-        """Return (b, q, d): for each query, a mean of the values by its match with the keys."""
+        """Return the attention output (b, q, d)."""
         mixed_bhqc = scaled_dot_product_attention(
             self._split(self.query(queries_bqd)),
             self._split(self.key(keys_bnd)),
@@ -53,10 +53,10 @@ class CrossAttention(nn.Module):
 
 
 def initialise(module: nn.Module) -> None:
-    """Draw a linear layer's or an embedding's weights as BERT does, biases zero.
+    """Initialise a linear layer or an embedding as in BERT, biases with zero.
 
-    A layer with fewer than 625 inputs gets more than BERT's 0.02: the values would shrink from
-    layer to layer, and small models hardly see their features.
+    Layers with fewer than 625 inputs have a larger deviation than BERT's 0.02: otherwise
+    activations shrink from layer to layer, and small models hardly react to their features.
     """
     if isinstance(module, nn.Embedding):
         nn.init.normal_(module.weight, std=INIT_STD)

@@ -1,8 +1,8 @@
-"""CogVLM's projector: a gated MLP, between a learned begin and a learned end of the picture.
+"""CogVLM's projector: a gated MLP, and learned begin and end tokens.
 
 Wang et al. 2023, *CogVLM* (arXiv:2311.03079), §2.1; details from the published code.
 
-Shapes: b media, f parts, n tokens of a part, d the encoder's width, e the backbone's.
+Shapes: b media, f segments, n tokens of a segment, d the encoder's width, e the backbone's.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.input_projectors.attention import initialise
-from model.parts import each_part
+from model.segments import project_segments
 from model.spec import ProjectorShape
 from model.spec.glu_adapter import GluAdapter
 from model.text import TextIds
@@ -22,12 +22,12 @@ from model.weights import Weights
 
 
 class GluProjector(nn.Module):
-    """Project to the backbone's width, then SwiGLU; `begin` and `end` stand around each part."""
+    """Linear layer to the backbone's width, then SwiGLU; `begin` and `end` enclose each segment."""
 
-    def __init__(self, spec: GluAdapter, ends: ProjectorShape) -> None:
+    def __init__(self, spec: GluAdapter, shape: ProjectorShape) -> None:
         super().__init__()
-        width = ends.width_out
-        self.enter = nn.Linear(ends.width_in, width, bias=False)
+        width = shape.width_out
+        self.enter = nn.Linear(shape.width_in, width, bias=False)
         self.norm = nn.LayerNorm(width)
         self.gate = nn.Linear(width, spec.mlp_width, bias=False)
         self.up = nn.Linear(width, spec.mlp_width, bias=False)
@@ -38,9 +38,9 @@ class GluProjector(nn.Module):
 
     def forward(self, features_bfnd: Tensor, text: TextIds | None = None) -> Tensor:
         """Project features (b, f, n, d) to tokens (b, f·(n + 2), e)."""
-        return each_part(self._part, features_bfnd)
+        return project_segments(self._project, features_bfnd)
 
-    def _part(self, features_bnd: Tensor) -> Tensor:
+    def _project(self, features_bnd: Tensor) -> Tensor:
         entered_bne = F.gelu(self.norm(self.enter(features_bnd)))
         tokens_bne = self.down(F.silu(self.gate(entered_bne)) * self.up(entered_bne))
         begin_b1e, end_b1e = (
@@ -50,7 +50,7 @@ class GluProjector(nn.Module):
 
 
 def convert_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return CogVLM's tensors, as they stand under `model.vision.`, under our names."""
+    """Rename CogVLM's tensors (`model.vision.` removed) to ours."""
     return {
         "enter.weight": state["linear_proj.linear_proj.weight"],
         "norm.weight": state["linear_proj.norm1.weight"],
@@ -63,6 +63,6 @@ def convert_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def build(spec: GluAdapter, ends: ProjectorShape, *, weights: Weights = "random") -> GluProjector:
+def build(spec: GluAdapter, shape: ProjectorShape, *, weights: Weights = "random") -> GluProjector:
     """Return a new projector with random weights."""
-    return GluProjector(spec, ends)
+    return GluProjector(spec, shape)

@@ -1,4 +1,4 @@
-"""Learned tokens that read an encoder's features: a Q-Former's queries, a resampler's latents.
+"""Learned query tokens: a Q-Former's queries, a resampler's latents.
 
 Shapes: b batch, q learned tokens, d width.
 """
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class Latents(nn.Module):
-    """Learned tokens (1, q, d), in a module of their own: ZeRO-3 gathers them by its call."""
+    """Learned tokens (1, q, d), in a module of their own so that ZeRO-3 gathers them."""
 
     def __init__(self, count: int, width: int, *, std: float = 0.02) -> None:
         super().__init__()

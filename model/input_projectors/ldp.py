@@ -2,10 +2,10 @@
 
 Chu et al. 2023, *MobileVLM* (arXiv:2312.16886), §3.3; 2024, *MobileVLM V2* (arXiv:2402.03766),
 §3.2. The published weights of version 1 have MobileNetV3's hard swish and squeeze-and-excitation
-(Howard et al. 2019, §5) between the convolutions, beyond the paper's equation 4; so does this.
+(Howard et al. 2019, §5) between the convolutions, in addition to equation 4; so does ours.
 
-Shapes: b media, f parts, x parts of all media, n tokens of a part, d the encoder's width, v the
-backbone's width, s side of a part's square of tokens, k tokens of a medium.
+Shapes: b media, f segments, x segments of all media, n tokens of a segment, d the encoder's width,
+v the backbone's width, s side of a segment's token grid, k tokens of a medium.
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from model.input_projectors.attention import initialise
-from model.parts import each_part
+from model.segments import project_segments
 from model.spec import ProjectorShape
 from model.spec.projectors import Ldp, square_side
 from model.text import TextIds
-from model.weights import Weights, renamed
+from model.weights import Weights, rename
 
 SQUEEZE = 4
-"""The squeeze layer's width is the block's divided by this, to the nearest multiple of 8."""
+"""Ratio of the block's width to the squeeze layer's, which is rounded to a multiple of 8."""
 
 
 class ChannelNorm(nn.LayerNorm):
     """Layer norm over the channels of (x, v, s, s)."""
 
     def forward(self, grid_xvss: Tensor) -> Tensor:
-        """Return the grid with every place normed by itself."""
+        """Return the grid, normalised at each position."""
         return super().forward(grid_xvss.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class SqueezeExcitation(nn.Module):
-    """Every channel times a weight in [0, 1] that the mean over all places decides."""
+    """Scale every channel by a weight in [0, 1] computed from the mean over all positions."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class SqueezeExcitation(nn.Module):
 
 
 class SeparableBlock(nn.Module):
-    """Depthwise, then pointwise convolution; a residual where the grid keeps its size."""
+    """Depthwise, then pointwise convolution; with a residual if the grid keeps its size."""
 
     def __init__(self, width: int, stride: int) -> None:
         super().__init__()
@@ -66,14 +66,14 @@ class SeparableBlock(nn.Module):
         self.norm_out = ChannelNorm(width)
 
     def forward(self, grid_xvss: Tensor) -> Tensor:
-        """Return the grid, smaller by the stride."""
+        """Return the grid, downsampled by the stride."""
         mixed_xvss = self.excitation(self.swish(self.norm(self.depthwise(grid_xvss))))
         out_xvss: Tensor = self.norm_out(self.pointwise(mixed_xvss))
         return grid_xvss + out_xvss if self.residual else out_xvss
 
 
 class PooledPositions(nn.Module):
-    """Average pooling, then a depthwise convolution that tells positions, added to its input."""
+    """Average pooling, then a depthwise convolution as position encoding, with a residual."""
 
     def __init__(self, width: int, stride: int) -> None:
         super().__init__()
@@ -81,21 +81,21 @@ class PooledPositions(nn.Module):
         self.positions = nn.Conv2d(width, width, 3, padding=1, groups=width)
 
     def forward(self, grid_xvss: Tensor) -> Tensor:
-        """Return the grid, smaller by the stride."""
+        """Return the grid, downsampled by the stride."""
         pooled_xvss: Tensor = self.pool(grid_xvss)
-        placed_xvss: Tensor = pooled_xvss + self.positions(pooled_xvss)
-        return placed_xvss
+        out_xvss: Tensor = pooled_xvss + self.positions(pooled_xvss)
+        return out_xvss
 
 
 class LdpProjector(nn.Module):
-    """Two linear layers token by token, then what makes the square of tokens smaller."""
+    """Two linear layers per token, then a downsampling of the token grid."""
 
-    def __init__(self, spec: Ldp, ends: ProjectorShape) -> None:
+    def __init__(self, spec: Ldp, shape: ProjectorShape) -> None:
         super().__init__()
-        width = ends.width_out
-        self.side = square_side(ends.tokens, spec.kind)
+        width = shape.width_out
+        self.side = square_side(shape.tokens, spec.kind)
         self.mlp = nn.Sequential(
-            nn.Linear(ends.width_in, width), nn.GELU(), nn.Linear(width, width)
+            nn.Linear(shape.width_in, width), nn.GELU(), nn.Linear(width, width)
         )
         self.mlp.apply(initialise)
         self.downsample = (
@@ -107,7 +107,7 @@ class LdpProjector(nn.Module):
 
     def forward(self, features_bfnd: Tensor, text: TextIds | None = None) -> Tensor:
         """Return tokens (b, k, v) of features (b, f, n, d)."""
-        return each_part(self._downsample, features_bfnd)
+        return project_segments(self._downsample, features_bfnd)
 
     def _downsample(self, features_xnd: Tensor) -> Tensor:
         grid_xvss = self.mlp(features_xnd).transpose(1, 2).unflatten(2, (self.side, self.side))
@@ -115,14 +115,14 @@ class LdpProjector(nn.Module):
         return tokens_xkv
 
 
-def build(spec: Ldp, ends: ProjectorShape, *, weights: Weights = "random") -> LdpProjector:
+def build(spec: Ldp, shape: ProjectorShape, *, weights: Weights = "random") -> LdpProjector:
     """Return a new projector with random weights."""
-    return LdpProjector(spec, ends)
+    return LdpProjector(spec, shape)
 
 
 def convert_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename MobileVLM's tensors (`model.mm_projector.` removed) of either version to ours."""
-    return {renamed(name, _NAMES): tensor for name, tensor in state.items()}
+    return {rename(name, _NAMES): tensor for name, tensor in state.items()}
 
 
 _NAMES = (
@@ -142,7 +142,7 @@ _NAMES = (
 
 
 def _initialise_convolution(module: nn.Module) -> None:
-    """Draw a convolution's weights so that the values keep their size (He et al. 2015)."""
+    """Initialise a convolution so that it preserves the variance (He et al. 2015)."""
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
         if module.bias is not None:

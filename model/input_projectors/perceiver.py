@@ -3,7 +3,7 @@
 Alayrac et al. 2022, *Flamingo* (arXiv:2204.14198), §3.1 and appendix A.1.1, figure 5.
 
 Shapes: b media, f frames, n tokens of a frame, d the encoder's width, w the resampler's width,
-q latents, v the width handed on.
+q latents, v the output width.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from model.input_projectors.latents import Latents
 from model.spec import ProjectorShape
 from model.spec.projectors import PerceiverResampler
 from model.text import TextIds
-from model.weights import Weights, renamed
+from model.weights import Weights, rename
 
 
 class SquaredReLU(nn.Module):
@@ -30,7 +30,7 @@ class SquaredReLU(nn.Module):
 
 
 class ResamplerLayer(nn.Module):
-    """Cross-attention over media and latents, then a feed-forward layer, both with residuals."""
+    """Cross-attention to media and latents, then a feed-forward layer, both with residuals."""
 
     def __init__(self, spec: PerceiverResampler) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class ResamplerLayer(nn.Module):
         )
 
     def forward(self, latents_bqw: Tensor, media_bnw: Tensor) -> Tensor:
-        """Return the latents (b, q, w) after reading media (b, n, w) and themselves."""
+        """Return the latents (b, q, w) after attending to media (b, n, w) and themselves."""
         queries_bqw = self.norm_latents(latents_bqw)
         read_bnw = torch.cat([self.norm_media(media_bnw), queries_bqw], dim=1)
         latents_bqw = latents_bqw + self.attention(queries_bqw, read_bnw, read_bnw)
@@ -55,18 +55,18 @@ class ResamplerLayer(nn.Module):
 
 
 class PerceiverProjector(nn.Module):
-    """Frames of any number to a fixed number of tokens."""
+    """Any number of frames to a fixed number of tokens."""
 
-    def __init__(self, spec: PerceiverResampler, ends: ProjectorShape) -> None:
+    def __init__(self, spec: PerceiverResampler, shape: ProjectorShape) -> None:
         super().__init__()
-        same = ends.width_in == spec.width
-        self.enter = nn.Identity() if same else nn.Linear(ends.width_in, spec.width)
-        self.time = nn.Embedding(spec.frames, spec.width)
+        same_width = shape.width_in == spec.width
+        self.enter = nn.Identity() if same_width else nn.Linear(shape.width_in, spec.width)
+        self.time = nn.Embedding(spec.max_frames, spec.width)
         self.latents = Latents(spec.latents, spec.width)
         self.layers = nn.ModuleList(ResamplerLayer(spec) for _ in range(spec.layers))
         self.norm = nn.LayerNorm(spec.width)
-        same = ends.width_out == spec.width
-        self.head = nn.Identity() if same else nn.Linear(spec.width, ends.width_out)
+        same_width = shape.width_out == spec.width
+        self.head = nn.Identity() if same_width else nn.Linear(spec.width, shape.width_out)
         self.apply(initialise)
 
     def forward(self, features_bfnd: Tensor, text: TextIds | None = None) -> Tensor:
@@ -82,14 +82,14 @@ class PerceiverProjector(nn.Module):
 
 
 def build(
-    spec: PerceiverResampler, ends: ProjectorShape, *, weights: Weights = "random"
+    spec: PerceiverResampler, shape: ProjectorShape, *, weights: Weights = "random"
 ) -> PerceiverProjector:
     """Return a new resampler with random weights."""
-    return PerceiverProjector(spec, ends)
+    return PerceiverProjector(spec, shape)
 
 
 def convert_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename OpenFlamingo's tensors (`perceiver.` removed) to ours; nothing is left out."""
+    """Rename OpenFlamingo's tensors (`perceiver.` removed) to ours; all are used."""
     found: dict[str, Tensor] = {}
     for name, tensor in state.items():
         layer, _, rest = name.removeprefix("layers.").partition(".")
@@ -101,7 +101,7 @@ def convert_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             attention = f"layers.{layer}.attention"
             found[f"{attention}.key.weight"], found[f"{attention}.value.weight"] = tensor.chunk(2)
         elif name.startswith("layers."):
-            found[f"layers.{layer}.{renamed(rest, _NAMES)}"] = tensor
+            found[f"layers.{layer}.{rename(rest, _NAMES)}"] = tensor
         else:
             found[name] = tensor
     return found

@@ -1,4 +1,4 @@
-"""The P-Former: a sentence to the prompts that a frozen language model would say it from.
+"""The P-Former: predicts soft prompts from which a frozen language model says a sentence.
 
 Jian et al. 2023, *Bootstrapping Vision-Language Learning with Decoupled Language Pre-training*
 (arXiv:2307.07063), §3.1. BERT is transformers' own.
@@ -22,7 +22,7 @@ from model.weights import Weights, load_published, load_transformers
 
 
 class PromptFormer(nn.Module):
-    """BERT, whose `[CLS]` a linear layer spreads out to k prompts; then tanh and a linear head."""
+    """BERT, a linear layer that expands `[CLS]` to k prompts, then tanh and a linear head."""
 
     def __init__(self, spec: PFormer, prompts: int, width_out: int) -> None:
         super().__init__()
@@ -38,13 +38,13 @@ class PromptFormer(nn.Module):
         return self.prompts_of(self.read(text))
 
     def read(self, text: TextIds) -> Tensor:
-        """Return the states (b, w) of the first token, BERT's `[CLS]`."""
+        """Return the hidden state (b, w) of the first token, BERT's `[CLS]`."""
         states_blw = self.bert(input_ids=text.ids_bl, attention_mask=text.mask_bl)
         first_bw: Tensor = states_blw.last_hidden_state[:, 0]
         return first_bw
 
     def prompts_of(self, first_bw: Tensor) -> Tensor:
-        """Return the prompts (b, k, v) of what `read` has returned."""
+        """Return the prompts (b, k, v) for the result of `read`."""
         spread_bkw = self.spread(first_bw).unflatten(1, (self.prompts, -1))
         prompts_bkv: Tensor = self.head(torch.tanh(self.mix(spread_bkw)))
         return prompts_bkv
@@ -57,9 +57,9 @@ def build(
 
     Args:
         spec: its sizes.
-        prompts: as many as the slot has tokens for one medium.
+        prompts: their number: tokens per medium of the input branch.
         width_out: the backbone's.
-        weights: whether published weights are loaded.
+        weights: `pretrained` loads published ones if the spec names any.
     """
     module = PromptFormer(spec, prompts, width_out)
     if weights == "pretrained" and spec.weights:
@@ -67,20 +67,20 @@ def build(
     return module
 
 
-def start_from_bert(module: PromptFormer, source: str) -> None:
+def init_from_bert(module: PromptFormer, source: str) -> None:
     """Copy a published BERT (hub name or folder) into a new P-Former.
 
     Raises:
-        SpecError: no such weights, or of other sizes.
+        SpecError: there are no such weights, or their sizes differ.
     """
     try:
         module.bert.load_state_dict(bert_state(source))
     except RuntimeError as error:
-        raise SpecError(f"weights {source!r}: not the P-Former's sizes ({error})") from None
+        raise SpecError(f"weights {source!r}: sizes differ from the P-Former's ({error})") from None
 
 
 def bert_state(source: str) -> dict[str, Tensor]:
-    """Return the weights of a published BERT in transformers' names, without its pooler."""
+    """Return the weights of a published BERT with transformers' names, without its pooler."""
     bert = load_transformers(BertModel, source, add_pooling_layer=False)
     state: dict[str, Tensor] = bert.state_dict()
     return state
@@ -106,17 +106,17 @@ _HEADS = {
     "opt_proj": "head",
     "t5_proj": "head",
 }
-"""BLIText's names of the layers behind BERT → ours."""
+"""BLIText's names of the layers after BERT → ours."""
 
 _STAGE_ONLY = ("text_proj.", "temp")
-"""What BLIText keeps in the P-Former for its contrastive loss, and nothing else."""
+"""Tensors in BLIText's P-Former that only its contrastive loss uses."""
 
 
 def convert_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename BLIText's tensors (`Pformer.…`) to those of `PromptFormer`.
 
-    The frozen language model that its files hold, too, and the contrastive loss's own parameters
-    are left out.
+    The frozen language model, which its files also contain, and the contrastive loss's parameters
+    are dropped.
     """
     renamed: dict[str, Tensor] = {}
     for name, tensor in state.items():

@@ -1,11 +1,11 @@
-"""The Q-Former of BLIP-2 and InstructBLIP with a linear head; its layers are transformers' own.
+"""The Q-Former of BLIP-2 and InstructBLIP with a linear head; its layers are transformers'.
 
 Li et al. 2023, *BLIP-2* (arXiv:2301.12597), §3; Dai et al. 2023, *InstructBLIP*
 (arXiv:2305.06500), §2.3.
 
-Shapes: b media, f parts, x media or parts, n tokens of an encoder, d the encoder's width,
-q queries, l text positions, s positions of a pass (q, l or q + l), w the Q-Former's width,
-k tokens of a medium, v the backbone's width.
+Shapes: b media, f segments, x media or segments, n tokens of an encoder, d the encoder's width,
+q queries, l text positions, s all positions (q, l or q + l), w the Q-Former's width, k tokens of a
+medium, v the backbone's width.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
 from model.input_projectors.attention import initialise
 from model.input_projectors.latents import Latents
-from model.parts import each_part
+from model.segments import project_segments
 from model.spec import ProjectorShape
 from model.spec.qformer import QFormer
 from model.text import TextIds
@@ -29,9 +29,9 @@ from model.weights import Weights, load_published
 
 
 class QueryingTransformer(nn.Module):
-    """Queries, BERT layers with cross-attention and, where the spec says so, the text branch.
+    """Queries, BERT layers with cross-attention and, if the spec says so, the text branch.
 
-    Its three passes are those of BLIP-2's stage 1 (figure 2): queries alone, text alone, both.
+    Its three forward modes are those of BLIP-2's stage 1 (figure 2): queries, text, or both.
     """
 
     def __init__(self, spec: QFormer, width_in: int) -> None:
@@ -47,13 +47,13 @@ class QueryingTransformer(nn.Module):
         self.bert.apply(initialise)
 
     def forward(self, features_xnd: Tensor, text: TextIds | None = None) -> Tensor:
-        """Return the queries (x, q, w) after reading features (x, n, d), and the text if given."""
+        """Return the queries (x, q, w) after attending to features (x, n, d) and any text."""
         if text is None:
-            return self._pass(self._queries(features_xnd), features_xnd, None)
+            return self._run_bert(self._queries(features_xnd), features_xnd, None)
         return self.joint(features_xnd, text)[0]
 
     def read_text(self, text: TextIds) -> Tensor:
-        """Return text states (x, l, w) of the text alone; the first is BERT's `[CLS]`."""
+        """Return hidden states (x, l, w) of the text alone; the first is BERT's `[CLS]`."""
         states_xlw: Tensor = self.bert(
             query_embeds=self._embed(text), query_length=0, attention_mask=text.mask_bl
         ).last_hidden_state
@@ -62,22 +62,22 @@ class QueryingTransformer(nn.Module):
     def joint(
         self, features_xnd: Tensor, text: TextIds, *, causal: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """Return states of queries (x, q, w) and text (x, l, w) that see each other.
+        """Return hidden states of queries (x, q, w) and text (x, l, w) that attend to each other.
 
         Args:
             features_xnd: (x, n, d); only the queries attend to them.
-            text: one row for each row of features.
-            causal: BLIP-2's multimodal causal mask: queries see only queries, a text token the
-                queries and the text up to itself. Else all see all.
+            text: one row per row of features.
+            causal: BLIP-2's multimodal causal mask: queries attend to queries only, a text token to
+                the queries and the text up to itself. Otherwise attention is bidirectional.
         """
         queries_xqw = self._queries(features_xnd)
         count = queries_xqw.shape[1]
         mask = joint_mask(text.mask_bl, count, queries_xqw.dtype, causal=causal)
         embedded_xsw = torch.cat([queries_xqw, self._embed(text)], dim=1)
-        states_xsw = self._pass(embedded_xsw, features_xnd, mask, count)
+        states_xsw = self._run_bert(embedded_xsw, features_xnd, mask, count)
         return states_xsw[:, :count], states_xsw[:, count:]
 
-    def _pass(
+    def _run_bert(
         self,
         embedded_xsw: Tensor,
         features: Tensor,
@@ -100,13 +100,13 @@ class QueryingTransformer(nn.Module):
 
     def _embed(self, text: TextIds) -> Tensor:
         if self.words is None:
-            raise ValueError("this Q-Former has no text branch: want instruction or text_branch")
+            raise ValueError("this Q-Former has no text branch: set instruction or text_branch")
         embedded_xlw: Tensor = self.words(text.ids_bl)
         return embedded_xlw
 
 
 class TextEmbeddings(nn.Module):
-    """Words and their positions; the Q-Former's first norm follows."""
+    """Word and position embeddings; the Q-Former's first norm follows."""
 
     def __init__(self, spec: QFormer) -> None:
         super().__init__()
@@ -124,15 +124,15 @@ class TextEmbeddings(nn.Module):
 class QFormerProjector(nn.Module):
     """A Q-Former and a linear head to the backbone's width."""
 
-    def __init__(self, spec: QFormer, ends: ProjectorShape) -> None:
+    def __init__(self, spec: QFormer, shape: ProjectorShape) -> None:
         super().__init__()
         self.spec = spec
-        self.qformer = QueryingTransformer(spec, ends.width_in)
-        self.head = nn.Linear(spec.width, ends.width_out)
+        self.qformer = QueryingTransformer(spec, shape.width_in)
+        self.head = nn.Linear(spec.width, shape.width_out)
         initialise(self.head)
 
     def forward(self, features_bfnd: Tensor, text: TextIds | None = None) -> Tensor:
-        """Return tokens (b, k, v); an instruction is read once more for every part."""
+        """Return tokens (b, k, v); an instruction is repeated for every segment."""
         if self.spec.joint:
             features_bfnd = features_bfnd.flatten(1, 2).unsqueeze(1)
         if not self.spec.instruction:
@@ -141,60 +141,60 @@ class QFormerProjector(nn.Module):
             raise ValueError("an instruction-aware Q-Former needs the instruction")
         else:
             text = repeat_text(text, features_bfnd.shape[1])
-        states_bkw = each_part(partial(self.qformer, text=text), features_bfnd)
+        states_bkw = project_segments(partial(self.qformer, text=text), features_bfnd)
         tokens_bkv: Tensor = self.head(states_bkw)
         return tokens_bkv
 
 
-def build(spec: QFormer, ends: ProjectorShape, *, weights: Weights = "random") -> QFormerProjector:
-    """Return a projector whose head is new, and whose Q-Former is too unless it is published."""
-    projector = QFormerProjector(spec, ends)
+def build(spec: QFormer, shape: ProjectorShape, *, weights: Weights = "random") -> QFormerProjector:
+    """Return a projector with a new head, and a new Q-Former unless the spec names weights."""
+    projector = QFormerProjector(spec, shape)
     if weights == "pretrained":
         load(projector.qformer, spec)
     return projector
 
 
 def load(module: QueryingTransformer, spec: QFormer) -> None:
-    """Load the published weights that the spec names, if any; extra queries stay new.
+    """Load the published weights that the spec names, if any; extra queries are new.
 
     Raises:
-        SpecError: no such weights, or of another shape.
+        SpecError: there are no such weights, or their shapes differ.
     """
     if not spec.weights:
         return
     own = module.state_dict()
-    fresh = {name: tensor for name, tensor in own.items() if name.startswith("extra_queries.")}
-    load_published(module, spec.weights, lambda state: {**convert_state_dict(state, spec), **fresh})
+    extra = {name: tensor for name, tensor in own.items() if name.startswith("extra_queries.")}
+    load_published(module, spec.weights, lambda state: {**convert_state_dict(state, spec), **extra})
 
 
 def joint_mask(mask_xl: Tensor, queries: int, dtype: torch.dtype, *, causal: bool) -> Tensor:
-    """Return the mask (x, 1, q + l, q + l) of queries and text, to be added to the logits.
+    """Return the additive attention mask (x, 1, q + l, q + l) of queries and text.
 
-    Whole, and not the (x, q + l) that transformers would take: it would ask the device whether
-    that masks anything at all, and wait for the answer.
+    Transformers would also accept (x, q + l), but then synchronises with the device to check
+    whether anything is masked.
 
     Args:
-        mask_xl: 1 for a text token, 0 for padding.
-        queries: how many stand in front of the text.
-        dtype: of the mask, the pass's own.
+        mask_xl: 1 for text tokens, 0 for padding.
+        queries: number of queries before the text.
+        dtype: of the hidden states.
         causal: whether it is BLIP-2's multimodal causal mask, see `QueryingTransformer.joint`.
     """
     length = queries + mask_xl.shape[1]
-    sees_ss = torch.ones(length, length, dtype=torch.bool, device=mask_xl.device)
+    attends_ss = torch.ones(length, length, dtype=torch.bool, device=mask_xl.device)
     if causal:
-        sees_ss = sees_ss.tril()
-        sees_ss[:queries, :queries] = True
-    kept_xs = torch.cat([mask_xl.new_ones(len(mask_xl), queries), mask_xl], dim=1).bool()
-    sees_x1ss = sees_ss & kept_xs[:, None, None, :]
-    zeros = torch.zeros(sees_x1ss.shape, dtype=dtype, device=mask_xl.device)
-    return zeros.masked_fill(~sees_x1ss, torch.finfo(dtype).min)
+        attends_ss = attends_ss.tril()
+        attends_ss[:queries, :queries] = True
+    real_xs = torch.cat([mask_xl.new_ones(len(mask_xl), queries), mask_xl], dim=1).bool()
+    attends_x1ss = attends_ss & real_xs[:, None, None, :]
+    zeros = torch.zeros(attends_x1ss.shape, dtype=dtype, device=mask_xl.device)
+    return zeros.masked_fill(~attends_x1ss, torch.finfo(dtype).min)
 
 
-def repeat_text(text: TextIds, parts: int) -> TextIds:
-    """Return the texts with every row `parts` times, in the order of media and then parts."""
+def repeat_text(text: TextIds, segments: int) -> TextIds:
+    """Return the texts with each row repeated `segments` times."""
     return TextIds(
-        ids_bl=text.ids_bl.repeat_interleave(parts, 0),
-        mask_bl=text.mask_bl.repeat_interleave(parts, 0),
+        ids_bl=text.ids_bl.repeat_interleave(segments, 0),
+        mask_bl=text.mask_bl.repeat_interleave(segments, 0),
     )
 
 
@@ -202,10 +202,10 @@ def convert_state_dict(state: Mapping[str, Any], spec: QFormer) -> dict[str, Ten
     """Rename a published Q-Former's tensors to those of `QueryingTransformer`.
 
     Args:
-        state: of LAVIS (`Qformer.bert.…`, perhaps under `model`), or of transformers' Blip2 and
-            InstructBlip models (`qformer.…`); what is not the Q-Former's (encoder, backbone, heads)
-            is left out.
-        spec: whether the text branch and the norm of the features are left out, too.
+        state: of LAVIS (`Qformer.bert.…`, possibly under `model`), or of transformers' Blip2 and
+            InstructBlip models (`qformer.…`); tensors of other components (encoder, backbone,
+            heads) are dropped.
+        spec: whether the text branch and the norm of the features are dropped, too.
     """
     named: Mapping[str, Tensor] = state.get("model", state)
     renamed = {_rename(name): tensor for name, tensor in named.items()}
@@ -213,7 +213,7 @@ def convert_state_dict(state: Mapping[str, Any], spec: QFormer) -> dict[str, Ten
         name: tensor
         for name, tensor in renamed.items()
         if name
-        and (spec.has_text or not of_text(name))
+        and (spec.has_text or not in_text_branch(name))
         and (spec.norm_features or not name.startswith("norm."))
     }
 
@@ -226,7 +226,7 @@ _TEXT = re.compile(r"^words\.|\.(?:intermediate|output)\.(?:dense|LayerNorm)\.")
 
 
 def _rename(name: str) -> str:
-    """Return our name, or nothing for a tensor that is not the Q-Former's."""
+    """Return our name, or an empty one for a tensor of another component."""
     name = _LAVIS.sub("qformer.", name).replace("attention.self.", "attention.attention.")
     if name == "query_tokens":
         return "queries.tokens"
@@ -238,8 +238,8 @@ def _rename(name: str) -> str:
     return name if name.startswith(("bert.", "words.", "norm.")) else ""
 
 
-def of_text(name: str) -> bool:
-    """Whether a tensor belongs to the text branch: its embeddings, or its feed-forward layers."""
+def in_text_branch(name: str) -> bool:
+    """Return whether a tensor is of the text branch: its embeddings or feed-forward layers."""
     return bool(_TEXT.search(name)) and "attention." not in name
 
 
@@ -254,7 +254,7 @@ def qformer_config(spec: QFormer, width_in: int) -> Blip2QFormerConfig:
         hidden_dropout_prob=spec.dropout,
         attention_probs_dropout_prob=spec.dropout,
         max_position_embeddings=spec.max_positions,
-        cross_attention_frequency=spec.cross_every,
+        cross_attention_frequency=spec.cross_attention_frequency,
         encoder_hidden_size=width_in,
         use_qformer_text_input=spec.has_text,
     )

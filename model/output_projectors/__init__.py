@@ -1,1 +1,1 @@
-"""Output projectors: from what the backbone thinks at its signals to a generator's conditions."""
+"""Output projectors: hidden states at signal tokens to a generator's conditions."""

@@ -1,1 +1,1 @@
-"""Parameter-efficient fine-tuning: small trainable parts in a frozen backbone."""
+"""Parameter-efficient fine-tuning: small trainable modules in a frozen backbone."""

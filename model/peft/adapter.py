@@ -16,7 +16,7 @@ from model.spec.peft import Adapter
 
 
 class Bottleneck(nn.Module):
-    """Down, GELU, up, and the input added; nearly the identity at first (§2.1 and §3.6)."""
+    """Down, GELU, up, and a residual; initially close to the identity (§2.1 and §3.6)."""
 
     def __init__(self, width: int, bottleneck: int) -> None:
         super().__init__()
@@ -33,12 +33,12 @@ class Bottleneck(nn.Module):
 
 
 def add(backbone: PreTrainedModel, spec: Adapter) -> None:
-    """Put an adapter behind each target, in place.
+    """Add an adapter after each target, in place.
 
-    It is a child of the target, whose own weights keep their names.
+    It is a child module of the target, whose own weights keep their names.
 
     Raises:
-        SpecError: a target that no linear layer answers to.
+        SpecError: a target that matches no linear layer.
     """
     for linear in linear_layers(backbone, spec.targets):
         bottleneck = Bottleneck(linear.out_features, spec.bottleneck)

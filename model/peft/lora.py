@@ -9,12 +9,12 @@ from model.spec.peft import Lora, QLora
 
 
 def add_lora(backbone: PreTrainedModel, lora: Lora | QLora) -> None:
-    """Put adapters beside the backbone's linear layers, in place; they change nothing at first.
+    """Add LoRA adapters to the backbone's linear layers, in place; initially they are zero.
 
     Raises:
-        SpecError: a target that no linear layer answers to.
+        SpecError: a target that matches no linear layer.
     """
-    # Here, since it imports much (bitsandbytes, where that is installed) that few stages need.
+    # Imported here since it imports packages (bitsandbytes, if installed) that few stages need.
     from peft import LoraConfig, inject_adapter_in_model  # noqa: PLC0415
 
     linear_layers(backbone, lora.targets)

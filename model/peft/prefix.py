@@ -1,9 +1,10 @@
-"""Prefix-tuning: learned keys and values in front of every layer's own (Li and Liang 2021).
+"""Prefix-tuning: learned keys and values before those of every layer (Li and Liang 2021).
 
-They stand beside the cache, not in it, so that they go with recomputation (for which transformers
-drops the cache) and with generation alike, and the text's positions stay what they were.
+The prefix wraps the cache instead of being stored in it. It thus works both with activation
+checkpointing, for which transformers drops the cache, and in generation, and the position ids of
+the text do not change.
 
-Shapes: b sequences, t positions of this call, s positions of this call and all before, p prefix
+Shapes: b sequences, t positions of this call, s positions including cached ones, p prefix
 length, l layers, h heads of keys and values, c width of a head.
 """
 
@@ -23,7 +24,7 @@ Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 class PrefixEncoder(nn.Module):
-    """Makes all layers' keys and values of the prefix, through one hidden layer (§4.3)."""
+    """Computes the prefix keys and values of all layers, through one hidden layer (§4.3)."""
 
     def __init__(self, spec: Prefix, shape_l2hc: tuple[int, int, int, int], width: int) -> None:
         super().__init__()
@@ -41,12 +42,12 @@ class PrefixEncoder(nn.Module):
 
     def forward(self) -> Tensor:
         """Return keys and values (l, 2, h, p, c)."""
-        made: Tensor = self.network(self.rows).unflatten(-1, self.shape_l2hc)
-        return made.permute(1, 2, 3, 0, 4)
+        prefix: Tensor = self.network(self.rows).unflatten(-1, self.shape_l2hc)
+        return prefix.permute(1, 2, 3, 0, 4)
 
 
-class Prefixed:
-    """A layer's cache, or none, with the prefix in front of what it hands out."""
+class PrefixedCache:
+    """A layer's cache, or none, that returns the prefix before its keys and values."""
 
     def __init__(self, prefix_2hpc: Tensor, cache: Any | None) -> None:  # noqa: ANN401
         self._prefix_2hpc = prefix_2hpc
@@ -56,10 +57,10 @@ class Prefixed:
         self,
         keys_bhtc: Tensor,
         values_bhtc: Tensor,
-        *args: Any,  # noqa: ANN401 -- the cache's own
-        **more: Any,  # noqa: ANN401 -- the cache's own
+        *args: Any,  # noqa: ANN401 -- the cache's arguments
+        **more: Any,  # noqa: ANN401 -- the cache's arguments
     ) -> tuple[Tensor, Tensor]:
-        """Return keys and values (b, h, p + s, c), as transformers' caches do."""
+        """Return keys and values (b, h, p + s, c), with the interface of transformers' caches."""
         both = (keys_bhtc, values_bhtc)
         if self._cache is not None:
             both = self._cache.update(*both, *args, **more)
@@ -71,50 +72,50 @@ class Prefixed:
 
 
 def add(backbone: PreTrainedModel, spec: Prefix) -> None:
-    """Give every layer of a causal backbone a prefix, in place.
+    """Add a prefix to every layer of a causal backbone, in place.
 
     Raises:
-        SpecError: another attention than `sdpa` and `eager`, whose masks cannot be widened.
+        SpecError: an attention other than `sdpa` and `eager`, whose mask cannot be extended.
     """
     config, decoder = backbone.config, backbone.get_decoder()
     if config._attn_implementation not in ("sdpa", "eager"):
-        raise SpecError(f"peft: 'prefix' does not go with {config._attn_implementation} attention")
+        raise SpecError(f"peft: 'prefix' does not support {config._attn_implementation} attention")
     layers = [module for module in decoder.modules() if hasattr(module, "layer_idx")]
     encoder = PrefixEncoder(spec, (len(layers), 2, *_heads(config)), config.hidden_size)
     decoder.prefix = encoder.to(next(backbone.parameters()).dtype)
-    decoder.register_forward_pre_hook(_make, with_kwargs=True)
+    decoder.register_forward_pre_hook(_compute_prefix, with_kwargs=True)
     for layer in layers:
-        layer.register_forward_pre_hook(_attend, with_kwargs=True)
+        layer.register_forward_pre_hook(_prepend_prefix, with_kwargs=True)
 
 
 def _heads(config: PretrainedConfig) -> tuple[int, int]:
-    """Return how many heads of keys and values there are, and how wide one is.
+    """Return the number of key-value heads and their width.
 
-    Configurations leave out what their architecture does not let one choose.
+    Not all architectures have these two fields in their configurations.
     """
-    chosen = config.to_dict()
-    heads = chosen.get("num_key_value_heads") or config.num_attention_heads
-    return heads, chosen.get("head_dim") or config.hidden_size // config.num_attention_heads
+    fields = config.to_dict()
+    heads = fields.get("num_key_value_heads") or config.num_attention_heads
+    return heads, fields.get("head_dim") or config.hidden_size // config.num_attention_heads
 
 
-def _make(decoder: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> Call:
-    """Make the prefix once for all layers, to which the decoder hands it on."""
+def _compute_prefix(decoder: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> Call:
+    """Compute the prefix once; the decoder passes it to all layers as a keyword argument."""
     encoder = decoder.prefix
     assert isinstance(encoder, PrefixEncoder)
     return args, options | {"prefix": encoder()}
 
 
-def _attend(attention: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> Call:
-    """Put the layer's prefix into its cache and its mask (b or 1, 1, t, s), seen by all."""
+def _prepend_prefix(attention: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> Call:
+    """Add the layer's prefix to its cache and, unmasked, to its mask (b or 1, 1, t, s)."""
     prefix_l2hpc = options.pop("prefix")
-    place = attention.layer_idx
-    assert isinstance(place, int)
+    layer = attention.layer_idx
+    assert isinstance(layer, int)
     states = options["hidden_states"] if "hidden_states" in options else args[0]
     mask = options["attention_mask"]
-    if mask is None and states.shape[1] > 1:  # transformers leaves a causal one to the kernel
+    if mask is None and states.shape[1] > 1:  # transformers leaves causal masks to the kernel
         length = states.shape[1]
         mask = torch.ones(length, length, dtype=torch.bool, device=states.device).tril()[None, None]
     if mask is not None:
         mask = F.pad(mask, (prefix_l2hpc.shape[3], 0), value=mask.dtype == torch.bool)
-    cache = Prefixed(prefix_l2hpc[place], options.get("past_key_values"))
+    cache = PrefixedCache(prefix_l2hpc[layer], options.get("past_key_values"))
     return args, options | {"attention_mask": mask, "past_key_values": cache}

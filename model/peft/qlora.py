@@ -1,4 +1,4 @@
-"""QLoRA: adapters beside weights of four bits (Dettmers et al. 2023), through bitsandbytes."""
+"""QLoRA: adapters on 4-bit weights (Dettmers et al. 2023), through bitsandbytes."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from model.spec.peft import QLora
 
 
 def add(backbone: PreTrainedModel, spec: QLora) -> None:
-    """Quantise the backbone's linear layers and put adapters beside them, in place.
+    """Quantise the backbone's linear layers and add adapters to them, in place.
 
-    The output matrix stays as it is, and what transformers keeps in float32 (T5's `wo`, whose
-    type its code asks for).
+    Not quantised are the output matrix, and layers that transformers keeps in float32 (T5's `wo`,
+    whose dtype its code inspects).
 
     Raises:
-        SpecError: bitsandbytes is not installed, or a target that no linear layer answers to.
+        SpecError: bitsandbytes is not installed, or a target matches no linear layer.
     """
     library = _bitsandbytes()
     dtype = next(backbone.parameters()).dtype
-    output, whole = backbone.get_output_embeddings(), backbone._keep_in_fp32_modules or ()
+    output, fp32 = backbone.get_output_embeddings(), backbone._keep_in_fp32_modules or ()
     for parent in list(backbone.modules()):
-        for name, part in list(parent.named_children()):
-            if type(part) is nn.Linear and part is not output and name not in whole:
-                setattr(parent, name, _quantised(part, dtype, library))
+        for name, module in list(parent.named_children()):
+            if type(module) is nn.Linear and module is not output and name not in fp32:
+                setattr(parent, name, _quantise(module, dtype, library))
     add_lora(backbone, spec)
     for name, weight in backbone.named_parameters():
-        if spec.marks in name:
+        if spec.parameter_marker in name:
             weight.data = weight.data.to(dtype)
 
 
-def _quantised(linear: nn.Linear, dtype: torch.dtype, library: ModuleType) -> nn.Module:
-    """Return the layer in NF4 with double quantisation; on the meta device only its shape."""
+def _quantise(linear: nn.Linear, dtype: torch.dtype, library: ModuleType) -> nn.Module:
+    """Return the layer in NF4 with double quantisation; on the meta device only its shapes."""
     new = library.nn.Linear4bit(
         linear.in_features,
         linear.out_features,
@@ -50,7 +50,7 @@ def _quantised(linear: nn.Linear, dtype: torch.dtype, library: ModuleType) -> nn
         linear.weight.data, requires_grad=False, quant_type="nf4", compress_statistics=True
     )
     new.bias = linear.bias
-    # In evaluation it would repack the weights for a kernel without gradients, and leave them so.
+    # In evaluation mode it would irreversibly repack the weights for a kernel without gradients.
     new.support_avx512bf16_for_cpu = False
     device = linear.weight.device
     quantised: nn.Module = new if device.type == "meta" else new.to(device)

@@ -1,4 +1,4 @@
-"""The linear layers that a spec names."""
+"""The linear layers that a spec's targets match."""
 
 from __future__ import annotations
 
@@ -10,19 +10,21 @@ from model.spec import SpecError
 
 
 def linear_layers(backbone: nn.Module, targets: Sequence[str]) -> list[nn.Linear]:
-    """Return the linear layers whose names, or the ends of them, are among the targets.
+    """Return the linear layers whose names, or suffixes of them, are among the targets.
 
     Raises:
-        SpecError: a target that no linear layer answers to.
+        SpecError: a target that matches no linear layer.
     """
-    linear = {name: part for name, part in backbone.named_modules() if isinstance(part, nn.Linear)}
+    linear = {
+        name: layer for name, layer in backbone.named_modules() if isinstance(layer, nn.Linear)
+    }
     found: dict[str, nn.Linear] = {}
     for target in targets:
-        here = {name: part for name, part in linear.items() if f".{name}".endswith(f".{target}")}
-        if not here:
+        matches = {n: layer for n, layer in linear.items() if f".{n}".endswith(f".{target}")}
+        if not matches:
             names = sorted({name.rpartition(".")[2] for name in linear})
             raise SpecError(
-                f"peft: no linear layer is called {target!r}, the backbone has {', '.join(names)}"
+                f"peft: no linear layer is named {target!r}, the backbone has {', '.join(names)}"
             )
-        found |= here
+        found |= matches
     return list(found.values())

@@ -1,4 +1,4 @@
-"""The published systems, one small function each over shared blocks; no torch here."""
+"""Presets: published systems, one small function each, from shared blocks; imports no torch."""
 
 from collections.abc import Callable, Mapping
 
@@ -76,7 +76,7 @@ PRESETS: Mapping[str, Callable[[], System]] = {
     "vila_7b": vila_7b,
     "vila_13b": vila_13b,
 }
-"""Name → the function that makes the system, in the survey's order. An explicit table."""
+"""Name → function that returns the system, in the survey's order."""
 
 
 def system(name: str) -> System:

@@ -1,6 +1,6 @@
-"""BLIP-2 and what is built on its Q-Former: InstructBLIP, X-InstructBLIP, DLP; and DRESS.
+"""BLIP-2 and systems with its Q-Former: InstructBLIP, X-InstructBLIP, DLP; and DRESS.
 
-Their facts and sources: docs/systems.md.
+Facts and sources: docs/systems.md.
 """
 
 from dataclasses import replace
@@ -33,9 +33,9 @@ from model.spec.system import InitStage, Stage, System
 def blip_2() -> System:
     """BLIP-2 (2023, arXiv:2301.12597) with OPT 6.7B.
 
-    Init trains the Q-Former on picture and text. It has no instruction tuning; SFT goes on as PT
-    does, with the prompt that it answers questions by. The layer norm behind the encoder, which it
-    trains, is the encoder's here and frozen.
+    Init trains the Q-Former on pictures and texts. BLIP-2 has no instruction tuning; SFT continues
+    PT with its prompt for questions. It trains the layer norm after the encoder, which is part of
+    the encoder here, and frozen.
     """
     return _blip_2("blip_2", opt_6_7b(), batch=1920, micro=16)
 
@@ -71,7 +71,7 @@ def _blip_2(name: str, backbone: Opt | T5, *, batch: int, micro: int) -> System:
 
 
 def _image_text(*, batch: int, warmup: float) -> InitStage:
-    """BLIP-2's first stage: contrast, matching and text generation on captions (§3.2)."""
+    """Return BLIP-2's stage 1: contrastive learning, matching and generation of captions (§3.2)."""
     return InitStage(
         objective=ImageTextInit(),
         trainable=("inputs.image.projector.qformer.*", "heads.*"),
@@ -86,9 +86,9 @@ def _image_text(*, batch: int, warmup: float) -> InitStage:
 
 
 def dlp() -> System:
-    """DLP (2023, arXiv:2307.07063) with OPT 2.7B: BLIP-2 whose training a P-Former guides.
+    """DLP (2023, arXiv:2307.07063) with OPT 2.7B: BLIP-2 with a P-Former as training target.
 
-    Init trains the P-Former on sentences alone, then the Q-Former beside it and its head, too.
+    Init trains the P-Former on sentences alone, then the Q-Former and its head against it.
     """
     whole = _blip_2("dlp", opt_2_7b(), batch=1024, micro=16)
     former = PFormer()
@@ -115,7 +115,7 @@ def dlp() -> System:
 def instructblip() -> System:
     """InstructBLIP (2023, arXiv:2305.06500) with Vicuna v1.1 7B; its Q-Former reads the question.
 
-    Videos are four frames, each by itself through the image's own way in.
+    Videos are four frames, each encoded and projected like a picture.
     """
     return _instructblip("instructblip", _vicuna_1_1(), batch=128)
 
@@ -168,8 +168,8 @@ def _instructblip(name: str, backbone: Llama | T5, *, batch: int) -> System:
 def x_instructblip() -> System:
     """X-InstructBLIP (2023, arXiv:2311.18799) with Vicuna v1.1 7B: a Q-Former for each modality.
 
-    Published are separate runs for the modalities, which mix here; they are one stage, which PT and
-    SFT repeat.
+    The published system trains each modality in a run of its own; here they are mixed. It has one
+    stage, which is both PT and SFT.
     """
     stage = Stage(
         trainable=(PROJECTORS,),
@@ -220,8 +220,8 @@ def x_instructblip() -> System:
 def dress() -> System:
     """DRESS (2023, arXiv:2311.10081) with Vicuna v1.5 13B, up to its feedback stage.
 
-    Learning rates, batches, LoRA's rank and the number of tokens are not published: the rates and
-    the rank are MiniGPT-v2's here, and all of the encoder's tokens are handed on.
+    Learning rates, batch sizes, LoRA's rank and the number of tokens are not published: rates and
+    rank are MiniGPT-v2's, and all tokens of the encoder are used.
     """
     stage = Stage(
         trainable=(PROJECTORS,),

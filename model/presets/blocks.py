@@ -1,4 +1,4 @@
-"""Named blocks that several published systems share. Sizes are those of the published weights."""
+"""Components that several published systems share. Sizes are those of the published weights."""
 
 from dataclasses import replace
 
@@ -11,34 +11,34 @@ from model.spec.peft import Lora
 from model.spec.qformer import QFormer
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
-"""The attention's linear layers in LLaMA's names, which LoRA adapts in many systems."""
+"""The linear layers of LLaMA's attention, which LoRA adapts in many systems."""
 
 PROJECTORS = "inputs.*.projector.*"
 LORA = "backbone.*lora_*"
 BACKBONE = "backbone.*"
-"""What trains, as patterns over parameter names."""
+"""Trainable patterns over parameter names."""
 
 CLIP_TOWER = (
     "inputs.*.encoder.tower.embeddings.p*",
     "inputs.*.encoder.tower.pre_layrnorm.*",
     "inputs.*.encoder.tower.encoder.layers.*",
 )
-"""What trains of a CLIP tower that is read at its last layer: its class token and the norm behind
-it take no part or little."""
+"""Trainable patterns of a CLIP tower whose last layer is returned, without its class token and its
+last norm, which are not used."""
 
 BLIP_2_QFORMER = "Salesforce/blip2-flan-t5-xxl:model-00001-of-00005.safetensors"
-"""The Q-Former that MiniGPT-4 and its kin keep frozen: BLIP-2's with Flan-T5 XXL."""
+"""BLIP-2's Q-Former for Flan-T5 XXL, which MiniGPT-4 and its successors keep frozen."""
 
 
 IMAGEBIND = "imagebind_huge.pth"
-"""The published checkpoint's file; it is on no hub but a site of its own."""
+"""File of the published checkpoint, which is not on the hub but on a site of its own."""
 
 MINIGPT_CHAT = ChatTemplate(user="###Human: {text} ", assistant="###Assistant: {text}", end="###")
-"""What MiniGPT-4 and those after it make of Vicuna v0's prompt (their `prompt_template`)."""
+"""Vicuna v0's prompt as in MiniGPT-4 and its successors (their `prompt_template`)."""
 
 
 def clip_large_336() -> ClipVision:
-    """CLIP ViT-L/14 at 336 pixels: 576 patches of width 1024 (Radford et al. 2021)."""
+    """Return CLIP ViT-L/14 at 336 pixels: 576 patches of width 1024 (Radford et al. 2021)."""
     return ClipVision(
         weights="openai/clip-vit-large-patch14-336",
         width=1024,
@@ -51,7 +51,7 @@ def clip_large_336() -> ClipVision:
 
 
 def clip_large_224() -> ClipVision:
-    """CLIP ViT-L/14 at 224 pixels: 256 patches of width 1024."""
+    """Return CLIP ViT-L/14 at 224 pixels: 256 patches of width 1024."""
     return replace(clip_large_336(), weights="openai/clip-vit-large-patch14", image_size=224)
 
 
@@ -61,14 +61,14 @@ def blip_2_qformer(*, published: bool = False) -> QFormer:
 
 
 def eva_clip_448() -> EvaClip:
-    """EVA-CLIP ViT-g/14 at 448 pixels, positions interpolated: 1024 patches of width 1408."""
+    """Return EVA-CLIP ViT-g/14 at 448 pixels with interpolated positions: 1024 patches."""
     return EvaClip(image_size=448, keep_cls=False)
 
 
 def vit_bigg_448() -> ClipVision:
-    """OpenCLIP's ViT-bigG/14 at 448 pixels, without class token: 1024 patches of width 1664.
+    """Return OpenCLIP's ViT-bigG/14 at 448 pixels, without class token: 1024 patches.
 
-    The norms' epsilon is that of Qwen-VL's own code, OpenCLIP's is 1e-5.
+    The norms' epsilon is that of Qwen-VL's code; OpenCLIP's is 1e-5.
     """
     return ClipVision(
         weights="laion/CLIP-ViT-bigG-14-laion2B-39B-b160k",
@@ -87,24 +87,24 @@ def vit_bigg_448() -> ClipVision:
 
 
 def monkey() -> Monkey:
-    """Monkey's six windows of 448 pixels and the whole, in front of Qwen-VL's resampler."""
+    """Return Monkey's encoder: six tiles of 448 pixels and the whole, for Qwen-VL's resampler."""
     return Monkey(tower=vit_bigg_448())
 
 
 def imagebind_of(trunk: Trunk) -> ImageBind:
-    """One trunk of ImageBind-Huge: one token of width 1024 a medium (Girdhar et al. 2023)."""
+    """Return a trunk of ImageBind-Huge (Girdhar et al. 2023): one token per medium."""
     return imagebind(trunk, weights=IMAGEBIND)
 
 
 def imagebind_audio(
-    parts: int, *, scale: float | None = None, output: Output = "embedding"
+    clips: int, *, scale: float | None = None, output: Output = "embedding"
 ) -> ImageBind:
-    """ImageBind-Huge's audio trunk on clips of 2 s."""
-    return imagebind("audio", weights=IMAGEBIND, parts=parts, scale=scale, output=output)
+    """Return ImageBind-Huge's audio trunk on clips of 2 s."""
+    return imagebind("audio", weights=IMAGEBIND, clips=clips, scale=scale, output=output)
 
 
 def llama_7b(weights: str = "huggyllama/llama-7b", template: ChatTemplate = VICUNA_V1) -> Llama:
-    """Return the first LLaMA's 7B shape, which Vicuna up to v1.3 has (Touvron et al. 2023)."""
+    """Return a 7B of the first LLaMA's sizes, as Vicuna up to v1.3 (Touvron et al. 2023)."""
     return Llama(
         weights=weights,
         vocabulary=32_000,
@@ -114,49 +114,49 @@ def llama_7b(weights: str = "huggyllama/llama-7b", template: ChatTemplate = VICU
         heads=32,
         kv_heads=32,
         max_positions=2048,
-        norm_epsilon=1e-6,
+        norm_eps=1e-6,
         template=template,
     )
 
 
 def llama_13b(weights: str = "huggyllama/llama-13b", template: ChatTemplate = VICUNA_V1) -> Llama:
-    """Return the first LLaMA's 13B shape, which Vicuna up to v1.3 has."""
+    """Return a 13B of the first LLaMA's sizes, as Vicuna up to v1.3."""
     small = llama_7b(weights, template)
     return replace(small, width=5120, mlp_width=13_824, layers=40, heads=40, kv_heads=40)
 
 
 def llama_2_7b(weights: str, template: ChatTemplate) -> Llama:
-    """Return LLaMA-2's 7B shape, which Vicuna v1.5 has (Touvron et al. 2023, *Llama 2*)."""
-    return replace(llama_7b(weights, template), max_positions=4096, norm_epsilon=1e-5)
+    """Return a 7B of LLaMA-2's sizes, as Vicuna v1.5 (Touvron et al. 2023, *Llama 2*)."""
+    return replace(llama_7b(weights, template), max_positions=4096, norm_eps=1e-5)
 
 
 def llama_2_13b(weights: str, template: ChatTemplate) -> Llama:
-    """Return LLaMA-2's 13B shape, which Vicuna v1.5 has."""
-    return replace(llama_13b(weights, template), max_positions=4096, norm_epsilon=1e-5)
+    """Return a 13B of LLaMA-2's sizes, as Vicuna v1.5."""
+    return replace(llama_13b(weights, template), max_positions=4096, norm_eps=1e-5)
 
 
 def vicuna_v0_7b(template: ChatTemplate = VICUNA_V0) -> Llama:
-    """Vicuna v0 7B, from the merged weights that MiniGPT-4 names."""
+    """Return Vicuna v0 7B, with the merged weights that MiniGPT-4 refers to."""
     return llama_7b("Vision-CAIR/vicuna-7b", template)
 
 
 def vicuna_v0_13b(template: ChatTemplate = VICUNA_V0) -> Llama:
-    """Vicuna v0 13B, from the merged weights that MiniGPT-4 names."""
+    """Return Vicuna v0 13B, with the merged weights that MiniGPT-4 refers to."""
     return llama_13b("Vision-CAIR/vicuna", template)
 
 
 def vicuna_7b() -> Llama:
-    """Vicuna v1.5 7B, of LLaMA-2's shape (Touvron et al. 2023, table 2)."""
+    """Return Vicuna v1.5 7B, with LLaMA-2's sizes (Touvron et al. 2023, table 2)."""
     return llama_2_7b("lmsys/vicuna-7b-v1.5", VICUNA_V1)
 
 
 def vicuna_13b() -> Llama:
-    """Vicuna v1.5 13B."""
+    """Return Vicuna v1.5 13B."""
     return llama_2_13b("lmsys/vicuna-13b-v1.5", VICUNA_V1)
 
 
 def opt_2_7b() -> Opt:
-    """OPT 2.7B (Zhang et al. 2022, *OPT*, table 1)."""
+    """Return OPT 2.7B (Zhang et al. 2022, *OPT*, table 1)."""
     return Opt(
         weights="facebook/opt-2.7b",
         width=2560,
@@ -168,12 +168,12 @@ def opt_2_7b() -> Opt:
 
 
 def opt_6_7b() -> Opt:
-    """OPT 6.7B."""
+    """Return OPT 6.7B."""
     return replace(opt_2_7b(), weights="facebook/opt-6.7b", width=4096, mlp_width=16_384)
 
 
 def flan_t5_xl() -> T5:
-    """Flan-T5 XL, 3B (Chung et al. 2022); BLIP-2 runs it with the exact GELU."""
+    """Return Flan-T5 XL, 3B (Chung et al. 2022); BLIP-2 runs it with the exact GELU."""
     return T5(
         weights="google/flan-t5-xl",
         width=2048,
@@ -186,11 +186,11 @@ def flan_t5_xl() -> T5:
 
 
 def flan_t5_xxl() -> T5:
-    """Flan-T5 XXL, 11B."""
+    """Return Flan-T5 XXL, 11B."""
     small = flan_t5_xl()
     return replace(small, weights="google/flan-t5-xxl", width=4096, mlp_width=10_240, heads=64)
 
 
 def llava_lora() -> Lora:
-    """LLaVA-1.5's published LoRA setting (haotian-liu/LLaVA, finetune_lora.sh)."""
+    """Return LLaVA-1.5's published LoRA settings (haotian-liu/LLaVA, finetune_lora.sh)."""
     return Lora(rank=128, alpha=256, learning_rate=2e-4)

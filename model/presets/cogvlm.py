@@ -1,4 +1,4 @@
-"""CogVLM; its facts and sources: docs/systems.md."""
+"""CogVLM. Facts and sources: docs/systems.md."""
 
 from dataclasses import replace
 
@@ -12,11 +12,11 @@ from model.spec.system import Stage, System
 
 
 def cogvlm() -> System:
-    """CogVLM-17B (2023, arXiv:2311.03079): an expert for pictures in every layer of Vicuna v1.5 7B.
+    """CogVLM-17B (2023, arXiv:2311.03079): a visual expert in every layer of Vicuna v1.5 7B.
 
-    At 490 pixels, as its chat model has it; pre-training goes from 224 to 490. The learning rate of
-    PT is not published. SFT trains what PT does and the language model; the encoder, which trains
-    at a tenth of the rate there, stays frozen.
+    Pictures have 490 pixels, as in its chat model; its pre-training starts with 224. The learning
+    rate of PT is not published. SFT additionally trains the language model; the encoder, which
+    CogVLM trains at a tenth of the rate, stays frozen.
     """
     stage = Stage(
         trainable=("inputs.image.projector.*", "backbone.*"),

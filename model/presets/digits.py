@@ -1,4 +1,4 @@
-"""The embedded default: a LLaVA-1.5 in small, on the digits world's own frozen parents."""
+"""The embedded default: a small LLaVA-1.5 on the toy checkpoints of the digits world."""
 
 from pathlib import Path
 from typing import Literal
@@ -16,30 +16,30 @@ from model.spec import (
 )
 from model.spec.audio import Whisper
 from model.spec.points import PointBert
-from model.spec.projectors import Join
+from model.spec.projectors import TokenConcat
 
-# A path, not an import: the parents are plain checkpoints beside the scripts that train them.
+# A path, not an import: toy checkpoints are plain files next to the scripts that train them.
 TOY_CHECKPOINTS = Path(__file__).parents[2] / "etl" / "digits" / "checkpoints"
 
 
 def digits() -> System:
-    """LLaVA-1.5's wiring on a 4-layer ViT and a 4-layer LLaMA that know only the digits world."""
+    """LLaVA-1.5's wiring with a 4-layer ViT and a 4-layer LLaMA trained on the digits world."""
     image = InputBranchSpec(encoder=_vision("vision"), projector=Mlp(depth=2))
     return _system("digits", image, captions=128, dialogues=192)
 
 
 def digits_video() -> System:
-    """The same with videos: four frames, each read as a picture, laid end to end."""
+    """The same with videos: four frames, each encoded as a picture, tokens concatenated."""
     return _system("digits_video", _video())
 
 
 def digits_audio() -> System:
-    """The same with sounds, five of Whisper's tokens joined to one (100 ms)."""
+    """The same with sounds: five of Whisper's tokens are concatenated to one (100 ms)."""
     return _system("digits_audio", _audio())
 
 
 def digits_points() -> System:
-    """The same with point clouds, each of them one token."""
+    """The same with point clouds, one token each."""
     return _system("digits_points", _points())
 
 
@@ -50,14 +50,14 @@ def digits_omni() -> System:
 
 
 def _system(
-    name: str, *slots: InputBranchSpec, captions: int = 256, dialogues: int = 256
+    name: str, *branches: InputBranchSpec, captions: int = 256, dialogues: int = 256
 ) -> System:
-    """Wire slots to the backbone; the last two bound a sample's tokens in MM-PT and in SFT."""
-    projectors = tuple(f"inputs.{slot.modality}.projector.*" for slot in slots)
+    """Wire branches to the backbone; `captions` and `dialogues` are max_tokens in MM-PT and SFT."""
+    projectors = tuple(f"inputs.{branch.modality}.projector.*" for branch in branches)
     return System(
         name=name,
         paper="arXiv:2310.03744",
-        model=ModelSpec(inputs=slots, backbone=_backbone()),
+        model=ModelSpec(inputs=branches, backbone=_backbone()),
         pt=Stage(
             trainable=projectors,
             prompt="plain",
@@ -101,16 +101,16 @@ def _audio() -> InputBranchSpec:
         heads=4,
         seconds=2,
     )
-    return InputBranchSpec(modality="audio", encoder=encoder, projector=Join(neighbours=5))
+    return InputBranchSpec(modality="audio", encoder=encoder, projector=TokenConcat(group_size=5))
 
 
 def _points() -> InputBranchSpec:
     return InputBranchSpec(modality="points", encoder=points_encoder(), projector=Mlp(depth=2))
 
 
-def _vision(parent: str) -> ClipVision:
+def _vision(checkpoint: str) -> ClipVision:
     return ClipVision(
-        weights=str(TOY_CHECKPOINTS / parent),
+        weights=str(TOY_CHECKPOINTS / checkpoint),
         width=128,
         mlp_width=512,
         layers=4,
@@ -125,10 +125,10 @@ def _vision(parent: str) -> ClipVision:
 
 
 def points_encoder() -> PointBert:
-    """Return the digits world's PointBERT: a cloud becomes one token."""
+    """Return the PointBERT of the digits world, which encodes a cloud as one token."""
     return PointBert(
         weights=str(TOY_CHECKPOINTS / "points" / "model.safetensors"),
-        width_inside=128,
+        hidden_width=128,
         mlp_width=256,
         layers=2,
         heads=4,
@@ -152,7 +152,7 @@ def _backbone() -> Llama:
         kv_heads=4,
         max_positions=512,
         tied_embeddings=True,
-        # The answer follows the question's last word, which names what is to be looked up: a step
-        # of attention less than with words between them, and learnt in minutes.
+        # The answer directly follows the question's last word, which says what to look up: this
+        # needs one step of attention less than words in between, and is learned in minutes.
         template=ChatTemplate(user="{text}", assistant=" {text}"),
     )

@@ -1,4 +1,4 @@
-"""Flamingo in its three sizes; its facts and sources: docs/systems.md."""
+"""Flamingo in its three sizes. Facts and sources: docs/systems.md."""
 
 from dataclasses import replace
 
@@ -12,31 +12,33 @@ from model.spec.system import Stage, System
 HEAD_WIDTH = 128
 
 _QUESTION = ChatTemplate(user="Question: {text} ", assistant="Answer: {text}")
-"""How Flamingo is asked (figure 8); its `<EOC>` is the tokenizer's own end here."""
+"""Flamingo's question format (figure 8); its `<EOC>` is the tokenizer's end-of-sequence token."""
 
 
 def flamingo_3b() -> System:
     """Flamingo-3B (2022, arXiv:2204.14198); see `flamingo_80b`."""
-    return _flamingo("flamingo_3b", _chinchilla("1.4b", 2048, 24, mlp_width=5888), every=1)
+    return _flamingo("flamingo_3b", _chinchilla("1.4b", 2048, 24, mlp_width=5888), every_n_layers=1)
 
 
 def flamingo_9b() -> System:
     """Flamingo-9B (2022, arXiv:2204.14198); see `flamingo_80b`."""
-    return _flamingo("flamingo_9b", _chinchilla("7b", 4096, 40, mlp_width=8448), every=4)
+    return _flamingo("flamingo_9b", _chinchilla("7b", 4096, 40, mlp_width=8448), every_n_layers=4)
 
 
 def flamingo_80b() -> System:
     """Flamingo (2022, arXiv:2204.14198), 80B: cross-attention before every seventh layer.
 
-    Chinchilla and the encoder's weights are not published: the language model is a LLaMA with table
-    4's layers, width and heads, whose feed-forward width makes up table 5's count; the encoder
-    starts from ImageNet. It has no instruction tuning: SFT trains what PT does. The batch is not
-    published in one number.
+    Chinchilla and the encoder's weights are not published: the language model is a LLaMA with the
+    layers, width and heads of table 4, whose feed-forward width is chosen to match the count of
+    table 5; the encoder starts from ImageNet. It has no instruction tuning: SFT trains the same
+    parameters as PT. The batch size is not published as a single number.
     """
-    return _flamingo("flamingo_80b", _chinchilla("70b", 8192, 80, mlp_width=24_416), every=7)
+    return _flamingo(
+        "flamingo_80b", _chinchilla("70b", 8192, 80, mlp_width=24_416), every_n_layers=7
+    )
 
 
-def _flamingo(name: str, backbone: Llama, *, every: int) -> System:
+def _flamingo(name: str, backbone: Llama, *, every_n_layers: int) -> System:
     resampler = PerceiverResampler()
     video = InputBranchSpec(
         modality="video",
@@ -67,7 +69,7 @@ def _flamingo(name: str, backbone: Llama, *, every: int) -> System:
             ),
             backbone=backbone,
             fusion=GatedCrossAttention(
-                every=every, heads=backbone.heads, media_width=resampler.width
+                every_n_layers=every_n_layers, heads=backbone.heads, media_width=resampler.width
             ),
         ),
         pt=stage,
@@ -76,7 +78,7 @@ def _flamingo(name: str, backbone: Llama, *, every: int) -> System:
 
 
 def _chinchilla(size: str, width: int, layers: int, *, mlp_width: int) -> Llama:
-    """Return a stand-in for Chinchilla (Hoffmann et al. 2022) of Flamingo's table 4."""
+    """Return a stand-in for Chinchilla (Hoffmann et al. 2022) with Flamingo's table 4 sizes."""
     return Llama(
         weights=f"unpublished/chinchilla-{size}",
         vocabulary=32_000,

@@ -1,6 +1,6 @@
-"""Systems whose one encoder is ImageBind: PandaGPT, NExT-GPT and CoDi-2.
+"""Systems with ImageBind as their only encoder: PandaGPT, NExT-GPT and CoDi-2.
 
-Their facts and sources: docs/systems.md.
+Facts and sources: docs/systems.md.
 """
 
 from dataclasses import replace
@@ -22,18 +22,18 @@ from model.spec.peft import Lora
 from model.spec.projectors import Mlp
 from model.spec.system import Stage, System
 
-_MARKS = ("<Img>", "</Img>")
+_DELIMITERS = ("<Img>", "</Img>")
 
 
 def pandagpt() -> System:
-    """PandaGPT (2023, arXiv:2305.16355) with Vicuna v0 13B: one token a medium, one projector.
+    """PandaGPT (2023, arXiv:2305.16355) with Vicuna v0 13B: one token per medium, one projector.
 
-    It has one stage, on pictures alone, which PT repeats without adapters.
+    It has one stage, on pictures alone; PT is the same without adapters.
     """
-    ways: tuple[tuple[Modality, ImageBind], ...] = (
+    encoders: tuple[tuple[Modality, ImageBind], ...] = (
         ("image", imagebind_of("image")),
         ("video", imagebind_of("image")),
-        ("audio", imagebind_audio(parts=3, scale=1.0)),
+        ("audio", imagebind_audio(clips=3, scale=1.0)),
         ("depth", imagebind_of("depth")),
         ("thermal", imagebind_of("thermal")),
         ("imu", imagebind_of("imu")),
@@ -55,7 +55,7 @@ def pandagpt() -> System:
         name="pandagpt",
         paper="arXiv:2305.16355",
         model=ModelSpec(
-            inputs=_slots(ways, Mlp(depth=1), _MARKS),
+            inputs=_input_branches(encoders, Mlp(depth=1), _DELIMITERS),
             backbone=vicuna_v0_13b(replace(VICUNA_V0, system="")),
         ),
         pt=replace(stage, trainable=(PROJECTORS,), peft=None, prompt="plain", epochs=1),
@@ -64,15 +64,15 @@ def pandagpt() -> System:
 
 
 def next_gpt() -> System:
-    """NExT-GPT (2023, arXiv:2309.05519) with Vicuna v0 7B, without its output side.
+    """NExT-GPT (2023, arXiv:2309.05519) with Vicuna v0 7B, without its output branches.
 
     Its first version: one linear layer for all modalities, as in the survey; a later one groups
-    patch features first. The batch of PT is not published.
+    patch features first. The batch size of PT is not published.
     """
-    ways: tuple[tuple[Modality, ImageBind], ...] = (
+    encoders: tuple[tuple[Modality, ImageBind], ...] = (
         ("image", imagebind_of("image")),
         ("video", imagebind_of("image")),
-        ("audio", imagebind_audio(parts=3)),
+        ("audio", imagebind_audio(clips=3)),
     )
     stage = Stage(
         trainable=(PROJECTORS, LORA),
@@ -90,7 +90,7 @@ def next_gpt() -> System:
         name="next_gpt",
         paper="arXiv:2309.05519",
         model=ModelSpec(
-            inputs=_slots(ways, Mlp(depth=1), _MARKS),
+            inputs=_input_branches(encoders, Mlp(depth=1), _DELIMITERS),
             backbone=vicuna_v0_7b(replace(VICUNA_V0, system="")),
         ),
         pt=replace(stage, trainable=(PROJECTORS,), peft=None, prompt="plain", learning_rate=4e-4),
@@ -99,14 +99,14 @@ def next_gpt() -> System:
 
 
 def codi_2() -> System:
-    """CoDi-2 (2023, arXiv:2311.18775) with LLaMA-2-chat 7B, without its output side.
+    """CoDi-2 (2023, arXiv:2311.18775) with LLaMA-2-chat 7B, without its output branches.
 
-    Learning rates, batches and LoRA's rank are not published; they are PandaGPT's.
+    Learning rates, batch sizes and LoRA's rank are not published; they are PandaGPT's.
     """
-    ways: tuple[tuple[Modality, ImageBind], ...] = (
+    encoders: tuple[tuple[Modality, ImageBind], ...] = (
         ("image", imagebind_of("image")),
         ("video", imagebind_of("image")),
-        ("audio", imagebind_audio(parts=3)),
+        ("audio", imagebind_audio(clips=3)),
     )
     stage = Stage(
         trainable=(PROJECTORS, LORA),
@@ -122,7 +122,9 @@ def codi_2() -> System:
         name="codi_2",
         paper="arXiv:2311.18775",
         model=ModelSpec(
-            inputs=_slots(ways, Mlp(depth=2, norm=True), ("<Perception>", "</Perception>")),
+            inputs=_input_branches(
+                encoders, Mlp(depth=2, norm=True), ("<Perception>", "</Perception>")
+            ),
             backbone=llama_2_7b("meta-llama/Llama-2-7b-chat-hf", LLAMA_2_CHAT),
         ),
         pt=replace(stage, prompt="plain"),
@@ -130,16 +132,16 @@ def codi_2() -> System:
     )
 
 
-def _slots(
-    ways: tuple[tuple[Modality, ImageBind], ...],
+def _input_branches(
+    encoders: tuple[tuple[Modality, ImageBind], ...],
     projector: Mlp,
-    marks: tuple[str, str],
+    delimiters: tuple[str, str],
 ) -> tuple[InputBranchSpec, ...]:
-    """Return a slot for each modality; the first one's projector serves all.
+    """Return an input branch for each modality; all share the first one's projector.
 
-    A video is five frames through the image's trunk; they and the clips of an audio are averaged.
+    A video is five frames through the image trunk; frames, and clips of a sound, are averaged.
     """
-    first = ways[0][0]
+    first = encoders[0][0]
     return tuple(
         InputBranchSpec(
             modality=modality,
@@ -149,8 +151,8 @@ def _slots(
             pool="mean" if modality in ("video", "audio") else "none",
             encoder_of="image" if modality == "video" else None,
             projector_of=first if modality != first else None,
-            before=marks[0],
-            after=marks[1],
+            before=delimiters[0],
+            after=delimiters[1],
         )
-        for modality, encoder in ways
+        for modality, encoder in encoders
     )

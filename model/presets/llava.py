@@ -1,7 +1,7 @@
-"""LLaVA and what has its shape: CLIP's patches, a linear layer or two, a LLaMA.
+"""LLaVA and systems with its architecture: CLIP's patches, one or two linear layers, a LLaMA.
 
 Liu et al. 2023, *Visual Instruction Tuning* and *Improved Baselines with Visual Instruction
-Tuning*; Shikra, ChatSpot, VILA. Their facts and sources: docs/systems.md.
+Tuning*; Shikra, ChatSpot, VILA. Facts and sources: docs/systems.md.
 """
 
 from dataclasses import replace
@@ -30,7 +30,7 @@ from model.spec.system import Stage, System
 def llava() -> System:
     """LLaVA (2023, arXiv:2304.08485) with Vicuna v0 13B; 256 patches through one linear layer.
 
-    Stages as of §5: CC-595K for one epoch, then 158K instructions for three.
+    Stages as in §5: CC-595K for one epoch, then 158K instructions for three.
     """
     return System(
         name="llava",
@@ -70,7 +70,7 @@ def llava_1_5_13b() -> System:
 
 
 def _llava_1_5(name: str, backbone: Llama) -> System:
-    """Wire the published parts; stages as of the paper's table 9."""
+    """Wire the published components; stages as in the paper's table 9."""
     projector = "inputs.image.projector.*"
     return System(
         name=name,
@@ -100,9 +100,9 @@ def _llava_1_5(name: str, backbone: Llama) -> System:
 
 
 def shikra() -> System:
-    """Shikra (2023, arXiv:2306.15195) with Vicuna 7B: boxes in and out as plain numbers.
+    """Shikra (2023, arXiv:2306.15195) with Vicuna 7B: boxes as plain numbers in input and output.
 
-    The projector and the whole language model train in both stages; SFT is the second one of its
+    Both stages train the projector and the whole language model; SFT is the second stage of its
     configuration files, three epochs of its mixture.
     """
     stage = Stage(
@@ -131,7 +131,7 @@ def shikra() -> System:
 def chatspot() -> System:
     """ChatSpot (2023, arXiv:2307.09474) with Vicuna 7B: points and boxes as normalised numbers.
 
-    Resolution, learning rates and batches are not published; they are LLaVA's here.
+    Resolution, learning rates and batch sizes are not published; they are LLaVA's.
     """
     return System(
         name="chatspot",
@@ -162,9 +162,9 @@ def chatspot() -> System:
 def vila_7b() -> System:
     """VILA (2023, arXiv:2312.07533) with LLaMA-2 7B.
 
-    PT is its second stage, on interleaved documents, where the language model trains, too; the
-    first aligns the projector alone (1e-3), which `--set` can do. The projector is the paper's
-    linear layer; the released scripts have two.
+    PT is its second stage, on interleaved documents, which also trains the language model; the
+    first trains the projector alone (1e-3), which `--set` can express. The projector is the paper's
+    linear layer; the released scripts have two layers.
     """
     return _vila("vila_7b", llama_2_7b("meta-llama/Llama-2-7b-hf", VICUNA_V1))
 

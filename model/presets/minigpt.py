@@ -1,6 +1,6 @@
-"""MiniGPT-4, MiniGPT-v2, MiniGPT-5 and BuboGPT: EVA-CLIP in front of a Vicuna or LLaMA-2.
+"""MiniGPT-4, MiniGPT-v2, MiniGPT-5 and BuboGPT: EVA-CLIP with a Vicuna or LLaMA-2.
 
-Their facts and sources: docs/systems.md.
+Facts and sources: docs/systems.md.
 """
 
 from dataclasses import replace
@@ -21,14 +21,14 @@ from model.spec.backbones import Llama
 from model.spec.image import EvaClip
 from model.spec.input_branches import InputBranchSpec, ModelSpec
 from model.spec.peft import Lora
-from model.spec.projectors import Join
+from model.spec.projectors import TokenConcat
 from model.spec.system import Stage, System
 
 _HEAD = "inputs.image.projector.head.*"
 
 
 def minigpt_4() -> System:
-    """MiniGPT-4 (2023, arXiv:2304.10592) with Vicuna v0 13B: only the linear head trains."""
+    """MiniGPT-4 (2023, arXiv:2304.10592) with Vicuna v0 13B: only the linear head is trained."""
     return System(
         name="minigpt_4",
         paper="arXiv:2304.10592",
@@ -50,8 +50,8 @@ def minigpt_4() -> System:
 def minigpt_5() -> System:
     """MiniGPT-5 (2023, arXiv:2310.02239) without its output side: MiniGPT-4 7B and LoRA in SFT.
 
-    Of what it trains, the output projector and the image tokens' embeddings are still missing, so
-    PT is MiniGPT-4's.
+    The output projector and the image tokens' embeddings, which it trains, are missing, so PT is
+    MiniGPT-4's.
     """
     return System(
         name="minigpt_5",
@@ -99,7 +99,7 @@ def _minigpt_4_pt() -> Stage:
 def minigpt_v2() -> System:
     """MiniGPT-v2 (2023, arXiv:2310.09478) with LLaMA-2-chat 7B, at 448 pixels.
 
-    PT is its first stage, SFT its third; the second differs from that in data and batch (64).
+    PT is its first stage, SFT its third; the second differs from SFT in data and batch size (64).
     """
     stage = Stage(
         trainable=(PROJECTORS, LORA),
@@ -113,7 +113,7 @@ def minigpt_v2() -> System:
         recompute=True,
     )
     image = InputBranchSpec(
-        encoder=eva_clip_448(), projector=Join(neighbours=4), before="<Img>", after="</Img>"
+        encoder=eva_clip_448(), projector=TokenConcat(group_size=4), before="<Img>", after="</Img>"
     )
     return System(
         name="minigpt_v2",
@@ -127,12 +127,12 @@ def minigpt_v2() -> System:
 
 
 def bubogpt() -> System:
-    """BuboGPT (2023, arXiv:2307.08581) with Vicuna v0 7B: pictures and sounds, a Q-Former each.
+    """BuboGPT (2023, arXiv:2307.08581) with Vicuna v0 7B: a Q-Former each for pictures and sounds.
 
-    The picture's Q-Former is MiniGPT-4's and stays frozen, the sound's is new and learns in PT, its
-    head in both stages. Sounds are six clips (of 5 s there, 2 s here), the tokens of ImageBind's
-    audio trunk without its head. The head for pictures, MiniGPT-4's there, is new here and trains
-    in PT, too. Batches are for 8 GPUs.
+    The Q-Former for pictures is MiniGPT-4's and stays frozen; the one for sounds is new and trained
+    in PT, its head in both stages. Sounds are six clips (published: 5 s each, here 2 s), encoded by
+    ImageBind's audio trunk without its head. The head for pictures, published from MiniGPT-4, is
+    new here and also trained in PT. Batch sizes assume 8 GPUs.
     """
     stage = Stage(
         trainable=("inputs.*.projector.head.*",),
@@ -158,7 +158,7 @@ def bubogpt() -> System:
                 ),
                 InputBranchSpec(
                     modality="audio",
-                    encoder=imagebind_audio(parts=6, output="tokens"),
+                    encoder=imagebind_audio(clips=6, output="tokens"),
                     projector=replace(blip_2_qformer(), joint=True),
                     before="<Audio>",
                     after="</Audio>",

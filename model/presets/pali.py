@@ -1,4 +1,4 @@
-"""PaLI-X; its facts and sources: docs/systems.md."""
+"""PaLI-X. Facts and sources: docs/systems.md."""
 
 from dataclasses import replace
 
@@ -14,8 +14,8 @@ from model.spec.vit import Vit22B
 def pali_x() -> System:
     """PaLI-X (2023, arXiv:2305.18565): ViT-22B and a UL2 of 32B, neither of which is published.
 
-    Stand-ins of their shape: the language model's 50 layers are published, its widths are not and
-    are UL2's. Learning rates and batches are not published. SFT is its fine-tuning.
+    Both are stand-ins: the language model's 50 layers are published, its widths are not and are
+    UL2's. Learning rates and batch sizes are not published. SFT is its fine-tuning.
     """
     stage = Stage(
         trainable=(PROJECTORS, BACKBONE),

@@ -1,4 +1,4 @@
-"""Qwen-VL; its facts and sources: docs/systems.md."""
+"""Qwen-VL. Facts and sources: docs/systems.md."""
 
 from dataclasses import replace
 
@@ -13,8 +13,8 @@ from model.spec.system import Stage, System
 def qwen_vl() -> System:
     """Qwen-VL and, after SFT, Qwen-VL-Chat (2023, arXiv:2308.12966), at 448 pixels throughout.
 
-    PT is its first stage, which runs at 224 pixels, SFT its third; the second one trains all at
-    once (5e-5, batch 4096). The encoder's layer-wise decay of the learning rate is left out.
+    PT is its first stage, which it runs at 224 pixels, SFT its third; the second trains everything
+    at once (5e-5, batch size 4096). Layer-wise learning rate decay of the encoder is omitted.
     """
     image = InputBranchSpec(
         encoder=vit_bigg_448(), projector=QwenResampler(), before="<img>", after="</img>"

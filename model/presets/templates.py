@@ -1,4 +1,4 @@
-"""Chat templates by name, with where each was published."""
+"""Chat templates by name, with their sources."""
 
 from model.spec.backbones import ChatTemplate
 
@@ -15,7 +15,7 @@ VICUNA_V0 = ChatTemplate(
     end="\n###",
     after="\n",
 )
-"""Vicuna v0 (lm-sys/FastChat, `zero_shot`): an answer ends where the next turn's mark begins."""
+"""Vicuna v0 (lm-sys/FastChat, `zero_shot`): an answer ends with the next turn's marker."""
 
 VICUNA_V1 = ChatTemplate(
     system=(
@@ -23,7 +23,7 @@ VICUNA_V1 = ChatTemplate(
         "The assistant gives helpful, detailed, and polite answers to the user's questions. "
     ),
 )
-"""The prompt that Vicuna v1.1 and later were tuned with (lm-sys/FastChat, `vicuna_v1.1`)."""
+"""Vicuna v1.1 and later (lm-sys/FastChat, `vicuna_v1.1`)."""
 
 LLAMA_2_CHAT = ChatTemplate(
     around_system="[INST] <<SYS>>\n{text}\n<</SYS>>\n\n",
@@ -32,7 +32,7 @@ LLAMA_2_CHAT = ChatTemplate(
     assistant="[/INST] {text} ",
     after="<s>",
 )
-"""LLaMA-2-Chat (facebookresearch/llama, `chat_completion`): one sequence mark an exchange."""
+"""LLaMA-2-Chat (facebookresearch/llama, `chat_completion`): each exchange starts with `<s>`."""
 
 ALPACA = ChatTemplate(
     system=(
@@ -61,7 +61,7 @@ CHATGLM = ChatTemplate(
     assistant="答：[gMASK]<sop>{text}",
     after="\n",
 )
-"""ChatGLM-6B (THUDM/ChatGLM-6B, `chat`), whose own rounds count from 0.
+"""ChatGLM-6B (THUDM/ChatGLM-6B, `chat`), which counts rounds from 0.
 
 Its context ends with `[gMASK]`, and its tokenizer ends an answer with `<eop>`.
 """
@@ -80,10 +80,10 @@ CHATGLM_3 = ChatTemplate(
 """ChatGLM3-6B (THUDM/ChatGLM3, PROMPT.md)."""
 
 OPT_QA = ChatTemplate(user="Question: {text} ", assistant="Answer: {text}")
-"""What BLIP-2 asks OPT (salesforce/LAVIS, `predict_answers`; Li et al. 2023, §4.2)."""
+"""BLIP-2's questions to OPT (salesforce/LAVIS, `predict_answers`; Li et al. 2023, §4.2)."""
 
 T5_QA = ChatTemplate(user="Question: {text} ", assistant="Short answer: {text}")
-"""What BLIP-2 asks Flan-T5: with the wish for a short answer (Li et al. 2023, §4.2)."""
+"""BLIP-2's questions to Flan-T5, which ask for a short answer (Li et al. 2023, §4.2)."""
 
 CONTINUATION = ChatTemplate(user="{text}", assistant=" {text}")
-"""No roles at all: the answer goes on from the question, as before a base model."""
+"""No roles: the answer continues the question, as for a base model."""

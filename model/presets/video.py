@@ -1,6 +1,6 @@
-"""Systems of moving pictures: mPLUG-Owl, VideoChat, Video-LLaMA and Video-ChatGPT.
+"""Systems for videos: mPLUG-Owl, VideoChat, Video-LLaMA and Video-ChatGPT.
 
-Their facts and sources: docs/systems.md.
+Facts and sources: docs/systems.md.
 """
 
 from dataclasses import replace
@@ -41,8 +41,8 @@ _OWL = ChatTemplate(
 def mplug_owl() -> System:
     """mPLUG-Owl (2023, arXiv:2304.14178) with LLaMA 7B.
 
-    Videos, of four frames, came with its later release, whose parts for them are here. PT trains
-    the encoder, too; of its batch only the tokens are published (2.1 million), about 4096 captions.
+    Videos, of four frames, were added in a later release, whose components are used. PT also trains
+    the encoder; of its batch only the tokens are published (2.1 million), about 4096 captions.
     """
     tower = replace(clip_large_224(), feature_layer=-1, keep_cls=True, norm_eps=1e-6, fit="squash")
     image = InputBranchSpec(encoder=TemporalClip(tower=tower), projector=Abstractor(temporal=True))
@@ -82,9 +82,9 @@ def mplug_owl() -> System:
 def videochat() -> System:
     """VideoChat-Embed (2023, arXiv:2305.06355) with Vicuna v0 7B; its 13B has StableVicuna.
 
-    96 queries read all frames at once, 64 of them new; these, the attention over frames beside the
-    encoder's last eight layers, the norm behind it and the linear head train in both stages, on
-    eight frames here (four in PT there).
+    96 queries, 64 of them new, attend to all frames at once. Both stages train the new queries, the
+    attention over frames in the encoder's last eight layers, the norm after the encoder and the
+    linear head, on eight frames (published: four in PT).
     """
     projector = replace(blip_2_qformer(published=True), extra_queries=64, joint=True)
     stage = Stage(
@@ -128,12 +128,14 @@ def videochat() -> System:
 def video_llama() -> System:
     """Video-LLaMA (2023, arXiv:2306.02858) with Vicuna v0 7B: a video and an audio branch.
 
-    A picture is a video of one frame. The branches train one after the other in the original, both
-    at once here; its linear layer starts from MiniGPT-4's, here it is new. Audio is eight clips of
-    2 s; its batches are per GPU there, and 8 GPUs are assumed.
+    A picture is a video of one frame. The original trains its two branches one after the other,
+    here they are trained together; its linear layer starts from MiniGPT-4's, here it is new. Audio
+    is eight clips of 2 s; the published batch sizes are per GPU, of which 8 are assumed.
     """
     frames = VideoQFormer(frame=blip_2_qformer(published=True))
-    audio = VideoQFormer(frame=None, whole=QFormer(layers=2, cross_every=1, queries=8), positions=8)
+    audio = VideoQFormer(
+        frame=None, whole=QFormer(layers=2, cross_attention_frequency=1, queries=8), max_segments=8
+    )
     stage = Stage(
         trainable=(
             "inputs.*.projector.positions.*",
@@ -156,7 +158,7 @@ def video_llama() -> System:
             inputs=(
                 *_video_and_image(EvaClip(), frames),
                 InputBranchSpec(
-                    modality="audio", encoder=imagebind_audio(parts=8), projector=audio
+                    modality="audio", encoder=imagebind_audio(clips=8), projector=audio
                 ),
             ),
             backbone=vicuna_v0_7b(MINIGPT_CHAT),
@@ -177,7 +179,7 @@ def video_llama() -> System:
 def _video_and_image(
     encoder: EvaClip | UniformerEva, projector: QFormer | VideoQFormer
 ) -> tuple[InputBranchSpec, InputBranchSpec]:
-    """Return slots for videos of eight frames and, through the same modules, for pictures."""
+    """Return input branches for videos of eight frames and, with the same modules, for pictures."""
     video = InputBranchSpec(
         modality="video",
         encoder=encoder,
@@ -200,8 +202,8 @@ def _video_and_image(
 def video_chatgpt() -> System:
     """Video-ChatGPT (2023, arXiv:2306.05424) with LLaVA-Lightning's Vicuna v1.1 7B.
 
-    A hundred frames become 356 tokens. It has no PT of its own but starts from LLaVA's projector;
-    PT is the same stage on captions here.
+    A hundred frames become 356 tokens. It has no PT but starts from LLaVA's projector; here PT is
+    the same stage on captions.
     """
     stage = Stage(
         trainable=(PROJECTORS,),

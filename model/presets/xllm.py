@@ -1,4 +1,4 @@
-"""X-LLM; its facts and sources: docs/systems.md."""
+"""X-LLM. Facts and sources: docs/systems.md."""
 
 from dataclasses import replace
 
@@ -15,10 +15,10 @@ from model.spec.system import Stage, System
 def x_llm() -> System:
     """X-LLM (2023, arXiv:2305.04160) with ChatGLM-6B: pictures, videos and speech as languages.
 
-    PT is its second stage, in which each interface is joined to the language model: in the original
-    one after the other with rates of their own (3e-5, 1e-5, 1e-4), mixed here at the picture's. A
-    video is five frames; its Q-Former starts from BLIP-2's as the picture's does, and its own
-    queries and head make it another one here. The first stage trains the Q-Former as BLIP-2 does.
+    PT is its second stage, which connects each interface to the language model: originally one
+    after the other with different rates (3e-5, 1e-5, 1e-4), here mixed at the picture's rate. A
+    video is five frames; its Q-Former starts from BLIP-2's like the picture's, but is a separate
+    module. Its first stage trains the Q-Former as in BLIP-2.
     """
     stage = Stage(
         trainable=("inputs.*.projector.head.*", "inputs.audio.projector.*"),
@@ -34,7 +34,7 @@ def x_llm() -> System:
     return System(
         name="x_llm",
         paper="arXiv:2305.04160",
-        model=ModelSpec(inputs=_slots(), backbone=ChatGlm(template=CHATGLM)),
+        model=ModelSpec(inputs=_input_branches(), backbone=ChatGlm(template=CHATGLM)),
         pt=replace(
             stage,
             trainable=(
@@ -50,7 +50,7 @@ def x_llm() -> System:
     )
 
 
-def _slots() -> tuple[InputBranchSpec, ...]:
+def _input_branches() -> tuple[InputBranchSpec, ...]:
     image = InputBranchSpec(
         encoder=EvaClip(),
         projector=blip_2_qformer(published=True),

@@ -1,1 +1,1 @@
-"""Pre-training before MM-PT: Q-Former (ITC, ITM, ITG) and P-Former."""
+"""Models of the stages before MM-PT: Q-Former (ITC, ITM, ITG) and P-Former."""

@@ -1,6 +1,6 @@
-"""Comparison over the batches of all ranks: the shared space, its temperature, hard negatives.
+"""Contrastive learning over all ranks: projection heads, temperature, hard negatives.
 
-Shapes: b rows of this rank, g rows of all ranks (every rank has b, in the order of ranks),
+Shapes: b rows of this rank, g rows of all ranks (b of each, in the order of the ranks),
 w width of states, e width of the shared space, q queries of a picture.
 """
 
@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from model.input_projectors.attention import initialise
 
 
-class Space(nn.Module):
-    """A linear layer into the space in which things are compared, and there to unit length."""
+class ProjectionHead(nn.Module):
+    """A linear layer into the shared space, and normalisation to unit length."""
 
     def __init__(self, width_in: int, width: int) -> None:
         super().__init__()
@@ -23,12 +23,12 @@ class Space(nn.Module):
         initialise(self.linear)
 
     def forward(self, states_w: Tensor) -> Tensor:
-        """Return vectors (…, e) of length 1 of states (…, w)."""
+        """Return unit vectors (…, e) for hidden states (…, w)."""
         return F.normalize(self.linear(states_w), dim=-1)
 
 
 class Temperature(nn.Module):
-    """A learned temperature τ, in a module of its own: ZeRO-3 gathers it by its call."""
+    """A learned temperature τ, in a module of its own so that ZeRO-3 gathers it."""
 
     def __init__(self, start: float) -> None:
         super().__init__()
@@ -40,10 +40,9 @@ class Temperature(nn.Module):
 
 
 def gather(rows_b: Tensor) -> Tensor:
-    """Return the rows (g, …) of all ranks, which must have equally many; a collective.
+    """Return the rows (g, …) of all ranks, which must have the same number; a collective.
 
-    The gradient is that of the sum of all ranks' losses, so that it does not depend on which rank
-    a row is on.
+    The gradient is that of the sum of all ranks' losses, independently of which rank a row is on.
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return rows_b
@@ -51,17 +50,17 @@ def gather(rows_b: Tensor) -> Tensor:
     return gathered_g
 
 
-def first_row(rows_b: Tensor) -> int:
-    """Return where this rank's rows begin among all ranks'."""
+def rank_offset(rows_b: Tensor) -> int:
+    """Return the index of this rank's first row among the rows of all ranks."""
     return len(rows_b) * dist.get_rank() if dist.is_initialized() else 0
 
 
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: object, rows_b: Tensor) -> Tensor:
-        parts = [torch.empty_like(rows_b) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, rows_b.contiguous())
-        return torch.cat(parts)
+        gathered = [torch.empty_like(rows_b) for _ in range(dist.get_world_size())]
+        dist.all_gather(gathered, rows_b.contiguous())
+        return torch.cat(gathered)
 
     @staticmethod
     def backward(ctx: object, gradient_g: Tensor) -> Tensor:
@@ -72,27 +71,27 @@ class _Gather(torch.autograd.Function):
 
 
 def query_similarity(pictures_xqe: Tensor, texts_ye: Tensor) -> Tensor:
-    """Return the similarities (x, y): of a picture's queries the one nearest to the text."""
+    """Return the similarities (x, y): the maximum over a picture's queries."""
     return torch.einsum("xqe,ye->xyq", pictures_xqe, texts_ye).amax(-1)
 
 
 @torch.no_grad()
-def draw_negatives(
+def sample_hard_negatives(
     similarity_bg: Tensor, positives_b: Tensor, valid_g: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Draw one wrong partner for each row, the more likely the more similar it is.
+    """Sample one negative for each row, with a probability that grows with its similarity.
 
     Args:
-        similarity_bg: of this rank's rows to all, over the temperature.
-        positives_b: which of all is the row's own.
-        valid_g: which stand for samples; fillers are not drawn.
+        similarity_bg: of this rank's rows to all rows, divided by the temperature.
+        positives_b: index of each row's positive among all rows.
+        valid_g: mask of rows with a sample; dummy rows are never sampled.
 
     Returns:
-        The partners' indices (b,), and whether there was any to choose (b,).
+        Indices of the negatives (b,), and whether there was any candidate (b,).
     """
     eligible_bg = valid_g.expand(similarity_bg.shape).clone()
     eligible_bg.scatter_(1, positives_b[:, None], value=False)
     found_b = eligible_bg.any(1)
-    # Where nobody is eligible anyone is drawn: the row is left out of the loss.
+    # Without a candidate any row is sampled; the loss ignores it.
     logits_bg = similarity_bg.float().masked_fill(~eligible_bg & found_b[:, None], -torch.inf)
     return torch.multinomial(logits_bg.softmax(1), 1)[:, 0], found_b

@@ -1,6 +1,6 @@
-"""A P-Former's own training: sentences alone, and a frozen language model that says them.
+"""Training of a P-Former on sentences alone, through a frozen language model.
 
-Jian et al. 2023 (arXiv:2307.07063), §3.1; behaviour that the paper leaves open is that of
+Jian et al. 2023 (arXiv:2307.07063), §3.1; details that the paper leaves open follow
 yiren-jian/BLIText, `pformer_opt.py`.
 
 Shapes: b sentences of this rank, g of all ranks, l text positions of the P-Former, t positions of
@@ -19,20 +19,20 @@ from transformers import PreTrainedModel
 from model.batch import Batch, sentences_of
 from model.input_projectors.pformer import PromptFormer
 from model.multimodal_lm import MultimodalLM
-from model.pretraining.contrastive import Space, Temperature, first_row, gather
+from model.pretraining.contrastive import ProjectionHead, Temperature, gather, rank_offset
 from model.spec import ModelSpec
 from model.spec.init import SentenceInit
 from model.text import TextIds
 
 
 class SentenceOutput(NamedTuple):
-    """What the P-Former's losses are made of.
+    """Inputs of the P-Former's losses.
 
     Args:
-        similar_bg: similarities of this rank's sentences to all, over the temperature.
-        positives_b: the index, among all, of a sentence itself.
-        valid_b, valid_g: which rows stand for sentences; the others are fillers.
-        prompts_xu, words_xu: each prompt of a sentence, and the backbone's word nearest to it.
+        similar_bg: similarities of this rank's sentences to all, divided by the temperature.
+        positives_b: index of each sentence itself among all rows.
+        valid_b, valid_g: masks of rows with a sentence; the others are dummy rows.
+        prompts_xu, words_xu: each prompt of a sentence, and the nearest word embedding.
         logits_mv, targets_m: of the backbone, given the prompts.
     """
 
@@ -47,9 +47,9 @@ class SentenceOutput(NamedTuple):
 
 
 class Codebook(nn.Module):
-    """The backbone's word embeddings as the code words of a vector quantisation.
+    """The backbone's word embeddings as the codebook of a vector quantisation.
 
-    The weight is the embedding's own; holding it here lets ZeRO-3 gather it for this module.
+    The weight is shared with the embedding; as a parameter of this module ZeRO-3 gathers it here.
     """
 
     def __init__(self, embeddings: nn.Embedding) -> None:
@@ -58,7 +58,7 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def forward(self, vectors_xu: Tensor) -> Tensor:
-        """Return the word (x, u) nearest to each vector, in the Euclidean sense."""
+        """Return the word embedding (x, u) nearest to each vector, by Euclidean distance."""
         words_vu = self.words.to(vectors_xu.dtype)
         # ‖x − w‖² without ‖x‖², which is the same for every word.
         distances_xv = words_vu.square().sum(1) - 2 * vectors_xu @ words_vu.T
@@ -66,26 +66,26 @@ class Codebook(nn.Module):
 
 
 class SentenceHeads(nn.Module):
-    """What only a P-Former's own training has."""
+    """Heads that only the training of a P-Former has."""
 
     def __init__(self, spec: SentenceInit, codebook: Codebook) -> None:
         super().__init__()
-        self.sentences = Space(spec.pformer.width, spec.width)
+        self.sentences = ProjectionHead(spec.pformer.width, spec.width)
         self.temperature = Temperature(spec.temperature)
         self.codebook = codebook
 
 
 class SentenceModel(MultimodalLM):
-    """A frozen backbone that says a sentence, given the prompts that a P-Former makes of it.
+    """A frozen backbone that reconstructs a sentence from a P-Former's prompts.
 
-    The prompts stand where the slot's tokens stand in MM-PT.
+    The prompts take the positions of the input branch's tokens in MM-PT.
 
     Args:
-        spec: the losses' figures.
-        model: the multimodal LLM's; its inputs are not built.
+        spec: settings of the losses.
+        model: spec of the multimodal LLM, whose input branches are not built.
         backbone: frozen.
-        reference: the P-Former, under the name that it has in the stages after this one.
-        mask_id: of `[MASK]` in its vocabulary.
+        reference: the P-Former, which has this name in the following stages, too.
+        mask_id: id of `[MASK]` in its vocabulary.
     """
 
     def __init__(
@@ -102,17 +102,17 @@ class SentenceModel(MultimodalLM):
         embeddings = backbone.get_input_embeddings()
         assert isinstance(embeddings, nn.Embedding)
         self.heads = SentenceHeads(spec, Codebook(embeddings))
-        self._mask_id = mask_id
+        self._mask_id, self._mask_ratio = mask_id, spec.mask_ratio
 
     def forward(  # type: ignore[override]
         self, batch: Batch, used: Collection[str] = (), encoded: Collection[str] | None = None
     ) -> SentenceOutput:
-        """Return what the losses need of one micro-batch; a collective.
+        """Return the inputs of the losses for one micro-batch; a collective.
 
         Args:
-            batch: each row a sentence in both vocabularies, behind the places of one medium; a row
-                without is a filler. Every rank has as many rows.
-            used: of no meaning here: no medium is read.
+            batch: each row has a sentence in both vocabularies, after the positions of one medium;
+                rows without are dummies. Every rank has the same number of rows.
+            used: ignored, since no medium is encoded.
             encoded: likewise.
         """
         text = sentences_of(batch, self.objective.max_text)
@@ -125,13 +125,13 @@ class SentenceModel(MultimodalLM):
         prompts_bku = self.reference.prompts_of(first_bw)
         sentences_be = self.heads.sentences(first_bw)
         similar_bg = self.heads.temperature(sentences_be @ gather(sentences_be).T)
-        # A row's sentence is a medium without pixels: its places are where the prompts go.
+        # A row's medium has no pixels: its positions are filled with the prompts.
         prompts_mku = prompts_bku[rows_m]
         logits_mv, targets_m = self.compute_logits(batch, {self.objective.modality: prompts_mku})
         prompts_xu = prompts_mku.flatten(0, 1)
         return SentenceOutput(
             similar_bg=similar_bg,
-            positives_b=torch.arange(len(valid_b), device=valid_b.device) + first_row(valid_b),
+            positives_b=torch.arange(len(valid_b), device=valid_b.device) + rank_offset(valid_b),
             valid_b=valid_b,
             valid_g=gather(valid_b.long()).bool(),
             prompts_xu=prompts_xu,
@@ -141,10 +141,11 @@ class SentenceModel(MultimodalLM):
         )
 
     def _masked(self, text: TextIds) -> TextIds:
-        """Mask a share of the words, never `[CLS]`, so that no prompt depends on a single one."""
-        chosen_bl = torch.rand(text.ids_bl.shape, device=text.ids_bl.device) < self.objective.masked
-        chosen_bl &= text.mask_bl.bool()
-        chosen_bl[:, 0] = False
+        """Mask a share of the words, but not `[CLS]`, so that no prompt depends on one word."""
+        random_bl = torch.rand(text.ids_bl.shape, device=text.ids_bl.device)
+        masked_bl = random_bl < self.objective.mask_ratio
+        masked_bl &= text.mask_bl.bool()
+        masked_bl[:, 0] = False
         return TextIds(
-            ids_bl=text.ids_bl.masked_fill(chosen_bl, self._mask_id), mask_bl=text.mask_bl
+            ids_bl=text.ids_bl.masked_fill(masked_bl, self._mask_id), mask_bl=text.mask_bl
         )

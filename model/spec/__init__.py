@@ -1,7 +1,7 @@
-"""What a multimodal LLM is made of, as frozen dataclasses; no torch here.
+"""Specifications of multimodal LLMs as frozen dataclasses; imports no torch.
 
-Classes that may stand in the same slot carry a `kind`, by which a configuration file tells them
-apart. docs/components.md says what a part of each slot must tell of itself.
+Classes that can fill the same field carry a `kind`, by which a configuration file distinguishes
+them. docs/components.md says what the spec of each component must define.
 """
 
 from model.spec.backbones import ChatTemplate, Llama

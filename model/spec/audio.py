@@ -1,4 +1,4 @@
-"""Encoders of audio (survey §2.1)."""
+"""Specs of audio encoders (survey §2.1)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Whisper:
 
     Args:
         weights: a hub name or a folder of a transformers checkpoint.
-        seconds: that are heard; the published weights hear 30.
+        seconds: duration of the input; 30 for the published weights.
         mel_bins: 80; large-v3 has 128.
     """
 
@@ -27,19 +27,19 @@ class Whisper:
     seconds: int = 30
     mel_bins: int = 80
 
-    sees_parts: ClassVar[bool] = False
+    encodes_jointly: ClassVar[bool] = False
     media: ClassVar[tuple[str, ...]] = ("audio",)
-    parts: ClassVar[int] = 1
+    segments: ClassVar[int] = 1
     sample_rate: ClassVar[int] = 16_000
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the log-mel spectrogram, a frame every 10 ms."""
+        """Shape of the log-mel spectrogram, one frame per 10 ms."""
         return (self.mel_bins, 100 * self.seconds)
 
     @property
     def tokens(self) -> int:
-        """Tokens handed to the projector: the second convolution has stride 2."""
+        """Tokens that the projector receives: the second convolution has stride 2."""
         return self.shape[1] // 2
 
     def tiny(self) -> Whisper:
@@ -49,18 +49,18 @@ class Whisper:
 
 @dataclass(frozen=True, kw_only=True)
 class Hubert:
-    """HuBERT (Hsu et al. 2021, arXiv:2106.07447), a transformer over a convolved waveform.
+    """HuBERT (Hsu et al. 2021, arXiv:2106.07447), a transformer on convolutional features.
 
     Defaults: Large. X-Large has `width=1280, mlp_width=5120, layers=48`; Base
     `width=768, mlp_width=3072, layers=12, heads=12, norm_first=False`.
 
     Args:
         weights: a hub name or a folder of a transformers checkpoint.
-        norm_first: whether norms come before attention and MLP, the waveform is normalised and each
-            convolution has a layer norm, as in Large and X-Large.
+        norm_first: pre-norm layers, a normalised waveform and layer norms in the convolutions, as
+            in Large and X-Large.
         conv_width: channels of the convolutions.
-        position_kernel: tokens that the convolution for positions sees.
-        seconds: that are heard.
+        position_kernel: kernel size of the convolutional position embedding, in tokens.
+        seconds: duration of the input.
     """
 
     kind: Literal["hubert"] = "hubert"
@@ -74,9 +74,9 @@ class Hubert:
     position_kernel: int = 128
     seconds: float = 10.0
 
-    sees_parts: ClassVar[bool] = False
+    encodes_jointly: ClassVar[bool] = False
     media: ClassVar[tuple[str, ...]] = ("audio",)
-    parts: ClassVar[int] = 1
+    segments: ClassVar[int] = 1
     sample_rate: ClassVar[int] = 16_000
     kernels: ClassVar[tuple[int, ...]] = (10, 3, 3, 3, 3, 2, 2)
     strides: ClassVar[tuple[int, ...]] = (5, 2, 2, 2, 2, 2, 2)
@@ -88,7 +88,7 @@ class Hubert:
 
     @property
     def tokens(self) -> int:
-        """Tokens handed to the projector, about one every 20 ms."""
+        """Tokens that the projector receives, about one per 20 ms."""
         length = self.shape[0]
         for kernel, stride in zip(self.kernels, self.strides, strict=True):
             length = (length - kernel) // stride + 1
@@ -110,22 +110,22 @@ class Hubert:
 
 @dataclass(frozen=True, kw_only=True)
 class Beats:
-    """BEATs (Chen et al. 2022, arXiv:2212.09058) on windows of log-mel frames.
+    """BEATs (Chen et al. 2022, arXiv:2212.09058) on clips of log-mel frames.
 
-    Defaults: the published size, and two windows of 5.12 s as X-InstructBLIP cuts its audio.
+    Defaults: the published size, and two clips of 5.12 s, as X-InstructBLIP splits its audio.
 
     Args:
         weights: `FOLDER/FILE` or `OWNER/NAME:FILE` of a BEATs checkpoint.
-        parts: windows of an audio clip.
-        frames: of a window, 10 ms each; a multiple of `patch`.
+        clips: consecutive clips that a sound is split into.
+        frames: of a clip, 10 ms each; a multiple of `patch`.
         patch: side of a patch of the spectrogram, in frames and in mel bins.
-        patch_width: of a patch before it is projected to the transformer's width.
-        position_kernel: tokens that the convolution for positions sees.
+        patch_width: of a patch embedding before it is projected to the transformer's width.
+        position_kernel: kernel size of the convolutional position embedding, in tokens.
     """
 
     kind: Literal["beats"] = "beats"
     weights: str
-    parts: int = 2
+    clips: int = 2
     width: int = 768
     mlp_width: int = 3072
     layers: int = 12
@@ -137,22 +137,27 @@ class Beats:
     position_kernel: int = 128
 
     media: ClassVar[tuple[str, ...]] = ("audio",)
-    sees_parts: ClassVar[bool] = False
+    encodes_jointly: ClassVar[bool] = False
     sample_rate: ClassVar[int] = 16_000
 
     @property
+    def segments(self) -> int:
+        """The clips."""
+        return self.clips
+
+    @property
     def seconds(self) -> float:
-        """Duration that is heard, in all windows together."""
-        return self.parts * self.frames * 0.01
+        """Duration of all clips together."""
+        return self.clips * self.frames * 0.01
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of one window of the spectrogram."""
+        """Shape of the spectrogram of one clip."""
         return (self.frames, self.mel_bins)
 
     @property
     def tokens(self) -> int:
-        """Tokens handed to the projector for one window."""
+        """Tokens per clip that the projector receives."""
         return (self.frames // self.patch) * (self.mel_bins // self.patch)
 
     def tiny(self) -> Beats:
@@ -172,23 +177,23 @@ class Beats:
 
 @dataclass(frozen=True, kw_only=True)
 class CFormer:
-    """X-LLM's hearing: a speech encoder and its C-Former (Chen et al. 2023, arXiv:2305.04160).
+    """X-LLM's speech encoder with its C-Former (Chen et al. 2023, arXiv:2305.04160).
 
-    The speech encoder is a Conformer that was trained for speech recognition (Han et al. 2023,
-    arXiv:2301.13003); the C-Former is continuous integrate-and-fire, which makes of its frames
-    about as many vectors as there are words, and a transformer begun with BERT. X-LLM's weights
-    were not published. Its code tells the widths 512 and BERT's; the Conformer's other sizes are
-    those of Han et al., wider in proportion.
+    The speech encoder is a Conformer trained for speech recognition (Han et al. 2023,
+    arXiv:2301.13003); the C-Former is continuous integrate-and-fire, which reduces the frames to
+    about one vector per word, and a transformer initialised from BERT. X-LLM's weights are not
+    published. Its code gives the widths, 512 and BERT's; the Conformer's other sizes are those of
+    Han et al., scaled to that width.
 
     Args:
-        weights: `FOLDER/FILE` of ours with the speech encoder and the integrate-and-fire.
+        weights: `FOLDER/FILE` with our names: the speech encoder and the integrate-and-fire.
         transformer: a hub name or a folder with BERT.
-        seconds: that are heard.
-        tokens: vectors that fire, of every clip (the published number differs from clip to clip).
+        seconds: duration of the input.
+        tokens: vectors that are fired per sound (a variable number in the published code).
         speech_width, speech_mlp_width, speech_layers, speech_heads: of the Conformer.
-        conv_channels: of the convolution before it, which halves the frames.
-        conv_kernel: tokens that the Conformer's convolutions see.
-        pool_after: layers after which the frames are halved.
+        conv_channels: of the convolution before it, which halves the number of frames.
+        conv_kernel: kernel size of the Conformer's convolutions, in tokens.
+        pool_after: layers after which the number of frames is halved.
         width, mlp_width, layers, heads: of the transformer.
     """
 
@@ -210,14 +215,14 @@ class CFormer:
     layers: int = 12
     heads: int = 12
 
-    sees_parts: ClassVar[bool] = False
+    encodes_jointly: ClassVar[bool] = False
     media: ClassVar[tuple[str, ...]] = ("audio",)
-    parts: ClassVar[int] = 1
+    segments: ClassVar[int] = 1
     sample_rate: ClassVar[int] = 16_000
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the log-mel spectrogram, a frame every 10 ms."""
+        """Shape of the log-mel spectrogram, one frame per 10 ms."""
         return (round(100 * self.seconds), self.mel_bins)
 
     def tiny(self) -> CFormer:

@@ -1,8 +1,8 @@
-"""LLM backbones and their chat templates (survey §2.3).
+"""Specs of LLM backbones and their chat templates (survey §2.3).
 
-Every spec says of itself whether it is an encoder-decoder (`seq2seq`), whether its forward pass
-wants to know which positions are context (`prefix_mask`): those see each other in both directions,
-and whether several samples may stand in one row, told apart by their positions (`packs`).
+Every spec says whether it is an encoder-decoder (`seq2seq`), whether it is a prefix LM, whose
+context is bidirectional and passed as a mask (`prefix_lm`), and whether several samples may be
+packed into one sequence and separated by their position ids (`supports_packing`).
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ TINY_POSITIONS = 1024
 
 @dataclass(frozen=True, kw_only=True)
 class ChatTemplate:
-    """How turns become one text; `{text}` stands for a turn's text.
+    """How the turns of a dialogue become one text; `{text}` is a turn's text.
 
-    `{round}` in a user's turn is the exchange's number, from 1 on. A template's own texts may hold
-    special tokens by their names (`<|im_start|>`), which the tokenizer reads as such; a turn's
-    text may not.
+    `{round}` in a user's turn is the number of the exchange, counted from 1. A template's own texts
+    may contain special tokens by name (`<|im_start|>`), which the tokenizer parses; in a turn's
+    text they are plain text.
 
     Args:
-        system: the instruction before the first turn, unless a sample brings one of its own.
-        around_system: what stands around a system text that is not empty.
-        user, assistant: a turn of each.
-        user_after_system: the first user's turn where a system text stands before it, if it
-            differs: LLaMA-2 puts the system text inside the first turn.
-        end: what ends an answer and is a target with it; None for the tokenizer's own
+        system: the default system prompt; a sample's own replaces it.
+        around_system: template of a system prompt that is not empty.
+        user, assistant: templates of their turns.
+        user_after_system: template of the first user's turn after a system prompt, if different:
+            LLaMA-2 puts the system prompt inside the first turn.
+        end: end of an answer, a target like the answer itself; None for the tokenizer's
             end-of-sequence token.
-        after: what stands between an answer's end and the next user's turn.
+        after: text between the end of an answer and the next user's turn.
     """
 
     system: str = ""
@@ -44,9 +44,9 @@ class ChatTemplate:
 
 @dataclass(frozen=True, kw_only=True)
 class Llama:
-    """A LLaMA-shaped causal language model (Touvron et al. 2023): LLaMA, LLaMA-2, Vicuna.
+    """A causal LM of LLaMA's architecture (Touvron et al. 2023): LLaMA, LLaMA-2, Vicuna.
 
-    It is the stand-in for Chinchilla, too, whose weights and layers are unpublished.
+    It also stands in for Chinchilla, whose weights and architecture are unpublished.
     """
 
     kind: Literal["llama"] = "llama"
@@ -58,15 +58,14 @@ class Llama:
     heads: int
     kv_heads: int
     max_positions: int
-    norm_epsilon: float = 1e-5
+    norm_eps: float = 1e-5
     rope_theta: float = 10_000.0
     tied_embeddings: bool = False
     template: ChatTemplate
 
     seq2seq: ClassVar[bool] = False
     prefix_lm: ClassVar[bool] = False
-    prefix_mask: ClassVar[bool] = False
-    packs: ClassVar[bool] = True
+    supports_packing: ClassVar[bool] = True
 
     def tiny(self) -> Llama:
         """Return the same architecture with small sizes."""
@@ -84,7 +83,7 @@ class Llama:
 
 @dataclass(frozen=True, kw_only=True)
 class Opt:
-    """OPT, a causal language model with learned positions (Zhang et al. 2022, *OPT*).
+    """OPT, a causal language model with learned position embeddings (Zhang et al. 2022, *OPT*).
 
     Args:
         width, mlp_width: of the residual stream and inside the feed-forward layers.
@@ -104,8 +103,7 @@ class Opt:
 
     seq2seq: ClassVar[bool] = False
     prefix_lm: ClassVar[bool] = False
-    prefix_mask: ClassVar[bool] = False
-    packs: ClassVar[bool] = False  # transformers' masks do not look at its positions
+    supports_packing: ClassVar[bool] = False  # transformers ignores its position ids in masks
 
     def tiny(self) -> Opt:
         """Return the same architecture with small sizes."""
@@ -122,17 +120,17 @@ class Opt:
 
 @dataclass(frozen=True, kw_only=True)
 class T5:
-    """An encoder-decoder of T5 v1.1's shape: Flan-T5 (Chung et al. 2022), UL2 (Tay et al. 2022).
+    """T5 v1.1's encoder-decoder: Flan-T5 (Chung et al. 2022), UL2 (Tay et al. 2022).
 
     Its feed-forward layers are gated and its output matrix is not tied to the embeddings
     (Raffel et al. 2020, and the release notes of T5 v1.1).
 
     Args:
         layers: of the encoder; the decoder has as many.
-        head_width: of one attention head; heads · head_width need not be the width.
-        activation: of the gate: Flan-T5's is `gelu_new`, though BLIP-2 runs it with the exact
-            `gelu`; UL2's is `silu`.
-        max_positions: what it was trained with; its relative positions set no limit.
+        head_width: of one attention head; heads · head_width may differ from the width.
+        activation: of the gate: `gelu_new` in Flan-T5, which BLIP-2 runs with the exact `gelu`;
+            `silu` in UL2.
+        max_positions: of its training; its relative positions impose no limit.
         dropout: 0.1 in T5's own training; none where the backbone is frozen.
     """
 
@@ -151,8 +149,7 @@ class T5:
 
     seq2seq: ClassVar[bool] = True
     prefix_lm: ClassVar[bool] = False
-    prefix_mask: ClassVar[bool] = False
-    packs: ClassVar[bool] = False
+    supports_packing: ClassVar[bool] = False
 
     def tiny(self) -> T5:
         """Return the same architecture with small sizes."""
@@ -173,8 +170,8 @@ class Qwen:
     """Qwen, the first version (Bai et al. 2023, *Qwen technical report*): LLaMA with QKV biases.
 
     Args:
-        weights: the published checkpoint in its own names, e.g. `Qwen/Qwen-7B`, or a folder.
-        mlp_width: of the gate and of the gated layer: half the `intermediate_size` of its
+        weights: the published checkpoint with its original names, e.g. `Qwen/Qwen-7B`, or a folder.
+        mlp_width: of the gate and of the up projection: half the `intermediate_size` of its
             published configuration.
     """
 
@@ -186,14 +183,13 @@ class Qwen:
     layers: int
     heads: int
     max_positions: int = 8192
-    norm_epsilon: float = 1e-6
+    norm_eps: float = 1e-6
     rope_theta: float = 10_000.0
     template: ChatTemplate
 
     seq2seq: ClassVar[bool] = False
     prefix_lm: ClassVar[bool] = False
-    prefix_mask: ClassVar[bool] = False
-    packs: ClassVar[bool] = True
+    supports_packing: ClassVar[bool] = True
 
     def tiny(self) -> Qwen:
         """Return the same architecture with small sizes."""
@@ -210,11 +206,11 @@ class Qwen:
 
 @dataclass(frozen=True, kw_only=True)
 class Glm:
-    """ChatGLM2 and ChatGLM3: causal, multi-query, rotary over half of a head (Zeng et al. 2022).
+    """ChatGLM2 and ChatGLM3: causal, multi-query, rotary on half of each head (Zeng et al. 2022).
 
     Args:
-        weights: the published checkpoint in its own names, e.g. `THUDM/chatglm2-6b`, or a folder.
-        kv_heads: groups of heads that share keys and values.
+        weights: published checkpoint with original names, e.g. `THUDM/chatglm2-6b`, or a folder.
+        kv_heads: number of key-value heads.
     """
 
     kind: Literal["glm"] = "glm"
@@ -226,13 +222,12 @@ class Glm:
     heads: int
     kv_heads: int = 2
     max_positions: int = 32_768
-    norm_epsilon: float = 1e-5
+    norm_eps: float = 1e-5
     template: ChatTemplate
 
     seq2seq: ClassVar[bool] = False
     prefix_lm: ClassVar[bool] = False
-    prefix_mask: ClassVar[bool] = False
-    packs: ClassVar[bool] = True
+    supports_packing: ClassVar[bool] = True
 
     def tiny(self) -> Glm:
         """Return the same architecture with small sizes."""
@@ -252,8 +247,8 @@ class Glm:
 class ChatGlm:
     """ChatGLM-6B, the first version (Du et al. 2022, *GLM*; Zeng et al. 2022, *GLM-130B*).
 
-    What comes before the answer, the context, sees itself in both directions, and positions are
-    pairs: of the token in the context, and of the token in the answer.
+    A prefix LM: attention is bidirectional within the context, which is everything before the
+    answer. Each token has two positions: one in the context, one in the answer.
     """
 
     kind: Literal["chatglm"] = "chatglm"
@@ -264,13 +259,12 @@ class ChatGlm:
     layers: int = 28
     heads: int = 32
     max_positions: int = 2048
-    norm_epsilon: float = 1e-5
+    norm_eps: float = 1e-5
     template: ChatTemplate
 
     seq2seq: ClassVar[bool] = False
     prefix_lm: ClassVar[bool] = True
-    prefix_mask: ClassVar[bool] = True
-    packs: ClassVar[bool] = False
+    supports_packing: ClassVar[bool] = False
 
     def tiny(self) -> ChatGlm:
         """Return the same architecture with small sizes."""
@@ -287,10 +281,10 @@ class ChatGlm:
 
 @dataclass(frozen=True, kw_only=True)
 class Palm:
-    """A stand-in for PaLM, whose weights are unpublished, in its published shape.
+    """A stand-in for PaLM, whose weights are unpublished, in its published architecture.
 
-    Attention and feed-forward layers stand side by side, all heads share one key and value, no
-    layer has a bias, and the embeddings are the output matrix (Chowdhery et al. 2022, §2).
+    Attention and feed-forward layers run in parallel, all heads share one key and value, no layer
+    has a bias, and input and output embeddings are tied (Chowdhery et al. 2022, §2).
     """
 
     kind: Literal["palm"] = "palm"
@@ -306,8 +300,7 @@ class Palm:
 
     seq2seq: ClassVar[bool] = False
     prefix_lm: ClassVar[bool] = False
-    prefix_mask: ClassVar[bool] = False
-    packs: ClassVar[bool] = True
+    supports_packing: ClassVar[bool] = True
 
     def tiny(self) -> Palm:
         """Return the same architecture with small sizes."""

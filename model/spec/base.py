@@ -1,4 +1,4 @@
-"""What every part of a specification shares."""
+"""What all specs share: the error, the choice of a name, and a projector's shape."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from difflib import get_close_matches
 
 
 class SpecError(ValueError):
-    """A mistake in a specification: one line, with what would be right."""
+    """An invalid specification: one line that says what is wrong and what would be right."""
 
 
 def choose(name: str, choices: Sequence[str], what: str) -> str:
     """Return `name` if it is among the choices.
 
     Raises:
-        SpecError: it is not; the message names the nearest choice, or all of them.
+        SpecError: it is not; the message suggests the nearest choice, or lists all of them.
     """
     if name in choices:
         return name
@@ -26,16 +26,16 @@ def choose(name: str, choices: Sequence[str], what: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class ProjectorShape:
-    """What a projector joins: derived from its neighbours, never written in a preset.
+    """An input projector's shape on both sides; derived from its neighbours, never configured.
 
     Args:
-        parts: parts of one medium (frames of a video, windows of a picture); 1 for a whole one.
-        tokens: the encoder's per part.
+        segments: of one medium: frames of a video, tiles of a picture, clips of a sound; else 1.
+        tokens: per segment, as the encoder returns them.
         width_in: the encoder's.
         width_out: the backbone's.
     """
 
-    parts: int
+    segments: int
     tokens: int
     width_in: int
     width_out: int

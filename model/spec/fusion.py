@@ -1,7 +1,7 @@
 """How projected media meet the backbone's text (survey §2.3).
 
-A spec says whether media take places among the tokens (`splices`), and whether a backbone will do
-(`check`, which raises SpecError where not).
+A spec says whether media occupy positions of the backbone's context (`splices`), and checks whether
+a backbone is supported (`check`, which raises SpecError if not).
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from model.spec.base import SpecError
 
 @dataclass(frozen=True, kw_only=True)
 class Splice:
-    """Media stand among the tokens, each in its place (LLaVA, BLIP-2 and most others)."""
+    """Media tokens replace placeholders in the token sequence (LLaVA, BLIP-2 and most others)."""
 
     kind: Literal["splice"] = "splice"
 
     splices: ClassVar[bool] = True
 
     def check(self, backbone: Backbone) -> None:
-        """Do nothing: any backbone will do."""
+        """Do nothing: every backbone is supported."""
 
     def tiny(self) -> Splice:
         """Return itself: it has no sizes."""
@@ -31,21 +31,21 @@ class Splice:
 
 @dataclass(frozen=True, kw_only=True)
 class GatedCrossAttention:
-    """New layers between a causal backbone's own, from the text to the last medium before it.
+    """New cross-attention layers in a causal backbone, from text to the last medium before it.
 
     Flamingo's GATED XATTN-DENSE (Alayrac et al. 2022, §2.2 and appendix A.1.2).
 
     Args:
-        every: one before the first layer of every so many of the backbone's.
-        heads: of the new layers; the backbone's, in Flamingo.
-        head_width: of one of them.
-        mlp_factor: the feed-forward layers are so many times as wide as the backbone.
-        media_width: of the media's tokens; None for the backbone's width.
+        every_n_layers: a new layer before every n-th layer of the backbone, from the first one on.
+        heads: of the new layers; in Flamingo as many as the backbone has.
+        head_width: of one head.
+        mlp_factor: width of the feed-forward layers as a multiple of the backbone's.
+        media_width: of the media tokens; None for the backbone's width.
         activation: Flamingo's squared ReLU, or OpenFlamingo's GELU.
     """
 
     kind: Literal["gated_cross_attention"] = "gated_cross_attention"
-    every: int = 4
+    every_n_layers: int = 4
     heads: int
     head_width: int = 128
     mlp_factor: int = 4
@@ -58,14 +58,14 @@ class GatedCrossAttention:
         """Raise SpecError unless the backbone is causal."""
         if backbone.seq2seq:
             raise SpecError(
-                f"fusion: {self.kind!r} goes with a causal backbone, {backbone.kind!r} is seq2seq"
+                f"fusion: {self.kind!r} requires a causal backbone, {backbone.kind!r} is seq2seq"
             )
 
     def tiny(self) -> GatedCrossAttention:
         """Return the same layers with small sizes."""
         return replace(
             self,
-            every=min(self.every, 2),
+            every_n_layers=min(self.every_n_layers, 2),
             heads=4,
             head_width=16,
             media_width=None if self.media_width is None else 32,
@@ -74,12 +74,12 @@ class GatedCrossAttention:
 
 @dataclass(frozen=True, kw_only=True)
 class VisualExpert:
-    """Media stand among the tokens, and have weights of their own in every layer of a LLaMA.
+    """Media tokens have weights of their own in every layer of a LLaMA.
 
     CogVLM (Wang et al. 2023, §2.1).
 
     Args:
-        bias: whether the media's queries, keys and values have one: CogVLM2's do, CogVLM's do not.
+        bias: whether queries, keys and values of media have biases: in CogVLM2, not in CogVLM.
         shared_position: whether a picture's tokens share one position.
     """
 
@@ -93,11 +93,11 @@ class VisualExpert:
         """Raise SpecError unless the backbone is a LLaMA."""
         if backbone.kind != "llama":
             raise SpecError(
-                f"fusion: {self.kind!r} goes with a backbone of kind 'llama', not {backbone.kind!r}"
+                f"fusion: {self.kind!r} requires a backbone of kind 'llama', not {backbone.kind!r}"
             )
 
     def tiny(self) -> VisualExpert:
-        """Return itself: its sizes are the backbone's."""
+        """Return itself: all sizes are the backbone's."""
         return self
 
 

@@ -1,4 +1,4 @@
-"""CogVLM's projector: a gated MLP between two tokens of its own."""
+"""Spec of CogVLM's projector: a gated MLP, with learned boundary tokens."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class GluAdapter:
     """CogVLM's MLP adapter (Wang et al. 2023, §2.1: two layers of SwiGLU) and its boundary tokens.
 
     Args:
-        mlp_width: of the gate; CogVLM takes its language model's.
+        mlp_width: of the gate; in CogVLM the language model's.
     """
 
     kind: Literal["glu_adapter"] = "glu_adapter"
@@ -21,9 +21,9 @@ class GluAdapter:
 
     reads_text: ClassVar[bool] = False
 
-    def tokens(self, ends: ProjectorShape) -> int:
-        """Tokens handed to the backbone for one medium: each part's between begin and end."""
-        return ends.parts * (ends.tokens + 2)
+    def tokens(self, shape: ProjectorShape) -> int:
+        """Tokens per medium that the backbone receives: each segment's between begin and end."""
+        return shape.segments * (shape.tokens + 2)
 
     def tiny(self) -> GluAdapter:
         """Return the same projector with small sizes."""

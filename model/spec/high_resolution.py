@@ -1,4 +1,4 @@
-"""Encoders of pictures larger than their towers were trained for."""
+"""Specs of high-resolution picture encoders: tiles through one tower, or DCT coefficients."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from model.spec.base import SpecError
 from model.spec.image import ClipVision
 
 DCT_SIDE = 8
-"""Side of a block of the cosine transform, as JPEG has it, in pixels."""
+"""Side of a block of the discrete cosine transform (DCT), as in JPEG, in pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Monkey:
-    """Monkey's sliding windows (Li et al. 2023, arXiv:2311.06607, §3.1).
+    """Monkey's tiles, which the paper calls windows (Li et al. 2023, arXiv:2311.06607, §3.1).
 
-    A picture of rows x columns windows and, last, the whole at a window's size pass one frozen
-    tower; each window, not the whole, has low-rank adapters of its own.
+    A picture's rows x columns tiles and, last, the whole picture at a tile's size pass through one
+    frozen tower; each tile, but not the whole picture, has low-rank adapters of its own.
 
     Args:
-        tower: of one window.
-        rows, columns: of windows; 2 x 3 of 448 pixels are the paper's 896 x 1344.
-        rank, mlp_rank: of the adapters beside the attention's layers and beside the MLP.
-        dropout: in front of the adapters.
+        tower: encoder of one tile.
+        rows, columns: of tiles; 2 x 3 of 448 pixels are the paper's 896 x 1344.
+        rank, mlp_rank: of the adapters of the attention's layers and of the MLP.
+        dropout: before the adapters.
     """
 
     kind: Literal["monkey"] = "monkey"
@@ -35,12 +35,12 @@ class Monkey:
     dropout: float = 0.05
 
     media: ClassVar[tuple[str, ...]] = ("image",)
-    sees_parts: ClassVar[bool] = True
+    encodes_jointly: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        """Raise SpecError where the tower would cut a padded picture."""
+        """Raise SpecError where the tower pads pictures: tiles would be cut from the padding."""
         if self.tower.fit != "squash":
-            raise SpecError(f"encoder 'monkey': tower.fit is {self.tower.fit!r}, want 'squash'")
+            raise SpecError(f"encoder 'monkey': tower.fit is {self.tower.fit!r}, must be 'squash'")
 
     @property
     def weights(self) -> str:
@@ -48,28 +48,28 @@ class Monkey:
         return self.tower.weights
 
     @property
-    def windows(self) -> int:
-        """Windows of one picture."""
+    def tiles(self) -> int:
+        """Tiles of one picture, without the whole picture."""
         return self.rows * self.columns
 
     @property
-    def parts(self) -> int:
-        """Windows, and the whole."""
-        return self.windows + 1
+    def segments(self) -> int:
+        """The tiles and the whole picture."""
+        return self.tiles + 1
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the pixels of one window."""
+        """Shape of the pixels of one tile."""
         return self.tower.shape
 
     @property
     def tokens(self) -> int:
-        """Tokens handed to the projector for one window."""
+        """Tokens per tile that the projector receives."""
         return self.tower.tokens
 
     @property
     def width(self) -> int:
-        """The tower's."""
+        """Width of the tower."""
         return self.tower.width
 
     def tiny(self) -> Monkey:
@@ -81,18 +81,18 @@ class Monkey:
 class DocPedia:
     """DocPedia's frequency-domain encoder (Feng et al. 2023, arXiv:2311.11810): DCT, then Swin-B.
 
-    A picture's 8 x 8 blocks in luma and chroma become their cosine transform's coefficients, 192 a
-    block; the frequency adapter projects them to the Swin transformer's first width, and its four
-    stages lead from 1/8 to 1/64 of the picture's sides.
+    Each 8 x 8 block of a picture in luma and chroma is transformed to its 192 DCT coefficients; the
+    frequency adapter projects them to the width of the Swin transformer's first stage, and its four
+    stages go from 1/8 to 1/64 of the picture's sides.
 
-    The paper has no code. That the adapter is linear and that chroma keeps its resolution are ours.
+    No code is published. A linear adapter and full-resolution chroma are our choices.
 
     Args:
-        weights: a hub name or a folder of a transformers Swin checkpoint. One for pixels gives all
-            but the adapter, which is new.
-        embed_width: of the first stage; each further one has twice as many channels.
+        weights: a hub name or a folder of a transformers Swin checkpoint. From a checkpoint for
+            pixels, everything but the adapter is loaded, which is new.
+        embed_width: of the first stage; the width doubles with each stage.
         depths, heads: layers and attention heads of each stage.
-        window: side of the attention's windows, in blocks.
+        window: side of the attention windows, in blocks.
         image_size: side of the square picture in pixels.
     """
 
@@ -105,17 +105,17 @@ class DocPedia:
     image_size: int = 2560
 
     media: ClassVar[tuple[str, ...]] = ("image",)
-    parts: ClassVar[int] = 1
-    sees_parts: ClassVar[bool] = False
+    segments: ClassVar[int] = 1
+    encodes_jointly: ClassVar[bool] = False
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Coefficients of one picture: (3 x 8 x 8, blocks down, blocks across)."""
+        """Shape of the coefficients of one picture: (3 x 8 x 8, rows, columns of blocks)."""
         return (3 * DCT_SIDE**2, self.image_size // DCT_SIDE, self.image_size // DCT_SIDE)
 
     @property
     def tokens(self) -> int:
-        """Tokens handed to the projector for one picture: three stages halve the sides."""
+        """Tokens per picture that the projector receives: three stages halve the sides."""
         return (self.image_size // DCT_SIDE // 8) ** 2
 
     @property

@@ -1,6 +1,6 @@
-"""Encoders of pictures and of the frames of videos (survey §2.1).
+"""Specs of encoders of pictures and of video frames (survey §2.1).
 
-Those that cut one picture into parts or read more of it than pixels are in `high_resolution.py`.
+Encoders of tiled pictures or of DCT coefficients are in `high_resolution.py`.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from typing import ClassVar, Literal
 from model.spec.base import SpecError
 
 TINY_PATCH = 8
-"""Side of a patch at `--scale tiny`, in pixels."""
+"""Patch size at `--scale tiny`, in pixels."""
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-"""Colours that OpenAI's CLIP, and what came after it, was trained with."""
+"""Mean and standard deviation of the pixel values that OpenAI's CLIP and its successors use."""
 
 Colour = tuple[float, float, float]
 Fit = Literal["pad", "squash"]
@@ -23,18 +23,19 @@ Fit = Literal["pad", "squash"]
 
 @dataclass(frozen=True, kw_only=True)
 class ClipVision:
-    """A CLIP-shaped vision transformer (Radford et al. 2021), read at one of its layers.
+    """CLIP's vision transformer (Radford et al. 2021); returns the hidden states of one layer.
 
     Args:
         weights: a hub name or a folder of a transformers checkpoint.
-        image_size, patch_size: side of the square picture and of a patch, in pixels. Where the
-            weights are for another picture, their positions are resized (Qwen-VL: 224 to 448).
-        feature_layer: which hidden state is handed on; -2 is the last but one, as LLaVA has it.
-        keep_cls: whether the class token is handed on with the patches.
-        attend_cls: whether there is one among the tokens at all; Qwen-VL's ViT-bigG has none.
-        hidden_act: OpenAI's models have `quick_gelu`, OpenCLIP's ViT-H and ViT-bigG `gelu`.
+        image_size, patch_size: side of the square picture and of a patch, in pixels. Position
+            embeddings of weights for another size are interpolated (Qwen-VL: 224 to 448).
+        feature_layer: index of the hidden state that is returned; -2 is the last but one, as in
+            LLaVA.
+        keep_cls: whether the class token is returned with the patches.
+        attend_cls: whether there is a class token at all; Qwen-VL's ViT-bigG has none.
+        hidden_act: `quick_gelu` in OpenAI's models, `gelu` in OpenCLIP's ViT-H and ViT-bigG.
         norm_eps: of the layer norms.
-        fit: how a picture becomes square: `pad` with the mean colour, or `squash`.
+        fit: how a picture is made square: `pad` with the mean colour, or `squash`.
         mean, std: of the red, green and blue values in [0, 1].
     """
 
@@ -56,13 +57,13 @@ class ClipVision:
     std: Colour = CLIP_STD
 
     media: ClassVar[tuple[str, ...]] = ("image", "video")
-    parts: ClassVar[int] = 1
-    sees_parts: ClassVar[bool] = False
+    segments: ClassVar[int] = 1
+    encodes_jointly: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        """Raise SpecError where the class token is to be handed on but is not there."""
+        """Raise SpecError where the class token should be returned but does not exist."""
         if self.keep_cls and not self.attend_cls:
-            raise SpecError("encoder 'clip_vision': keep_cls wants attend_cls")
+            raise SpecError("encoder 'clip_vision': keep_cls requires attend_cls")
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -71,7 +72,7 @@ class ClipVision:
 
     @property
     def tokens(self) -> int:
-        """Tokens handed to the projector for one picture."""
+        """Tokens per picture that the projector receives."""
         return (self.image_size // self.patch_size) ** 2 + self.keep_cls
 
     def tiny(self) -> ClipVision:
@@ -90,19 +91,19 @@ class ClipVision:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaClip:
-    """EVA-CLIP ViT-g/14 (Fang et al. 2022; Sun et al. 2023) as BLIP-2 and its kin read it.
+    """EVA-CLIP ViT-g/14 (Fang et al. 2022; Sun et al. 2023) as in BLIP-2 and its successors.
 
-    BLIP-2 (Li et al. 2023, §3) drops the last of 40 layers and puts a layer norm of its own behind
-    the 39th; all who took its encoder over took both.
+    BLIP-2 (Li et al. 2023, §3) drops the last of 40 layers and adds a layer norm after the 39th; so
+    do all systems that adopted its encoder.
 
     Args:
         weights: a hub name or a folder of a transformers BLIP-2 checkpoint, of which only the
-            vision part is read.
-        image_size, patch_size: side of the square picture and of a patch, in pixels. Where the
-            weights are for another picture, their positions are resized (MiniGPT-v2: 224 to 448).
-        keep_cls: whether the class token is handed on; MiniGPT-v2 drops it.
+            vision model is loaded.
+        image_size, patch_size: side of the square picture and of a patch, in pixels. Position
+            embeddings of weights for another size are interpolated (MiniGPT-v2: 224 to 448).
+        keep_cls: whether the class token is returned; MiniGPT-v2 drops it.
         norm_eps: of the layer norms.
-        fit: how a picture becomes square: `squash`, or `pad` with the mean colour.
+        fit: how a picture is made square: `squash`, or `pad` with the mean colour.
         mean, std: of the red, green and blue values in [0, 1].
     """
 
@@ -121,8 +122,8 @@ class EvaClip:
     std: Colour = CLIP_STD
 
     media: ClassVar[tuple[str, ...]] = ("image", "video")
-    parts: ClassVar[int] = 1
-    sees_parts: ClassVar[bool] = False
+    segments: ClassVar[int] = 1
+    encodes_jointly: ClassVar[bool] = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -131,7 +132,7 @@ class EvaClip:
 
     @property
     def tokens(self) -> int:
-        """Tokens handed to the projector for one picture."""
+        """Tokens per picture that the projector receives."""
         return (self.image_size // self.patch_size) ** 2 + self.keep_cls
 
     def tiny(self) -> EvaClip:
@@ -149,17 +150,17 @@ class EvaClip:
 
 @dataclass(frozen=True, kw_only=True)
 class Eva2Clip:
-    """EVA-02-CLIP-E/14 (Sun et al. 2023) as CogVLM reads it (Wang et al. 2023, §2.1).
+    """EVA-02-CLIP-E/14 (Sun et al. 2023) as in CogVLM (Wang et al. 2023, §2.1).
 
-    CogVLM drops the last of 64 layers, which serves the contrastive loss alone, and the norm behind
-    it; of its tokens it hands on the patches'.
+    CogVLM drops the last of 64 layers, which only the contrastive loss uses, and the norm after it;
+    only the patch tokens are returned.
 
     Args:
-        weights: `FOLDER/FILE` or `OWNER/NAME:FILE` in timm's names; layers
-            behind the last that is read are left out.
-        image_size, patch_size: side of the square picture and of a patch, in pixels. Where the
-            weights are for another picture, their positions are resized (CogVLM: 224 to 490).
-        fit: how a picture becomes square: `squash`, or `pad` with the mean colour.
+        weights: `FOLDER/FILE` or `OWNER/NAME:FILE` with timm's names; layers beyond `layers` are
+            not loaded.
+        image_size, patch_size: side of the square picture and of a patch, in pixels. Position
+            embeddings of weights for another size are interpolated (CogVLM: 224 to 490).
+        fit: how a picture is made square: `squash`, or `pad` with the mean colour.
         mean, std: of the red, green and blue values in [0, 1].
     """
 
@@ -176,8 +177,8 @@ class Eva2Clip:
     std: Colour = CLIP_STD
 
     media: ClassVar[tuple[str, ...]] = ("image", "video")
-    parts: ClassVar[int] = 1
-    sees_parts: ClassVar[bool] = False
+    segments: ClassVar[int] = 1
+    encodes_jointly: ClassVar[bool] = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -186,7 +187,7 @@ class Eva2Clip:
 
     @property
     def tokens(self) -> int:
-        """Tokens handed to the projector for one picture."""
+        """Tokens per picture that the projector receives."""
         return (self.image_size // self.patch_size) ** 2
 
     def tiny(self) -> Eva2Clip:

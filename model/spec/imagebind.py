@@ -1,4 +1,4 @@
-"""ImageBind, one space for six modalities (survey §2.1)."""
+"""Spec of ImageBind, one embedding space for six modalities (survey §2.1)."""
 
 from __future__ import annotations
 
@@ -25,74 +25,78 @@ class ImageBind:
 
     Args:
         weights: `FOLDER/FILE` or `OWNER/NAME:FILE` of the published checkpoint.
-        trunk: which of its encoders; `image` reads videos, too, as pairs of frames.
-        parts: clips that an audio is cut into, `seconds` each; the first begins with it, the last
-            ends with it.
-        seconds: of a clip of audio.
-        shape: of one part: colours, frames and pixels; or 1, mel bins and frames; or channels and
-            steps of a motion sensor.
-        kernel, stride: of the patches, over all but the first of `shape`.
-        width_inside, layers, heads: of the transformer.
-        embedding: width of the space that the modalities share.
-        normalise: whether the output is brought to unit length before it is scaled (CoDi-2 leaves
-            that out for images).
-        scale: factor on the output. The published model ends in 1 for images, 20 for audio, 5 for
-            depth, 10 for thermal images and 5 for motion (PandaGPT: 1 for audio).
-        output: `embedding`, one projected token; or `tokens`, all of the trunk without projection
-            (BuboGPT's audio).
+        trunk: which of its encoders; `image` also encodes videos, as pairs of frames.
+        clips: that a sound is split into, `seconds` each, evenly spread from its start to its end.
+        seconds: duration of a clip.
+        shape: of one segment: colour channels, frames and pixels; or 1, mel bins and frames; or
+            channels and steps of a motion sensor.
+        kernel, stride: of the patches, over all but the first dimension of `shape`.
+        hidden_width, layers, heads: of the transformer.
+        embedding_width: of the space that the modalities share.
+        normalise: whether the output is scaled to unit length before `scale` is applied (not in
+            CoDi-2, for images).
+        scale: factor on the output. In the published model 1 for images, 20 for audio, 5 for depth,
+            10 for thermal images and 5 for motion (PandaGPT: 1 for audio).
+        output: `embedding` returns one projected token; `tokens` all tokens of the trunk without
+            projection (BuboGPT's audio).
     """
 
     kind: Literal["imagebind"] = "imagebind"
     weights: str
     trunk: Trunk
-    parts: int = 1
+    clips: int = 1
     seconds: float = 2.0
     shape: tuple[int, ...]
     kernel: tuple[int, ...]
     stride: tuple[int, ...]
-    width_inside: int
+    hidden_width: int
     layers: int
     heads: int
-    embedding: int = 1024
+    embedding_width: int = 1024
     normalise: bool = True
     scale: float
     output: Output = "embedding"
 
-    sees_parts: ClassVar[bool] = False
+    encodes_jointly: ClassVar[bool] = False
     sample_rate: ClassVar[int] = 16_000
 
     @property
     def media(self) -> tuple[str, ...]:
-        """The modalities that it can read."""
+        """The modalities that it can encode."""
         return ("image", "video") if self.trunk == "image" else (self.trunk,)
 
     @property
+    def segments(self) -> int:
+        """The clips of a sound; 1 for all other media."""
+        return self.clips
+
+    @property
     def patches(self) -> int:
-        """Patches of one part."""
+        """Patches of one segment."""
         sizes = zip(self.shape[1:], self.kernel, self.stride, strict=True)
         return prod((size - kernel) // stride + 1 for size, kernel, stride in sizes)
 
     @property
     def tokens(self) -> int:
-        """Tokens handed to the projector for one part."""
+        """Tokens per segment that the projector receives."""
         return 1 + self.patches if self.output == "tokens" else 1
 
     @property
     def width(self) -> int:
-        """Width of a token handed to the projector."""
-        return self.width_inside if self.output == "tokens" else self.embedding
+        """Width of a token that the projector receives."""
+        return self.hidden_width if self.output == "tokens" else self.embedding_width
 
     def tiny(self) -> ImageBind:
         """Return the same trunk with small sizes."""
         return replace(
             self,
-            parts=min(self.parts, 2),
+            clips=min(self.clips, 2),
             seconds=TINY_SECONDS,
             shape=TINY_SHAPES[self.trunk],
-            width_inside=32,
+            hidden_width=32,
             layers=2,
             heads=2,
-            embedding=32,
+            embedding_width=32,
         )
 
 
@@ -100,7 +104,7 @@ def imagebind(
     trunk: Trunk,
     *,
     weights: str,
-    parts: int = 1,
+    clips: int = 1,
     normalise: bool = True,
     scale: float | None = None,
     output: Output = "embedding",
@@ -111,9 +115,9 @@ def imagebind(
         trunk: image ViT-H/14, audio ViT-B/16 with stride 10, depth ViT-S/16, thermal ViT-B/16, or a
             motion sensor's six-layer transformer.
         weights: see `ImageBind`.
-        parts: clips of an audio: 3 in ImageBind and PandaGPT, 8 in Video-LLaMA.
+        clips: of a sound: 3 in ImageBind and PandaGPT, 8 in Video-LLaMA.
         normalise: see `ImageBind`.
-        scale: factor on the output; the published one if None.
+        scale: factor on the output; None for the published one.
         output: see `ImageBind`.
     """
     square = (1, 224, 224)
@@ -127,11 +131,11 @@ def imagebind(
     return ImageBind(
         weights=weights,
         trunk=trunk,
-        parts=parts,
+        clips=clips,
         shape=shape,
         kernel=kernel,
         stride=stride,
-        width_inside=width,
+        hidden_width=width,
         layers=layers,
         heads=heads,
         normalise=normalise,

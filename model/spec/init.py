@@ -1,4 +1,4 @@
-"""What the stage before MM-PT trains: parts that need a pre-training of their own (survey §2.2)."""
+"""Pre-training objectives of stages before MM-PT: Q-Former and P-Former (survey §2.2)."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from model.spec.pformer import TINY_TEXT, PFormer
 
 @dataclass(frozen=True, kw_only=True)
 class ImageTextInit:
-    """BLIP-2's stage 1 for one slot's Q-Former: ITC, ITM and ITG (Li et al. 2023, §3.2).
+    """BLIP-2's stage 1 for the Q-Former of one branch: ITC, ITM and ITG (Li et al. 2023, §3.2).
 
     Args:
-        modality: the slot's.
-        bert: hub name or folder of the BERT that the Q-Former starts from, its cross-attention and
-            queries excepted; empty for new weights.
-        width: of the space in which pictures and texts are compared.
-        temperature: of the comparison, at the start; learned.
-        smoothing: of the labels in ITC and ITG (LAVIS: 0.1).
-        max_text: longer captions are cut, in tokens.
+        modality: of the input branch.
+        bert: hub name or folder of the BERT that initialises the Q-Former, except for queries and
+            cross-attention; empty for new weights.
+        width: of the space in which pictures and texts are compared (ITC).
+        temperature: initial value; learned.
+        label_smoothing: in ITC and ITG (LAVIS: 0.1).
+        max_text: in tokens; longer captions are truncated.
     """
 
     kind: Literal["qformer"] = "qformer"
@@ -27,7 +27,7 @@ class ImageTextInit:
     bert: str = "google-bert/bert-base-uncased"
     width: int = 256
     temperature: float = 0.07
-    smoothing: float = 0.1
+    label_smoothing: float = 0.1
     max_text: int = 32
 
     def tiny(self) -> ImageTextInit:
@@ -37,18 +37,18 @@ class ImageTextInit:
 
 @dataclass(frozen=True, kw_only=True)
 class SentenceInit:
-    """A P-Former's training on sentences alone: contrast, quantisation and the LM's own loss.
+    """Training of a P-Former on sentences alone: contrastive, quantisation and language-model loss.
 
     Jian et al. 2023, §3.1; figures of yiren-jian/BLIText, `pformer_opt.py`.
 
     Args:
-        pformer: what is trained.
-        modality: of the slot whose tokens the prompts stand for.
-        bert: hub name or folder of the BERT that it starts from; empty for new weights.
+        pformer: the trained P-Former.
+        modality: of the input branch whose tokens the prompts replace.
+        bert: hub name or folder of the BERT that initialises it; empty for new weights.
         width: of the space in which sentences are compared.
-        temperature: of the comparison, at the start; learned.
-        smoothing: of the comparison's labels.
-        masked: share of the P-Former's own input that is masked.
+        temperature: initial value; learned.
+        label_smoothing: of the contrastive loss.
+        mask_ratio: share of the P-Former's input tokens that are masked.
     """
 
     kind: Literal["pformer"] = "pformer"
@@ -57,12 +57,12 @@ class SentenceInit:
     bert: str = "google-bert/bert-base-uncased"
     width: int = 256
     temperature: float = 0.07
-    smoothing: float = 0.1
-    masked: float = 0.25
+    label_smoothing: float = 0.1
+    mask_ratio: float = 0.25
 
     @property
     def max_text(self) -> int:
-        """Tokens of a sentence that are read."""
+        """Length to which sentences are truncated, in tokens."""
         return self.pformer.max_text
 
     def tiny(self) -> SentenceInit:

@@ -1,6 +1,6 @@
-"""A model's slots: which parts take media in, and how they are wired.
+"""A model's spec: input branches, backbone, fusion and output branches.
 
-A parent never repeats a child's field: widths of projectors and token counts are derived.
+No field repeats another: widths of projectors and numbers of tokens are derived.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from model.spec.output_branches import OutputBranchSpec
 from model.spec.points import PointBert
 from model.spec.projectors import (
     Abstractor,
-    Join,
     Ldp,
     Mlp,
     PerceiverResampler,
     QwenResampler,
+    TokenConcat,
 )
 from model.spec.qformer import QFormer, VideoQFormer
 from model.spec.video import TemporalClip, UniformerEva
@@ -52,7 +52,7 @@ Encoder = (
 )
 Projector = (
     Mlp
-    | Join
+    | TokenConcat
     | Ldp
     | PerceiverResampler
     | QwenResampler
@@ -65,18 +65,18 @@ Projector = (
 
 @dataclass(frozen=True, kw_only=True)
 class InputBranchSpec:
-    """One modality's way in: encoder, then input projector.
+    """One modality's input branch: encoder, then input projector.
 
     Args:
-        modality: what comes in here.
-        encoder, projector: the two parts.
-        frames: of a video, sampled uniformly; 1 for everything else.
-        pool: what happens to the features of a medium's parts (frames of a video, clips of an
-            audio) before the projector: `none`; `mean` over the parts; or `spatial_temporal`, the
-            mean of each part and the mean of each patch over the parts, laid end to end
-            (Video-ChatGPT, Maaz et al. 2023, §3.1).
-        encoder_of, projector_of: the modality whose encoder or projector serves here, too: one
-            module, not two alike. The specs must then be the same.
+        modality: of the input media.
+        encoder, projector: specs of the two components.
+        frames: sampled uniformly from a video; 1 for all other media.
+        pool: pooling of a medium's segments (frames of a video, clips of a sound) before the
+            projector: `none`; `mean` over the segments; or `spatial_temporal`, the mean of each
+            segment and the mean of each patch over the segments, concatenated (Video-ChatGPT, Maaz
+            et al. 2023, §3.1).
+        encoder_of, projector_of: the modality whose encoder or projector this branch shares: one
+            module, not a copy. The specs must then be equal.
         before, after: texts around the medium's tokens, e.g. `<Img>` and `</Img>`.
     """
 
@@ -91,60 +91,60 @@ class InputBranchSpec:
     after: str = ""
 
     def __post_init__(self) -> None:
-        """Raise SpecError where the parts cannot go together."""
-        where = f"slot {self.modality!r}"
+        """Raise SpecError where the components do not fit each other."""
+        where = f"input branch {self.modality!r}"
         if self.modality not in self.encoder.media:
             raise SpecError(
-                f"{where}: the encoder {self.encoder.kind!r} reads "
+                f"{where}: the encoder {self.encoder.kind!r} encodes "
                 f"{', '.join(self.encoder.media)}, not {self.modality}"
             )
         if self.frames < 1:
-            raise SpecError(f"{where}: frames {self.frames}, want 1 or more")
+            raise SpecError(f"{where}: frames {self.frames}, must be at least 1")
         if self.modality != "video" and self.frames > 1:
-            raise SpecError(f"{where}: frames are for video")
-        if self.parts == 1 and self.pool != "none":
-            raise SpecError(f"{where}: pool wants a medium of several parts")
+            raise SpecError(f"{where}: frames is for videos only")
+        if self.segments == 1 and self.pool != "none":
+            raise SpecError(f"{where}: pool needs a medium of several segments")
         if isinstance(self.encoder, UniformerEva) and self.pool != "none":
             raise SpecError(
-                f"{where}: {self.encoder.kind!r} hands its frames on as one, nothing to pool"
+                f"{where}: {self.encoder.kind!r} returns all frames as one segment, nothing to pool"
             )
 
     @property
-    def parts(self) -> int:
-        """Parts that the encoder sees of one medium."""
-        return self.frames * self.encoder.parts
+    def segments(self) -> int:
+        """Segments of one medium that the encoder receives."""
+        return self.frames * self.encoder.segments
 
     @property
-    def features(self) -> tuple[int, int, int]:
-        """Parts, tokens of a part and width of what the encoder makes of one medium."""
-        if isinstance(self.encoder, UniformerEva):  # its own token belongs to no part
-            return 1, self.parts * self.encoder.tokens + 1, self.encoder.width
-        return self.parts, self.encoder.tokens, self.encoder.width
+    def feature_shape(self) -> tuple[int, int, int]:
+        """Shape of the encoder's features of one medium: segments, tokens per segment, width."""
+        if isinstance(self.encoder, UniformerEva):  # its additional token belongs to no frame
+            return 1, self.segments * self.encoder.tokens + 1, self.encoder.width
+        return self.segments, self.encoder.tokens, self.encoder.width
 
     @property
-    def ends(self) -> tuple[int, int]:
-        """Parts and tokens of a part that the projector sees of one medium, after pooling."""
+    def pooled_shape(self) -> tuple[int, int]:
+        """Segments and tokens per segment that the projector receives, after pooling."""
         if self.pool == "mean":
             return 1, self.encoder.tokens
         if self.pool == "spatial_temporal":
-            return 1, self.parts + self.encoder.tokens
-        parts, tokens, _ = self.features
-        return parts, tokens
+            return 1, self.segments + self.encoder.tokens
+        segments, tokens, _ = self.feature_shape
+        return segments, tokens
 
     def projector_shape(self, width_out: int) -> ProjectorShape:
-        """Return what this slot's projector joins in front of a backbone of that width."""
-        parts, tokens = self.ends
+        """Return the shape of this branch's projector before a backbone of that width."""
+        segments, tokens = self.pooled_shape
         return ProjectorShape(
-            parts=parts, tokens=tokens, width_in=self.encoder.width, width_out=width_out
+            segments=segments, tokens=tokens, width_in=self.encoder.width, width_out=width_out
         )
 
     @property
     def tokens(self) -> int:
-        """Tokens of one medium as the projector leaves them."""
+        """Tokens of one medium after the projector."""
         return self.projector.tokens(self.projector_shape(0))
 
     def tiny(self) -> InputBranchSpec:
-        """Return the same wiring with small parts."""
+        """Return the same wiring with small components."""
         return replace(
             self,
             encoder=self.encoder.tiny(),
@@ -155,7 +155,7 @@ class InputBranchSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """The slots of one model: ways in, the backbone, and ways out."""
+    """One model: input branches, backbone, fusion of the two, and output branches."""
 
     inputs: tuple[InputBranchSpec, ...]
     backbone: Backbone
@@ -163,77 +163,84 @@ class ModelSpec:
     outputs: tuple[OutputBranchSpec, ...] = ()
 
     def __post_init__(self) -> None:
-        """Raise SpecError where slots contradict each other."""
-        names = [slot.modality for slot in self.inputs]
+        """Raise SpecError where branches contradict each other or do not fit the backbone."""
+        names = [branch.modality for branch in self.inputs]
         for name in names:
             if names.count(name) > 1:
-                raise SpecError(f"inputs: {name!r} stands in {names.count(name)} slots, want one")
+                raise SpecError(
+                    f"inputs: {names.count(name)} branches for {name!r}, at most one allowed"
+                )
         self._check_outputs()
-        for slot in self.inputs:
-            self._check_shared(slot, "encoder", slot.encoder_of)
-            self._check_shared(slot, "projector", slot.projector_of)
-            slot.projector.tokens(slot.projector_shape(self.projected_width))
+        for branch in self.inputs:
+            self._check_shared(branch, "encoder", branch.encoder_of)
+            self._check_shared(branch, "projector", branch.projector_of)
+            branch.projector.tokens(branch.projector_shape(self.projected_width))
         self.fusion.check(self.backbone)
-        if not self.fusion.splices and len({slot.tokens for slot in self.inputs}) > 1:
-            raise SpecError(f"fusion: {self.fusion.kind!r} wants equally many tokens of all media")
+        if not self.fusion.splices and len({branch.tokens for branch in self.inputs}) > 1:
+            raise SpecError(
+                f"fusion: {self.fusion.kind!r} needs the same number of tokens for all media"
+            )
 
     def _check_outputs(self) -> None:
-        names = [slot.modality for slot in self.outputs]
+        names = [branch.modality for branch in self.outputs]
         for name in names:
             if names.count(name) > 1:
-                raise SpecError(f"outputs: {name!r} stands in {names.count(name)} slots, want one")
+                raise SpecError(
+                    f"outputs: {names.count(name)} branches for {name!r}, at most one allowed"
+                )
         if not names:
             return
         if self.backbone.seq2seq or self.backbone.prefix_lm:
-            raise SpecError(f"outputs: the backbone {self.backbone.kind!r} says no signals")
+            raise SpecError(
+                f"outputs: the backbone {self.backbone.kind!r} supports no signal tokens"
+            )
         if not isinstance(self.fusion, Splice):
-            raise SpecError(f"outputs: {self.fusion.kind!r} has no places for signals")
+            raise SpecError(f"outputs: fusion {self.fusion.kind!r} supports no signal tokens")
 
-    def _check_shared(self, slot: InputBranchSpec, part: str, owner: str | None) -> None:
+    def _check_shared(self, branch: InputBranchSpec, component: str, owner: str | None) -> None:
         if owner is None:
             return
-        choose(owner, self.modalities, f"modality in {part}_of of slot {slot.modality!r}")
-        other = self.slot(owner)
-        again = other.encoder_of if part == "encoder" else other.projector_of
-        if again is not None or other is slot:
-            raise SpecError(f"slot {slot.modality!r}: {part}_of {owner!r} has none of its own")
-        if getattr(other, part) != getattr(slot, part):
-            raise SpecError(
-                f"slot {slot.modality!r}: shares the {part} of {owner!r}, but its spec differs"
-            )
+        where = f"input branch {branch.modality!r}"
+        choose(owner, self.modalities, f"modality in {component}_of of {where}")
+        other = self.input_branch(owner)
+        shared = other.encoder_of if component == "encoder" else other.projector_of
+        if shared is not None or other is branch:
+            raise SpecError(f"{where}: {component}_of {owner!r} has none of its own")
+        if getattr(other, component) != getattr(branch, component):
+            raise SpecError(f"{where}: shares the {component} of {owner!r}, but its spec differs")
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        """The media this model takes in, in the order of its slots."""
-        return tuple(slot.modality for slot in self.inputs)
+        """The input modalities, in the order of the branches."""
+        return tuple(branch.modality for branch in self.inputs)
 
-    def slot(self, modality: str) -> InputBranchSpec:
-        """Return the slot of one modality."""
+    def input_branch(self, modality: str) -> InputBranchSpec:
+        """Return the input branch of one modality; raises SpecError if there is none."""
         choose(modality, self.modalities, "modality")
-        return next(slot for slot in self.inputs if slot.modality == modality)
+        return next(branch for branch in self.inputs if branch.modality == modality)
 
     @property
     def projected_width(self) -> int:
-        """Width of the projected tokens: the backbone's, unless its layers take another."""
+        """Width of the projected tokens: the backbone's, unless cross-attention reads another."""
         if isinstance(self.fusion, GatedCrossAttention):
             return self.fusion.media_width or self.backbone.width
         return self.backbone.width
 
     @property
-    def packs(self) -> bool:
-        """Whether several samples may stand in one row of the backbone's input."""
-        return self.backbone.packs and isinstance(self.fusion, Splice)
+    def supports_packing(self) -> bool:
+        """Whether several samples may be packed into one sequence of the backbone's input."""
+        return self.backbone.supports_packing and isinstance(self.fusion, Splice)
 
-    def places(self, slot: InputBranchSpec) -> int:
-        """Return the places that one medium takes in the backbone's context."""
-        return slot.tokens if self.fusion.splices else 0
+    def context_tokens(self, branch: InputBranchSpec) -> int:
+        """Return how many tokens of the backbone's context one medium occupies."""
+        return branch.tokens if self.fusion.splices else 0
 
     def tiny(self) -> ModelSpec:
-        """Return the same wiring with small parts."""
+        """Return the same wiring with small components."""
         return replace(
             self,
-            inputs=tuple(slot.tiny() for slot in self.inputs),
+            inputs=tuple(branch.tiny() for branch in self.inputs),
             backbone=self.backbone.tiny(),
             fusion=self.fusion.tiny(),
-            outputs=tuple(slot.tiny() for slot in self.outputs),
+            outputs=tuple(branch.tiny() for branch in self.outputs),
         )

@@ -1,4 +1,4 @@
-"""Flamingo's encoder, the one that is a convolutional network."""
+"""Spec of Flamingo's encoder, a convolutional network without normalisation layers."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ STRIDE = 32
 
 @dataclass(frozen=True, kw_only=True)
 class NfNet:
-    """NFNet-F6 (Brock et al. 2021, arXiv:2102.06171), the feature map in front of its pooling.
+    """NFNet-F6 (Brock et al. 2021, arXiv:2102.06171), its feature map before pooling.
 
-    Flamingo (Alayrac et al. 2022, §3.1) lays the map of a picture of 320 pixels out as tokens. Its
-    weights, trained by contrast with texts, are not published; the default's are ImageNet's.
+    Flamingo (Alayrac et al. 2022, §3.1) flattens the feature map of a picture of 320 pixels to
+    tokens. Its contrastively trained weights are not published; the default is ImageNet's.
 
     Args:
-        weights: `FOLDER/FILE` or `OWNER/NAME:FILE` in timm's names.
-        depths, widths: blocks of each of the four stages, and their channels.
-        stem_width: channels that the stem leaves.
+        weights: `FOLDER/FILE` or `OWNER/NAME:FILE` with timm's names.
+        depths, widths: blocks and channels of each of the four stages.
+        stem_width: output channels of the stem.
         group_width: channels of a group of the 3 x 3 convolutions.
         image_size: side of the square picture in pixels.
-        fit: how a picture becomes square: `pad` with the mean colour, or `squash`.
+        fit: how a picture is made square: `pad` with the mean colour, or `squash`.
         mean, std: of the red, green and blue values in [0, 1].
     """
 
@@ -40,8 +40,8 @@ class NfNet:
     std: Colour = (0.229, 0.224, 0.225)
 
     media: ClassVar[tuple[str, ...]] = ("image", "video")
-    parts: ClassVar[int] = 1
-    sees_parts: ClassVar[bool] = False
+    segments: ClassVar[int] = 1
+    encodes_jointly: ClassVar[bool] = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -50,7 +50,7 @@ class NfNet:
 
     @property
     def tokens(self) -> int:
-        """Tokens handed to the projector for one picture: cells of the feature map."""
+        """Tokens per picture that the projector receives: cells of the feature map."""
         side = -(-self.image_size // STRIDE)
         return side * side
 

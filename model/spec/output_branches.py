@@ -1,4 +1,4 @@
-"""Ways out: signal tokens of the backbone, output projector, frozen generator (survey §2.4, §2.5).
+"""Output branches: signal tokens, output projector, frozen generator (survey §2.4, §2.5).
 
 S_X → H_X = Θ_out(S_X) → LDM(H_X). Published settings are those of NExT-GPT (Wu et al. 2023,
 arXiv:2309.05519) and of Stable Diffusion 1.5 (Rombach et al. 2022).
@@ -14,10 +14,10 @@ from model.spec.base import SpecError
 
 @dataclass(frozen=True, kw_only=True)
 class OutputTransformer:
-    """A small encoder-decoder from signals to the generator's conditions (NExT-GPT, §3).
+    """A small encoder-decoder from signal tokens to the generator's conditions (NExT-GPT, §3).
 
     Args:
-        width: inside; a linear layer leads there from the backbone, one from there on.
+        width: of the transformer; linear layers map from the backbone's width to the condition's.
         layers: of the encoder, and of the decoder.
         heads: of attention; the feed-forward layers are four times as wide.
     """
@@ -34,21 +34,21 @@ class OutputTransformer:
 
 @dataclass(frozen=True, kw_only=True)
 class StableDiffusion:
-    """A latent diffusion model of pictures with its own text encoder (Rombach et al. 2022).
+    """A latent diffusion model for pictures with its own text encoder (Rombach et al. 2022).
 
     Args:
         weights: a hub name or a folder of a diffusers checkpoint; sizes are Stable Diffusion 1.5's.
         image_size: side of the square picture, in pixels.
-        latent_channels: of the autoencoder; each of its levels but the last halves the sides.
+        latent_channels: of the autoencoder, each level of which but the last halves the sides.
         vae_widths: channels of the autoencoder's levels.
-        widths: channels of the UNet's levels; all but the last attend to the text.
+        widths: channels of the UNet's levels; all but the last have cross-attention to the text.
         blocks: residual blocks of a level.
         heads: of the UNet's attention.
         norm_groups: of the group norms.
         text_width, text_mlp_width, text_layers, text_heads: of CLIP's text encoder, τ.
-        text_tokens: to which every text is padded.
+        text_tokens: length to which every text is padded.
         text_vocabulary: of CLIP's tokenizer.
-        prediction: what the UNet tells: the noise, or, as in Stable Diffusion 2.1 at 768 pixels, v.
+        prediction: target of the UNet: noise or, as in Stable Diffusion 2.1 at 768 pixels, v.
     """
 
     kind: Literal["stable_diffusion"] = "stable_diffusion"
@@ -71,8 +71,8 @@ class StableDiffusion:
     media: ClassVar[tuple[str, ...]] = ("image",)
 
     @property
-    def conditions(self) -> tuple[int, int]:
-        """Tokens and width of what the generator is told: of τ(t), and so of H."""
+    def condition_shape(self) -> tuple[int, int]:
+        """Tokens and width of the generator's condition: of τ(t), and hence of H."""
         return self.text_tokens, self.text_width
 
     @property
@@ -81,7 +81,7 @@ class StableDiffusion:
         return (3, self.image_size, self.image_size)
 
     @property
-    def latents(self) -> tuple[int, int, int]:
+    def latent_shape(self) -> tuple[int, int, int]:
         """Shape of the latents of one picture."""
         side = self.image_size // 2 ** (len(self.vae_widths) - 1)
         return self.latent_channels, side, side
@@ -106,13 +106,14 @@ class StableDiffusion:
 
 @dataclass(frozen=True, kw_only=True)
 class OutputBranchSpec:
-    """One modality's way out: the backbone says signals, a generator draws what they mean.
+    """One modality's output branch: signal tokens of the backbone condition a generator.
 
     Args:
-        modality: what comes out.
-        signals: tokens that the backbone says for one medium; their embeddings and their rows of
-            the output matrix are new, the vocabulary's own stay as they are.
-        projector: from what the backbone thinks at the signals to the generator's conditions.
+        modality: of the generated media.
+        signals: number of signal tokens per medium; their input embeddings and output rows are new
+            weights, those of the vocabulary stay unchanged.
+        projector: from the backbone's hidden states at the signal tokens to the generator's
+            conditions.
         generator: with its own text encoder, both frozen.
     """
 
@@ -122,43 +123,43 @@ class OutputBranchSpec:
     generator: StableDiffusion = StableDiffusion()
 
     def __post_init__(self) -> None:
-        """Raise SpecError where the parts cannot go together."""
-        where = f"output slot {self.modality!r}"
+        """Raise SpecError where the components do not fit each other."""
+        where = f"output branch {self.modality!r}"
         if self.modality not in self.generator.media:
             raise SpecError(
-                f"{where}: the generator {self.generator.kind!r} makes "
+                f"{where}: the generator {self.generator.kind!r} generates "
                 f"{', '.join(self.generator.media)}, not {self.modality}"
             )
         if self.signals < 1:
-            raise SpecError(f"{where}: signals {self.signals}, want 1 or more")
+            raise SpecError(f"{where}: signals {self.signals}, must be at least 1")
 
     @property
     def kind(self) -> str:
-        """The name of media that come out, beside those that go in: `to_image`."""
+        """Kind of the generated media, as distinct from input media: `to_image`."""
         return f"to_{self.modality}"
 
     def tiny(self) -> OutputBranchSpec:
-        """Return the same wiring with small parts."""
+        """Return the same wiring with small components."""
         return replace(self, projector=self.projector.tiny(), generator=self.generator.tiny())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Generation:
-    """What a stage learns of drawing, beside the text with its signals (survey eq. 2).
+    """Loss weights of a stage with generated media, in addition to the text loss (survey eq. 2).
 
     Args:
-        align: weight of eq. 4, ‖H_X − τ_X(t)‖²: it needs captions only.
-        denoise: weight of eq. 5, E‖ε − ε_X(z_t, t, H_X)‖²: it needs the media, and a pass through
-            the generator and back. At 0 neither media nor generator but its text encoder are used.
+        align: weight of eq. 4, ‖H_X − τ_X(t)‖²; needs captions only.
+        denoise: weight of eq. 5, E‖ε − ε_X(z_t, t, H_X)‖²; needs the media, and a forward and
+            backward pass of the generator. At 0 only the generator's text encoder is loaded.
     """
 
     align: float = 1.0
     denoise: float = 1.0
 
     def __post_init__(self) -> None:
-        """Raise SpecError for weights that make no sense."""
+        """Raise SpecError unless both weights are non-negative and one is positive."""
         if min(self.align, self.denoise) < 0 or not self.align + self.denoise:
             raise SpecError(
                 f"generation: align {self.align}, denoise {self.denoise}; "
-                "want none below 0 and one above it"
+                "both must be at least 0 and one of them positive"
             )

@@ -1,9 +1,9 @@
 """Parameter-efficient fine-tuning of the backbone (survey §2.3).
 
-Every spec says what the names of its parameters hold (`marks`, so that a stage trains
-`backbone.*lora_*`), and whether the backbone's weights can be partitioned under it (`zero3`).
+Every spec defines a substring of its parameters' names (`parameter_marker`; a stage trains e.g.
+`backbone.*lora_*`), and whether ZeRO-3 can partition the backbone's weights (`zero3`).
 
-Targets are names of linear layers. Where all of them are meant, they are these:
+Targets are names of linear layers. The linear layers of each backbone's blocks are:
 
 | backbone | attention | feed-forward |
 |---|---|---|
@@ -27,7 +27,7 @@ OPT_LINEAR = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 T5_LINEAR = ("q", "k", "v", "o", "wi_0", "wi_1", "wo")
 GLM_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_up_proj", "down_proj")
 CHATGLM_LINEAR = ("query_key_value", "attention.dense", "dense_h_to_4h", "dense_4h_to_h")
-"""All linear layers of a backbone's blocks."""
+"""All linear layers of a backbone's blocks, by the backbone's class."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +35,8 @@ class Lora:
     """Low-rank adapters in the backbone (Hu et al. 2021).
 
     Args:
-        targets: names of the backbone's linear layers that get an adapter.
-        learning_rate: the adapters' own, where it differs from the stage's.
+        targets: names of the backbone's linear layers that are adapted.
+        learning_rate: of the adapters, if different from the stage's.
     """
 
     kind: Literal["lora"] = "lora"
@@ -46,7 +46,7 @@ class Lora:
     targets: tuple[str, ...] = LLAMA_LINEAR
     learning_rate: float | None = None
 
-    marks: ClassVar[str] = "lora_"
+    parameter_marker: ClassVar[str] = "lora_"
     zero3: ClassVar[bool] = True
 
     def check(self, backbone: Backbone) -> None:
@@ -55,18 +55,18 @@ class Lora:
 
 @dataclass(frozen=True, kw_only=True)
 class QLora:
-    """Low-rank adapters beside weights of four bits (Dettmers et al. 2023, *QLoRA*).
+    """Low-rank adapters on weights quantised to four bits (Dettmers et al. 2023, *QLoRA*).
 
-    The weights are in NormalFloat with doubly quantised constants (§3), for which the package
-    bitsandbytes is needed. The defaults are the paper's for 7B and 13B (appendix B.2, table 9).
+    Weights are stored as NormalFloat with double quantisation (§3), which requires the package
+    bitsandbytes. The defaults are the paper's for 7B and 13B (appendix B.2, table 9).
 
     Args:
         rank: of the adapters.
         alpha: of the adapters; their output is scaled by alpha / rank.
         dropout: 0.1, but 0.05 for 33B and 65B.
-        targets: names of the backbone's linear layers that get an adapter, all of them in the
-            paper. Every linear layer of the backbone's blocks is quantised, target or not.
-        learning_rate: the adapters' own: 2e-4, but 1e-4 for 33B and 65B.
+        targets: names of the backbone's linear layers that are adapted, all of them in the paper.
+            Every linear layer of the backbone's blocks is quantised, target or not.
+        learning_rate: of the adapters: 2e-4, but 1e-4 for 33B and 65B.
     """
 
     kind: Literal["qlora"] = "qlora"
@@ -76,7 +76,7 @@ class QLora:
     targets: tuple[str, ...] = LLAMA_LINEAR
     learning_rate: float | None = 2e-4
 
-    marks: ClassVar[str] = "lora_"
+    parameter_marker: ClassVar[str] = "lora_"
     zero3: ClassVar[bool] = False
 
     def check(self, backbone: Backbone) -> None:
@@ -85,15 +85,15 @@ class QLora:
 
 @dataclass(frozen=True, kw_only=True)
 class Prefix:
-    """Learned keys and values in front of every layer's own (Li and Liang 2021, *Prefix-tuning*).
+    """Learned keys and values before those of every layer (Li and Liang 2021, *Prefix-tuning*).
 
     The defaults are the paper's for generation from tables (§6.1 and table 5 of its appendix).
 
     Args:
-        length: how many; 200 for summaries.
-        hidden: width of the middle of the network that makes them while they are learned (§4.3);
-            800 for summaries. None learns them as they are.
-        learning_rate: the prefix's own, where it differs from the stage's.
+        length: of the prefix, in positions; 200 for summarisation.
+        hidden: hidden width of the MLP that reparametrises the prefix in training (§4.3); 800 for
+            summarisation. None learns the prefix directly.
+        learning_rate: of the prefix, if different from the stage's.
     """
 
     kind: Literal["prefix"] = "prefix"
@@ -101,27 +101,27 @@ class Prefix:
     hidden: int | None = 512
     learning_rate: float | None = 5e-5
 
-    marks: ClassVar[str] = "prefix"
+    parameter_marker: ClassVar[str] = "prefix"
     zero3: ClassVar[bool] = True
 
     def check(self, backbone: Backbone) -> None:
-        """Raise SpecError unless the backbone is causal: T5's positions leave a prefix no place."""
+        """Raise SpecError unless the backbone is causal: T5's positions do not allow a prefix."""
         if backbone.seq2seq:
             raise SpecError(
-                f"peft: {self.kind!r} goes with a causal backbone, {backbone.kind!r} is seq2seq"
+                f"peft: {self.kind!r} requires a causal backbone, {backbone.kind!r} is seq2seq"
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Adapter:
-    """Bottlenecks behind attention and behind the feed-forward (Houlsby et al. 2019, §2.1).
+    """Bottleneck adapters after attention and after feed-forward (Houlsby et al. 2019, §2.1).
 
     Args:
-        bottleneck: width inside; 64 does well throughout the paper's §3, which tries 8 to 256.
-        targets: the linear layers behind which they stand: attention's last and the
-            feed-forward's last; in LLaMA's names here, see this file's table.
-        learning_rate: the adapters' own, where it differs from the stage's; 3e-4 is one of those
-            that the paper tries.
+        bottleneck: width of the bottleneck; the paper's §3 tries 8 to 256, and 64 does well.
+        targets: the linear layers that an adapter follows: the last of attention and of the
+            feed-forward network; the default has LLaMA's names, see this file's table.
+        learning_rate: of the adapters, if different from the stage's; the paper tries 3e-4 among
+            others.
     """
 
     kind: Literal["adapter"] = "adapter"
@@ -129,7 +129,7 @@ class Adapter:
     targets: tuple[str, ...] = ("o_proj", "down_proj")
     learning_rate: float | None = 3e-4
 
-    marks: ClassVar[str] = "adapter"
+    parameter_marker: ClassVar[str] = "adapter"
     zero3: ClassVar[bool] = True
 
     def check(self, backbone: Backbone) -> None:

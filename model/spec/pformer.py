@@ -1,4 +1,4 @@
-"""The P-Former: sentences to the prompts that a language model would best be given for them."""
+"""Specs of the P-Former, which predicts soft prompts for a language model from sentences."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from typing import Literal
 from model.spec.backbones import TINY_VOCABULARY
 
 TINY_TEXT = 64
-"""Tokens of a text at `--scale tiny`, where a token is a byte."""
+"""Length of a text at `--scale tiny`, where each byte is a token."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PFormer:
-    """A sentence's `[CLS]` to as many prompts as a medium has tokens (DLP, Jian et al. 2023).
+    """A sentence's `[CLS]` to as many soft prompts as a medium has tokens (DLP, Jian et al. 2023).
 
-    It stands beside the model in training only: from a caption it tells what the projector should
-    have made of the picture. How many prompts, and how wide, follows from the slot and backbone.
+    It is used in training only: from a caption it predicts target tokens for the projector. Number
+    and width of the prompts follow from the input branch and the backbone.
 
     Args:
         weights: file of a published P-Former (`FOLDER/FILE` or `OWNER/NAME:FILE`), or empty for a
             new one.
         width, mlp_width, layers, heads, vocabulary, max_positions: BERT-base's.
         tokenizer: a hub name or a folder; empty for bytes.
-        max_text: longer sentences are cut, in tokens.
-        dropout: in training, as BERT has it.
+        max_text: in tokens; longer sentences are truncated.
+        dropout: in training, as in BERT.
     """
 
     kind: Literal["pformer"] = "pformer"
@@ -54,11 +54,11 @@ class PFormer:
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """A frozen P-Former whose prompts the projected tokens are drawn to (Jian et al. 2023, §3.2).
+    """A frozen P-Former whose prompts are targets of the projected tokens (Jian et al. 2023, §3.2).
 
     Args:
-        pformer: what makes the prompts of the caption.
-        weight: of the mean squared distance, beside the stage's other losses.
+        pformer: predicts the prompts from the caption.
+        weight: of the mean squared distance among the stage's losses.
     """
 
     pformer: PFormer

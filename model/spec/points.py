@@ -1,4 +1,4 @@
-"""Encoders of point clouds (survey §2.1)."""
+"""Specs of encoders of point clouds (survey §2.1)."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from typing import ClassVar, Literal
 class PointBert:
     """PointBERT (Yu et al. 2021, arXiv:2111.14819) as ULIP trains it (Xue et al. 2023).
 
-    Defaults: the size of ULIP-2's PointBERT in X-InstructBLIP, 8192 points without colour. ULIP-2's
-    coloured one has `points=10_000, channels=6, layers=18, embedding=1280`.
+    Defaults: ULIP-2's PointBERT in X-InstructBLIP, 8192 points without colour. ULIP-2's version
+    with colour has `points=10_000, channels=6, layers=18, embedding_width=1280`.
 
     Args:
         weights: `FOLDER/FILE` or `OWNER/NAME:FILE` of a ULIP checkpoint.
         points, channels: of a cloud; 3 channels are xyz, 6 are xyz and rgb.
-        groups, group_size: local patches, and points in each.
-        patch_width: of the mini-PointNet that reads one patch.
-        embedding: width of the space that ULIP shares with texts and pictures.
-        output: what is handed on: `embedding`, one projected token (X-InstructBLIP); `pooled`, the
-            class token beside the maximum over the patches, one token; `tokens`, all of them.
+        groups, group_size: number of local patches, and points in each.
+        patch_width: output width of the mini-PointNet that encodes one patch.
+        embedding_width: of the space that ULIP shares with texts and pictures.
+        output: `embedding` returns one projected token (X-InstructBLIP); `pooled` one token, the
+            class token concatenated with the maximum over the patches; `tokens` all tokens.
     """
 
     kind: Literal["point_bert"] = "point_bert"
     weights: str
-    width_inside: int = 384
+    hidden_width: int = 384
     mlp_width: int = 1536
     layers: int = 12
     heads: int = 6
@@ -34,12 +34,12 @@ class PointBert:
     groups: int = 512
     group_size: int = 32
     patch_width: int = 256
-    embedding: int = 512
+    embedding_width: int = 512
     output: Literal["embedding", "pooled", "tokens"] = "embedding"
 
     media: ClassVar[tuple[str, ...]] = ("points",)
-    parts: ClassVar[int] = 1
-    sees_parts: ClassVar[bool] = False
+    segments: ClassVar[int] = 1
+    encodes_jointly: ClassVar[bool] = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -48,20 +48,20 @@ class PointBert:
 
     @property
     def tokens(self) -> int:
-        """Tokens handed to the projector for one cloud."""
+        """Tokens per cloud that the projector receives."""
         return 1 + self.groups if self.output == "tokens" else 1
 
     @property
     def width(self) -> int:
-        """Width of a token handed to the projector."""
-        pooled = {"embedding": self.embedding, "pooled": 2 * self.width_inside}
-        return pooled.get(self.output, self.width_inside)
+        """Width of a token that the projector receives."""
+        pooled = {"embedding": self.embedding_width, "pooled": 2 * self.hidden_width}
+        return pooled.get(self.output, self.hidden_width)
 
     def tiny(self) -> PointBert:
         """Return the same tower with small sizes."""
         return replace(
             self,
-            width_inside=32,
+            hidden_width=32,
             mlp_width=64,
             layers=2,
             heads=2,
@@ -69,5 +69,5 @@ class PointBert:
             groups=16,
             group_size=8,
             patch_width=32,
-            embedding=32,
+            embedding_width=32,
         )

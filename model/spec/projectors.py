@@ -1,4 +1,4 @@
-"""Input projectors: features to tokens of the backbone's width (survey §2.2)."""
+"""Specs of input projectors: features to tokens of the backbone's width (survey §2.2)."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class Mlp:
     """Linear layers with GELU between them, token by token (LLaVA-1.5: `mlp2x_gelu`, depth 2).
 
     Args:
-        depth: how many linear layers.
-        norm: whether a layer norm stands behind each GELU (CoDi-2, Tang et al. 2023).
+        depth: number of linear layers.
+        norm: whether a layer norm follows each GELU (CoDi-2, Tang et al. 2023).
     """
 
     kind: Literal["mlp"] = "mlp"
@@ -24,58 +24,58 @@ class Mlp:
 
     reads_text: ClassVar[bool] = False
 
-    def tokens(self, ends: ProjectorShape) -> int:
-        """Tokens handed to the backbone for one medium: as many as the encoder's."""
-        return ends.parts * ends.tokens
+    def tokens(self, shape: ProjectorShape) -> int:
+        """Tokens per medium that the backbone receives: as many as the encoder returns."""
+        return shape.segments * shape.tokens
 
     def tiny(self) -> Mlp:
-        """Return itself: its widths are its neighbours'."""
+        """Return itself: its widths are those of encoder and backbone."""
         return self
 
 
 @dataclass(frozen=True, kw_only=True)
-class Join:
-    """Neighbouring tokens of a row laid end to end, then a linear layer (MiniGPT-v2).
+class TokenConcat:
+    """Adjacent tokens concatenated into one, then a linear layer (MiniGPT-v2).
 
-    Chen et al. 2023 (arXiv:2310.09478), §2: four at a time, which cuts 1024 tokens to 256.
+    Chen et al. 2023 (arXiv:2310.09478), §2: groups of four, which reduces 1024 tokens to 256.
 
     Args:
-        neighbours: tokens that become one, adjacent in raster order.
+        group_size: tokens that become one, adjacent in raster order.
     """
 
-    kind: Literal["join"] = "join"
-    neighbours: int = 4
+    kind: Literal["token_concat"] = "token_concat"
+    group_size: int = 4
 
     reads_text: ClassVar[bool] = False
 
-    def tokens(self, ends: ProjectorShape) -> int:
-        """Tokens handed to the backbone for one medium.
+    def tokens(self, shape: ProjectorShape) -> int:
+        """Tokens per medium that the backbone receives.
 
         Raises:
-            SpecError: a part's tokens cannot be divided so.
+            SpecError: the tokens of a segment cannot be divided into such groups.
         """
-        if ends.tokens % self.neighbours:
+        if shape.tokens % self.group_size:
             raise SpecError(
-                f"projector {self.kind!r}: {ends.tokens} tokens cannot be joined by "
-                f"{self.neighbours}; an encoder's class token must be left out"
+                f"projector {self.kind!r}: {shape.tokens} tokens are no multiple of group_size "
+                f"{self.group_size}; the encoder must not return its class token"
             )
-        return ends.parts * ends.tokens // self.neighbours
+        return shape.segments * shape.tokens // self.group_size
 
-    def tiny(self) -> Join:
-        """Return itself: its widths are its neighbours'."""
+    def tiny(self) -> TokenConcat:
+        """Return itself: its widths are those of encoder and backbone."""
         return self
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ldp:
-    """The lightweight downsample projectors of MobileVLM.
+    """MobileVLM's lightweight downsample projectors (LDP).
 
     Chu et al. 2023 (arXiv:2312.16886), §3.3, and 2024 (arXiv:2402.03766), §3.2.
 
     Args:
         version: 1 has two depthwise-separable blocks, 2 average pooling and a positional
             convolution.
-        stride: a part's square of tokens shrinks by it on either side; 2 makes 144 tokens of 576.
+        stride: divides the sides of a segment's token grid; 2 reduces 576 tokens to 144.
     """
 
     kind: Literal["ldp"] = "ldp"
@@ -84,38 +84,38 @@ class Ldp:
 
     reads_text: ClassVar[bool] = False
 
-    def tokens(self, ends: ProjectorShape) -> int:
-        """Tokens handed to the backbone for one medium.
+    def tokens(self, shape: ProjectorShape) -> int:
+        """Tokens per medium that the backbone receives.
 
         Raises:
-            SpecError: a part's tokens are no square, or one that cannot be divided so.
+            SpecError: a segment's tokens form no square grid that the stride divides.
         """
-        side = square_side(ends.tokens, self.kind)
+        side = square_side(shape.tokens, self.kind)
         if side % self.stride:
             raise SpecError(
-                f"projector {self.kind!r}: a side of {side} tokens, want a multiple of "
+                f"projector {self.kind!r}: a grid side of {side} tokens must be a multiple of "
                 f"the stride {self.stride}"
             )
-        return ends.parts * (side // self.stride) ** 2
+        return shape.segments * (side // self.stride) ** 2
 
     def tiny(self) -> Ldp:
-        """Return itself: its widths are its neighbours'."""
+        """Return itself: its widths are those of encoder and backbone."""
         return self
 
 
 @dataclass(frozen=True, kw_only=True)
 class PerceiverResampler:
-    """Latents that read all frames of a medium through cross-attention (Flamingo).
+    """Latents with cross-attention to all frames of a medium (Flamingo).
 
-    Alayrac et al. 2022 (arXiv:2204.14198), §3.1 and appendices A.1.1 and B.1. A linear layer leads
-    in where the encoder's width is another, and one leads out where the width handed on is.
+    Alayrac et al. 2022 (arXiv:2204.14198), §3.1 and appendices A.1.1 and B.1. Linear layers map
+    from the encoder's width and to the output width where these differ from the resampler's.
 
     Args:
-        latents: learned tokens, and tokens handed on.
+        latents: number of learned queries, and hence of output tokens.
         width, layers, heads: of the resampler; its feed-forward layers are four times as wide.
         head_width: the published total of 194M parameters (table 5) follows from 128.
         activation: squared ReLU in the paper, GELU in OpenFlamingo.
-        frames: rows of the learned time embeddings; the first is a picture's.
+        max_frames: number of learned time embeddings; pictures use the first.
     """
 
     kind: Literal["perceiver_resampler"] = "perceiver_resampler"
@@ -125,17 +125,17 @@ class PerceiverResampler:
     heads: int = 16
     head_width: int = 128
     activation: Literal["squared_relu", "gelu"] = "squared_relu"
-    frames: int = 8
+    max_frames: int = 8
 
     reads_text: ClassVar[bool] = False
 
-    def tokens(self, ends: ProjectorShape) -> int:
-        """Tokens handed to the backbone for one medium: the latents, whatever its length.
+    def tokens(self, shape: ProjectorShape) -> int:
+        """Tokens per medium that the backbone receives: the latents, whatever its length.
 
         Raises:
             SpecError: more frames than time embeddings.
         """
-        check_frames(ends.parts, self.frames, self.kind)
+        check_segments(shape.segments, self.max_frames, self.kind)
         return self.latents
 
     def tiny(self) -> PerceiverResampler:
@@ -145,12 +145,12 @@ class PerceiverResampler:
 
 @dataclass(frozen=True, kw_only=True)
 class QwenResampler:
-    """A square of queries, one cross-attention layer with 2-D positions (Qwen-VL).
+    """A square grid of queries, one cross-attention layer with 2-D positions (Qwen-VL).
 
     Bai et al. 2023 (arXiv:2308.12966), §2.1. It is as wide as the backbone.
 
     Args:
-        queries: a square number of learned tokens, and tokens handed to the backbone for each part.
+        queries: a square number of learned queries, and hence of output tokens per segment.
         head_width: the backbone's width divided by it is the number of heads.
     """
 
@@ -161,17 +161,17 @@ class QwenResampler:
     reads_text: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        """Raise SpecError where the queries are no square."""
+        """Raise SpecError where the queries form no square grid."""
         square_side(self.queries, self.kind)
 
-    def tokens(self, ends: ProjectorShape) -> int:
-        """Tokens handed to the backbone for one medium: the queries, for each part.
+    def tokens(self, shape: ProjectorShape) -> int:
+        """Tokens per medium that the backbone receives: the queries, for each segment.
 
         Raises:
-            SpecError: a part's tokens are no square.
+            SpecError: the tokens of a segment form no square grid.
         """
-        square_side(ends.tokens, self.kind)
-        return ends.parts * self.queries
+        square_side(shape.tokens, self.kind)
+        return shape.segments * self.queries
 
     def tiny(self) -> QwenResampler:
         """Return the same architecture with small sizes."""
@@ -180,18 +180,18 @@ class QwenResampler:
 
 @dataclass(frozen=True, kw_only=True)
 class Abstractor:
-    """Queries that read features and themselves, and a learned end token (mPLUG-Owl).
+    """Queries that attend to features and themselves, and a learned end token (mPLUG-Owl).
 
     Ye et al. 2023 (arXiv:2304.14178), §3.1; sizes of the published weights. It is as wide as the
     encoder.
 
     Args:
-        queries: learned tokens; with the end token they are handed to the backbone for each part.
+        queries: learned queries; their outputs and the end token are a segment's tokens.
         mlp_width: of the SwiGLU layers.
         dropout: of the attention, in training.
-        temporal: whether all parts of a medium are read at once, those of several also by as many
-            temporal queries, which a linear layer of their own adds to the others (mPLUG-Owl's
-            release for videos).
+        temporal: whether the queries attend to all segments of a medium at once. With several
+            segments, as many temporal queries are added, whose outputs are added to the others'
+            through a linear layer of their own (mPLUG-Owl's video release).
     """
 
     kind: Literal["abstractor"] = "abstractor"
@@ -204,9 +204,9 @@ class Abstractor:
 
     reads_text: ClassVar[bool] = False
 
-    def tokens(self, ends: ProjectorShape) -> int:
-        """Tokens handed to the backbone for one medium: queries and end, for each part or once."""
-        return (self.queries + 1) * (1 if self.temporal else ends.parts)
+    def tokens(self, shape: ProjectorShape) -> int:
+        """Tokens per medium that the backbone receives: queries and end, per segment or once."""
+        return (self.queries + 1) * (1 if self.temporal else shape.segments)
 
     def tiny(self) -> Abstractor:
         """Return the same architecture with small sizes."""
@@ -214,21 +214,21 @@ class Abstractor:
 
 
 def square_side(tokens: int, kind: str) -> int:
-    """Return the side of a square of tokens.
+    """Return the side of a square grid of tokens.
 
     Raises:
-        SpecError: they make none; an encoder's class token is the likeliest cause.
+        SpecError: they form none; most likely the encoder returns its class token.
     """
     side = math.isqrt(tokens)
     if side * side != tokens:
         raise SpecError(
-            f"projector {kind!r}: {tokens} tokens are no square; an encoder's class token must be "
-            "left out"
+            f"projector {kind!r}: {tokens} tokens form no square grid; the encoder must not return "
+            "its class token"
         )
     return side
 
 
-def check_frames(parts: int, limit: int, kind: str) -> None:
-    """Raise SpecError where a medium has more parts than there are position embeddings."""
-    if parts > limit:
-        raise SpecError(f"projector {kind!r}: {parts} parts, it has positions for {limit}")
+def check_segments(segments: int, limit: int, kind: str) -> None:
+    """Raise SpecError where a medium has more segments than there are position embeddings."""
+    if segments > limit:
+        raise SpecError(f"projector {kind!r}: {segments} segments, but at most {limit} positions")

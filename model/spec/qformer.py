@@ -1,4 +1,4 @@
-"""Q-Formers: learned queries that read an encoder's features (survey §2.2)."""
+"""Specs of Q-Formers: learned queries with cross-attention to features (survey §2.2)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from model.spec.backbones import TINY_VOCABULARY
 from model.spec.base import ProjectorShape, SpecError
-from model.spec.projectors import check_frames
+from model.spec.projectors import check_segments
 
 TINY_QUERIES = 4
 """Queries of a Q-Former at `--scale tiny`."""
@@ -18,24 +18,24 @@ class QFormer:
     """BERT with learned queries and cross-attention, then a linear head (BLIP-2, Li et al. 2023).
 
     Args:
-        weights: file of a published Q-Former (`FOLDER/FILE` or `OWNER/NAME:FILE`) in LAVIS's or
+        weights: file of a published Q-Former (`FOLDER/FILE` or `OWNER/NAME:FILE`) with LAVIS's or
             transformers' names, or empty for a new one; the head is always new.
-        queries: learned tokens, and tokens handed to the backbone.
-        extra_queries: more of them, which may train while the published ones stay frozen
+        queries: learned queries, and hence output tokens.
+        extra_queries: additional queries, which may be trained while the published ones stay frozen
             (VideoChat, Li et al. 2023, has 64).
         width, mlp_width, layers, heads: BERT-base's.
-        cross_every: cross-attention stands in every so-manieth layer, the first one included.
+        cross_attention_frequency: every n-th layer has cross-attention, from the first one on.
         vocabulary, max_positions: of the text branch; BERT's 30522 and the token `[DEC]`.
         tokenizer: of the text branch: a hub name or a folder.
-        max_text: longer instructions are cut, in tokens.
-        dropout: in training, as BERT has it.
-        instruction: whether the queries see the instruction through self-attention (InstructBLIP,
-            Dai et al. 2023, §2.3).
-        text_branch: whether the text half of the weights is kept without being read; stage 1 of
-            BLIP-2 needs it. A Q-Former that reads instructions has it anyway.
-        joint: whether the queries read all parts of a medium at once instead of each by itself.
-        norm_features: whether a layer norm of the features is the Q-Former's own and trains with
-            it (X-InstructBLIP, Panagopoulou et al. 2023, has one for each modality).
+        max_text: in tokens; longer instructions are truncated.
+        dropout: in training, as in BERT.
+        instruction: whether the queries attend to the instruction through self-attention
+            (InstructBLIP, Dai et al. 2023, §2.3).
+        text_branch: whether the weights of the text branch exist although no instruction is read;
+            BLIP-2's stage 1 needs them. With `instruction` they always exist.
+        joint: whether the queries attend to all segments of a medium at once, not to each alone.
+        norm_features: whether the Q-Former has its own layer norm of the features, which is trained
+            with it (X-InstructBLIP, Panagopoulou et al. 2023, has one for each modality).
     """
 
     kind: Literal["qformer"] = "qformer"
@@ -46,7 +46,7 @@ class QFormer:
     mlp_width: int = 3072
     layers: int = 12
     heads: int = 12
-    cross_every: int = 2
+    cross_attention_frequency: int = 2
     vocabulary: int = 30_523
     max_positions: int = 512
     tokenizer: str = "google-bert/bert-base-uncased"
@@ -64,12 +64,12 @@ class QFormer:
 
     @property
     def has_text(self) -> bool:
-        """Whether the text half of the weights exists."""
+        """Whether the weights of the text branch exist."""
         return self.instruction or self.text_branch
 
-    def tokens(self, ends: ProjectorShape) -> int:
-        """Tokens handed to the backbone for one medium: the queries, for each part or once."""
-        return (self.queries + self.extra_queries) * (1 if self.joint else ends.parts)
+    def tokens(self, shape: ProjectorShape) -> int:
+        """Tokens per medium that the backbone receives: the queries, per segment or once."""
+        return (self.queries + self.extra_queries) * (1 if self.joint else shape.segments)
 
     def tiny(self) -> QFormer:
         """Return the same architecture with small sizes."""
@@ -87,39 +87,39 @@ class QFormer:
 
 @dataclass(frozen=True, kw_only=True)
 class VideoQFormer:
-    """A Q-Former over the parts of a medium, each with its position (Video-LLaMA).
+    """A Q-Former over the segments of a medium with position embeddings (Video-LLaMA).
 
-    Zhang et al. 2023 (arXiv:2306.02858), §2.1: frames go through BLIP-2's frozen Q-Former first,
-    segments of sound (`frame=None`) do not. The positions are as wide as what they are added to.
+    Zhang et al. 2023 (arXiv:2306.02858), §2.1: frames pass BLIP-2's frozen Q-Former first, clips of
+    sound (`frame=None`) do not.
 
     Args:
-        frame: reads each part by itself, or nothing; its own head is left out.
-        whole: reads all parts at once; its queries are the tokens handed to the backbone.
-        positions: parts that there are position embeddings for.
+        frame: Q-Former of each segment, without a head; None for no such Q-Former.
+        whole: Q-Former over all segments; its queries are the output tokens.
+        max_segments: number of position embeddings.
     """
 
     kind: Literal["video_qformer"] = "video_qformer"
     frame: QFormer | None = QFormer()
-    whole: QFormer = QFormer(layers=2, cross_every=1)
-    positions: int = 32
+    whole: QFormer = QFormer(layers=2, cross_attention_frequency=1)
+    max_segments: int = 32
 
     reads_text: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        """Raise SpecError where a part of it would want the instruction."""
+        """Raise SpecError where one of the two Q-Formers has `instruction` or `joint`."""
         for part in (self.frame, self.whole):
             if part is not None and (part.instruction or part.joint):
                 raise SpecError(
-                    f"projector {self.kind!r}: its parts cannot have instruction or joint"
+                    f"projector {self.kind!r}: frame and whole cannot have instruction or joint"
                 )
 
-    def tokens(self, ends: ProjectorShape) -> int:
-        """Tokens handed to the backbone for one medium: the queries, whatever its length.
+    def tokens(self, shape: ProjectorShape) -> int:
+        """Tokens per medium that the backbone receives: the queries, whatever its length.
 
         Raises:
-            SpecError: more parts than positions.
+            SpecError: more segments than position embeddings.
         """
-        check_frames(ends.parts, self.positions, self.kind)
+        check_segments(shape.segments, self.max_segments, self.kind)
         return self.whole.queries + self.whole.extra_queries
 
     def tiny(self) -> VideoQFormer:

@@ -1,4 +1,4 @@
-"""Published systems: a model's slots, and how the stages train them.
+"""Published systems: a model's spec, and how each stage trains it.
 
 Survey: Zhang et al. 2024, *MM-LLMs: Recent Advances in MultiModal Large Language Models*, §2.
 """
@@ -16,33 +16,35 @@ from model.spec.peft import Peft
 from model.spec.pformer import Reference
 
 TRAINABLE_OUTPUTS = ("outputs.*.signals.*", "outputs.*.head.*", "outputs.*.projector.*")
-"""What of the ways out a stage that draws trains; the generators stay frozen."""
+"""Trainable patterns of the output branches in a stage with generation; generators stay frozen."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """How one stage trains: what moves, on which prompts, with which hyper-parameters.
+    """How one stage trains: trainable parameters, prompts and hyper-parameters.
 
     Args:
-        trains: patterns (as of `fnmatch`) over parameter names; whatever none matches stays frozen.
-        reference: DLP's frozen P-Former, which the projected tokens are drawn to.
-        generation: what is learnt of drawing media; None leaves the ways out unbuilt.
-        prompt: `plain` hands the placeholders and the assistant's text on without a template
-            (captions in MM-PT), and what asks for a medium to be drawn; `chat` uses the backbone's
-            template; `sentences` lays out the assistant's text alone behind the places of a medium
-            that is not read.
+        trainable: patterns (as of `fnmatch`) over parameter names; all others stay frozen.
+        peft: adapters that are added to the backbone.
+        reference: DLP's frozen P-Former, towards whose prompts the projected tokens are trained.
+        generation: loss weights of generated media; None leaves the output branches out.
+        prompt: `plain` uses placeholders and the assistant's text without a template (captions in
+            MM-PT), and the user's text if it asks for a medium to be generated; `chat` uses the
+            backbone's chat template; `sentences` uses the assistant's text alone, after the
+            positions of a medium that is not encoded.
         learning_rate: the peak; cosine decay to zero after a linear warm-up.
         warmup: share of the steps.
         global_batch: samples per optimizer step over all ranks.
         micro_batch: samples per rank and forward pass.
-        max_tokens: longer samples are cut, but never through a medium.
-        precision: of the forward and backward pass; ZeRO keeps float32 masters beside bf16.
-        ds_config: a file of `ds_configs/` without its ending, or a path.
-        recompute: whether the backbone's activations are recomputed in the backward pass.
-        packing: `auto` lays samples end to end where the model allows it, in passes of at most
-            micro_batch · max_tokens tokens and micro_batch · pack_media media: no more memory
-            than `micro_batch` of the longest samples need, and no padding.
-        pack_media: see there; also what `plan` reckons with.
+        max_tokens: longer samples are truncated, but never inside a medium.
+        precision: of the forward and backward pass; for bf16, ZeRO keeps float32 master weights.
+        ds_config: a file of `ds_configs/` without its suffix, or a path.
+        recompute: whether activations of the backbone are recomputed in the backward pass
+            (activation checkpointing).
+        packing: `auto` packs samples end to end where the model supports it, into micro-batches of
+            at most micro_batch · max_tokens tokens and micro_batch · pack_media media: without
+            padding, and with no more memory than `micro_batch` samples of full length.
+        pack_media: media per sample that packing allows for on average; `plan` assumes it, too.
     """
 
     trainable: tuple[str, ...]
@@ -64,7 +66,7 @@ class Stage:
     pack_media: int = 4
 
     def tiny(self) -> Self:
-        """Return the same stage for a tiny model: what trains and how is kept, sizes are not."""
+        """Return the same stage for a tiny model: same parameters and losses, small sizes."""
         return replace(
             self,
             learning_rate=3e-3,
@@ -76,20 +78,20 @@ class Stage:
         )
 
     def output_branches(self, model: ModelSpec) -> tuple[OutputBranchSpec, ...]:
-        """Return the ways out that this stage of a model uses."""
+        """Return the model's output branches that this stage uses."""
         return model.outputs if self.generation else ()
 
     def kinds(self, model: ModelSpec) -> tuple[str, ...]:
-        """Return the kinds of media of this stage: the modalities that go in, then `to_…`."""
-        return (*model.modalities, *(slot.kind for slot in self.output_branches(model)))
+        """Return the kinds of media in this stage: input modalities, then outputs (`to_…`)."""
+        return (*model.modalities, *(branch.kind for branch in self.output_branches(model)))
 
 
 @dataclass(frozen=True, kw_only=True)
 class InitStage(Stage):
-    """A stage before MM-PT: a pre-training that one part of the model needs (survey §2.2).
+    """A stage before MM-PT that pre-trains one component of the model (survey §2.2).
 
     Args:
-        objective: which part, and by which losses.
+        objective: which component, and with which losses.
     """
 
     objective: ImageTextInit | SentenceInit
@@ -103,7 +105,7 @@ class InitStage(Stage):
 class System:
     """A published system: its name, its paper, its model and its stages.
 
-    `init` holds the stages before MM-PT, in the order in which they are trained, one for each part.
+    `init` holds the stages before MM-PT, one per component, in the order in which they are run.
     """
 
     name: str
@@ -114,7 +116,7 @@ class System:
     sft: Stage
 
     def __post_init__(self) -> None:
-        """Raise SpecError for adapters that do not go with the backbone."""
+        """Raise SpecError for stages that the model does not support."""
         for stage in (self.pt, self.sft):
             if stage.peft is not None:
                 stage.peft.check(self.model.backbone)
@@ -123,12 +125,14 @@ class System:
 
     def _check_generation(self, stage: Stage) -> None:
         if not self.model.outputs:
-            raise SpecError(f"{self.name}: generation wants a model with outputs")
+            raise SpecError(f"{self.name}: generation requires a model with outputs")
         if stage.reference is not None:
-            raise SpecError(f"{self.name}: a stage has a reference or generation, not both")
+            raise SpecError(f"{self.name}: a stage may have a reference or generation, not both")
         if not any(pattern.startswith(("outputs.", "*")) for pattern in stage.trainable):
-            wanted = ", ".join(TRAINABLE_OUTPUTS)
-            raise SpecError(f"{self.name}: generation trains no outputs; add {wanted} to trains")
+            missing = ", ".join(TRAINABLE_OUTPUTS)
+            raise SpecError(
+                f"{self.name}: generation trains no outputs; add {missing} to trainable"
+            )
 
     def tiny(self) -> System:
         """Return the same classes and wiring with small sizes, for any machine."""
@@ -145,10 +149,10 @@ class System:
 
         Args:
             name: the stage's.
-            part: which part `init` trains; may be left out where there is one.
+            part: which component `init` trains; optional if there is only one.
 
         Raises:
-            SpecError: no such stage or part.
+            SpecError: no such stage or component.
         """
         choose(name, ("init", "pt", "sft"), "stage")
         if name == "init":
@@ -156,10 +160,12 @@ class System:
         return self.pt if name == "pt" else self.sft
 
     def _init(self, part: str | None) -> InitStage:
-        parts: list[str] = [stage.objective.kind for stage in self.init]
-        if not parts:
-            raise SpecError(f"{self.name}: has no part that is pre-trained before MM-PT")
-        if part is None and len(parts) > 1:
-            raise SpecError(f"{self.name}: pre-trains {', then '.join(parts)}; name one as --part")
-        part = choose(part or parts[0], parts, f"part of {self.name} that is pre-trained")
-        return self.init[parts.index(part)]
+        kinds: list[str] = [stage.objective.kind for stage in self.init]
+        if not kinds:
+            raise SpecError(f"{self.name} has no stage before MM-PT")
+        if part is None and len(kinds) > 1:
+            raise SpecError(
+                f"{self.name} pre-trains {', then '.join(kinds)}; choose one with --part"
+            )
+        part = choose(part or kinds[0], kinds, f"--part of {self.name}")
+        return self.init[kinds.index(part)]

@@ -1,4 +1,4 @@
-"""Encoders of whole videos: those whose layers see beyond one frame (survey §2.1)."""
+"""Specs of video encoders whose layers attend across frames (survey §2.1)."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from model.spec.image import ClipVision, EvaClip
 
 @dataclass(frozen=True, kw_only=True)
 class UniformerEva:
-    """EVA-CLIP with UniFormerV2's global attention beside its last layers, as VideoChat has it.
+    """EVA-CLIP with UniFormerV2's global attention in its last layers, as in VideoChat.
 
     Li et al. 2023, *VideoChat* (arXiv:2305.06355), §3.3.1; Li et al. 2022, *UniFormerV2*
-    (arXiv:2211.09552), §3.2, of whose local attention VideoChat makes no use. One more token reads
-    all frames from layer to layer (GMHRA). It belongs to no frame, so that all tokens are handed on
-    as one part; behind each of the 8 frames' 257 it makes 2,057.
+    (arXiv:2211.09552), §3.2, whose local attention VideoChat does not use. An additional token
+    attends to all frames, layer by layer (GMHRA). It belongs to no frame, so all tokens are
+    returned as one segment: 8 frames of 257 tokens and the additional one are 2,057.
 
     Args:
-        tower: what reads each frame.
-        aggregators: layers, counted from the last, that the token reads.
+        tower: encoder of each frame.
+        aggregators: number of layers, counted from the last, that the token attends to.
         dropout: in the token's MLP.
         aggregator_weights: file of a VideoChat checkpoint (`FOLDER/FILE` or `OWNER/NAME:FILE`),
-            which holds the norm behind the tower, too; empty for new ones.
+            which also holds the norm after the tower; empty for new weights.
     """
 
     kind: Literal["uniformer_eva"] = "uniformer_eva"
@@ -33,8 +33,8 @@ class UniformerEva:
     aggregator_weights: str = ""
 
     media: ClassVar[tuple[str, ...]] = ("image", "video")
-    parts: ClassVar[int] = 1
-    sees_parts: ClassVar[bool] = True
+    segments: ClassVar[int] = 1
+    encodes_jointly: ClassVar[bool] = True
 
     @property
     def weights(self) -> str:
@@ -48,12 +48,12 @@ class UniformerEva:
 
     @property
     def tokens(self) -> int:
-        """Tokens of one frame; one more belongs to the whole."""
+        """Tokens per frame, without the additional token of the whole video."""
         return self.tower.tokens
 
     @property
     def width(self) -> int:
-        """The tower's."""
+        """Width of the tower."""
         return self.tower.width
 
     def tiny(self) -> UniformerEva:
@@ -63,15 +63,15 @@ class UniformerEva:
 
 @dataclass(frozen=True, kw_only=True)
 class TemporalClip:
-    """CLIP with a convolution over time in front of each layer, as mPLUG-Owl's release for videos.
+    """CLIP with a temporal convolution before each layer, as in mPLUG-Owl's video release.
 
-    X-PLUG/mPLUG-Owl, `mplug_owl_video`; the paper (Ye et al. 2023, arXiv:2304.14178) has pictures
-    only. A picture passes the tower alone. The tower's last norm stands behind it.
+    X-PLUG/mPLUG-Owl, `mplug_owl_video`; the paper (Ye et al. 2023, arXiv:2304.14178) covers
+    pictures only. Pictures skip the convolutions. The tower's last norm is applied.
 
     Args:
-        tower: what reads each frame; all of its layers and its class token are handed on.
+        tower: encoder of each frame; must return the last layer with the class token.
         owl_weights: file of an mPLUG-Owl checkpoint (`FOLDER/FILE` or `OWNER/NAME:FILE`), which
-            holds the tower, too; empty for the tower's own and new convolutions.
+            also holds the tower; empty for the tower's own weights and new convolutions.
     """
 
     kind: Literal["temporal_clip"] = "temporal_clip"
@@ -79,13 +79,13 @@ class TemporalClip:
     owl_weights: str = ""
 
     media: ClassVar[tuple[str, ...]] = ("image", "video")
-    parts: ClassVar[int] = 1
-    sees_parts: ClassVar[bool] = True
+    segments: ClassVar[int] = 1
+    encodes_jointly: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        """Raise SpecError where the tower is not to be read to its end."""
+        """Raise SpecError unless the tower returns its last layer with the class token."""
         if self.tower.feature_layer != -1 or not self.tower.keep_cls:
-            raise SpecError("encoder 'temporal_clip': tower wants feature_layer -1 and keep_cls")
+            raise SpecError("encoder 'temporal_clip': tower needs feature_layer -1 and keep_cls")
 
     @property
     def weights(self) -> str:
@@ -99,12 +99,12 @@ class TemporalClip:
 
     @property
     def tokens(self) -> int:
-        """Tokens handed to the projector for one frame."""
+        """Tokens per frame that the projector receives."""
         return self.tower.tokens
 
     @property
     def width(self) -> int:
-        """The tower's."""
+        """Width of the tower."""
         return self.tower.width
 
     def tiny(self) -> TemporalClip:

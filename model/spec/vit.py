@@ -1,4 +1,4 @@
-"""Vision transformers trained on labels: the plain one, and the largest."""
+"""Specs of vision transformers trained on labels: the original ViT and ViT-22B."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import ClassVar, Literal
 from model.spec.image import TINY_PATCH, Colour, Fit
 
 HALF = (0.5, 0.5, 0.5)
-"""Mean and standard deviation that put colours in [-1, 1]."""
+"""Mean and standard deviation that map pixel values to [-1, 1]."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Vit:
-    """A vision transformer (Dosovitskiy et al. 2021) behind its last norm; ViT-L/16 by default.
+    """A vision transformer (Dosovitskiy et al. 2021) up to its last norm; ViT-L/16 by default.
 
     Args:
         weights: a hub name or a folder of a transformers checkpoint.
-        image_size, patch_size: side of the square picture and of a patch, in pixels. Where the
-            weights are for another picture, their positions are resized.
-        keep_cls: whether the class token is handed on with the patches.
-        fit: how a picture becomes square: `squash`, or `pad` with the mean colour.
+        image_size, patch_size: side of the square picture and of a patch, in pixels. Position
+            embeddings of weights for another size are interpolated.
+        keep_cls: whether the class token is returned with the patches.
+        fit: how a picture is made square: `squash`, or `pad` with the mean colour.
         mean, std: of the red, green and blue values in [0, 1].
     """
 
@@ -38,8 +38,8 @@ class Vit:
     std: Colour = HALF
 
     media: ClassVar[tuple[str, ...]] = ("image", "video")
-    parts: ClassVar[int] = 1
-    sees_parts: ClassVar[bool] = False
+    segments: ClassVar[int] = 1
+    encodes_jointly: ClassVar[bool] = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -48,7 +48,7 @@ class Vit:
 
     @property
     def tokens(self) -> int:
-        """Tokens handed to the projector for one picture."""
+        """Tokens per picture that the projector receives."""
         return (self.image_size // self.patch_size) ** 2 + self.keep_cls
 
     def tiny(self) -> Vit:
@@ -66,14 +66,14 @@ class Vit:
 
 @dataclass(frozen=True, kw_only=True)
 class Vit22B:
-    """ViT-22B (Dehghani et al. 2023, arXiv:2302.05442, §2), PaLI-X's encoder, before its pooling.
+    """ViT-22B (Dehghani et al. 2023, arXiv:2302.05442, §2), PaLI-X's encoder, without pooling.
 
-    Attention and MLP read the same norm side by side; queries and keys are normalised.
+    Attention and MLP run in parallel on the same normed input; queries and keys are normalised.
 
     Args:
-        weights: a safetensors file of ours, `FOLDER/FILE`; none are published.
+        weights: a safetensors file with our names, `FOLDER/FILE`; none are published.
         image_size, patch_size: side of the square picture and of a patch, in pixels.
-        fit: how a picture becomes square: `squash`, or `pad` with the mean colour.
+        fit: how a picture is made square: `squash`, or `pad` with the mean colour.
         mean, std: of the red, green and blue values in [0, 1].
     """
 
@@ -90,8 +90,8 @@ class Vit22B:
     std: Colour = HALF
 
     media: ClassVar[tuple[str, ...]] = ("image", "video")
-    parts: ClassVar[int] = 1
-    sees_parts: ClassVar[bool] = False
+    segments: ClassVar[int] = 1
+    encodes_jointly: ClassVar[bool] = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -100,7 +100,7 @@ class Vit22B:
 
     @property
     def tokens(self) -> int:
-        """Tokens handed to the projector for one picture: there is no class token."""
+        """Tokens per picture that the projector receives; there is no class token."""
         return (self.image_size // self.patch_size) ** 2
 
     def tiny(self) -> Vit22B:

@@ -310,4 +310,4 @@ def packs(model: ModelSpec, stage: Stage) -> bool:
     Not where a loss looks at each row as a whole: before MM-PT, and beside a reference.
     """
     whole_rows = isinstance(stage, InitStage) or stage.reference is not None
-    return stage.packing == "auto" and model.packs and not whole_rows
+    return stage.packing == "auto" and model.supports_packing and not whole_rows

@@ -137,7 +137,7 @@ def _write_parts(
     components: Path, store: Store, wiring: Wiring, record: SourceRecord
 ) -> Iterator[str]:
     """Write each frozen part as a checkpoint of its own; yield a line for each."""
-    for folder, part in wiring.parts.items():
+    for folder, part in wiring.components.items():
         tensors = {
             ours.removeprefix(part.prefix): store.later(name)
             for ours, name in record.names().items()
@@ -150,7 +150,7 @@ def _write_parts(
 
 def _write_trained(run: Path, store: Store, wiring: Wiring, record: SourceRecord) -> str:
     """Write what is no frozen part's as the run's first checkpoint; return a line on it."""
-    prefixes = tuple(part.prefix for part in wiring.parts.values())
+    prefixes = tuple(part.prefix for part in wiring.components.values())
     names = {o: name for o, name in record.names().items() if not o.startswith(prefixes)}
     write_weights(
         run,

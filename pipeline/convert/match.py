@@ -50,7 +50,7 @@ def match(store: Store, wiring: Wiring, model: nn.Module) -> tuple[SourceRecord,
         SourceTensor(name=name, dtype=store.entries[name].dtype, ours=ours)
         for name, ours in named.items()
     ]
-    folders = [Folder(name=name, prefix=part.prefix) for name, part in wiring.parts.items()]
+    folders = [Folder(name=name, prefix=part.prefix) for name, part in wiring.components.items()]
     return SourceRecord(folders=tuple(folders), tensors=tuple(tensors)), said
 
 
@@ -62,9 +62,9 @@ def _owners(places: Mapping[str, Tensor]) -> dict[str, str]:
 
 def _place(name: str, store: Store, wiring: Wiring, places: Mapping[str, Tensor]) -> str | None:
     """Return our name of a tensor, or None for one that we compute ourselves."""
-    if wiring.derived(name):
+    if wiring.is_derived(name):
         return None
-    ours = wiring.ours(name)
+    ours = wiring.our_name(name)
     if ours not in places:
         raise UserError(
             f"{store.place}: {name} is unexpected, {wiring.system.name} has no such part"

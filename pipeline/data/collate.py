@@ -105,8 +105,8 @@ def _media(kind: str, rows: Sequence[Example], firsts: Sequence[int], length: in
         rows_m=torch.tensor([number for number, _, _ in placed]),
         starts_m=torch.tensor([start for _, start, _ in placed]),
         text=_texts(texts) if texts else None,
-        features=torch.stack(features) if features else None,
-        known_m=torch.tensor(known_m) if features else None,
+        cached_features=torch.stack(features) if features else None,
+        cached_m=torch.tensor(known_m) if features else None,
         keys=tuple(keys),
     )
 
@@ -147,8 +147,8 @@ def _drawn(
         seeds_g=torch.tensor([drawing.seed for drawing in placed]),
         ids_xl=torch.tensor(ids) if ids else torch.zeros(0, 0, dtype=torch.long),
         input_values=torch.stack(values) if values else torch.zeros(0),
-        embedded=torch.stack(embedded) if embedded else None,
-        known_g=torch.tensor([drawing.ids is None for drawing in placed]) if embedded else None,
+        cached_embeds=torch.stack(embedded) if embedded else None,
+        cached_g=torch.tensor([drawing.ids is None for drawing in placed]) if embedded else None,
         keys=tuple(keys),
     )
 

@@ -142,7 +142,7 @@ class SampleTokenizer:
     def key(self) -> str:
         """What decides a row's tokens, as sha256: tokenizer, prompt, template, places."""
         slots = [
-            [slot.modality, self._spec.places(slot), slot.before, slot.after]
+            [slot.modality, self._spec.context_tokens(slot), slot.before, slot.after]
             for slot in self._spec.inputs
         ]
         words = {
@@ -260,7 +260,7 @@ class SampleTokenizer:
         draft.add(self._ids(slot.before), learnt=False)
         draft.starts.append((start, len(draft.ids)))
         draft.ways.append(slot.modality)
-        draft.add([0] * self._spec.places(slot), learnt=False, kind=slot.modality)
+        draft.add([0] * self._spec.context_tokens(slot), learnt=False, kind=slot.modality)
         draft.add(self._ids(slot.after), learnt=False)
 
     def _ids(self, text: str) -> list[int]:

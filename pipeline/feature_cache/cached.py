@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from etl.storage.schema import Sample
 from model.build import preprocess
 from model.output_branch import Generator
-from model.parts import encode_parts
+from model.segments import encode_segments
 from model.spec import InputBranchSpec
 from model.spec.output_branches import OutputBranchSpec
 from pipeline.data.generation_targets import caption_ids, captions
@@ -90,7 +90,7 @@ class KeptMedia:
 
     def make(self, values: Tensor) -> Tensor:
         """Return what the encoder makes of media."""
-        return encode_parts(self.module, values, whole=self.slot.encoder.sees_parts)
+        return encode_segments(self.module, values, jointly=self.slot.encoder.encodes_jointly)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -76,7 +76,7 @@ def open_features(
     lookup = CacheReader(slots=slots, stores=used)
     recorder = Recorder(used)
     if isinstance(model, MultimodalLM | ImageTextModel):
-        model.keep = recorder.keep
+        model.record_features = recorder.keep
     return lookup, recorder
 
 
@@ -85,17 +85,17 @@ def keepable(run: RunConfig, model: nn.Module) -> list[Kept]:
     if run.settings.prompt == "sentences":
         return []
     if isinstance(model, ImageTextModel):
-        return [KeptMedia(slot=model.slot, module=model.encoder)]
+        return [KeptMedia(slot=model.branch, module=model.encoder)]
     assert isinstance(model, MultimodalLM)
     parts: list[Kept] = [
         KeptMedia(slot=slot, module=model.encoder(slot.modality)) for slot in model.spec.inputs
     ]
     if isinstance(model, GenerativeMultimodalLM):
         ways = model.output_branches()
-        slots = [way.slot for way in ways.values()]
+        slots = [way.spec for way in ways.values()]
         tokenizers = build_caption_tokenizers(slots, weights=run.weights)
         parts += [
-            KeptTexts(slot=way.slot, whole=way.generator, tokenizer=tokenizers[kind])
+            KeptTexts(slot=way.spec, whole=way.generator, tokenizer=tokenizers[kind])
             for kind, way in ways.items()
         ]
     return parts

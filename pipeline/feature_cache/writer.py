@@ -43,7 +43,7 @@ class Recorder:
         self.written = 0
 
     def keep(self, kind: str, keys: Sequence[bytes], features_xfnd: Tensor) -> None:
-        """Hold features of media; see `model.features.Keep`."""
+        """Hold features of media; see `model.features.FeatureRecorder`."""
         folder = self._folders.get(kind)
         if folder is None:
             return

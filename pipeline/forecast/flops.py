@@ -35,7 +35,7 @@ from model.fusion.gated_cross_attention import CrossAttention
 from model.generative_lm import GenerativeMultimodalLM
 from model.multimodal_lm import MultimodalLM
 from model.output_branch import OutputBranch
-from model.parts import encode_parts, pool
+from model.segments import encode_segments, pool
 from model.spec import Stage
 from model.spec.backbones import T5, Backbone, Palm
 from model.text import TextIds
@@ -201,16 +201,20 @@ def medium_flops(model: MultimodalLM, kind: str) -> tuple[Work, Work]:
 
     Counted on the meta device, where the model must be. A frozen encoder has no backward pass.
     """
-    slot, encoder, projector = model.spec.slot(kind), model.encoder(kind), model.projector(kind)
+    slot, encoder, projector = (
+        model.spec.input_branch(kind),
+        model.encoder(kind),
+        model.projector(kind),
+    )
     trainable = any(weight.requires_grad for weight in encoder.parameters())
     dtype = next(projector.parameters()).dtype
     with torch.device("meta"):
-        values = torch.zeros(1, slot.parts, *slot.encoder.shape)
+        values = torch.zeros(1, slot.segments, *slot.encoder.shape)
         ids_bl = torch.ones(1, INSTRUCTION, dtype=torch.long)
         text = TextIds(ids_bl=ids_bl, mask_bl=ids_bl)
         with torch.set_grad_enabled(trainable):
             features, encoded = _counted(
-                lambda: encode_parts(encoder, values, whole=slot.encoder.sees_parts)
+                lambda: encode_segments(encoder, values, jointly=slot.encoder.encodes_jointly)
             )
         pooled = pool(features.detach().to(dtype), slot.pool).requires_grad_(trainable)
         _, projected = _counted(lambda: projector(pooled, text))
@@ -233,15 +237,15 @@ def drawing_flops(way: OutputBranch, width: int) -> tuple[Work, Work]:
         width: the backbone's.
     """
     with torch.device("meta"):
-        blank = way.blank(torch.device("meta"))
-        signal_hidden_gnd = torch.zeros(1, way.slot.signals, width)
-        _, embedded = _counted(lambda: way.generator.embed(blank.ids_xl))
+        dummy = way.dummy_targets(torch.device("meta"))
+        signal_hidden_gnd = torch.zeros(1, way.spec.signals, width)
+        _, embedded = _counted(lambda: way.generator.embed(dummy.ids_xl))
 
         def draw() -> Tensor:
-            drawings = way.generation_output(blank, signal_hidden_gnd, embeds=False)
+            drawings = way.generation_output(dummy, signal_hidden_gnd, must_embed=False)
             told = (
-                drawings.denoised.noise_pred_gcyx
-                if drawings.denoised
+                drawings.noise_prediction.noise_pred_gcyx
+                if drawings.noise_prediction
                 else drawings.condition_embeds_glw
             )
             return told.sum() + drawings.condition_embeds_glw.sum()

@@ -170,7 +170,9 @@ def activations(model: ModelSpec, stage: Stage, zero: Zero, load: Workload) -> i
     per_token += FLOAT * backbone.width  # the last norm
     way = sum(load.drawn.values())
     for slot in model.inputs:
-        way += load.projectors[slot.modality] + slot.parts * encoder_bytes(slot.encoder, precision)
+        way += load.projectors[slot.modality] + slot.segments * encoder_bytes(
+            slot.encoder, precision
+        )
     return stage.micro_batch * (load.tokens * per_token + load.media * way)
 
 

@@ -150,8 +150,8 @@ def plan(system: System, stage_name: StageName, gpus: int, *, tokens: int | None
 
 def _kept_by_projector(model: MultimodalLM, kind: str) -> int:
     """Bytes that autograd keeps of one medium's projection, counted on the meta device."""
-    slot, projector = model.spec.slot(kind), model.projector(kind)
-    parts, tokens = slot.ends
+    slot, projector = model.spec.input_branch(kind), model.projector(kind)
+    parts, tokens = slot.pooled_shape
     dtype = next(projector.parameters()).dtype
     ids_bl = torch.ones(1, _INSTRUCTION, dtype=torch.long, device="meta")
 
@@ -171,9 +171,9 @@ def _kept_by_drawing(model: MultimodalLM) -> dict[str, int]:
     for kind, way in model.output_branches().items():
 
         def draw(way: OutputBranch = way) -> None:
-            signal_hidden_gnd = torch.zeros(1, way.slot.signals, width)
+            signal_hidden_gnd = torch.zeros(1, way.spec.signals, width)
             way.generation_output(
-                way.blank(signal_hidden_gnd.device), signal_hidden_gnd, embeds=True
+                way.dummy_targets(signal_hidden_gnd.device), signal_hidden_gnd, must_embed=True
             )
 
         kept[kind] = _kept(way, draw)
@@ -212,7 +212,7 @@ def _place(name: str, stage: Stage) -> str:
     if first == "outputs":
         return _BEHIND.get(rest[1], "signals")
     if first == "backbone":
-        if stage.peft is not None and stage.peft.marks in name:
+        if stage.peft is not None and stage.peft.parameter_marker in name:
             return "adapters"
         return "fusion" if _FUSED.intersection(rest) else "backbone"
     return first

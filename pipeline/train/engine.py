@@ -82,7 +82,7 @@ def _groups(model: nn.Module, settings: Stage) -> list[dict[str, Any]]:
         if not parameter.requires_grad:
             continue
         rate = settings.learning_rate
-        if peft is not None and peft.learning_rate is not None and peft.marks in name:
+        if peft is not None and peft.learning_rate is not None and peft.parameter_marker in name:
             rate = peft.learning_rate
         decay = settings.weight_decay if parameter.ndim > 1 else 0.0
         groups.setdefault((rate, decay), []).append(parameter)

@@ -128,7 +128,7 @@ class TextObjective:
 
     def counts(self, batch: Batch) -> Mapping[str, int]:
         """Return the number of text targets."""
-        return {"text": int(batch.targeted.sum())}
+        return {"text": int(batch.target_mask.sum())}
 
     def losses(self, outputs: tuple[Tensor, Tensor]) -> Mapping[str, Loss]:
         """Return the text's loss."""

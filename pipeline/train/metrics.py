@@ -37,11 +37,11 @@ def samples_bt(batch: Batch) -> Tensor:
 
 
 def samples_o(batch: Batch) -> Tensor:
-    """Return the number (o,) of the sample of each target, in the order of `Batch.targeted`."""
+    """Return the number (o,) of the sample of each target, in the order of `Batch.target_mask`."""
     if batch.decoder_bs is not None:
         owner = torch.arange(len(batch.ids_bt))[:, None].expand(batch.decoder_bs.shape)
-        return owner[batch.targeted]
-    return samples_bt(batch)[:, 1:][batch.targeted]
+        return owner[batch.target_mask]
+    return samples_bt(batch)[:, 1:][batch.target_mask]
 
 
 class MetricsAccumulator:

@@ -75,7 +75,7 @@ class ImageTextObjective:
     def losses(self, outputs: ImageTextOutput) -> Mapping[str, Loss]:
         """Return each loss."""
         rows = (outputs.positives_b, outputs.valid_b, outputs.valid_g)
-        smoothing = self.stage.smoothing
+        smoothing = self.stage.label_smoothing
         to_texts = contrastive_loss(outputs.to_texts_bg, *rows, smoothing=smoothing)
         to_images = contrastive_loss(outputs.to_images_bg, *rows, smoothing=smoothing)
         losses = {
@@ -110,13 +110,13 @@ class SentenceObjective:
         return {
             "contrast": sentences,
             "vq": sentences * _numbers(self.spec, self.stage.modality),
-            "text": int(batch.targeted.sum()),
+            "text": int(batch.target_mask.sum()),
         }
 
     def losses(self, outputs: SentenceOutput) -> Mapping[str, Loss]:
         """Return each loss."""
         rows = (outputs.positives_b, outputs.valid_b, outputs.valid_g)
-        smoothing = self.stage.smoothing
+        smoothing = self.stage.label_smoothing
         return {
             "contrast": contrastive_loss(outputs.similar_bg, *rows, smoothing=smoothing),
             "vq": squared_distance(outputs.prompts_xu, outputs.words_xu),
@@ -147,7 +147,7 @@ class AlignedObjective:
         """Return the words, and the numbers that are aligned."""
         kind = self.spec.inputs[0].modality
         numbers = _rows(batch, kind) * _numbers(self.spec, kind)
-        return {"text": int(batch.targeted.sum()), "align": numbers}
+        return {"text": int(batch.target_mask.sum()), "align": numbers}
 
     def losses(self, outputs: AlignedOutput) -> Mapping[str, Loss]:
         """Return each loss."""
@@ -185,11 +185,11 @@ class DrawingObjective:
 
     def counts(self, batch: Batch) -> Mapping[str, int]:
         """Return the words, and of each kind the numbers of conditions and of latents."""
-        counts = {"text": int(batch.targeted.sum())}
+        counts = {"text": int(batch.target_mask.sum())}
         for slot in self.spec.outputs:
             media, _ = batch.count(slot.kind)
-            counts[f"{slot.kind}.align"] = media * prod(slot.generator.conditions)
-            counts[f"{slot.kind}.denoise"] = media * prod(slot.generator.latents)
+            counts[f"{slot.kind}.align"] = media * prod(slot.generator.condition_shape)
+            counts[f"{slot.kind}.denoise"] = media * prod(slot.generator.latent_shape)
         return {name: counts[name] for name in self.weights}
 
     def losses(self, outputs: GenerativeLMOutput) -> Mapping[str, Loss]:
@@ -207,7 +207,9 @@ class DrawingObjective:
                 )
             elif part == "denoise":
                 losses[name] = (
-                    squared_distance(*drawn.denoised) if drawn and drawn.denoised else nothing
+                    squared_distance(*drawn.noise_prediction)
+                    if drawn and drawn.noise_prediction
+                    else nothing
                 )
         return losses
 
@@ -219,4 +221,4 @@ def _rows(batch: Batch, kind: str) -> int:
 
 def _numbers(spec: ModelSpec, kind: str) -> int:
     """Return how many numbers the backbone's tokens for one medium are."""
-    return spec.slot(kind).tokens * spec.backbone.width
+    return spec.input_branch(kind).tokens * spec.backbone.width

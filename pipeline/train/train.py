@@ -38,7 +38,7 @@ from model.build import (
     build_tokenizer,
 )
 from model.freeze import set_trainable
-from model.pretraining.build import build_init, only_here, sentence_reader
+from model.pretraining.build import build_init, is_stage_only, sentence_reader
 from model.spec.system import InitStage
 from model.weights import load_trained, names_in
 from pipeline.checkpoint.checkpoints import Checkpoints, RetentionPolicy, newest_weights
@@ -158,7 +158,7 @@ def open_inputs(run: RunConfig, resume: str) -> Inputs:
     initial = newest_weights(Path(run.init_from)) if run.init_from else None
     identity = _identity(run, shards, initial, steps=steps, world=world)
     inherited = names_in(initial) if initial else ()
-    apart = partial(only_here, run.system.model, settings)
+    apart = partial(is_stage_only, run.system.model, settings)
     checkpoints = Checkpoints(
         Path(run.output),
         identity,

@@ -24,9 +24,9 @@ def expected_scores(shards: Path, model: Path) -> dict[str, float]:
     samples = [found[number] for number in range(len(found))]
     pairs = [(sample.media[0].data, sample.turns[1].text) for sample in samples]
     clip = ClipModel(
-        ClipSpec(model=str(model), least=None), cuda=False, threads=torch.get_num_threads()
+        ClipSpec(model=str(model), min_score=None), cuda=False, threads=torch.get_num_threads()
     )
-    return dict(zip((sample.id for sample in samples), clip.cosines(pairs), strict=True))
+    return dict(zip((sample.id for sample in samples), clip.similarities(pairs), strict=True))
 
 
 def test_a_model_judges_what_was_downloaded(

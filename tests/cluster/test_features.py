@@ -23,7 +23,7 @@ from tests.cluster.ranks import Outcome, Ranks, losses, run_ranks
 from tests.cluster.ray_cluster import RayHead, marked
 from tests.cluster.test_elastic import stop_after
 from tests.cluster.warm import REPOSITORY, WarmProcess
-from tests.worlds import caption_shards, drawing_shards, drawing_words
+from tests.worlds import caption_shards, generation_shards, generative_overrides
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
@@ -119,9 +119,9 @@ def test_ranks_with_hits_beside_ranks_with_misses_learn_the_same(
 
 def test_what_generators_are_told_is_kept_too(tmp_path: Path) -> None:
     """A rank that knows a text beside one that does not, then both: the losses stay the same."""
-    drawn = drawing_shards(tmp_path / "drawn", 12)
+    drawn = generation_shards(tmp_path / "drawn", 12)
     shown = caption_shards(tmp_path / "shown", 12)
-    settings = drawing_words(system("digits").tiny())
+    settings = generative_overrides(system("digits").tiny())
     command = ["pt", "digits", "--scale", "tiny", "--data", drawn, shown, *SMALL]
     command += ["--set", "pt.max_tokens=256", *settings]
     runs = {name: tmp_path / name for name in ("plain", "first", "second")}

@@ -102,8 +102,8 @@ def test_mm_pt_takes_what_they_leave(sentences: Path, image_text: Path, pt: Path
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("init", "digits"), "digits: has no part that is pre-trained before MM-PT"),
-        (("init", "dlp"), "dlp: pre-trains pformer, then qformer; name one as --part"),
+        (("init", "digits"), "digits has no stage before MM-PT"),
+        (("init", "dlp"), "dlp pre-trains pformer, then qformer; choose one with --part"),
         (("init", "dlp", "--part", "pformr"), "did you mean 'pformer'?"),
     ],
 )

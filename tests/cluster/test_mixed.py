@@ -17,7 +17,7 @@ from pipeline.config.run_config import TrainOptions, resolve
 from pipeline.data.build_sampler import make_sampler
 from pipeline.data.shuffle import ShuffledStream, Source
 from tests.cluster.ranks import REPOSITORY, Ranks, losses, run_ranks
-from tests.worlds import drawing_sample, drawing_shards, drawing_words, preset_shards
+from tests.worlds import generation_sample, generation_shards, generative_overrides, preset_shards
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(480)]
 
@@ -34,7 +34,7 @@ SETS = (
 )
 """The media of a rank in a step: none, one of a kind, several, all; `to_image` is to be drawn."""
 PAIRS = tuple(combinations_with_replacement(SETS, 2))
-SETTINGS = ("pt.max_tokens=512", *drawing_words(system("digits_omni").tiny()))
+SETTINGS = ("pt.max_tokens=512", *generative_overrides(system("digits_omni").tiny()))
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def pairs(world: Path) -> Path:
 def _sample(media: tuple[str, ...], shards: dict[str, ShardSet], name: str) -> Sample:
     """Return a sample with these media, each with its caption, or a text."""
     parts = [
-        drawing_sample(0, number) if kind == "to_image" else shards[kind][number]
+        generation_sample(0, number) if kind == "to_image" else shards[kind][number]
         for number, kind in enumerate(media)
     ]
     return _joined(parts or [shards["text"][0]], name)
@@ -154,7 +154,7 @@ def test_any_media_in_any_split_over_ranks(zero: str, world: Path, tmp_path: Pat
     ]
     data = [world / kind / "pt" for kind in KINDS]
     data += [write_folder(tmp_path / "several", several, job="several")]
-    data += [drawing_shards(tmp_path / "drawn", 24)]
+    data += [generation_shards(tmp_path / "drawn", 24)]
     curves = []
     for ranks in (2, 4):
         run = tmp_path / str(ranks)

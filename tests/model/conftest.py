@@ -10,7 +10,7 @@ from model.build import build
 from model.presets import system
 
 IMAGE_ID = 383
-"""An id that no text has, to stand at a picture's places."""
+"""Placeholder id at the positions of a picture, which occurs in no text."""
 
 
 @pytest.fixture(scope="session")
@@ -25,7 +25,7 @@ def model(digits):
 
 @pytest.fixture
 def make_batch(digits):
-    """Return a function that makes a batch: one picture after the first id, then text."""
+    """Return a function that builds a batch: one picture after the first id, then text."""
 
     def build(lengths, *, pad_to=None, pictures=True, seed=0):
         draw = torch.Generator().manual_seed(seed)
@@ -52,7 +52,7 @@ def make_batch(digits):
             return batch
         rows_m = torch.arange(len(lengths))
         images = Media(
-            values=pixels[:, None],
+            input_values=pixels[:, None],
             media_mask_bt=media_mask_bt,
             rows_m=rows_m,
             starts_m=torch.ones_like(rows_m),

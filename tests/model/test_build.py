@@ -1,4 +1,4 @@
-"""Building: the same numbers as another implementation, and weights that fit or are refused."""
+"""Building: the same numbers as transformers' LLaVA; weights that fit or are refused."""
 
 from dataclasses import replace
 
@@ -10,27 +10,27 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration
 from model.backbones.llama import llama_config
 from model.build import build, build_on_meta, build_tokenizer, preprocess
 from model.encoders.clip import clip_config
-from model.encoders.pictures import normalised
+from model.encoders.pictures import normalise
 from model.spec import SpecError
 from tests.model.conftest import IMAGE_ID
 
 
 def reference(spec):
     """Return transformers' own LLaVA of the same sizes."""
-    slot = spec.inputs[0]
+    branch = spec.inputs[0]
     config = LlavaConfig(
-        vision_config=clip_config(slot.encoder),
+        vision_config=clip_config(branch.encoder),
         text_config=llama_config(spec.backbone),
         image_token_index=IMAGE_ID,
-        vision_feature_layer=slot.encoder.feature_layer,
-        vision_feature_select_strategy="full" if slot.encoder.keep_cls else "default",
+        vision_feature_layer=branch.encoder.feature_layer,
+        vision_feature_select_strategy="full" if branch.encoder.keep_cls else "default",
         tie_word_embeddings=spec.backbone.tied_embeddings,
     )
     return LlavaForConditionalGeneration(config).eval()
 
 
 def copy_across(model, other):
-    """Give the other implementation our weights, all of them."""
+    """Copy all our weights to the other implementation."""
     renamed = {
         "model.vision_tower.": model.encoder("image").tower.state_dict(),
         "model.language_model.": model.backbone.model.state_dict(),
@@ -55,21 +55,21 @@ def copy_across(model, other):
     ids=["digits", "as LLaVA-1.5", "grouped queries"],
 )
 def test_logits_equal_transformers_llava(digits, make_batch, encoder, backbone):
-    slot = digits.model.inputs[0]
+    branch = digits.model.inputs[0]
     spec = replace(
         digits.model,
-        inputs=(replace(slot, encoder=replace(slot.encoder, **encoder)),),
+        inputs=(replace(branch, encoder=replace(branch.encoder, **encoder)),),
         backbone=replace(digits.model.backbone, **backbone),
     )
     model = build(spec, digits.pt, weights="random", seed=3).eval()
     torch.manual_seed(4)
-    for weight in model.parameters():  # not the tidy ones of an initialisation
+    for weight in model.parameters():  # initial values could hide errors
         weight.data.normal_(mean=float(weight.ndim < 2), std=0.1)
     other = reference(spec)
     copy_across(model, other)
     batch = make_batch([60, 52])
-    colours = slot.encoder
-    pixels = normalised(batch.media["image"].input_values[:, 0], mean=colours.mean, std=colours.std)
+    colours = branch.encoder
+    pixels = normalise(batch.media["image"].input_values[:, 0], mean=colours.mean, std=colours.std)
     with torch.no_grad():
         ours, targets = model(batch)
         theirs = other(
@@ -122,20 +122,22 @@ def test_the_meta_device_holds_no_weights(digits):
     assert all(weight.is_meta for weight in model.parameters())
 
 
-def test_precision_is_the_stages(digits):
+def test_weights_have_the_stages_precision(digits):
     stage = replace(digits.pt, precision="bf16")
     model = build(digits.model, stage, weights="random")
     assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}
 
 
-def test_weights_come_from_a_folder_as_they_are(digits, tmp_path):
+def test_weights_are_loaded_unchanged_from_a_folder(digits, tmp_path):
     source = build(digits.model, digits.pt, weights="random", seed=5)
     source.encoder("image").tower.save_pretrained(tmp_path / "vision")
     source.backbone.save_pretrained(tmp_path / "language")
-    slot = digits.model.inputs[0]
+    branch = digits.model.inputs[0]
     spec = replace(
         digits.model,
-        inputs=(replace(slot, encoder=replace(slot.encoder, weights=str(tmp_path / "vision"))),),
+        inputs=(
+            replace(branch, encoder=replace(branch.encoder, weights=str(tmp_path / "vision"))),
+        ),
         backbone=replace(digits.model.backbone, weights=str(tmp_path / "language")),
     )
     loaded = build(spec, digits.pt, weights="pretrained", seed=6).state_dict()
@@ -152,16 +154,16 @@ def test_weights_of_another_shape_are_refused(digits, tmp_path):
         build(spec, digits.pt, weights="pretrained")
 
 
-def test_weights_that_are_not_there_are_told_in_one_line(digits, tmp_path):
+def test_missing_weights_are_a_one_line_error(digits, tmp_path):
     backbone = replace(digits.model.backbone, weights=str(tmp_path / "nowhere"))
     spec = replace(digits.model, inputs=(), backbone=backbone)
-    with pytest.raises(SpecError, match="nowhere") as told:
+    with pytest.raises(SpecError, match="nowhere") as error:
         build(spec, digits.pt, weights="pretrained")
-    assert "\n" not in str(told.value)
-    assert "--weights random" in str(told.value)
+    assert "\n" not in str(error.value)
+    assert "--weights random" in str(error.value)
 
 
-def test_the_byte_tokenizer_says_what_it_read_and_nothing_is_special(digits):
+def test_the_byte_tokenizer_is_reversible_and_parses_no_special_tokens(digits):
     tokenizer = build_tokenizer(digits.model, weights="random")
     text = "Größe 7, </s> and <pad>\n"
     ids = tokenizer.encode(text, add_special_tokens=False)
@@ -170,10 +172,10 @@ def test_the_byte_tokenizer_says_what_it_read_and_nothing_is_special(digits):
     assert len(tokenizer) <= digits.model.backbone.vocabulary
 
 
-def test_the_processor_squares_and_normalises(digits):
+def test_preprocessing_makes_square_normalised_pixels(digits):
     encoder = digits.model.inputs[0].encoder
     pixels = preprocess(encoder, Image.new("RGB", (10, 20), "white"))
     assert pixels.dtype == torch.uint8
-    pixels = normalised(pixels, mean=encoder.mean, std=encoder.std)
+    pixels = normalise(pixels, mean=encoder.mean, std=encoder.std)
     assert pixels.shape == (1, 3, encoder.image_size, encoder.image_size)
     torch.testing.assert_close(pixels, torch.ones_like(pixels))

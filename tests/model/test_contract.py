@@ -1,6 +1,6 @@
-"""The contract of docs/components.md, kept by every class of every slot, in every preset at least.
+"""The contract of docs/components.md, for every component class, in every preset at least.
 
-Classes that no preset uses stand in systems made up here.
+Classes that no preset uses are tested in systems made up here; new ones are found by themselves.
 """
 
 from dataclasses import replace
@@ -11,12 +11,11 @@ import torch
 
 from model.batch import IGNORED, Batch, Media
 from model.build import BACKBONES, ENCODERS, PROJECTORS, build
-from model.parts import encode_parts, pool
 from model.presets import PRESETS, system
 from model.presets.blocks import clip_large_224, monkey
 from model.presets.templates import CHATGLM_2, CONTINUATION
+from model.segments import encode_segments, pool
 from model.spec import InputBranchSpec, Mlp, ModelSpec, SpecError
-from model.spec.audio import Hubert
 from model.spec.backbones import Glm, Palm
 from model.spec.high_resolution import DocPedia
 from model.spec.image import EvaClip
@@ -25,6 +24,7 @@ from model.spec.qformer import QFormer
 from model.spec.video import UniformerEva
 from model.spec.vit import Vit
 from model.text import TextIds
+from tests.model.examples import default_spec, encoder_specs
 
 SIZES = {"weights": "", "width": 128, "mlp_width": 256, "layers": 2, "heads": 4}
 GLM = Glm(**SIZES, template=CHATGLM_2)
@@ -43,11 +43,33 @@ MADE_UP = {
     "DocPedia": ModelSpec(
         inputs=(InputBranchSpec(encoder=DocPedia(), projector=Mlp(norm=True)),), backbone=GLM
     ),
-    "HuBERT": ModelSpec(
-        inputs=(InputBranchSpec(modality="audio", encoder=Hubert(weights=""), projector=Mlp()),),
-        backbone=GLM,
-    ),
 }
+
+
+def classes(models):
+    """Return the classes of encoders, projectors and backbones in models."""
+    branches = [branch for model in models for branch in model.inputs]
+    return (
+        {type(branch.encoder) for branch in branches}
+        | {type(branch.projector) for branch in branches}
+        | {type(model.backbone) for model in models}
+    )
+
+
+TESTED = classes([*(system(name).model for name in PRESETS), *MADE_UP.values()])
+for cls, encoder in encoder_specs().items():
+    if cls not in TESTED:
+        branch = InputBranchSpec(modality=encoder.media[0], encoder=encoder, projector=Mlp())
+        MADE_UP[cls.__name__] = ModelSpec(inputs=(branch,), backbone=GLM)
+for cls in PROJECTORS:
+    if cls not in TESTED:
+        branch = InputBranchSpec(encoder=clip_large_224(), projector=default_spec(cls))
+        MADE_UP[cls.__name__] = ModelSpec(inputs=(branch,), backbone=GLM)
+for cls in BACKBONES:
+    if cls not in TESTED:
+        branch = InputBranchSpec(encoder=clip_large_224(), projector=Mlp())
+        backbone = cls(**SIZES, template=CONTINUATION)
+        MADE_UP[cls.__name__] = ModelSpec(inputs=(branch,), backbone=backbone)
 NAMES = (*PRESETS, *MADE_UP)
 EVERY = pytest.mark.parametrize("name", NAMES)
 
@@ -58,34 +80,34 @@ def spec_of(name):
 
 @cache
 def built(name):
-    """Return a tiny model, as a preset's SFT builds it; one that is made up has no adapters."""
+    """Return a tiny model as a preset's SFT builds it; made-up ones have no adapters."""
     stage = system("digits").tiny().pt if name in MADE_UP else system(name).tiny().sft
     return build(spec_of(name).tiny(), stage, weights="random", seed=0).eval()
 
 
-def media(slot, count, *, seed=0):
-    """Return random media (m, f, *shape) of a slot, and their instructions if they are read."""
+def media(branch, count, *, seed=0):
+    """Return random media (m, f, *shape) of a branch, and instructions if it reads any."""
     torch.manual_seed(seed)
-    values = torch.randn(count, slot.parts, *slot.encoder.shape)
-    if not slot.projector.reads_text:
+    values = torch.randn(count, branch.segments, *branch.encoder.shape)
+    if not branch.projector.reads_text:
         return values, None
     ids_bl = torch.arange(5).repeat(count, 1)
     return values, TextIds(ids_bl=ids_bl, mask_bl=torch.ones_like(ids_bl))
 
 
-def batch_with(slot, spec, values, text):
-    """Return one row a medium: a token, the medium's places, and six words of which three count."""
-    rows, places = len(values), spec.places(slot)
-    ids_bt = torch.arange(3, 10 + places).repeat(rows, 1)
-    ids_bt[:, 1 : 1 + places] = 0
+def batch_with(branch, spec, values, text):
+    """Return one row per medium: a token, the medium, and six words, three of them targets."""
+    rows, tokens = len(values), spec.context_tokens(branch)
+    ids_bt = torch.arange(3, 10 + tokens).repeat(rows, 1)
+    ids_bt[:, 1 : 1 + tokens] = 0
     media_mask_bt = torch.zeros_like(ids_bt, dtype=torch.bool)
-    media_mask_bt[:, 1 : 1 + places] = True
+    media_mask_bt[:, 1 : 1 + tokens] = True
     labels_bt = torch.full_like(ids_bt, IGNORED)
     labels_bt[:, -3:] = torch.arange(3, 6)
     context_bt = torch.ones_like(media_mask_bt)
     context_bt[:, -3:] = False
     own = Media(
-        values=values,
+        input_values=values,
         media_mask_bt=media_mask_bt,
         rows_m=torch.arange(rows),
         starts_m=torch.ones(rows, dtype=torch.long),
@@ -96,7 +118,7 @@ def batch_with(slot, spec, values, text):
         attention_bt=torch.ones_like(ids_bt),
         labels_bt=labels_bt,
         context_bt=context_bt,
-        media={slot.modality: own},
+        media={branch.modality: own},
     )
     if not spec.backbone.seq2seq:
         return batch
@@ -105,56 +127,52 @@ def batch_with(slot, spec, values, text):
 
 @EVERY
 @torch.no_grad()
-def test_features_and_tokens_have_the_shapes_that_the_spec_says(name):
+def test_features_and_tokens_have_the_shapes_of_the_spec(name):
     model = built(name)
     spec = model.spec
-    for slot in spec.inputs:
-        values, text = media(slot, 2)
-        encoder = model.encoder(slot.modality)
-        features = encode_parts(encoder, values, whole=slot.encoder.sees_parts)
-        assert features.shape == (2, *slot.features)
-        assert pool(features, slot.pool).shape == (2, *slot.ends, slot.encoder.width)
-        tokens = model.project(slot.modality, model.encode(slot.modality, values), text)
-        assert tokens.shape == (2, slot.tokens, spec.projected_width)
+    for branch in spec.inputs:
+        values, text = media(branch, 2)
+        encoder = model.encoder(branch.modality)
+        features = encode_segments(encoder, values, jointly=branch.encoder.encodes_jointly)
+        assert features.shape == (2, *branch.feature_shape)
+        assert pool(features, branch.pool).shape == (2, *branch.pooled_shape, branch.encoder.width)
+        tokens = model.project(branch.modality, model.encode(branch.modality, values), text)
+        assert tokens.shape == (2, branch.tokens, spec.projected_width)
         assert tokens.isfinite().all()
-        assert (tokens[0] - tokens[1]).abs().max() > 1e-4, "one medium is as the other"
+        assert (tokens[0] - tokens[1]).abs().max() > 1e-4, "tokens do not depend on the medium"
 
 
 @EVERY
 @torch.no_grad()
-def test_a_blank_medium_of_each_kind_takes_part_and_changes_nothing(name):
+def test_a_dummy_of_each_kind_is_run_and_changes_nothing(name):
     model = built(name)
     kinds = model.spec.modalities
-    slot = model.spec.inputs[0]
-    batch = batch_with(slot, model.spec, *media(slot, 1))
+    branch = model.spec.inputs[0]
+    batch = batch_with(branch, model.spec, *media(branch, 1))
     plain, _ = model.compute_logits(batch, model.media_tokens(batch))
     dummies = model.media_tokens(batch, used=kinds)
     assert tuple(dummies) == kinds
-    assert all(dummies[kind].shape[0] == (kind == slot.modality) for kind in kinds)
+    assert all(dummies[kind].shape[0] == (kind == branch.modality) for kind in kinds)
     torch.testing.assert_close(model.compute_logits(batch, dummies)[0], plain)
 
 
 @EVERY
 @torch.no_grad()
-def test_the_backbone_answers_by_what_it_is_shown(name):
+def test_logits_depend_on_the_media(name):
     model = built(name)
     spec = model.spec
-    for slot in spec.inputs:
-        batch = batch_with(slot, spec, *media(slot, 2))
+    for branch in spec.inputs:
+        batch = batch_with(branch, spec, *media(branch, 2))
         logits, targets = model.compute_logits(batch, model.media_tokens(batch))
         assert logits.shape == (6, spec.backbone.vocabulary)
         assert targets.tolist() == [3, 4, 5, 3, 4, 5]
         assert logits.isfinite().all()
-        if spec.fusion.splices:  # gated cross-attention begins with its gates closed
+        if spec.fusion.splices:  # gated cross-attention starts with closed gates
             assert (logits[:3] - logits[3:]).abs().max() > 1e-5
 
 
-def test_every_class_of_every_slot_is_here():
-    models = [spec_of(name) for name in NAMES]
-    slots = [slot for model in models for slot in model.inputs]
-    assert {type(slot.encoder) for slot in slots} == set(ENCODERS)
-    assert {type(slot.projector) for slot in slots} == set(PROJECTORS)
-    assert {type(model.backbone) for model in models} == set(BACKBONES)
+def test_every_class_is_tested_here():
+    assert {*ENCODERS, *PROJECTORS, *BACKBONES} == classes([spec_of(name) for name in NAMES])
 
 
 @pytest.mark.parametrize(
@@ -167,16 +185,16 @@ def test_every_class_of_every_slot_is_here():
     ],
     ids=["CLIP at 448", "EVA-CLIP at 448", "DocPedia", "Monkey"],
 )
-def test_a_higher_resolution_is_one_line(name, encoder, tokens):
+def test_a_higher_resolution_only_needs_another_encoder(name, encoder, tokens):
     spec = system(name).model
     higher = replace(spec, inputs=(replace(spec.inputs[0], encoder=encoder),))
     assert higher.inputs[0].tokens == tokens
 
 
-def test_an_encoder_of_whole_videos_hands_on_one_part_and_cannot_be_pooled():
-    slot = InputBranchSpec(
+def test_features_of_a_whole_video_are_one_segment_and_cannot_be_pooled():
+    branch = InputBranchSpec(
         modality="video", encoder=UniformerEva(), projector=QFormer(joint=True), frames=8
     )
-    assert slot.ends == (1, 8 * 257 + 1)
-    with pytest.raises(SpecError, match="'uniformer_eva' hands its frames on as one"):
-        replace(slot, pool="mean")
+    assert branch.pooled_shape == (1, 8 * 257 + 1)
+    with pytest.raises(SpecError, match="'uniformer_eva' returns all frames as one segment"):
+        replace(branch, pool="mean")

@@ -1,4 +1,4 @@
-"""Known features in the place of media: the same logits and gradients, in any mixture."""
+"""Cached features instead of media: the same logits and gradients, in any combination."""
 
 from dataclasses import replace
 
@@ -13,16 +13,16 @@ from model.multimodal_lm import MultimodalLM
 from model.presets import system
 
 
-def known(model: MultimodalLM, batch: Batch, which: list[bool]) -> Batch:
-    """Return the batch with the features of some of its pictures in their place."""
+def with_cached(model: MultimodalLM, batch: Batch, which: list[bool]) -> Batch:
+    """Return the batch with cached features of some of its pictures."""
     image = batch.media["image"]
-    known_m = torch.tensor(which)
+    cached_m = torch.tensor(which)
     features = torch.stack([model.encode("image", one[None])[0] for one in image.input_values])
     media = replace(
         image,
-        values=image.input_values[~known_m],
-        features=features[known_m] if known_m.any() else None,
-        known_m=known_m if known_m.any() else None,
+        input_values=image.input_values[~cached_m],
+        cached_features=features[cached_m] if cached_m.any() else None,
+        cached_m=cached_m if cached_m.any() else None,
         keys=tuple(bytes([i]) for i, one in enumerate(which) if not one),
     )
     return replace(batch, media={"image": media})
@@ -37,11 +37,13 @@ def answer(model, batch, *words):
 
 
 @pytest.mark.parametrize("which", [[1, 1, 1], [0, 1, 0], [1, 0, 1], [0, 0, 0]])
-def test_logits_and_gradients_are_those_of_the_media(model, digits, make_batch, which) -> None:
+def test_cached_features_give_the_same_logits_and_gradients(
+    model, digits, make_batch, which
+) -> None:
     set_trainable(model, digits.pt.trainable)
     batch = make_batch([50, 44, 47])
     logits, gradients = answer(model, batch)
-    same, others = answer(model, known(model, batch, list(map(bool, which))), ("image",))
+    same, others = answer(model, with_cached(model, batch, list(map(bool, which))), ("image",))
     torch.testing.assert_close(same, logits, atol=1e-5, rtol=1e-5)
     assert gradients.keys() == others.keys()
     for name, gradient in gradients.items():
@@ -58,13 +60,11 @@ def test_logits_and_gradients_are_those_of_the_media(model, digits, make_batch, 
         (None, ("image",), 1),
     ],
 )
-def test_the_encoder_is_called_by_all_ranks_or_by_none(
-    model, make_batch, which, encoded, calls
-) -> None:
-    """What the ranks have agreed on decides, not what this one holds (None: no picture)."""
+def test_all_ranks_call_the_encoder_or_none(model, make_batch, which, encoded, calls) -> None:
+    """The ranks' agreement decides, not the batch of this rank (None: no picture)."""
     batch = make_batch([50, 44], pictures=which is not None)
     if which is not None:
-        batch = known(model, batch, which)
+        batch = with_cached(model, batch, which)
     seen = {"encoder": [], "projector": []}
     for part, called in seen.items():
         model.inputs["image"][part].register_forward_hook(lambda *_, c=called: c.append(1))
@@ -74,15 +74,15 @@ def test_the_encoder_is_called_by_all_ranks_or_by_none(
     assert len(seen["projector"]) == 1
 
 
-def test_who_keeps_features_is_told_those_that_were_encoded(model, make_batch) -> None:
-    told = []
-    model.keep = lambda kind, keys, features: told.append((kind, keys, features))
+def test_newly_encoded_features_are_recorded(model, make_batch) -> None:
+    recorded = []
+    model.record_features = lambda kind, keys, features: recorded.append((kind, keys, features))
     batch = make_batch([50, 44, 47])
     with torch.no_grad():
         model(batch)
-        assert not told  # they have no keys
-        model(known(model, batch, [False, True, False]))
-    ((kind, keys, features),) = told
+        assert not recorded  # they have no keys
+        model(with_cached(model, batch, [False, True, False]))
+    ((kind, keys, features),) = recorded
     assert (kind, keys) == ("image", (b"\0", b"\2"))
     torch.testing.assert_close(
         features,
@@ -93,19 +93,19 @@ def test_who_keeps_features_is_told_those_that_were_encoded(model, make_batch) -
 
 
 @pytest.mark.parametrize("name", ["videochat"])
-def test_a_frozen_encoder_draws_nothing_while_the_model_trains(name) -> None:
-    """It has a dropout, which would give a medium other features every time."""
+def test_a_frozen_encoder_is_deterministic_in_training(name) -> None:
+    """Its dropout would otherwise change a medium's features every time."""
     preset = system(name).tiny()
     model = build(preset.model, preset.pt, weights="random")
-    slot = preset.model.inputs[0]
-    values = torch.randn(1, slot.parts, *slot.encoder.shape)
-    for parameter in model.encoder(slot.modality).parameters():
+    branch = preset.model.inputs[0]
+    values = torch.randn(1, branch.segments, *branch.encoder.shape)
+    for parameter in model.encoder(branch.modality).parameters():
         parameter.data.normal_(std=0.1)  # new adapters would hide it
     model.requires_grad_(False).train()
-    first, second = (model.encode(slot.modality, values) for _ in "ab")
+    first, second = (model.encode(branch.modality, values) for _ in "ab")
     assert torch.equal(first, second)
     assert model.backbone.training
-    model.encoder(slot.modality).requires_grad_(True)
+    model.encoder(branch.modality).requires_grad_(True)
     model.train()
-    first, second = (model.encode(slot.modality, values).detach() for _ in "ab")
+    first, second = (model.encode(branch.modality, values).detach() for _ in "ab")
     assert not torch.equal(first, second)

@@ -1,4 +1,4 @@
-"""Freezing: exactly what the patterns say, and a pattern that says nothing is a mistake."""
+"""Freezing: exactly the matching parameters are trainable; unmatched patterns are errors."""
 
 import pytest
 
@@ -32,24 +32,24 @@ def test_sft_trains_the_projector_and_the_adapters(digits):
     assert all(".lora_A." in name or ".lora_B." in name for name in adapters)
 
 
-def test_what_was_trainable_before_does_not_stay_so(model):
+def test_parameters_that_were_trainable_before_are_frozen(model):
     model.requires_grad_(True)
     set_trainable(model, ["inputs.image.projector.*"])
     assert trainable(model) == PROJECTOR
 
 
-def test_a_pattern_without_a_match_is_a_mistake_and_changes_nothing(model):
+def test_a_pattern_without_a_match_is_an_error_and_changes_nothing(model):
     before = trainable(model)
     with pytest.raises(SpecError, match=r"'inputs\.audio\.projector\.\*' matches no parameter"):
         set_trainable(model, ["inputs.image.projector.*", "inputs.audio.projector.*"])
     assert trainable(model) == before
 
 
-def test_patterns_tell_case_and_brackets_apart(model):
+def test_patterns_are_case_sensitive_and_support_brackets(model):
     with pytest.raises(SpecError):
         set_trainable(model, ["INPUTS.image.projector.*"])
 
 
-def test_no_pattern_freezes_everything(model):
+def test_without_patterns_everything_is_frozen(model):
     assert set_trainable(model, []) == []
     assert trainable(model) == []

@@ -1,4 +1,4 @@
-"""The composed model: dummies change nothing, targets are the full logits', padding is nothing."""
+"""The composed model: dummies and padding change nothing, logits at targets are complete."""
 
 from dataclasses import replace
 
@@ -28,7 +28,7 @@ def full_logits(model, batch):
     return model.backbone.get_output_embeddings()(hidden)
 
 
-def test_logits_at_targets_are_those_of_all_positions(model, make_batch):
+def test_logits_at_targets_equal_those_of_all_positions(model, make_batch):
     batch = make_batch([50, 44])
     with torch.no_grad():
         logits, targets = model(batch)
@@ -38,7 +38,7 @@ def test_logits_at_targets_are_those_of_all_positions(model, make_batch):
     torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_no_target_gives_no_logits_but_still_a_graph(model, make_batch):
+def test_without_targets_there_are_no_logits_but_a_graph(model, make_batch):
     batch = make_batch([50])
     batch = replace(batch, labels_bt=torch.full_like(batch.labels_bt, IGNORED))
     logits, targets = model(batch)
@@ -58,7 +58,7 @@ def test_padding_changes_nothing(model, make_batch):
     torch.testing.assert_close(logits, same, atol=1e-5, rtol=1e-5)
 
 
-def test_a_neighbour_changes_nothing(model, make_batch):
+def test_other_rows_change_nothing(model, make_batch):
     both = make_batch([50, 46])
     shorter = Batch(
         ids_bt=both.ids_bt[1:, :46],
@@ -67,7 +67,7 @@ def test_a_neighbour_changes_nothing(model, make_batch):
         context_bt=both.context_bt[1:, :46],
         media={
             "image": Media(
-                values=both.media["image"].input_values[1:],
+                input_values=both.media["image"].input_values[1:],
                 media_mask_bt=both.media["image"].media_mask_bt[1:, :46],
                 rows_m=torch.tensor([0]),
                 starts_m=torch.tensor([1]),
@@ -98,7 +98,7 @@ def test_a_dummy_changes_neither_logits_nor_gradients(model, make_batch):
     }
 
 
-def test_no_dummy_runs_beside_the_real_medium(model, make_batch):
+def test_no_dummy_is_run_where_there_is_a_medium(model, make_batch):
     calls = []
     model.projector("image").register_forward_hook(lambda *_: calls.append(1))
     model(make_batch([50]), ("image",))
@@ -113,13 +113,13 @@ def test_pt_reaches_the_projector_through_the_frozen_backbone(model, digits, mak
 
 
 @pytest.mark.parametrize("stage", ["pt", "sft"])
-def test_recomputation_gives_the_same_gradients(digits, make_batch, stage):
+def test_activation_checkpointing_gives_the_same_gradients(digits, make_batch, stage):
     found = []
     for recompute in (False, True):
         settings = replace(digits.stage(stage), recompute=recompute)
         model = build(digits.model, settings, weights="random", seed=0).train()
         set_trainable(model, settings.trainable)
-        if stage == "sft":  # adapters start at zero and would hide a lost gradient
+        if stage == "sft":  # adapters start at zero and could hide a missing gradient
             torch.manual_seed(1)
             for name, weight in model.named_parameters():
                 if ".lora_B." in name:
@@ -131,11 +131,11 @@ def test_recomputation_gives_the_same_gradients(digits, make_batch, stage):
         torch.testing.assert_close(recomputed[name], grad, atol=1e-6, rtol=1e-5)
 
 
-def test_a_picture_too_many_is_noticed(model, make_batch):
+def test_one_picture_too_many_is_an_error(model, make_batch):
     batch = make_batch([50])
     image = batch.media["image"]
-    twice = replace(image, values=torch.cat([image.input_values] * 2))
-    with pytest.raises(FusionError, match=r"\(72, 128\), want \(36, 128\)"):
+    twice = replace(image, input_values=torch.cat([image.input_values] * 2))
+    with pytest.raises(FusionError, match=r"\(72, 128\), must be \(36, 128\)"):
         model(replace(batch, media={"image": twice}))
 
 
@@ -147,7 +147,7 @@ def test_a_frozen_encoder_keeps_no_graph(model, make_batch):
     assert model.encode("image", values).requires_grad
 
 
-def test_greedy_decoding_is_what_full_passes_say(model, make_batch):
+def test_greedy_decoding_equals_full_forward_passes(model, make_batch):
     batch = make_batch([45])
     answer = model.generate(batch, max_new_tokens=4, pad_id=0, end_id=2)
     ids = batch.ids_bt

@@ -1,4 +1,4 @@
-"""Samples packed into one row give the loss and the gradients that they give by themselves."""
+"""Packed samples give the same loss and gradients as separate ones."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +32,7 @@ BACKBONES: dict[str, Backbone] = {
 
 
 def rows_of(spec: ModelSpec, folder: Path) -> list[Example]:
-    """Six dialogues of several lengths: pictures, several turns, and no picture at all."""
+    """Return six dialogues of different lengths: with pictures, several turns, or neither."""
     encoder = SampleEncoder(
         spec, build_tokenizer(spec, weights="random"), prompt="chat", max_tokens=300
     )
@@ -59,7 +59,9 @@ def stage(peft: Peft | None) -> Stage:
     if peft is None:
         return one
     return replace(
-        one, peft=peft, trainable=("inputs.image.projector.*", f"backbone.*{peft.marks}*")
+        one,
+        peft=peft,
+        trainable=("inputs.image.projector.*", f"backbone.*{peft.parameter_marker}*"),
     )
 
 
@@ -68,12 +70,12 @@ def test_packed_and_padded_samples_give_the_same_loss_and_gradients(
     backbone: str, tmp_path: Path
 ) -> None:
     spec = replace(system("llava").tiny().model, backbone=BACKBONES[backbone])
-    assert spec.packs
+    assert spec.supports_packing
     compare(spec, stage(None), tmp_path)
 
 
 @pytest.mark.parametrize("peft", [Lora(rank=4, alpha=8, dropout=0.0), Prefix(length=3, hidden=8)])
-def test_adapters_learn_the_same_from_packed_samples(peft: Peft, tmp_path: Path) -> None:
+def test_adapters_get_the_same_gradients_from_packed_samples(peft: Peft, tmp_path: Path) -> None:
     compare(system("llava").tiny().model, stage(peft), tmp_path)
 
 
@@ -89,12 +91,12 @@ def compare(spec: ModelSpec, how: Stage, folder: Path) -> None:
     assert found.keys() == expected.keys()
     assert expected
     for name, gradient in expected.items():
-        # Norms that reckon in float32 whatever the model leave an error of that size.
+        # Norms that are always computed in float32 leave an error of this size.
         close = torch.allclose(found[name], gradient, rtol=1e-5, atol=1e-6)
         assert close, (name, (found[name] - gradient).abs().max())
 
 
-def test_no_sample_sees_another(tmp_path: Path) -> None:
+def test_no_sample_attends_to_another(tmp_path: Path) -> None:
     spec = system("llava").tiny().model
     assert isinstance(spec.backbone, Llama)
     model = build(spec, stage(None), weights="random", seed=1)
@@ -108,7 +110,7 @@ def test_no_sample_sees_another(tmp_path: Path) -> None:
     torch.testing.assert_close(one[-targets:], other[-targets:])
 
 
-def test_packed_samples_are_not_masked_but_given_to_the_kernel_one_by_one(
+def test_packed_samples_are_passed_to_the_kernel_one_by_one_without_a_mask(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = system("llava").tiny().model

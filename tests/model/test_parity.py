@@ -1,4 +1,4 @@
-"""Whole models give the numbers of transformers' own, after our import of their checkpoints.
+"""Whole models give the same numbers as transformers', after importing their checkpoints.
 
 Pictures go through our own `preprocess`, rows of unequal length are padded on the right, and every
 position of the text is compared.
@@ -12,7 +12,7 @@ from PIL import Image
 from transformers import BlipImageProcessorPil, LlavaImageProcessorPil
 
 from model.build import preprocess
-from model.encoders.pictures import normalised
+from model.encoders.pictures import normalise
 from model.presets import system
 from pipeline.config.run_config import read_config
 from pipeline.convert.import_ import import_run
@@ -23,7 +23,7 @@ from tests import published
 
 
 def brought_in(theirs, folder):
-    """Return our model after a detour over the disk: saved, imported, loaded as a run is."""
+    """Return our model of a checkpoint that was saved, imported and loaded like a run."""
     theirs.save_pretrained(folder / "source")
     import_run(folder / "source", folder / "run", "pt")
     config = read_config(folder / "run" / "config.json")
@@ -33,14 +33,14 @@ def brought_in(theirs, folder):
 
 
 def picture(seed):
-    """A picture that is no square, so that resizing has something to do."""
+    """Return a picture that is not square and must be resized."""
     draw = torch.Generator().manual_seed(seed)
     pixels = torch.randint(0, 256, (37, 50, 3), generator=draw, dtype=torch.uint8)
     return Image.fromarray(pixels.numpy())
 
 
 def row(spec, *, media, words, asked, seed):
-    """Lay out a row: a token, the media, then words; and an instruction for the Q-Former."""
+    """Return a row: a token, the media, then words; and an instruction for the Q-Former."""
     draw = torch.Generator().manual_seed(seed)
 
     def some(count, most=published.VIDEO_ID):
@@ -48,15 +48,17 @@ def row(spec, *, media, words, asked, seed):
 
     ids, kinds, placed = some(1), [""], []
     for kind in media:
-        slot = spec.slot(kind)
-        frames = [preprocess(slot.encoder, picture(seed + n)) for n in range(slot.frames)]
-        text = tuple(some(asked, 300)) if slot.projector.reads_text else ()
+        branch = spec.input_branch(kind)
+        frames = [preprocess(branch.encoder, picture(seed + n)) for n in range(branch.frames)]
+        text = tuple(some(asked, 300)) if branch.projector.reads_text else ()
         start = len(ids)
         placed.append(
-            MediumInput(kind=kind, start=start, first=start, values=torch.cat(frames), text=text)
+            MediumInput(
+                kind=kind, start=start, first=start, input_values=torch.cat(frames), text=text
+            )
         )
-        ids += [published.TOKENS[kind]] * spec.places(slot) + some(2)
-        kinds += [kind] * spec.places(slot) + ["", ""]
+        ids += [published.TOKENS[kind]] * spec.context_tokens(branch) + some(2)
+        kinds += [kind] * spec.context_tokens(branch) + ["", ""]
     ids, kinds = ids + some(words), kinds + [""] * words
     labels = [token if not kind else -100 for token, kind in zip(ids, kinds, strict=True)]
     answer = some(words) if spec.backbone.seq2seq else None
@@ -70,7 +72,7 @@ def compare(ours, theirs, media, pixels):
     Args:
         ours, theirs: the models.
         media: the kinds of media in each of two rows.
-        pixels: batch → how the other model wants its media.
+        pixels: batch → the other model's input of media.
     """
     rows = [
         row(ours.spec, media=media, words=9, asked=7, seed=1),
@@ -79,32 +81,32 @@ def compare(ours, theirs, media, pixels):
     batch = collate(rows, pad_id=0, side="right")
     assert (batch.attention_bt == 0).any()
     inputs = pixels(replace(batch, media=as_theirs(ours.spec, batch)))
-    if any(slot.projector.reads_text for slot in ours.spec.inputs):
+    if any(branch.projector.reads_text for branch in ours.spec.inputs):
         text = batch.media[media[0]].text
         assert (text.mask_bl == 0).any()
         inputs |= {"qformer_input_ids": text.ids_bl, "qformer_attention_mask": text.mask_bl}
     if batch.decoder_bs is not None:
         inputs["decoder_input_ids"] = batch.decoder_bs
     expected = theirs(input_ids=batch.ids_bt, attention_mask=batch.attention_bt, **inputs).logits
-    expected = (expected if batch.decoder_bs is not None else expected[:, :-1])[batch.targeted]
+    expected = (expected if batch.decoder_bs is not None else expected[:, :-1])[batch.target_mask]
     found, targets = ours(batch)
     assert len(targets) == len(found) > 12
     assert expected.std() > 0.1
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     swapped = {
-        kind: replace(placed, values=placed.input_values.flip(0))
+        kind: replace(placed, input_values=placed.input_values.flip(0))
         for kind, placed in batch.media.items()
     }
     assert (ours(replace(batch, media=swapped))[0] - found).abs().max() > 0.01  # media are read
 
 
 def as_theirs(spec, batch):
-    """Return the batch's media with normalised pixels; our encoders do that by themselves."""
-    encoders = {kind: spec.slot(kind).encoder for kind in batch.media}
+    """Return the batch's media with normalised pixels; our encoders normalise them themselves."""
+    encoders = {kind: spec.input_branch(kind).encoder for kind in batch.media}
     return {
         kind: replace(
             placed,
-            values=normalised(
+            input_values=normalise(
                 placed.input_values, mean=encoders[kind].mean, std=encoders[kind].std
             ),
         )
@@ -124,7 +126,7 @@ def videos(batch):
 def test_llava(tmp_path, strategy):
     theirs = published.llava(vision_feature_select_strategy=strategy)
     ours = brought_in(theirs, tmp_path)
-    assert ours.spec.slot("image").tokens == (16 if strategy == "default" else 17)
+    assert ours.spec.input_branch("image").tokens == (16 if strategy == "default" else 17)
     compare(ours, theirs, ["image"], images)
 
 
@@ -156,7 +158,7 @@ def test_instructblip_for_videos(tmp_path):
     compare(brought_in(theirs, tmp_path), theirs, ["video"], videos)
 
 
-def test_pictures_become_the_pixels_of_transformers_processors():
+def test_pixels_equal_those_of_transformers_processors():
     tall, wide = picture(1), picture(1).rotate(90, expand=True)
     for encoder, processor in (
         (system("blip_2").model.inputs[0].encoder, BlipImageProcessorPil()),
@@ -167,5 +169,5 @@ def test_pictures_become_the_pixels_of_transformers_processors():
         processor.crop_size = processor.size
         for photo in (tall, wide):
             expected = processor(photo, return_tensors="pt")["pixel_values"]
-            pixels = normalised(preprocess(encoder, photo), mean=encoder.mean, std=encoder.std)
+            pixels = normalise(preprocess(encoder, photo), mean=encoder.mean, std=encoder.std)
             torch.testing.assert_close(pixels, expected, atol=1e-5, rtol=0)

@@ -1,4 +1,4 @@
-"""Flamingo's two parts beside Idefics', which differ in activation and norms alone.
+"""Flamingo's two components compared with Idefics', which differ in activation and norms only.
 
 Idefics has ReLU for Flamingo's squared ReLU, RMS norms and gated feed-forward layers: the tests
 lend ours theirs, so that attention, masks, residuals and gates are what is compared.
@@ -10,7 +10,7 @@ from transformers import IdeficsConfig
 from transformers.models.idefics.modeling_idefics import IdeficsGatedCrossAttentionLayer
 from transformers.models.idefics.perceiver import IdeficsPerceiverResampler
 
-from model.fusion.gated_cross_attention import GatedBlock, arrange
+from model.fusion.gated_cross_attention import GatedBlock, decoder_kwargs
 from model.input_projectors import perceiver
 from model.spec import ProjectorShape
 from model.spec.fusion import GatedCrossAttention
@@ -38,13 +38,13 @@ def drawn(module):
 
 
 @torch.no_grad()
-def test_the_perceiver_resampler_is_idefics_but_for_its_activation():
+def test_the_perceiver_resampler_equals_idefics_except_for_its_activation():
     theirs = drawn(
         IdeficsPerceiverResampler(CONFIG, embed_dim=24, depth=2, n_heads=2, head_dim=8, n_latents=3)
     )
-    spec = PerceiverResampler(latents=3, width=24, layers=2, heads=2, head_width=8, frames=2)
+    spec = PerceiverResampler(latents=3, width=24, layers=2, heads=2, head_width=8, max_frames=2)
     ours = perceiver.build(
-        spec, ProjectorShape(parts=2, tokens=5, width_in=24, width_out=24)
+        spec, ProjectorShape(segments=2, tokens=5, width_in=24, width_out=24)
     ).eval()
     nn.init.zeros_(ours.time.weight)  # Idefics has one picture and no time
     ours.latents.tokens.copy_(theirs.latents[None])
@@ -65,7 +65,7 @@ def test_the_perceiver_resampler_is_idefics_but_for_its_activation():
 
 
 @torch.no_grad()
-def test_a_gated_layer_is_idefics_but_for_its_norms_and_feed_forward():
+def test_a_gated_layer_equals_idefics_except_for_its_norms_and_feed_forward():
     theirs = drawn(IdeficsGatedCrossAttentionLayer(CONFIG, layer_idx=0))
     spec = GatedCrossAttention(heads=2, head_width=16, media_width=24)
     ours = GatedBlock(spec, 32).eval()
@@ -79,9 +79,9 @@ def test_a_gated_layer_is_idefics_but_for_its_norms_and_feed_forward():
     ours.dense_gate.copy_(theirs.alpha_dense)
 
     hidden = torch.randn(2, 7, 32)
-    # The first row has pictures before its places 1 and 4, the second one before its place 3.
+    # The first row has pictures before positions 1 and 4, the second before position 3.
     media = torch.randn(3, 5, 24)
-    placed = arrange(media, torch.tensor([0, 0, 1]), torch.tensor([1, 4, 3]), (2, 7))
+    placed = decoder_kwargs(media, torch.tensor([0, 0, 1]), torch.tensor([1, 4, 3]), (2, 7))
     found = ours(hidden, placed["media"], placed["media_index"])
 
     pictures = torch.stack([media[:2].flatten(0, 1), torch.cat([media[2], torch.zeros(5, 24)])])

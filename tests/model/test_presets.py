@@ -1,7 +1,7 @@
-"""Every preset is whole: it has its key's name, fits itself, and trains what its stages say.
+"""Every preset is consistent: name, sizes, and trainable patterns of its stages.
 
-`python -m tests.model.test_presets` writes the golden file anew. That every preset builds at full
-size is shown by `benchmarks/params.py` and by the plans of tests/pipeline/test_plan.py.
+`python -m tests.model.test_presets` rewrites the golden file. `benchmarks/params.py` and the tests
+of `plan` build every preset at full size.
 """
 
 import json
@@ -27,12 +27,12 @@ def resolved():
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_a_preset_is_whole(name):
+def test_a_preset_is_consistent(name):
     whole = system(name)
     assert whole.name == name
     assert whole.paper.startswith("arXiv:")
     assert PRESETS[name]() == whole, "a preset is a pure function"
-    media = sum(whole.model.places(slot) for slot in whole.model.inputs)
+    media = sum(whole.model.context_tokens(branch) for branch in whole.model.inputs)
     for stage in (*whole.init, whole.pt, whole.sft):
         assert stage.global_batch % stage.micro_batch == 0
     for stage in (whole.pt, whole.sft):
@@ -40,7 +40,7 @@ def test_a_preset_is_whole(name):
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_what_its_stages_train_exists(name):
+def test_trainable_patterns_match_parameters(name):
     tiny = system(name).tiny()
     for stage in (tiny.pt, tiny.sft):
         model = build_on_meta(tiny.model, stage)
@@ -49,19 +49,19 @@ def test_what_its_stages_train_exists(name):
 
 
 @pytest.mark.parametrize("name", [name for name in PRESETS if PRESETS[name]().init])
-def test_what_its_stages_before_mm_pt_train_exists(name):
+def test_trainable_patterns_of_init_stages_match_parameters(name):
     tiny = system(name).tiny()
     for stage in tiny.init:
         set_trainable(build_init(tiny.model, stage, weights="random"), stage.trainable)
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_a_preset_is_its_own_json(name):
+def test_a_preset_survives_the_round_trip_through_json(name):
     whole = system(name)
     assert decode(System, json.loads(json.dumps(asdict(whole))), name) == whole
 
 
-def test_the_presets_are_the_golden_ones():
+def test_presets_equal_the_golden_file():
     kept = json.loads(GOLDEN.read_text())
     fresh = resolved()
     assert list(fresh) == list(kept)
@@ -70,14 +70,14 @@ def test_the_presets_are_the_golden_ones():
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_sizes_fit_each_other(name):
+def test_sizes_are_consistent(name):
     model = system(name).model
     backbone = model.backbone
     if not backbone.seq2seq:
         assert backbone.width % backbone.heads == 0
     if isinstance(backbone, Llama):
         assert backbone.heads % backbone.kv_heads == 0
-    for encoder in (slot.encoder for slot in model.inputs):
+    for encoder in (branch.encoder for branch in model.inputs):
         if isinstance(encoder, ClipVision):
             assert encoder.width % encoder.heads == 0
             assert encoder.image_size % encoder.patch_size == 0
@@ -103,32 +103,32 @@ def test_sizes_fit_each_other(name):
     ],
 )
 def test_a_medium_has_the_published_number_of_tokens(name, tokens):
-    assert {slot.modality: slot.tokens for slot in system(name).model.inputs} == tokens
+    assert {branch.modality: branch.tokens for branch in system(name).model.inputs} == tokens
 
 
-def test_llava_has_the_published_rates():
+def test_llava_has_the_published_learning_rates():
     whole = system("llava_1_5_7b")
     assert (whole.pt.learning_rate, whole.pt.global_batch) == (1e-3, 256)
     assert (whole.sft.peft.learning_rate, whole.sft.learning_rate) == (2e-4, 2e-5)
     assert (whole.sft.peft.rank, whole.sft.peft.alpha) == (128, 256)
 
 
-def test_an_unknown_preset_gets_the_nearest_name():
+def test_an_unknown_preset_suggests_the_nearest_name():
     with pytest.raises(SpecError, match=r"unknown preset 'digit': did you mean 'digits'\?"):
         system("digit")
     with pytest.raises(SpecError, match="want one of digits, digits_video, "):
         system("qqq")
 
 
-def test_an_unknown_stage_or_modality_is_told():
+def test_an_unknown_stage_or_modality_is_an_error():
     whole = system("digits")
     with pytest.raises(SpecError, match=r"unknown stage 'stf': did you mean 'sft'"):
         whole.stage("stf")
     with pytest.raises(SpecError, match=r"unknown modality 'images': did you mean 'image'"):
-        whole.model.slot("images")
+        whole.model.input_branch("images")
 
 
-def test_specs_cannot_be_changed():
+def test_specs_are_frozen():
     with pytest.raises(FrozenInstanceError):
         system("digits").model.backbone.width = 1
 

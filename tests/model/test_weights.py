@@ -1,4 +1,4 @@
-"""Trained weights: what is stored comes back, and what does not belong is told."""
+"""Trained weights: stored ones are loaded, and those that do not fit are an error."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ def snapshot(model):
     return {name: weight.detach().clone() for name, weight in model.named_parameters()}
 
 
-def test_stored_weights_replace_their_namesakes_only(model, tmp_path):
+def test_stored_weights_replace_only_parameters_of_the_same_name(model, tmp_path):
     before = snapshot(model)
     stored = {NAME: torch.full_like(before[NAME], 0.5)}
     save_file(stored, tmp_path / "weights.safetensors")
@@ -24,7 +24,7 @@ def test_stored_weights_replace_their_namesakes_only(model, tmp_path):
     assert all(torch.equal(weight, before[name]) for name, weight in after.items())
 
 
-def test_precision_becomes_the_models(model):
+def test_weights_are_cast_to_the_models_precision(model):
     assign(model, {NAME: torch.ones_like(snapshot(model)[NAME], dtype=torch.bfloat16)}, "x")
     assert snapshot(model)[NAME].dtype == torch.float32
 
@@ -36,20 +36,22 @@ def test_precision_becomes_the_models(model):
         (NAME, (2, 2), r"is \(2, 2\), the model's is \(128, 128\)"),
     ],
 )
-def test_what_does_not_fit_is_told_and_nothing_is_loaded(model, tmp_path, name, shape, says):
+def test_weights_that_do_not_fit_are_an_error_and_nothing_is_loaded(
+    model, tmp_path, name, shape, says
+):
     before = snapshot(model)
     good = "inputs.image.projector.layers.0.bias"
     file = tmp_path / "weights.safetensors"
     save_file({good: torch.ones(128), name: torch.zeros(shape)}, file)
-    with pytest.raises(SpecError, match=says) as told:
+    with pytest.raises(SpecError, match=says) as error:
         load_trained(model, file)
-    assert str(file) in str(told.value)
+    assert str(file) in str(error.value)
     assert torch.equal(snapshot(model)[good], before[good])
 
 
-def test_a_missing_or_broken_file_is_told(model, tmp_path):
+def test_a_missing_or_invalid_file_is_an_error(model, tmp_path):
     with pytest.raises(SpecError, match="no such weights"):
         load_trained(model, tmp_path / "weights.safetensors")
     (tmp_path / "broken.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{not json")
-    with pytest.raises(SpecError, match="not a sound safetensors file"):
+    with pytest.raises(SpecError, match="not a valid safetensors file"):
         load_trained(model, tmp_path / "broken.safetensors")

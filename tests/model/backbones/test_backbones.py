@@ -1,4 +1,4 @@
-"""Every backbone: its size at full scale, what a tiny one does, published names, wrong weights."""
+"""Every backbone: full-scale size, behaviour of a tiny one, published names, wrong weights."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -54,7 +54,7 @@ def build(spec, weights="random"):
 
 
 def extras(spec, length):
-    """Return what a ChatGLM needs beside the usual: all but the last position is context."""
+    """Return ChatGLM's additional arguments: all but the last position are context."""
     context = torch.arange(length)[None] < length - 1
     return {"context_mask": context} if spec.kind == "chatglm" else {}
 
@@ -87,7 +87,7 @@ def test_full_size_has_the_published_number_of_parameters(spec, billions):
 
 
 @pytest.mark.parametrize("spec", CAUSAL, ids=lambda spec: spec.kind)
-def test_decoding_with_a_cache_is_what_full_passes_say(spec):
+def test_decoding_with_a_cache_equals_full_forward_passes(spec):
     spec = spec.tiny()
     backbone = build(spec)
     draw = torch.Generator().manual_seed(1)
@@ -118,9 +118,9 @@ def test_decoding_with_a_cache_is_what_full_passes_say(spec):
 
 
 @pytest.mark.parametrize("spec", CAUSAL, ids=lambda spec: spec.kind)
-def test_padding_on_the_right_changes_nothing(spec):
+def test_right_padding_changes_nothing(spec):
     spec = spec.tiny()
-    backbone = build(spec).train()  # no dropout either
+    backbone = build(spec).train()  # there is no dropout either
     embeddings_btd = torch.randn(1, 8, spec.width)
     padded_btd = torch.cat([embeddings_btd, torch.randn(1, 3, spec.width)], dim=1)
     mask_bt = torch.tensor([[1] * 8 + [0] * 3])
@@ -135,7 +135,7 @@ def test_padding_on_the_right_changes_nothing(spec):
     )
 
 
-def test_t5_answers_embeddings_and_its_output_matrix_is_its_own():
+def test_t5_accepts_embeddings_and_its_output_matrix_is_untied():
     spec = FLAN_T5_XL.tiny()
     backbone = build(spec)
     assert backbone.lm_head.weight is not backbone.shared.weight
@@ -152,7 +152,7 @@ def test_t5_answers_embeddings_and_its_output_matrix_is_its_own():
 
 
 @pytest.mark.parametrize("activation", ["gelu_new", "gelu", "silu"])
-def test_t5_computes_with_the_activation_of_the_spec(activation):
+def test_t5_uses_the_activation_of_the_spec(activation):
     spec = T5(width=64, mlp_width=128, layers=1, heads=2, activation=activation, **COMMON).tiny()
     backbone = build(spec)
     blocks = (backbone.encoder.block[0].layer[1], backbone.decoder.block[0].layer[2])
@@ -179,9 +179,9 @@ PUBLISHED = {
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_logits_are_those_of_the_published_code(name, tmp_path):
+def test_logits_equal_those_of_the_published_code(name, tmp_path):
     state, arrays = recorded(name)
-    # In two files, as the published ones are.
+    # In two files, like the published checkpoints.
     half = len(state) // 2
     names = sorted(state)
     for number, part in enumerate((names[:half], names[half:])):
@@ -201,7 +201,7 @@ def test_logits_are_those_of_the_published_code(name, tmp_path):
 @pytest.mark.parametrize(
     "spec", [OPT_2_7B, FLAN_T5_XL, PALM_8B, LLAMA_7B], ids=lambda spec: spec.kind
 )
-def test_a_transformers_checkpoint_loads_as_it_was_saved(spec, tmp_path):
+def test_a_transformers_checkpoint_is_loaded_unchanged(spec, tmp_path):
     spec = replace(spec.tiny(), weights=str(tmp_path))
     saved = build(spec)
     saved.save_pretrained(tmp_path)
@@ -218,7 +218,7 @@ def test_a_checkpoint_of_another_size_is_refused(spec, tmp_path):
         build(wider, "pretrained")
 
 
-def test_t5_without_an_output_matrix_of_its_own_is_refused(tmp_path):
+def test_t5_with_a_tied_output_matrix_is_refused(tmp_path):
     spec = replace(FLAN_T5_XL.tiny(), weights=str(tmp_path))
     backbone = build(spec)
     backbone.save_pretrained(
@@ -228,7 +228,7 @@ def test_t5_without_an_output_matrix_of_its_own_is_refused(tmp_path):
         build(spec, "pretrained")
 
 
-def test_a_published_checkpoint_must_fit_and_be_whole(tmp_path):
+def test_a_published_checkpoint_must_fit_and_be_complete(tmp_path):
     state, _ = recorded("qwen")
     spec = replace(PUBLISHED["qwen"], weights=str(tmp_path))
     with pytest.raises(SpecError, match=r"no \*.safetensors"):
@@ -247,13 +247,13 @@ def test_a_published_checkpoint_must_fit_and_be_whole(tmp_path):
         build(spec, "pretrained")
 
 
-def test_chatglm_wants_to_know_its_context():
+def test_chatglm_requires_a_context_mask():
     backbone = build(CHATGLM_6B.tiny())
     with pytest.raises(ValueError, match="context_mask"):
         backbone(input_ids=torch.ones(1, 3, dtype=torch.long))
 
 
-def test_chatglm_recomputes_to_the_same_gradients():
+def test_activation_checkpointing_of_chatglm_gives_the_same_gradients():
     found = []
     for recompute in (False, True):
         backbone = build(CHATGLM_6B.tiny()).train()

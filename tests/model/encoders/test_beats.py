@@ -17,7 +17,7 @@ from model.encoders.beats import (
 )
 from model.encoders.fbank import fbank
 from model.spec.audio import Beats
-from tests.model.generation import recorded
+from tests.model.recorded_weights import recorded
 
 RECORDED = Path(__file__).parents[1] / "recorded" / "beats.safetensors"
 PUBLISHED = Beats(weights="OWNER/NAME:FILE")
@@ -33,7 +33,7 @@ SMALL = Beats(
 )
 
 
-def test_the_numbers_are_the_published_ones():
+def test_features_equal_those_of_the_published_code():
     weights, expected = recorded(RECORDED)
     encoder = BeatsEncoder(SMALL)
     encoder.load_state_dict(convert_state_dict(weights))
@@ -57,13 +57,13 @@ def test_a_published_file_is_loaded_with_its_configuration_and_classifier_left_o
 def test_the_published_size_has_ninety_million_parameters():
     with torch.device("meta"):
         encoder = build(PUBLISHED, weights="random", dtype=torch.bfloat16)
-    # Chen et al. 2022, table 1; less the 128 lengths that weight normalisation keeps apart.
+    # Chen et al. 2022, table 1; without the 128 separate lengths of weight normalisation.
     assert sum(weight.numel() for weight in encoder.parameters()) == 90_311_792 - 128
     assert PUBLISHED.tokens == 256
     assert PUBLISHED.seconds == pytest.approx(10.24)
 
 
-def test_near_distances_have_buckets_of_their_own_and_far_ones_share():
+def test_small_distances_have_a_bucket_each_and_large_ones_share():
     buckets = distance_buckets(1000, torch.device("cpu"))
     assert buckets[0, :80].tolist() == [0, *range(161, 240)]
     assert buckets[79, :80].tolist() == list(range(79, -1, -1))
@@ -72,7 +72,7 @@ def test_near_distances_have_buckets_of_their_own_and_far_ones_share():
     assert buckets.unique().numel() == 319
 
 
-def test_half_precision_runs():
+def test_half_precision_is_finite():
     torch.manual_seed(0)
     encoder = build(PUBLISHED.tiny(), weights="random", dtype=torch.bfloat16)
     spec = PUBLISHED.tiny()
@@ -83,16 +83,16 @@ def test_half_precision_runs():
 
 
 @pytest.mark.parametrize("samples", [0, 100, 8_000, 16_000 * 12])
-def test_a_waveform_of_any_length_becomes_the_specs_windows(samples):
+def test_a_waveform_of_any_length_becomes_the_specs_clips(samples):
     waveform = np.random.default_rng(0).normal(0, 0.1, samples).astype(np.float32)
-    windows = preprocess(PUBLISHED, waveform)
-    assert windows.shape == (PUBLISHED.parts, *PUBLISHED.shape)
-    assert windows.isfinite().all()
+    clips = preprocess(PUBLISHED, waveform)
+    assert clips.shape == (PUBLISHED.clips, *PUBLISHED.shape)
+    assert clips.isfinite().all()
 
 
-def test_windows_follow_each_other_and_end_in_zeros():
+def test_clips_are_consecutive_and_padded_with_zeros():
     waveform = np.random.default_rng(0).normal(0, 0.1, 16_000 * 7).astype(np.float32)
     whole = fbank(torch.from_numpy(waveform) * 2**15, 16_000, 128, "povey")
-    windows = preprocess(PUBLISHED, waveform).flatten(0, 1)
-    assert torch.allclose(windows[: len(whole)], (whole - MEAN) / (2 * DEVIATION))
-    assert not windows[len(whole) :].any()
+    clips = preprocess(PUBLISHED, waveform).flatten(0, 1)
+    assert torch.allclose(clips[: len(whole)], (whole - MEAN) / (2 * DEVIATION))
+    assert not clips[len(whole) :].any()

@@ -36,14 +36,14 @@ def test_frames_are_halved_three_times(encoder, mel):
     assert weights.shape == (2, 12)
 
 
-def test_what_only_fills_up_weighs_nothing(encoder, mel):
+def test_padding_has_zero_weight(encoder, mel):
     mel[1, 40:] = 0
     _, weights = encoder.speech(mel)
     assert weights[0].all()
     assert weights[1].bool().tolist() == [True] * 5 + [False] * 7
 
 
-def test_blank_media_and_half_precision_are_finite():
+def test_dummies_and_half_precision_are_finite():
     encoder = build(TINY, weights="random", dtype=torch.bfloat16)
     tokens = encoder(torch.zeros(2, *TINY.shape))
     assert tokens.dtype == torch.bfloat16
@@ -59,13 +59,13 @@ def test_training_mode_and_the_other_clips_change_nothing(encoder, mel):
     assert torch.allclose(as_built, together, atol=1e-5)
 
 
-def test_every_weight_but_the_unheard_gets_a_gradient(encoder, mel):
+def test_every_used_weight_gets_a_gradient(encoder, mel):
     encoder(mel).square().sum().backward()
     still = [name for name, weight in encoder.named_parameters() if weight.grad is None]
     assert still == []
 
 
-def test_stored_weights_come_back(encoder, mel, tmp_path):
+def test_stored_weights_are_loaded(encoder, mel, tmp_path):
     save_file(encoder.speech.state_dict(), tmp_path / "speech.safetensors")
     torch.manual_seed(1)
     bert = BertModel(bert_config(TINY))
@@ -83,12 +83,12 @@ def test_the_full_size_is_counted_on_the_meta_device():
     with torch.device("meta"):
         encoder = build(PUBLISHED, weights="random", dtype=torch.bfloat16)
     bert = sum(weight.numel() for weight in encoder.transformer.parameters())
-    # BERT-base has 110M, of which 23.4M are its English words and 0.6M its pooler (Devlin et al.).
+    # BERT-base has 110M, of which 23.4M are word embeddings and 0.6M the pooler (Devlin et al.).
     assert bert == pytest.approx(110e6 - 23.4e6 - 0.6e6, rel=0.01)
 
 
 @pytest.mark.parametrize("samples", [0, 5_000, 16_000, 40_000])
-def test_a_waveform_of_any_length_is_fitted(samples):
+def test_a_waveform_of_any_length_is_truncated_or_padded(samples):
     waveform = np.random.default_rng(0).normal(0, 0.1, samples).astype(np.float32)
     mel = preprocess(TINY, waveform)
     assert mel.shape == (1, *TINY.shape)

@@ -1,4 +1,4 @@
-"""Continuous integrate-and-fire: the published loop's numbers, its gradients, and the borders."""
+"""Continuous integrate-and-fire: the published loop's numbers, gradients, and edge cases."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from model.encoders.cif import FrameWeights, fired_shares, integrate_and_fire
-from tests.model.generation import recorded
+from tests.model.recorded_weights import recorded
 
 RECORDED = Path(__file__).parents[1] / "recorded" / "cif.safetensors"
 
@@ -24,7 +24,7 @@ def fire_one_by_one(states, weights):
     return torch.stack(fired)
 
 
-def test_frames_weights_are_the_published_ones():
+def test_frame_weights_equal_the_published_ones():
     weights, expected = recorded(RECORDED)
     names = {"conv": "convolution", "weight_proj": "linear"}
     layer = FrameWeights(8)
@@ -37,7 +37,7 @@ def test_frames_weights_are_the_published_ones():
     assert torch.allclose(ours[heard], expected["weights"][heard], atol=1e-6)
 
 
-def test_fired_vectors_are_the_published_ones_tails_and_all():
+def test_fired_vectors_equal_the_published_ones_including_tails():
     _, expected = recorded(RECORDED)
     fired = integrate_and_fire(expected["states"], expected["weights"])
     assert torch.allclose(fired, expected["fired"], atol=1e-5, rtol=0)
@@ -48,12 +48,12 @@ def test_fired_vectors_are_the_published_ones_tails_and_all():
 def test_scaled_weights_fire_the_same_number_of_every_clip():
     _, expected = recorded(RECORDED)
     fired = integrate_and_fire(expected["states"], expected["weights"], 7)
-    # The reference's sums were brought to 7.0001, lest rounding take its last vector away.
+    # The reference's sums are 7.0001, so that rounding does not drop its last vector.
     assert torch.allclose(fired, expected["scaled"], atol=5e-4, rtol=0)
 
 
 @pytest.mark.parametrize("tokens", [3, 9, 30])
-def test_values_and_gradients_are_those_of_the_loop(tokens):
+def test_values_and_gradients_equal_those_of_the_loop(tokens):
     torch.manual_seed(0)
     states = torch.randn(12, 5, dtype=torch.float64)
     logits = torch.randn(12, dtype=torch.float64)
@@ -74,7 +74,7 @@ def test_values_and_gradients_are_those_of_the_loop(tokens):
         assert torch.allclose(ours, theirs, atol=1e-6)
 
 
-def test_every_word_weighs_one_and_every_frame_gives_what_it_has():
+def test_every_vector_weighs_one_and_all_frame_weights_are_used():
     torch.manual_seed(0)
     weights = torch.rand(4, 50)
     shares = fired_shares(weights * 6 / weights.sum(1, keepdim=True), 6)

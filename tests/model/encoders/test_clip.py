@@ -1,4 +1,4 @@
-"""The CLIP-shaped towers: layers, class token, activation and size."""
+"""CLIP towers: layers, class token, activation and size."""
 
 from dataclasses import replace
 
@@ -9,7 +9,7 @@ from PIL import Image
 from transformers import CLIPImageProcessorPil, CLIPVisionModel
 
 from model.encoders.clip import build, clip_config, preprocess
-from model.encoders.pictures import normalised
+from model.encoders.pictures import normalise
 from model.spec import SpecError
 from model.spec.image import ClipVision
 
@@ -64,7 +64,7 @@ def features(spec, pixels):
 
 @pytest.mark.parametrize("layer", [-1, -2, -3])
 @pytest.mark.parametrize("keep_cls", [True, False])
-def test_features_are_the_hidden_state_of_the_layer(tower, checkpoint, layer, keep_cls):
+def test_features_equal_the_hidden_state_of_the_layer(tower, checkpoint, layer, keep_cls):
     spec = replace(TINY, weights=checkpoint, feature_layer=layer, keep_cls=keep_cls)
     pixels = torch.randn(2, *spec.shape)
     with torch.no_grad():
@@ -75,21 +75,21 @@ def test_features_are_the_hidden_state_of_the_layer(tower, checkpoint, layer, ke
 
 
 @pytest.mark.parametrize("side", [8, 32])
-def test_positions_are_resized_as_transformers_does_it(tower, checkpoint, side):
+def test_positions_are_interpolated_as_in_transformers(tower, checkpoint, side):
     spec = replace(TINY, weights=checkpoint, image_size=side)
     pixels = torch.randn(2, *spec.shape)
     with torch.no_grad():
-        told = tower(pixels, interpolate_pos_encoding=True, output_hidden_states=True)
-    want_bnd = told.hidden_states[-2][:, 1:]
+        output = tower(pixels, interpolate_pos_encoding=True, output_hidden_states=True)
+    want_bnd = output.hidden_states[-2][:, 1:]
     torch.testing.assert_close(features(spec, pixels), want_bnd, atol=1e-6, rtol=0)
 
 
-def test_a_class_token_that_is_not_there_cannot_be_kept():
-    with pytest.raises(SpecError, match="keep_cls wants attend_cls"):
+def test_keep_cls_without_a_class_token_is_refused():
+    with pytest.raises(SpecError, match="keep_cls requires attend_cls"):
         replace(BIGG, keep_cls=True)
 
 
-def test_the_activation_is_the_specs():
+def test_the_activation_is_that_of_the_spec():
     assert (
         build(TINY, weights="random", dtype=torch.float32).tower.config.hidden_act == "quick_gelu"
     )
@@ -101,7 +101,7 @@ def test_the_activation_is_the_specs():
 @pytest.mark.parametrize(
     ("spec", "tokens", "millions", "tolerance"),
     [
-        # Counts as open_clip's table of models has them, its projection (width x space) taken off.
+        # Counts of open_clip's table of models, without the projection (width x space).
         (L14, 256, 303.97 - 1024 * 768 / 1e6, 1e-3),
         (replace(L14, image_size=336), 576, 304.29 - 1024 * 768 / 1e6, 1e-3),
         # Qwen-VL (Bai et al. 2023, table 1): 1.9B; open_clip: 1844.91M.
@@ -118,20 +118,20 @@ def test_the_full_sizes_have_the_published_counts(spec, tokens, millions, tolera
 
 
 @pytest.mark.parametrize("fit", ["pad", "squash"])
-def test_pixels_are_transformers_own(fit):
+def test_pixels_equal_those_of_transformers(fit):
     draw = np.random.default_rng(0)
     picture = Image.fromarray(draw.integers(0, 256, (40, 40, 3), dtype=np.uint8))
     processor = CLIPImageProcessorPil(size={"height": 16, "width": 16}, do_center_crop=False)
     want = processor(picture, return_tensors="pt")["pixel_values"]
     pixels = preprocess(replace(TINY, fit=fit), picture)
-    pixels = normalised(pixels, mean=TINY.mean, std=TINY.std)
+    pixels = normalise(pixels, mean=TINY.mean, std=TINY.std)
     torch.testing.assert_close(pixels, want, atol=1e-5, rtol=0)
 
 
 def test_padding_is_the_mean_colour():
     spec = replace(TINY, image_size=48)
     pixels = preprocess(spec, Image.new("RGB", (48, 16), (255, 255, 255)))
-    pixels = normalised(pixels, mean=spec.mean, std=spec.std)
+    pixels = normalise(pixels, mean=spec.mean, std=spec.std)
     assert pixels.shape == (1, 3, 48, 48)
     assert pixels[:, :, :12].abs().max() < 0.025  # a step of 1 / 255, rounded down
     assert pixels[:, :, 20:28].min() > 1.5

@@ -1,4 +1,4 @@
-"""DocPedia's encoder: the cosine transform is scipy's, the shapes and counts are published."""
+"""DocPedia's encoder: scipy's cosine transform, the published shapes and counts."""
 
 from dataclasses import replace
 
@@ -16,7 +16,7 @@ from model.spec.high_resolution import DocPedia
 TINY = DocPedia().tiny()
 
 
-def test_coefficients_are_scipys():
+def test_coefficients_equal_scipys():
     draw = np.random.default_rng(0)
     side = TINY.image_size
     picture = Image.fromarray(draw.integers(0, 256, (side, side, 3), dtype=np.uint8))
@@ -31,7 +31,7 @@ def test_coefficients_are_scipys():
         np.testing.assert_allclose(got.numpy(), want, atol=1e-6)
 
 
-def test_one_colour_has_one_coefficient_a_plane():
+def test_a_uniform_picture_has_one_coefficient_per_plane():
     coefficients = preprocess(TINY, Image.new("RGB", (30, 50), (255, 255, 255)))[0]
     assert coefficients[0].min() == coefficients[0].max() == pytest.approx(127 / 128)
     assert coefficients[1:].abs().max() < 1e-6
@@ -48,7 +48,7 @@ def checkpoint(folder, **options):
     return classifier.swin.state_dict()
 
 
-def test_weights_for_pixels_are_taken_but_for_the_adapter(tmp_path):
+def test_weights_for_pixels_are_loaded_except_for_the_adapter(tmp_path):
     state = checkpoint(tmp_path)
     spec = replace(TINY, weights=str(tmp_path))
     tower = build(spec, weights="pretrained", dtype=torch.float32).tower
@@ -63,7 +63,7 @@ def test_weights_of_another_shape_are_refused(tmp_path):
         build(replace(TINY, weights=str(tmp_path)), weights="pretrained", dtype=torch.float32)
 
 
-def test_features_come_from_their_place():
+def test_features_depend_on_their_own_region():
     torch.manual_seed(0)
     encoder = build(TINY, weights="random", dtype=torch.float32).eval()
     coefficients = torch.randn(1, *TINY.shape).repeat(2, 1, 1, 1)

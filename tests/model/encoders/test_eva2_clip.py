@@ -1,4 +1,4 @@
-"""EVA-02-CLIP-E as CogVLM reads it: equal to timm's class, every tensor used."""
+"""EVA-02-CLIP-E as in CogVLM: equal to timm's class, every tensor used."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +29,7 @@ def weights(recorded, tmp_path_factory):
     return str(file)
 
 
-def test_features_are_timms_before_its_last_layer(recorded, weights):
+def test_features_equal_timms_before_its_last_layer(recorded, weights):
     encoder = build(replace(SPEC, weights=weights), weights="pretrained", dtype=torch.float32)
     with torch.no_grad():
         features_bnd = encoder(recorded["input"])
@@ -37,13 +37,13 @@ def test_features_are_timms_before_its_last_layer(recorded, weights):
     torch.testing.assert_close(features_bnd, recorded["output"], atol=1e-5, rtol=0)
 
 
-def test_weights_for_another_picture_are_resized(weights):
+def test_positions_for_another_picture_size_are_interpolated(weights):
     spec = replace(SPEC, weights=weights, image_size=24)
     encoder = build(spec, weights="pretrained", dtype=torch.float32)
     assert encoder(torch.zeros(1, *spec.shape)).shape == (1, 36, 32)
 
 
-def test_too_few_layers_are_told(weights):
+def test_too_few_layers_are_an_error(weights):
     with pytest.raises(SpecError, match=r"missing \['layers.3"):
         build(replace(SPEC, weights=weights, layers=4), weights="pretrained", dtype=torch.float32)
 
@@ -60,7 +60,7 @@ def test_the_full_size_has_the_published_count():
     count = sum(parameter.numel() for parameter in encoder.parameters())
     theirs = 4_348_720_896 - (layer - spec.width) - 2 * spec.width
     assert count == theirs + positions + 63 * spec.width
-    # The EVA-CLIP paper (Sun et al. 2023, table 1) says 4.4B of the vision part.
+    # The EVA-CLIP paper (Sun et al. 2023, table 1) gives 4.4B for the vision model.
     assert abs(count + layer - 4.4e9) < 0.015 * 4.4e9
 
 

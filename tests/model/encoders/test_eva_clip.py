@@ -1,4 +1,4 @@
-"""EVA-CLIP in BLIP-2's shape: equal to LAVIS's, read from whole BLIP-2 checkpoints."""
+"""EVA-CLIP as in BLIP-2: equal to LAVIS's, loaded from whole BLIP-2 checkpoints."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -53,7 +53,7 @@ def checkpoint(recorded, tmp_path_factory):
 
 
 @pytest.mark.parametrize("side", [16, 32])
-def test_a_blip2_checkpoint_gives_what_lavis_gives(recorded, checkpoint, side):
+def test_a_blip2_checkpoint_gives_the_same_features_as_lavis(recorded, checkpoint, side):
     spec = replace(TINY, weights=str(checkpoint), image_size=side)
     encoder = build(spec, weights="pretrained", dtype=torch.float32).eval()
     with torch.no_grad():
@@ -100,7 +100,7 @@ def test_the_full_size_has_the_published_count(side, tokens):
     assert abs(count - 986e6) < 0.002 * 986e6
 
 
-def test_random_weights_tell_pictures_apart():
+def test_random_weights_distinguish_pictures():
     torch.manual_seed(0)
     encoder = build(TINY, weights="random", dtype=torch.float32)
     pixels = torch.stack(

@@ -1,4 +1,4 @@
-"""Log-mel features: Kaldi's own numbers, and the definition worked out sum by sum."""
+"""Log-mel features: equal to Kaldi's, and to a direct evaluation of the definition."""
 
 import math
 from pathlib import Path
@@ -14,7 +14,7 @@ RATE = 16_000
 
 
 def slow_fbank(waveform, mel_bins):
-    """One frame, straight from the definition: a discrete Fourier sum, triangles in mel."""
+    """Return one frame by the definition: a discrete Fourier sum, triangles in mel."""
     frame = waveform[:400].double() - waveform[:400].double().mean()
     emphasised = frame - 0.97 * torch.cat([frame[:1], frame[:-1]])
     window = (0.5 - 0.5 * torch.cos(2 * math.pi * torch.arange(400) / 399)) ** 0.85
@@ -35,13 +35,13 @@ def slow_fbank(waveform, mel_bins):
 
 
 @pytest.mark.parametrize(("window", "scale"), [("povey", 2**15), ("hann", 1.0)])
-def test_the_numbers_are_kaldis(window, scale):
+def test_features_equal_kaldis(window, scale):
     recorded = load_file(RECORDED)
     features = fbank(recorded["waveform"] * scale, RATE, 40, window)
     assert torch.allclose(features, recorded[window], atol=2e-4, rtol=0)
 
 
-def test_the_numbers_are_those_of_the_definition():
+def test_features_equal_the_definition():
     waveform = load_file(RECORDED)["waveform"] * 2**15
     features = fbank(waveform, RATE, 128, "povey")
     assert torch.allclose(features[0], slow_fbank(waveform, 128), atol=2e-3, rtol=0)
@@ -52,12 +52,12 @@ def test_only_whole_frames_count_and_a_short_clip_gives_one():
     assert fbank(torch.zeros(7), RATE, 8, "povey").shape == (1, 8)
 
 
-def test_silence_is_the_floor():
+def test_silence_gives_the_floor():
     features = fbank(torch.zeros(800), RATE, 8, "povey")
     assert torch.equal(features, torch.full((3, 8), math.log(2**-23)))
 
 
-def test_features_are_cut_or_filled_up():
+def test_features_are_truncated_or_padded():
     features = torch.ones(3, 2)
     assert fit_frames(features, 2).shape == (2, 2)
     longer = fit_frames(features, 5)

@@ -1,4 +1,4 @@
-"""HuBERT: what transformers itself gives, and waveforms of any length."""
+"""HuBERT: equal to transformers, and waveforms of any length."""
 
 from dataclasses import replace
 
@@ -24,7 +24,9 @@ SIZES = {
 
 
 @pytest.mark.parametrize("norm_first", [True, False])
-def test_published_weights_give_transformers_tokens_even_in_training(tmp_path, norm_first):
+def test_published_weights_give_the_same_tokens_as_transformers_even_in_training(
+    tmp_path, norm_first
+):
     torch.manual_seed(0)
     spec = replace(LARGE.tiny(), weights=str(tmp_path), norm_first=norm_first)
     config = hubert_config(spec)
@@ -57,12 +59,12 @@ def test_the_published_sizes_have_the_published_number_of_parameters(size):
     assert count == pytest.approx(published, rel=0.01)
 
 
-def test_a_second_is_forty_nine_tokens():
+def test_one_second_is_forty_nine_tokens():
     assert replace(LARGE, seconds=1).tokens == 49
 
 
 @pytest.mark.parametrize("samples", [0, 3_000, 8_000, 20_000])
-def test_a_waveform_of_any_length_is_fitted(samples):
+def test_a_waveform_of_any_length_is_truncated_or_padded(samples):
     spec = LARGE.tiny()
     waveform = np.random.default_rng(0).normal(0.3, 0.1, samples).astype(np.float32)
     fitted = preprocess(spec, waveform)

@@ -17,15 +17,15 @@ from model.encoders.imagebind import (
     preprocess,
 )
 from model.spec.imagebind import imagebind
-from tests.model.generation import recorded
+from tests.model.recorded_weights import recorded
 
 RECORDED = Path(__file__).parents[1] / "recorded" / "imagebind.safetensors"
 TRUNKS = ("image", "audio", "depth", "thermal", "imu")
-SMALL = {"width_inside": 16, "layers": 2, "heads": 2, "embedding": 8}
+SMALL = {"hidden_width": 16, "layers": 2, "heads": 2, "embedding_width": 8}
 
 
 def signal(*shape):
-    """Return what the reference was given: no noise, so no file has to keep it."""
+    """Return the reference's input: deterministic, so that no file has to store it."""
     place = torch.arange(np.prod(shape), dtype=torch.float64)
     return torch.sin(place * 0.37 + (place * 0.011) ** 2).float().reshape(shape)
 
@@ -43,7 +43,7 @@ def encode(spec, values):
 
 
 @pytest.mark.parametrize("modality", ["image", "video", "audio", "depth", "thermal", "imu"])
-def test_the_numbers_are_the_published_ones(modality):
+def test_features_equal_those_of_the_published_code(modality):
     spec = tiny("image" if modality == "video" else modality)
     values = signal(2, *spec.shape)
     if modality == "image":
@@ -54,14 +54,14 @@ def test_the_numbers_are_the_published_ones(modality):
     assert torch.allclose(features.norm(dim=-1), torch.tensor(spec.scale))
 
 
-def test_tokens_are_the_trunks_scaled_and_of_one_length():
+def test_tokens_are_normalised_and_scaled():
     spec = tiny("audio", output="tokens")
     features = encode(spec, signal(2, *spec.shape))
     assert features.shape == (2, spec.tokens, spec.width)
     assert torch.allclose(features, recorded(RECORDED)[1]["audio_tokens"], atol=1e-5, rtol=0)
 
 
-def test_an_output_of_its_own_length_points_the_same_way():
+def test_an_output_without_normalisation_has_the_same_direction():
     spec = tiny("depth", normalise=False, scale=1.0)
     features = encode(spec, signal(2, *spec.shape))[:, 0]
     expected = recorded(RECORDED)[1]["depth"]
@@ -96,7 +96,7 @@ def test_the_published_sizes_have_the_published_number_of_parameters():
 
 
 @pytest.mark.parametrize("trunk", TRUNKS)
-def test_tiny_trunks_read_blank_media(trunk):
+def test_tiny_trunks_encode_dummies(trunk):
     torch.manual_seed(0)
     for spec in (
         imagebind(trunk, weights="").tiny(),
@@ -108,7 +108,7 @@ def test_tiny_trunks_read_blank_media(trunk):
         assert features.isfinite().all()
 
 
-def test_pictures_lose_what_lies_outside_the_middle_square():
+def test_pictures_are_cropped_to_the_middle_square():
     picture = Image.new("RGB", (300, 100), "red")
     picture.paste("blue", (100, 0, 200, 100))
     spec = imagebind("image", weights="")
@@ -121,7 +121,7 @@ def test_pictures_lose_what_lies_outside_the_middle_square():
     assert torch.allclose(prepared[0, :, 0, 100, 100], blue, atol=1e-5)
 
 
-def test_frames_of_a_video_go_with_the_one_that_follows():
+def test_frames_of_a_video_are_paired_with_the_following_one():
     frames = [Image.new("RGB", (32, 32), (shade, 0, 0)) for shade in (0, 100, 200)]
     prepared = preprocess(imagebind("image", weights="").tiny(), frames)
     assert prepared.shape == (3, 3, 2, 28, 28)
@@ -132,18 +132,18 @@ def test_frames_of_a_video_go_with_the_one_that_follows():
 
 @pytest.mark.parametrize("seconds", [0, 0.5, 2, 7])
 def test_clips_of_audio_are_spread_over_any_length(seconds):
-    spec = imagebind("audio", weights="", parts=3)
+    spec = imagebind("audio", weights="", clips=3)
     waveform = np.random.default_rng(0).normal(0.1, 0.1, int(seconds * 16_000)).astype(np.float32)
     clips = preprocess(spec, waveform)
     assert clips.shape == (3, *spec.shape)
     blank = (0 - AUDIO_MEAN) / AUDIO_DEVIATION
     assert torch.allclose(clips[..., 198:], torch.tensor(blank))
     assert torch.equal(clips[0], clips[2]) == (seconds <= 2)
-    alone = preprocess(replace(spec, parts=1), waveform[-32_000:])
+    alone = preprocess(replace(spec, clips=1), waveform[-32_000:])
     assert torch.allclose(clips[2], alone[0], atol=1e-5)
 
 
-def test_grey_pictures_and_motion_are_fitted():
+def test_grey_pictures_and_motion_have_the_shape_of_the_spec():
     depth = imagebind("depth", weights="")
     prepared = preprocess(depth, Image.new("RGB", (500, 400), (51, 51, 51)))
     assert torch.allclose(prepared, torch.full((1, *depth.shape), 0.2))
@@ -154,7 +154,7 @@ def test_grey_pictures_and_motion_are_fitted():
 
 
 def test_another_kind_of_medium_is_refused():
-    with pytest.raises(ValueError, match="imu trunk cannot read a ndarray"):
+    with pytest.raises(ValueError, match="imu trunk cannot encode a ndarray"):
         preprocess(imagebind("imu", weights=""), np.ones((3, 2000), np.float32))
-    with pytest.raises(ValueError, match="audio trunk cannot read a Image"):
+    with pytest.raises(ValueError, match="audio trunk cannot encode a Image"):
         preprocess(imagebind("audio", weights=""), Image.new("RGB", (8, 8)))

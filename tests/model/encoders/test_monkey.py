@@ -1,4 +1,4 @@
-"""Monkey's windows: the published code's numbers, adapters that know their window."""
+"""Monkey's tiles: the published code's numbers, adapters that know their tile."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from model.encoders import clip, monkey
-from model.encoders.pictures import normalised
+from model.encoders.pictures import normalise
 from model.spec import SpecError
 from model.spec.high_resolution import Monkey
 from model.spec.image import ClipVision
@@ -41,33 +41,33 @@ def encoder():
     return monkey.build(SMALL, weights="random", dtype=torch.float32).eval()
 
 
-def test_windows_and_features_are_the_published_codes(encoder):
+def test_tiles_and_features_equal_those_of_the_published_code(encoder):
     recorded = load_file(RECORDED)
     encoder.load_state_dict(monkey.convert_state_dict(SMALL, recorded))
     picture_13hw = recorded["input"]
     # The picture's pixels are normal numbers here, so `preprocess` is followed by hand: rows first.
-    windows = [
+    tiles = [
         picture_13hw[:, :, 16 * row : 16 * row + 16, 16 * column : 16 * column + 16]
         for row in range(2)
         for column in range(3)
     ]
     whole = torch.nn.functional.interpolate(picture_13hw, size=(16, 16), mode="bicubic")
     with torch.no_grad():
-        features_bfnd = encoder(torch.stack([*windows, whole], dim=1))
-    assert features_bfnd.shape == (1, SMALL.parts, SMALL.tokens, SMALL.width)
+        features_bfnd = encoder(torch.stack([*tiles, whole], dim=1))
+    assert features_bfnd.shape == (1, SMALL.segments, SMALL.tokens, SMALL.width)
     torch.testing.assert_close(features_bfnd, recorded["output"], atol=1e-5, rtol=0)
 
 
-def test_new_adapters_change_nothing(encoder):
+def test_new_adapters_are_zero(encoder):
     plain = clip.ClipEncoder(SMALL.tower, encoder.tower).eval()
-    pixels = torch.randn(2, SMALL.parts, *SMALL.shape)
+    pixels = torch.randn(2, SMALL.segments, *SMALL.shape)
     with torch.no_grad():
-        want = plain(pixels.flatten(0, 1)).unflatten(0, (2, SMALL.parts))
+        want = plain(pixels.flatten(0, 1)).unflatten(0, (2, SMALL.segments))
         torch.testing.assert_close(encoder(pixels), want, atol=1e-6, rtol=0)
 
 
-def test_an_adapter_sees_its_own_window_only(encoder):
-    pixels = torch.randn(1, SMALL.parts, *SMALL.shape)
+def test_an_adapter_affects_its_own_tile_only(encoder):
+    pixels = torch.randn(1, SMALL.segments, *SMALL.shape)
     with torch.no_grad():
         before = encoder(pixels)
         encoder.adapters[0].qkv.up_wer[2] = 1.0
@@ -76,14 +76,14 @@ def test_an_adapter_sees_its_own_window_only(encoder):
     assert moved[[0, 1, 3, 4, 5, 6]].max() == 0
 
 
-def test_a_picture_becomes_rows_of_windows_and_the_whole():
+def test_a_picture_becomes_rows_of_tiles_and_the_whole_picture():
     draw = np.random.default_rng(0)
     values = draw.integers(0, 256, (32, 48, 3), dtype=np.uint8)
     pixels = monkey.preprocess(SMALL, Image.fromarray(values))
-    assert pixels.shape == (SMALL.parts, *SMALL.shape)
+    assert pixels.shape == (SMALL.segments, *SMALL.shape)
     squashed = clip.preprocess(SMALL.tower, Image.fromarray(values[16:, 16:32]))
     colours = SMALL.tower
-    squashed = normalised(squashed, mean=colours.mean, std=colours.std)
+    squashed = normalise(squashed, mean=colours.mean, std=colours.std)
     torch.testing.assert_close(pixels[4], squashed[0])
     flat = monkey.preprocess(SMALL, Image.new("RGB", (90, 10), (10, 200, 30)))
     torch.testing.assert_close(flat, flat[:1].expand_as(flat))
@@ -94,8 +94,8 @@ def test_the_full_size_has_the_published_count():
     with torch.device("meta"):
         encoder = monkey.build(spec, weights="random", dtype=torch.bfloat16)
         assert encoder(torch.empty(1, 7, *spec.shape)).shape == (1, 7, 1024, 1664)
-    # Counted in the published class with six windows; the paper says 117M, which its code (four
-    # windows: 51.1M) does not give either.
+    # Counted in the published class with six tiles; the paper says 117M, which its code (four
+    # tiles: 51.1M) does not give either.
     assert sum(parameter.numel() for parameter in encoder.adapters.parameters()) == 76_677_984
     # Theirs with 256 positions and no class token: 1,842,770,688.
     unread = 3 * 1664
@@ -104,12 +104,12 @@ def test_the_full_size_has_the_published_count():
 
 
 def test_padding_is_refused():
-    with pytest.raises(SpecError, match="want 'squash'"):
+    with pytest.raises(SpecError, match="must be 'squash'"):
         Monkey(tower=replace(BIGG, fit="pad"))
 
 
-def test_the_tiny_one_keeps_the_wiring():
+def test_tiny_keeps_the_wiring():
     spec = SMALL.tiny()
     encoder = monkey.build(spec, weights="random", dtype=torch.float32)
-    features_bfnd = encoder(torch.zeros(1, spec.parts, *spec.shape))
+    features_bfnd = encoder(torch.zeros(1, spec.segments, *spec.shape))
     assert features_bfnd.shape == (1, 7, spec.tokens, spec.width)

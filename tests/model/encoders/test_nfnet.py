@@ -1,4 +1,4 @@
-"""NFNet: equal to timm's, as large as published."""
+"""NFNet: equal to timm's, with the published size."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -13,11 +13,11 @@ from model.spec.nfnet import NfNet
 RECORDED = Path(__file__).parents[1] / "recorded" / "nfnet.safetensors"
 
 
-def test_features_are_timms(tmp_path):
+def test_features_equal_timms(tmp_path):
     recorded = load_file(RECORDED)
     pixels, want_bnd = recorded.pop("input"), recorded.pop("output")
     save_file(recorded, tmp_path / "model.safetensors")
-    # An odd size: every rounding of the padding is met.
+    # An odd size covers every rounding of the padding.
     spec = replace(NfNet().tiny(), weights=str(tmp_path / "model.safetensors"), image_size=70)
     encoder = build(spec, weights="pretrained", dtype=torch.float32)
     with torch.no_grad():
@@ -39,7 +39,7 @@ def test_the_full_size_has_the_published_count():
     assert abs(count + 1000 * 3073 - 438.4e6) < 0.1e6
 
 
-def test_random_weights_tell_pictures_apart_in_bfloat16():
+def test_random_weights_distinguish_pictures_in_bfloat16():
     torch.manual_seed(0)
     spec = NfNet().tiny()
     encoder = build(spec, weights="random", dtype=torch.bfloat16)

@@ -1,4 +1,4 @@
-"""What every picture encoder must keep, whatever is inside it."""
+"""What every picture encoder must do, whatever its architecture; finds new ones by itself."""
 
 from dataclasses import replace
 
@@ -7,41 +7,39 @@ import pytest
 import torch
 from PIL import Image
 
-from model.encoders import clip, docpedia, eva2_clip, eva_clip, monkey, nfnet, vit, vit_22b
+from model.build import ENCODERS
+from model.presets.blocks import vit_bigg_448
 from model.spec.high_resolution import DocPedia, Monkey
-from model.spec.image import ClipVision, Eva2Clip, EvaClip
-from model.spec.nfnet import NfNet
-from model.spec.vit import Vit, Vit22B
+from model.spec.imagebind import ImageBind
+from tests.model.examples import encoder_specs
 
-CLIP = ClipVision(
-    weights="", width=1024, mlp_width=4096, layers=24, heads=16, image_size=224, patch_size=14
-)
-BIGG = replace(CLIP, attend_cls=False, feature_layer=-1, fit="squash")
-ENCODERS = [
-    (CLIP, clip),
-    (BIGG, clip),
-    (EvaClip(), eva_clip),
-    (Eva2Clip(), eva2_clip),
-    (NfNet(), nfnet),
-    (Vit(), vit),
-    (Vit22B(), vit_22b),
-    (Monkey(tower=BIGG), monkey),
-    (DocPedia(), docpedia),
-]
+NORMALISED = (Monkey, DocPedia)
+"""Encoders whose `preprocess` returns floats; pixels of all others stay bytes."""
+
+
+def is_picture_encoder(spec):
+    """Encoders that attend across frames, and ImageBind, have tests of their own."""
+    across_frames = "video" in spec.media and spec.encodes_jointly
+    return "image" in spec.media and not across_frames and not isinstance(spec, ImageBind)
+
+
+SPECS = [spec for spec in encoder_specs().values() if is_picture_encoder(spec)]
+SPECS.append(replace(vit_bigg_448(), weights=""))  # CLIP without a class token
+EVERY = pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.kind)
 
 
 def encode(encoder, spec, media):
-    """One encoder call as the branch makes it: media (m, f, *shape) to features (m, f, n, d)."""
-    if spec.sees_parts:
+    """Call an encoder as its branch does: media (m, f, *shape) to features (m, f, n, d)."""
+    if spec.encodes_jointly:
         return encoder(media)
     return encoder(media.flatten(0, 1)).unflatten(0, media.shape[:2])
 
 
-@pytest.mark.parametrize(("spec", "file"), ENCODERS, ids=lambda value: getattr(value, "kind", ""))
+@EVERY
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_picture_of_any_size_becomes_what_the_spec_says(spec, file, dtype):
+def test_features_of_a_picture_of_any_size_have_the_shape_of_the_spec(spec, dtype):
     torch.manual_seed(0)
-    tiny = spec.tiny()
+    tiny, file = spec.tiny(), ENCODERS[type(spec)]
     assert type(tiny) is type(spec)
     assert tiny.kind == spec.kind
     draw = np.random.default_rng(0)
@@ -50,13 +48,13 @@ def test_a_picture_of_any_size_becomes_what_the_spec_says(spec, file, dtype):
         for high, wide in ((31, 57), (200, 3))
     ]
     media = torch.stack([file.preprocess(tiny, picture) for picture in pictures])
-    assert media.shape == (2, tiny.parts, *tiny.shape)
-    assert media.dtype == (torch.float32 if file in (monkey, docpedia) else torch.uint8)
+    assert media.shape == (2, tiny.segments, *tiny.shape)
+    assert media.dtype == (torch.float32 if isinstance(spec, NORMALISED) else torch.uint8)
     encoder = file.build(tiny, weights="random", dtype=dtype).eval()
     with torch.no_grad():
         features_mfnd = encode(encoder, tiny, media)
         alone = encode(encoder, tiny, media[1:])
-    assert features_mfnd.shape == (2, tiny.parts, tiny.tokens, tiny.width)
+    assert features_mfnd.shape == (2, tiny.segments, tiny.tokens, tiny.width)
     assert features_mfnd.dtype == dtype
     assert features_mfnd.isfinite().all()
     close = {"atol": 1e-5, "rtol": 1e-4} if dtype == torch.float32 else {"atol": 0.1, "rtol": 0.1}
@@ -64,17 +62,17 @@ def test_a_picture_of_any_size_becomes_what_the_spec_says(spec, file, dtype):
     assert (features_mfnd[0] - features_mfnd[1]).abs().max() > 0.01
 
 
-@pytest.mark.parametrize(("spec", "file"), ENCODERS, ids=lambda value: getattr(value, "kind", ""))
-def test_what_is_read_learns(spec, file):
+@EVERY
+def test_every_weight_that_is_used_gets_a_gradient(spec):
     torch.manual_seed(0)
-    tiny = spec.tiny()
+    tiny, file = spec.tiny(), ENCODERS[type(spec)]
     encoder = file.build(tiny, weights="random", dtype=torch.float32)
-    media = torch.randn(2, tiny.parts, *tiny.shape)
+    media = torch.randn(2, tiny.segments, *tiny.shape)
     encode(encoder, tiny, media).square().sum().backward()
-    moved = [name for name, weight in encoder.named_parameters() if weight.grad is not None]
-    # Of CLIP's tower the layers behind the one that is read and the last norm, else everything.
-    still = {name for name, _ in encoder.named_parameters()} - set(moved)
+    used = [name for name, weight in encoder.named_parameters() if weight.grad is not None]
+    # Not used are only CLIP's layers after the one that is returned, and its last norm.
+    unused = {name for name, _ in encoder.named_parameters()} - set(used)
     assert all(
-        name.startswith("tower.encoder.layers.") or "post_layernorm" in name for name in still
+        name.startswith("tower.encoder.layers.") or "post_layernorm" in name for name in unused
     )
-    assert len(moved) > len(still)
+    assert len(used) > len(unused)

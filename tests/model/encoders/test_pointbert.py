@@ -1,4 +1,4 @@
-"""PointBERT: ULIP's own numbers, and clouds of any size."""
+"""PointBERT: equal to ULIP's, and clouds of any size."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -8,15 +8,15 @@ import pytest
 import torch
 
 from model.encoders.pointbert import PointBertEncoder, build, farthest_points, group, preprocess
-from model.encoders.pointbert import convert_state_dict as renamed
+from model.encoders.pointbert import convert_state_dict as rename
 from model.spec.points import PointBert
-from tests.model.generation import recorded
+from tests.model.recorded_weights import recorded
 
 RECORDED = Path(__file__).parents[1] / "recorded" / "pointbert.safetensors"
 PUBLISHED = PointBert(weights="OWNER/NAME:FILE")
 SMALL = PointBert(
     weights="",
-    width_inside=16,
+    hidden_width=16,
     mlp_width=64,
     layers=2,
     heads=2,
@@ -25,7 +25,7 @@ SMALL = PointBert(
     groups=12,
     group_size=8,
     patch_width=16,
-    embedding=8,
+    embedding_width=8,
 )
 
 
@@ -34,17 +34,17 @@ def parameters(module):
 
 
 @pytest.mark.parametrize("output", ["embedding", "pooled", "tokens"])
-def test_the_numbers_are_ulips(output):
+def test_features_equal_ulips(output):
     weights, expected = recorded(RECORDED)
     encoder = PointBertEncoder(replace(SMALL, output=output))
-    encoder.load_state_dict(renamed(encoder.spec, weights))
+    encoder.load_state_dict(rename(encoder.spec, weights))
     with torch.no_grad():
         features = encoder(expected["clouds"])
     assert features.shape[1:] == (encoder.spec.tokens, encoder.spec.width)
     assert torch.allclose(features, expected[output], atol=1e-5, rtol=0)
 
 
-def test_a_checkpoint_in_ulips_form_is_loaded(tmp_path):
+def test_a_ulip_checkpoint_is_loaded(tmp_path):
     weights, expected = recorded(RECORDED)
     torch.save({"state_dict": weights, "epoch": 3}, tmp_path / "ulip.pt")
     spec = replace(SMALL, weights=str(tmp_path / "ulip.pt"))
@@ -54,7 +54,7 @@ def test_a_checkpoint_in_ulips_form_is_loaded(tmp_path):
 
 
 def test_the_published_sizes_have_the_published_number_of_parameters():
-    coloured = replace(PUBLISHED, points=10_000, channels=6, layers=18, embedding=1280)
+    coloured = replace(PUBLISHED, points=10_000, channels=6, layers=18, embedding_width=1280)
     with torch.device("meta"):
         plain = build(replace(PUBLISHED, output="pooled"), weights="random", dtype=torch.bfloat16)
         deep = build(replace(coloured, output="pooled"), weights="random", dtype=torch.bfloat16)
@@ -82,12 +82,12 @@ def test_half_precision_keeps_the_groups():
     assert features.shape == (2, encoder.spec.tokens, encoder.spec.width)
 
 
-def test_far_apart_points_begin_with_the_first():
+def test_farthest_point_sampling_starts_with_the_first_point():
     line = torch.tensor([[[0.0, 0, 0], [1, 0, 0], [9, 0, 0], [4, 0, 0]]])
     assert farthest_points(line, 4).tolist() == [[0, 2, 3, 1]]
 
 
-def test_groups_are_the_nearest_points_seen_from_their_centre():
+def test_groups_are_the_nearest_points_relative_to_their_centre():
     cloud = torch.tensor([[[0.0, 0, 0, 1, 0, 0], [1, 0, 0, 0, 1, 0], [9, 0, 0, 0, 0, 1]]])
     patches, centres = group(cloud, 2, 2)
     assert centres[0, :, 0].tolist() == [0, 9]
@@ -97,16 +97,16 @@ def test_groups_are_the_nearest_points_seen_from_their_centre():
 
 
 @pytest.mark.parametrize("points", [1, 100, 128, 700])
-def test_a_cloud_of_any_size_becomes_the_specs(points):
+def test_a_cloud_of_any_size_is_resampled(points):
     cloud = np.random.default_rng(1).random((points, 6), dtype=np.float32) * 40
     for channels in (3, 6):
         spec = replace(PUBLISHED.tiny(), channels=channels)
         prepared = preprocess(spec, cloud)
-        assert prepared.shape == (spec.parts, *spec.shape)
+        assert prepared.shape == (spec.segments, *spec.shape)
         assert prepared[..., :3].norm(dim=-1).max() <= 1 + 1e-6
         assert torch.equal(prepared, preprocess(spec, cloud))
 
 
-def test_what_is_no_cloud_is_refused():
-    with pytest.raises(ValueError, match=r"shape \(5, 3\), want \(points, 6\)"):
+def test_an_array_that_is_no_cloud_is_refused():
+    with pytest.raises(ValueError, match=r"shape \(5, 3\), must be \(points, 6\)"):
         preprocess(PUBLISHED, np.zeros((5, 3), np.float32))

@@ -1,4 +1,4 @@
-"""VideoChat's encoder: the published code's numbers, one token that knows of all frames."""
+"""VideoChat's encoder: the published code's numbers, one token that attends to all frames."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -30,19 +30,19 @@ def encoder():
 
 
 @pytest.fixture
-def convert_state_dict(recorded, encoder):
+def published(recorded, encoder):
     tower = {name: value for name, value in recorded.items() if name.startswith("tower.")}
     encoder.load_state_dict(tower | uniformer_eva.convert_state_dict({"model": recorded}))
     return encoder
 
 
 @torch.no_grad()
-def test_features_are_those_of_the_published_code(recorded, convert_state_dict):
+def test_features_equal_those_of_the_published_code(recorded, published):
     frames = recorded["video"]
-    found = convert_state_dict(frames)
+    found = published(frames)
     assert found.shape == (2, 1, 3 * SMALL.tokens + 1, SMALL.width)
     torch.testing.assert_close(found[:, 0], recorded["output"], atol=2e-5, rtol=0)
-    picture = convert_state_dict(frames[:, :1])
+    picture = published(frames[:, :1])
     torch.testing.assert_close(picture[:, 0], recorded["output_picture"], atol=2e-5, rtol=0)
 
 
@@ -59,11 +59,11 @@ def test_published_aggregators_are_read_from_a_file(recorded, published, tmp_pat
         aggregator_weights=str(tmp_path / "videochat.safetensors"),
     )
     loaded = uniformer_eva.build(spec, weights="pretrained", dtype=torch.float32).eval()
-    torch.testing.assert_close(loaded(recorded["video"]), convert_state_dict(recorded["video"]))
+    torch.testing.assert_close(loaded(recorded["video"]), published(recorded["video"]))
 
 
 @torch.no_grad()
-def test_new_aggregators_leave_the_frames_as_eva_clip_has_them(encoder):
+def test_new_aggregators_do_not_change_the_features_of_frames(encoder):
     frames = torch.randn(2, 3, *SMALL.shape)
     plain = eva_clip.EvaClipEncoder(TOWER, encoder.tower)(frames.flatten(0, 1))
     found = encoder(frames)[:, 0]
@@ -72,23 +72,23 @@ def test_new_aggregators_leave_the_frames_as_eva_clip_has_them(encoder):
 
 
 @torch.no_grad()
-def test_the_last_token_alone_knows_the_order_of_frames(published):
+def test_only_the_last_token_depends_on_the_order_of_frames(published):
     frames = torch.randn(1, 3, *SMALL.shape)
-    forth, back = convert_state_dict(frames)[0, 0], convert_state_dict(frames.flip(1))[0, 0]
+    forth, back = published(frames)[0, 0], published(frames.flip(1))[0, 0]
     n = SMALL.tokens
     torch.testing.assert_close(forth[:n], back[2 * n : 3 * n])
     assert (forth[-1] - back[-1]).abs().max() > 1e-3
 
 
-def test_what_videochat_trains_learns_and_nothing_else(published):
+def test_exactly_the_parameters_that_videochat_trains_get_gradients(published):
     patterns = ("token.*", "aggregators.*", "tower.post_layernorm.*")
     trained = set(set_trainable(published, patterns))
-    convert_state_dict(torch.randn(2, 3, *SMALL.shape)).square().sum().backward()
+    published(torch.randn(2, 3, *SMALL.shape)).square().sum().backward()
     grads = {name for name, weight in published.named_parameters() if weight.grad is not None}
     assert grads == trained
 
 
-def test_a_frame_is_prepared_as_for_eva_clip():
+def test_a_frame_is_preprocessed_as_for_eva_clip():
     picture = Image.new("RGB", (30, 20), (10, 200, 30))
     assert torch.equal(
         uniformer_eva.preprocess(SMALL, picture), eva_clip.preprocess(TOWER, picture)
@@ -96,7 +96,7 @@ def test_a_frame_is_prepared_as_for_eva_clip():
 
 
 def test_the_full_size_has_the_published_count():
-    """Counted in the published class at its configuration; the paper states no figure."""
+    """Counted in the published class with its configuration; the paper gives no figure."""
     spec = UniformerEva()
     with torch.device("meta"):
         encoder = uniformer_eva.build(spec, weights="random", dtype=torch.bfloat16)

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from transformers import ViTForImageClassification
 
-from model.encoders.pictures import normalised
+from model.encoders.pictures import normalise
 from model.encoders.vit import build, preprocess, vit_config
 from model.spec.vit import Vit
 
@@ -25,7 +25,7 @@ def classifier():
 
 
 @pytest.mark.parametrize(("side", "keep_cls"), [(16, True), (16, False), (32, False)])
-def test_features_of_a_checkpoint_are_transformers_own(classifier, tmp_path, side, keep_cls):
+def test_features_of_a_checkpoint_equal_those_of_transformers(classifier, tmp_path, side, keep_cls):
     classifier.save_pretrained(tmp_path)
     spec = replace(TINY, weights=str(tmp_path), image_size=side, keep_cls=keep_cls)
     encoder = build(spec, weights="pretrained", dtype=torch.float32).eval()
@@ -48,8 +48,8 @@ def test_the_full_size_has_the_published_count():
     assert abs(count - 307e6) < 0.015 * 307e6
 
 
-def test_colours_are_put_around_zero():
+def test_pixels_are_centred_at_zero():
     pixels = preprocess(TINY, Image.new("RGB", (20, 10), (255, 0, 255)))
-    pixels = normalised(pixels, mean=TINY.mean, std=TINY.std)
+    pixels = normalise(pixels, mean=TINY.mean, std=TINY.std)
     assert pixels.shape == (1, 3, 16, 16)
     assert pixels.amin(dim=(0, 2, 3)).tolist() == [1, -1, 1]

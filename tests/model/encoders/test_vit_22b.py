@@ -16,7 +16,7 @@ SPEC = replace(Vit22B().tiny(), image_size=16, patch_size=4)
 
 
 def convert_state_dict(state):
-    """From timm's names: its first layer joins the MLP's with queries, keys and values."""
+    """Rename timm's tensors: its first layer merges the MLP's with queries, keys and values."""
     ours = {
         "patches.weight": state["patch_embed.proj.weight"],
         "patches.bias": state["patch_embed.proj.bias"],
@@ -37,7 +37,7 @@ def convert_state_dict(state):
     return {name: value.contiguous() for name, value in ours.items()}
 
 
-def test_features_are_those_of_timms_parallel_blocks(tmp_path):
+def test_features_equal_those_of_timms_parallel_blocks(tmp_path):
     recorded = load_file(RECORDED)
     save_file(convert_state_dict(recorded), tmp_path / "own.safetensors")
     spec = replace(SPEC, weights=str(tmp_path / "own.safetensors"))
@@ -48,7 +48,7 @@ def test_features_are_those_of_timms_parallel_blocks(tmp_path):
     torch.testing.assert_close(features_bnd, recorded["output"], atol=1e-5, rtol=0)
 
 
-def test_a_layer_is_the_papers_equations():
+def test_a_layer_equals_the_papers_equations():
     torch.manual_seed(0)
     layer, heads, side = ParallelLayer(8, 2, 12), 2, 4
     with torch.no_grad():
@@ -82,13 +82,13 @@ def test_the_full_size_has_the_published_count(side, tokens):
     with torch.device("meta"):
         encoder = build(spec, weights="random", dtype=torch.bfloat16)
         assert encoder(torch.empty(1, *spec.shape)).shape == (1, tokens, 6144)
-    # Dehghani et al. 2023, table 1: 21743M, which is the layers' matrices to the million.
+    # Dehghani et al. 2023, table 1: 21743M, which are the layers' matrices to the million.
     matrices = sum(weight.numel() for weight in encoder.layers.parameters() if weight.dim() == 2)
     assert round(matrices / 1e6) == 21743
     count = sum(parameter.numel() for parameter in encoder.parameters())
     assert abs(count - 21743e6) < 0.002 * 21743e6
 
 
-def test_unpublished_weights_are_told():
+def test_unpublished_weights_are_an_error():
     with pytest.raises(SpecError, match="not published"):
         build(SPEC, weights="pretrained", dtype=torch.float32)

@@ -1,4 +1,4 @@
-"""Whisper's encoder: what transformers itself gives, and waveforms of any length."""
+"""Whisper's encoder: equal to transformers, and waveforms of any length."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ TINY = PUBLISHED.tiny()
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A whole model as the hub has it, decoder and all."""
+    """Return a whole model as on the hub, including the decoder."""
     torch.manual_seed(0)
     config = whisper_config(TINY)
     config.decoder_layers, config.decoder_ffn_dim, config.decoder_attention_heads = 1, 32, 2
@@ -25,7 +25,7 @@ def folder(tmp_path_factory):
     return str(path)
 
 
-def test_published_weights_give_transformers_tokens(folder):
+def test_published_weights_give_the_same_tokens_as_transformers(folder):
     spec = Whisper(**{**vars(TINY), "weights": folder})
     mel = torch.randn(2, *spec.shape)
     with torch.no_grad():
@@ -50,7 +50,7 @@ def test_the_published_size_has_the_published_number_of_parameters():
 
 
 @pytest.mark.parametrize("samples", [0, 5_000, 16_000, 40_000])
-def test_a_waveform_of_any_length_is_fitted(samples):
+def test_a_waveform_of_any_length_is_truncated_or_padded(samples):
     waveform = np.random.default_rng(0).normal(0, 0.1, samples).astype(np.float32)
     mel = preprocess(TINY, waveform)
     assert mel.shape == (1, *TINY.shape)

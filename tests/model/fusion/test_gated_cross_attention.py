@@ -1,4 +1,4 @@
-"""Gated cross-attention: nothing at first, Flamingo's mask, OpenFlamingo's numbers, generation."""
+"""Gated cross-attention: initial identity, Flamingo's mask, OpenFlamingo's numbers, generation."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -8,13 +8,13 @@ import torch
 from safetensors.torch import load_file
 
 from model.backbones import chatglm, glm, llama, opt, palm, qwen
-from model.fusion.conditioning import conditioned
+from model.fusion.conditioning import inject_decoder_kwargs
 from model.fusion.gated_cross_attention import (
     NO_MEDIUM,
     GatedBlock,
     add,
-    arrange,
     convert_state_dict,
+    decoder_kwargs,
 )
 from model.spec import ChatTemplate, SpecError
 from model.spec.backbones import T5, ChatGlm, Glm, Llama, Opt, Palm, Qwen
@@ -23,7 +23,7 @@ from model.spec.fusion import GatedCrossAttention
 RECORDED = Path(__file__).parents[1] / "recorded"
 SIZES = {"width": 64, "mlp_width": 128, "layers": 4, "heads": 4}
 COMMON = {"weights": "", "vocabulary": 50, "template": ChatTemplate(), **SIZES}
-SPEC = GatedCrossAttention(every=2, heads=4, head_width=8, media_width=24)
+SPEC = GatedCrossAttention(every_n_layers=2, heads=4, head_width=8, media_width=24)
 BACKBONES = {
     "llama": (llama.build, Llama(kv_heads=4, max_positions=64, **COMMON)),
     "opt": (opt.build, Opt(max_positions=64, **COMMON)),
@@ -46,11 +46,11 @@ def build(name, *, open_gates=False):
 
 
 def media(lengths=(3, 5, 4), length=9):
-    """Two media in the first row, one in the second, from these positions on."""
+    """Return two media in the first row and one in the second, from these positions on."""
     draw = torch.Generator().manual_seed(1)
     tokens_nkd = torch.randn(3, 6, 24, generator=draw)
     starts = torch.tensor(lengths)
-    return arrange(tokens_nkd, torch.tensor([0, 0, 1]), starts, (2, length))
+    return decoder_kwargs(tokens_nkd, torch.tensor([0, 0, 1]), starts, (2, length))
 
 
 def inputs(name, length=9):
@@ -68,23 +68,23 @@ def hidden(backbone, given, extra, **more):
     return backbone.get_decoder()(use_cache=False, **given, **extra, **more).last_hidden_state
 
 
-def test_media_are_seen_from_their_place_to_the_next():
+def test_a_medium_is_visible_until_the_next_one_starts():
     tokens_nkd = torch.arange(3.0)[:, None, None].expand(3, 1, 1)
-    found = arrange(tokens_nkd, torch.tensor([1, 0, 1]), torch.tensor([4, 2, 0]), (3, 6))
+    found = decoder_kwargs(tokens_nkd, torch.tensor([1, 0, 1]), torch.tensor([4, 2, 0]), (3, 6))
     index = [[-1, -1, 0, 0, 0, 0], [0, 0, 0, 0, 1, 1], [-1] * 6]
     assert found["media_index"].tolist() == index
     assert found["media"].flatten(1).tolist() == [[1, 0], [2, 0], [0, 0]]
 
 
-def test_no_media_at_all_leave_one_blank_that_nobody_sees():
+def test_without_media_there_is_one_dummy_that_is_not_visible():
     nothing = torch.zeros(0, dtype=torch.long)
-    found = arrange(torch.zeros(0, 6, 24), nothing, nothing, (2, 5))
+    found = decoder_kwargs(torch.zeros(0, 6, 24), nothing, nothing, (2, 5))
     assert found["media"].shape == (2, 1, 6, 24)
     assert (found["media_index"] == NO_MEDIUM).all()
 
 
 @pytest.mark.parametrize("name", BACKBONES)
-def test_new_layers_change_nothing_at_first(name):
+def test_new_layers_are_initially_the_identity(name):
     torch.manual_seed(0)
     make_one, spec = BACKBONES[name]
     plain = make_one(spec, weights="random", dtype=torch.float32).eval()
@@ -94,9 +94,9 @@ def test_new_layers_change_nothing_at_first(name):
 
 
 @pytest.mark.parametrize("name", BACKBONES)
-def test_greedy_decoding_with_a_cache_is_what_full_passes_say(name):
+def test_greedy_decoding_with_a_cache_equals_full_forward_passes(name):
     backbone, given, extra = build(name, open_gates=True), inputs(name), media()
-    with conditioned(backbone.get_decoder(), extra):
+    with inject_decoder_kwargs(backbone.get_decoder(), extra):
         answer_bt = backbone.generate(
             **given, max_new_tokens=4, do_sample=False, use_cache=True, eos_token_id=None
         )
@@ -112,27 +112,27 @@ def test_greedy_decoding_with_a_cache_is_what_full_passes_say(name):
         extra = media(length=10 + step)
 
 
-def test_beams_see_the_media_of_their_row():
+def test_beams_attend_to_the_media_of_their_row():
     backbone, given = build("llama", open_gates=True), inputs("llama")
-    with conditioned(backbone.get_decoder(), media()):
+    with inject_decoder_kwargs(backbone.get_decoder(), media()):
         beams = backbone.generate(**given, max_new_tokens=3, num_beams=3, eos_token_id=None)
-    alone = arrange(torch.randn(0, 6, 24), *(torch.zeros(0, dtype=torch.long),) * 2, (1, 9))
+    alone = decoder_kwargs(torch.randn(0, 6, 24), *(torch.zeros(0, dtype=torch.long),) * 2, (1, 9))
     tokens = media()
     alone["media"], alone["media_index"] = tokens["media"][1:], tokens["media_index"][1:]
     second = {name: value[1:] for name, value in given.items()}
-    with conditioned(backbone.get_decoder(), alone):
+    with inject_decoder_kwargs(backbone.get_decoder(), alone):
         same = backbone.generate(**second, max_new_tokens=3, num_beams=3, eos_token_id=None)
     assert beams[1:].equal(same)
 
 
-def test_text_sees_the_last_medium_before_it_and_no_other():
+def test_text_attends_to_the_last_medium_before_it_only():
     backbone, given, extra = build("llama", open_gates=True), inputs("llama"), media()
     with torch.no_grad():
         before = hidden(backbone, given, extra)
         other = extra | {"media": extra["media"].clone()}
         other["media"][0, 0] += 1
         changed = (hidden(backbone, given, other) - before).abs().amax(-1) > 1e-6
-    # Later text feels it through the text between, but what stands before it does not.
+    # Later text is affected through the text in between, earlier text is not.
     assert changed.tolist() == [[False] * 3 + [True] * 6, [False] * 9]
     block = backbone.model.layers[0].gated
     with torch.no_grad():
@@ -144,10 +144,10 @@ def test_text_sees_the_last_medium_before_it_and_no_other():
     ]
 
 
-def test_blank_media_are_nothing_and_every_new_weight_still_has_a_gradient():
+def test_a_dummy_changes_nothing_and_every_new_weight_has_a_gradient():
     backbone, given = build("llama", open_gates=True), inputs("llama")
     nothing = torch.zeros(0, dtype=torch.long)
-    extra = arrange(torch.zeros(0, 6, 24), nothing, nothing, (2, 9))
+    extra = decoder_kwargs(torch.zeros(0, 6, 24), nothing, nothing, (2, 9))
     loud = extra | {"media": torch.full_like(extra["media"], 1e4)}
     out = hidden(backbone, given, extra)
     assert out.equal(hidden(backbone, given, loud))
@@ -157,7 +157,7 @@ def test_blank_media_are_nothing_and_every_new_weight_still_has_a_gradient():
     assert all(weight.grad is not None for weight in weights.values())
 
 
-def test_recomputation_gives_the_same_gradients():
+def test_activation_checkpointing_gives_the_same_gradients():
     found = []
     for recompute in (False, True):
         backbone = build("llama", open_gates=True).train()
@@ -173,7 +173,7 @@ def test_recomputation_gives_the_same_gradients():
     assert all(torch.allclose(recomputed[name], grad, atol=1e-7) for name, grad in kept.items())
 
 
-def test_a_block_gives_the_numbers_of_open_flamingo():
+def test_a_block_equals_that_of_open_flamingo():
     arrays = load_file(RECORDED / "gated_cross_attention.safetensors")
     spec = GatedCrossAttention(heads=2, head_width=8, media_width=20, activation="gelu")
     block = GatedBlock(spec, 24)
@@ -201,13 +201,13 @@ def test_flamingos_have_their_published_number_of_new_layers(every, layers, new)
     with torch.device("meta"):
         spec = replace(BACKBONES["llama"][1], layers=layers)
         backbone = llama.build(spec, weights="random", dtype=torch.float32)
-        add(backbone, replace(SPEC, every=every))
+        add(backbone, replace(SPEC, every_n_layers=every))
     gates = [name for name, _ in backbone.named_parameters() if name.endswith("dense_gate")]
     assert len(gates) == new
 
 
 def test_a_seq2seq_backbone_is_refused():
     spec = T5(**COMMON)
-    with pytest.raises(SpecError, match="goes with a causal backbone, 't5' is seq2seq"):
+    with pytest.raises(SpecError, match="requires a causal backbone, 't5' is seq2seq"):
         SPEC.check(spec)
     SPEC.check(BACKBONES["opt"][1])

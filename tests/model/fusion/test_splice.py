@@ -1,4 +1,4 @@
-"""Splicing: tokens land where the masks say, and whatever does not match is told."""
+"""Splicing: tokens are inserted at the masks, and mismatches are errors."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ def mask(*rows):
     return torch.tensor([[symbol == "x" for symbol in row] for row in rows])
 
 
-def test_tokens_land_in_reading_order_and_nothing_else_moves():
+def test_tokens_are_inserted_in_reading_order_and_nothing_else_changes():
     embeddings = torch.arange(2 * 4 * 3, dtype=torch.float32).reshape(2, 4, 3)
     images = -torch.arange(1, 4 * 3 + 1, dtype=torch.float32).reshape(4, 3)
     sounds = torch.full((1, 3), 99.0)
@@ -27,7 +27,7 @@ def test_tokens_land_in_reading_order_and_nothing_else_moves():
     assert torch.equal(fused[text], embeddings[text])
 
 
-def test_without_media_nothing_happens():
+def test_without_media_nothing_changes():
     embeddings = torch.randn(1, 3, 2)
     assert torch.equal(splice(embeddings, {}, {}), embeddings)
 
@@ -41,7 +41,7 @@ def test_the_gradient_reaches_tokens_and_text_but_not_what_was_replaced():
     assert embeddings.grad[0].tolist() == [[0.0, 1.0], [0.0, 0.0], [4.0, 5.0]]
 
 
-def test_tokens_take_the_embeddings_precision():
+def test_tokens_are_cast_to_the_embeddings_precision():
     embeddings = torch.zeros(1, 1, 2, dtype=torch.bfloat16)
     fused = splice(embeddings, {"image": torch.ones(1, 2)}, {"image": mask("x")})
     assert fused.dtype == torch.bfloat16
@@ -50,20 +50,24 @@ def test_tokens_take_the_embeddings_precision():
 @pytest.mark.parametrize(
     ("tokens", "places", "says"),
     [
-        ({"image": torch.zeros(1, 2)}, {"image": mask("xx.")}, r"image: .*\(1, 2\), want \(2, 2\)"),
-        ({"image": torch.zeros(3, 2)}, {"image": mask("xx.")}, r"\(3, 2\), want \(2, 2\)"),
-        ({"image": torch.zeros(2, 5)}, {"image": mask("xx.")}, r"\(2, 5\), want \(2, 2\)"),
+        (
+            {"image": torch.zeros(1, 2)},
+            {"image": mask("xx.")},
+            r"image: .*\(1, 2\), must be \(2, 2\)",
+        ),
+        ({"image": torch.zeros(3, 2)}, {"image": mask("xx.")}, r"\(3, 2\), must be \(2, 2\)"),
+        ({"image": torch.zeros(2, 5)}, {"image": mask("xx.")}, r"\(2, 5\), must be \(2, 2\)"),
         ({"image": torch.zeros(1, 2)}, {"image": mask("x..", "...")}, "image: mask"),
-        ({"image": torch.zeros(1, 2)}, {}, r"media of \['image'\], places for \[\]"),
-        ({}, {"image": mask("x..")}, r"media of \[\], places for \['image'\]"),
+        ({"image": torch.zeros(1, 2)}, {}, r"media of \['image'\], positions of \[\]"),
+        ({}, {"image": mask("x..")}, r"media of \[\], positions of \['image'\]"),
         (
             {"image": torch.zeros(1, 2), "audio": torch.zeros(1, 2)},
             {"image": mask("x.."), "audio": mask("x..")},
-            "audio: a place is claimed by two",
+            "audio: a position is claimed by two",
         ),
     ],
     ids=["too few", "too many", "width", "mask", "no places", "no media", "both"],
 )
-def test_every_mismatch_raises(tokens, places, says):
+def test_every_mismatch_is_an_error(tokens, places, says):
     with pytest.raises(FusionError, match=says):
         splice(torch.zeros(1, 3, 2), tokens, places)

@@ -1,4 +1,4 @@
-"""CogVLM's visual expert: LLaMA while the experts agree, CogVLM's numbers when they do not."""
+"""CogVLM's visual expert: equal to LLaMA with identical experts, else to CogVLM."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file
 
 from model.backbones import llama
-from model.fusion.conditioning import conditioned
-from model.fusion.visual_expert import add, arrange, convert_state_dict
+from model.fusion.conditioning import inject_decoder_kwargs
+from model.fusion.visual_expert import add, convert_state_dict, decoder_kwargs
 from model.spec import ChatTemplate, SpecError
 from model.spec.backbones import Llama, Opt
 from model.spec.fusion import VisualExpert
@@ -31,7 +31,7 @@ def build(*, stir=False, spec=SPEC):
 
 
 def places(length=9):
-    """A picture of 4 tokens in each row; the second is padded on the left."""
+    """Return the mask of a picture of 4 tokens in each row; the second row is left-padded."""
     mask_bt = torch.zeros(2, length, dtype=torch.bool)
     mask_bt[0, 1:5] = mask_bt[1, 3:7] = True
     attention_bt = torch.ones(2, length, dtype=torch.long)
@@ -49,9 +49,9 @@ def hidden(backbone, embeds, attention_bt, extra):
     ).last_hidden_state
 
 
-def test_a_picture_leaves_its_last_token_to_the_language_and_shares_a_position():
+def test_the_last_token_of_a_picture_is_the_language_experts_and_others_share_a_position():
     attention_bt, kinds = places()
-    found = arrange(SPEC, attention_bt, kinds)
+    found = decoder_kwargs(SPEC, attention_bt, kinds)
     assert found["vision_mask"].long().tolist() == [
         [0, 1, 1, 1, 0, 0, 0, 0, 0],
         [0, 0, 0, 1, 1, 1, 0, 0, 0],
@@ -60,25 +60,25 @@ def test_a_picture_leaves_its_last_token_to_the_language_and_shares_a_position()
         [0, 1, 2, 2, 3, 4, 5, 6, 7],
         [0, 0, 0, 1, 2, 2, 3, 4, 5],
     ]
-    assert arrange(replace(SPEC, shared_position=False), attention_bt, kinds).keys() == {
+    assert decoder_kwargs(replace(SPEC, shared_position=False), attention_bt, kinds).keys() == {
         "vision_mask"
     }
 
 
-def test_pictures_side_by_side_are_told_apart():
+def test_adjacent_pictures_are_separate():
     mask_bt = torch.tensor([[False] + [True] * 8])
-    found = arrange(SPEC, torch.ones(1, 9, dtype=torch.long), [(mask_bt, 4)])
+    found = decoder_kwargs(SPEC, torch.ones(1, 9, dtype=torch.long), [(mask_bt, 4)])
     assert found["vision_mask"].long().tolist() == [[0, 1, 1, 1, 0, 1, 1, 1, 0]]
     assert found["position_ids"].tolist() == [[0, 1, 2, 2, 3, 4, 5, 5, 6]]
 
 
 @pytest.mark.parametrize("bias", [False, True])
-def test_experts_that_agree_are_llama(bias):
+def test_identical_experts_are_llama(bias):
     torch.manual_seed(0)
     plain = llama.build(LLAMA, weights="random", dtype=torch.float32).eval()
     backbone = build(spec=replace(SPEC, bias=bias))
     attention_bt, kinds = places()
-    extra = arrange(SPEC, attention_bt, kinds)
+    extra = decoder_kwargs(SPEC, attention_bt, kinds)
     with torch.no_grad():
         got = hidden(backbone, embeddings(), attention_bt, extra)
         position_ids = {"position_ids": extra["position_ids"]}
@@ -86,7 +86,7 @@ def test_experts_that_agree_are_llama(bias):
     torch.testing.assert_close(got, wanted, atol=1e-6, rtol=1e-6)
 
 
-def test_logits_are_those_of_the_published_code():
+def test_logits_equal_those_of_the_published_code():
     arrays = load_file(RECORDED / "visual_expert.safetensors")
     spec = VisualExpert(bias=True)
     backbone = llama.build(
@@ -96,7 +96,7 @@ def test_logits_are_those_of_the_published_code():
     weights = {k.removeprefix("weights."): v for k, v in arrays.items() if "weights." in k}
     backbone.load_state_dict(convert_state_dict(weights))
     media_mask_bt = arrays["types"].bool()
-    extra = arrange(spec, torch.ones_like(arrays["ids"]), [(media_mask_bt, 5)])
+    extra = decoder_kwargs(spec, torch.ones_like(arrays["ids"]), [(media_mask_bt, 5)])
     assert extra["position_ids"].equal(arrays["positions"])
     embeds = backbone.get_input_embeddings()(arrays["ids"]).detach()
     embeds[media_mask_bt] = arrays["features"].flatten(0, 1)
@@ -106,10 +106,10 @@ def test_logits_are_those_of_the_published_code():
     torch.testing.assert_close(logits, arrays["logits"], atol=2e-6, rtol=1e-5)
 
 
-def test_only_pictures_feel_the_visual_expert():
+def test_the_visual_expert_affects_pictures_only():
     embeds = embeddings()
     attention_bt, kinds = places()
-    extra = arrange(SPEC, attention_bt, kinds)
+    extra = decoder_kwargs(SPEC, attention_bt, kinds)
     with torch.no_grad():
         plain = hidden(build(), embeds, attention_bt, extra)
         stirred = hidden(build(stir=True), embeds, attention_bt, extra)
@@ -117,7 +117,7 @@ def test_only_pictures_feel_the_visual_expert():
     assert changed.tolist() == [[False] + [True] * 8, [False] * 3 + [True] * 6]
 
 
-def test_every_weight_has_a_gradient_whatever_the_batch_holds():
+def test_every_weight_has_a_gradient_for_every_batch():
     none = torch.zeros(2, 9, dtype=torch.bool)
     for mask_bt in (none, ~none):
         backbone = build()
@@ -130,12 +130,12 @@ def test_every_weight_has_a_gradient_whatever_the_batch_holds():
 
 
 @pytest.mark.parametrize("use_cache", [True, False])
-def test_greedy_decoding_is_what_full_passes_say(use_cache):
+def test_greedy_decoding_equals_full_forward_passes(use_cache):
     backbone, embeds = build(stir=True), embeddings()
     attention_bt, kinds = places()
-    attention_bt[:] = 1  # which `generate` leaves out
-    extra = arrange(SPEC, attention_bt, kinds)
-    with conditioned(backbone.get_decoder(), extra):
+    attention_bt[:] = 1  # the case in which `generate` omits it
+    extra = decoder_kwargs(SPEC, attention_bt, kinds)
+    with inject_decoder_kwargs(backbone.get_decoder(), extra):
         answer_bt = backbone.generate(
             inputs_embeds=embeds,
             attention_mask=attention_bt,
@@ -153,17 +153,17 @@ def test_greedy_decoding_is_what_full_passes_say(use_cache):
         embeds = torch.cat([embeds, new], dim=1)
         mask_bt = torch.nn.functional.pad(kinds[0][0], (0, step + 1))
         attention_bt = torch.ones(2, 10 + step, dtype=torch.long)
-        extra = arrange(SPEC, attention_bt, [(mask_bt, 4)])
+        extra = decoder_kwargs(SPEC, attention_bt, [(mask_bt, 4)])
 
 
-def test_recomputation_gives_the_same_gradients():
+def test_activation_checkpointing_gives_the_same_gradients():
     found = []
     attention_bt, kinds = places()
     for recompute in (False, True):
         backbone = build(stir=True).train()
         if recompute:
             backbone.activation_checkpointing_enable({"use_reentrant": False})
-        extra = arrange(SPEC, attention_bt, kinds)
+        extra = decoder_kwargs(SPEC, attention_bt, kinds)
         hidden(backbone, embeddings(), attention_bt, extra).square().mean().backward()
         found.append({name: w.grad for name, w in backbone.model.layers.named_parameters()})
     assert all(torch.allclose(found[1][name], grad, atol=1e-7) for name, grad in found[0].items())
@@ -181,6 +181,6 @@ def test_cogvlm_has_its_published_number_of_language_weights():
 
 def test_other_backbones_are_refused():
     spec = Opt(weights="", width=32, mlp_width=64, layers=1, heads=2, template=ChatTemplate())
-    with pytest.raises(SpecError, match="goes with a backbone of kind 'llama', not 'opt'"):
+    with pytest.raises(SpecError, match="requires a backbone of kind 'llama', not 'opt'"):
         SPEC.check(spec)
     SPEC.check(LLAMA)

@@ -1,4 +1,4 @@
-"""Stable Diffusion as a teacher: diffusers' own numbers, published sizes, noise of its own seed."""
+"""Stable Diffusion as a teacher: equal to diffusers, published sizes, noise from seeds."""
 
 from dataclasses import replace
 
@@ -16,9 +16,9 @@ from model.spec.output_branches import StableDiffusion
 TINY = StableDiffusion().tiny()
 
 
-def teacher(spec=TINY, *, denoises=True, weights="random", seed=0):
+def teacher(spec=TINY, *, denoising=True, weights="random", seed=0):
     torch.manual_seed(seed)
-    made = stable_diffusion.build(spec, denoises=denoises, weights=weights, dtype=torch.float32)
+    made = stable_diffusion.build(spec, denoising=denoising, weights=weights, dtype=torch.float32)
     return made.eval()
 
 
@@ -30,7 +30,7 @@ def pixels(count, spec=TINY):
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """A folder as diffusers saves Stable Diffusion, with random weights."""
+    """Return a diffusers checkpoint of Stable Diffusion with random weights."""
     folder = tmp_path_factory.mktemp("checkpoint")
     torch.manual_seed(1)
     CLIPTextModel(stable_diffusion._text_config(TINY)).save_pretrained(folder / "text_encoder")
@@ -46,7 +46,7 @@ def test_sizes_are_stable_diffusion_1_5s():
     """859.5 M in the UNet, 123.1 M in CLIP's text encoder, 34.2 M in the autoencoder's encoder."""
     with torch.device("meta"):
         made = stable_diffusion.build(
-            StableDiffusion(), denoises=True, weights="random", dtype=torch.float32
+            StableDiffusion(), denoising=True, weights="random", dtype=torch.float32
         )
     sizes = {
         name: sum(weight.numel() for weight in part.parameters())
@@ -55,8 +55,8 @@ def test_sizes_are_stable_diffusion_1_5s():
     assert sizes == {"text": 123_060_480, "vae": 34_163_664, "unet": 859_520_964}
 
 
-def test_a_checkpoint_gives_diffusers_own_numbers(checkpoint):
-    """Under τ(t): diffusers' parts, put together as its training script puts them."""
+def test_a_checkpoint_gives_the_same_numbers_as_diffusers(checkpoint):
+    """Under τ(t), with diffusers' modules combined as in its training script."""
     spec = replace(TINY, weights=str(checkpoint))
     made = teacher(spec, weights="pretrained")
     tokenizer = stable_diffusion.tokenizer(spec, weights="pretrained")
@@ -81,12 +81,12 @@ def test_a_checkpoint_gives_diffusers_own_numbers(checkpoint):
     torch.testing.assert_close(found.noise_target_gcyx, noise)
 
 
-def test_velocity_is_what_a_v_model_should_tell():
+def test_the_target_of_v_prediction_is_the_velocity():
     spec = replace(TINY, prediction="v_prediction")
     made, shown, seeds = teacher(spec), pixels(1), torch.tensor([3])
     steps, noise = made._drawn(seeds, torch.device("cpu"))
     with torch.no_grad():
-        found = made.denoise(shown, torch.zeros(1, *spec.conditions), seeds)
+        found = made.denoise(shown, torch.zeros(1, *spec.condition_shape), seeds)
         latents = made.vae.encode(shown / 127.5 - 1).latent_dist.mode() * 0.18215
     kept = made.scheduler.alphas_cumprod[steps]
     # v = √ᾱ ε − √(1 − ᾱ) z (Salimans and Ho 2022, appendix D)
@@ -94,9 +94,9 @@ def test_velocity_is_what_a_v_model_should_tell():
     torch.testing.assert_close(found.noise_target_gcyx, wanted, atol=1e-5, rtol=1e-4)
 
 
-def test_noise_belongs_to_the_medium_and_not_to_its_batch():
+def test_noise_depends_on_the_medium_and_not_on_its_batch():
     made, shown = teacher(), pixels(3)
-    conditions = torch.randn(3, *TINY.conditions)
+    conditions = torch.randn(3, *TINY.condition_shape)
     seeds = torch.tensor([5, 2**32 - 1, 7])
     with torch.no_grad():
         together = made.denoise(shown, conditions, seeds)
@@ -110,15 +110,15 @@ def test_noise_belongs_to_the_medium_and_not_to_its_batch():
 
 def test_the_gradient_reaches_the_conditions():
     made = teacher().requires_grad_(False)
-    conditions = torch.randn(1, *TINY.conditions, requires_grad=True)
+    conditions = torch.randn(1, *TINY.condition_shape, requires_grad=True)
     found = made.denoise(pixels(1), conditions, torch.tensor([0]))
     (found.noise_pred_gcyx - found.noise_target_gcyx).square().mean().backward()
     assert conditions.grad.abs().sum() > 0
 
 
-def test_text_encoders_are_the_same_with_and_without_the_rest():
+def test_text_encoders_are_the_same_with_and_without_denoising():
     ids = torch.zeros(1, 77, dtype=torch.long)
-    whole, alone = teacher(), teacher(denoises=False)
+    whole, alone = teacher(), teacher(denoising=False)
     assert (alone.vae, alone.unet) == (None, None)
     assert torch.equal(whole.embed(ids), alone.embed(ids))
 
@@ -133,13 +133,13 @@ def test_weights_of_another_size_are_refused(checkpoint):
         teacher(spec, weights="pretrained")
 
 
-def test_weights_that_are_not_there_are_one_line(tmp_path):
+def test_missing_weights_are_a_one_line_error(tmp_path):
     spec = replace(TINY, weights=str(tmp_path / "none"))
     with pytest.raises(SpecError, match="cannot be loaded"):
         teacher(spec, weights="pretrained")
 
 
-def test_a_picture_is_cut_to_its_middle_square():
+def test_a_picture_is_cropped_to_its_middle_square():
     picture = Image.new("RGB", (90, 30), (255, 0, 0))
     picture.paste((0, 0, 255), (30, 0, 60, 30))
     shown = stable_diffusion.preprocess(TINY, picture)

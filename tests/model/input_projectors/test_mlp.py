@@ -1,4 +1,4 @@
-"""The MLP projector: the published layers in their order, token by token."""
+"""The MLP projector: the published layers in order, applied per token."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from torch import nn
 from model.input_projectors import mlp
 from model.spec import Mlp, ProjectorShape
 
-ENDS = ProjectorShape(parts=2, tokens=3, width_in=8, width_out=16)
+SHAPE = ProjectorShape(segments=2, tokens=3, width_in=8, width_out=16)
 
 
 @pytest.mark.parametrize(
@@ -20,16 +20,16 @@ ENDS = ProjectorShape(parts=2, tokens=3, width_in=8, width_out=16)
     ],
     ids=["LLaVA", "LLaVA-1.5", "CoDi-2", "linear"],
 )
-def test_layers_are_the_published_ones(spec, layers):
-    module = mlp.build(spec, ENDS, weights="random")
+def test_layers_equal_the_published_ones(spec, layers):
+    module = mlp.build(spec, SHAPE, weights="random")
     assert tuple(type(layer) for layer in module.layers) == layers
-    assert module(torch.zeros(4, 2, 3, 8)).shape == (4, spec.tokens(ENDS), 16)
+    assert module(torch.zeros(4, 2, 3, 8)).shape == (4, spec.tokens(SHAPE), 16)
 
 
 @torch.no_grad()
-def test_tokens_pass_one_by_one():
+def test_tokens_are_projected_separately():
     torch.manual_seed(0)
-    module = mlp.build(Mlp(norm=True), ENDS, weights="random")
+    module = mlp.build(Mlp(norm=True), SHAPE, weights="random")
     features = torch.randn(1, 2, 3, 8)
     alone = module(features[:, 1:, 2:])
     torch.testing.assert_close(module(features)[:, -1:], alone)

@@ -1,4 +1,4 @@
-"""The Q-Former gives transformers' numbers in each of its passes, and its mask is BLIP-2's."""
+"""The Q-Former: transformers' numbers in each of its modes, and BLIP-2's mask."""
 
 from dataclasses import replace
 
@@ -17,7 +17,7 @@ from model.spec import ProjectorShape
 from model.spec.qformer import QFormer
 from model.text import TextIds
 
-ENDS = ProjectorShape(parts=1, tokens=5, width_in=32, width_out=48)
+SHAPE = ProjectorShape(segments=1, tokens=5, width_in=32, width_out=48)
 TINY = QFormer(dropout=0.0).tiny()
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 
@@ -46,13 +46,13 @@ def theirs(cls, config, seed=0):
     torch.manual_seed(seed)
     model = cls(config).eval()
     with torch.no_grad():
-        for weight in model.parameters():  # biases and queries start at zero, and would hide a slip
+        for weight in model.parameters():  # biases and queries start at zero and could hide errors
             weight.add_(torch.randn_like(weight) * 0.1)
     return model
 
 
-def ours(spec, state, ends=ENDS):
-    projector = qformer.build(spec, ends).eval()
+def ours(spec, state, shape=SHAPE):
+    projector = qformer.build(spec, shape).eval()
     projector.qformer.load_state_dict(qformer.convert_state_dict(state, spec))
     if "language_projection.weight" in state:
         head = {name: state[f"language_projection.{name}"] for name in ("weight", "bias")}
@@ -67,7 +67,7 @@ def some_text(rows=2):
 
 
 @torch.no_grad()
-def test_tokens_are_those_of_transformers_blip2():
+def test_tokens_equal_those_of_transformers_blip2():
     model = theirs(Blip2ForConditionalGeneration, small_config(Blip2Config, TINY))
     pixels = torch.randn(2, 3, 16, 16)
     features = model.vision_model(pixels).last_hidden_state
@@ -77,7 +77,7 @@ def test_tokens_are_those_of_transformers_blip2():
 
 
 @torch.no_grad()
-def test_instructed_tokens_are_those_of_transformers_instructblip():
+def test_instruction_aware_tokens_equal_those_of_transformers_instructblip():
     spec = replace(TINY, instruction=True)
     config = small_config(InstructBlipConfig, spec)
     model = theirs(InstructBlipForConditionalGeneration, config)
@@ -91,7 +91,7 @@ def test_instructed_tokens_are_those_of_transformers_instructblip():
 
 
 @torch.no_grad()
-def test_the_passes_of_stage_one_are_those_of_transformers_retrieval_model():
+def test_the_modes_of_stage_1_equal_transformers_retrieval_model():
     spec = replace(TINY, text_branch=True)
     model = theirs(Blip2ForImageTextRetrieval, small_config(Blip2Config, spec))
     pixels, text = torch.randn(2, 3, 16, 16), some_text()
@@ -112,10 +112,10 @@ def test_the_passes_of_stage_one_are_those_of_transformers_retrieval_model():
 
 
 @torch.no_grad()
-def test_in_the_causal_pass_nothing_sees_later_text_and_queries_see_none():
+def test_under_the_causal_mask_nothing_attends_to_later_text_and_queries_to_none():
     spec = replace(TINY, text_branch=True)
     torch.manual_seed(0)
-    module = qformer.build(spec, ENDS).eval().qformer
+    module = qformer.build(spec, SHAPE).eval().qformer
     features, text = torch.randn(2, 5, 32), some_text()
     queries, words = module.joint(features, text, causal=True)
     torch.testing.assert_close(queries, module(features))
@@ -142,42 +142,42 @@ def test_the_causal_mask_is_unilms():
 
 
 @torch.no_grad()
-def test_each_part_is_read_by_itself_and_the_text_once_for_each():
-    spec, ends = replace(TINY, instruction=True), replace(ENDS, parts=3)
-    projector = qformer.build(spec, ends).eval()
+def test_each_segment_is_projected_separately_and_reads_the_text():
+    spec, shape = replace(TINY, instruction=True), replace(SHAPE, segments=3)
+    projector = qformer.build(spec, shape).eval()
     features, text = torch.randn(2, 3, 5, 32), some_text()
     found = projector(features, text)
-    assert found.shape == (2, spec.tokens(ends), 48)
+    assert found.shape == (2, spec.tokens(shape), 48)
     alone = torch.cat([projector(features[:, part : part + 1], text) for part in range(3)], dim=1)
     torch.testing.assert_close(found, alone)
 
 
 @torch.no_grad()
-def test_joint_queries_read_all_parts_at_once():
-    spec, ends = replace(TINY, joint=True, extra_queries=2), replace(ENDS, parts=3)
-    projector = qformer.build(spec, ends).eval()
+def test_joint_queries_attend_to_all_segments_at_once():
+    spec, shape = replace(TINY, joint=True, extra_queries=2), replace(SHAPE, segments=3)
+    projector = qformer.build(spec, shape).eval()
     features = torch.randn(2, 3, 5, 32)
     found = projector(features)
-    assert found.shape == (2, spec.tokens(ends), 48) == (2, 6, 48)
+    assert found.shape == (2, spec.tokens(shape), 48) == (2, 6, 48)
     torch.testing.assert_close(found, projector(features.reshape(2, 1, 15, 32)))
 
 
 @torch.no_grad()
-def test_features_are_normed_where_the_spec_says_so():
-    projector = qformer.build(replace(TINY, norm_features=True), ENDS).eval()
+def test_features_are_normed_if_the_spec_says_so():
+    projector = qformer.build(replace(TINY, norm_features=True), SHAPE).eval()
     features = torch.randn(2, 1, 5, 32)
     torch.testing.assert_close(projector(features), projector(3 * features + 1))
 
 
-def test_an_instruction_aware_projector_asks_for_the_instruction():
+def test_an_instruction_aware_projector_requires_the_instruction():
     with pytest.raises(ValueError, match="needs the instruction"):
-        qformer.build(replace(TINY, instruction=True), ENDS)(torch.randn(1, 1, 5, 32))
+        qformer.build(replace(TINY, instruction=True), SHAPE)(torch.randn(1, 1, 5, 32))
 
 
 @pytest.mark.parametrize(("text", "norm"), [(False, False), (True, True)])
-def test_lavis_names_are_understood(text, norm):
+def test_lavis_names_are_converted(text, norm):
     spec = replace(TINY, text_branch=text, norm_features=norm)
-    own = qformer.build(spec, ENDS).qformer.state_dict()
+    own = qformer.build(spec, SHAPE).qformer.state_dict()
     state = {lavis_name(name): tensor for name, tensor in own.items()}
     state["Qformer.bert.embeddings.position_ids"] = torch.arange(4)
     state["Qformer.cls.predictions.bias"] = torch.zeros(4)
@@ -205,29 +205,29 @@ def lavis_name(name):
     return f"Qformer.bert.{name}"
 
 
-def test_published_weights_are_loaded_beside_new_ones(tmp_path):
+def test_published_weights_are_loaded_and_extra_queries_are_new(tmp_path):
     spec = replace(TINY, extra_queries=2)
-    donor = qformer.build(TINY, ENDS).qformer.state_dict()
+    donor = qformer.build(TINY, SHAPE).qformer.state_dict()
     file = tmp_path / "stage1.pth"
     torch.save({"model": {lavis_name(name): tensor for name, tensor in donor.items()}}, file)
-    projector = qformer.build(replace(spec, weights=str(file)), ENDS, weights="pretrained")
+    projector = qformer.build(replace(spec, weights=str(file)), SHAPE, weights="pretrained")
     loaded = projector.qformer.state_dict()
     assert all(torch.equal(loaded[name], tensor) for name, tensor in donor.items())
     assert loaded["extra_queries.tokens"].std() > 0
 
 
-def test_sizes_are_blip2s():
-    """188M with both branches (Li et al. 2023, §3.1; theirs counts stage 1's heads, too).
+def test_the_sizes_are_blip2s():
+    """188M with both branches (Li et al. 2023, §3.1, including the heads of stage 1).
 
     107M trainable in front of OPT-2.7B (table 2), the text branch left out.
     """
     with torch.device("meta"):
         both = qformer.build(
             QFormer(text_branch=True),
-            ProjectorShape(parts=1, tokens=257, width_in=1408, width_out=2560),
+            ProjectorShape(segments=1, tokens=257, width_in=1408, width_out=2560),
         )
         read = qformer.build(
-            QFormer(), ProjectorShape(parts=1, tokens=257, width_in=1408, width_out=2560)
+            QFormer(), ProjectorShape(segments=1, tokens=257, width_in=1408, width_out=2560)
         )
     assert sum(weight.numel() for weight in both.qformer.parameters()) == pytest.approx(
         188e6, rel=0.015
@@ -235,9 +235,9 @@ def test_sizes_are_blip2s():
     assert sum(weight.numel() for weight in read.parameters()) == pytest.approx(107e6, rel=0.005)
 
 
-def test_new_weights_are_berts_at_its_width():
+def test_new_weights_are_initialised_as_in_bert():
     spec = replace(QFormer(), layers=1, vocabulary=10)
-    module = qformer.build(spec, ProjectorShape(parts=1, tokens=2, width_in=1024, width_out=64))
+    module = qformer.build(spec, ProjectorShape(segments=1, tokens=2, width_in=1024, width_out=64))
     for name, weight in module.named_parameters():
         if name.endswith("bias"):
             assert not weight.any(), name

@@ -1,17 +1,16 @@
-"""NExT-GPT's output projector is PyTorch's own transformer, as GILL and NExT-GPT build it."""
+"""NExT-GPT's output projector equals PyTorch's transformer, as in GILL and NExT-GPT."""
 
 import torch
 from torch import nn
 
 from model.output_projectors import output_transformer
-from model.output_projectors.output_transformer import convert_state_dict
 from model.spec.output_branches import OutputTransformer
 
 WIDTH_IN, CONDITIONS = 24, (5, 12)
 
 
 class Published(nn.Module):
-    """What the paper describes, of PyTorch's parts: fc → transformer with queries → model."""
+    """The paper's description in PyTorch's modules: fc → transformer with queries → model."""
 
     def __init__(self, spec: OutputTransformer):
         super().__init__()
@@ -35,7 +34,7 @@ class Published(nn.Module):
         return self.model(self.tfm(self.fc(signals), queries))
 
 
-def test_conditions_are_those_of_torchs_transformer():
+def test_conditions_equal_those_of_torchs_transformer():
     torch.manual_seed(0)
     spec = OutputTransformer(width=16, layers=2, heads=4)
     published = Published(spec)
@@ -43,12 +42,12 @@ def test_conditions_are_those_of_torchs_transformer():
     state = published.state_dict()
     module.load_state_dict(output_transformer.convert_state_dict(state))
     signals = torch.randn(3, 4, WIDTH_IN)
-    found, wanted = module(signals), convert_state_dict(signals)
+    found, wanted = module(signals), published(signals)
     assert found.shape == (3, *CONDITIONS)
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
 
 
-def test_size_is_next_gpts():
+def test_the_size_is_next_gpts():
     """512 wide, 4 + 4 layers, from Vicuna 7B to Stable Diffusion: 31.9 M."""
     with torch.device("meta"):
         module = output_transformer.build(OutputTransformer(), 4096, (77, 768))

@@ -1,4 +1,4 @@
-"""Small trainable parts in a backbone: what they change at first, what trains, generation."""
+"""PEFT modules in a backbone: initial effect, trainable parameters, generation."""
 
 from dataclasses import replace
 
@@ -8,7 +8,7 @@ from transformers import DynamicCache
 
 from model.backbones import chatglm, glm, llama, opt, palm, qwen, t5
 from model.fusion import gated_cross_attention, visual_expert
-from model.fusion.conditioning import conditioned
+from model.fusion.conditioning import inject_decoder_kwargs
 from model.peft import adapter, prefix, qlora
 from model.peft.lora import add_lora
 from model.spec import ChatTemplate, SpecError
@@ -80,7 +80,7 @@ def gradients(name, backbone, mark, **more):
 
 
 @pytest.mark.parametrize("name", BACKBONES)
-def test_lora_reaches_every_linear_layer_and_changes_nothing_at_first(name):
+def test_lora_adapts_every_linear_layer_and_is_initially_zero(name):
     backbone, targets = build(name), BACKBONES[name][2]
     with torch.no_grad():
         before = states(name, backbone)
@@ -102,7 +102,7 @@ def test_lora_reaches_every_linear_layer_and_changes_nothing_at_first(name):
 
 
 @pytest.mark.parametrize("name", BACKBONES)
-def test_adapters_stand_behind_both_sublayers_and_are_nearly_nothing(name):
+def test_adapters_follow_both_sublayers_and_are_initially_close_to_the_identity(name):
     backbone = build(name)
     with torch.no_grad():
         before = states(name, backbone)
@@ -112,10 +112,10 @@ def test_adapters_stand_behind_both_sublayers_and_are_nearly_nothing(name):
         after = states(name, backbone)
     assert not after.equal(before)
     torch.testing.assert_close(after, before, atol=0.05, rtol=0.05)
-    added = [key for key, _ in backbone.named_parameters() if spec.marks in key]
-    blocks = 2 * 2 + 2 * 3 if name == "t5" else 2 * 2  # its decoder attends twice
+    added = [key for key, _ in backbone.named_parameters() if spec.parameter_marker in key]
+    blocks = 2 * 2 + 2 * 3 if name == "t5" else 2 * 2  # T5's decoder has cross-attention
     assert len(added) == 4 * blocks
-    grads = gradients(name, backbone, spec.marks)
+    grads = gradients(name, backbone, spec.parameter_marker)
     assert all(grad.abs().sum() > 0 for grad in grads.values())
     assert all("lora_" not in key and "prefix" not in key for key in grads)
 
@@ -127,11 +127,9 @@ def test_adapters_have_the_published_size():
 
 
 @pytest.mark.parametrize("make_spec", [lambda t: Lora(rank=2, alpha=2, targets=t), None])
-def test_a_target_that_is_not_there_is_refused(make_spec):
+def test_an_unknown_target_is_refused(make_spec):
     backbone = build("opt")
-    line = (
-        "no linear layer is called 'o_proj', the backbone has fc1, fc2, k_proj, lm_head, out_proj"
-    )
+    line = "no linear layer is named 'o_proj', the backbone has fc1, fc2, k_proj, lm_head, out_proj"
     with pytest.raises(SpecError, match=line):
         if make_spec is None:
             adapter.add(backbone, Adapter(targets=("fc2", "o_proj")))
@@ -142,16 +140,16 @@ def test_a_target_that_is_not_there_is_refused(make_spec):
 
 @pytest.mark.parametrize("name", CAUSAL)
 @pytest.mark.parametrize("hidden", [None, 16])
-def test_a_prefix_is_what_transformers_caches_make_of_the_same_keys(name, hidden):
+def test_a_prefix_equals_a_transformers_cache_with_the_same_keys(name, hidden):
     backbone = build(name)
     plain = build(name)
     prefix.add(backbone, Prefix(length=3, hidden=hidden))
-    backbone.get_decoder().prefix.rows.data *= 30  # so that it is felt
+    backbone.get_decoder().prefix.rows.data *= 30  # so that it has an effect
     given = inputs(name)
     with torch.no_grad():
         got = states(name, backbone, given)
         assert (got - states(name, plain, given)).abs().max() > 1e-3
-        if name == "chatglm":  # its positions follow from its masks, so no cache says the same
+        if name == "chatglm":  # its positions depend on its masks, so no cache is equivalent
             return
         made = backbone.get_decoder().prefix()
         cache = DynamicCache(config=plain.config)
@@ -167,7 +165,7 @@ def test_a_prefix_is_what_transformers_caches_make_of_the_same_keys(name, hidden
 
 
 @pytest.mark.parametrize("name", CAUSAL)
-def test_greedy_decoding_with_a_prefix_and_a_cache_is_what_full_passes_say(name):
+def test_greedy_decoding_with_a_prefix_and_a_cache_equals_full_forward_passes(name):
     backbone, given = build(name), inputs(name)
     given["attention_mask"][1, :2] = 0
     prefix.add(backbone, Prefix(length=3, hidden=16))
@@ -185,7 +183,7 @@ def test_greedy_decoding_with_a_prefix_and_a_cache_is_what_full_passes_say(name)
         given["attention_mask"] = torch.nn.functional.pad(given["attention_mask"], (0, 1), value=1)
 
 
-def test_a_prefix_goes_with_padding_and_without_a_mask():
+def test_a_prefix_works_with_padding_and_without_a_mask():
     backbone = build("llama")
     prefix.add(backbone, Prefix(length=3))
     given = inputs("llama")
@@ -207,14 +205,14 @@ def test_a_prefix_goes_with_padding_and_without_a_mask():
     [(prefix.add, Prefix(length=3, hidden=16)), (adapter.add, Adapter(bottleneck=8))],
     ids=["prefix", "adapter"],
 )
-def test_recomputation_gives_the_same_gradients(add, spec):
+def test_activation_checkpointing_gives_the_same_gradients(add, spec):
     found = []
     for recompute in (False, True):
         backbone = build("llama").train()
         add(backbone, spec)
         if recompute:
             backbone.activation_checkpointing_enable({"use_reentrant": False})
-        found.append(gradients("llama", backbone, spec.marks))
+        found.append(gradients("llama", backbone, spec.parameter_marker))
     assert found[0]
     for key, grad in found[0].items():
         assert grad.abs().sum() > 0
@@ -222,35 +220,35 @@ def test_recomputation_gives_the_same_gradients(add, spec):
 
 
 @pytest.mark.parametrize("fusion", ["gated", "expert"])
-def test_a_prefix_goes_with_fusion_inside_the_backbone(fusion):
+def test_a_prefix_works_with_fusion_inside_the_backbone(fusion):
     backbone, given = build("llama"), inputs("llama")
     if fusion == "gated":
-        spec = GatedCrossAttention(every=1, heads=2, head_width=8)
+        spec = GatedCrossAttention(every_n_layers=1, heads=2, head_width=8)
         gated_cross_attention.add(backbone, spec)
         one = torch.tensor([0]), torch.tensor([2])
-        extra = gated_cross_attention.arrange(torch.randn(1, 4, 64), *one, (2, 7))
+        extra = gated_cross_attention.decoder_kwargs(torch.randn(1, 4, 64), *one, (2, 7))
     else:
         visual_expert.add(backbone, VisualExpert())
         extra = {"vision_mask": torch.arange(7)[None].expand(2, -1) < 3}
     prefix.add(backbone, Prefix(length=3, hidden=16))
     grads = gradients("llama", backbone, "prefix", **extra)
     assert all(grad.abs().sum() > 0 for grad in grads.values())
-    with conditioned(backbone.get_decoder(), extra):
+    with inject_decoder_kwargs(backbone.get_decoder(), extra):
         answer = backbone.generate(**given, max_new_tokens=2, do_sample=False, eos_token_id=None)
     assert answer.shape == (2, 2)
 
 
-def test_prefixes_refuse_what_they_cannot_do():
-    with pytest.raises(SpecError, match="goes with a causal backbone, 't5' is seq2seq"):
+def test_prefixes_refuse_unsupported_backbones():
+    with pytest.raises(SpecError, match="requires a causal backbone, 't5' is seq2seq"):
         Prefix().check(BACKBONES["t5"][1])
     backbone = build("llama")
     backbone.config._attn_implementation = "flash_attention_2"
-    with pytest.raises(SpecError, match="does not go with flash_attention_2 attention"):
+    with pytest.raises(SpecError, match="does not support flash_attention_2 attention"):
         prefix.add(backbone, Prefix())
 
 
 @pytest.mark.parametrize("name", ["llama", "opt", "t5"])
-def test_qlora_is_near_the_whole_backbone_and_only_its_adapters_train(name):
+def test_qlora_approximates_the_backbone_and_trains_only_its_adapters(name):
     pytest.importorskip("bitsandbytes")
     backbone = build(name)
     with torch.no_grad():
@@ -277,7 +275,7 @@ def test_qlora_counts_its_weights_on_the_meta_device():
     assert after == before
 
 
-def test_qlora_says_what_it_lacks(monkeypatch):
+def test_qlora_without_bitsandbytes_is_an_error(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "bitsandbytes", None)
     with pytest.raises(SpecError, match=r"needs bitsandbytes.*pip install mmloom\[qlora\]"):
         qlora.add(build("llama"), QLora())

@@ -1,4 +1,4 @@
-"""What the stages before MM-PT are built from, and what they hand on."""
+"""Stages before MM-PT: what their models are built from, and which weights they pass on."""
 
 from dataclasses import replace
 
@@ -11,7 +11,7 @@ from model.presets import system
 from model.pretraining.build import (
     build_init,
     build_sentence_tokenizer,
-    only_here,
+    is_stage_only,
     sentence_reader,
 )
 from model.spec import SpecError
@@ -23,7 +23,7 @@ SENTENCES, IMAGE_TEXT = DLP.init
 
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory):
-    """A published BERT of a tiny Q-Former's sizes."""
+    """Return a published BERT with the sizes of a tiny Q-Former."""
     torch.manual_seed(1)
     config = BertConfig(
         vocab_size=300,
@@ -39,17 +39,17 @@ def bert(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def nothing_else_is_published(monkeypatch):
-    """Only the BERT is loaded: tiny encoders and backbones are nowhere to be had."""
-    monkeypatch.setattr("model.pretraining.build.own_parts", _random_parts)
+    """Load only the BERT: there are no weights of tiny encoders and backbones."""
+    monkeypatch.setattr("model.pretraining.build.build_input_branch", _random_parts)
 
 
-def _random_parts(slot, width, weights, dtype):
-    from model.build import own_parts  # noqa: PLC0415 -- the name above is replaced
+def _random_parts(branch, width, weights, dtype):
+    from model.build import build_input_branch  # noqa: PLC0415 -- the name above is replaced
 
-    return own_parts(slot, width, "random", dtype)
+    return build_input_branch(branch, width, "random", dtype)
 
 
-def test_a_q_former_starts_from_bert_in_both_halves_of_its_layers(bert):
+def test_bert_initialises_both_branches_of_a_qformer(bert):
     stage = replace(IMAGE_TEXT, reference=None, objective=ImageTextInit(bert=str(bert)).tiny())
     stage = replace(stage, objective=replace(stage.objective, bert=str(bert)))
     state = build_init(DLP.model, stage, weights="pretrained").projector.qformer.state_dict()
@@ -70,38 +70,38 @@ def test_a_q_former_starts_from_bert_in_both_halves_of_its_layers(bert):
     assert loaded == len([name for name in given if layer in name]) + 6
 
 
-def test_a_bert_of_other_sizes_is_one_line(bert):
+def test_a_bert_of_other_sizes_is_a_one_line_error(bert):
     wide = replace(DLP.model.inputs[0].projector, width=64)
     model = replace(DLP.model, inputs=(replace(DLP.model.inputs[0], projector=wide),))
     objective = replace(IMAGE_TEXT.objective, bert=str(bert))
     stage = replace(IMAGE_TEXT, reference=None, objective=objective)
-    with pytest.raises(SpecError, match=r"is \(.*32.*\), want \(.*64"):
+    with pytest.raises(SpecError, match=r"is \(.*32.*\), expected \(.*64"):
         build_init(model, stage, weights="pretrained")
 
 
-def test_a_slot_without_a_q_former_is_refused():
+def test_an_input_branch_without_a_qformer_is_refused():
     stage = replace(IMAGE_TEXT, reference=None)
-    with pytest.raises(SpecError, match="has a projector 'mlp', want a qformer"):
+    with pytest.raises(SpecError, match="has a projector 'mlp', must be "):
         build_init(system("digits").model.tiny(), stage, weights="random")
 
 
-def test_what_is_handed_on_is_what_mm_pt_has():
+def test_mm_pt_has_all_weights_that_are_not_stage_only():
     names = [n for n, _ in build_init(DLP.model, IMAGE_TEXT, weights="random").named_parameters()]
     own = {name for name, _ in build_on_meta(DLP.model, DLP.pt).named_parameters()}
-    apart = {name for name in names if only_here(DLP.model, IMAGE_TEXT, name)}
+    apart = {name for name in names if is_stage_only(DLP.model, IMAGE_TEXT, name)}
     assert set(names) - apart <= own
     assert not apart & own
-    slot = DLP.model.inputs[0]
-    aware = replace(slot, projector=replace(slot.projector, instruction=True))
+    branch = DLP.model.inputs[0]
+    aware = replace(branch, projector=replace(branch.projector, instruction=True))
     kept = {
         name
         for name in names
-        if not only_here(replace(DLP.model, inputs=(aware,)), IMAGE_TEXT, name)
+        if not is_stage_only(replace(DLP.model, inputs=(aware,)), IMAGE_TEXT, name)
     }
     assert {name for name in apart if not name.startswith("heads.")} <= kept
 
 
-def test_bytes_are_read_between_cls_and_sep():
+def test_bytes_are_tokenized_between_cls_and_sep():
     tokenizer = build_sentence_tokenizer("", weights="pretrained")
     ids = tokenizer("ab [MASK]")["input_ids"]
     assert ids[0] == tokenizer.cls_token_id
@@ -110,7 +110,7 @@ def test_bytes_are_read_between_cls_and_sep():
     assert len(ids) == len("ab [MASK]") + 2
 
 
-def test_each_stage_has_who_reads_its_sentences():
+def test_each_stage_has_the_tokenizer_of_its_sentences():
     lengths = {}
     for name, stage in {"sentences": SENTENCES, "pairs": IMAGE_TEXT, "pt": DLP.pt}.items():
         reader = sentence_reader(DLP.model, stage, weights="random")

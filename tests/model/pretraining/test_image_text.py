@@ -1,4 +1,4 @@
-"""BLIP-2's stage 1 gives LAVIS's three losses and their gradients; ranks only share the work."""
+"""BLIP-2's stage 1: LAVIS's three losses and gradients, independently of the ranks."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +11,7 @@ from model.batch import IGNORED, Batch, Media
 from model.input_projectors import pformer, qformer
 from model.presets import system
 from model.pretraining import image_text
-from model.pretraining.contrastive import draw_negatives
+from model.pretraining.contrastive import sample_hard_negatives
 from model.spec import ProjectorShape
 from model.spec.init import ImageTextInit
 from model.spec.pformer import PFormer
@@ -22,18 +22,18 @@ from pipeline.train.objectives import ImageTextObjective
 RECORDED = Path(__file__).parents[1] / "recorded" / "blip2_stage1.safetensors"
 SPEC = ImageTextInit(bert="", width=16, max_text=10)
 FORMER = replace(QFormer(dropout=0.0, text_branch=True).tiny(), vocabulary=48, max_positions=64)
-ENDS = ProjectorShape(parts=1, tokens=5, width_in=24, width_out=40)
+SHAPE = ProjectorShape(segments=1, tokens=5, width_in=24, width_out=40)
 
 
 @dataclass(frozen=True, kw_only=True)
 class GivenSpec:
-    """A slot whose media are features."""
+    """The spec of an input branch whose media are features."""
 
     modality: str = "image"
-    parts: int = 1
+    segments: int = 1
     shape: tuple[int, ...] = (5, 24)
-    sees_parts: bool = False
-    features: tuple[int, int, int] = (1, 5, 24)
+    encodes_jointly: bool = False
+    feature_shape: tuple[int, int, int] = (1, 5, 24)
 
     @property
     def encoder(self):
@@ -41,7 +41,7 @@ class GivenSpec:
 
 
 class Given(nn.Module):
-    """An encoder whose features are its input."""
+    """An encoder that returns its input."""
 
     def forward(self, values):
         return values
@@ -49,20 +49,20 @@ class Given(nn.Module):
 
 def small_model(reference=None):
     torch.manual_seed(0)
-    parts = {"encoder": Given(), "projector": qformer.build(FORMER, ENDS)}
-    return image_text.ImageTextModel(SPEC, GivenSpec(), parts, reference)
+    modules = {"encoder": Given(), "projector": qformer.build(FORMER, SHAPE)}
+    return image_text.ImageTextModel(SPEC, GivenSpec(), modules, reference)
 
 
-def pairs(features, text, *, filler=False):
-    """A batch of features and captions; with a filler in the last row."""
-    rows = len(features) + filler
+def pairs(features, text, *, dummy=False):
+    """Return a batch of features and captions; with `dummy` the last row has none."""
+    rows = len(features) + dummy
     ids = torch.zeros(rows, text.ids_bl.shape[1], dtype=torch.long)
     mask = torch.zeros_like(ids)
     ids[: len(features)], mask[: len(features)] = text.ids_bl, text.mask_bl
     zeros = torch.zeros(rows, 1, dtype=torch.long)
     rows_m = torch.arange(len(features))
     image = Media(
-        values=features[:, None],
+        input_values=features[:, None],
         media_mask_bt=zeros.bool(),
         rows_m=rows_m,
         starts_m=torch.zeros_like(rows_m),
@@ -96,7 +96,7 @@ HEADS = {
 }
 
 
-def test_the_losses_and_their_gradients_are_those_of_lavis(monkeypatch):
+def test_losses_and_gradients_equal_those_of_lavis(monkeypatch):
     recorded = load_file(RECORDED)
     state = {n.removeprefix("weights."): t for n, t in recorded.items() if "weights." in n}
     model = small_model()
@@ -114,7 +114,7 @@ def test_the_losses_and_their_gradients_are_those_of_lavis(monkeypatch):
     model.heads.load_state_dict(heads)
     drawn = iter([recorded["drawn_images"], recorded["drawn_texts"]])
     found_all = torch.ones(4, dtype=torch.bool)
-    monkeypatch.setattr(image_text, "draw_negatives", lambda *args: (next(drawn), found_all))
+    monkeypatch.setattr(image_text, "sample_hard_negatives", lambda *args: (next(drawn), found_all))
     text = TextIds(ids_bl=recorded["ids"], mask_bl=recorded["mask"])
     losses = means(model(pairs(recorded["features"], text)))
     for name in ("itc", "itm", "itg"):
@@ -146,31 +146,31 @@ def some_pairs(rows):
     return torch.randn(rows, 5, 24, generator=draw), text
 
 
-def test_fillers_change_no_loss():
+def test_dummy_rows_change_no_loss():
     model = small_model()
     features, text = some_pairs(2)
-    plain, filled = model(pairs(features, text)), model(pairs(features, text, filler=True))
+    plain, filled = model(pairs(features, text)), model(pairs(features, text, dummy=True))
     for name, loss in means(plain).items():
         torch.testing.assert_close(means(filled)[name], loss)
 
 
-def test_known_features_give_the_losses_of_their_media():
+def test_cached_features_give_the_same_losses():
     model = small_model()
-    batch = pairs(*some_pairs(2), filler=True)
+    batch = pairs(*some_pairs(2), dummy=True)
     image = batch.media["image"]
     known = replace(
         image,
-        values=image.input_values[:1],
-        features=image.input_values[1:],  # which the encoder hands on as they are
-        known_m=torch.tensor([False, True]),
+        input_values=image.input_values[:1],
+        cached_features=image.input_values[1:],  # which the encoder hands on as they are
+        cached_m=torch.tensor([False, True]),
     )
     expected = means(model(batch))
     for name, loss in means(model(replace(batch, media={"image": known}))).items():
         torch.testing.assert_close(loss, expected[name])
 
 
-def test_what_is_counted_before_the_pass_is_what_the_losses_count():
-    batch = pairs(*some_pairs(3), filler=True)
+def test_counts_before_the_forward_pass_equal_those_of_the_losses():
+    batch = pairs(*some_pairs(3), dummy=True)
     losses = objective().losses(small_model()(batch))
     assert {name: count for name, (_, count, _) in losses.items()} == objective().counts(batch)
     assert objective().counts(batch) == {"itc": 3, "itm": 9, "itg": 27}
@@ -187,26 +187,26 @@ def test_a_batch_without_pairs_has_no_losses_but_gradients():
     sum(total for total, *_ in losses.values()).backward()
 
 
-def test_a_single_pair_has_nothing_to_be_told_from():
+def test_a_single_pair_has_no_negatives():
     outputs = small_model()(pairs(*some_pairs(1)))
     assert outputs.matches_x.tolist() == [1, IGNORED, IGNORED]
 
 
-def test_wrong_partners_are_never_ones_own_nor_fillers():
+def test_negatives_are_neither_positives_nor_dummy_rows():
     similarity = torch.zeros(3, 6)
     similarity[0, 4] = 50.0
     valid = torch.tensor([True, True, True, False, True, False])
     for seed in range(20):
         torch.manual_seed(seed)
-        drawn, found = draw_negatives(similarity, torch.arange(3), valid)
+        drawn, found = sample_hard_negatives(similarity, torch.arange(3), valid)
         assert found.all()
         assert drawn[0] == 4
         assert drawn[1] in (0, 2, 4)
         assert drawn[2] in (0, 1, 4)
 
 
-def test_the_projected_tokens_are_drawn_to_the_reference():
+def test_projected_tokens_are_trained_towards_the_reference():
     reference = pformer.build(PFormer().tiny(), prompts=4, width_out=40)
-    outputs = small_model(reference)(pairs(*some_pairs(3), filler=True))
+    outputs = small_model(reference)(pairs(*some_pairs(3), dummy=True))
     assert outputs.tokens_xku.shape == outputs.prompts_xku.shape == (3, 4, 40)
     assert not outputs.prompts_xku.requires_grad

@@ -1,4 +1,4 @@
-"""A P-Former's losses and gradients are BLIText's; its prompts stand where a medium would."""
+"""Training of a P-Former: BLIText's losses and gradients; prompts at a medium's positions."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -42,7 +42,7 @@ def small_model():
 
 
 def behind_prompts(text, words, words_mask, *, rows):
-    """Sentences in both vocabularies, the prompts' places first; rows past `rows` are fillers."""
+    """Return sentences in both vocabularies, after the prompts; rows beyond `rows` are dummies."""
     number, length = words.shape
     places = torch.zeros(number, 8 + length, dtype=torch.bool)
     places[:rows, :8] = True
@@ -52,7 +52,7 @@ def behind_prompts(text, words, words_mask, *, rows):
     labels[rows:] = IGNORED
     rows_m = torch.arange(rows)
     unread = Media(
-        values=torch.zeros(rows, 0),
+        input_values=torch.zeros(rows, 0),
         media_mask_bt=places,
         rows_m=rows_m,
         starts_m=torch.zeros_like(rows_m),
@@ -76,7 +76,7 @@ def means(outputs):
     return {name: total / max(1, count) for name, (total, count, _) in losses.items()}
 
 
-def test_the_losses_and_their_gradients_are_those_of_blitext():
+def test_losses_and_gradients_equal_those_of_blitext():
     recorded = load_file(RECORDED)
     state = {n.removeprefix("weights."): t for n, t in recorded.items() if "weights." in n}
     model = small_model()
@@ -109,29 +109,29 @@ def test_the_losses_and_their_gradients_are_those_of_blitext():
         torch.testing.assert_close(weight.grad, expected, atol=1e-5, rtol=1e-4)
 
 
-def some_sentences(rows, *, filler=0):
+def some_sentences(rows, *, dummy=0):
     draw = torch.Generator().manual_seed(3)
-    ids = torch.randint(6, 48, (5, 8), generator=draw)[: rows + filler]
-    words = torch.randint(4, 40, (5, 6), generator=draw)[: rows + filler]
+    ids = torch.randint(6, 48, (5, 8), generator=draw)[: rows + dummy]
+    words = torch.randint(4, 40, (5, 6), generator=draw)[: rows + dummy]
     text = TextIds(ids_bl=ids, mask_bl=torch.ones_like(ids))
     return behind_prompts(text, words, torch.ones_like(words), rows=rows)
 
 
-def test_fillers_change_no_loss():
+def test_dummy_rows_change_no_loss():
     model = small_model()
-    alone, filled = means(model(some_sentences(2))), means(model(some_sentences(2, filler=1)))
+    alone, filled = means(model(some_sentences(2))), means(model(some_sentences(2, dummy=1)))
     assert alone.keys() == filled.keys()
     for name, loss in alone.items():
         torch.testing.assert_close(filled[name], loss)
 
 
-def test_a_batch_of_fillers_has_no_losses_but_gradients():
-    losses = objective().losses(small_model()(some_sentences(0, filler=2)))
+def test_a_batch_of_dummy_rows_has_no_losses_but_gradients():
+    losses = objective().losses(small_model()(some_sentences(0, dummy=2)))
     assert all(total.item() == 0 and count == 0 for total, count, _ in losses.values())
     sum(total for total, *_ in losses.values()).backward()
 
 
-def test_masking_leaves_cls_and_padding_alone():
+def test_cls_and_padding_are_never_masked():
     model = small_model()
     model.objective = replace(SPEC, masked=1.0)
     ids = torch.tensor([[1, 7, 8, 2, 0]])
@@ -140,22 +140,22 @@ def test_masking_leaves_cls_and_padding_alone():
     assert masked.ids_bl.tolist() == [[1, MASK, MASK, MASK, 0]]
 
 
-def test_each_prompt_goes_to_the_nearest_word():
+def test_each_prompt_is_quantised_to_the_nearest_word():
     model = small_model()
     words = model.backbone.get_input_embeddings().weight.detach()
     near = words[[5, 9]] + 1e-3
     assert torch.equal(model.heads.codebook(near), words[[5, 9]])
 
 
-def test_what_is_counted_before_the_pass_is_what_the_losses_count():
-    batch = some_sentences(3, filler=1)
+def test_counts_before_the_forward_pass_equal_those_of_the_losses():
+    batch = some_sentences(3, dummy=1)
     losses = objective().losses(small_model()(batch))
     counts = objective().counts(batch)
     assert counts["contrast"] == losses["contrast"][1] == 3
     assert counts["text"] == losses["text"][1] == 18
 
 
-def test_the_size_is_berts_and_that_of_the_layers_behind_it():
+def test_the_size_is_that_of_bert_and_the_layers_after_it():
     with torch.device("meta"):
         module = pformer.build(PFormer(), prompts=32, width_out=2560)
     bert = sum(weight.numel() for weight in module.bert.parameters())

@@ -46,21 +46,25 @@ def test_mistakes_are_told_in_one_line(preset, setting, says):
         (
             "digits",
             'model.inputs.image.encoder={"kind": "point_bert", "weights": ""}',
-            "slot 'image': the encoder 'point_bert' reads points, not image",
+            "input branch 'image': the encoder 'point_bert' encodes points, not image",
         ),
         (
             "blip_2_flan_t5_xxl",
             'model.fusion={"kind": "gated_cross_attention", "heads": 8}',
-            "goes with a causal backbone, 't5' is seq2seq",
+            "requires a causal backbone, 't5' is seq2seq",
         ),
         (
             "blip_2",
             'model.fusion={"kind": "visual_expert"}',
-            "goes with a backbone of kind 'llama'",
+            "requires a backbone of kind 'llama'",
         ),
         ("blip_2_flan_t5_xxl", 'sft.peft={"kind": "prefix"}', "'t5' is seq2seq"),
-        ("digits", "model.inputs.image.frames=4", "slot 'image': frames are for video"),
-        ("digits", "model.inputs.image.pool=mean", "pool wants a medium of several parts"),
+        (
+            "digits",
+            "model.inputs.image.frames=4",
+            "input branch 'image': frames is for videos only",
+        ),
+        ("digits", "model.inputs.image.pool=mean", "pool needs a medium of several segments"),
         ("flamingo_3b", "model.inputs.video.projector.latents=8", "its spec differs"),
     ],
 )

@@ -40,8 +40,8 @@ def test_a_part_that_is_pre_trained_has_settings_of_its_own() -> None:
 @pytest.mark.parametrize(
     ("preset", "says"),
     [
-        ("digits", "digits: has no part that is pre-trained before MM-PT"),
-        ("dlp", "dlp: pre-trains pformer, then qformer; name one as --part"),
+        ("digits", "digits has no stage before MM-PT"),
+        ("dlp", "dlp pre-trains pformer, then qformer; choose one with --part"),
     ],
 )
 def test_a_part_must_be_there_and_named(preset: str, says: str) -> None:

@@ -35,7 +35,13 @@ from pipeline.feature_cache.worker import Filled, Filler
 from pipeline.forecast.forecast import stage_costs
 from pipeline.forecast.plan import plan as plan_stage
 from pipeline.train.objectives import objective_of
-from tests.worlds import caption_shards, drawing, drawing_sample, drawing_shards, drawing_words
+from tests.worlds import (
+    caption_shards,
+    generation_sample,
+    generation_shards,
+    generative_overrides,
+    with_outputs,
+)
 
 SIGNALS = 3
 
@@ -43,14 +49,14 @@ SIGNALS = 3
 @pytest.fixture(scope="module")
 def preset() -> System:
     """The digits preset with a tiny way out, in its own vocabulary."""
-    return drawing(system("digits"))
+    return with_outputs(system("digits"))
 
 
 @pytest.fixture(scope="module")
 def samples(tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
     """Two that draw and two that show."""
     folder = tmp_path_factory.mktemp("samples")
-    drawn = ShardSet([drawing_shards(folder / "drawn", 2)])
+    drawn = ShardSet([generation_shards(folder / "drawn", 2)])
     shown = ShardSet([caption_shards(folder / "shown", 2)])
     return [drawn[0], shown[0], drawn[1], shown[1]]
 
@@ -285,7 +291,7 @@ def test_a_rank_without_pictures_calls_what_the_others_call(
     assert (
         len(drawn.condition_embeds_glw)
         == len(drawn.target_embeds_glw)
-        == len(drawn.denoised.noise_pred_gcyx)
+        == len(drawn.noise_prediction.noise_pred_gcyx)
         == 0
     )
     calls.append({})
@@ -340,7 +346,7 @@ def test_known_embeddings_give_the_same_losses_without_the_text_encoder(
     ("change", "message"),
     [
         ({"generation": Generation(), "trainable": ("inputs.*",)}, "generation trains no outputs"),
-        ({"generation": Generation(align=0.5), "outputs": ()}, "wants a model with outputs"),
+        ({"generation": Generation(align=0.5), "outputs": ()}, "requires a model with outputs"),
     ],
 )
 def test_a_stage_that_cannot_draw_is_one_line(
@@ -353,13 +359,13 @@ def test_a_stage_that_cannot_draw_is_one_line(
 
 
 def test_weights_of_losses_make_sense() -> None:
-    with pytest.raises(SpecError, match="want none below 0 and one above it"):
+    with pytest.raises(SpecError, match="both must be at least 0 and one of them positive"):
         Generation(align=0.0, denoise=0.0)
 
 
 def test_signals_need_a_causal_backbone(preset: System) -> None:
     t5 = system("blip_2_flan_t5_xxl").model
-    with pytest.raises(SpecError, match="says no signals"):
+    with pytest.raises(SpecError, match="supports no signal tokens"):
         replace(t5, outputs=preset.model.outputs)
 
 
@@ -376,15 +382,15 @@ def test_a_plan_counts_the_ways_out(preset: System) -> None:
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunConfig:
-    data = drawing_shards(tmp_path / "data", 6)
-    repeated = [drawing_sample(0, number) for number in (0, 0, 1)]
+    data = generation_shards(tmp_path / "data", 6)
+    repeated = [generation_sample(0, number) for number in (0, 0, 1)]
     again = write_folder(tmp_path / "again", repeated, job="test")
     options = TrainOptions(
         preset="digits",
         data=(data, again),
         output=tmp_path / "cache",
         weights="random",
-        set=tuple(drawing_words(system("digits"))),
+        set=tuple(generative_overrides(system("digits"))),
     )
     return resolve(options, "pt")
 

@@ -109,7 +109,7 @@ def test_the_short_last_step_is_filled_without_loss(data: Data) -> None:
     (packed,) = data.load(PackedLayout(tokens=10_000, media=8), range(6, 7), ranks=9)
     assert [item.samples for item in packed] == [0]
     assert packed[0].batch.ids_bt.shape == (1, 1)
-    assert not packed[0].batch.targeted.any()
+    assert not packed[0].batch.target_mask.any()
 
 
 def test_a_packed_row_has_no_padding_and_tells_its_samples_apart(data: Data) -> None:

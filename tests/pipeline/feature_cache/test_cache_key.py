@@ -41,7 +41,7 @@ def test_an_encoder_alone_is_the_producer_that_the_whole_model_holds() -> None:
 
 
 def test_how_a_medium_is_read_is_part_of_its_key() -> None:
-    video = system("digits_video").model.slot("video")
+    video = system("digits_video").model.input_branch("video")
     digest = bytes(32)
     assert medium_key(digest, video) == medium_key(digest, replace(video, pool="mean"))
     assert medium_key(digest, video) != medium_key(digest, replace(video, frames=2))

@@ -17,7 +17,7 @@ from pipeline.feature_cache.store import FeatureStore
 def store(tmp_path: Path) -> FeatureStore:
     preset = system("digits")
     model = build(preset.model, preset.pt, weights="random")
-    slot = preset.model.slot("image")
+    slot = preset.model.input_branch("image")
     made = FeatureStore(tmp_path, encoder_producer(slot, model.encoder("image")))
     made.create()
     return made
@@ -26,7 +26,7 @@ def store(tmp_path: Path) -> FeatureStore:
 def test_both_ways_are_timed_and_nothing_is_left(store: FeatureStore, captions: ShardSet) -> None:
     preset = system("digits")
     encoder = build(preset.model, preset.pt, weights="random").train().encoder("image")
-    slot = preset.model.slot("image")
+    slot = preset.model.input_branch("image")
     kept = KeptMedia(slot=slot, module=encoder)
     timing = measure(captions, kept, (), store, "cpu")
     assert timing is not None
@@ -38,7 +38,7 @@ def test_both_ways_are_timed_and_nothing_is_left(store: FeatureStore, captions: 
 
 def test_data_without_such_media_cannot_be_timed(store: FeatureStore, captions: ShardSet) -> None:
     preset = system("digits_audio")
-    slot = preset.model.slot("audio")
+    slot = preset.model.input_branch("audio")
     encoder = build(preset.model, preset.pt, weights="random").encoder("audio")
     kept = KeptMedia(slot=slot, module=encoder)
     assert measure(captions, kept, (), store, "cpu") is None

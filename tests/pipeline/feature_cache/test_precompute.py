@@ -58,7 +58,7 @@ def stores_of(filler: Filler, run: RunConfig) -> dict[str, FeatureStore]:
 def planned(
     run: RunConfig, stores: dict[str, FeatureStore], size: int
 ) -> tuple[dict[str, Count], list[Range]]:
-    slots = {kind: run.system.model.slot(kind) for kind in stores}
+    slots = {kind: run.system.model.input_branch(kind) for kind in stores}
     return plan(ShardSet([Path(run.data[0])]), slots, (), stores, size)
 
 
@@ -91,7 +91,7 @@ def test_features_are_what_the_model_makes(filler: Filler, run: RunConfig) -> No
     for item in planned(run, stores, 100)[1]:
         fill(filler, item)
     preset = system("digits")
-    slot = preset.model.slot("image")
+    slot = preset.model.input_branch("image")
     model = build(preset.model, preset.pt, weights="pretrained")
     medium = ShardSet([Path(run.data[0])])[4].media[0]
     values = preprocess(slot.encoder, read(medium, slot))
@@ -113,7 +113,7 @@ def test_kinds_that_share_an_encoder_share_a_producer_and_no_key(tmp_path: Path)
     assert keys["image"] == keys["video"]
     assert len(set(keys.values())) == 3
     stores = stores_of(filler, config)
-    slots = {kind: config.system.model.slot(kind) for kind in stores}
+    slots = {kind: config.system.model.input_branch(kind) for kind in stores}
     _, ranges = plan(ShardSet(list(folders)), slots, (), stores, 100)
     assert [item.kind for item in ranges] == ["image", "video", "audio", "points"]
     assert [fill(filler, item).encoded for item in ranges] == [2, 2, 2, 2]

@@ -29,7 +29,7 @@ def broken(sample: Sample) -> Sample:
 
 
 def key_of(sample: Sample, spec: ModelSpec) -> bytes:
-    return medium_key(hashlib.sha256(sample.media[0].data).digest(), spec.slot("image"))
+    return medium_key(hashlib.sha256(sample.media[0].data).digest(), spec.input_branch("image"))
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def lookup(tmp_path: Path, spec: ModelSpec, captions: ShardSet) -> CacheReader:
         for number, one in enumerate(known)
     ]
     write_part(store.folder, rows)
-    return CacheReader(slots={"image": spec.slot("image")}, stores={"image": store})
+    return CacheReader(slots={"image": spec.input_branch("image")}, stores={"image": store})
 
 
 @pytest.fixture
@@ -90,8 +90,8 @@ def test_known_and_unknown_media_stand_in_one_micro_batch(
     assert image.input_values.shape == (2, 1, 3, 48, 48)
     assert image.features is not None
     assert image.features.shape == (1, *SHAPE)
-    assert image.known_m is not None
-    assert image.known_m.tolist() == [False, True, False]
+    assert image.cached_m is not None
+    assert image.cached_m.tolist() == [False, True, False]
     assert image.keys == (key_of(captions[2], spec), key_of(captions[3], spec))
     assert int(image.media_mask_bt.sum()) == 3 * 36
     all_known = pack([encoder.row(captions[0])]).media["image"]

@@ -58,7 +58,7 @@ def test_always_uses_every_frozen_encoder_and_shares_what_is_shared(
     assert set(lookup.stores) == {"image", "video", "audio", "points"}
     assert lookup.stores["image"] is lookup.stores["video"]
     assert len(list((tmp_path / "cache").glob("*/producer.json"))) == 3
-    assert model.keep == recorder.keep
+    assert model.record_features == recorder.keep
     assert all(verdict["used"] for verdict in cache_decisions(run).values())
 
 
@@ -104,7 +104,7 @@ def test_without_the_option_nothing_is_looked_up_or_kept(data: Path) -> None:
     model = model_of(run)
     lookup, _ = open_features(run, ShardSet([data]), model)
     assert not lookup.stores
-    assert model.keep is None
+    assert model.record_features is None
 
 
 def test_the_report_tells_the_verdict(data: Path, tmp_path: Path) -> None:

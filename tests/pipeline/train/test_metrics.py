@@ -32,7 +32,7 @@ def batches():
 @pytest.mark.parametrize("batch", batches(), ids=["padded", "packed"])
 def test_every_target_knows_its_sample(batch):
     assert samples_o(batch).tolist() == [0, 0, 1, 2, 2, 2, 2]
-    assert batch.targets_m.tolist() == [4, 5, 3, 3, 4, 5, 6]
+    assert batch.targets_o.tolist() == [4, 5, 3, 3, 4, 5, 6]
 
 
 def test_a_decoders_targets_know_it_too():
@@ -52,7 +52,7 @@ def costs():
 def test_losses_by_source_add_up_to_the_loss(alone, batch):
     torch.manual_seed(0)
     logits = torch.randn(7, 9)
-    found = text_loss(logits, batch.targets_m)
+    found = text_loss(logits, batch.targets_o)
     tally = MetricsAccumulator(["captions", "dialogues", "unused"], (), costs(), peak=28.0)
     item = MicroBatch(batch=batch, samples=3, sources=(1, 0, 1))
     tally.add(item, {"text": found})

@@ -1,4 +1,4 @@
-"""Specs of single parts from transformers' configurations of them."""
+"""Specs of single components from their transformers configurations."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from transformers import PretrainedConfig
 from model.backbones.llama import llama_config
 from model.backbones.opt import opt_config
 from model.backbones.t5 import t5_config
-from model.convert.wiring import agree
+from model.convert.wiring import check_agreement
 from model.encoders.clip import clip_config
 from model.encoders.eva_clip import eva_config
 from model.input_projectors.qformer import qformer_config
@@ -25,11 +25,11 @@ def clip_vision(config: PretrainedConfig, like: ClipVision, weights: str) -> Cli
     """Return a preset's CLIP encoder with the sizes of a configuration.
 
     Raises:
-        SpecError: the configuration says something that the spec cannot.
+        SpecError: the configuration has a setting that the spec cannot express.
     """
     if config.model_type != "clip_vision_model":
         raise SpecError(
-            f"vision_config.model_type: {config.model_type!r}, want 'clip_vision_model'"
+            f"vision_config.model_type: {config.model_type!r}, must be 'clip_vision_model'"
         )
     spec = replace(
         like,
@@ -43,7 +43,7 @@ def clip_vision(config: PretrainedConfig, like: ClipVision, weights: str) -> Cli
         hidden_act=config.hidden_act,
         norm_eps=config.layer_norm_eps,
     )
-    agree(config, clip_config(spec), "vision_config")
+    check_agreement(config, clip_config(spec), "vision_config")
     return spec
 
 
@@ -60,7 +60,7 @@ def eva_clip(config: PretrainedConfig, like: EvaClip, weights: str) -> EvaClip:
         patch_size=config.patch_size,
         norm_eps=config.layer_norm_eps,
     )
-    agree(config, eva_config(spec), "vision_config")
+    check_agreement(config, eva_config(spec), "vision_config")
     return spec
 
 
@@ -74,12 +74,12 @@ def qformer(config: PretrainedConfig, like: QFormer, *, queries: int) -> QFormer
         mlp_width=config.intermediate_size,
         layers=config.num_hidden_layers,
         heads=config.num_attention_heads,
-        cross_every=config.cross_attention_frequency,
+        cross_attention_frequency=config.cross_attention_frequency,
         vocabulary=config.vocab_size,
         max_positions=config.max_position_embeddings,
         dropout=config.hidden_dropout_prob,
     )
-    agree(config, qformer_config(spec, config.encoder_hidden_size), "qformer_config")
+    check_agreement(config, qformer_config(spec, config.encoder_hidden_size), "qformer_config")
     return spec
 
 
@@ -87,14 +87,14 @@ def backbone(config: PretrainedConfig, template: ChatTemplate, weights: str) -> 
     """Return the spec of a backbone from its configuration.
 
     Raises:
-        SpecError: a backbone, or a field of one, that no spec of ours has.
+        SpecError: a backbone, or a setting of one, that no spec supports.
     """
     if config.model_type not in _BACKBONES:
-        known = ", ".join(_BACKBONES)
-        raise SpecError(f"text_config.model_type: {config.model_type!r}, want one of {known}")
-    read, back = _BACKBONES[config.model_type]
-    spec = read(config, template, weights)
-    agree(config, back(spec), "text_config")
+        supported = ", ".join(_BACKBONES)
+        raise SpecError(f"text_config.model_type: {config.model_type!r}, want one of {supported}")
+    to_spec, to_config = _BACKBONES[config.model_type]
+    spec = to_spec(config, template, weights)
+    check_agreement(config, to_config(spec), "text_config")
     return spec
 
 
@@ -108,7 +108,7 @@ def _llama(config: PretrainedConfig, template: ChatTemplate, weights: str) -> Ll
         heads=config.num_attention_heads,
         kv_heads=config.num_key_value_heads,
         max_positions=config.max_position_embeddings,
-        norm_epsilon=config.rms_norm_eps,
+        norm_eps=config.rms_norm_eps,
         rope_theta=config.rope_parameters["rope_theta"],
         tied_embeddings=config.tie_word_embeddings,
         template=template,
@@ -142,7 +142,7 @@ def _t5(config: PretrainedConfig, template: ChatTemplate, weights: str) -> T5:
     )
 
 
-# Of each pair the second takes what the first gives.
+# Per model type: configuration to spec, and spec to configuration.
 _BACKBONES: Mapping[str, tuple[Callable[..., Backbone], Callable[[Any], PretrainedConfig]]] = {
     "llama": (_llama, llama_config),
     "opt": (_opt, opt_config),

@@ -1,4 +1,4 @@
-"""Weights of the recorded references, drawn anew so that the files need hold only what came out.
+"""Weights of the recorded references, regenerated at random: files only store the outputs.
 
 A recorded file lists the names and shapes of the reference's tensors; both sides draw them here.
 """
@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 
 def draw(shapes):
-    """Tensors by name: matrices keep the size of what goes through them, norms stay near one."""
+    """Return tensors by name: matrices preserve the variance, norms are close to one."""
     generator = np.random.RandomState(0)
     tensors = {}
     for name, shape in sorted(shapes.items()):
