@@ -22,6 +22,8 @@ from tests.pipeline.convert.test_convert import save, tensors_of
 from tests.test_docs import commands
 
 PAGE = REPOSITORY / "docs" / "train-on-your-own-data.md"
+TWO_STEPS = ("--global-batch", 4, "--micro-batch", 4, "--max-steps", 2)
+"""The first step of a run moves nothing: the learning rate begins at 0."""
 ROLES = {"user": "human", "assistant": "gpt"}
 LISTS = {
     "captions": (pair_sample, 6),
@@ -59,7 +61,7 @@ def run_command(words: list[str], head: RayHead) -> None:
             assert run_pipeline(rest) == 0
         case ["deepspeed", "--num_accelerators", "8", "--module", "pipeline", stage, *rest]:
             rest = [str(Path(word).resolve()) if "/" in word else word for word in rest]
-            outcome = run_ranks(1, stage, *rest, "--epochs", 2, "--max-steps", 2)
+            outcome = run_ranks(1, stage, *rest, *TWO_STEPS)
             assert outcome.code == 0, outcome.stderr
         case _:
             raise AssertionError(words)
