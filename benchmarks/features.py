@@ -1,12 +1,12 @@
-"""Feature cache: MM-PT with the encoder, and with what the encoder made before.
+"""Feature cache: MM-PT with the encoder, and with its cached features.
 
     python benchmarks/features.py [--samples N] [--systems llava blip_2]
 
-Both sides train the same model from the same weights on the same samples in the same order, under
-ZeRO-3; the second finds all features in a cache that the Ray job has filled, if it measures that
-faster. What the cache can save is the decoding and the encoder's share of the work, which differs
-much: 2 % in LLaVA-1.5 7B, 23 % in BLIP-2 with its few tokens. So one in small of each is trained.
-Losses must agree, which is looked at. Prints a table and as the last line one JSON object.
+Both runs train the same model from the same weights on the same samples in the same order, under
+ZeRO-3; the second reads all features from a precomputed cache, if its measurement says that this is
+faster. The cache can save the decoding and the encoder's share of the FLOPs, which varies: 2 % in
+LLaVA-1.5 7B, 23 % in BLIP-2 with its few tokens. So a scaled-down model of each is trained. The
+losses of both runs are compared. Prints a table and as the last line one JSON object.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ ROOT = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Small:
-    """A published system in small: its encoder's share of the work is about the published one's.
+class ScaledDown:
+    """A scaled-down system whose encoder has about the same share of the FLOPs as at full size.
 
     Args:
-        preset: the system's.
-        settings: the preset's fields that make it small; the tokens of a picture stay.
-        published: of the preset at full size, so that a sample is a picture and a caption.
+        preset: of the system.
+        settings: that scale the preset down; the number of image tokens stays.
+        published: settings at full size, for samples of an image and a caption.
     """
 
     preset: str
@@ -56,7 +56,7 @@ class Small:
 
 
 SYSTEMS = {
-    "llava": Small(
+    "llava": ScaledDown(
         preset="llava_1_5_7b",
         settings=(
             "model.inputs.image.encoder.layers=4",
@@ -73,7 +73,7 @@ SYSTEMS = {
         ),
         published=("pt.max_tokens=640",),
     ),
-    "blip_2": Small(
+    "blip_2": ScaledDown(
         preset="blip_2",
         settings=(
             "model.inputs.image.encoder.layers=6",
@@ -102,21 +102,21 @@ class Options:
     """Compare samples a second with and without the feature cache."""
 
     systems: tuple[Literal["llava", "blip_2"], ...] = ("llava", "blip_2")
-    """Of which one in small is trained."""
+    """Systems to train, scaled down."""
     samples: int = 96
-    """Pictures, each with a caption."""
+    """Images, each with a caption."""
     global_batch: int = 16
     micro_batch: int = 4
     ranks: int = 2
-    warm: int = 1
-    """Steps that are left out of the rate."""
+    warmup_steps: int = 1
+    """Steps that do not count in the rate."""
     keep: Path | None = None
-    """Where data, caches and runs stay; a folder that goes away if not given."""
+    """Folder for data, caches and runs. Default: a temporary one."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Side:
-    """What one side did in the steps after the warm ones; losses are of all steps."""
+class Result:
+    """The result of one run after the warm-up steps; losses are of all steps."""
 
     name: str
     samples: int
@@ -126,12 +126,12 @@ class Side:
 
     @property
     def rate(self) -> float:
-        """Samples a second, of all ranks."""
+        """Samples per second of all ranks."""
         return self.samples / self.seconds
 
 
 def samples(count: int) -> Iterator[Sample]:
-    """Yield captions of photographs-like pictures."""
+    """Yield captioned images that compress like photographs."""
     random = np.random.default_rng(1)
     for number in range(count):
         coarse = random.integers(0, 256, (12, 16, 3), dtype=np.uint8)
@@ -141,51 +141,53 @@ def samples(count: int) -> Iterator[Sample]:
         data = stream.getvalue()
         digest = hashlib.sha256(data).hexdigest()
         medium = Medium(kind="image", data=data, mime="image/jpeg", sha256=digest)
-        answer = f"picture number {number} of many colours that flow into each other"
+        answer = f"image number {number} of many colours that flow into each other"
         turns = (Turn(role="user", text="<image>"), Turn(role="assistant", text=answer))
         yield Sample(id=f"{number:06d}", source="bench", turns=turns, media=(medium,))
 
 
-def model_words(small: Small) -> list[str]:
-    """Return the words of a command that name the model."""
-    return [small.preset, "--weights", "random", "--precision", "fp32", "--set", *small.settings]
+def model_arguments(model: ScaledDown) -> list[str]:
+    """Return the command-line arguments that select the model."""
+    return [model.preset, "--weights", "random", "--precision", "fp32", "--set", *model.settings]
 
 
 def train(
-    small: Small, options: Options, data: Path, folder: Path, name: str, *more: object
-) -> Side:
-    """Train one epoch and return what it did."""
+    model: ScaledDown, options: Options, data: Path, folder: Path, name: str, *more: object
+) -> Result:
+    """Train one epoch and return its result."""
     run = folder / name
-    words = ["pipeline", "pt", *model_words(small), "--data", data, "--output", run]
-    words += ["--global-batch", options.global_batch, "--micro-batch", options.micro_batch]
-    words += ["--epochs", 1, "--save-every", 10**9, *more]
-    run_ranks(options.ranks, words)
+    arguments = ["pipeline", "pt", *model_arguments(model), "--data", data, "--output", run]
+    arguments += ["--global-batch", options.global_batch, "--micro-batch", options.micro_batch]
+    arguments += ["--epochs", 1, "--save-every", 10**9, *more]
+    run_ranks(options.ranks, arguments)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    timed = lines[options.warm :]
-    return Side(
+    timed = lines[options.warmup_steps :]
+    return Result(
         name=name,
-        samples=lines[-1]["samples"] - lines[options.warm - 1]["samples"],
+        samples=lines[-1]["samples"] - lines[options.warmup_steps - 1]["samples"],
         seconds=sum(line["step_seconds"] for line in timed),
         steps=len(timed),
         losses=tuple(line["loss"] for line in lines),
     )
 
 
-def fill(small: Small, data: Path, cache: Path) -> dict[str, float]:
-    """Fill the cache; return media a second, Ray's start left out, and bytes of a medium."""
-    told = _pipeline("features", *model_words(small), "--data", data, "--output", cache, "--json")
-    count = told["kinds"]["image"]
+def precompute(model: ScaledDown, data: Path, cache: Path) -> dict[str, float]:
+    """Precompute the cache; return media per second, without Ray's start, and bytes per medium."""
+    output = _pipeline(
+        "features", *model_arguments(model), "--data", data, "--output", cache, "--json"
+    )
+    count = output["kinds"]["image"]
     size = sum(path.stat().st_size for path in cache.rglob("part-*.arrow"))
     return {
-        "media_per_second": count["encoded"] / told["encoding_seconds"],
+        "media_per_second": count["encoded"] / output["encoding_seconds"],
         "bytes_per_medium": size / count["encoded"],
     }
 
 
 def encoder_share(preset: str, settings: Sequence[str]) -> float:
-    """Return the encoders' part of the FLOPs of a sample, as `plan` reckons it."""
-    told = _pipeline("plan", preset, "--set", *settings, "--stage", "pt", "--json")
-    flops = told["flops_per_sample"]
+    """Return the encoders' share of the FLOPs of a sample, as estimated by `plan`."""
+    output = _pipeline("plan", preset, "--set", *settings, "--stage", "pt", "--json")
+    flops = output["flops_per_sample"]
     share: float = flops["encoders"] / flops["total"]
     return share
 
@@ -198,55 +200,55 @@ def _pipeline(*words: object) -> dict:
     )
     if done.returncode:
         raise UserError(f"{words[0]}: failed")
-    told: dict = json.loads(done.stdout)
-    return told
+    output: dict = json.loads(done.stdout)
+    return output
 
 
 def compare(name: str, options: Options, data: Path, folder: Path) -> dict[str, object]:
-    """Train one system both ways; return its figures."""
-    small = SYSTEMS[name]
-    filled = fill(small, data, folder / "cache")
-    without = train(small, options, data, folder, "encoder")
-    known = train(small, options, data, folder, "known", "--feature-cache", folder / "cache")
-    verdict = json.loads((folder / "known" / "features.json").read_text())["image"]
-    pairs = zip(known.losses, without.losses, strict=True)
+    """Train one system with and without the cache; return the results."""
+    model = SYSTEMS[name]
+    precomputed = precompute(model, data, folder / "cache")
+    without = train(model, options, data, folder, "encoder")
+    cached = train(model, options, data, folder, "cached", "--feature-cache", folder / "cache")
+    decision = json.loads((folder / "cached" / "features.json").read_text())["image"]
+    pairs = zip(cached.losses, without.losses, strict=True)
     return {
         "system": name,
-        "sides": [asdict(side) | {"samples_per_second": side.rate} for side in (without, known)],
-        "ratio": known.rate / without.rate,
-        "fill": filled,
-        "verdict": verdict,
+        "sides": [asdict(run) | {"samples_per_second": run.rate} for run in (without, cached)],
+        "ratio": cached.rate / without.rate,
+        "precompute": precomputed,
+        "decision": decision,
         "encoder_share": {
-            "here": encoder_share(small.preset, small.settings),
-            "published": encoder_share(small.preset, small.published),
+            "here": encoder_share(model.preset, model.settings),
+            "published": encoder_share(model.preset, model.published),
         },
         "largest_difference_of_losses": max(abs(a - b) / b for a, b in pairs),
     }
 
 
 def table(compared: Sequence[dict], options: Options) -> Table:
-    """Return all figures as a table."""
+    """Return all results as a table."""
     title = f"MM-PT with and without the feature cache, {options.ranks} ranks, float32, ZeRO-3"
-    columns = ("samples/s", "ratio", "last loss", "encoder's FLOPs", "KB a medium", "filled/s")
+    columns = ("samples/s", "ratio", "last loss", "encoder's FLOPs", "KB/medium", "precomputed/s")
     shown = Table("", "", *columns, title=title)
     for found in compared:
         for side in found["sides"]:
-            known = side["name"] == "known"
+            cached = side["name"] == "cached"
             shown.add_row(
                 found["system"],
                 side["name"],
                 f"{side['samples_per_second']:.2f}",
-                f"{found['ratio']:.2f}" if known else "",
+                f"{found['ratio']:.2f}" if cached else "",
                 f"{side['losses'][-1]:.5f}",
-                "" if known else f"{found['encoder_share']['here']:.1%}",
-                f"{found['fill']['bytes_per_medium'] / 1000:,.0f}" if known else "",
-                f"{found['fill']['media_per_second']:.1f}" if known else "",
+                "" if cached else f"{found['encoder_share']['here']:.1%}",
+                f"{found['precompute']['bytes_per_medium'] / 1000:,.0f}" if cached else "",
+                f"{found['precompute']['media_per_second']:.1f}" if cached else "",
             )
     return shown
 
 
 def run(args: list[str]) -> None:
-    """Run both sides of each system and print what they did."""
+    """Train each system with and without the cache and print the results."""
     options = parse(Options, prog="python benchmarks/features.py", args=args)
     with contextlib.ExitStack() as stack:
         folder = options.keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -256,13 +258,13 @@ def run(args: list[str]) -> None:
     console = Console(stderr=True)
     console.print(table(compared, options))
     for found in compared:
-        console.print(f"{found['system']}: {found['verdict']['reason']}", highlight=False)
-    figures = {
+        console.print(f"{found['system']}: {found['decision']['reason']}", highlight=False)
+    results = {
         "systems": compared,
         "ratio": {found["system"]: found["ratio"] for found in compared},
         "options": asdict(options) | {"keep": str(options.keep)},
     }
-    sys.stdout.write(json.dumps(figures) + "\n")
+    sys.stdout.write(json.dumps(results) + "\n")
 
 
 if __name__ == "__main__":

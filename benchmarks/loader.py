@@ -1,24 +1,23 @@
-"""How fast samples are decoded and collated, against webdataset, HF datasets and streaming.
+"""How fast samples are decoded and collated, compared with webdataset, HF datasets and streaming.
 
     python benchmarks/loader.py [--images N] [--size WIDTHxHEIGHT] [--side PIXELS] [--rounds N]
 
-All read the same JPEG files with the same captions from their own format on this machine's disk,
-decode them, bring them to the encoder's square of `--side` pixels by the same function, and stack
-batches of 32; one process, one thread, no worker: what is compared is the work per sample. Ours
-goes through `micro_batches`, as training does: it tokenises the text and lays out the rows, which
-the others are spared.
+All loaders read the same JPEG files with the same captions from their own format on the local disk,
+decode them, resize them to `--side` pixels with the same function, and stack batches of 32, in one
+process and one thread without workers: the work per sample is compared. Ours runs `micro_batches`,
+as training does: it also tokenizes the text and builds the examples, which the others do not.
 
-`decoder` is what no loader can pass: the JPEG's pixels from bytes in memory, and nothing else.
-`decoder and encoder's input` resizes them, too: the work that all loaders share. Every side is held
-against both. Times are of the process's CPU, the best of the rounds, which take turns: on a shared
-machine that is steadier than the clock, and nothing here waits for a disk. With `--num-workers`
-processes it is the clock, once all of them work, and ours is held against PyTorch's loader over
-files in memory. A rival that is not installed is named and left out: `pip install webdataset
-datasets mosaicml-streaming`.
+`the JPEG decoder alone` is the upper bound of any loader: it decodes bytes in memory and does
+nothing else. `decoder and encoder's input` also resizes: the work that all loaders share. All
+results are compared with both. Times are CPU time of the process, the best of interleaved rounds:
+on a shared machine that is steadier than wall time, and no loader waits for the disk. With
+`--num-workers` processes, wall time is measured once all workers run, and ours is compared with
+PyTorch's loader over files in memory. A library that is not installed is reported and left out:
+`pip install webdataset datasets mosaicml-streaming`.
 """
 
 
-# ruff: noqa: E402 - transformers is imported after what it may import is made ready
+# ruff: noqa: E402 - operators are defined before transformers is imported
 
 from __future__ import annotations
 
@@ -45,12 +44,10 @@ from rich.table import Table
 from sklearn.datasets import load_sample_images
 from torch.utils.data import DataLoader, Dataset
 
-from pipeline.data.sampler import SampleRef
-
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-# Streaming wants torchvision, whose compiled operators may not fit torch's build; transformers
-# imports it, too, where it is installed, and is content with operators that have no code.
+# Streaming needs torchvision, whose compiled operators may not match torch's build; transformers
+# imports it as well where it is installed, for which declared operators are enough.
 _OPERATORS = torch.library.Library("torchvision", "FRAGMENT")
 for _name in ("nms", "qnms"):
     if find_spec("torchvision") and not hasattr(torch.ops.torchvision, _name):
@@ -61,11 +58,12 @@ from etl.storage.schema import Medium, Sample, Turn, sha256
 from etl.storage.shards import ShardSet, write_folder
 from model.build import build_tokenizer, preprocess
 from model.presets import system
+from pipeline.data.dataset import MultimodalDataset
 from pipeline.data.encode import SampleEncoder
-from pipeline.data.loader import MultimodalDataset, micro_batches
+from pipeline.data.loader import micro_batches
 from pipeline.data.packing import PaddedLayout
 from pipeline.data.readers.image import read_image
-from pipeline.data.sampler import Bin
+from pipeline.data.sampler import Bin, SampleRef
 from pipeline.data.worker_status import WorkerStatus
 
 BATCH = 32
@@ -73,61 +71,61 @@ DECODER, INPUT = "the JPEG decoder alone", "decoder and encoder's input"
 
 
 def photographs(count: int, width: int, height: int) -> list[bytes]:
-    """Return JPEG files: crops of two real photographs, turned over and brightened at random."""
+    """Return JPEG files: random crops, flips and brightness of two real photographs."""
     rng = random.Random(0)
-    originals = [Image.fromarray(picture) for picture in load_sample_images().images]
+    originals = [Image.fromarray(image) for image in load_sample_images().images]
     files = []
     for _ in range(count):
-        picture = rng.choice(originals)
+        image = rng.choice(originals)
         share = rng.uniform(0.5, 1.0)
-        w, h = round(share * picture.width), round(share * picture.height)
-        left, top = rng.randint(0, picture.width - w), rng.randint(0, picture.height - h)
-        crop = picture.crop((left, top, left + w, top + h)).resize((width, height))
+        w, h = round(share * image.width), round(share * image.height)
+        left, top = rng.randint(0, image.width - w), rng.randint(0, image.height - h)
+        crop = image.crop((left, top, left + w, top + h)).resize((width, height))
         if rng.random() < 0.5:
             crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        light = rng.uniform(0.7, 1.3)
+        brightness = rng.uniform(0.7, 1.3)
         stream = io.BytesIO()
-        crop.point([min(255, round(v * light)) for v in range(256)] * 3).save(
+        crop.point([min(255, round(v * brightness)) for v in range(256)] * 3).save(
             stream, "JPEG", quality=90
         )
         files.append(stream.getvalue())
     return files
 
 
-class Prepared:
-    """The model whose input is prepared: LLaVA-1.5's encoder at a side, with byte tokens."""
+class Model:
+    """The model to load for: LLaVA-1.5's encoder at a given image size, with byte tokens."""
 
     def __init__(self, side: int) -> None:
-        whole = system("llava_1_5_7b").model
-        [slot] = whole.inputs
-        encoder = replace(slot.encoder, image_size=side)
-        self.spec = replace(whole, inputs=(replace(slot, encoder=encoder),))
+        spec = system("llava_1_5_7b").model
+        [branch] = spec.inputs
+        encoder = replace(branch.encoder, image_size=side)
+        self.spec = replace(spec, inputs=(replace(branch, encoder=encoder),))
         self.encoder = encoder
         self.tokenizer = build_tokenizer(self.spec, weights="random")
 
-    def values(self, data: bytes) -> torch.Tensor:
+    def input_values(self, data: bytes) -> torch.Tensor:
         """Return the encoder's input of a JPEG file."""
         return preprocess(self.encoder, read_image(data))
 
 
 def batched(items: Iterable[Any]) -> Iterator[tuple[Any, ...]]:
-    """Yield tuples of `BATCH` items, the last one perhaps shorter."""
-    source = iter(items)
-    while part := tuple(islice(source, BATCH)):
-        yield part
+    """Yield tuples of `BATCH` items; the last one may be shorter."""
+    iterator = iter(items)
+    while batch := tuple(islice(iterator, BATCH)):
+        yield batch
 
 
 def stacked(values: Iterable[torch.Tensor]) -> Iterator[int]:
-    """Stack batches; yield how many samples each held."""
-    for part in batched(values):
-        yield len(torch.stack(part))
+    """Stack batches; yield the number of samples of each."""
+    for batch in batched(values):
+        yield len(torch.stack(batch))
 
 
-# --- what bounds them -----------------------------------------------------------------------------
+# --- upper bounds -----------------------------------------------------------------------------
 
 
 def decoder(files: Sequence[bytes]) -> Iterator[int]:
-    """Decode from memory, and nothing else."""
+    """Decode from memory and do nothing else."""
     for data in files:
         Image.open(io.BytesIO(data)).load()
         yield 1
@@ -136,7 +134,7 @@ def decoder(files: Sequence[bytes]) -> Iterator[int]:
 class InMemory(Dataset[torch.Tensor]):
     """The encoder's inputs of files in memory, for PyTorch's loader."""
 
-    def __init__(self, files: Sequence[bytes], model: Prepared) -> None:
+    def __init__(self, files: Sequence[bytes], model: Model) -> None:
         self._files, self._model = files, model
 
     def __len__(self) -> int:
@@ -144,11 +142,11 @@ class InMemory(Dataset[torch.Tensor]):
 
     def __getitem__(self, number: int) -> torch.Tensor:
         torch.set_num_threads(1)
-        return self._model.values(self._files[number])
+        return self._model.input_values(self._files[number])
 
 
-def by_workers(files: Sequence[bytes], model: Prepared, workers: int) -> Iterator[int]:
-    """Read files in memory with PyTorch's loader and nothing around it."""
+def with_pytorch_workers(files: Sequence[bytes], model: Model, workers: int) -> Iterator[int]:
+    """Read files in memory with PyTorch's loader alone."""
     data = InMemory(files, model)
     loader = DataLoader(data, BATCH, num_workers=workers, multiprocessing_context="spawn")
     yield from map(len, loader)
@@ -158,7 +156,7 @@ def by_workers(files: Sequence[bytes], model: Prepared, workers: int) -> Iterato
 
 
 def write_ours(folder: Path, files: Sequence[bytes]) -> None:
-    """Write shards as the ETL leaves them."""
+    """Write shards as the ETL does."""
     write_folder(folder, map(_sample, range(len(files)), files), job="benchmark")
 
 
@@ -168,10 +166,10 @@ def _sample(number: int, data: bytes) -> Sample:
     return Sample(id=f"{number:06d}", source="benchmark", turns=turns, media=(medium,))
 
 
-class Given:
-    """A schedule of given rows, a batch a step."""
+class FixedSampler:
+    """A batch sampler of given rows, one batch per step."""
 
-    layout = PaddedLayout(most=BATCH, order="position")
+    layout = PaddedLayout(max_samples=BATCH, order="position")
 
     def __init__(self, rows: Sequence[int]) -> None:
         self._steps = list(batched(rows))
@@ -182,41 +180,41 @@ class Given:
         return len(self._steps)
 
     def step(self, step: int, ranks: int) -> list[list[Bin]]:
-        """Return the only pass of the only rank."""
+        """Return the only micro-step of the only rank."""
         return [[[SampleRef(position=row, row=row) for row in self._steps[step]]]]
 
 
-def ours(folder: Path, rows: Sequence[int], model: Prepared, workers: int = 0) -> Iterator[int]:
-    """Read as training does."""
+def ours(folder: Path, rows: Sequence[int], model: Model, workers: int = 0) -> Iterator[int]:
+    """Load as training does."""
     encoder = SampleEncoder(model.spec, model.tokenizer, prompt="plain", max_tokens=2048)
     shards = ShardSet([folder], verify=False)
-    schedule = Given(rows)
+    sampler = FixedSampler(rows)
     steps = micro_batches(
         MultimodalDataset(shards, encoder, WorkerStatus(workers)),
-        schedule,
-        steps=range(schedule.steps),
+        sampler,
+        steps=range(sampler.steps),
         rank=0,
         ranks=1,
         pad_id=0,
-        workers=workers,
+        num_workers=workers,
     )
     for [micro] in steps:
         assert not micro.bad
         yield micro.samples
 
 
-# --- measuring ------------------------------------------------------------------------------------
+# --- measurement ----------------------------------------------------------------------------------
 
 
 def cpu_rate(run: Iterator[int]) -> float:
-    """Return samples per second of this process's CPU."""
+    """Return samples per second of this process's CPU time."""
     started = time.process_time()
     samples = sum(run)
     return samples / (time.process_time() - started)
 
 
-def clock_rate(run: Iterator[int], workers: int) -> float:
-    """Return samples per second by the clock, once each worker has given a batch."""
+def wall_rate(run: Iterator[int], workers: int) -> float:
+    """Return samples per second of wall time, once each worker has returned a batch."""
     for _ in range(workers):
         next(run)
     started = time.perf_counter()
@@ -225,9 +223,9 @@ def clock_rate(run: Iterator[int], workers: int) -> float:
 
 
 def sides(
-    folder: Path, files: Sequence[bytes], model: Prepared
+    folder: Path, files: Sequence[bytes], model: Model
 ) -> dict[str, Callable[[], Iterator[int]]]:
-    """Write every format; return what reads it, by name."""
+    """Write every format; return the function that reads it, by name."""
     rows = list(range(len(files)))
     orders = {"in order": rows, "at random": random.Random(0).sample(rows, len(rows))}
     write_ours(folder / "ours", files)
@@ -239,7 +237,7 @@ def sides(
         found[f"ours, {how}"] = partial(ours, folder / "ours", order, model)
     for rival in RIVALS:
         if find_spec(rival.module) is None:
-            sys.stderr.write(f"{rival.name} is left out: not installed\n")
+            sys.stderr.write(f"{rival.name}: not installed, left out\n")
             continue
         rival.write(folder / rival.module, files)
         for how, order in orders.items():
@@ -248,29 +246,29 @@ def sides(
     return found
 
 
-def _rival(rival: Rival, folder: Path, rows: Sequence[int], model: Prepared) -> Iterator[int]:
+def _rival(rival: Rival, folder: Path, rows: Sequence[int], model: Model) -> Iterator[int]:
     return stacked(map(model.input_values, rival.read(folder / rival.module, rows)))
 
 
 def measure(options: argparse.Namespace, files: Sequence[bytes], folder: Path) -> dict[str, Any]:
-    """Return the rates of all sides, and those with workers."""
-    model = Prepared(options.side)
+    """Return all rates, and those with workers."""
+    model = Model(options.side)
     found = sides(folder, files, model)
     best = dict.fromkeys(found, 0.0)
     for _ in range(options.rounds):
         for name, run in found.items():
             best[name] = max(best[name], cpu_rate(run()))
-    rows, workers = [*range(len(files))] * 2, options.workers
+    rows, workers = [*range(len(files))] * 2, options.num_workers
     with_workers = {
-        INPUT: clock_rate(by_workers([*files] * 2, model, workers), workers),
-        "ours, in order": clock_rate(ours(folder / "ours", rows, model, workers), workers),
+        INPUT: wall_rate(with_pytorch_workers([*files] * 2, model, workers), workers),
+        "ours, in order": wall_rate(ours(folder / "ours", rows, model, workers), workers),
     }
     return {"cpu": best, "workers": with_workers}
 
 
 def show(rates: Mapping[str, float], title: str) -> None:
     """Print rates as a table."""
-    table = Table("", "samples a second", title=title)
+    table = Table("", "samples/s", title=title)
     bounds = [name for name in (DECODER, INPUT) if name in rates]
     for bound in bounds:
         table.add_column(f"of {bound}")
@@ -282,7 +280,7 @@ def show(rates: Mapping[str, float], title: str) -> None:
 
 
 def main() -> None:
-    """Print tables and, last, one JSON object."""
+    """Print tables and as the last line one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=192)
     parser.add_argument("--size", default="640x480")
@@ -298,8 +296,8 @@ def main() -> None:
         rates = measure(options, files, Path(folder))
     size = sum(map(len, files)) / len(files) / 1024
     what = f"{options.images} JPEG files of {options.size}, {size:.0f} KiB, to {options.side}²"
-    show(rates["cpu"], f"{what}, by a process's CPU")
-    show(rates["workers"], f"{what}, by the clock, {options.workers} workers")
+    show(rates["cpu"], f"{what}, per CPU second of a process")
+    show(rates["workers"], f"{what}, per second of wall time, {options.num_workers} workers")
     cpu = rates["cpu"]
     result = {
         **vars(options),

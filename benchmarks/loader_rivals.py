@@ -1,6 +1,6 @@
-"""The other formats of `loader.py`: how each is written, and how its JPEG files are read.
+"""The other libraries of `loader.py`: how each format is written, and its JPEG files are read.
 
-Their packages are imported where they are used: whoever lacks one compares with the others.
+Their packages are imported where they are used, so that each is optional.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ CAPTION = "A photograph of something, taken somewhere, as a caption of ordinary 
 
 @dataclass(frozen=True)
 class Rival:
-    """Another format.
+    """Another library and its format.
 
     Args:
-        name: for people.
-        module: what must be installed.
-        write: writes files as a folder.
-        read: reads rows of the folder: JPEG files.
+        name: for the table.
+        module: that must be installed.
+        write: writes JPEG files to a folder.
+        read: reads JPEG files from the folder by row.
         random: whether rows can be read in any order.
     """
 
@@ -45,7 +45,7 @@ def write_webdataset(folder: Path, files: Sequence[bytes]) -> None:
 
 
 def read_webdataset(folder: Path, rows: Sequence[int]) -> Iterator[bytes]:
-    """Read the tar file in its order; there is no other, but a buffer to shuffle in."""
+    """Read the tar file in its order, the only one without a shuffle buffer."""
     import webdataset as wds  # noqa: PLC0415
 
     data = wds.WebDataset(str(folder / "shard-00000.tar"), shardshuffle=False, empty_check=False)
@@ -53,7 +53,7 @@ def read_webdataset(folder: Path, rows: Sequence[int]) -> Iterator[bytes]:
 
 
 def write_datasets(folder: Path, files: Sequence[bytes]) -> None:
-    """Write an Arrow data set of bytes and text."""
+    """Write an Arrow data set of bytes and texts."""
     import datasets  # noqa: PLC0415
 
     columns = {"jpg": list(files), "txt": [CAPTION] * len(files)}
@@ -62,7 +62,7 @@ def write_datasets(folder: Path, files: Sequence[bytes]) -> None:
 
 
 def read_datasets(folder: Path, rows: Sequence[int]) -> Iterator[bytes]:
-    """Read rows by their numbers."""
+    """Read rows by number."""
     import datasets  # noqa: PLC0415
 
     data = datasets.load_from_disk(str(folder))
@@ -79,7 +79,7 @@ def write_streaming(folder: Path, files: Sequence[bytes]) -> None:
 
 
 def read_streaming(folder: Path, rows: Sequence[int]) -> Iterator[bytes]:
-    """Read rows by their numbers."""
+    """Read rows by number."""
     from streaming import LocalDataset  # noqa: PLC0415
 
     data = LocalDataset(str(folder))

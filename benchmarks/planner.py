@@ -32,11 +32,11 @@ from rich.table import Table
 from etl.cli import UserError, main, parse
 from pipeline.config.mix import Mix
 from pipeline.data.lengths import Lengths
-from pipeline.data.mixture import sources
+from pipeline.data.mixture import build_sources
 from pipeline.data.packing import PackedLayout
 from pipeline.data.sampler import BatchSampler, CostModel
 
-PRICES = CostModel(position=26e9, pair=1.6e6, media={"image": 0.36e12})
+PRICES = CostModel(per_token=26e9, per_pair=1.6e6, per_medium={"image": 0.36e12})
 """FLOPs of LLaVA-1.5-7B in MM-IT with adapters: 2 per weight (6.7e9) forward and 2 backward, 32
 layers of width 4,096, and a CLIP ViT-L/14 of 577 tokens (0.30e9 weights)."""
 
@@ -110,7 +110,7 @@ def opened(path: Path) -> Lengths:
         tokens_n=column("tokens"),
         targets_n=column("targets"),
         media_n={"image": column("media")},
-        faults={},
+        skip_reasons={},
     )
 
 
@@ -121,15 +121,15 @@ def plan(rows: int, options: Options, path: Path) -> Row:
     sizes = [rows // 2, rows // 3, rows - rows // 2 - rows // 3]
     mix = Mix(shares=("c=10%",), temperature=1.5)
     schedule = BatchSampler(
-        order=ShuffledStream(sources=sources(["a", "b", "c"], sizes, mix), seed=0, epochs=2),
+        stream=ShuffledStream(sources=build_sources(["a", "b", "c"], sizes, mix), seed=0, epochs=2),
         global_batch=options.global_batch,
-        layout=PackedLayout(tokens=options.tokens, media=4 * options.tokens // 2048),
+        layout=PackedLayout(max_tokens=options.tokens, max_media=4 * options.tokens // 2048),
         lengths=opened(path),
-        prices=PRICES,
+        cost_model=PRICES,
     )
     schedule.step(0, options.ranks)
     first_step = time.perf_counter() - started
-    steps = schedule.order.per_epoch // options.global_batch
+    steps = schedule.stream.samples_per_epoch // options.global_batch
     passes, ideal, real = 0, 0.0, 0.0
     started = time.perf_counter()
     for step in range(1, steps):
@@ -166,8 +166,8 @@ def _costs(schedule: BatchSampler, turns: list[list[list[object]]]) -> tuple[flo
         for chosen in turn:
             rows = np.array([place.row for place in chosen], np.int64)  # type: ignore[attr-defined]
             tokens = schedule.lengths.tokens_n[rows].astype(float)
-            thinking = (PRICES.position * tokens + PRICES.pair * tokens**2 / 2).sum()
-            encoding = PRICES.media["image"] * schedule.lengths.media_n["image"][rows].sum()
+            thinking = (PRICES.per_token * tokens + PRICES.per_pair * tokens**2 / 2).sum()
+            encoding = PRICES.per_medium["image"] * schedule.lengths.media_n["image"][rows].sum()
             phases.append((encoding, thinking))
         ideal += sum(map(sum, phases)) / len(phases)
         real += sum(max(phase) for phase in zip(*phases, strict=True))

@@ -38,7 +38,7 @@ from benchmarks.ranks import run_ranks
 from etl.cli import main, parse
 from etl.storage.schema import Medium, Sample, Turn
 from etl.storage.shards import write_folder
-from model.byte_tokenizers import of_a_backbone
+from model.byte_tokenizers import plain
 from pipeline.convert.import_ import import_run
 
 ROOT = Path(__file__).parents[1]
@@ -152,7 +152,7 @@ def checkpoint(options: Options, folder: Path) -> None:
         vision_config=vision, text_config=text, image_token_index=options.vocabulary - 1
     )
     LlavaForConditionalGeneration(config).save_pretrained(folder)
-    of_a_backbone().save_pretrained(folder)
+    plain().save_pretrained(folder)
     colours = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.2, 0.3]}
     (folder / "preprocessor_config.json").write_text(json.dumps(colours))
 

@@ -31,11 +31,11 @@ from transformers import (
 from etl.storage.shards import ShardSet
 from model.batch import IGNORED
 from model.build import build_tokenizer
-from model.encoders.pictures import normalised
+from model.encoders.pictures import normalise
 from pipeline.config.deepspeed import ds_config_file
 from pipeline.config.run_config import RunConfig, read_config
-from pipeline.data.build_sampler import make_sampler
 from pipeline.data.encode import SampleEncoder
+from pipeline.data.sampler import build_sampler
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +56,8 @@ class PaddedLayout(Dataset[dict[str, Tensor]]):
     def __init__(self, config: RunConfig, image_id: int) -> None:
         settings, model = config.settings, config.system.model
         tokenizer = build_tokenizer(model, weights=config.weights)
-        order = make_sampler(config, tokenizer).order
-        self._rows = order.rows(0, order.positions)
+        order = build_sampler(config, tokenizer).stream
+        self._rows = order.rows(0, len(order))
         self._shards = ShardSet([Path(folder) for folder in config.data])
         self._encoder = SampleEncoder(
             model, tokenizer, prompt=settings.prompt, max_tokens=settings.max_tokens
@@ -70,7 +70,7 @@ class PaddedLayout(Dataset[dict[str, Tensor]]):
         return len(self._rows)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        row = self._encoder.row(self._shards[int(self._rows[index])])
+        row = self._encoder.encode(self._shards[int(self._rows[index])])
         ids = [
             self._image_id if kind else token
             for token, kind in zip(row.ids, row.kinds, strict=True)
@@ -78,7 +78,7 @@ class PaddedLayout(Dataset[dict[str, Tensor]]):
         item = {"input_ids": torch.tensor(ids), "labels": torch.tensor(row.labels)}
         if row.media:
             pixels = torch.cat([medium.input_values for medium in row.media])
-            item["pixel_values"] = normalised(pixels, mean=self._mean, std=self._std)
+            item["pixel_values"] = normalise(pixels, mean=self._mean, std=self._std)
         return item
 
 

@@ -19,7 +19,8 @@ from model.presets import PRESETS
 from pipeline.config.run_config import Scale, StageName, TrainOptions, changed_preset, resolve
 from pipeline.convert.export import export
 from pipeline.convert.import_ import import_
-from pipeline.evaluate.command import evaluate
+from pipeline.evaluate.evaluate import evaluate
+from pipeline.evaluate.score import score
 from pipeline.forecast.forecast import forecast_table, make_forecast, typical_product
 from pipeline.forecast.peak_flops import measured, published
 from pipeline.forecast.plan import plan, plan_table
@@ -38,9 +39,9 @@ def _train(stage: StageName) -> Callable[[Sequence[str]], int]:
 
 def _features(args: Sequence[str]) -> int:
     # Ray takes a second to import, which no other command needs.
-    from pipeline.feature_cache.precompute import features  # noqa: PLC0415
+    from pipeline.feature_cache.precompute import precompute  # noqa: PLC0415
 
-    return features(args)
+    return precompute(args)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +144,8 @@ COMMANDS: Mapping[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "pt": (_train("pt"), "align a preset's projectors on captions (MM-PT)"),
     "sft": (_train("sft"), "fine-tune on instructions (MM-IT)"),
     "features": (_features, "encode each medium of the data once, for pt --features (on Ray)"),
-    "evaluate": (evaluate, "ask a trained run the questions of a data folder"),
+    "evaluate": (evaluate, "ask a trained run the questions of a data folder or a benchmark"),
+    "score": (score, "a benchmark's official score of any file of predictions"),
     "import": (import_, "a run folder from a transformers checkpoint"),
     "export": (export, "a transformers checkpoint from such a run, trained or not"),
     "plan": (_plan, "parameters, memory, time and tokens of a preset at full size"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from etl.storage.manifest import Manifest
@@ -14,7 +15,7 @@ _FORMAT = "check --format"
 _SERVER = "check the list's URLs, and the network or proxy"
 
 _HINTS: Mapping[str, str] = {
-    "no_media": "the records name files: give --media with the folder or archive that holds them",
+    "no_media": "records name files, so give --media with the folder or archive that holds them",
     "not_in_media": "--media holds none of the named files; give the folder or archive that does",
     "ambiguous_name": "several files in --media have the same name; give a more specific folder",
     "private_address": _PRIVATE,
@@ -51,7 +52,7 @@ _HINTS: Mapping[str, str] = {
     "eval_image": "--decontaminate names the corpus itself?",
     "eval_text": "--decontaminate names the corpus itself?",
     "body_too_large": "raise --max-bytes",
-    "timeout": f"raise --timeout, or {_TRANSIENT}",
+    "timeout": f"{_TRANSIENT} and a larger --timeout",
     "dns_temporary": f"check the network, then {_TRANSIENT}",
     "dns_failure": _SERVER,
     "unreachable": _SERVER,
@@ -60,6 +61,9 @@ _HINTS: Mapping[str, str] = {
     "robots_disallowed": "the servers' robots.txt forbids it; --no-robots-txt ignores that",
 }
 """Drop reason → what to change."""
+
+_IN_NO_PLAN = ("input", "timeout", "retry_failed")
+"""Options that are not part of a job's plan."""
 
 _SCORE_OPTIONS: Mapping[str, Mapping[str, str]] = {
     "laion": {
@@ -81,10 +85,12 @@ def hint_for(manifest: Manifest) -> str | None:
         return None
     reason, count = min(manifest.drops.items(), key=lambda entry: (-entry[1], entry[0]))
     advice = _advice(manifest.job, reason)
-    return (
-        f"no row was kept; {count} of {manifest.input_rows} were dropped as {reason}: {advice};"
-        " then start a new --output"
-    )
+    options = {name.replace("-", "_") for name in re.findall(r"--(?:no-)?([a-z-]+)", advice)}
+    if not options <= {*manifest.plan.get("config", ()), *_IN_NO_PLAN}:
+        advice, options = "see the examples in report.html", set()  # this job has no such option
+    if options and "retry_failed" not in options:
+        advice = f"{advice}, and start a new --output"
+    return f"no row was kept; {count} of {manifest.input_rows} were dropped as {reason}: {advice}"
 
 
 def _advice(job: str, reason: str) -> str:

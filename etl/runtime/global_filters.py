@@ -25,8 +25,8 @@ from etl.runtime.clip_filter import clip_filter
 from etl.runtime.job_state import JobState, read_table
 from etl.runtime.options import JobOptions
 from etl.runtime.scores import keys_and_scores
-from etl.runtime.worker import STAGED_SCHEMA, Identity
-from etl.sources.base import TURNS
+from etl.runtime.worker import STAGED_SCHEMA
+from etl.sources.base import TURNS, Identity
 from etl.sources.evaluation_sets import EvaluationSets
 from etl.storage.atomic import atomic_file
 from etl.storage.manifest import Manifest

@@ -43,8 +43,8 @@ from etl.runtime.global_filters import (
 from etl.runtime.job_state import JobState, Plan, make_plan, read_table, write_table
 from etl.runtime.options import JobOptions
 from etl.runtime.ray_cluster import ray_cluster
-from etl.runtime.worker import DownloadWorker, FinalShardWriter, Identity, WorkerSpec
-from etl.sources.base import Source
+from etl.runtime.worker import DownloadWorker, FinalShardWriter, WorkerSpec
+from etl.sources.base import Identity, Source
 from etl.storage.atomic import atomic_file, write_json
 from etl.storage.manifest import Manifest, Shard, read_manifest, write_manifest
 

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -42,12 +42,10 @@ from etl.runtime.job_state import (
     write_table,
 )
 from etl.runtime.scores import scores_path, with_scores
+from etl.sources.base import Identity
 from etl.storage.atomic import link_file
 from etl.storage.schema import Sample, Turn
 from etl.storage.shards import copy_rows, shard_name, write_shard
-
-Identity = Literal["medium", "record"]
-"""When two samples are duplicates: if their media are the same, or their media and their text."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,1 +1,1 @@
-"""Weights in and out: transformers' checkpoints to run folders and back."""
+"""Import of transformers checkpoints to run folders, and export back."""

@@ -22,9 +22,16 @@ from model.spec.image import ClipVision, EvaClip
 from model.weights import load_transformers
 from pipeline.checkpoint.checkpoints import write_weights
 from pipeline.config.run_config import RunConfig
-from pipeline.convert.match import match
-from pipeline.convert.source import COMPONENTS, LEFT_OUT, SOURCE, TEXT, SourceRecord, is_text
-from pipeline.convert.store import Store, write_store
+from pipeline.convert.safetensors_store import SafetensorsStore, write_tensors
+from pipeline.convert.source_record import (
+    COMPONENTS,
+    LEFT_OUT,
+    SOURCE,
+    TEXT,
+    SourceRecord,
+    is_config_file,
+)
+from pipeline.convert.tensor_matching import match_tensors
 
 Stage = Literal["pt", "sft"]
 
@@ -35,10 +42,10 @@ _CONFIGURATIONS = (
     "video_preprocessor_config.json",
     *_PROCESSORS,
 )
-"""Files of the whole system; those beside them that are no weights are the tokenizer's."""
+"""Files of the whole system; all others next to the weights are the tokenizer's."""
 
 _TEXT_TOKENIZER = "qformer_tokenizer"
-"""Where transformers' InstructBLIP keeps its second tokenizer."""
+"""Folder of the second tokenizer in transformers' InstructBLIP."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,11 +53,11 @@ class ImportOptions:
     """Make a run folder from a transformers checkpoint of LLaVA, BLIP-2 or InstructBLIP."""
 
     source: Annotated[Path, tyro.conf.arg(name="from")]
-    """A folder with config.json and safetensors, as `save_pretrained` leaves it."""
+    """A folder with config.json and safetensors, as written by `save_pretrained`."""
     output: Path
-    """The run folder; must not be there yet."""
+    """The run folder; must not exist yet."""
     stage: Stage = "sft"
-    """Of which stage the run is: `sft` to evaluate or fine-tune it, `pt` to align it further."""
+    """The run's stage: `sft` to evaluate or fine-tune it, `pt` to align it further."""
 
 
 def import_(args: Sequence[str]) -> int:
@@ -65,32 +72,32 @@ def import_run(source: Path, output: Path, stage: Stage) -> list[str]:
     """Make a run folder from a transformers checkpoint.
 
     Returns:
-        Lines that say what became of its tensors; each is used once, or named in one of them.
+        Lines for the user: the components written, and each tensor left out.
 
     Raises:
-        UserError, SpecError: no such checkpoint, one of a system that we have not got, or a
-            tensor that is missing or unexpected.
+        UserError, SpecError: no such checkpoint, one of an unsupported system, or a tensor that is
+            missing or unexpected.
     """
     output = output.absolute()
     if output.exists():
-        raise UserError(f"{output}: is there already; name another --output, or remove it")
+        raise UserError(f"{output}: exists already; choose another --output, or remove it")
     wiring = read_wiring(source, output / COMPONENTS)
     run = RunConfig(stage=stage, system=wiring.system, data=(), output=str(output))
-    store = Store.of_folder(source)
-    bare = replace(run.settings, peft=None, recompute=False)
-    record, said = match(store, wiring, build_on_meta(wiring.system.model, bare))
+    store = SafetensorsStore.of_folder(source)
+    plain = replace(run.settings, peft=None, recompute=False)
+    record, messages = match_tensors(store, wiring, build_on_meta(wiring.system.model, plain))
     partial = output.with_name(f"{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    said += _write_parts(partial / COMPONENTS, store, wiring, record)
-    _copy_texts(source, partial / COMPONENTS)
+    messages += _write_components(partial / COMPONENTS, store, wiring, record)
+    _copy_config_files(source, partial / COMPONENTS)
     record.save(partial / COMPONENTS)
     left = {t.name: store[t.name] for t in record.tensors if t.ours is None}
     if left:
         save_file(left, partial / COMPONENTS / SOURCE / LEFT_OUT)
-    said.append(_write_trained(partial, store, wiring, record))
+    messages.append(_write_trained(partial, store, wiring, record))
     run.save(partial)
     partial.rename(output)
-    return said
+    return messages
 
 
 def read_wiring(source: Path, components: Path) -> Wiring:
@@ -98,72 +105,75 @@ def read_wiring(source: Path, components: Path) -> Wiring:
 
     Args:
         source: the checkpoint's folder.
-        components: where its frozen parts will be.
+        components: the folder that its frozen components will be in.
 
     Raises:
-        UserError, SpecError: no configuration, or of a system that we have not got.
+        UserError, SpecError: no configuration, or one of an unsupported system.
     """
     file = source / "config.json"
     if not file.is_file():
-        raise UserError(f"{file}: no such file; want a folder that `save_pretrained` has left")
+        raise UserError(f"{file}: no such file; want a folder written by `save_pretrained`")
     try:
         architecture = (json.loads(file.read_bytes()).get("architectures") or ["no class"])[0]
     except ValueError as error:
         raise UserError(f"{file}: {error}") from None
     if architecture not in FAMILIES:
-        raise UserError(f"{file}: is of {architecture}, want one of {', '.join(FAMILIES)}")
+        raise UserError(
+            f"{file}: a checkpoint of {architecture}, want one of {', '.join(FAMILIES)}"
+        )
     wiring = FAMILIES[architecture](load_transformers(AutoConfig, str(source)), components)
-    return _with_colours(wiring, source)
+    return _with_normalization(wiring, source)
 
 
-def _with_colours(wiring: Wiring, source: Path) -> Wiring:
-    """Return the wiring with the pixels' mean and deviation that the checkpoint's processor has."""
-    read = {}
+def _with_normalization(wiring: Wiring, source: Path) -> Wiring:
+    """Return the wiring with the image mean and std of the checkpoint's processor."""
+    config = {}
     for name in _PROCESSORS:
         if (source / name).is_file():
-            read = json.loads((source / name).read_bytes())
-            read = read.get("image_processor", read)
-    if "image_mean" not in read or "image_std" not in read:
+            config = json.loads((source / name).read_bytes())
+            config = config.get("image_processor", config)
+    if "image_mean" not in config or "image_std" not in config:
         return wiring
-    model, slots = wiring.system.model, []
-    for slot in wiring.system.model.inputs:
-        assert isinstance(slot.encoder, ClipVision | EvaClip)
-        mean, std = tuple(read["image_mean"]), tuple(read["image_std"])
-        slots.append(replace(slot, encoder=replace(slot.encoder, mean=mean, std=std)))
-    return replace(wiring, system=replace(wiring.system, model=replace(model, inputs=tuple(slots))))
+    model, inputs = wiring.system.model, []
+    for branch in model.inputs:
+        assert isinstance(branch.encoder, ClipVision | EvaClip)
+        mean, std = tuple(config["image_mean"]), tuple(config["image_std"])
+        inputs.append(replace(branch, encoder=replace(branch.encoder, mean=mean, std=std)))
+    model = replace(model, inputs=tuple(inputs))
+    return replace(wiring, system=replace(wiring.system, model=model))
 
 
-def _write_parts(
-    components: Path, store: Store, wiring: Wiring, record: SourceRecord
+def _write_components(
+    components: Path, store: SafetensorsStore, wiring: Wiring, record: SourceRecord
 ) -> Iterator[str]:
-    """Write each frozen part as a checkpoint of its own; yield a line for each."""
+    """Write each frozen component as its own checkpoint; yield a line for each."""
     for folder, part in wiring.components.items():
         tensors = {
-            ours.removeprefix(part.prefix): store.later(name)
+            ours.removeprefix(part.prefix): store.lazy(name)
             for ours, name in record.names().items()
             if ours.startswith(part.prefix)
         }
-        size = write_store(components / folder, tensors)
+        size = write_tensors(components / folder, tensors)
         part.config.save_pretrained(components / folder)
         yield f"{folder}: {len(tensors)} tensors, {size:,} bytes"
 
 
-def _write_trained(run: Path, store: Store, wiring: Wiring, record: SourceRecord) -> str:
-    """Write what is no frozen part's as the run's first checkpoint; return a line on it."""
+def _write_trained(run: Path, store: SafetensorsStore, wiring: Wiring, record: SourceRecord) -> str:
+    """Write all other tensors as the run's first checkpoint; return a line about it."""
     prefixes = tuple(part.prefix for part in wiring.components.values())
     names = {o: name for o, name in record.names().items() if not o.startswith(prefixes)}
     write_weights(
         run,
         {ours: store[name] for ours, name in names.items()},
-        identity={"preset": wiring.system.name, "imported from": str(store.place)},
+        identity={"preset": wiring.system.name, "imported from": str(store.path)},
     )
     return f"checkpoint of step 0: {len(names)} tensors"
 
 
-def _copy_texts(source: Path, components: Path) -> None:
-    """Keep all files beside the weights, and give the tokenizers to the parts that they serve."""
+def _copy_config_files(source: Path, components: Path) -> None:
+    """Copy all files next to the weights, and each tokenizer to its component."""
     (components / SOURCE).mkdir()
-    for path in filter(is_text, source.iterdir()):
+    for path in filter(is_config_file, source.iterdir()):
         shutil.copy(path, components / SOURCE)
         if path.name not in _CONFIGURATIONS:
             shutil.copy(path, components / "backbone")

@@ -1,1 +1,1 @@
-"""From shards to micro-batches: sampling, tokenizing, packing, collating, loading."""
+"""From Arrow shards to micro-batches: sampling, tokenizing, packing, collating, loading."""

@@ -1,4 +1,4 @@
-"""Dialogues as texts: what a template says around the turns, and which texts are targets."""
+"""Chat templates: a dialogue becomes spans of text, each a target of the loss or not."""
 
 from __future__ import annotations
 
@@ -11,130 +11,136 @@ from model.spec import ChatTemplate
 
 @dataclass(frozen=True, kw_only=True)
 class Segment:
-    """A text, and whether it is the template's own: only there may special tokens be named."""
+    """A text; only one that comes `from_template` may contain special tokens."""
 
     text: str
-    own: bool
+    from_template: bool
 
 
 @dataclass(frozen=True, kw_only=True)
-class Piece:
-    """Texts that are tokenized together.
+class Span:
+    """Segments that are tokenized together.
 
     Args:
         segments: the texts.
-        answers: whether the assistant says them.
-        learnt: whether they are targets.
+        is_answer: whether it is a turn of the assistant.
+        is_target: whether its tokens are targets of the loss.
     """
 
     segments: tuple[Segment, ...]
-    answers: bool
-    learnt: bool
+    is_answer: bool
+    is_target: bool
 
 
-def plain(turns: Sequence[Turn], drawn: Collection[str] = ()) -> list[Piece]:
+def apply_plain_template(turns: Sequence[Turn], generated: Collection[str] = ()) -> list[Span]:
     """Return the placeholders and the assistant's texts, without any template (MM-PT).
 
-    What asks for a medium that the assistant draws, its caption say, stays whole: the medium is
-    told from that alone.
+    A user turn that asks for a medium to be generated, for example its caption, keeps its text:
+    nothing else tells the model what to generate.
 
     Args:
-        turns: what is said.
-        drawn: placeholders of media that the assistant draws.
+        turns: of the dialogue.
+        generated: placeholders of the media that the assistant generates.
     """
-    pieces = []
+    spans = []
     for turn, following in zip(turns, [*turns[1:], None], strict=True):
         if turn.role == "assistant":
-            pieces.append(_piece([_said(turn.text)], learnt=True))
+            spans.append(_span([_plain_text(turn.text)], is_answer=True))
             continue
         answer = following.text if following and following.role == "assistant" else ""
-        asks = any(placeholder in answer for placeholder in drawn)
+        asks = any(placeholder in answer for placeholder in generated)
         text = turn.text if asks else "".join(PLACEHOLDER_PATTERN.findall(turn.text))
-        pieces.append(_piece([_said(text)], learnt=False))
-    return pieces
+        spans.append(_span([_plain_text(text)], is_answer=False))
+    return spans
 
 
 def assistant_text(turns: Sequence[Turn]) -> str:
-    """Return the assistant's texts as one, without placeholders."""
+    """Return the assistant's texts joined into one, without placeholders."""
     texts = (turn.text for turn in turns if turn.role == "assistant")
     return " ".join(PLACEHOLDER_PATTERN.sub("", " ".join(texts)).split())
 
 
-def chat(turns: Sequence[Turn], template: ChatTemplate) -> list[Piece]:
+def apply_chat_template(turns: Sequence[Turn], template: ChatTemplate) -> list[Span]:
     """Return a dialogue in a backbone's template; only the assistant's texts are targets.
 
-    The blank before an answer belongs to the answer: a byte-level tokenizer joins it to the
-    first word, and generation goes on from a prompt that ends without a blank.
+    The space before an answer belongs to the answer: a byte-level tokenizer joins it to the
+    first word, and generation continues a prompt that ends without a space.
     """
-    pieces: list[Piece] = []
-    system, asked = template.system, 0
-    before: list[Segment] = []
+    spans: list[Span] = []
+    system, rounds = template.system, 0
+    prompt: list[Segment] = []
     for turn in turns:
         if turn.role == "system":
             system = turn.text
         elif turn.role == "user":
-            asked += 1
-            first = asked == 1
+            rounds += 1
+            first = rounds == 1
             if first and system:
-                before += _fill(template.around_system, system)
+                prompt += _fill(template.around_system, system)
             after_system = template.user_after_system if first and system else None
-            words = template.user if after_system is None else after_system
-            before += _fill(words.replace("{round}", str(asked)), turn.text)
+            user = template.user if after_system is None else after_system
+            prompt += _fill(user.replace("{round}", str(rounds)), turn.text)
         else:
             opening, _, closing = template.assistant.partition("{text}")
             lead = opening[len(opening.rstrip()) :]
-            pieces.append(_piece([*before, _own(opening.rstrip())], learnt=False))
-            answer = [_own(lead), _said(turn.text), _own(closing)] if turn.text else []
-            pieces.append(_piece(answer, learnt=True))
-            before = [_own(template.after)]
-    return pieces
+            spans.append(_span([*prompt, _template_text(opening.rstrip())], is_answer=False))
+            answer = [_template_text(lead), _plain_text(turn.text), _template_text(closing)]
+            spans.append(_span(answer if turn.text else [], is_answer=True))
+            prompt = [_template_text(template.after)]
+    return spans
 
 
-def _fill(words: str, text: str) -> list[Segment]:
-    opening, _, closing = words.partition("{text}")
-    return [_own(opening), _said(text), _own(closing)]
+def _fill(template: str, text: str) -> list[Segment]:
+    opening, _, closing = template.partition("{text}")
+    return [_template_text(opening), _plain_text(text), _template_text(closing)]
 
 
-def _own(text: str) -> Segment:
-    return Segment(text=text, own=True)
+def _template_text(text: str) -> Segment:
+    return Segment(text=text, from_template=True)
 
 
-def _said(text: str) -> Segment:
-    return Segment(text=text, own=False)
+def _plain_text(text: str) -> Segment:
+    return Segment(text=text, from_template=False)
 
 
-def _piece(segments: Sequence[Segment], *, learnt: bool) -> Piece:
-    spoken = tuple(segment for segment in segments if segment.text)
-    return Piece(segments=spoken, answers=learnt, learnt=learnt)
+def _span(segments: Sequence[Segment], *, is_answer: bool) -> Span:
+    nonempty = tuple(segment for segment in segments if segment.text)
+    return Span(segments=nonempty, is_answer=is_answer, is_target=is_answer)
 
 
-def without_special(piece: Piece, special: Sequence[str]) -> list[Segment]:
-    """Cut a piece where the template names a special token; join what is tokenized together.
+def split_special_tokens(span: Span, special_tokens: Sequence[str]) -> list[Segment]:
+    """Split a span at the special tokens of its template; join the texts between them.
 
     Returns:
-        Segments of which those with `own` are one special token each, all others text.
+        Segments: those with `from_template` are one special token each, the others are text.
     """
-    cut: list[Segment] = []
-    for segment in piece.segments:
-        parts = _cut(segment.text, special) if segment.own else [_said(segment.text)]
-        for part in parts:
-            if cut and not part.own and not cut[-1].own:
-                cut[-1] = replace(cut[-1], text=cut[-1].text + part.text)
+    split: list[Segment] = []
+    for segment in span.segments:
+        pieces = (
+            _split(segment.text, special_tokens)
+            if segment.from_template
+            else [_plain_text(segment.text)]
+        )
+        for piece in pieces:
+            if split and not piece.from_template and not split[-1].from_template:
+                split[-1] = replace(split[-1], text=split[-1].text + piece.text)
             else:
-                cut.append(part)
-    return cut
+                split.append(piece)
+    return split
 
 
-def _cut(text: str, special: Sequence[str]) -> list[Segment]:
-    """Split a text at special tokens, the earliest and then the longest first."""
-    parts: list[Segment] = []
+def _split(text: str, special_tokens: Sequence[str]) -> list[Segment]:
+    """Split a text at special tokens: at the earliest, and of two there, at the longer one."""
+    split: list[Segment] = []
     while text:
-        found = [(text.find(token), -len(token), token) for token in special if token in text]
+        found = [
+            (text.find(token), -len(token), token) for token in special_tokens if token in text
+        ]
         if not found:
-            return [*parts, _said(text)]
+            return [*split, _plain_text(text)]
         start, _, token = min(found)
         if start:
-            parts.append(_said(text[:start]))
-        parts.append(_own(token))
+            split.append(_plain_text(text[:start]))
+        split.append(_template_text(token))
         text = text[start + len(token) :]
-    return parts
+    return split

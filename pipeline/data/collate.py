@@ -1,7 +1,7 @@
-"""Rows to one micro-batch: padded to the longest, or packed end to end.
+"""The collator: examples to one micro-batch, padded to the longest or packed end to end.
 
-Shapes: b rows, t positions, s positions of a seq2seq decoder, m media of a kind that go in, g of a
-kind that come out, l text positions.
+Shapes: b sequences, t positions, s positions of a seq2seq decoder, m input media of a kind, g media
+of a kind to be generated, x captions to embed, l text positions.
 """
 
 from __future__ import annotations
@@ -20,66 +20,83 @@ from model.text import TextIds
 from pipeline.data.encode import Example, MediumInput
 
 
-def collate(rows: Sequence[Example], *, pad_id: int, side: Literal["left", "right"]) -> Batch:
-    """Pad rows to the longest of them: on the right to train, on the left to generate."""
-    length = max(len(row.ids) for row in rows)
-    shape = (len(rows), length)
+def collate(examples: Sequence[Example], *, pad_id: int, side: Literal["left", "right"]) -> Batch:
+    """Pad examples to the longest of them: on the right to train, on the left to generate."""
+    length = max(len(example.ids) for example in examples)
+    shape = (len(examples), length)
     ids_bt = torch.full(shape, pad_id)
     labels_bt = torch.full(shape, IGNORED)
     attention_bt = torch.zeros(shape, dtype=torch.long)
     context_bt = torch.zeros(shape, dtype=torch.bool)
-    firsts = [0 if side == "right" else length - len(row.ids) for row in rows]
-    for number, (row, first) in enumerate(zip(rows, firsts, strict=True)):
-        where = slice(first, first + len(row.ids))
-        ids_bt[number, where] = _tensor(row.ids)
-        labels_bt[number, where] = _tensor(row.labels)
-        attention_bt[number, where] = 1
-        context_bt[number, first : first + row.context] = True
+    offsets = [0 if side == "right" else length - len(example.ids) for example in examples]
+    for row, (example, offset) in enumerate(zip(examples, offsets, strict=True)):
+        tokens = slice(offset, offset + len(example.ids))
+        ids_bt[row, tokens] = _tensor(example.ids)
+        labels_bt[row, tokens] = _tensor(example.labels)
+        attention_bt[row, tokens] = 1
+        context_bt[row, offset : offset + example.context] = True
     decoder_bs = None
-    if any(row.answer is not None for row in rows):
-        decoder_bs, labels_bt = _decoder([row.answer or [] for row in rows], pad_id)
-    sentences = [row.sentence for row in rows]
-    kinds = sorted({medium.kind for row in rows for medium in row.media})
+    if any(example.answer is not None for example in examples):
+        decoder_bs, labels_bt = _decoder([example.answer or [] for example in examples], pad_id)
+    sentences = [example.sentence for example in examples]
     return Batch(
         ids_bt=ids_bt,
         attention_bt=attention_bt,
         labels_bt=labels_bt,
         context_bt=context_bt,
-        media={kind: _media(kind, rows, firsts, length) for kind in kinds},
+        media={kind: _media(kind, examples, offsets, length) for kind in _input_kinds(examples)},
         generation_targets={
-            kind: _drawn(kind, rows, firsts, length) for kind in _kinds_drawn(rows)
+            kind: _generation_targets(kind, examples, offsets, length)
+            for kind in _target_kinds(examples)
         },
         decoder_bs=decoder_bs,
         sentences=_texts(sentences) if any(sentences) else None,
     )
 
 
-def pack(rows: Sequence[Example]) -> Batch:
-    """Lay rows end to end in one sequence, which attention keeps apart by their positions.
+def pack(examples: Sequence[Example]) -> Batch:
+    """Concatenate examples into one sequence; position ids keep them apart in attention.
 
-    The first token of each is no target: what stands before it is another sample.
+    The first token of each example is not a target: the token before it is of another sample.
     """
-    firsts = list(itertools.accumulate((len(row.ids) for row in rows), initial=0))
-    length = firsts.pop()
-    labels_t = torch.cat([_tensor(row.labels) for row in rows])
-    labels_t[torch.tensor(firsts)] = IGNORED
-    kinds = sorted({medium.kind for row in rows for medium in row.media})
+    offsets = list(itertools.accumulate((len(example.ids) for example in examples), initial=0))
+    length = offsets.pop()
+    labels_t = torch.cat([_tensor(example.labels) for example in examples])
+    labels_t[torch.tensor(offsets)] = IGNORED
     return Batch(
-        ids_bt=torch.cat([_tensor(row.ids) for row in rows])[None],
+        ids_bt=torch.cat([_tensor(example.ids) for example in examples])[None],
         attention_bt=torch.ones(1, length, dtype=torch.long),
         labels_bt=labels_t[None],
         context_bt=torch.zeros(1, length, dtype=torch.bool),
-        media={kind: _packed_media(kind, rows, firsts, length) for kind in kinds},
-        generation_targets={
-            kind: _packed_drawn(kind, rows, firsts, length) for kind in _kinds_drawn(rows)
+        media={
+            kind: _packed_media(kind, examples, offsets, length) for kind in _input_kinds(examples)
         },
-        positions_bt=torch.cat([torch.arange(len(row.ids)) for row in rows])[None],
+        generation_targets={
+            kind: _packed_generation_targets(kind, examples, offsets, length)
+            for kind in _target_kinds(examples)
+        },
+        positions_bt=torch.cat([torch.arange(len(example.ids)) for example in examples])[None],
     )
 
 
-def _packed_media(kind: str, rows: Sequence[Example], firsts: Sequence[int], length: int) -> Media:
-    """As `_media`, with all rows in one."""
-    media = _media(kind, rows, firsts, length)
+def dummy_example(pad_id: int, *, seq2seq: bool) -> Example:
+    """Return an example of no sample: one token that is not a target."""
+    return Example(ids=[pad_id], labels=[IGNORED], kinds=[""], answer=[] if seq2seq else None)
+
+
+def _input_kinds(examples: Sequence[Example]) -> list[str]:
+    return sorted({medium.kind for example in examples for medium in example.media})
+
+
+def _target_kinds(examples: Sequence[Example]) -> list[str]:
+    return sorted({target.kind for example in examples for target in example.generation_targets})
+
+
+def _packed_media(
+    kind: str, examples: Sequence[Example], offsets: Sequence[int], length: int
+) -> Media:
+    """Return the same as `_media`, for one sequence of all examples."""
+    media = _media(kind, examples, offsets, length)
     return replace(
         media,
         media_mask_bt=media.media_mask_bt.any(0, keepdim=True),
@@ -87,98 +104,97 @@ def _packed_media(kind: str, rows: Sequence[Example], firsts: Sequence[int], len
     )
 
 
-def _media(kind: str, rows: Sequence[Example], firsts: Sequence[int], length: int) -> Media:
-    placed: list[tuple[int, int, MediumInput]] = [
-        (number, first + medium.start, medium)
-        for number, (row, first) in enumerate(zip(rows, firsts, strict=True))
-        for medium in row.media
+def _media(kind: str, examples: Sequence[Example], offsets: Sequence[int], length: int) -> Media:
+    found: list[tuple[int, int, MediumInput]] = [
+        (row, offset + medium.start, medium)
+        for row, (example, offset) in enumerate(zip(examples, offsets, strict=True))
+        for medium in example.media
         if medium.kind == kind
     ]
-    texts = [medium.text for _, _, medium in placed if medium.text is not None]
-    values = [medium.input_values for _, _, medium in placed if medium.input_values is not None]
-    known_m = [medium.input_values is None for _, _, medium in placed]
-    features = [medium.features for _, _, medium in placed if medium.features is not None]
-    keys = [medium.key for _, _, medium in placed if medium.input_values is not None and medium.key]
+    media = [medium for _, _, medium in found]
+    texts = [medium.text for medium in media if medium.text is not None]
+    values = [medium.input_values for medium in media if medium.input_values is not None]
+    cached_m = [medium.input_values is None for medium in media]
+    features = [medium.features for medium in media if medium.features is not None]
+    keys = [medium.key for medium in media if medium.input_values is not None and medium.key]
     return Media(
         input_values=torch.stack(values) if values else torch.zeros(0),
-        media_mask_bt=_places(kind, rows, firsts, length),
-        rows_m=torch.tensor([number for number, _, _ in placed]),
-        starts_m=torch.tensor([start for _, start, _ in placed]),
+        media_mask_bt=_media_mask(kind, examples, offsets, length),
+        rows_m=torch.tensor([row for row, _, _ in found]),
+        starts_m=torch.tensor([start for _, start, _ in found]),
         text=_texts(texts) if texts else None,
         cached_features=torch.stack(features) if features else None,
-        cached_m=torch.tensor(known_m) if features else None,
+        cached_m=torch.tensor(cached_m) if features else None,
         keys=tuple(keys),
     )
 
 
-def _places(kind: str, rows: Sequence[Example], firsts: Sequence[int], length: int) -> Tensor:
-    """Return where (b, t) the places of a kind of media are."""
-    media_mask_bt = torch.zeros(len(rows), length, dtype=torch.bool)
-    for number, (row, first) in enumerate(zip(rows, firsts, strict=True)):
-        mask = bytearray([place == kind for place in row.kinds])
-        media_mask_bt[number, first : first + len(row.ids)] = torch.frombuffer(
+def _media_mask(
+    kind: str, examples: Sequence[Example], offsets: Sequence[int], length: int
+) -> Tensor:
+    """Return the mask (b, t) of the positions of a kind of media."""
+    media_mask_bt = torch.zeros(len(examples), length, dtype=torch.bool)
+    for row, (example, offset) in enumerate(zip(examples, offsets, strict=True)):
+        mask = bytearray([token_kind == kind for token_kind in example.kinds])
+        media_mask_bt[row, offset : offset + len(example.ids)] = torch.frombuffer(
             mask, dtype=torch.bool
         )
     return media_mask_bt
 
 
-def _kinds_drawn(rows: Sequence[Example]) -> list[str]:
-    return sorted({drawing.kind for row in rows for drawing in row.generation_targets})
-
-
-def _packed_drawn(
-    kind: str, rows: Sequence[Example], firsts: Sequence[int], length: int
+def _packed_generation_targets(
+    kind: str, examples: Sequence[Example], offsets: Sequence[int], length: int
 ) -> GenerationTargets:
-    """As `_drawn`, with all rows in one."""
-    drawn = _drawn(kind, rows, firsts, length)
-    return replace(drawn, media_mask_bt=drawn.media_mask_bt.any(0, keepdim=True))
+    """Return the same as `_generation_targets`, for one sequence of all examples."""
+    targets = _generation_targets(kind, examples, offsets, length)
+    return replace(targets, media_mask_bt=targets.media_mask_bt.any(0, keepdim=True))
 
 
-def _drawn(
-    kind: str, rows: Sequence[Example], firsts: Sequence[int], length: int
+def _generation_targets(
+    kind: str, examples: Sequence[Example], offsets: Sequence[int], length: int
 ) -> GenerationTargets:
-    placed = [drawing for row in rows for drawing in row.generation_targets if drawing.kind == kind]
-    ids = [drawing.ids for drawing in placed if drawing.ids is not None]
-    values = [drawing.input_values for drawing in placed if drawing.input_values is not None]
-    embedded = [drawing.embedded for drawing in placed if drawing.embedded is not None]
-    keys = [drawing.key for drawing in placed if drawing.ids is not None and drawing.key]
+    targets = [
+        target
+        for example in examples
+        for target in example.generation_targets
+        if target.kind == kind
+    ]
+    ids = [target.ids for target in targets if target.ids is not None]
+    values = [target.input_values for target in targets if target.input_values is not None]
+    embedded = [target.embedded for target in targets if target.embedded is not None]
+    keys = [target.key for target in targets if target.ids is not None and target.key]
     return GenerationTargets(
-        media_mask_bt=_places(kind, rows, firsts, length),
-        seeds_g=torch.tensor([drawing.seed for drawing in placed]),
+        media_mask_bt=_media_mask(kind, examples, offsets, length),
+        seeds_g=torch.tensor([target.seed for target in targets]),
         ids_xl=torch.tensor(ids) if ids else torch.zeros(0, 0, dtype=torch.long),
         input_values=torch.stack(values) if values else torch.zeros(0),
         cached_embeds=torch.stack(embedded) if embedded else None,
-        cached_g=torch.tensor([drawing.ids is None for drawing in placed]) if embedded else None,
+        cached_g=torch.tensor([target.ids is None for target in targets]) if embedded else None,
         keys=tuple(keys),
     )
 
 
+def _decoder(answers: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+    """Return a decoder's input and labels (b, s); as in T5, the padding token starts an answer."""
+    length = max(1, *map(len, answers))
+    decoder_bs = torch.full((len(answers), length), pad_id)
+    labels_bs = torch.full((len(answers), length), IGNORED)
+    for row, ids in enumerate(answers):
+        decoder_bs[row, 1 : len(ids)] = torch.tensor(ids[:-1], dtype=torch.long)
+        labels_bs[row, : len(ids)] = torch.tensor(ids, dtype=torch.long)
+    return decoder_bs, labels_bs
+
+
 def _tensor(values: Sequence[int]) -> Tensor:
-    """Return integers as a tensor; through NumPy, which reads a list in a tenth of torch's time."""
+    """Return integers as a tensor; NumPy reads a list ten times faster than torch does."""
     return torch.from_numpy(np.array(values, dtype=np.int64))
 
 
 def _texts(texts: Sequence[Sequence[int]]) -> TextIds:
     length = max(1, *map(len, texts))
-    ids_bl = torch.zeros(len(texts), length, dtype=torch.long)  # BERT's padding
+    ids_bl = torch.zeros(len(texts), length, dtype=torch.long)  # BERT's padding token
     mask_bl = torch.zeros(len(texts), length, dtype=torch.long)
-    for number, ids in enumerate(texts):
-        ids_bl[number, : len(ids)] = torch.tensor(ids, dtype=torch.long)
-        mask_bl[number, : len(ids)] = 1
+    for row, ids in enumerate(texts):
+        ids_bl[row, : len(ids)] = torch.tensor(ids, dtype=torch.long)
+        mask_bl[row, : len(ids)] = 1
     return TextIds(ids_bl=ids_bl, mask_bl=mask_bl)
-
-
-def _decoder(answers: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
-    """Return a decoder's input and labels (b, s); as T5 has it, padding starts an answer."""
-    length = max(1, *map(len, answers))
-    decoder_bs = torch.full((len(answers), length), pad_id)
-    labels_bs = torch.full((len(answers), length), IGNORED)
-    for number, ids in enumerate(answers):
-        decoder_bs[number, 1 : len(ids)] = torch.tensor(ids[:-1], dtype=torch.long)
-        labels_bs[number, : len(ids)] = torch.tensor(ids, dtype=torch.long)
-    return decoder_bs, labels_bs
-
-
-def dummy_example(pad_id: int, *, seq2seq: bool) -> Example:
-    """Return a row that stands for no sample: one token that is no target."""
-    return Example(ids=[pad_id], labels=[IGNORED], kinds=[""], answer=[] if seq2seq else None)

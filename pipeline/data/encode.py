@@ -1,4 +1,4 @@
-"""One sample to one training row: prompt, tokens, labels, places of media, encoders' inputs."""
+"""One sample to one `Example`: token ids, labels, and the decoded media as encoder inputs."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from model.spec.qformer import QFormer
 from pipeline.data.chat_template import assistant_text
 from pipeline.data.features import FeatureReader, NoFeatures
 from pipeline.data.generation_targets import GenerationTarget, GenerationTargetEncoder
-from pipeline.data.readers import read
+from pipeline.data.readers import read_medium
 from pipeline.data.tokenize import SampleTokenizer, TokenizedSample
 
 
 @dataclass(frozen=True, kw_only=True)
 class MediumInput:
-    """One medium of a row.
+    """One input medium of an example.
 
     Args:
         kind: of medium.
-        start: the token before which it begins, what stands before it included.
-        first: the first of its places.
-        values: the encoder's input (f, *shape); None where its features are known.
-        text: the instruction's ids, for projectors that read it; None for the others.
-        features: what the encoder makes of it (f, n, d); None where that is not known.
-        key: what its features are to be kept under; empty where none are kept.
+        start: the token at which it starts, including the text before it.
+        first: its first position.
+        input_values: the encoder's input (f, *shape); None where its features are cached.
+        text: ids of the instruction, for projectors that read it; None for the others.
+        features: the encoder's cached output (f, n, d); None where it is not cached.
+        key: the cache key for its features; empty where they are not to be cached.
     """
 
     kind: str
@@ -50,14 +50,15 @@ class Example:
 
     Args:
         ids, labels: t token ids, and the same where they are targets, else `IGNORED`.
-        kinds: per token the kind of medium whose place it is, or "" for text.
-        media: one entry a medium that goes in.
-        generation_targets: one entry a medium that comes out.
+        kinds: per token the kind of medium that its position belongs to, or "" for text.
+        media: the input media.
+        generation_targets: the media to be generated.
         context: tokens before the last answer.
-        answer: what a seq2seq backbone's decoder is to say; None for a causal one.
-        sentence: what the assistant says, in the vocabulary of who reads sentences, if anyone.
-        id: the sample's, for people.
-        source: the number of the data folder that it lies in.
+        answer: the decoder's target of a seq2seq backbone; None for a causal one.
+        sentence: the assistant's text in the vocabulary of the Q-Former's text half or of the
+            P-Former; empty for other models.
+        id: the sample's, for log lines.
+        source: the index of its data folder.
     """
 
     ids: list[int]
@@ -76,19 +77,20 @@ class SampleEncoder:
     """Encodes samples for one model and one kind of prompt.
 
     Args:
-        spec: the model; says which media it takes and how many tokens each becomes.
+        spec: the model; it determines the kinds of media and how many tokens each becomes.
         tokenizer: the backbone's, a fast one.
         prompt: `plain`, `chat` or `sentences`, see `model.spec.Stage`.
-        max_tokens: longer rows are cut at the end; a medium that would be cut is an error.
+        max_tokens: longer samples are truncated; a medium that would be cut is an error.
         text_tokenizer: of the projectors that read the instruction, if there are any.
-        sentences: of the part that reads what the assistant says, if there is one. Each sample
-            then is a sentence and one medium of its kind, or none where that is of use, too.
-        features: which media's features are known.
-        drawing: encodes what the assistant draws, in a stage that learns it.
+        sentences: of a Q-Former's text half or a P-Former. Each sample then is a sentence and one
+            medium of the reader's kind; without `pairs`, a sentence alone is enough.
+        features: the feature cache.
+        generation_targets: encodes the media that the assistant generates, in a stage that trains
+            generation.
 
     Attributes:
-        end: the tokens that end an answer.
-        seq2seq: whether a decoder answers, and only the last turn.
+        end_ids: the tokens that end an answer.
+        seq2seq: whether the backbone has a decoder, which answers only the last turn.
     """
 
     def __init__(
@@ -101,161 +103,162 @@ class SampleEncoder:
         text_tokenizer: PreTrainedTokenizerBase | None = None,
         sentences: SentenceReader | None = None,
         features: FeatureReader | None = None,
-        drawing: GenerationTargetEncoder | None = None,
+        generation_targets: GenerationTargetEncoder | None = None,
     ) -> None:
         self._features = features or NoFeatures()
-        self._drawing = drawing
-        self._slots: dict[str, InputBranchSpec] = {slot.modality: slot for slot in spec.inputs}
-        outputs = tuple(drawing.slots.values()) if drawing else ()
-        self._drafter = SampleTokenizer(
+        self._generation_targets = generation_targets
+        self._inputs: dict[str, InputBranchSpec] = {b.modality: b for b in spec.inputs}
+        outputs = tuple(generation_targets.branches.values()) if generation_targets else ()
+        self._tokenizer = SampleTokenizer(
             spec, tokenizer, prompt=prompt, max_tokens=max_tokens, outputs=outputs
         )
         self._text_tokenizer = text_tokenizer
         self._sentences = sentences
         self._prompt = prompt
-        self.seq2seq = self._drafter.seq2seq
-        self.end = self._drafter.end
+        self.seq2seq = self._tokenizer.seq2seq
+        self.end_ids = self._tokenizer.end_ids
 
-    def draft(self, sample: Sample) -> TokenizedSample | None:
-        """Lay out a sample's text for `row`; None where a sentence is read, which `row` does.
+    def tokenize(self, sample: Sample) -> TokenizedSample | None:
+        """Tokenize a sample for `encode`; None with sentences, which `encode` tokenizes itself.
 
         Raises:
-            SampleError: as `row` does, but for media that cannot be decoded.
+            SampleError: as `encode` does, except for media that cannot be decoded.
         """
         if self._sentences is not None:
             return None
-        kinds = [medium.kind for medium in sample.media]
-        return self._drafter.draft(sample.id, sample.turns, kinds, cut=True)
+        return self._tokenize(sample, sample.turns, truncate=True)
 
-    def row(
-        self, sample: Sample, draft: TokenizedSample | None = None, *, position: int = 0
+    def encode(
+        self, sample: Sample, tokenized: TokenizedSample | None = None, *, position: int = 0
     ) -> Example:
         """Encode a sample for training: the assistant's turns are the targets.
 
         Args:
-            sample: what is encoded.
-            draft: its text, if it is laid out already.
-            position: of the sample in the run's stream, which its noise is drawn by.
+            sample: to encode.
+            tokenized: the result of `tokenize`, if it is available already.
+            position: of the sample in the run's stream; it seeds the noise of eq. 5.
 
         Raises:
             SampleError: media that cannot be decoded or that the model does not take, or
-                a sample whose media do not fit in `max_tokens`; where sentences are read, one
-                that is no pair of a medium and a sentence.
+                a sample whose media do not fit in `max_tokens`; with sentences, a sample that is
+                not a pair of a medium and a sentence.
         """
         if self._sentences is None:
-            return self._encode(sample, sample.turns, cut=True, draft=draft, position=position)
-        return self._pair(sample, self._sentences)
+            tokenized = tokenized or self._tokenize(sample, sample.turns, truncate=True)
+            return self._encode(sample, tokenized, position=position)
+        return self._encode_pair(sample, self._sentences)
 
-    def _pair(self, sample: Sample, reader: SentenceReader) -> Example:
-        """Encode a medium and what is said of it, or with the prompt `sentences` that alone."""
+    def _encode_pair(self, sample: Sample, reader: SentenceReader) -> Example:
+        """Encode a medium and its sentence, or with the prompt `sentences` the sentence alone."""
         text = assistant_text(sample.turns)
         if not text:
-            raise SampleError(f"sample {sample.id}: the assistant says nothing")
+            raise SampleError(f"sample {sample.id}: has no text from the assistant")
         if self._prompt == "sentences":
-            asked = Turn(role="user", text=PLACEHOLDERS[reader.kind])
-            turns = (asked, Turn(role="assistant", text=text))
-            draft = self._drafter.draft(sample.id, turns, [reader.kind], cut=True)
-            [(start, first)] = draft.starts
-            unread = torch.zeros(0)
-            media = MediumInput(kind=reader.kind, start=start, first=first, input_values=unread)
-            return replace(_row(draft, (media,)), sentence=reader.ids(text))
+            user = Turn(role="user", text=PLACEHOLDERS[reader.kind])
+            turns = (user, Turn(role="assistant", text=text))
+            tokenized = self._tokenizer.tokenize(sample.id, turns, [reader.kind], truncate=True)
+            [(start, first)] = tokenized.media_starts
+            empty = torch.zeros(0)
+            media = MediumInput(kind=reader.kind, start=start, first=first, input_values=empty)
+            return replace(_example(tokenized, (media,)), sentence=reader.ids(text))
         kinds = [medium.kind for medium in sample.media]
         if kinds != [reader.kind] and (kinds or reader.pairs):
             raise SampleError(
                 f"sample {sample.id}: {len(sample.media)} media, want one {reader.kind}"
             )
-        row = self._encode(sample, sample.turns, cut=True)
-        return replace(row, sentence=reader.ids(text))
+        example = self._encode(sample, self._tokenize(sample, sample.turns, truncate=True))
+        return replace(example, sentence=reader.ids(text))
 
-    def question(self, sample: Sample) -> Example:
-        """Encode everything before the last answer, for the model to go on from.
+    def encode_prompt(self, sample: Sample) -> Example:
+        """Encode everything before the last answer, for generation.
 
         Raises:
-            SampleError: as `row` does, or the last turn is not the assistant's, or draws.
+            SampleError: as `encode` does, or if the last turn is not text of the assistant.
         """
         if sample.turns[-1].role != "assistant":
             raise SampleError(f"sample {sample.id}: the last turn is not the assistant's")
         if PLACEHOLDER_PATTERN.search(sample.turns[-1].text):
             raise SampleError(f"sample {sample.id}: its answer holds media, want text")
         turns = (*sample.turns[:-1], Turn(role="assistant", text=""))
-        return self._encode(sample, turns, cut=False)
+        return self._encode(sample, self._tokenize(sample, turns, truncate=False))
 
-    def _encode(
-        self,
-        sample: Sample,
-        turns: Sequence[Turn],
-        *,
-        cut: bool,
-        draft: TokenizedSample | None = None,
-        position: int = 0,
-    ) -> Example:
-        if draft is None:
-            kinds = [medium.kind for medium in sample.media]
-            draft = self._drafter.draft(sample.id, turns, kinds, cut=cut)
+    def _tokenize(
+        self, sample: Sample, turns: Sequence[Turn], *, truncate: bool
+    ) -> TokenizedSample:
+        kinds = [medium.kind for medium in sample.media]
+        return self._tokenizer.tokenize(sample.id, turns, kinds, truncate=truncate)
+
+    def _encode(self, sample: Sample, tokenized: TokenizedSample, *, position: int = 0) -> Example:
         media: list[MediumInput] = []
         targets: list[GenerationTarget] = []
-        parts = zip(
-            sample.media, draft.ways, draft.starts, _instructions(sample.turns), strict=True
+        columns = zip(
+            sample.media,
+            tokenized.branch_kinds,
+            tokenized.media_starts,
+            _instructions(sample.turns),
+            strict=True,
         )
-        for number, (medium, way, places, instruction) in enumerate(parts):
-            if way == medium.kind:
-                media.append(self._placed(sample, medium, places, instruction))
+        for number, (medium, branch_kind, starts, instruction) in enumerate(columns):
+            if branch_kind == medium.kind:
+                media.append(self._medium_input(sample, medium, starts, instruction))
             else:
-                assert self._drawing is not None
-                targets.append(self._drawing.placed(sample, number, way, position))
-        return replace(_row(draft, tuple(media)), generation_targets=tuple(targets))
+                assert self._generation_targets is not None
+                targets.append(
+                    self._generation_targets.encode(sample, number, branch_kind, position)
+                )
+        return replace(_example(tokenized, tuple(media)), generation_targets=tuple(targets))
 
-    def _placed(
-        self, sample: Sample, medium: Medium, places: tuple[int, int], instruction: str
+    def _medium_input(
+        self, sample: Sample, medium: Medium, starts: tuple[int, int], instruction: str
     ) -> MediumInput:
-        """Return a medium with its features if they are known, or else decoded."""
+        """Return a medium with its features if they are cached, else decoded."""
         found = self._features.find(medium)
-        known = found is not None and found.features is not None
-        start, first = places
+        cached = found is not None and found.features is not None
+        start, first = starts
         return MediumInput(
             kind=medium.kind,
             start=start,
             first=first,
-            input_values=None if known else self._values(sample, medium),
-            text=self._text_ids(self._slots[medium.kind], instruction),
+            input_values=None if cached else self._input_values(sample, medium),
+            text=self._text_ids(self._inputs[medium.kind], instruction),
             features=found.features if found else None,
             key=found.key if found else b"",
         )
 
-    def _text_ids(self, slot: InputBranchSpec, instruction: str) -> tuple[int, ...] | None:
-        projector = slot.projector
+    def _text_ids(self, branch: InputBranchSpec, instruction: str) -> tuple[int, ...] | None:
+        projector = branch.projector
         if not isinstance(projector, QFormer) or not projector.reads_text:
             return None
         if self._text_tokenizer is None:
-            raise ValueError(f"slot {slot.modality!r} reads text: a text_tokenizer is needed")
+            raise ValueError(f"input branch {branch.modality!r} reads text: want a text_tokenizer")
         ids: list[int] = self._text_tokenizer(
             instruction, truncation=True, max_length=projector.max_text
         )["input_ids"]
         return tuple(ids)
 
-    def _values(self, sample: Sample, medium: Medium) -> Tensor:
-        slot = self._slots[medium.kind]
+    def _input_values(self, sample: Sample, medium: Medium) -> Tensor:
+        branch = self._inputs[medium.kind]
         try:
-            return preprocess(slot.encoder, read(medium, slot))
+            return preprocess(branch.encoder, read_medium(medium, branch))
         except (OSError, ValueError) as error:
             raise SampleError(
                 f"sample {sample.id}: its {medium.kind} cannot be decoded ({error})"
             ) from error
 
 
-def _row(draft: TokenizedSample, media: tuple[MediumInput, ...]) -> Example:
+def _example(tokenized: TokenizedSample, media: tuple[MediumInput, ...]) -> Example:
     return Example(
-        ids=draft.ids,
-        labels=draft.labels,
-        kinds=draft.kinds,
+        ids=tokenized.ids,
+        labels=tokenized.labels,
+        kinds=tokenized.kinds,
         media=media,
-        context=min(draft.context, len(draft.ids)),
-        answer=draft.answer,
+        context=min(tokenized.context, len(tokenized.ids)),
+        answer=tokenized.answer_ids,
     )
 
 
 def _instructions(turns: Sequence[Turn]) -> list[str]:
-    """Return, per medium in reading order, what is said in the turn that holds it."""
+    """Return, per medium in reading order, the text of its turn."""
     return [
         PLACEHOLDER_PATTERN.sub("", turn.text).strip()
         for turn in turns

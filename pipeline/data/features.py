@@ -1,4 +1,4 @@
-"""Cached features as the data pipeline asks for them; `pipeline.feature_cache` answers."""
+"""The protocol by which the data pipeline reads cached features; see `pipeline.feature_cache`."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from etl.storage.schema import Medium
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
-    """What is cached of a medium, or of a text.
+class CachedFeatures:
+    """The cache's entry for a medium or a text.
 
     Args:
-        key: what its features are cached under.
-        features: (f, n, d), of a text (l, w); None where they are not cached.
+        key: the cache key.
+        features: (f, n, d), of a text (l, w); None where they are not cached yet.
     """
 
     key: bytes
@@ -24,20 +24,20 @@ class Found:
 
 
 class FeatureReader(Protocol):
-    """Looks features up by medium or text; None where that kind is not cached."""
+    """Looks features up by medium or text; returns None for kinds that are not cached."""
 
-    def find(self, medium: Medium) -> Found | None:
-        """Return what is cached of a medium."""
+    def find(self, medium: Medium) -> CachedFeatures | None:
+        """Return the entry of a medium."""
 
-    def find_text(self, kind: str, text: str) -> Found | None:
-        """Return what is cached of a text that describes a medium to be generated."""
+    def find_text(self, kind: str, text: str) -> CachedFeatures | None:
+        """Return the entry of a caption, for the medium of `kind` that it describes."""
 
 
 class NoFeatures:
-    """Reads no cache."""
+    """A reader without a cache."""
 
-    def find(self, medium: Medium) -> Found | None:
+    def find(self, medium: Medium) -> CachedFeatures | None:
         """Return None."""
 
-    def find_text(self, kind: str, text: str) -> Found | None:
+    def find_text(self, kind: str, text: str) -> CachedFeatures | None:
         """Return None."""

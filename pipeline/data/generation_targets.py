@@ -1,4 +1,4 @@
-"""Media that the backbone is to say: what is told of them, and what its generators compare with."""
+"""Media that the model generates: their captions, and the targets of eq. 4 and 5."""
 
 from __future__ import annotations
 
@@ -17,21 +17,22 @@ from pipeline.data.features import FeatureReader
 from pipeline.data.readers import read_image
 
 CAPTIONS = "captions"
-"""In a sample's lineage: a JSON list of what is told of each of its media (`etl.sources`)."""
+"""The lineage field with a JSON list of the captions of a sample's media (`etl.sources`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationTarget:
-    """One medium of a row that comes out.
+    """One medium of an example that the model generates.
 
     Args:
         kind: `to_image`.
-        seed: of what eq. 5 draws.
-        ids: of what is told of it, padded, in the generator's vocabulary; None where its embedding
-            is known.
-        values: the medium for eq. 5; None where that is not wanted.
-        embedded: what the generator's text encoder makes of the text (l, w), if that is known.
-        key: what that is to be kept under; empty where it is not kept.
+        seed: of the noise and the time step of eq. 5.
+        ids: of its caption, padded, in the vocabulary of the generator's text encoder; None where
+            the caption's embedding is cached.
+        input_values: the medium, for eq. 5; None in a stage without eq. 5.
+        embedded: the caption's cached embedding (l, w) by the generator's text encoder; None where
+            it is not cached.
+        key: the cache key for the embedding; empty where it is not to be cached.
     """
 
     kind: str
@@ -43,112 +44,110 @@ class GenerationTarget:
 
 
 class GenerationTargetEncoder:
-    """Encodes media that come out.
+    """Encodes the media that the model generates.
 
     Args:
-        slots: the ways out that a stage uses.
-        tokenizers: by kind, of the generators' text encoders.
-        denoises: whether eq. 5 is wanted, which needs the media themselves.
+        branches: the output branches in use.
+        tokenizers: of the generators' text encoders, by kind.
+        denoises: whether the stage trains eq. 5, which needs the media themselves.
         seed: the run's.
-        known: which texts' embeddings are known.
+        features: the cache of caption embeddings.
     """
 
     def __init__(
         self,
-        slots: Sequence[OutputBranchSpec],
+        branches: Sequence[OutputBranchSpec],
         tokenizers: Mapping[str, PreTrainedTokenizerBase],
         *,
         denoises: bool,
         seed: int,
-        known: FeatureReader,
+        features: FeatureReader,
     ) -> None:
-        self.slots = {slot.kind: slot for slot in slots}
+        self.branches = {branch.kind: branch for branch in branches}
         self._tokenizers = tokenizers
         self._denoises = denoises
         self._seed = seed
-        self._known = known
+        self._features = features
 
-    def placed(self, sample: Sample, number: int, kind: str, position: int) -> GenerationTarget:
-        """Return a sample's medium as what is to be drawn.
+    def encode(self, sample: Sample, number: int, kind: str, position: int) -> GenerationTarget:
+        """Encode one medium of a sample.
 
         Args:
-            sample: whose medium.
+            sample: that holds the medium.
             number: of the medium in the sample.
             kind: `to_image`.
-            position: of the sample in the run's stream: with seed and number, it decides the noise.
+            position: of the sample in the run's stream; with seed and number it seeds the noise.
 
         Raises:
             SampleError: a medium that cannot be decoded.
         """
         text = captions(sample.turns, sample.lineage)[number]
-        found = self._known.find_text(kind, text)
-        known = found is not None and found.features is not None
-        slot = self.slots[kind]
+        found = self._features.find_text(kind, text)
+        cached = found is not None and found.features is not None
+        branch, medium = self.branches[kind], sample.media[number]
         seed = np.random.SeedSequence((self._seed, position, number)).generate_state(1)[0]
         return GenerationTarget(
             kind=kind,
             seed=int(seed),
-            ids=None if known else caption_ids(self._tokenizers[kind], slot, text),
-            input_values=self._values(sample, sample.media[number], slot)
-            if self._denoises
-            else None,
+            ids=None if cached else tokenize_caption(self._tokenizers[kind], branch, text),
+            input_values=self._input_values(sample, medium, branch) if self._denoises else None,
             embedded=found.features if found else None,
             key=found.key if found else b"",
         )
 
-    def _values(self, sample: Sample, medium: Medium, slot: OutputBranchSpec) -> Tensor:
+    def _input_values(self, sample: Sample, medium: Medium, branch: OutputBranchSpec) -> Tensor:
         try:
-            return preprocess_target(slot, read_image(medium.data))
+            return preprocess_target(branch, read_image(medium.data))
         except (OSError, ValueError) as error:
             raise SampleError(
                 f"sample {sample.id}: its {medium.kind} cannot be decoded ({error})"
             ) from error
 
 
-def caption_ids(
-    tokenizer: PreTrainedTokenizerBase, slot: OutputBranchSpec, text: str
+def tokenize_caption(
+    tokenizer: PreTrainedTokenizerBase, branch: OutputBranchSpec, text: str
 ) -> tuple[int, ...]:
-    """Return a text's ids, cut or padded to what the generator's text encoder takes."""
+    """Return a caption's ids, truncated or padded to the length of the generator's text encoder."""
     ids: list[int] = tokenizer(
-        text, truncation=True, padding="max_length", max_length=slot.generator.text_tokens
+        text, truncation=True, padding="max_length", max_length=branch.generator.text_tokens
     )["input_ids"]
     return tuple(ids)
 
 
 def captions(turns: Sequence[Turn], lineage: Mapping[str, str]) -> list[str]:
-    """Return what is told of each medium of a sample, in reading order.
+    """Return the caption of each medium of a sample, in reading order.
 
-    That is what its lineage says, as of NExT-GPT's data; else the other words of its turn; else
-    those of the turn before: of a pair in which the user asks for a picture, the caption.
+    The caption in the lineage comes first, as in NExT-GPT's data; without one, the text of the
+    medium's own turn; without that, the text of the turn before, such as a user's request.
     """
-    written = json.loads(lineage.get(CAPTIONS, "[]"))
-    told: list[str] = []
+    given = json.loads(lineage.get(CAPTIONS, "[]"))
+    found: list[str] = []
     before = ""
     for turn in turns:
-        said = " ".join(PLACEHOLDER_PATTERN.sub(" ", turn.text).split())
+        text = " ".join(PLACEHOLDER_PATTERN.sub(" ", turn.text).split())
         for _ in PLACEHOLDER_PATTERN.findall(turn.text):
-            own = written[len(told)] if len(told) < len(written) else ""
-            told.append(own or said or before)
-        before = said or before
-    return told
+            own = given[len(found)] if len(found) < len(given) else ""
+            found.append(own or text or before)
+        before = text or before
+    return found
 
 
-def ways(
+def branch_kinds(
     turns: Sequence[Turn], kinds: Sequence[str], outputs: Sequence[OutputBranchSpec]
 ) -> list[str]:
-    """Return, per medium in reading order, its kind as of `Stage.kinds`.
+    """Return, per medium in reading order, the branch that it takes, as in `Stage.kinds`.
 
-    A medium that the assistant says comes out (`to_image`) where the stage has a way out for it;
-    all others go in.
+    A medium in an assistant's turn takes the stage's output branch for it (`to_image`) if there is
+    one; all others take their input branch.
 
     Args:
         turns: with a placeholder for each medium.
         kinds: of the media.
-        outputs: the ways out that the stage uses.
+        outputs: the output branches of the stage.
     """
-    out: dict[str, str] = {slot.modality: slot.kind for slot in outputs}
-    speakers = [turn.role for turn in turns for _ in PLACEHOLDER_PATTERN.findall(turn.text)]
+    by_modality: dict[str, str] = {branch.modality: branch.kind for branch in outputs}
+    roles = [turn.role for turn in turns for _ in PLACEHOLDER_PATTERN.findall(turn.text)]
     return [
-        out.get(kind, kind) if role == "assistant" else kind
-        for role, kind in zip(speakers, kinds, strict=True)
+        by_modality.get(kind, kind) if role == "assistant" else kind
+        for role, kind in zip(roles, kinds, strict=True)
     ]

@@ -1,10 +1,10 @@
-"""What each sample takes, told from texts and the spec alone; cached beside the shards.
+"""The length of every sample in tokens and media, from texts alone; cached next to the shards.
 
-    DATA/.lengths/KEY.arrow     tokens, targets, media of each kind, and why it cannot be used
+    DATA/.lengths/KEY.arrow     tokens, targets, media of each kind, and the skip reason if any
 
-The key is of the shards and of what decides the tokens (tokenizer, prompt, template, tokens of a
-medium). Of the ranks of one machine the first that comes counts, the others wait for its lock.
-Nobody is in a process group yet, so nothing can time out.
+The key covers the shards and all that determines the tokens (tokenizer, prompt, template, tokens
+per medium). The first rank of a machine computes the lengths, the others wait for its lock; this is
+before any process group exists, so no collective can time out.
 """
 
 from __future__ import annotations
@@ -34,63 +34,68 @@ from pipeline.data.tokenize import SampleTokenizer
 log = logging.getLogger(__name__)
 
 _FOLDER = ".lengths"
-_ALONE = 20_000
-"""Rows up to which other processes would take longer to start than to help."""
+_MAX_SINGLE_PROCESS = 20_000
+"""Samples up to which a process pool takes longer to start than it saves."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lengths:
-    """What each row of the data takes; n rows.
+    """The lengths of all n samples.
 
     Args:
-        tokens_n: of the backbone, after truncation; 0 for what cannot be used.
-        targets_n: tokens that are learnt.
-        media_n: media of each kind, both ways; 0 of what cannot be used.
-        faults: why a row cannot be used; rows that can are not in it.
+        tokens_n: of the backbone, after truncation; 0 for skipped samples.
+        targets_n: tokens that are targets.
+        media_n: media of each kind, inputs and generation targets; 0 for skipped samples.
+        skip_reasons: by row, why a sample cannot be used; samples that can be are not in it.
     """
 
     tokens_n: NDArray[np.int32]
     targets_n: NDArray[np.int32]
     media_n: dict[str, NDArray[np.uint16]]
-    faults: dict[int, str]
+    skip_reasons: dict[int, str]
 
     def __len__(self) -> int:
         return len(self.tokens_n)
 
 
 def read_lengths(
-    folders: Sequence[Path], drafter: SampleTokenizer, kinds: Sequence[str], *, spare: Path
+    folders: Sequence[Path],
+    tokenizer: SampleTokenizer,
+    kinds: Sequence[str],
+    *,
+    fallback: Path,
 ) -> Lengths:
-    """Return the lengths of all rows of data folders, counting them where that was not done yet.
+    """Return the lengths of all samples of data folders; compute those that are not cached.
 
     Args:
         folders: complete folders of shards, in order.
-        drafter: lays samples out.
+        tokenizer: of the samples.
         kinds: of media in the stage (`Stage.kinds`).
-        spare: where the cache goes for folders that cannot be written.
+        fallback: folder of the cache for data folders that are not writable.
     """
-    parts = [_folder_lengths(folder, drafter, kinds, spare) for folder in folders]
-    faults: dict[int, str] = {}
+    tables = [_folder_lengths(folder, tokenizer, kinds, fallback) for folder in folders]
+    skip_reasons: dict[int, str] = {}
     first = 0
-    for part in parts:
-        (bad,) = np.nonzero(~part["fault"].is_null().to_numpy())
-        faults |= {first + row: part["fault"][row].as_py() for row in bad.tolist()}
-        first += part.num_rows
+    for table in tables:
+        column = table["skip_reason"]
+        (skipped,) = np.nonzero(~column.is_null().to_numpy())
+        skip_reasons |= {first + row: column[row].as_py() for row in skipped.tolist()}
+        first += table.num_rows
     return Lengths(
-        tokens_n=_joined(parts, "tokens"),
-        targets_n=_joined(parts, "targets"),
-        media_n={kind: _joined(parts, f"media.{kind}") for kind in kinds},
-        faults=faults,
+        tokens_n=_concatenate(tables, "tokens"),
+        targets_n=_concatenate(tables, "targets"),
+        media_n={kind: _concatenate(tables, f"media.{kind}") for kind in kinds},
+        skip_reasons=skip_reasons,
     )
 
 
-def _joined(parts: Sequence[pa.Table], name: str) -> NDArray[Any]:
-    chunks = [chunk.to_numpy() for part in parts for chunk in part[name].chunks]
+def _concatenate(tables: Sequence[pa.Table], name: str) -> NDArray[Any]:
+    chunks = [chunk.to_numpy() for table in tables for chunk in table[name].chunks]
     return chunks[0] if len(chunks) == 1 else np.concatenate(chunks)
 
 
 def _folder_lengths(
-    folder: Path, drafter: SampleTokenizer, kinds: Sequence[str], spare: Path
+    folder: Path, tokenizer: SampleTokenizer, kinds: Sequence[str], fallback: Path
 ) -> pa.Table:
     shards = ShardSet([folder], verify=False)
     cache = folder / _FOLDER
@@ -100,13 +105,13 @@ def _folder_lengths(
     except OSError:
         writable = False
     if not writable:
-        cache = spare / _FOLDER
+        cache = fallback / _FOLDER
         cache.mkdir(parents=True, exist_ok=True)
-    path = cache / f"{drafter.key[:16]}-{shards.fingerprint[:16]}.arrow"
+    path = cache / f"{tokenizer.key[:16]}-{shards.fingerprint[:16]}.arrow"
     if not path.is_file():
         with _lock(path.with_suffix(".lock")):
             if not path.is_file():
-                _count(path, folder, shards, drafter, kinds)
+                _write_lengths(path, folder, shards, tokenizer, kinds)
     with pa.memory_map(str(path)) as source, pa.ipc.open_file(source) as reader:
         table: pa.Table = reader.read_all()
     if table.num_rows != len(shards):
@@ -121,77 +126,77 @@ def _lock(path: Path) -> Iterator[None]:
         yield
 
 
-def _count(
-    path: Path, folder: Path, shards: ShardSet, drafter: SampleTokenizer, kinds: Sequence[str]
+def _write_lengths(
+    path: Path, folder: Path, shards: ShardSet, tokenizer: SampleTokenizer, kinds: Sequence[str]
 ) -> None:
-    """Lay out every sample's text and write down what it takes."""
-    log.info("%s: counts the tokens of %d samples, once", folder, len(shards))
+    """Tokenize every sample and write the lengths."""
+    log.info("%s: counting the tokens of %d samples, once", folder, len(shards))
     schema = pa.schema(
         [
             ("tokens", pa.int32()),
             ("targets", pa.int32()),
             *((f"media.{kind}", pa.uint16()) for kind in kinds),
-            ("fault", pa.string()),
+            ("skip_reason", pa.string()),
         ]
     )
     batches = shards.batches(["id", "turns", "media.kind"])
+    count = _LengthCounter(tokenizer, tuple(kinds))
     with atomic_file(path) as stream, pa.ipc.new_file(stream, schema) as writer:
-        for columns in _measured(batches, len(shards), _Measure(drafter, tuple(kinds))):
+        for columns in _map_batches(batches, len(shards), count):
             writer.write_table(pa.table(columns, schema=schema))
 
 
-class _Measure:
-    """Measures a batch of samples; an object, since it travels to other processes."""
+class _LengthCounter:
+    """Computes the lengths of a batch of samples; an object, since it is pickled for workers."""
 
-    def __init__(self, drafter: SampleTokenizer, kinds: tuple[str, ...]) -> None:
-        self._drafter = drafter
+    def __init__(self, tokenizer: SampleTokenizer, kinds: tuple[str, ...]) -> None:
+        self._tokenizer = tokenizer
         self._kinds = kinds
 
     def __call__(self, table: pa.Table) -> dict[str, list[object]]:
         rows = zip(*(table[name].to_pylist() for name in table.column_names), strict=True)
         columns: dict[str, list[object]] = {"tokens": [], "targets": []}
-        columns |= {f"media.{kind}": [] for kind in self._kinds} | {"fault": []}
-        for name, said, media in rows:
-            turns = [Turn(**turn) for turn in said]
-            length = self._drafter.length(name, turns, media)
+        columns |= {f"media.{kind}": [] for kind in self._kinds} | {"skip_reason": []}
+        for sample_id, turns, media in rows:
+            length = self._tokenizer.length(sample_id, [Turn(**turn) for turn in turns], media)
             columns["tokens"].append(length.tokens)
             columns["targets"].append(length.targets)
-            columns["fault"].append(length.fault)
+            columns["skip_reason"].append(length.skip_reason)
             for kind in self._kinds:
-                columns[f"media.{kind}"].append(length.media.count(kind))
+                columns[f"media.{kind}"].append(length.branch_kinds.count(kind))
         return columns
 
 
-_measure: _Measure | None = None
-"""In a helping process: what it measures with."""
+_count: _LengthCounter | None = None
+"""In a worker process: what it computes."""
 
 
-def _start_helping(measure: _Measure) -> None:
-    global _measure  # noqa: PLW0603 - set once, as the process starts
-    _measure = measure
+def _start_worker(count: _LengthCounter) -> None:
+    global _count  # noqa: PLW0603 - set once, as the process starts
+    _count = count
 
 
-def _help(table: pa.Table) -> dict[str, list[object]]:
-    assert _measure is not None
-    return _measure(table)
+def _count_in_worker(table: pa.Table) -> dict[str, list[object]]:
+    assert _count is not None
+    return _count(table)
 
 
-def _measured(
-    batches: Iterator[pa.Table], rows: int, measure: _Measure
+def _map_batches(
+    batches: Iterator[pa.Table], rows: int, count: _LengthCounter
 ) -> Iterator[dict[str, list[object]]]:
     processes = len(os.sched_getaffinity(0))
-    if rows <= _ALONE or processes == 1:
-        yield from map(measure, batches)
+    if rows <= _MAX_SINGLE_PROCESS or processes == 1:
+        yield from map(count, batches)
         return
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(
-        processes, context, initializer=_start_helping, initargs=(measure,)
+        processes, context, initializer=_start_worker, initargs=(count,)
     ) as pool:
         # A few batches at a time: those of a large corpus do not fit into memory together.
-        waiting: deque[Future[dict[str, list[object]]]] = deque()
+        pending: deque[Future[dict[str, list[object]]]] = deque()
         for batch in batches:
-            waiting.append(pool.submit(_help, batch))
-            if len(waiting) > 4 * processes:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+            pending.append(pool.submit(_count_in_worker, batch))
+            if len(pending) > 4 * processes:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()

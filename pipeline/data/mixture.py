@@ -1,9 +1,9 @@
-"""Mixing: how often each source's rows come in an epoch.
+"""The mix: how often each data folder's samples come in an epoch.
 
-`--mix FOLDER=2` takes a folder's rows twice an epoch, `=0.5` half of them, `=0` none; `=10%` makes
-it a tenth of all that is drawn: the survey's re-blending of text-only instructions (VILA's recipe)
-in one word. A temperature T draws folders nearer to each other in size: in proportion to n^(1/T)
-(Conneau et al. 2020, *XLM-R*, §3.1, with α = 1/T), the epoch as long as before.
+`--mix FOLDER=2` takes each sample of a folder twice an epoch, `=0.5` half of them, `=0` none;
+`=10%` makes the folder a tenth of the epoch, as in VILA's re-blending of text-only instructions. A
+temperature T samples folders in proportion to n^(1/T) (Conneau et al. 2020, *XLM-R*, §3.1, with
+α = 1/T), with the length of the epoch unchanged.
 """
 
 from __future__ import annotations
@@ -17,35 +17,35 @@ from pipeline.config.mix import Mix
 from pipeline.data.shuffle import Source
 
 
-def sources(folders: Sequence[str], rows: Sequence[int], mix: Mix) -> tuple[Source, ...]:
-    """Return what an epoch is made of.
+def build_sources(folders: Sequence[str], rows: Sequence[int], mix: Mix) -> tuple[Source, ...]:
+    """Return the sources of an epoch.
 
     Args:
         folders: the data folders as given.
         rows: of each folder.
-        mix: as asked for.
+        mix: the options.
 
     Raises:
-        UserError: a folder that is not among the data, or shares that leave nothing or more than
-            everything.
+        UserError: a folder that is not among the data, or shares that add up to nothing or to more
+            than everything.
     """
-    times, percents = _shares(folders, mix.shares)
-    evened = [count ** (1 / mix.temperature) for count in rows]
-    scale = sum(rows) / sum(evened)
-    wanted = [
+    times, percents = _parse_shares(folders, mix.shares)
+    tempered = [count ** (1 / mix.temperature) for count in rows]
+    scale = sum(rows) / sum(tempered)
+    sizes = [
         times.get(number, 1.0) * scale * size if number not in percents else 0.0
-        for number, size in enumerate(evened)
+        for number, size in enumerate(tempered)
     ]
     for number, share in percents.items():
-        # Of the rest, since that is 1 - Σ shares of the whole; of everything, if there is no rest.
-        whole = sum(rows) if len(percents) == len(folders) else _whole(wanted, percents)
-        wanted[number] = share * whole
+        # The other folders are 1 - Σ shares of the epoch, if there are any.
+        whole = sum(rows) if len(percents) == len(folders) else _epoch_length(sizes, percents)
+        sizes[number] = share * whole
     if mix.cap is not None:
-        wanted = [min(size, mix.cap * count) for size, count in zip(wanted, rows, strict=True)]
+        sizes = [min(size, mix.cap * count) for size, count in zip(sizes, rows, strict=True)]
     firsts = [sum(rows[:number]) for number in range(len(rows))]
     found = tuple(
-        Source(first=first, rows=count, draws=max(1, round(size)))
-        for first, count, size in zip(firsts, rows, wanted, strict=True)
+        Source(first=first, rows=count, samples_per_epoch=max(1, round(size)))
+        for first, count, size in zip(firsts, rows, sizes, strict=True)
         if size > 0
     )
     if not found:
@@ -53,49 +53,49 @@ def sources(folders: Sequence[str], rows: Sequence[int], mix: Mix) -> tuple[Sour
     return found
 
 
-def _whole(wanted: Sequence[float], percents: Mapping[int, float]) -> float:
-    """Return the length of an epoch of which the percentages leave the others their part."""
-    rest = sum(size for number, size in enumerate(wanted) if number not in percents)
+def _epoch_length(sizes: Sequence[float], percents: Mapping[int, float]) -> float:
+    """Return the length of an epoch in which the percentages leave the other folders their size."""
+    rest = sum(size for number, size in enumerate(sizes) if number not in percents)
     return rest / (1 - sum(percents.values()))
 
 
-def _shares(
-    folders: Sequence[str], words: Sequence[str]
+def _parse_shares(
+    folders: Sequence[str], options: Sequence[str]
 ) -> tuple[dict[int, float], dict[int, float]]:
-    """Return how often a folder's rows come, and which share of all others are to be."""
+    """Return, by the folder's index, the factors and the shares of the epoch."""
     times: dict[int, float] = {}
     percents: dict[int, float] = {}
-    for word in words:
-        name, _, value = word.rpartition("=")
-        number = _folder(name, folders, word)
+    for option in options:
+        name, _, value = option.rpartition("=")
+        number = _find_folder(name, folders, option)
         if number in times or number in percents:
-            raise UserError(f"--mix {word}: {name} has a share already")
+            raise UserError(f"--mix {option}: {name} has a share already")
         try:
             share = float(value.removesuffix("%"))
         except ValueError:
             share = -1.0
         if not 0 <= share < float("inf"):
-            raise UserError(f"--mix {word}: want FOLDER=TIMES or FOLDER=PERCENT%")
+            raise UserError(f"--mix {option}: want FOLDER=TIMES or FOLDER=PERCENT%")
         if value.endswith("%"):
             percents[number] = share / 100
         else:
             times[number] = share
     total = sum(percents.values())
-    alone = len(percents) == len(folders)
-    if (alone and abs(total - 1) > 1e-6) or (not alone and total >= 1):
-        want = "100 % in all" if alone else "less than 100 % in all"
+    only_percents = len(percents) == len(folders)
+    if (only_percents and abs(total - 1) > 1e-6) or (not only_percents and total >= 1):
+        want = "100 % in all" if only_percents else "less than 100 % in all"
         raise UserError(f"--mix: shares of {100 * total:g} %; want {want}")
     return times, percents
 
 
-def _folder(name: str, folders: Sequence[str], word: str) -> int:
+def _find_folder(name: str, folders: Sequence[str], option: str) -> int:
     found = [number for number, folder in enumerate(folders) if folder == name]
     found = found or [n for n, folder in enumerate(folders) if Path(folder).name == name]
     if len(found) == 1:
         return found[0]
     if found:
-        raise UserError(f"--mix {word}: {len(found)} folders are called {name!r}; give the path")
-    known = [Path(folder).name for folder in folders]
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else f"; want one of {', '.join(known)}"
-    raise UserError(f"--mix {word}: {name!r} is no folder of --data{hint}")
+        raise UserError(f"--mix {option}: {len(found)} folders are called {name!r}; give the path")
+    names = [Path(folder).name for folder in folders]
+    close = difflib.get_close_matches(name, names, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else f"; want one of {', '.join(names)}"
+    raise UserError(f"--mix {option}: {name!r} is no folder of --data{hint}")

@@ -1,7 +1,7 @@
-"""Which samples come when and where: step → passes → ranks → samples, without reading any.
+"""The batch sampler: which samples each rank gets in each micro-step, without reading any.
 
-The schedule is a pure function of the data, the mix, the seed and the step; ranks only decide how a
-step is dealt out. So seeking to a step is as cheap as the step itself.
+The result is a pure function of the data, the mix, the seed and the step; the number of ranks only
+decides how the samples of a step are divided. Seeking to a step is as cheap as the step itself.
 """
 
 from __future__ import annotations
@@ -9,13 +9,21 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
 
-from pipeline.data.lengths import Lengths
-from pipeline.data.packing import Deal, Layout, Sizes, assign_to_ranks
+from etl.storage.manifest import read_manifest
+from model.spec.system import InitStage
+from pipeline.config.run_config import RunConfig, packs
+from pipeline.data.lengths import Lengths, read_lengths
+from pipeline.data.mixture import build_sources
+from pipeline.data.packing import Layout, PackedLayout, PaddedLayout, SampleSizes, assign_to_ranks
 from pipeline.data.shuffle import ShuffledStream
+from pipeline.data.tokenize import SampleTokenizer
+from pipeline.forecast.forecast import stage_costs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,32 +33,32 @@ class SampleRef:
     Args:
         position: in the stream of samples.
         row: of the data.
-        fault: why it cannot be used, as far as its text tells; None to read it.
+        skip_reason: why it cannot be used, as far as its text shows; None to try to read it.
     """
 
     position: int
     row: int
-    fault: str | None = None
+    skip_reason: str | None = None
 
 
 Bin = list[SampleRef]
-"""The samples of one rank and pass."""
+"""The samples of one rank and micro-step."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CostModel:
-    """What samples cost, in any one unit: FLOPs, say, see `pipeline.forecast.flops`.
+    """The cost of a sample in any one unit, such as FLOPs; see `pipeline.forecast.flops`.
 
     Args:
-        position, target: of the backbone.
-        pair: of positions of a sample that see each other.
-        media: of one medium of each kind, before the backbone.
+        per_token, per_target: of the backbone.
+        per_pair: of tokens of a sample that attend to each other.
+        per_medium: of each kind, before the backbone.
     """
 
-    position: float = 1.0
-    target: float = 0.0
-    pair: float = 0.0
-    media: Mapping[str, float]
+    per_token: float = 1.0
+    per_target: float = 0.0
+    per_pair: float = 0.0
+    per_medium: Mapping[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,54 +66,120 @@ class BatchSampler:
     """The samples of every step.
 
     Args:
-        order: of the samples.
+        stream: the order of the samples.
         global_batch: samples of a step.
-        layout: how the samples of a rank and pass lie in memory.
-        lengths: of all rows; None where samples are taken as they come.
-        prices: of the samples; they only matter where samples are packed.
+        layout: how the samples of a bin are arranged in a batch.
+        lengths: of all samples; None where they are not needed.
+        cost_model: of the samples; only used for packing.
     """
 
-    order: ShuffledStream
+    stream: ShuffledStream
     global_batch: int
     layout: Layout
     lengths: Lengths | None
-    prices: CostModel
+    cost_model: CostModel
 
     @property
     def steps(self) -> int:
         """Steps of all epochs; the last one may have fewer samples."""
-        return math.ceil(self.order.positions / self.global_batch)
+        return math.ceil(len(self.stream) / self.global_batch)
 
     def step(self, step: int, ranks: int) -> list[list[Bin]]:
-        """Return the bins of a step (counted from 0), by pass and rank."""
+        """Return the bins of a step (counted from 0), by micro-step and rank."""
         first = step * self.global_batch
-        rows = self.order.rows(first, first + self.global_batch)
-        faults = self.lengths.faults if self.lengths else {}
-        places = [
-            SampleRef(position=first + number, row=row, fault=faults.get(row))
+        rows = self.stream.rows(first, first + self.global_batch)
+        skip_reasons = self.lengths.skip_reasons if self.lengths else {}
+        samples = [
+            SampleRef(position=first + number, row=row, skip_reason=skip_reasons.get(row))
             for number, row in enumerate(rows.tolist())
         ]
-        dealt: Deal = assign_to_ranks(self._sizes(rows), self.layout, ranks)
-        return [[[places[sample] for sample in chosen] for chosen in turn] for turn in dealt]
+        assignment = assign_to_ranks(self._sizes(rows), self.layout, ranks)
+        return [
+            [[samples[number] for number in numbers] for numbers in micro_step]
+            for micro_step in assignment
+        ]
 
-    def _sizes(self, rows: NDArray[np.int64]) -> Sizes:
-        zero_n = np.zeros(len(rows))
-        none_n = zero_n.astype(np.int64)
+    def _sizes(self, rows: NDArray[np.int64]) -> SampleSizes:
+        zeros = np.zeros(len(rows))
+        media_n, encoder_cost_n = zeros.astype(np.int64), zeros
         if self.lengths is None:
-            return Sizes(tokens_n=none_n, media_n=none_n, encoding_n=zero_n, thinking_n=zero_n)
-        prices = self.prices
+            return SampleSizes(
+                tokens_n=media_n, media_n=media_n, encoder_cost_n=zeros, backbone_cost_n=zeros
+            )
+        costs = self.cost_model
         tokens_n = self.lengths.tokens_n[rows].astype(np.int64)
-        targets_n = self.lengths.targets_n[rows]
-        media_n, encoding_n = none_n, zero_n
         for kind, count_n in self.lengths.media_n.items():
             media_n = media_n + count_n[rows]
-            encoding_n = encoding_n + prices.media[kind] * count_n[rows]
-        pairs_n = tokens_n * (tokens_n + 1) / 2
-        return Sizes(
+            encoder_cost_n = encoder_cost_n + costs.per_medium[kind] * count_n[rows]
+        return SampleSizes(
             tokens_n=tokens_n,
             media_n=media_n,
-            encoding_n=encoding_n,
-            thinking_n=prices.position * tokens_n
-            + prices.target * targets_n
-            + prices.pair * pairs_n,
+            encoder_cost_n=encoder_cost_n,
+            backbone_cost_n=costs.per_token * tokens_n
+            + costs.per_target * self.lengths.targets_n[rows]
+            + costs.per_pair * (tokens_n * (tokens_n + 1) / 2),
         )
+
+
+def build_sampler(run: RunConfig, tokenizer: PreTrainedTokenizerBase) -> BatchSampler:
+    """Build the sampler of a run; reads all texts where lengths are not cached, and no medium.
+
+    Raises:
+        UserError: a mistake in the data or the mix.
+    """
+    settings = run.settings
+    folders = [Path(folder) for folder in run.data]
+    rows = [read_manifest(folder).rows for folder in folders]
+    stream = ShuffledStream(
+        sources=build_sources(run.data, rows, run.mix), seed=run.seed, epochs=settings.epochs
+    )
+    layout, cost_model = _layout(run), CostModel(per_medium={})
+    lengths = None
+    if not isinstance(settings, InitStage):
+        sample_tokenizer = SampleTokenizer(
+            run.system.model,
+            tokenizer,
+            prompt=settings.prompt,
+            max_tokens=settings.max_tokens,
+            outputs=settings.output_branches(run.system.model),
+        )
+        kinds = settings.kinds(run.system.model)
+        lengths = read_lengths(folders, sample_tokenizer, kinds, fallback=Path(run.output))
+        cost_model = (
+            _cost_model(run)
+            if isinstance(layout, PackedLayout)
+            else CostModel(per_medium=dict.fromkeys(kinds, 0))
+        )
+    return BatchSampler(
+        stream=stream,
+        global_batch=settings.global_batch,
+        layout=layout,
+        lengths=lengths,
+        cost_model=cost_model,
+    )
+
+
+def _layout(run: RunConfig) -> Layout:
+    settings = run.settings
+    if packs(run.system.model, settings):
+        return PackedLayout(
+            max_tokens=settings.micro_batch * settings.max_tokens,
+            max_media=settings.micro_batch * settings.pack_media,
+        )
+    compares_samples = isinstance(settings, InitStage)
+    return PaddedLayout(
+        max_samples=settings.micro_batch, order="position" if compares_samples else "length"
+    )
+
+
+def _cost_model(run: RunConfig) -> CostModel:
+    """Return the costs in FLOPs on the device, including recomputation."""
+    costs = stage_costs(run.system.model, run.settings)
+    return CostModel(
+        per_token=costs.position.device,
+        per_target=costs.target.device,
+        per_pair=costs.pair.device,
+        per_medium={
+            kind: costs.medium(kind).device for kind in run.settings.kinds(run.system.model)
+        },
+    )

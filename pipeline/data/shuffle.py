@@ -1,7 +1,8 @@
-"""The order of samples: a pure function of the data's sizes, the mix and the seed.
+"""The shuffled stream of samples: seed-and-epoch permutations of the mixed data.
 
-The samples of all epochs form one stream of positions, whatever the ranks and workers; step s takes
-the positions [s·G, (s+1)·G) of a global batch G. Seeking to any step costs a few permutations.
+The samples of all epochs form one stream of positions, independent of ranks and workers; step s
+takes the positions [s·G, (s+1)·G) of a global batch G. The order depends only on the sizes of the
+data, the mix and the seed. Seeking to any step costs a few permutations.
 """
 
 from __future__ import annotations
@@ -16,27 +17,27 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """One source of samples in a stream.
+    """One data folder in the mix.
 
     Args:
-        first, rows: which rows of the data it is.
-        draws: how many of them an epoch takes. Where it takes fewer than all, the next epoch goes
-            on with the others; where it takes more, all come before any comes again.
+        first, rows: its range of rows in the data.
+        samples_per_epoch: with fewer than `rows`, the next epoch continues with the remaining
+            rows; with more, all rows come once before any repeats.
     """
 
     first: int
     rows: int
-    draws: int
+    samples_per_epoch: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShuffledStream:
-    """Which row stands at which position of the stream.
+    """Which row of the data is at which position of the stream.
 
     Args:
-        sources: what an epoch is made of.
+        sources: the mix.
         seed: of the permutations.
-        epochs: how many there are.
+        epochs: the number of epochs.
     """
 
     sources: tuple[Source, ...]
@@ -44,52 +45,52 @@ class ShuffledStream:
     epochs: int
 
     @property
-    def per_epoch(self) -> int:
+    def samples_per_epoch(self) -> int:
         """Positions of an epoch."""
-        return sum(source.draws for source in self.sources)
+        return sum(source.samples_per_epoch for source in self.sources)
 
-    @property
-    def positions(self) -> int:
-        """Length of the stream."""
-        return self.per_epoch * self.epochs
+    def __len__(self) -> int:
+        """Return the number of positions of all epochs."""
+        return self.samples_per_epoch * self.epochs
 
     def rows(self, first: int, end: int) -> NDArray[np.int64]:
-        """Return the rows at the positions [first, end), as far as the stream goes."""
-        parts = [np.empty(0, np.int64)]
-        end = min(end, self.positions)
+        """Return the rows at the positions [first, end), up to the end of the stream."""
+        rows = [np.empty(0, np.int64)]
+        end = min(end, len(self))
         while first < end:
-            epoch, offset = divmod(first, self.per_epoch)
-            taken = min(end - first, self.per_epoch - offset)
-            places = _permutation(self.per_epoch, (self.seed, epoch))[offset : offset + taken]
-            parts.append(self._at(epoch, places.astype(np.int64)))
-            first += taken
-        return np.concatenate(parts)
+            epoch, offset = divmod(first, self.samples_per_epoch)
+            count = min(end - first, self.samples_per_epoch - offset)
+            shuffled = _permutation(self.samples_per_epoch, (self.seed, epoch))
+            rows.append(self._mixed(epoch, shuffled[offset : offset + count].astype(np.int64)))
+            first += count
+        return np.concatenate(rows)
 
-    def _at(self, epoch: int, places: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the rows of an epoch's places: the sources' draws, one source after the other."""
-        rows = np.empty(len(places), np.int64)
+    def _mixed(self, epoch: int, slots: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the rows of an epoch's slots: each source has a contiguous range of slots."""
+        rows = np.empty(len(slots), np.int64)
         start = 0
         for number, source in enumerate(self.sources):
-            own = (places >= start) & (places < start + source.draws)
-            drawn = places[own] - start + epoch * source.draws  # since the first epoch
-            start += source.draws
-            if (
-                source.draws % source.rows == 0
-            ):  # whole passes: the epoch's places are random enough
-                rows[own] = source.first + drawn % source.rows
+            count = source.samples_per_epoch
+            mask = (slots >= start) & (slots < start + count)
+            # Counted from the first epoch, so that a source taken in part continues in the next.
+            index = slots[mask] - start + epoch * count
+            start += count
+            if count % source.rows == 0:
+                # Every epoch has each row equally often; the slots are shuffled already.
+                rows[mask] = source.first + index % source.rows
                 continue
-            inner = rows[own]
-            for turn in np.unique(drawn // source.rows).tolist():
-                here = drawn // source.rows == turn
-                shuffled = _permutation(source.rows, (self.seed, number, turn))
-                inner[here] = source.first + shuffled[drawn[here] % source.rows]
-            rows[own] = inner
+            found = rows[mask]
+            for repeat in np.unique(index // source.rows).tolist():
+                chosen = index // source.rows == repeat
+                shuffled = _permutation(source.rows, (self.seed, number, repeat))
+                found[chosen] = source.first + shuffled[index[chosen] % source.rows]
+            rows[mask] = found
         return rows
 
 
 @functools.lru_cache(maxsize=8)
 def _permutation(size: int, key: tuple[int, ...]) -> NDArray[Any]:
-    """Draw a permutation from a counter-based generator with a key of its own."""
+    """Return a permutation from a counter-based generator keyed by `key`."""
     state = np.random.SeedSequence(key).generate_state(2, np.uint64)
     numbers = np.arange(size, dtype=np.uint32 if size <= 2**32 else np.int64)
     np.random.Generator(np.random.Philox(key=state)).shuffle(numbers)

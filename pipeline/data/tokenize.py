@@ -1,6 +1,6 @@
-"""Dialogues laid out as tokens and places of media.
+"""Dialogues to token ids, labels and the positions of media.
 
-That needs no medium, only how many tokens each becomes: planning never decodes one.
+Only the number of tokens of each medium is needed for that, so planning never decodes media.
 """
 
 from __future__ import annotations
@@ -17,104 +17,111 @@ from model.batch import IGNORED
 from model.output_branch import signal_ids
 from model.spec import InputBranchSpec, ModelSpec
 from model.spec.output_branches import OutputBranchSpec
-from pipeline.data.chat_template import Piece, Segment, chat, plain, without_special
+from pipeline.data.chat_template import (
+    Segment,
+    Span,
+    apply_chat_template,
+    apply_plain_template,
+    split_special_tokens,
+)
 
 _KINDS = {placeholder: kind for kind, placeholder in PLACEHOLDERS.items()}
-_VERSION = 1
-"""Raise it when the same text is laid out in other tokens, so that no old lengths are used."""
+_VERSION = 2
+"""Increase it whenever the same text gives other tokens, so that no stale lengths are used."""
 
 
 class TokenizedSample:
-    """A row while it is laid out.
+    """The token ids and labels of a sample, appended one span at a time.
 
     Attributes:
         ids, labels: token ids, and the same where they are targets, else `IGNORED`.
-        kinds: per token the kind of medium whose place it is (of one that comes out: `to_image`),
-            or "" for text.
-        starts: per medium the token before which it begins, what stands before it included, and
-            the first of its places.
-        ways: per medium its kind, likewise.
+        kinds: per token the kind of medium that its position belongs to (`to_image` for one to be
+            generated), or "" for text.
+        media_starts: per medium the token at which it starts, including the text before it, and
+            its first position.
+        branch_kinds: per medium its kind, as in `kinds`.
         context: tokens before the last answer.
-        answer: what a seq2seq backbone's decoder is to say; None for a causal one.
+        answer_ids: the decoder's target of a seq2seq backbone; None for a causal one.
     """
 
     def __init__(self) -> None:
         self.ids: list[int] = []
         self.labels: list[int] = []
         self.kinds: list[str] = []
-        self.starts: list[tuple[int, int]] = []
-        self.ways: list[str] = []
+        self.media_starts: list[tuple[int, int]] = []
+        self.branch_kinds: list[str] = []
         self.context = 0
-        self.answer: list[int] | None = None
+        self.answer_ids: list[int] | None = None
 
-    def add(self, ids: list[int], *, learnt: bool, kind: str = "") -> None:
-        """Append tokens, or places of a medium of `kind`."""
+    def append(self, ids: list[int], *, is_target: bool, kind: str = "") -> None:
+        """Append tokens of a text, or positions of a medium of `kind`."""
         self.ids += ids
-        self.labels += ids if learnt else [IGNORED] * len(ids)
+        self.labels += ids if is_target else [IGNORED] * len(ids)
         self.kinds += [kind] * len(ids)
 
-    def say(self, signals: list[int], *, learnt: bool, kind: str) -> None:
-        """Append the signals of a medium that comes out; their ids are those of targets only."""
-        self.starts.append((len(self.ids), len(self.ids)))
-        self.ways.append(kind)
-        self.ids += [0] * len(signals)
-        self.labels += signals if learnt else [IGNORED] * len(signals)
-        self.kinds += [kind] * len(signals)
+    def append_signal_tokens(self, signal_ids: list[int], *, is_target: bool, kind: str) -> None:
+        """Append a medium to be generated; its signal ids only appear in the labels."""
+        self.media_starts.append((len(self.ids), len(self.ids)))
+        self.branch_kinds.append(kind)
+        self.ids += [0] * len(signal_ids)
+        self.labels += signal_ids if is_target else [IGNORED] * len(signal_ids)
+        self.kinds += [kind] * len(signal_ids)
 
-    def cut(self, most: int, sample: str) -> None:
-        """Cut what is longer than `most` tokens.
+    def truncate(self, max_tokens: int, sample_id: str) -> None:
+        """Truncate to `max_tokens`.
 
         Raises:
             SampleError: a medium would be cut, or no target is left.
         """
-        if any(self.kinds[most:]) or any(first > most for _, first in self.starts):
-            raise SampleError(f"sample {sample}: its media do not fit in {most} tokens")
-        self.ids, self.labels, self.kinds = self.ids[:most], self.labels[:most], self.kinds[:most]
-        if self.answer is not None:
-            self.answer = self.answer[:most]
-        if not self.targets:
-            raise SampleError(f"sample {sample}: nothing to learn in its first {most} tokens")
+        if any(self.kinds[max_tokens:]) or any(f > max_tokens for _, f in self.media_starts):
+            raise SampleError(f"sample {sample_id}: its media do not fit in {max_tokens} tokens")
+        self.ids, self.labels = self.ids[:max_tokens], self.labels[:max_tokens]
+        self.kinds = self.kinds[:max_tokens]
+        if self.answer_ids is not None:
+            self.answer_ids = self.answer_ids[:max_tokens]
+        if not self.num_targets:
+            raise SampleError(f"sample {sample_id}: no target in its first {max_tokens} tokens")
 
     @property
-    def targets(self) -> int:
-        """Tokens that are learnt; the first of a row has nothing before it to be told from."""
-        if self.answer is not None:
-            return len(self.answer)
+    def num_targets(self) -> int:
+        """The number of targets; the first token of a causal sequence cannot be one."""
+        if self.answer_ids is not None:
+            return len(self.answer_ids)
         later = self.labels[1:]
         return len(later) - later.count(IGNORED)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Length:
-    """What a sample takes, told without its media.
+class SampleLength:
+    """The length of a sample, computed without decoding its media.
 
     Args:
         tokens: of the backbone; with a decoder, of encoder and decoder together.
-        targets: tokens that are learnt.
-        media: the kinds of its media, one a medium, as of `TokenizedSample.ways`.
-        fault: why it cannot be used, or None.
+        targets: tokens that are targets.
+        branch_kinds: the kind of each medium, see `TokenizedSample`.
+        skip_reason: why the sample cannot be used, or None.
     """
 
     tokens: int
     targets: int
-    media: tuple[str, ...] = ()
-    fault: str | None = None
+    branch_kinds: tuple[str, ...] = ()
+    skip_reason: str | None = None
 
 
 class SampleTokenizer:
-    """Lays out dialogues for one model and one kind of prompt.
+    """Tokenizes dialogues for one model and one kind of prompt.
 
     Args:
-        spec: the model; says how many tokens each medium becomes.
+        spec: the model; it determines how many tokens each medium becomes.
         tokenizer: the backbone's, a fast one.
         prompt: `plain`, `chat` or `sentences`, see `model.spec.Stage`.
-        max_tokens: longer rows are cut at the end; a medium that would be cut is an error.
-        outputs: the ways out that are used: where the assistant speaks, a medium of theirs is not
-            shown but drawn, and signals stand for it.
+        max_tokens: longer samples are truncated; a medium that would be cut is an error.
+        outputs: the output branches in use: in the assistant's turns, a medium of theirs is
+            generated instead of encoded, and signal tokens stand for it.
 
     Attributes:
-        end: the tokens that end an answer.
-        seq2seq: whether a decoder answers, and only the last turn.
+        end_ids: the tokens that end an answer.
+        seq2seq: whether the backbone has a decoder, which answers only the last turn.
     """
 
     def __init__(
@@ -127,141 +134,152 @@ class SampleTokenizer:
         outputs: Sequence[OutputBranchSpec] = (),
     ) -> None:
         self._spec = spec
-        self._outputs: dict[str, OutputBranchSpec] = {slot.modality: slot for slot in outputs}
-        self._signals = signal_ids(outputs, spec.backbone.vocabulary)
-        self._slots: dict[str, InputBranchSpec] = {slot.modality: slot for slot in spec.inputs}
+        self._outputs: dict[str, OutputBranchSpec] = {b.modality: b for b in outputs}
+        self._signal_ids = signal_ids(outputs, spec.backbone.vocabulary)
+        self._inputs: dict[str, InputBranchSpec] = {b.modality: b for b in spec.inputs}
         self._tokenizer = tokenizer
         self._prompt = prompt
         self._max_tokens = max_tokens
         self._special = sorted({*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()})
         self.seq2seq = spec.backbone.seq2seq
         self._last_only = self.seq2seq or spec.backbone.prefix_lm
-        self.end = self._end_ids(spec.backbone.template.end, prompt)
+        self.end_ids = self._end_ids(spec.backbone.template.end, prompt)
 
     @property
     def key(self) -> str:
-        """What decides a row's tokens, as sha256: tokenizer, prompt, template, places."""
-        slots = [
-            [slot.modality, self._spec.context_tokens(slot), slot.before, slot.after]
-            for slot in self._spec.inputs
+        """The sha256 of all that determines the tokens: tokenizer, prompt, template, media."""
+        inputs = [
+            [branch.modality, self._spec.context_tokens(branch), branch.before, branch.after]
+            for branch in self._spec.inputs
         ]
-        words = {
+        value = {
             "version": _VERSION,
             "prompt": self._prompt,
             "max_tokens": self._max_tokens,
             "last_only": self._last_only,
             "seq2seq": self.seq2seq,
             "template": asdict(self._spec.backbone.template),
-            "slots": slots,
-            "signals": self._signals,
+            "inputs": inputs,
+            "signals": self._signal_ids,
             "special": self._special,
             "start": self._tokenizer.bos_token_id,
-            "end": self.end,
+            "end": self.end_ids,
             "tokenizer": self._tokenizer.backend_tokenizer.to_str(),
         }
-        return hashlib.sha256(json.dumps(words, sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
-    def draft(
-        self, name: str, turns: Sequence[Turn], kinds: Sequence[str], *, cut: bool
+    def tokenize(
+        self, sample_id: str, turns: Sequence[Turn], kinds: Sequence[str], *, truncate: bool
     ) -> TokenizedSample:
-        """Lay out a dialogue.
+        """Tokenize a dialogue.
 
         Args:
-            name: the sample's id.
-            turns: what is said.
+            sample_id: for error messages.
+            turns: of the dialogue.
             kinds: of its media, in reading order.
-            cut: whether rows are cut to `max_tokens`.
+            truncate: whether to truncate to `max_tokens`.
 
         Raises:
-            SampleError: media that the model does not take or that no placeholder stands for, or
+            SampleError: media that the model does not take or that have no placeholder, or
                 a sample whose media or targets do not fit.
         """
         for kind in kinds:
-            if kind not in self._slots and kind not in self._outputs:
+            if kind not in self._inputs and kind not in self._outputs:
                 raise SampleError(
-                    f"sample {name}: holds {kind}, the model takes {', '.join(self._slots)}"
+                    f"sample {sample_id}: holds {kind}, the model takes {', '.join(self._inputs)}"
                 )
-        draft = self._lay_out(name, turns)
-        if len(draft.starts) != len(kinds):
-            raise SampleError(f"sample {name}: {len(kinds)} media, {len(draft.starts)} used")
-        if cut:
-            draft.cut(self._max_tokens, name)
-        return draft
+        tokenized = self._tokenize(sample_id, turns)
+        used = len(tokenized.media_starts)
+        if used != len(kinds):
+            raise SampleError(f"sample {sample_id}: {len(kinds)} media, {used} placeholders")
+        if truncate:
+            tokenized.truncate(self._max_tokens, sample_id)
+        return tokenized
 
-    def length(self, name: str, turns: Sequence[Turn], kinds: Sequence[str]) -> Length:
-        """Return what a sample takes, or why it cannot be used."""
+    def length(self, sample_id: str, turns: Sequence[Turn], kinds: Sequence[str]) -> SampleLength:
+        """Return the length of a sample, or why it cannot be used."""
         try:
-            draft = self.draft(name, turns, kinds, cut=True)
+            tokenized = self.tokenize(sample_id, turns, kinds, truncate=True)
         except SampleError as error:
-            return Length(tokens=0, targets=0, fault=str(error))
-        answer = len(draft.answer) if draft.answer is not None else 0
-        return Length(
-            tokens=len(draft.ids) + answer, targets=draft.targets, media=tuple(draft.ways)
+            return SampleLength(tokens=0, targets=0, skip_reason=str(error))
+        answer = len(tokenized.answer_ids) if tokenized.answer_ids is not None else 0
+        return SampleLength(
+            tokens=len(tokenized.ids) + answer,
+            targets=tokenized.num_targets,
+            branch_kinds=tuple(tokenized.branch_kinds),
         )
 
-    def _lay_out(self, name: str, turns: Sequence[Turn]) -> TokenizedSample:
-        """Lay out tokens and places; some backbones answer only the last turn."""
-        draft = TokenizedSample()
+    def _tokenize(self, sample_id: str, turns: Sequence[Turn]) -> TokenizedSample:
+        """Tokenize without truncation; some backbones answer only the last turn."""
+        tokenized = TokenizedSample()
         if (start := self._tokenizer.bos_token_id) is not None:
-            draft.add([start], learnt=False)
-        template = self._spec.backbone.template
-        drawn = [PLACEHOLDERS[modality] for modality in self._outputs]
-        pieces = chat(turns, template) if self._prompt == "chat" else plain(turns, drawn)
-        last = max((i for i, piece in enumerate(pieces) if piece.learnt), default=None)
+            tokenized.append([start], is_target=False)
+        generated = [PLACEHOLDERS[modality] for modality in self._outputs]
+        spans = (
+            apply_chat_template(turns, self._spec.backbone.template)
+            if self._prompt == "chat"
+            else apply_plain_template(turns, generated)
+        )
+        last = max((i for i, span in enumerate(spans) if span.is_target), default=None)
         if self._last_only:
-            pieces = [replace(p, learnt=p.learnt and i == last) for i, p in enumerate(pieces)]
-        for number, piece in enumerate(pieces):
-            ids = self.end if piece.answers and piece.segments else []
+            spans = [replace(s, is_target=s.is_target and i == last) for i, s in enumerate(spans)]
+        for number, span in enumerate(spans):
+            end_ids = self.end_ids if span.is_answer and span.segments else []
             if number == last:
-                draft.context = len(draft.ids)
+                tokenized.context = len(tokenized.ids)
             if self.seq2seq and number == last:
-                draft.answer = [*self._piece_ids(piece), *ids]
+                tokenized.answer_ids = [*self._answer_ids(span), *end_ids]
                 continue
-            self._lay(draft, piece, name)
-            draft.add(ids, learnt=piece.learnt)
+            self._append(tokenized, span, sample_id)
+            tokenized.append(end_ids, is_target=span.is_target)
         if self.seq2seq:
-            draft.add([self._tokenizer.eos_token_id], learnt=False)  # as T5 ends every input
-        return draft
+            tokenized.append([self._tokenizer.eos_token_id], is_target=False)  # as in T5
+        return tokenized
 
-    def _lay(self, draft: TokenizedSample, piece: Piece, name: str = "") -> None:
-        """Add a piece's tokens and places; `name` is the sample's."""
-        for segment in without_special(piece, self._special):
-            if segment.own:
-                own = self._tokenizer.convert_tokens_to_ids(segment.text)
-                draft.add([own], learnt=piece.learnt)
+    def _append(self, tokenized: TokenizedSample, span: Span, sample_id: str = "") -> None:
+        """Append the tokens and media of a span."""
+        for segment in split_special_tokens(span, self._special):
+            if segment.from_template:
+                special_id = self._tokenizer.convert_tokens_to_ids(segment.text)
+                tokenized.append([special_id], is_target=span.is_target)
                 continue
-            for kind, part in _split(segment.text):
+            for kind, text in _split_placeholders(segment.text):
                 if not kind:
-                    draft.add(self._ids(part), learnt=piece.learnt)
-                elif piece.answers and kind in self._outputs:
-                    way = self._outputs[kind].kind
-                    draft.say(self._signals[kind], learnt=piece.learnt, kind=way)
-                elif kind in self._slots:
-                    self._place(draft, self._slots[kind])
+                    tokenized.append(self._ids(text), is_target=span.is_target)
+                elif span.is_answer and kind in self._outputs:
+                    tokenized.append_signal_tokens(
+                        self._signal_ids[kind],
+                        is_target=span.is_target,
+                        kind=self._outputs[kind].kind,
+                    )
+                elif kind in self._inputs:
+                    self._append_medium(tokenized, self._inputs[kind])
                 else:
-                    raise SampleError(f"sample {name}: shows {kind}, which the model only draws")
+                    raise SampleError(
+                        f"sample {sample_id}: its {kind} is an input, which the model only outputs"
+                    )
 
-    def _piece_ids(self, piece: Piece) -> list[int]:
+    def _answer_ids(self, span: Span) -> list[int]:
         """Return the tokens of an answer, which holds no media."""
-        draft = TokenizedSample()
-        self._lay(draft, piece)
-        return draft.ids
+        tokenized = TokenizedSample()
+        self._append(tokenized, span)
+        return tokenized.ids
 
     def _end_ids(self, end: str | None, prompt: str) -> list[int]:
-        """Return what ends an answer: the template's own words, or the end-of-sequence token."""
+        """Return what ends an answer: the template's text, or the end-of-sequence token."""
         if end is None or prompt != "chat":
             return [self._tokenizer.eos_token_id]
-        return self._piece_ids(
-            Piece(segments=(Segment(text=end, own=True),), answers=True, learnt=True)
-        )
+        segment = Segment(text=end, from_template=True)
+        return self._answer_ids(Span(segments=(segment,), is_answer=True, is_target=True))
 
-    def _place(self, draft: TokenizedSample, slot: InputBranchSpec) -> None:
-        start = len(draft.ids)
-        draft.add(self._ids(slot.before), learnt=False)
-        draft.starts.append((start, len(draft.ids)))
-        draft.ways.append(slot.modality)
-        draft.add([0] * self._spec.context_tokens(slot), learnt=False, kind=slot.modality)
-        draft.add(self._ids(slot.after), learnt=False)
+    def _append_medium(self, tokenized: TokenizedSample, branch: InputBranchSpec) -> None:
+        start = len(tokenized.ids)
+        tokenized.append(self._ids(branch.before), is_target=False)
+        tokenized.media_starts.append((start, len(tokenized.ids)))
+        tokenized.branch_kinds.append(branch.modality)
+        positions = [0] * self._spec.context_tokens(branch)
+        tokenized.append(positions, is_target=False, kind=branch.modality)
+        tokenized.append(self._ids(branch.after), is_target=False)
 
     def _ids(self, text: str) -> list[int]:
         if not text:
@@ -270,15 +288,15 @@ class SampleTokenizer:
         return ids
 
 
-def _split(text: str) -> list[tuple[str, str]]:
+def _split_placeholders(text: str) -> list[tuple[str, str]]:
     """Split a text at its placeholders: (kind, "") for a medium, ("", text) for text."""
-    parts: list[tuple[str, str]] = []
+    split: list[tuple[str, str]] = []
     end = 0
     for found in PLACEHOLDER_PATTERN.finditer(text):
         if found.start() > end:
-            parts.append(("", text[end : found.start()]))
-        parts.append((_KINDS[found.group()], ""))
+            split.append(("", text[end : found.start()]))
+        split.append((_KINDS[found.group()], ""))
         end = found.end()
     if end < len(text):
-        parts.append(("", text[end:]))
-    return parts
+        split.append(("", text[end:]))
+    return split

@@ -1,30 +1,30 @@
-"""What each data worker is decoding now, so that a stalled one can be named."""
+"""Which sample each data worker is decoding now, so that a stalled worker can be named."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
 
-_LINE = 160
+_LINE_BYTES = 160
 
 
 class WorkerStatus:
-    """What each data worker is decoding, in memory that the rank and its workers share.
+    """One line of text per data worker, in memory shared by the rank and its workers.
 
     Args:
-        workers: processes that decode for this rank; with 0 the rank does it itself.
+        workers: processes that decode for this rank; with 0 the rank decodes by itself.
     """
 
     def __init__(self, workers: int = 0) -> None:
-        self._lines = torch.zeros(max(1, workers), _LINE, dtype=torch.uint8).share_memory_()
+        self._lines = torch.zeros(max(1, workers), _LINE_BYTES, dtype=torch.uint8).share_memory_()
 
     def write(self, text: str) -> None:
-        """Say what this process is at now; an empty text: at nothing."""
+        """Set the line of this process; an empty text means idle."""
         worker = torch.utils.data.get_worker_info()
-        line = text.encode()[:_LINE].ljust(_LINE, b"\0")
+        line = text.encode()[:_LINE_BYTES].ljust(_LINE_BYTES, b"\0")
         self._lines[worker.id if worker else 0].numpy()[:] = np.frombuffer(line, np.uint8)
 
     def read(self) -> tuple[str, ...]:
-        """Return what the workers are at, without those that are at nothing."""
+        """Return the lines of all workers that are not idle."""
         lines = (bytes(line.tolist()).rstrip(b"\0") for line in self._lines)
         return tuple(line.decode(errors="replace") for line in lines if line)

@@ -1,1 +1,1 @@
-"""Asking a trained run questions and scoring its answers."""
+"""Evaluation: a trained run answers questions, and the answers are scored."""

@@ -1,1 +1,1 @@
-"""Cached features of frozen parts (docs/features.md)."""
+"""The feature cache: outputs of frozen encoders, saved and read back (docs/features.md)."""

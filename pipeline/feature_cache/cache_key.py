@@ -1,8 +1,8 @@
-"""Who makes features, and of what: the two keys under which they are kept.
+"""Cache keys: which encoder made a feature, from which medium or text.
 
-Both are of content. A producer's key is of its weights as they are in memory, wherever they come
-from; a medium's is of its bytes. So no renamed folder, no other revision of a hub's weights and no
-wrong column of a shard can make one stand for another.
+Both keys are of content: an encoder's is of its weights in memory, wherever they come from; a
+medium's is of its bytes. So no renamed folder, no other revision of a hub's weights and no wrong
+digest in a shard can return the features of another encoder or medium.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from model.spec import InputBranchSpec
 from model.spec.output_branches import OutputBranchSpec
 
 VERSION = 1
-"""Raise it when readers or an encoder's `preprocess` give other inputs for the same media, so that
-no old features are used."""
+"""Increase it whenever readers or an encoder's `preprocess` give other inputs for the same media,
+so that no stale features are used."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Producer:
-    """A frozen part that makes features.
+class EncoderId:
+    """The identity of a frozen encoder whose outputs are cached.
 
     Args:
-        role: which part of a model it is: `encoder`, or `text` for a generator's own text encoder.
-        spec: its specification; says where its weights come from, for people.
-        weights: fingerprint of the weights as they are.
-        dtype: in which it computes, and its features are kept.
-        version: of all that stands between the content and the producer.
+        role: `encoder`, or `text` for a generator's own text encoder.
+        spec: its specification, for people: it names where the weights come from.
+        weights: fingerprint of the weights in memory.
+        dtype: of its computation and of its features.
+        version: of the processing between the content and the encoder.
     """
 
     role: str
@@ -44,29 +44,29 @@ class Producer:
 
     @property
     def key(self) -> str:
-        """The name of its folder."""
+        """The name of its folder in the cache."""
         return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()[:16]
 
     def to_json(self) -> dict[str, Any]:
-        """Return what `producer.json` says."""
+        """Return the content of `encoder.json`."""
         value: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         return value
 
 
-def encoder_producer(slot: InputBranchSpec, encoder: nn.Module) -> Producer:
-    """Return a slot's encoder as a producer; reads all its weights, which must be whole."""
+def media_encoder_id(branch: InputBranchSpec, encoder: nn.Module) -> EncoderId:
+    """Return the identity of an input branch's encoder; reads all its weights, unpartitioned."""
     dtype = str(next(encoder.parameters()).dtype).removeprefix("torch.")
-    return Producer(
-        role="encoder", spec=asdict(slot.encoder), weights=fingerprint(encoder), dtype=dtype
+    return EncoderId(
+        role="encoder", spec=asdict(branch.encoder), weights=fingerprint(encoder), dtype=dtype
     )
 
 
-def text_producer(slot: OutputBranchSpec, generator: nn.Module) -> Producer:
-    """Return the text encoder of a way out as a producer; see `encoder_producer`."""
+def text_encoder_id(branch: OutputBranchSpec, generator: nn.Module) -> EncoderId:
+    """Return the identity of a generator's text encoder; see `media_encoder_id`."""
     text = generator.get_submodule("text")
     dtype = str(next(text.parameters()).dtype).removeprefix("torch.")
-    return Producer(
-        role="text", spec=asdict(slot.generator), weights=fingerprint(text), dtype=dtype
+    return EncoderId(
+        role="text", spec=asdict(branch.generator), weights=fingerprint(text), dtype=dtype
     )
 
 
@@ -80,24 +80,24 @@ def fingerprint(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def content_key(digest: bytes, how: str) -> bytes:
-    """Return the key (32 bytes) of content.
+def content_key(digest: bytes, reading: str) -> bytes:
+    """Return the key (32 bytes) of a medium or a text.
 
     Args:
         digest: sha256 of a medium's bytes, or of a text in UTF-8.
-        how: what else decides what the producer gets of it.
+        reading: how it is read, as far as that changes the encoder's input.
     """
-    return hashlib.sha256(how.encode() + b"\0" + digest).digest()
+    return hashlib.sha256(reading.encode() + b"\0" + digest).digest()
 
 
-def medium_key(digest: bytes, slot: InputBranchSpec) -> bytes:
-    """Return the key of a medium, by the sha256 of its bytes, as a slot reads it.
+def medium_key(digest: bytes, branch: InputBranchSpec) -> bytes:
+    """Return the key of a medium, from the sha256 of its bytes, as an input branch reads it.
 
-    How many frames of a video are read is the slot's; all else that decides is the encoder's spec.
+    The number of frames of a video is the branch's; all else is in the encoder's spec.
     """
-    return content_key(digest, f"{slot.modality} {slot.frames}")
+    return content_key(digest, f"{branch.modality} {branch.frames}")
 
 
 def text_key(text: str) -> bytes:
-    """Return the key of a text: of its UTF-8; how it is cut and padded is the producer's spec."""
+    """Return the key of a text; how it is truncated and padded is in the generator's spec."""
     return content_key(hashlib.sha256(text.encode()).digest(), "text")

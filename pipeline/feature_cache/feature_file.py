@@ -1,10 +1,10 @@
-"""One file of features: written whole, mapped into memory, checked row by row.
+"""A file of features: written atomically, memory-mapped, with a checksum per row.
 
-    key     sha256 of the content and of how it was read
+    key     the cache key (pipeline.feature_cache.cache_key)
     shape   of the features
     dtype   PyTorch's name of their type
-    data    their bytes, as they lie in memory
-    crc32   of all the others
+    data    their bytes, contiguous
+    crc32   of all other columns
 
 Shapes: k rows.
 """
@@ -38,31 +38,31 @@ SCHEMA = pa.schema(
     ]
 )
 BATCH_BYTES = 32 << 20
-"""Features after which a record batch is closed, so that a writer holds no more."""
+"""Features after which a record batch is written, so that a writer buffers no more."""
 _DTYPES = {
     str(dtype).removeprefix("torch."): dtype
     for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 }
 
 
-class DamagedError(ValueError):
-    """A file that is not what was written."""
+class DamagedFileError(ValueError):
+    """A file with other content than was written."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
-    """The features of one medium or text, under their key."""
+class FeatureRow:
+    """The features of one medium or text, and their key."""
 
     key: bytes
     features: Tensor
 
 
-def write_part(folder: Path, rows: Iterable[Row]) -> Path | None:
-    """Write rows as one file, which appears whole or not at all; None if there are none.
+def write_feature_file(folder: Path, rows: Iterable[FeatureRow]) -> Path | None:
+    """Write rows as one file, atomically; return its path, or None if there are no rows.
 
     Args:
-        folder: the producer's.
-        rows: on any device; taken one at a time, so that they need not fit into memory together.
+        folder: of the encoder in the cache.
+        rows: on any device; read one at a time, so that they need not fit into memory together.
     """
     pending = iter(rows)
     first = next(pending, None)
@@ -75,7 +75,7 @@ def write_part(folder: Path, rows: Iterable[Row]) -> Path | None:
     return path
 
 
-def _batches(rows: Iterable[Row]) -> Iterator[pa.RecordBatch]:
+def _batches(rows: Iterable[FeatureRow]) -> Iterator[pa.RecordBatch]:
     entries: list[dict[str, object]] = []
     size = 0
     for row in rows:
@@ -89,7 +89,7 @@ def _batches(rows: Iterable[Row]) -> Iterator[pa.RecordBatch]:
         yield pa.RecordBatch.from_pylist(entries, schema=SCHEMA)
 
 
-def _entry(row: Row) -> dict[str, object]:
+def _entry(row: FeatureRow) -> dict[str, object]:
     shape = list(row.features.shape)
     dtype = str(row.features.dtype).removeprefix("torch.")
     data = row.features.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
@@ -106,14 +106,14 @@ def _checksum(key: bytes, shape: list[int], dtype: str, data: bytes | memoryview
     return zlib.crc32(data, zlib.crc32(f"{shape} {dtype}".encode(), zlib.crc32(key)))
 
 
-class Part:
-    """A file of features, mapped into memory; no handle stays open.
+class FeatureFile:
+    """A memory-mapped file of features; no file handle stays open.
 
     Args:
         path: of the file.
 
     Raises:
-        DamagedError: not a whole file of features.
+        DamagedFileError: not a complete file of features.
     """
 
     def __init__(self, path: Path) -> None:
@@ -121,42 +121,42 @@ class Part:
         try:
             with pa.memory_map(str(path)) as mapped, pa.ipc.open_file(mapped) as reader:
                 if not reader.schema.equals(SCHEMA):
-                    raise DamagedError("its columns are not those of features")
+                    raise DamagedFileError("not the columns of a file of features")
                 self._batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
             for batch in self._batches:
-                batch.validate(full=True)  # a wrong offset would be read outside of the file
+                batch.validate(full=True)  # a wrong offset would read outside the file
         except (pa.ArrowException, OSError) as error:
-            raise DamagedError(str(error)) from None
+            raise DamagedFileError(str(error)) from None
         if not self._batches:
-            raise DamagedError("it holds nothing")
+            raise DamagedFileError("no rows")
         self._ends = list(itertools.accumulate(batch.num_rows for batch in self._batches))
 
     def __len__(self) -> int:
         return self._ends[-1]
 
-    def heads(self) -> NDArray[np.uint64]:
-        """Return the first 8 bytes (k,) of each key, as a number."""
-        return np.concatenate([_heads(batch) for batch in self._batches])
+    def key_prefixes(self) -> NDArray[np.uint64]:
+        """Return the first 8 bytes of each key as a number (k,)."""
+        return np.concatenate([_key_prefixes(batch) for batch in self._batches])
 
     def key(self, row: int) -> bytes:
         """Return the key of a row."""
-        batch, place = self._find(row)
-        key: bytes = batch.column("key")[place].as_py()
+        batch, index = self._find(row)
+        key: bytes = batch.column("key")[index].as_py()
         return key
 
     def read(self, row: int) -> Tensor:
         """Return a copy of the features of a row.
 
         Raises:
-            DamagedError: they are not what was written.
+            DamagedFileError: their checksum does not match.
         """
-        batch, place = self._find(row)
+        batch, index = self._find(row)
         key, shape, dtype, crc32 = (
-            batch.column(name)[place].as_py() for name in ("key", "shape", "dtype", "crc32")
+            batch.column(name)[index].as_py() for name in ("key", "shape", "dtype", "crc32")
         )
-        data = memoryview(batch.column("data")[place].as_buffer())
+        data = memoryview(batch.column("data")[index].as_buffer())
         if _checksum(key, shape, dtype, data) != crc32:
-            raise DamagedError(f"row {row} is not what was written")
+            raise DamagedFileError(f"wrong checksum in row {row}")
         flat = torch.from_numpy(np.frombuffer(data, np.uint8).copy())
         return flat.view(_DTYPES[dtype]).reshape(shape)
 
@@ -165,7 +165,7 @@ class Part:
         return self._batches[number], row - (self._ends[number - 1] if number else 0)
 
 
-def _heads(batch: pa.RecordBatch) -> NDArray[np.uint64]:
+def _key_prefixes(batch: pa.RecordBatch) -> NDArray[np.uint64]:
     column = batch.column("key")
     first = column.offset * KEY_BYTES
     keys = np.frombuffer(column.buffers()[1], np.uint8)[first:][: len(column) * KEY_BYTES]

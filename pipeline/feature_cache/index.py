@@ -1,9 +1,8 @@
-"""Where each key's features lie: 16 bytes a key, however long the keys are.
+"""The index of a feature store: which file and row holds a key's features, in 16 bytes per key.
 
-Of a key only its first 8 bytes are held, sorted, and beside each the place of its row; whoever
-finds a place compares the whole key, which lies in the file. Of sorted runs two are merged when the
-younger has grown as long as the older, so that n keys that come a few at a time are sorted log n
-times.
+In memory are only the first 8 bytes of each key, sorted, and the location of its row; the reader
+compares the whole key, which is in the file. Two sorted runs are merged once the younger is as long
+as the older, so that n keys added a few at a time are sorted log n times.
 
 Shapes: k keys.
 """
@@ -19,46 +18,46 @@ _ROW_BITS = np.uint64(32)
 
 
 class Index:
-    """From the first 8 bytes of keys to the places of their rows."""
+    """Maps the first 8 bytes of keys to the locations of their rows."""
 
     def __init__(self) -> None:
         self._runs: list[tuple[NDArray[np.uint64], NDArray[np.uint64]]] = []
 
     def __len__(self) -> int:
-        return sum(len(heads_k) for heads_k, _ in self._runs)
+        return sum(len(prefixes_k) for prefixes_k, _ in self._runs)
 
     @property
     def nbytes(self) -> int:
-        """Bytes that it takes in memory."""
-        return sum(heads_k.nbytes + places_k.nbytes for heads_k, places_k in self._runs)
+        """Bytes in memory."""
+        return sum(prefixes_k.nbytes + locations_k.nbytes for prefixes_k, locations_k in self._runs)
 
-    def add(self, part: int, heads_k: NDArray[np.uint64]) -> None:
+    def add(self, file: int, prefixes_k: NDArray[np.uint64]) -> None:
         """Add the rows of a file.
 
         Args:
-            part: the file's number.
-            heads_k: the first 8 bytes of the key of each row.
+            file: the file's number.
+            prefixes_k: the first 8 bytes of the key of each row.
         """
-        places_k = (np.uint64(part) << _ROW_BITS) + np.arange(len(heads_k), dtype=np.uint64)
-        self._runs.append(_sorted(heads_k, places_k))
+        rows_k = np.arange(len(prefixes_k), dtype=np.uint64)
+        self._runs.append(_sorted(prefixes_k, (np.uint64(file) << _ROW_BITS) + rows_k))
         while len(self._runs) > 1 and len(self._runs[-1][0]) >= len(self._runs[-2][0]):
             younger, older = self._runs.pop(), self._runs.pop()
             merged = (np.concatenate(pair) for pair in zip(older, younger, strict=True))
             self._runs.append(_sorted(*merged))
 
-    def places(self, key: bytes) -> Iterator[tuple[int, int]]:
-        """Yield (file, row) of every key that begins as this one, the newest file last."""
-        head = np.frombuffer(key[:8], np.uint64)[0]
-        for heads_k, places_k in self._runs:
-            first = int(heads_k.searchsorted(head))
-            while first < len(heads_k) and heads_k[first] == head:
-                place = int(places_k[first])
-                yield place >> int(_ROW_BITS), place & ((1 << int(_ROW_BITS)) - 1)
+    def find(self, key: bytes) -> Iterator[tuple[int, int]]:
+        """Yield (file, row) of every key with the same first 8 bytes, the newest file last."""
+        prefix = np.frombuffer(key[:8], np.uint64)[0]
+        for prefixes_k, locations_k in self._runs:
+            first = int(prefixes_k.searchsorted(prefix))
+            while first < len(prefixes_k) and prefixes_k[first] == prefix:
+                location = int(locations_k[first])
+                yield location >> int(_ROW_BITS), location & ((1 << int(_ROW_BITS)) - 1)
                 first += 1
 
 
 def _sorted(
-    heads_k: NDArray[np.uint64], places_k: NDArray[np.uint64]
+    prefixes_k: NDArray[np.uint64], locations_k: NDArray[np.uint64]
 ) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-    order_k = heads_k.argsort(kind="stable")
-    return heads_k[order_k], places_k[order_k]
+    order_k = prefixes_k.argsort(kind="stable")
+    return prefixes_k[order_k], locations_k[order_k]

@@ -1,12 +1,11 @@
-"""What producers have made so far, in a folder that only ever gains whole files.
+"""The cached features of one encoder: a folder to which complete files are added.
 
-    DIR/PRODUCER/producer.json         who made it: role, spec, fingerprint of the weights, type
-    DIR/PRODUCER/part-….arrow          see `parts.py`
-    DIR/PRODUCER/part-….arrow.damaged  one that was set aside
+    DIR/ENCODER/encoder.json          the encoder: role, spec, fingerprint of the weights, type
+    DIR/ENCODER/part-….arrow          see `feature_file.py`
+    DIR/ENCODER/part-….arrow.damaged  a file that was quarantined
 
-Any number of processes read and add at the same time, and none waits for another: files are
-renamed into place, and the same key in two of them does no harm. A killed writer loses what it had
-not yet written, and nothing else.
+Any number of processes read and add at the same time without locks: files are renamed into place,
+and the same key in two files does no harm. A killed writer loses only what it had not written yet.
 """
 
 from __future__ import annotations
@@ -24,52 +23,52 @@ from torch import Tensor
 
 from etl.cli import UserError
 from etl.storage.atomic import write_json
-from pipeline.feature_cache.cache_key import Producer
-from pipeline.feature_cache.feature_file import DamagedError, Part
+from pipeline.feature_cache.cache_key import EncoderId
+from pipeline.feature_cache.feature_file import DamagedFileError, FeatureFile
 from pipeline.feature_cache.index import Index
 
 log = logging.getLogger(__name__)
 
-_SETTLED_NS = 10**9
+_CLOCK_RESOLUTION_NS = 10**9
 _ABANDONED_S = 24 * 3600
-"""Age from which a file under its temporary name is taken for a killed writer's."""
+"""Age at which a file with a temporary name is taken to be a killed writer's."""
 
 
 class FeatureStore:
-    """One producer's features; may be pickled to other processes, which open it by themselves.
+    """One encoder's features; can be pickled for other processes, which open the files themselves.
 
     Args:
-        folder: of all producers.
-        producer: whose features.
+        folder: of the cache.
+        encoder: whose features.
 
     Raises:
         UserError: the folder holds something else.
     """
 
-    def __init__(self, folder: Path, producer: Producer) -> None:
-        self.folder = folder / producer.key
-        self._producer = producer
-        said = self.folder / "producer.json"
-        if said.is_file() and _read_json(said) != producer.to_json():
-            raise UserError(f"{said}: not of this producer; remove {self.folder}")
-        self._forget()
+    def __init__(self, folder: Path, encoder: EncoderId) -> None:
+        self.folder = folder / encoder.key
+        self._encoder = encoder
+        file = self.folder / "encoder.json"
+        if file.is_file() and _read_json(file) != encoder.to_json():
+            raise UserError(f"{file}: not of this encoder; remove {self.folder}")
+        self._reset()
 
-    def _forget(self) -> None:
-        self._looking = threading.Lock()
+    def _reset(self) -> None:
+        self._lock = threading.Lock()
         self._index = Index()
-        self._parts: list[Part | None] = []
-        self._known: set[str] = set()
+        self._files: list[FeatureFile | None] = []
+        self._opened: set[str] = set()
         self._changed_ns = -1
 
     def create(self) -> None:
-        """Make the folder and say in it who the producer is.
+        """Create the folder and write the encoder's identity into it.
 
         Raises:
             UserError: it cannot be written.
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_json(self.folder / "producer.json", self._producer.to_json())
+            write_json(self.folder / "encoder.json", self._encoder.to_json())
         except OSError as error:
             raise UserError(f"{self.folder}: cannot be written ({error.strerror})") from None
 
@@ -79,32 +78,33 @@ class FeatureStore:
         return self.folder.is_dir() and os.access(self.folder, os.W_OK)
 
     def __len__(self) -> int:
-        """Rows of all sound files; a key that stands in two counts twice."""
+        """Return the rows of all valid files; a key in two files counts twice."""
         self.refresh()
-        return sum(len(part) for part in self._parts if part is not None)
+        return sum(len(file) for file in self._files if file is not None)
 
     def __contains__(self, key: bytes) -> bool:
-        """Whether there are features under a key; does not read them."""
-        return self._place(key) is not None
+        """Whether there are features for a key; does not read them."""
+        return self._find(key) is not None
 
     def get(self, key: bytes) -> Tensor | None:
-        """Return a copy of the features under a key, or None.
+        """Return a copy of the features for a key, or None.
 
-        A file in which something is damaged is told once and read no more.
+        A damaged file is reported once and not read again.
         """
-        while (place := self._place(key)) is not None:
-            number, row = place
-            part = self._parts[number]
-            assert part is not None
+        while (location := self._find(key)) is not None:
+            number, row = location
+            file = self._files[number]
+            assert file is not None
             try:
-                return part.read(row)
-            except DamagedError as error:
-                self._give_up(number, error)
+                return file.read(row)
+            except DamagedFileError as error:
+                _warn_damaged(file.path, error)
+                self._files[number] = None
         return None
 
     def refresh(self) -> None:
-        """Look for files that were added since; any thread may."""
-        with self._looking:
+        """Open the files that were added since; thread-safe."""
+        with self._lock:
             self._refresh()
 
     def _refresh(self) -> None:
@@ -114,47 +114,41 @@ class FeatureStore:
             return
         if changed_ns == self._changed_ns:
             return
-        # A folder's time is coarse: what follows at once may not change it.
-        settled = time.time_ns() - changed_ns > _SETTLED_NS
+        # A folder's mtime is coarse: a file added right after this one may not change it.
+        settled = time.time_ns() - changed_ns > _CLOCK_RESOLUTION_NS
         self._changed_ns = changed_ns if settled else -1
-        for name in sorted(self._names() - self._known):
-            self._known.add(name)
+        for name in sorted(self._names() - self._opened):
+            self._opened.add(name)
             try:
-                part = Part(self.folder / name)
-            except DamagedError as error:
-                _tell_damaged(self.folder / name, error)
+                file = FeatureFile(self.folder / name)
+            except DamagedFileError as error:
+                _warn_damaged(self.folder / name, error)
                 continue
-            self._parts.append(part)
-            self._index.add(len(self._parts) - 1, part.heads())
+            self._files.append(file)
+            self._index.add(len(self._files) - 1, file.key_prefixes())
 
-    def _place(self, key: bytes) -> tuple[int, int] | None:
-        """Return where a key's features lie; looks for new files where they are not known."""
-        found = self._known_place(key)
+    def _find(self, key: bytes) -> tuple[int, int] | None:
+        """Return file and row of a key's features; looks for new files if there is none."""
+        found = self._find_in_index(key)
         if found is None:
             self.refresh()
-            found = self._known_place(key)
+            found = self._find_in_index(key)
         return found
 
-    def _known_place(self, key: bytes) -> tuple[int, int] | None:
-        for number, row in self._index.places(key):
-            part = self._parts[number]
-            if part is not None and part.key(row) == key:
+    def _find_in_index(self, key: bytes) -> tuple[int, int] | None:
+        for number, row in self._index.find(key):
+            file = self._files[number]
+            if file is not None and file.key(row) == key:
                 return number, row
         return None
 
     def _names(self) -> set[str]:
         return {path.name for path in self.folder.glob("part-*.arrow")}
 
-    def _give_up(self, number: int, error: DamagedError) -> None:
-        part = self._parts[number]
-        assert part is not None
-        _tell_damaged(part.path, error)
-        self._parts[number] = None
+    def quarantine_damaged(self) -> list[str]:
+        """Read all files; rename damaged ones, to be computed again. Returns their names.
 
-    def set_aside_damaged(self) -> list[str]:
-        """Read all there is; rename what is damaged, so that it is made anew. Returns the names.
-
-        What writers that were killed left under temporary names goes, too.
+        Temporary files of killed writers are removed, too.
         """
         for partial in self.folder.glob(".*.partial"):
             if time.time() - partial.stat().st_mtime > _ABANDONED_S:
@@ -162,34 +156,35 @@ class FeatureStore:
                     shutil.rmtree(partial, ignore_errors=True)
                 else:
                     partial.unlink(missing_ok=True)
-        damaged = [name for name in sorted(self._names()) if not _sound(self.folder / name)]
+        damaged = [name for name in sorted(self._names()) if not _is_valid(self.folder / name)]
         for name in damaged:
             (self.folder / name).rename(self.folder / f"{name}.damaged")
-        self._forget()
+        self._reset()
         return damaged
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the files and the index behind."""
-        return {"folder": self.folder, "_producer": self._producer}
+        """Pickle without the files and the index."""
+        return {"folder": self.folder, "_encoder": self._encoder}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._forget()
+        self._reset()
 
 
-def _sound(path: Path) -> bool:
+def _is_valid(path: Path) -> bool:
     try:
-        part = Part(path)
-        for row in range(len(part)):
-            part.read(row)
-    except DamagedError as error:
-        _tell_damaged(path, error)
+        file = FeatureFile(path)
+        for row in range(len(file)):
+            file.read(row)
+    except DamagedFileError as error:
+        _warn_damaged(path, error)
         return False
     return True
 
 
-def _tell_damaged(path: Path, error: DamagedError) -> None:
-    log.warning("%s: damaged (%s); its features are made anew", path, " ".join(str(error).split()))
+def _warn_damaged(path: Path, error: DamagedFileError) -> None:
+    reason = " ".join(str(error).split())
+    log.warning("%s: damaged (%s); its features are computed again", path, reason)
 
 
 def _read_json(path: Path) -> object:

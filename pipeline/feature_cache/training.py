@@ -1,4 +1,4 @@
-"""The feature cache of a training run: what is looked up, why or why not, and what is kept."""
+"""The feature cache of a training run: which kinds of media use it, and why or why not."""
 
 from __future__ import annotations
 
@@ -19,143 +19,158 @@ from model.multimodal_lm import MultimodalLM
 from model.pretraining.image_text import ImageTextModel
 from pipeline.config.run_config import RunConfig
 from pipeline.distributed import device
-from pipeline.feature_cache.cached import Kept, KeptMedia, KeptTexts
+from pipeline.feature_cache.cached_encoder import (
+    CachedEncoder,
+    CachedMediaEncoder,
+    CachedTextEncoder,
+)
 from pipeline.feature_cache.measure import Timing, measure
 from pipeline.feature_cache.reader import CacheReader
 from pipeline.feature_cache.store import FeatureStore
-from pipeline.feature_cache.writer import Recorder
+from pipeline.feature_cache.writer import FeatureWriter
 from pipeline.run_folder.records import write_features
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
-    """Whether a kind of media goes through the cache, and why.
+class CacheDecision:
+    """Whether a kind of media uses the cache, and why.
 
     Args:
         used: whether it does.
         reason: in a few words.
-        producer: the key of its encoder; empty where it makes no features that can be kept.
-        known: features that were there at the start.
-        timing: what was measured, if anything was.
+        encoder: the key of its encoder; empty where its features cannot be cached.
+        cached: features in the cache at the start.
+        timing: the measurement, if there was one.
     """
 
     used: bool
     reason: str
-    producer: str = ""
-    known: int = 0
+    encoder: str = ""
+    cached: int = 0
     timing: Timing | None = None
 
 
-def open_features(
+def open_feature_cache(
     run: RunConfig, shards: ShardSet, model: nn.Module
-) -> tuple[CacheReader, Recorder]:
-    """Decide which kinds of media go through the cache; a collective.
+) -> tuple[CacheReader, FeatureWriter]:
+    """Decide which kinds of media use the cache, and open it; a collective.
 
-    Must come before DeepSpeed takes the model apart: the fingerprint is of whole weights, and the
-    encoder is timed on rank 0 alone. All ranks get rank 0's verdict.
+    Must be called before DeepSpeed partitions the model: the fingerprint is of whole weights, and
+    the encoder is timed on rank 0 alone. All ranks get rank 0's decisions.
 
     Args:
-        run: names the folder, if there is to be a cache.
+        run: names the cache's folder, if a cache is used.
         shards: the data.
-        model: built, with what trains set.
+        model: built, with its trainable parameters set.
 
     Raises:
         UserError: the folder cannot be written, or holds something else.
     """
     if run.feature_cache is None:
-        return CacheReader(), Recorder({})
-    parts = keepable(run, model)
-    stores = _stores(
-        Path(run.feature_cache), [part for part in parts if not is_trainable(part.module)]
-    )
-    verdicts = _verdicts(run, shards, parts, stores)
-    used = {kind: store for kind, store in stores.items() if verdicts[kind].used}
-    slots = {p.kind: p.slot for p in parts if isinstance(p, KeptMedia) and p.kind in used}
-    lookup = CacheReader(slots=slots, stores=used)
-    recorder = Recorder(used)
+        return CacheReader(), FeatureWriter({})
+    encoders = cacheable_encoders(run, model)
+    frozen = [encoder for encoder in encoders if not is_trainable(encoder.module)]
+    stores = _stores(Path(run.feature_cache), frozen)
+    decisions = _decide(run, shards, encoders, stores)
+    used = {kind: store for kind, store in stores.items() if decisions[kind].used}
+    branches = {
+        encoder.kind: encoder.branch
+        for encoder in encoders
+        if isinstance(encoder, CachedMediaEncoder) and encoder.kind in used
+    }
+    writer = FeatureWriter(used)
     if isinstance(model, MultimodalLM | ImageTextModel):
-        model.record_features = recorder.keep
-    return lookup, recorder
+        model.record_features = writer.add
+    return CacheReader(branches=branches, stores=used), writer
 
 
-def keepable(run: RunConfig, model: nn.Module) -> list[Kept]:
-    """Return the parts of a stage's model whose features may be kept: encoders, text encoders."""
+def cacheable_encoders(run: RunConfig, model: nn.Module) -> list[CachedEncoder]:
+    """Return the encoders of a stage's model whose outputs could be cached if they are frozen."""
     if run.settings.prompt == "sentences":
         return []
     if isinstance(model, ImageTextModel):
-        return [KeptMedia(slot=model.branch, module=model.encoder)]
+        return [CachedMediaEncoder(branch=model.branch, module=model.encoder)]
     assert isinstance(model, MultimodalLM)
-    parts: list[Kept] = [
-        KeptMedia(slot=slot, module=model.encoder(slot.modality)) for slot in model.spec.inputs
+    encoders: list[CachedEncoder] = [
+        CachedMediaEncoder(branch=branch, module=model.encoder(branch.modality))
+        for branch in model.spec.inputs
     ]
     if isinstance(model, GenerativeMultimodalLM):
-        ways = model.output_branches()
-        slots = [way.spec for way in ways.values()]
-        tokenizers = build_caption_tokenizers(slots, weights=run.weights)
-        parts += [
-            KeptTexts(slot=way.spec, whole=way.generator, tokenizer=tokenizers[kind])
-            for kind, way in ways.items()
+        outputs = model.output_branches()
+        specs = [output.spec for output in outputs.values()]
+        tokenizers = build_caption_tokenizers(specs, weights=run.weights)
+        encoders += [
+            CachedTextEncoder(
+                branch=output.spec, parent=output.generator, tokenizer=tokenizers[kind]
+            )
+            for kind, output in outputs.items()
         ]
-    return parts
+    return encoders
 
 
-def _stores(folder: Path, parts: Sequence[Kept]) -> dict[str, FeatureStore]:
-    """Return the stores by kind; kinds that share an encoder share theirs."""
+def _stores(folder: Path, encoders: Sequence[CachedEncoder]) -> dict[str, FeatureStore]:
+    """Return the stores by kind; kinds that share an encoder share the store."""
     by_module: dict[nn.Module, FeatureStore] = {}
-    for part in parts:
-        if part.module not in by_module:
-            by_module[part.module] = FeatureStore(folder, part.producer())
-    return {part.kind: by_module[part.module] for part in parts}
+    for encoder in encoders:
+        if encoder.module not in by_module:
+            by_module[encoder.module] = FeatureStore(folder, encoder.encoder_id())
+    return {encoder.kind: by_module[encoder.module] for encoder in encoders}
 
 
-def _verdicts(
+def _decide(
     run: RunConfig,
     shards: ShardSet,
-    parts: Sequence[Kept],
+    encoders: Sequence[CachedEncoder],
     stores: Mapping[str, FeatureStore],
-) -> dict[str, Verdict]:
-    """Return rank 0's verdicts, on every rank; its mistakes are everyone's, so that none waits."""
-    told: list[dict[str, Verdict] | str] = [{}]
+) -> dict[str, CacheDecision]:
+    """Return rank 0's decisions on every rank; its UserError too, so that no rank hangs."""
+    shared: list[dict[str, CacheDecision] | str] = [{}]
     if dist.get_rank() == 0:
         try:
-            verdicts = {
-                part.kind: _verdict(run, shards, part, stores.get(part.kind)) for part in parts
+            decisions = {
+                encoder.kind: _decision(run, shards, encoder, stores.get(encoder.kind))
+                for encoder in encoders
             }
-            for kind, verdict in verdicts.items():
-                log.info("features of %s: %s", kind, verdict.reason)
-            write_features(Path(run.output), {kind: asdict(v) for kind, v in verdicts.items()})
-            told = [verdicts]
+            for kind, decision in decisions.items():
+                log.info("features of %s: %s", kind, decision.reason)
+            write_features(Path(run.output), {kind: asdict(d) for kind, d in decisions.items()})
+            shared = [decisions]
         except UserError as error:
-            told = [str(error)]
-    dist.broadcast_object_list(told)
-    if isinstance(told[0], str):
-        raise UserError(told[0])
-    return told[0]
+            shared = [str(error)]
+    dist.broadcast_object_list(shared)
+    if isinstance(shared[0], str):
+        raise UserError(shared[0])
+    return shared[0]
 
 
-def _verdict(run: RunConfig, shards: ShardSet, part: Kept, store: FeatureStore | None) -> Verdict:
+def _decision(
+    run: RunConfig, shards: ShardSet, encoder: CachedEncoder, store: FeatureStore | None
+) -> CacheDecision:
     if store is None:
-        return Verdict(used=False, reason="not kept, since the encoder trains in this stage")
+        reason = "not cached, since the encoder is trained in this stage"
+        return CacheDecision(used=False, reason=reason)
     if not store.folder.is_dir():
         store.create()
-    producer, known = store.folder.name, len(store)
+    key, cached = store.folder.name, len(store)
     if run.feature_cache_mode == "always":
-        reason = f"used, as --feature-cache-mode says; {known} known"
-        return Verdict(used=True, reason=reason, producer=producer, known=known)
+        reason = f"used, because of --feature-cache-mode always; {cached} cached"
+        return CacheDecision(used=True, reason=reason, encoder=key, cached=cached)
     if not store.writable:
         raise UserError(
-            f"{store.folder}: cannot be written, which measuring needs; "
-            "--feature-cache-mode always reads from it all the same"
+            f"{store.folder}: cannot be written, which the measurement needs; "
+            "--feature-cache-mode always reads from it without one"
         )
     outputs = run.settings.output_branches(run.system.model)
-    timing = measure(shards, part, outputs, store, device())
+    timing = measure(shards, encoder, outputs, store, device())
     if timing is None:
-        return Verdict(used=False, reason=f"not used: the data hold no {part.kind} to time")
+        reason = f"not used: the data hold no {encoder.kind} to measure"
+        return CacheDecision(used=False, reason=reason)
+    used = timing.reading_is_faster
     reason = (
-        f"{'used' if timing.faster else 'not used'}; decoding {1000 * timing.decode:.3g} ms and "
-        f"encoding {1000 * timing.encode:.3g} ms a medium, reading {1000 * timing.read:.3g} ms; "
-        f"{known} known"
+        f"{'used' if used else 'not used'}; decoding {1000 * timing.decode:.3g} ms and "
+        f"encoding {1000 * timing.encode:.3g} ms per medium, reading {1000 * timing.read:.3g} ms; "
+        f"{cached} cached"
     )
-    return Verdict(used=timing.faster, reason=reason, producer=producer, known=known, timing=timing)
+    return CacheDecision(used=used, reason=reason, encoder=key, cached=cached, timing=timing)

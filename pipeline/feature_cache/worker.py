@@ -1,4 +1,4 @@
-"""One worker of the Ray job that fills the cache: decodes and encodes a range of media.
+"""A worker of the Ray job that precomputes features: decodes and encodes a range of media.
 
 Shapes: k media of a range, x media (or texts) of a batch.
 """
@@ -22,27 +22,31 @@ from etl.storage.shards import ShardSet
 from model.build import build_caption_tokenizers, build_inputs, build_text_encoders
 from model.weights import assign
 from pipeline.config.run_config import RunConfig
-from pipeline.feature_cache.cache_key import Producer
-from pipeline.feature_cache.cached import Kept, KeptMedia, KeptTexts
-from pipeline.feature_cache.feature_file import Row, write_part
+from pipeline.feature_cache.cache_key import EncoderId
+from pipeline.feature_cache.cached_encoder import (
+    CachedEncoder,
+    CachedMediaEncoder,
+    CachedTextEncoder,
+)
+from pipeline.feature_cache.feature_file import FeatureRow, write_feature_file
 from pipeline.feature_cache.store import FeatureStore
 
 
 @dataclass(frozen=True, kw_only=True)
-class Range:
-    """Some media of one kind, which become one file.
+class MediaRange:
+    """Media of one kind whose features go to one file.
 
     Args:
         kind: of media.
-        places_k2: of each, the row of the data and its number among the sample's media.
+        media_k2: the row of each in the data, and its number among the sample's media.
     """
 
     kind: str
-    places_k2: NDArray[np.int64]
+    media_k2: NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Unreadable:
+class UnreadableMedium:
     """A medium that cannot be decoded, and why."""
 
     row: int
@@ -52,28 +56,28 @@ class Unreadable:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Filled:
-    """What became of a range: its media are `encoded`, `there` already, or unreadable."""
+class RangeResult:
+    """The result of a range: how many media were encoded, already cached, or unreadable."""
 
     kind: str
     encoded: int
-    there: int
-    unreadable: tuple[Unreadable, ...]
+    cached: int
+    unreadable: tuple[UnreadableMedium, ...]
 
     @property
     def media(self) -> int:
-        """All of the range."""
-        return self.encoded + self.there + len(self.unreadable)
+        """All media of the range."""
+        return self.encoded + self.cached + len(self.unreadable)
 
 
-class Filler:
-    """Builds the frozen parts of a stage once, and fills range after range.
+class PrecomputeWorker:
+    """Builds the frozen encoders of a stage once, then encodes one range after another.
 
     Args:
         run: names the model, the stage, the data, and as its output the cache's folder.
         initial: the file of trained weights that the stage starts from, if there is one.
-        batch: media that an encoder gets at once.
-        threads: that decode and, without a GPU, compute.
+        batch: media per encoder call.
+        threads: for decoding and, without a GPU, for computing.
         device: of the encoders.
     """
 
@@ -84,110 +88,117 @@ class Filler:
         self._batch, self._device = batch, device
         self._pool = ThreadPoolExecutor(threads)
         self._shards = ShardSet([Path(folder) for folder in run.data], verify=False)
-        self._parts: dict[str, Kept] = {part.kind: part for part in frozen_parts(run, initial)}
-        self.producers = {kind: part.producer() for kind, part in self._parts.items()}
-        for part in self._parts.values():
-            part.whole.to(device).eval()
+        self._encoders = {encoder.kind: encoder for encoder in frozen_encoders(run, initial)}
+        self.encoder_ids = {kind: enc.encoder_id() for kind, enc in self._encoders.items()}
+        for encoder in self._encoders.values():
+            encoder.parent.to(device).eval()
         self._stores = {
-            kind: FeatureStore(Path(run.output), producer)
-            for kind, producer in self.producers.items()
+            kind: FeatureStore(Path(run.output), encoder_id)
+            for kind, encoder_id in self.encoder_ids.items()
         }
 
-    def __call__(self, item: Range | None) -> Filled | dict[str, Producer]:
-        """Fill a range; without one, return who the producers are, by modality."""
+    def __call__(self, item: MediaRange | None) -> RangeResult | dict[str, EncoderId]:
+        """Encode a range; for None, return the identities of the encoders by kind of media."""
         if item is None:
-            return self.producers
-        there: list[bytes] = []
-        unreadable: list[Unreadable] = []
-        media = self._decoded(item, there, unreadable)
-        write_part(self._stores[item.kind].folder, self._rows(item.kind, media))
-        return Filled(
+            return self.encoder_ids
+        cached: list[bytes] = []
+        unreadable: list[UnreadableMedium] = []
+        media = self._decode_range(item, cached, unreadable)
+        write_feature_file(self._stores[item.kind].folder, self._encode(item.kind, media))
+        return RangeResult(
             kind=item.kind,
-            encoded=len(item.places_k2) - len(there) - len(unreadable),
-            there=len(there),
+            encoded=len(item.media_k2) - len(cached) - len(unreadable),
+            cached=len(cached),
             unreadable=tuple(unreadable),
         )
 
-    def _decoded(
-        self, item: Range, there: list[bytes], unreadable: list[Unreadable]
+    def _decode_range(
+        self, item: MediaRange, cached: list[bytes], unreadable: list[UnreadableMedium]
     ) -> Iterator[tuple[bytes, Tensor]]:
-        """Yield key and encoder's input of each medium that is missing and can be read, in order.
+        """Yield key and encoder's input of each medium that is readable and not cached, in order.
 
-        Threads decode a batch ahead, while the encoder is at the one before. The others are put
-        into `there` or `unreadable`.
+        Threads decode the next batch while the encoder computes. All other media are appended to
+        `cached` or `unreadable`.
         """
-        pending: list[Future[tuple[bytes, Tensor | None] | Unreadable]] = []
-        places = iter(item.places_k2.tolist())
+        pending: list[Future[tuple[bytes, Tensor | None] | UnreadableMedium]] = []
+        media = iter(item.media_k2.tolist())
         while True:
-            for place in itertools.islice(places, 2 * self._batch - len(pending)):
-                pending.append(self._pool.submit(self._decode, item.kind, *place))
+            for row, number in itertools.islice(media, 2 * self._batch - len(pending)):
+                pending.append(self._pool.submit(self._decode, item.kind, row, number))
             if not pending:
                 return
             found = pending.pop(0).result()
-            if isinstance(found, Unreadable):
+            if isinstance(found, UnreadableMedium):
                 unreadable.append(found)
             elif found[1] is None:
-                there.append(found[0])
+                cached.append(found[0])
             else:
                 yield found[0], found[1]
 
-    def _decode(self, kind: str, row: int, place: int) -> tuple[bytes, Tensor | None] | Unreadable:
-        """Return a medium's key and values; no values if its features are there."""
-        part, sample = self._parts[kind], self._shards[row]
-        key = part.key(sample, place)
+    def _decode(
+        self, kind: str, row: int, number: int
+    ) -> tuple[bytes, Tensor | None] | UnreadableMedium:
+        """Return a medium's key and encoder input; None as input if its features are cached."""
+        encoder, sample = self._encoders[kind], self._shards[row]
+        key = encoder.key(sample, number)
         if key in self._stores[kind]:
             return key, None
         try:
-            return key, part.values(sample, place)
+            return key, encoder.input_values(sample, number)
         except (OSError, ValueError) as error:
-            return Unreadable(row=row, id=sample.id, kind=kind, reason=str(error))
+            return UnreadableMedium(row=row, id=sample.id, kind=kind, reason=str(error))
 
     @torch.no_grad()
-    def _rows(self, kind: str, media: Iterable[tuple[bytes, Tensor]]) -> Iterator[Row]:
+    def _encode(self, kind: str, media: Iterable[tuple[bytes, Tensor]]) -> Iterator[FeatureRow]:
         pending = iter(media)
         while batch := list(itertools.islice(pending, self._batch)):
             values = torch.stack([values for _, values in batch]).to(self._device)
-            features_x = self._parts[kind].make(values).cpu()
+            features_x = self._encoders[kind].encode(values).cpu()
             for (key, _), features in zip(batch, features_x, strict=True):
-                yield Row(key=key, features=features)
+                yield FeatureRow(key=key, features=features)
 
 
-def frozen_parts(run: RunConfig, initial: Path | None) -> list[Kept]:
-    """Build the parts of a stage that stay frozen and make features, as training has them."""
+def frozen_encoders(run: RunConfig, initial: Path | None) -> list[CachedEncoder]:
+    """Build the frozen encoders of a stage, with the weights that training gives them."""
     spec, settings = run.system.model, run.settings
-    encoders = _frozen_encoders(run, initial)
-    parts: list[Kept] = [
-        KeptMedia(slot=slot, module=encoders[slot.modality])
-        for slot in spec.inputs
-        if slot.modality in encoders
+    modules = _frozen_media_encoders(run, initial)
+    encoders: list[CachedEncoder] = [
+        CachedMediaEncoder(branch=branch, module=modules[branch.modality])
+        for branch in spec.inputs
+        if branch.modality in modules
     ]
-    slots = settings.output_branches(spec)
-    tokenizers = build_caption_tokenizers(slots, weights=run.weights)
-    teachers = build_text_encoders(spec, settings, weights=run.weights, seed=run.seed)
-    parts += [
-        KeptTexts(slot=slot, whole=teachers[slot.modality], tokenizer=tokenizers[slot.kind])
-        for slot in slots
+    outputs = settings.output_branches(spec)
+    tokenizers = build_caption_tokenizers(outputs, weights=run.weights)
+    generators = build_text_encoders(spec, settings, weights=run.weights, seed=run.seed)
+    encoders += [
+        CachedTextEncoder(
+            branch=branch,
+            parent=generators[branch.modality],
+            tokenizer=tokenizers[branch.kind],
+        )
+        for branch in outputs
     ]
-    return parts
+    return encoders
 
 
-def _frozen_encoders(run: RunConfig, initial: Path | None) -> dict[str, nn.Module]:
-    """Build the encoders that stay frozen in a stage, by modality."""
+def _frozen_media_encoders(run: RunConfig, initial: Path | None) -> dict[str, nn.Module]:
+    """Build the input branches' encoders that are frozen in a stage, by modality."""
     spec, settings = run.system.model, run.settings
-    parts = build_inputs(spec, settings, weights=run.weights, seed=run.seed)
-    owners = {slot.modality: slot.encoder_of or slot.modality for slot in spec.inputs}
-    holder = nn.Module()
-    holder.inputs = nn.ModuleDict(
-        {kind: nn.ModuleDict({"encoder": parts[kind]["encoder"]}) for kind in set(owners.values())}
+    modules = build_inputs(spec, settings, weights=run.weights, seed=run.seed)
+    owners = {branch.modality: branch.encoder_of or branch.modality for branch in spec.inputs}
+    # The parameter names of the whole model, for checkpoints and trainable patterns.
+    model = nn.Module()
+    model.inputs = nn.ModuleDict(
+        {kind: nn.ModuleDict({"encoder": modules[kind]["encoder"]}) for kind in owners.values()}
     )
-    names = [name for name, _ in holder.named_parameters()]
+    names = [name for name, _ in model.named_parameters()]
     if initial is not None:
         stored = {name: t for name, t in load_file(initial).items() if name in names}
-        assign(holder, stored, str(initial))
+        assign(model, stored, str(initial))
     trained = {n for n in names if any(fnmatchcase(n, p) for p in settings.trainable)}
     return {
-        slot.modality: parts[owner]["encoder"]
-        for slot in spec.inputs
-        if (owner := owners[slot.modality])
+        branch.modality: modules[owner]["encoder"]
+        for branch in spec.inputs
+        if (owner := owners[branch.modality])
         and not any(name.startswith(f"inputs.{owner}.encoder.") for name in trained)
     }

@@ -1,6 +1,6 @@
-"""Features that training has to make anyway, kept for the next time they are needed.
+"""The writer of the feature cache during training: saves features that training computes anyway.
 
-Shapes: x media, f parts of a medium, n tokens of a part, d width.
+Shapes: x media, f frames (tiles, clips) of a medium, n tokens of each, d width.
 """
 
 from __future__ import annotations
@@ -13,58 +13,59 @@ from types import TracebackType
 
 from torch import Tensor
 
-from pipeline.feature_cache.feature_file import Row, write_part
+from pipeline.feature_cache.feature_file import FeatureRow, write_feature_file
 from pipeline.feature_cache.store import FeatureStore
 
 log = logging.getLogger(__name__)
 
-PART_BYTES = 128 << 20
-"""Features that a rank holds before it writes them; as much again is being written meanwhile."""
+FILE_BYTES = 128 << 20
+"""Features that a rank buffers before it writes a file; a second buffer is written meanwhile."""
 
 
-class Recorder:
-    """Holds one rank's new features until there are enough for a file; writes beside training.
+class FeatureWriter:
+    """Buffers one rank's new features until a file is full; writes it in the background.
 
-    A crash loses what was held, and nothing that was written. Where a file cannot be written, one
-    line says so, and nothing is kept from there on: training does not need it.
+    A crash loses the buffer, and nothing that was written. Where a file cannot be written, training
+    continues: the writer logs one line and saves nothing more.
 
     Args:
-        stores: by kind of media; those that cannot be written are only read.
-        part_bytes: of features, after which a file is written.
+        stores: by kind of media; those that are not writable are only read.
+        file_bytes: features after which a file is written.
     """
 
-    def __init__(self, stores: Mapping[str, FeatureStore], *, part_bytes: int = PART_BYTES) -> None:
+    def __init__(self, stores: Mapping[str, FeatureStore], *, file_bytes: int = FILE_BYTES) -> None:
         self._folders = {kind: store.folder for kind, store in stores.items() if store.writable}
-        self._most = part_bytes
-        self._held: dict[Path, dict[bytes, Tensor]] = {}
-        self._bytes = 0
+        self._file_bytes = file_bytes
+        self._buffers: dict[Path, dict[bytes, Tensor]] = {}
+        self._buffered_bytes = 0
         self._thread = ThreadPoolExecutor(1)
         self._writing: Future[None] | None = None
         self.written = 0
 
-    def keep(self, kind: str, keys: Sequence[bytes], features_xfnd: Tensor) -> None:
-        """Hold features of media; see `model.features.FeatureRecorder`."""
+    def add(self, kind: str, keys: Sequence[bytes], features_xfnd: Tensor) -> None:
+        """Add features of media; see `model.features.FeatureRecorder`."""
         folder = self._folders.get(kind)
         if folder is None:
             return
-        held = self._held.setdefault(folder, {})
+        buffer = self._buffers.setdefault(folder, {})
         for key, features_fnd in zip(keys, features_xfnd.to("cpu"), strict=True):
-            if key not in held:
-                held[key] = features_fnd.clone()
-                self._bytes += held[key].nbytes
-        if self._bytes >= self._most:
+            if key not in buffer:
+                buffer[key] = features_fnd.clone()
+                self._buffered_bytes += buffer[key].nbytes
+        if self._buffered_bytes >= self._file_bytes:
             self.flush()
 
     def flush(self) -> None:
-        """Begin to write what is held; waits for what was being written before."""
+        """Start writing the buffer; first wait for the one that is being written."""
         self._wait()
-        held, self._held, self._bytes = self._held, {}, 0
+        buffers, self._buffers, self._buffered_bytes = self._buffers, {}, 0
         if self._folders:
-            self._writing = self._thread.submit(self._write, held)
+            self._writing = self._thread.submit(self._write, buffers)
 
-    def _write(self, held: Mapping[Path, Mapping[bytes, Tensor]]) -> None:
-        for folder, features in held.items():
-            write_part(folder, (Row(key=key, features=f) for key, f in features.items()))
+    def _write(self, buffers: Mapping[Path, Mapping[bytes, Tensor]]) -> None:
+        for folder, features in buffers.items():
+            rows = (FeatureRow(key=key, features=f) for key, f in features.items())
+            write_feature_file(folder, rows)
             self.written += len(features)
 
     def _wait(self) -> None:
@@ -73,11 +74,11 @@ class Recorder:
         try:
             self._writing.result()
         except OSError as error:
-            log.warning("features are kept no longer: %s", error)
+            log.warning("features are no longer saved: %s", error)
             self._folders = {}
         self._writing = None
 
-    def __enter__(self) -> Recorder:
+    def __enter__(self) -> FeatureWriter:
         return self
 
     def __exit__(

@@ -26,7 +26,7 @@ def print_summary(out: Path, summary: Mapping[str, Any]) -> None:
     console = Console()
     for prediction in _predictions(out, _PRINTED):
         mark = (
-            "[green]right[/]" if prediction["right"] else f"[red]wrong[/] ({prediction['truth']})"
+            "[green]right[/]" if prediction["correct"] else f"[red]wrong[/] ({prediction['truth']})"
         )
         console.print(f"  {prediction['question']}  →  {prediction['answer']}  {mark}")
     stages = Grid(*_STAGE_COLUMNS, title="what was done")
@@ -114,7 +114,7 @@ def _gallery(out: Path) -> list[Answer]:
             question=prediction["question"],
             answer=prediction["answer"],
             truth=prediction["truth"],
-            right=prediction["right"],
+            right=prediction["correct"],
         )
         for index, prediction in enumerate(_predictions(out, _SHOWN))
     ]

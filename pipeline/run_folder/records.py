@@ -151,7 +151,7 @@ def read_forecast_check(run: Path) -> dict[str, Any] | None:
 
 
 def write_features(run: Path, verdicts: Mapping[str, Mapping[str, object]]) -> None:
-    """Write, by modality, the fields of `pipeline.feature_cache.training.Verdict`."""
+    """Write, by modality, the fields of `pipeline.feature_cache.training.CacheDecision`."""
     write_json(run / _FEATURES, verdicts)
 
 

@@ -194,7 +194,7 @@ def seed_step(seed: int, step: int, rank: int) -> None:
 
 def _what_is_lost(items: list[MicroBatch], cursor: TrainerState) -> str:
     """Return what the first rank that could not read a shard says; a collective."""
-    own = next((item.lost for item in items if item.lost is not None), None)
+    own = next((item.unreadable_shard for item in items if item.unreadable_shard is not None), None)
     everyone: list[str | None] = [None] * dist.get_world_size()
     dist.all_gather_object(everyone, own)
     told = next(reason for reason in everyone if reason is not None)

@@ -78,7 +78,7 @@ def sync_step(
         sum(int(item.batch.attention_bt.sum()) for item in batches),
         sum(item.batch.ids_bt.numel() for item in batches),
         int(stop),
-        sum(item.lost is not None for item in batches),
+        sum(item.unreadable_shard is not None for item in batches),
         writing.busy,
         writing.failed,
         *(sum(own[name] for own in counted) for name in names),

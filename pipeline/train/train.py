@@ -45,15 +45,15 @@ from pipeline.checkpoint.checkpoints import Checkpoints, RetentionPolicy, newest
 from pipeline.config.deepspeed import ds_config
 from pipeline.config.run_config import RunConfig, accumulation
 from pipeline.config.trainer_state import TrainerState
-from pipeline.data.build_sampler import make_sampler
+from pipeline.data.dataset import MultimodalDataset
 from pipeline.data.encode import SampleEncoder
 from pipeline.data.generation_targets import GenerationTargetEncoder
-from pipeline.data.loader import MicroBatch, MultimodalDataset, micro_batches
-from pipeline.data.sampler import BatchSampler
+from pipeline.data.loader import MicroBatch, micro_batches
+from pipeline.data.sampler import BatchSampler, build_sampler
 from pipeline.data.worker_status import WorkerStatus
 from pipeline.distributed import memory_now, ranks, start_ranks
 from pipeline.feature_cache.reader import CacheReader
-from pipeline.feature_cache.training import open_features
+from pipeline.feature_cache.training import open_feature_cache
 from pipeline.forecast.forecast import stage_costs, typical_product
 from pipeline.forecast.peak_flops import of_this_device
 from pipeline.run_folder.forecast_check import compare_with_forecast
@@ -96,7 +96,7 @@ def train_stage(run: RunConfig, resume: str) -> int:
     records = start_run(run)
     memory_before = memory_now()
     model = make_model(run, inputs)
-    lookup, recorder = open_features(run, inputs.shards, model)
+    lookup, recorder = open_feature_cache(run, inputs.shards, model)
     engine = start_engine(model, run.settings, steps=inputs.steps, world=ranks()[1])
     cursor = resume_point(engine, inputs, records)
     watch = Watch(WorkerStatus(run.num_workers))
@@ -153,7 +153,7 @@ def open_inputs(run: RunConfig, resume: str) -> Inputs:
     # One rank reads all bytes to compare checksums; sizes are compared by all.
     shards = ShardSet([Path(folder) for folder in run.data], verify=rank == 0)
     tokenizer = build_tokenizer(run.system.model, weights=run.weights)
-    schedule = make_sampler(run, tokenizer)
+    schedule = build_sampler(run, tokenizer)
     steps = min(schedule.steps, run.max_steps or schedule.steps)
     initial = newest_weights(Path(run.init_from)) if run.init_from else None
     identity = _identity(run, shards, initial, steps=steps, world=world)
@@ -256,7 +256,7 @@ def data_from(
         text_tokenizer=build_text_tokenizer(run.system.model, weights=run.weights),
         sentences=sentence_reader(run.system.model, settings, weights=run.weights),
         features=lookup,
-        drawing=_drawing(run, lookup),
+        generation_targets=_drawing(run, lookup),
     )
     rank, world = ranks()
     return micro_batches(
@@ -266,7 +266,7 @@ def data_from(
         rank=rank,
         ranks=world,
         pad_id=inputs.tokenizer.pad_token_id,
-        workers=run.num_workers,
+        num_workers=run.num_workers,
     )
 
 
@@ -281,7 +281,7 @@ def _drawing(run: RunConfig, lookup: CacheReader) -> GenerationTargetEncoder | N
         build_caption_tokenizers(slots, weights=run.weights),
         denoises=generation.denoise > 0,
         seed=run.seed,
-        known=lookup,
+        features=lookup,
     )
 
 

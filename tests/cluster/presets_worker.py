@@ -102,7 +102,7 @@ def first_samples(config: RunConfig) -> Batch:
         text_tokenizer=build_text_tokenizer(spec, weights=weights),
     )
     folders = [ShardSet([Path(folder)]) for folder in config.data]
-    rows = [encoder.row(folder[number]) for folder in folders for number in range(LOOKED_AT)]
+    rows = [encoder.encode(folder[number]) for folder in folders for number in range(LOOKED_AT)]
     return collate(rows, pad_id=tokenizer.pad_token_id, side="right")
 
 

@@ -14,11 +14,10 @@ import torch
 from model.build import build_tokenizer
 from model.presets import system
 from pipeline.config.run_config import RunConfig, TrainOptions, resolve
-from pipeline.data.build_sampler import make_sampler
-from pipeline.data.sampler import BatchSampler
-from pipeline.feature_cache.feature_file import Part
+from pipeline.data.sampler import BatchSampler, build_sampler
+from pipeline.feature_cache.feature_file import FeatureFile
 from pipeline.feature_cache.store import FeatureStore
-from pipeline.feature_cache.worker import Filler, Range
+from pipeline.feature_cache.worker import MediaRange, PrecomputeWorker
 from tests.cluster.ranks import Outcome, Ranks, losses, run_ranks
 from tests.cluster.ray_cluster import RayHead, marked
 from tests.cluster.test_elastic import stop_after
@@ -64,11 +63,10 @@ def checked(outcome: Outcome) -> Outcome:
 def fill(captions: Path, cache: Path, rows: list[int]) -> FeatureStore:
     """Put the features of some rows into a cache, as a worker of the Ray job does."""
     options = TrainOptions(preset="digits", data=(captions,), output=cache)
-    filler = Filler(resolve(options, "pt"), None, batch=4, threads=1, device="cpu")
-    store = FeatureStore(cache, filler.producers["image"])
+    worker = PrecomputeWorker(resolve(options, "pt"), None, batch=4, threads=1, device="cpu")
+    store = FeatureStore(cache, worker.encoder_ids["image"])
     store.create()
-    places = np.array([[row, 0] for row in rows])
-    filler(Range(kind="image", places_k2=places))
+    worker(MediaRange(kind="image", media_k2=np.array([[row, 0] for row in rows])))
     assert len(store) == len(rows)
     return store
 
@@ -84,7 +82,7 @@ def schedule_of(captions: Path, output: Path) -> BatchSampler:
         epochs=2,
     )
     run: RunConfig = resolve(options, "pt")
-    return make_sampler(run, build_tokenizer(run.system.model, weights=run.weights))
+    return build_sampler(run, build_tokenizer(run.system.model, weights=run.weights))
 
 
 def rows_of(schedule: BatchSampler, step: int, rank: int) -> set[int]:
@@ -132,16 +130,18 @@ def test_what_generators_are_told_is_kept_too(tmp_path: Path) -> None:
         assert "features of to_image: used" in outcome.stderr
         assert losses(runs[name]) == pytest.approx(losses(runs["plain"]), rel=CLOSE)
     kept = {
-        json.loads((path / "producer.json").read_text())["role"]: sorted(path.glob("part-*.arrow"))
+        json.loads((path / "encoder.json").read_text())["role"]: sorted(path.glob("part-*.arrow"))
         for path in (tmp_path / "cache").iterdir()
     }
     assert set(kept) == {"encoder", "text"}
-    texts = {Part(path).key(row) for path in kept["text"] for row in range(len(Part(path)))}
+    texts = {
+        FeatureFile(path).key(row) for path in kept["text"] for row in range(len(FeatureFile(path)))
+    }
     assert 1 < len(texts) <= 12
 
 
 def distinct(store: FeatureStore) -> int:
-    parts = [Part(path) for path in store.folder.glob("part-*.arrow")]
+    parts = [FeatureFile(path) for path in store.folder.glob("part-*.arrow")]
     return len({part.key(row) for part in parts for row in range(len(part))})
 
 
@@ -173,7 +173,7 @@ def test_an_encoder_that_trains_is_left_alone(captions: Path, tmp_path: Path) ->
     more = ("--set", 'pt.trainable=["inputs.*.projector.*", "inputs.*.encoder.tower.encoder.*"]')
     command = [*with_cache(captions, run, tmp_path / "cache"), *more, "--max-steps", 1]
     outcome = checked(run_ranks(2, *command))
-    assert "not kept, since the encoder trains in this stage" in outcome.stderr
+    assert "not cached, since the encoder is trained in this stage" in outcome.stderr
     assert not list((tmp_path / "cache").glob("*"))
 
 
@@ -181,7 +181,7 @@ def test_a_fill_that_is_killed_and_run_again_gives_the_same_features(
     ray_head: RayHead, captions: Path, tmp_path: Path
 ) -> None:
     command = ["features", "digits", "--data", str(captions)]
-    command += ["--part-media", "4", "--batch", "4", "--output"]
+    command += ["--media-per-file", "4", "--batch", "4", "--output"]
 
     def start(output: Path, env: dict[str, str]) -> WarmProcess:
         environment = {**env, "RAY_ADDRESS": ray_head.address, "PYTHONPATH": str(REPOSITORY)}
@@ -214,5 +214,5 @@ def finish(process: WarmProcess) -> None:
 
 
 def contents(cache: Path) -> dict[bytes, torch.Tensor]:
-    parts = [Part(path) for path in cache.glob("*/part-*.arrow")]
+    parts = [FeatureFile(path) for path in cache.glob("*/part-*.arrow")]
     return {part.key(row): part.read(row) for part in parts for row in range(len(part))}

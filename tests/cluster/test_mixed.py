@@ -14,7 +14,7 @@ from etl.storage.shards import ShardSet, write_folder
 from model.build import build_tokenizer
 from model.presets import system
 from pipeline.config.run_config import TrainOptions, resolve
-from pipeline.data.build_sampler import make_sampler
+from pipeline.data.sampler import build_sampler
 from pipeline.data.shuffle import ShuffledStream, Source
 from tests.cluster.ranks import REPOSITORY, Ranks, losses, run_ranks
 from tests.worlds import generation_sample, generation_shards, generative_overrides, preset_shards
@@ -55,7 +55,7 @@ def pairs(world: Path) -> Path:
         for place, media in enumerate(pair)
     ]
     # A run draws its order from the seed: each sample is written where that order looks for it.
-    whole = Source(first=0, rows=len(samples), draws=len(samples))
+    whole = Source(first=0, rows=len(samples), samples_per_epoch=len(samples))
     order = ShuffledStream(sources=(whole,), seed=0, epochs=1).rows(0, len(samples)).tolist()
     written = [sample for _, sample in sorted(zip(order, samples, strict=True), key=itemgetter(0))]
     return write_folder(world / "pairs", written, job="pairs")
@@ -126,7 +126,7 @@ def media_sets(pairs: Path, output: Path) -> list[tuple[tuple[str, ...], ...]]:
         set=SETTINGS,
     )
     run = resolve(options, "pt")
-    schedule = make_sampler(run, build_tokenizer(run.system.model, weights=run.weights))
+    schedule = build_sampler(run, build_tokenizer(run.system.model, weights=run.weights))
     assert schedule.lengths is not None
     media_n = schedule.lengths.media_n
 

@@ -38,7 +38,7 @@ def rows_of(spec: ModelSpec, folder: Path) -> list[Example]:
     )
     shards = ShardSet([instruct_shards(folder, 5)])
     samples = [*(shards[index] for index in range(5)), text_sample(0, 7)]
-    return [encoder.row(sample) for sample in samples]
+    return [encoder.encode(sample) for sample in samples]
 
 
 def learnt(

@@ -18,7 +18,7 @@ from pipeline.config.run_config import read_config
 from pipeline.convert.import_ import import_run
 from pipeline.data.collate import collate
 from pipeline.data.encode import Example, MediumInput
-from pipeline.evaluate.command import load_run
+from pipeline.evaluate.evaluate import load_run
 from tests import published
 
 

@@ -111,4 +111,4 @@ def test_a_run_of_the_stage_before_mm_pt_answers_nothing(
     run = RunConfig(stage="init", part="qformer", system=whole, data=("d",), output="o")
     run.save(tmp_path)
     words = ("evaluate", "--run", tmp_path, "--data", captions)
-    assert "of the stage init, which answers nothing; want pt or sft" in complaint(*words)
+    assert "a run of stage init has no answers; want one of pt or sft" in complaint(*words)

@@ -132,7 +132,7 @@ def first_samples(spec: ModelSpec, stage: Stage, data: list[Path]) -> Batch:
         sentences=sentence_reader(spec, stage, weights="random"),
     )
     folders = [ShardSet([folder]) for folder in data]
-    rows = [encoder.row(folder[number]) for folder in folders for number in range(SAMPLES)]
+    rows = [encoder.encode(folder[number]) for folder in folders for number in range(SAMPLES)]
     if packs(spec, stage):
         return pack(rows)
     return collate(rows, pad_id=tokenizer.pad_token_id, side="right")

@@ -1,4 +1,4 @@
-"""Trains the digits world's language model: a small LLaMA that reads about scenes, unseen.
+"""Trains the digits world's language model: a small LLaMA, from texts about scenes only.
 
 It learns from text alone what a multimodal model needs from it: to repeat a description, and to
 answer questions about it. An image token will encode all features of a mark at once, so the model

@@ -1,7 +1,7 @@
-"""Encoded media to what an encoder's `preprocess` takes (docs/components.md).
+"""Decoders of media: from the file's bytes to the input of an encoder's `preprocess`.
 
-Media come from the web: every reader bounds what it decodes, opens nothing but the bytes it is
-given, and answers what it cannot read with OSError or ValueError, in one line.
+Media come from the web: every reader limits the size of what it decodes, opens nothing but the
+bytes it is given, and raises OSError or ValueError, in one line, for what it cannot read.
 """
 
 from __future__ import annotations
@@ -19,34 +19,34 @@ from pipeline.data.readers.image import read_image
 from pipeline.data.readers.points import read_points
 from pipeline.data.readers.video import read_video
 
-Raw = Image.Image | list[Image.Image] | NDArray[np.float32]
+RawMedium = Image.Image | list[Image.Image] | NDArray[np.float32]
 
-__all__ = ["Raw", "read", "read_audio", "read_image", "read_points", "read_video"]
+__all__ = ["RawMedium", "read_audio", "read_image", "read_medium", "read_points", "read_video"]
 
 
 @runtime_checkable
-class Hears(Protocol):
+class AudioEncoderSpec(Protocol):
     """The spec of an encoder of audio."""
 
     sample_rate: int
 
 
-def read(medium: Medium, slot: InputBranchSpec) -> Raw:
-    """Decode a medium for a slot.
+def read_medium(medium: Medium, branch: InputBranchSpec) -> RawMedium:
+    """Decode a medium for an input branch.
 
     Returns:
-        An RGB picture; a list of the slot's `frames` of them; a mono waveform (samples,) at the
-        encoder's sample rate; or a cloud (p, 6).
+        An RGB image; a list of the branch's `frames` images of a video; a mono waveform (samples,)
+        at the encoder's sample rate; or a point cloud (p, 6).
 
     Raises:
-        OSError, ValueError: truncated, of no known format, too large, or not what its kind says.
+        OSError, ValueError: truncated, of an unknown format, too large, or not of its kind.
     """
     if medium.kind == "image":
         return read_image(medium.data)
     if medium.kind == "video":
-        return read_video(medium.data, slot.frames)
-    if medium.kind == "audio" and isinstance(slot.encoder, Hears):
-        return read_audio(medium.data, slot.encoder.sample_rate)
+        return read_video(medium.data, branch.frames)
+    if medium.kind == "audio" and isinstance(branch.encoder, AudioEncoderSpec):
+        return read_audio(medium.data, branch.encoder.sample_rate)
     if medium.kind == "points":
         return read_points(medium.data)
-    raise ValueError(f"encoder {slot.encoder.kind!r} reads no {medium.kind}")
+    raise ValueError(f"encoder {branch.encoder.kind!r} does not take {medium.kind}")

@@ -1,4 +1,4 @@
-"""Sounds: whatever libsndfile or FFmpeg reads, to one waveform."""
+"""Audio: any format that libsndfile or FFmpeg reads, to a mono waveform."""
 
 from __future__ import annotations
 
@@ -10,40 +10,40 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from pipeline.data.readers.container import opened
+from pipeline.data.readers.container import open_container
 
 MAX_SAMPLES = 1 << 28
-"""Samples of a sound, in all its channels: 46 minutes in stereo at 48 kHz."""
+"""Largest number of samples in all channels: 46 minutes in stereo at 48 kHz."""
 
 MAX_RATE = 384_000
-"""Samples a second."""
+"""Largest sample rate in Hz."""
 
 _BLOCK = 1 << 20
 _EXACT = ("WAV", "WAVEX", "FLAC", "AIFF", "RF64", "W64")
-"""libsndfile's names of the formats whose header tells how long the sound is, to the sample."""
+"""libsndfile's names of the formats whose header has the exact number of samples."""
 
 
 def read_audio(data: bytes, sample_rate: int | None = None) -> NDArray[np.float32]:
-    """Return the mean of a sound's channels (samples,), resampled by a polyphase filter.
+    """Return the mean of all channels (samples,), resampled by a polyphase filter.
 
     Args:
         data: WAV, FLAC, OGG, MP3 and the like, or a container such as MP4 with an audio track.
-        sample_rate: wanted, in Hz; None keeps the sound's own.
+        sample_rate: of the result, in Hz; None keeps the file's.
 
     Raises:
-        OSError: truncated, damaged, or no sound.
-        ValueError: longer than the bound above, empty, or with values that are no numbers.
+        OSError: truncated, damaged, or no audio.
+        ValueError: longer than the limit above, empty, or with values that are not finite.
     """
     try:
-        wave, rate = _by_libsndfile(data)
+        wave, rate = _read_libsndfile(data)
     except soundfile.LibsndfileError:
-        wave, rate = _by_ffmpeg(data)
+        wave, rate = _read_ffmpeg(data)
     if not len(wave):
-        raise ValueError("a sound without samples")
+        raise ValueError("audio without samples")
     if not np.isfinite(wave).all():
-        raise ValueError("a sound with values that are no numbers")
+        raise ValueError("audio with values that are not finite")
     if sample_rate is not None and sample_rate != rate:
-        # Here, since it takes longer to import than all other readers together.
+        # Imported here: it takes longer to import than all other readers together.
         from scipy.signal import resample_poly  # noqa: PLC0415
 
         common = gcd(sample_rate, rate)
@@ -51,9 +51,9 @@ def read_audio(data: bytes, sample_rate: int | None = None) -> NDArray[np.float3
     return wave.astype(np.float32)
 
 
-def _by_libsndfile(data: bytes) -> tuple[NDArray[np.float32], int]:
+def _read_libsndfile(data: bytes) -> tuple[NDArray[np.float32], int]:
     with soundfile.SoundFile(io.BytesIO(data)) as source:
-        rate = _check(source.samplerate, source.frames * source.channels)
+        rate = _check_limits(source.samplerate, source.frames * source.channels)
         blocks = [
             block.mean(axis=1) for block in source.blocks(_BLOCK, dtype="float32", always_2d=True)
         ]
@@ -65,34 +65,34 @@ def _by_libsndfile(data: bytes) -> tuple[NDArray[np.float32], int]:
 
 
 def _check_riff(data: bytes) -> None:
-    """Raise OSError where a WAV file ends early; libsndfile takes what there is."""
+    """Raise OSError for a truncated WAV file, which libsndfile would accept."""
     if data[:4] == b"RIFF":
         size = int.from_bytes(data[4:8], "little") + 8
-        if len(data) < size < 1 << 32:  # a stream of unknown length says 2^32 - 1
+        if len(data) < size < 1 << 32:  # 2^32 - 1 in a stream of unknown length
             raise OSError(f"truncated: {len(data)} of {size} bytes")
 
 
-def _by_ffmpeg(data: bytes) -> tuple[NDArray[np.float32], int]:
-    with opened(data) as container:
+def _read_ffmpeg(data: bytes) -> tuple[NDArray[np.float32], int]:
+    with open_container(data) as container:
         if not container.streams.audio:
-            raise OSError(f"{len(data)} bytes that hold no sound")
+            raise OSError(f"{len(data)} bytes that hold no audio")
         track = container.streams.audio[0]
         rate = track.codec_context.sample_rate
-        convert = av.AudioResampler(format="fltp")
+        resampler = av.AudioResampler(format="fltp")
         blocks = []
         samples = 0
         for frame in container.decode(track):
-            for part in convert.resample(frame):
-                block_cs = part.to_ndarray()
+            for block in resampler.resample(frame):
+                block_cs = block.to_ndarray()
                 samples += block_cs.size
-                _check(rate, samples)
+                _check_limits(rate, samples)
                 blocks.append(block_cs.mean(axis=0))
     return np.concatenate([np.empty(0, np.float32), *blocks]), rate
 
 
-def _check(rate: int, samples: int) -> int:
+def _check_limits(rate: int, samples: int) -> int:
     if not 0 < rate <= MAX_RATE:
-        raise ValueError(f"{rate} samples a second, want 1 to {MAX_RATE}")
+        raise ValueError(f"{rate} samples per second, want 1 to {MAX_RATE}")
     if samples > MAX_SAMPLES:
         raise ValueError(f"more than {MAX_SAMPLES} samples in all channels")
     return rate

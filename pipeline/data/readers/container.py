@@ -1,4 +1,4 @@
-"""Opening what FFmpeg reads, safely: from bytes alone, and only formats that hold the media."""
+"""Opens video and audio with FFmpeg, safely: from bytes alone, and only formats that hold media."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ _FORMATS = (
     *("matroska,webm", "avi", "mpegts", "mpeg", "asf", "flv", "gif", "ogg"),
     *("aac", "ac3", "aiff", "amr", "caf", "flac", "mp3", "wav"),
 )
-"""FFmpeg's names of the formats. No playlists: those would open other files and addresses."""
+"""FFmpeg's names of the formats. No playlists, which would open other files and URLs."""
 
 
 @contextmanager
-def opened(data: bytes) -> Iterator[InputContainer]:
-    """Open encoded video or audio; FFmpeg's errors within the block become OSError.
+def open_container(data: bytes) -> Iterator[InputContainer]:
+    """Open encoded video or audio; FFmpeg's errors inside the block become OSError.
 
     Raises:
-        OSError: of no allowed format, truncated, or damaged.
+        OSError: of a format that is not allowed, truncated, or damaged.
     """
     options = {"format_whitelist": ",".join(_FORMATS), "protocol_whitelist": ""}
     try:
@@ -30,8 +30,8 @@ def opened(data: bytes) -> Iterator[InputContainer]:
         with av.open(stream, "r", options=options, metadata_errors="replace") as container:
             for track in (*container.streams.video, *container.streams.audio):
                 if track.codec_context is None:
-                    raise OSError(f"{len(data)} bytes in a {track.type} codec that is not known")
-                track.codec_context.thread_count = 1  # data workers are many
+                    raise OSError(f"{len(data)} bytes in an unknown {track.type} codec")
+                track.codec_context.thread_count = 1  # there are many data workers
             yield container
     except av.FFmpegError as error:
         raise OSError(f"{len(data)} bytes that cannot be decoded ({error.strerror})") from None

@@ -1,4 +1,4 @@
-"""Pictures: whatever Pillow reads, to RGB."""
+"""Images: any format that Pillow reads, to RGB."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 
 def read_image(data: bytes) -> Image.Image:
-    """Return an RGB picture, turned as its EXIF says.
+    """Return an RGB image, rotated according to its EXIF.
 
     Raises:
-        OSError: truncated, damaged, or not a picture.
+        OSError: truncated, damaged, or not an image.
         ValueError: more pixels than Pillow's limit against decompression bombs.
     """
     try:
-        picture = Image.open(io.BytesIO(data))
-        ImageOps.exif_transpose(picture, in_place=True)
-        # Converted or not in place, a picture for which there is nothing to do would be copied.
-        return picture if picture.mode == "RGB" else picture.convert("RGB")
-    except (UnidentifiedImageError, SyntaxError):  # the latter is Pillow's word for a broken PNG
-        raise OSError(f"{len(data)} bytes that are no picture") from None
+        image = Image.open(io.BytesIO(data))
+        ImageOps.exif_transpose(image, in_place=True)
+        # Not in place, and `convert` to the same mode, would copy the image.
+        return image if image.mode == "RGB" else image.convert("RGB")
+    except (UnidentifiedImageError, SyntaxError):  # the latter for a broken PNG
+        raise OSError(f"{len(data)} bytes that are no image") from None
     except Image.DecompressionBombError as error:
         raise ValueError(str(error)) from None

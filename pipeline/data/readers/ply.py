@@ -1,4 +1,4 @@
-"""The vertices of PLY files, in text and binary (Turk 1994, *The PLY Polygon File Format*)."""
+"""The vertices of PLY files, text and binary (Turk 1994, *The PLY Polygon File Format*)."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _TYPES = {
     **{"float": "f4", "float32": "f4", "double": "f8", "float64": "f8"},
 }
 _ORDERS = {"binary_little_endian": "<", "binary_big_endian": ">", "ascii": ""}
-_PLACES = ("x", "y", "z")
+_COORDINATES = ("x", "y", "z")
 _COLOURS = (("red", "green", "blue"), ("diffuse_red", "diffuse_green", "diffuse_blue"))
 
 
 @dataclass(kw_only=True)
 class _Element:
-    """One kind of rows: its name, how many there are, and its columns with NumPy's types."""
+    """An element of the header: its name, its number of rows, its columns with NumPy's types."""
 
     name: str
     count: int
@@ -33,8 +33,8 @@ def read_ply(data: bytes) -> NDArray[np.float64]:
 
     Raises:
         OSError: truncated or damaged.
-        ValueError: a layout that is not read here: vertices that hold lists, or, in a binary file,
-            rows with lists before them.
+        ValueError: an unsupported layout: vertices with list properties, or, in a binary file, such
+            elements before them.
     """
     head, end, body = data.partition(b"end_header")
     body = body[2:] if body.startswith(b"\r\n") else body[1:]
@@ -42,24 +42,24 @@ def read_ply(data: bytes) -> NDArray[np.float64]:
         order, elements = _header(head.decode("ascii", errors="replace"))
     except (KeyError, IndexError, ValueError):
         raise OSError("a PLY file whose header is damaged") from None
-    names = [element.name for element in elements]
-    if not end or "vertex" not in names:
-        raise OSError("a PLY file whose header is damaged or tells of no vertices")
-    before = elements[: names.index("vertex")]
-    vertex = elements[names.index("vertex")]
+    element_names = [element.name for element in elements]
+    if not end or "vertex" not in element_names:
+        raise OSError("a PLY file whose header is damaged or has no vertices")
+    before = elements[: element_names.index("vertex")]
+    vertex = elements[element_names.index("vertex")]
     if vertex.lists or (order and any(element.lists for element in before)):
-        raise ValueError("a PLY file with lists in its vertices or before them")
-    wanted = _wanted([name for name, _ in vertex.columns])
+        raise ValueError("a PLY file with list properties in its vertices or before them")
+    names = _vertex_columns([name for name, _ in vertex.columns])
     if order:
         rows = _binary(body, order, before, vertex)
-        columns = [rows[name].astype(np.float64) for name in wanted]
+        columns = [rows[name].astype(np.float64) for name in names]
     else:
         table = _text(body, before, vertex)
-        columns = [table[:, [n for n, _ in vertex.columns].index(name)] for name in wanted]
+        columns = [table[:, [n for n, _ in vertex.columns].index(name)] for name in names]
     types = dict(vertex.columns)
     scaled = [
-        column / 255 if name not in _PLACES and types[name] == "u1" else column
-        for name, column in zip(wanted, columns, strict=True)
+        column / 255 if name not in _COORDINATES and types[name] == "u1" else column
+        for name, column in zip(names, columns, strict=True)
     ]
     return np.stack(scaled, axis=1)
 
@@ -88,11 +88,11 @@ def _count(word: str) -> int:
     return int(word)
 
 
-def _wanted(names: Sequence[str]) -> tuple[str, ...]:
-    if not set(_PLACES) <= set(names):
+def _vertex_columns(names: Sequence[str]) -> tuple[str, ...]:
+    if not set(_COORDINATES) <= set(names):
         raise OSError("a PLY file whose vertices have no x, y and z")
     colours = (triple for triple in _COLOURS if set(triple) <= set(names))
-    return (*_PLACES, *next(colours, ()))
+    return (*_COORDINATES, *next(colours, ()))
 
 
 def _binary(
@@ -118,4 +118,4 @@ def _text(body: bytes, before: Sequence[_Element], vertex: _Element) -> NDArray[
     try:
         return np.array(rows, dtype=np.float64).reshape(vertex.count, len(vertex.columns))
     except ValueError:
-        raise OSError("a vertex that is not as the header says") from None
+        raise OSError("a vertex that does not match the header") from None

@@ -123,7 +123,9 @@ def test_a_policy_that_keeps_no_row_hints_at_its_bound(
 def manifest_of(job: str, rows: int = 0, **drops: int) -> Manifest:
     shards = (Shard(path="a", rows=rows, bytes=1, sha256=""),) if rows else ()
     total = rows + sum(drops.values())
-    return Manifest(job=job, plan={}, input_rows=total, rows=rows, drops=drops, shards=shards)
+    options = ("min_clip", "minimum", "maximum")
+    plan = {"config": dict.fromkeys(options)}
+    return Manifest(job=job, plan=plan, input_rows=total, rows=rows, drops=drops, shards=shards)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +135,8 @@ def manifest_of(job: str, rows: int = 0, **drops: int) -> Manifest:
         ("laion", {"aesthetic_too_low": 2}, "lower --minimum aesthetic=…"),
         ("refilter", {"clip_too_low": 2}, "lower --minimum clip=…"),
         ("refilter", {"punsafe_too_high": 2}, "raise --maximum punsafe=…"),
-        ("laion", {"punsafe_too_high": 1, "timeout": 2}, "raise --timeout"),
+        ("laion", {"punsafe_too_high": 1, "timeout": 2}, "--retry-failed and a larger --timeout"),
+        ("instruct", {"too_short": 2}, "see the examples in report.html"),  # has no --min-seconds
         ("cc", {"something_new": 2}, "see the examples in report.html"),
     ],
 )

@@ -18,8 +18,8 @@ from etl.media.faces import BOXES
 from etl.media.gather import MediaOptions
 from etl.media.image import ImageLimits
 from etl.runtime.job_state import JobState, read_table, write_table
-from etl.runtime.worker import DownloadWorker, FinalShardWriter, Identity, WorkerSpec
-from etl.sources.base import CANDIDATES, Format, MediaRef, Record, RecordReader
+from etl.runtime.worker import DownloadWorker, FinalShardWriter, WorkerSpec
+from etl.sources.base import CANDIDATES, Format, Identity, MediaRef, Record, RecordReader
 from etl.storage.manifest import Manifest, write_manifest
 from etl.storage.schema import Sample, Turn
 from etl.storage.shards import ShardSet

@@ -1,4 +1,4 @@
-"""Weights in and out: every tensor once, bit for bit, and transformers reads what we write."""
+"""Import and export: every tensor once, bit for bit, and transformers loads what we export."""
 
 import json
 import sys
@@ -20,11 +20,11 @@ from model.spec.image import EvaClip
 from pipeline.checkpoint.checkpoints import newest_weights, write_weights
 from pipeline.cli import run as run_pipeline
 from pipeline.config.run_config import RunConfig, read_config
-from pipeline.convert import store
+from pipeline.convert import safetensors_store
 from pipeline.convert.export import export_run
 from pipeline.convert.import_ import import_run
-from pipeline.convert.store import Store
-from pipeline.evaluate.command import load_run
+from pipeline.convert.safetensors_store import SafetensorsStore
+from pipeline.evaluate.evaluate import load_run
 from tests import published
 from tests.worlds import question_shards
 
@@ -32,13 +32,13 @@ Edit = Callable[[dict[str, Tensor]], object]
 
 
 def save(model: PreTrainedModel, folder: Path, *, shard: str = "1GB") -> Path:
-    """Save a model as it is published: weights, configurations, both tokenizers."""
+    """Save a model in its published form: weights, configurations, both tokenizers."""
     model.save_pretrained(folder, max_shard_size=shard)
     tokenizer = build_tokenizer(system("digits").model, weights="random")
     tokenizer.save_pretrained(folder)
     tokenizer.save_pretrained(folder / "qformer_tokenizer")
-    colours = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.2, 0.3]}
-    (folder / "preprocessor_config.json").write_text(json.dumps(colours))
+    normalization = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.2, 0.3]}
+    (folder / "preprocessor_config.json").write_text(json.dumps(normalization))
     return folder
 
 
@@ -51,7 +51,7 @@ def rewrite(folder: Path, edit: Edit) -> None:
 
 
 def tensors_of(folder: Path) -> dict[str, Tensor]:
-    return dict(Store.of_folder(folder))
+    return dict(SafetensorsStore.of_folder(folder))
 
 
 def assert_same(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
@@ -61,8 +61,8 @@ def assert_same(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> 
         assert torch.equal(found[name], tensor), name
 
 
-def texts_of(folder: Path) -> dict[str, bytes]:
-    """Return the files beside the weights."""
+def config_files_of(folder: Path) -> dict[str, bytes]:
+    """Return the files next to the weights."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in folder.rglob("*")
@@ -71,7 +71,7 @@ def texts_of(folder: Path) -> dict[str, bytes]:
 
 
 def hub_names(tensors: dict[str, Tensor]) -> None:
-    """Name a LLaVA's tensors as its published file does, with a buffer that none has any more."""
+    """Rename a LLaVA's tensors to those of its published file, with an obsolete buffer."""
     for name in [name for name in tensors if name.startswith("vision_tower.")]:
         tensors[name.replace("vision_tower.", "vision_tower.vision_model.")] = tensors.pop(name)
     tensors["vision_tower.vision_model.embeddings.position_ids"] = torch.arange(17)[None]
@@ -90,13 +90,13 @@ def nothing(tensors: dict[str, Tensor]) -> None:
 @pytest.mark.parametrize(
     ("make", "dtype", "edit", "left_out"),
     [
-        (published.llava, torch.float16, hub_names, "position_ids, which follows"),
+        (published.llava, torch.float16, hub_names, "position_ids, which is computed"),
         (lambda: published.blip_2(published.OPT), torch.float32, nothing, ""),
         (
             lambda: published.instructblip(published.T5),
             torch.bfloat16,
             tied_twice,
-            "encoder.embed_tokens.weight, which is language_model.shared.weight again",
+            "encoder.embed_tokens.weight, a copy of language_model.shared.weight",
         ),
     ],
     ids=["llava", "blip_2", "instructblip"],
@@ -110,17 +110,17 @@ def test_a_round_trip_is_bit_for_bit(
 ) -> None:
     source = save(make().to(dtype), tmp_path / "source")
     rewrite(source, edit)
-    said = import_run(source, tmp_path / "run", "sft")
-    named = [line for line in said if line.startswith("left out")]
-    assert len(named) == bool(left_out)
-    assert all(left_out in line for line in named)
+    messages = import_run(source, tmp_path / "run", "sft")
+    reported = [line for line in messages if line.startswith("left out")]
+    assert len(reported) == bool(left_out)
+    assert all(left_out in line for line in reported)
     export_run(tmp_path / "run", tmp_path / "back")
     assert_same(tensors_of(tmp_path / "back"), tensors_of(source))
-    assert texts_of(tmp_path / "back") == texts_of(source)
+    assert config_files_of(tmp_path / "back") == config_files_of(source)
 
 
 def test_shards_are_read_and_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "SHARD_BYTES", 60_000)
+    monkeypatch.setattr(safetensors_store, "SHARD_BYTES", 60_000)
     model = published.llava()
     source = save(model, tmp_path / "source", shard="50KB")
     import_run(source, tmp_path / "run", "sft")
@@ -131,7 +131,7 @@ def test_shards_are_read_and_written(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert_same(again.state_dict(), model.state_dict())
 
 
-def test_an_imported_run_has_its_tokenizers_and_its_presets_stages(tmp_path: Path) -> None:
+def test_an_imported_run_has_its_tokenizers_and_the_preset_s_stages(tmp_path: Path) -> None:
     source = save(published.instructblip(published.LLAMA), tmp_path / "source")
     import_run(source, tmp_path / "run", "sft")
     spec = read_config(tmp_path / "run/config.json").system
@@ -150,7 +150,7 @@ def test_an_imported_run_has_its_tokenizers_and_its_presets_stages(tmp_path: Pat
 
 
 def trained_from(imported: Path, folder: Path) -> RunConfig:
-    """Leave what a stage with LoRA that started from an import leaves: all it trained, and more."""
+    """Write the run folder of a stage with LoRA that started from an import."""
     config = read_config(imported / "config.json")
     settings = replace(
         config.system.sft, precision="fp32", peft=Lora(rank=2, alpha=8, targets=("q_proj",))
@@ -174,7 +174,7 @@ def trained_from(imported: Path, folder: Path) -> RunConfig:
 
 
 @torch.no_grad()
-def test_what_was_trained_gives_the_same_logits_in_transformers(tmp_path: Path) -> None:
+def test_a_trained_run_gives_the_same_logits_in_transformers(tmp_path: Path) -> None:
     import_run(save(published.llava(), tmp_path / "source"), tmp_path / "run", "sft")
     model = load_run(trained_from(tmp_path / "run", tmp_path / "tuned"), tmp_path / "tuned").eval()
     export_run(tmp_path / "tuned", tmp_path / "back")
@@ -194,49 +194,53 @@ def test_what_was_trained_gives_the_same_logits_in_transformers(tmp_path: Path) 
     assert len(changed) == 2 + 4
 
 
-def complaint(source: Path, folder: Path) -> str:
-    with pytest.raises((UserError, SpecError)) as told:
+def error_of(source: Path, folder: Path) -> str:
+    with pytest.raises((UserError, SpecError)) as caught:
         import_run(source, folder, "sft")
     assert not folder.exists()
-    assert "\n" not in str(told.value)
-    return str(told.value)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
 
 
-def test_a_tensor_too_few_or_too_many_is_told(tmp_path: Path) -> None:
+def test_missing_and_unexpected_tensors_are_errors(tmp_path: Path) -> None:
     source = save(published.llava(), tmp_path / "source")
     norm = "language_model.model.norm.weight"
-    kept = load_file(source / "model.safetensors")[norm]
+    weight = load_file(source / "model.safetensors")[norm]
     rewrite(source, lambda tensors: tensors.pop(norm))
-    assert "holds nothing for backbone.model.norm.weight" in complaint(source, tmp_path / "run")
-    rewrite(source, lambda tensors: tensors.update({norm: kept[1:]}))
-    assert f"{norm} is (39,), its configuration wants (40,)" in complaint(source, tmp_path / "run")
-    rewrite(source, lambda tensors: tensors.update({norm: kept, "image_newline": kept.clone()}))
-    assert "image_newline is unexpected" in complaint(source, tmp_path / "run")
-    again = {"model.language_model.norm.weight": kept.clone()}
+    assert "has no tensor for backbone.model.norm.weight" in error_of(source, tmp_path / "run")
+    rewrite(source, lambda tensors: tensors.update({norm: weight[1:]}))
+    assert f"{norm} is (39,), want (40,) as in its configuration" in error_of(
+        source, tmp_path / "run"
+    )
+    rewrite(source, lambda tensors: tensors.update({norm: weight, "image_newline": weight.clone()}))
+    assert "image_newline is unexpected" in error_of(source, tmp_path / "run")
+    again = {"model.language_model.norm.weight": weight.clone()}
     rewrite(source, lambda tensors: [tensors.update(again), tensors.pop("image_newline")])
-    assert "is the same part" in complaint(source, tmp_path / "run")
+    assert "is the same tensor" in error_of(source, tmp_path / "run")
 
 
-def test_what_is_no_checkpoint_of_ours_is_told(tmp_path: Path) -> None:
-    assert "no such file" in complaint(tmp_path / "nowhere", tmp_path / "run")
+def test_an_unsupported_checkpoint_is_an_error(tmp_path: Path) -> None:
+    assert "no such file" in error_of(tmp_path / "nowhere", tmp_path / "run")
     source = save(published.llava(multimodal_projector_bias=False), tmp_path / "source")
-    assert "multimodal_projector_bias: False, want True" in complaint(source, tmp_path / "run")
+    assert "multimodal_projector_bias: False, want True" in error_of(source, tmp_path / "run")
     config = json.loads((source / "config.json").read_text())
     config["multimodal_projector_bias"] = True
     config["text_config"]["attention_bias"] = True
     (source / "config.json").write_text(json.dumps(config))
-    assert "text_config.attention_bias: True, want False" in complaint(source, tmp_path / "run")
+    assert "text_config.attention_bias: True, want False" in error_of(source, tmp_path / "run")
     config["architectures"] = ["FuyuForCausalLM"]
     (source / "config.json").write_text(json.dumps(config))
-    assert "is of FuyuForCausalLM, want one of Llava" in complaint(source, tmp_path / "run")
+    assert "a checkpoint of FuyuForCausalLM, want one of Llava" in error_of(
+        source, tmp_path / "run"
+    )
     (source / "model.safetensors").unlink()
     config["architectures"] = ["LlavaForConditionalGeneration"]
     config["text_config"]["attention_bias"] = False
     (source / "config.json").write_text(json.dumps(config))
-    assert "holds no model.safetensors" in complaint(source, tmp_path / "run")
+    assert "has no model.safetensors" in error_of(source, tmp_path / "run")
 
 
-def test_a_run_that_was_not_imported_is_not_exported(tmp_path: Path) -> None:
+def test_a_run_that_was_not_imported_cannot_be_exported(tmp_path: Path) -> None:
     RunConfig(stage="pt", system=system("digits"), data=(), output="x").save(tmp_path)
     with pytest.raises(UserError, match="want a run made by `python -m pipeline import`"):
         export_run(tmp_path, tmp_path / "back")
@@ -261,7 +265,7 @@ def test_the_commands(
     assert "encoder: 55 tensors" in printed
     assert newest_weights(run).parent.name == "step-00000000"
     code, printed = pipeline("import", "--from", source, "--output", run)
-    assert (code, "is there already" in printed) == (2, True)
+    assert (code, "exists already" in printed) == (2, True)
     words = ("--data", data, "--max-new-tokens", 2, "--json")
     code, printed = pipeline("evaluate", "--run", run, *words)
     assert code == 0, printed

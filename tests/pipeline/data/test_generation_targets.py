@@ -1,4 +1,4 @@
-"""A model that draws, from samples to gradients: signals, texts, noise, splits, the cache."""
+"""Generation from samples to gradients: signal tokens, captions, noise, splits, the cache."""
 
 import json
 from collections.abc import Sequence
@@ -22,16 +22,16 @@ from model.spec.output_branches import Generation, OutputBranchSpec
 from pipeline.config.run_config import RunConfig, TrainOptions, resolve
 from pipeline.data.collate import collate, dummy_example, pack
 from pipeline.data.encode import Example, SampleEncoder
-from pipeline.data.generation_targets import GenerationTargetEncoder, captions, ways
+from pipeline.data.generation_targets import GenerationTargetEncoder, branch_kinds, captions
 from pipeline.data.tokenize import SampleTokenizer
 from pipeline.feature_cache.cache_key import text_key
-from pipeline.feature_cache.cached import KeptTexts
+from pipeline.feature_cache.cached_encoder import CachedTextEncoder
 from pipeline.feature_cache.measure import measure
-from pipeline.feature_cache.precompute import plan
+from pipeline.feature_cache.precompute import plan_ranges
 from pipeline.feature_cache.reader import CacheReader
 from pipeline.feature_cache.store import FeatureStore
-from pipeline.feature_cache.training import keepable
-from pipeline.feature_cache.worker import Filled, Filler
+from pipeline.feature_cache.training import cacheable_encoders
+from pipeline.feature_cache.worker import PrecomputeWorker, RangeResult
 from pipeline.forecast.forecast import stage_costs
 from pipeline.forecast.plan import plan as plan_stage
 from pipeline.train.objectives import objective_of
@@ -48,45 +48,45 @@ SIGNALS = 3
 
 @pytest.fixture(scope="module")
 def preset() -> System:
-    """The digits preset with a tiny way out, in its own vocabulary."""
+    """The digits preset with a tiny output branch."""
     return with_outputs(system("digits"))
 
 
 @pytest.fixture(scope="module")
 def samples(tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
-    """Two that draw and two that show."""
+    """Two that generate an image, and two with an input image."""
     folder = tmp_path_factory.mktemp("samples")
-    drawn = ShardSet([generation_shards(folder / "drawn", 2)])
-    shown = ShardSet([caption_shards(folder / "shown", 2)])
-    return [drawn[0], shown[0], drawn[1], shown[1]]
+    generated = ShardSet([generation_shards(folder / "generated", 2)])
+    inputs = ShardSet([caption_shards(folder / "inputs", 2)])
+    return [generated[0], inputs[0], generated[1], inputs[1]]
 
 
 def encoder_of(
-    preset: System, tokenizer: PreTrainedTokenizerBase, known: CacheReader | None = None
+    preset: System, tokenizer: PreTrainedTokenizerBase, cache: CacheReader | None = None
 ) -> SampleEncoder:
-    slots = preset.model.outputs
+    branches = preset.model.outputs
     generation = preset.pt.generation
     assert generation is not None
-    known = known or CacheReader()
-    drawing = GenerationTargetEncoder(
-        slots,
-        build_caption_tokenizers(slots, weights="random"),
+    cache = cache or CacheReader()
+    generation_targets = GenerationTargetEncoder(
+        branches,
+        build_caption_tokenizers(branches, weights="random"),
         denoises=generation.denoise > 0,
         seed=0,
-        known=known,
+        features=cache,
     )
     return SampleEncoder(
         preset.model,
         tokenizer,
         prompt="plain",
         max_tokens=200,
-        drawing=drawing,
-        features=known,
+        generation_targets=generation_targets,
+        features=cache,
     )
 
 
-def rows_of(encoder: SampleEncoder, samples: Sequence[Sample]) -> list[Example]:
-    return [encoder.row(sample, position=number) for number, sample in enumerate(samples)]
+def encode_all(encoder: SampleEncoder, samples: Sequence[Sample]) -> list[Example]:
+    return [encoder.encode(sample, position=number) for number, sample in enumerate(samples)]
 
 
 def model_of(preset: System) -> GenerativeMultimodalLM:
@@ -96,10 +96,10 @@ def model_of(preset: System) -> GenerativeMultimodalLM:
     return model.train()
 
 
-def learnt(
+def backward(
     model: GenerativeMultimodalLM, preset: System, batches: Sequence[Batch]
 ) -> dict[str, float]:
-    """Run batches as passes of one step; leave the gradients in the model, return the losses."""
+    """Run batches as micro-steps of one step; accumulate gradients, return the losses."""
     objective = objective_of(preset.model, preset.pt)
     counts = [objective.counts(batch) for batch in batches]
     total = {name: sum(count[name] for count in counts) for name in objective.weights}
@@ -108,11 +108,11 @@ def learnt(
     for batch in batches:
         found = objective.losses(model(batch, used, used))
         assert {name: loss.number for name, loss in found.items()} == dict(objective.counts(batch))
-        parts = [
+        terms = [
             objective.weights[name] * loss.total / max(1, total[name])
             for name, loss in found.items()
         ]
-        torch.stack(parts).sum().backward()
+        torch.stack(terms).sum().backward()
         for name, loss in found.items():
             losses[name] += float(loss.total.detach()) / max(1, total[name])
     return losses
@@ -122,74 +122,77 @@ def gradients(model: GenerativeMultimodalLM) -> dict[str, Tensor]:
     return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
-def test_signals_are_said_where_the_assistant_draws(
+def test_signal_tokens_are_targets_where_the_assistant_generates(
     preset: System, tokenizer: PreTrainedTokenizerBase, samples: list[Sample]
 ) -> None:
-    row = encoder_of(preset, tokenizer).row(samples[0])
+    example = encoder_of(preset, tokenizer).encode(samples[0])
     vocabulary = preset.model.backbone.vocabulary
-    places = [number for number, kind in enumerate(row.kinds) if kind]
-    assert [row.kinds[place] for place in places] == ["to_image"] * SIGNALS
-    assert [row.labels[place] for place in places] == list(range(vocabulary, vocabulary + SIGNALS))
-    assert [row.ids[place] for place in places] == [0] * SIGNALS
-    assert not row.media
-    # Its caption stands before them: there is nothing else to tell the picture from.
+    positions = [number for number, kind in enumerate(example.kinds) if kind]
+    assert [example.kinds[i] for i in positions] == ["to_image"] * SIGNALS
+    signal_ids = list(range(vocabulary, vocabulary + SIGNALS))
+    assert [example.labels[i] for i in positions] == signal_ids
+    assert [example.ids[i] for i in positions] == [0] * SIGNALS
+    assert not example.media
+    # Its caption comes before them: nothing else tells what to generate.
     caption = tokenizer.encode(samples[0].turns[0].text, add_special_tokens=False)
-    assert row.ids[1 : places[0]] == caption
-    assert set(row.labels[: places[0]]) == {IGNORED}
-    (drawn,) = row.generation_targets
-    assert drawn.input_values is not None
-    assert drawn.input_values.shape == preset.model.outputs[0].generator.shape
-    assert drawn.ids is not None
-    assert len(drawn.ids) == 77
+    assert example.ids[1 : positions[0]] == caption
+    assert set(example.labels[: positions[0]]) == {IGNORED}
+    (target,) = example.generation_targets
+    assert target.input_values is not None
+    assert target.input_values.shape == preset.model.outputs[0].generator.shape
+    assert target.ids is not None
+    assert len(target.ids) == 77
 
 
-def test_a_stage_that_does_not_draw_shows_what_it_takes(
+def test_in_a_stage_without_generation_all_media_are_inputs(
     preset: System, tokenizer: PreTrainedTokenizerBase, samples: list[Sample]
 ) -> None:
     plain = SampleEncoder(preset.model, tokenizer, prompt="plain", max_tokens=200)
-    assert [medium.kind for medium in plain.row(samples[0]).media] == ["image"]
+    assert [medium.kind for medium in plain.encode(samples[0]).media] == ["image"]
 
 
-def test_what_can_only_be_drawn_cannot_be_shown(
+def test_a_kind_with_an_output_branch_only_cannot_be_an_input(
     tokenizer: PreTrainedTokenizerBase, samples: list[Sample]
 ) -> None:
     audio = system("digits_audio").model
-    drafter = SampleTokenizer(
+    sample_tokenizer = SampleTokenizer(
         audio, tokenizer, prompt="plain", max_tokens=200, outputs=(OutputBranchSpec(),)
     )
-    shown = samples[1]
-    length = drafter.length(shown.id, shown.turns, ["image"])
-    assert length.fault == f"sample {shown.id}: shows image, which the model only draws"
-    drawn = drafter.length(samples[0].id, samples[0].turns, ["image"])
-    assert (drawn.fault, drawn.media) == (None, ("to_image",))
+    sample = samples[1]
+    length = sample_tokenizer.length(sample.id, sample.turns, ["image"])
+    assert length.skip_reason == (
+        f"sample {sample.id}: its image is an input, which the model only outputs"
+    )
+    generated = sample_tokenizer.length(samples[0].id, samples[0].turns, ["image"])
+    assert (generated.skip_reason, generated.branch_kinds) == (None, ("to_image",))
 
 
-def test_lengths_count_both_ways(
+def test_lengths_count_inputs_and_generation_targets(
     preset: System, tokenizer: PreTrainedTokenizerBase, samples: list[Sample]
 ) -> None:
-    drafter = SampleTokenizer(
+    sample_tokenizer = SampleTokenizer(
         preset.model, tokenizer, prompt="plain", max_tokens=200, outputs=preset.model.outputs
     )
     for sample, kind in zip(samples, ["to_image", "image"] * 2, strict=True):
         kinds = [medium.kind for medium in sample.media]
-        assert drafter.length(sample.id, sample.turns, kinds).media == (kind,)
-        assert ways(sample.turns, kinds, preset.model.outputs) == [kind]
+        assert sample_tokenizer.length(sample.id, sample.turns, kinds).branch_kinds == (kind,)
+        assert branch_kinds(sample.turns, kinds, preset.model.outputs) == [kind]
 
 
-def test_a_question_whose_answer_is_drawn_is_refused(
+def test_a_prompt_whose_answer_is_generated_media_is_rejected(
     preset: System, tokenizer: PreTrainedTokenizerBase, samples: list[Sample]
 ) -> None:
     with pytest.raises(SampleError, match="its answer holds media, want text"):
-        encoder_of(preset, tokenizer).question(samples[0])
+        encoder_of(preset, tokenizer).encode_prompt(samples[0])
 
 
-def test_captions_are_the_lineages_or_the_nearest_words() -> None:
-    asked = Turn(role="user", text="<image> Now draw a cat")
-    drawn = Turn(role="assistant", text="<image>")
-    told = Turn(role="assistant", text="Here is a dog <image>")
-    assert captions((asked, drawn), {}) == ["Now draw a cat", "Now draw a cat"]
-    assert captions((asked, told), {})[1] == "Here is a dog"
-    assert captions((asked, told), {"captions": json.dumps(["", "a grey cat"])}) == [
+def test_captions_are_from_the_lineage_or_the_nearest_text() -> None:
+    request = Turn(role="user", text="<image> Now draw a cat")
+    bare = Turn(role="assistant", text="<image>")
+    described = Turn(role="assistant", text="Here is a dog <image>")
+    assert captions((request, bare), {}) == ["Now draw a cat", "Now draw a cat"]
+    assert captions((request, described), {})[1] == "Here is a dog"
+    assert captions((request, described), {"captions": json.dumps(["", "a grey cat"])}) == [
         "Now draw a cat",
         "a grey cat",
     ]
@@ -199,65 +202,68 @@ def test_noise_depends_on_seed_position_and_number(
     preset: System, tokenizer: PreTrainedTokenizerBase, samples: list[Sample]
 ) -> None:
     encoder = encoder_of(preset, tokenizer)
-    seeds = {encoder.row(samples[0], position=position).drawn[0].seed for position in range(9)}
+
+    def seed(sample: Sample, position: int) -> int:
+        return encoder.encode(sample, position=position).generation_targets[0].seed
+
+    seeds = {seed(samples[0], position) for position in range(9)}
     assert len(seeds) == 9
-    assert encoder.row(samples[2], position=3).drawn[0].seed in seeds
+    assert seed(samples[2], 3) in seeds
 
 
 def test_any_split_and_packing_give_the_same_losses_and_gradients(
     preset: System, tokenizer: PreTrainedTokenizerBase, samples: list[Sample]
 ) -> None:
-    """One pass, packed or padded; four of one sample; and one beside fillers only."""
-    rows = rows_of(encoder_of(preset, tokenizer), samples)
+    """One micro-step, packed or padded; four of one sample; and one with a dummy batch."""
+    examples = encode_all(encoder_of(preset, tokenizer), samples)
     pad = tokenizer.pad_token_id
-    nothing = collate([dummy_example(pad, seq2seq=False)], pad_id=pad, side="right")
+    dummy = collate([dummy_example(pad, seq2seq=False)], pad_id=pad, side="right")
     splits = [
-        [pack(rows)],
-        [collate(rows, pad_id=pad, side="right")],
-        [pack([row]) for row in rows],
-        [pack(rows[:1]), nothing, pack(rows[1:])],
+        [pack(examples)],
+        [collate(examples, pad_id=pad, side="right")],
+        [pack([example]) for example in examples],
+        [pack(examples[:1]), dummy, pack(examples[1:])],
     ]
     found = []
     for batches in splits:
         model = model_of(preset)
-        found.append((learnt(model, preset, batches), gradients(model)))
-    losses, slopes = found[0]
+        found.append((backward(model, preset, batches), gradients(model)))
+    losses, grads = found[0]
     assert set(losses) == {"text", "to_image.align", "to_image.denoise"}
     assert all(value > 0 for value in losses.values())
-    moved = {name for name, slope in slopes.items() if slope.abs().sum() > 0}
-    assert any(name.startswith("outputs.image.signals") for name in moved)
-    assert any(name.startswith("outputs.image.head") for name in moved)
-    assert any(name.startswith("outputs.image.projector.enter") for name in moved)
-    assert any(name.startswith("inputs.image.projector") for name in moved)
-    assert not any("generator" in name or name.startswith("backbone") for name in slopes)
-    for other_losses, other_slopes in found[1:]:
+    nonzero = {name for name, grad in grads.items() if grad.abs().sum() > 0}
+    assert any(name.startswith("outputs.image.signals") for name in nonzero)
+    assert any(name.startswith("outputs.image.head") for name in nonzero)
+    assert any(name.startswith("outputs.image.projector.enter") for name in nonzero)
+    assert any(name.startswith("inputs.image.projector") for name in nonzero)
+    assert not any("generator" in name or name.startswith("backbone") for name in grads)
+    for other_losses, other_grads in found[1:]:
         assert other_losses == pytest.approx(losses, rel=1e-5)
-        assert other_slopes.keys() == slopes.keys()
-        for name, slope in slopes.items():
-            torch.testing.assert_close(other_slopes[name], slope, atol=1e-6, rtol=1e-4)
+        assert other_grads.keys() == grads.keys()
+        for name, grad in grads.items():
+            torch.testing.assert_close(other_grads[name], grad, atol=1e-6, rtol=1e-4)
 
 
-def test_it_learns_to_say_signals_and_what_they_mean(
+def test_it_learns_signal_tokens_and_their_conditions(
     preset: System, tokenizer: PreTrainedTokenizerBase, samples: list[Sample]
 ) -> None:
-    """Two pictures by heart: the signals are said, and H comes near τ(t) of each."""
+    """Overfitting two images: the signal tokens are predicted, and H approaches each τ(t)."""
     torch.manual_seed(0)
     model = model_of(preset)
-    rows = rows_of(encoder_of(preset, tokenizer), [samples[0], samples[2]])
-    batch = pack(rows)
+    batch = pack(encode_all(encoder_of(preset, tokenizer), [samples[0], samples[2]]))
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.Adam(trained, lr=3e-3)
     history = []
     for _ in range(60):
         optimizer.zero_grad()
-        history.append(learnt(model, preset, [batch]))
+        history.append(backward(model, preset, [batch]))
         optimizer.step()
     assert history[-1]["text"] < 0.3 * history[0]["text"]
     assert history[-1]["to_image.align"] < 0.2 * history[0]["to_image.align"]
     assert history[-1]["to_image.denoise"] < history[0]["to_image.denoise"]
     output = model(batch)
-    said = output.logits_ov.argmax(1)[output.targets_o >= preset.model.backbone.vocabulary]
-    assert said.tolist() == 2 * output.targets_o[:SIGNALS].tolist()
+    predicted = output.logits_ov.argmax(1)[output.targets_o >= preset.model.backbone.vocabulary]
+    assert predicted.tolist() == 2 * output.targets_o[:SIGNALS].tolist()
     near, far = (
         (
             output.drawn["to_image"].condition_embeds_glw[[a]]
@@ -270,11 +276,11 @@ def test_it_learns_to_say_signals_and_what_they_mean(
     assert near < far
 
 
-def test_a_rank_without_pictures_calls_what_the_others_call(
+def test_a_rank_without_images_calls_the_same_modules_as_the_others(
     preset: System, tokenizer: PreTrainedTokenizerBase, samples: list[Sample]
 ) -> None:
-    """Under ZeRO-3 a module is a collective: all ranks must call each equally often."""
-    rows = rows_of(encoder_of(preset, tokenizer), samples)
+    """Under ZeRO-3 a module call is a collective: all ranks must call each equally often."""
+    examples = encode_all(encoder_of(preset, tokenizer), samples)
     model = model_of(preset)
     calls: list[dict[str, int]] = []
     for name, module in model.named_modules():
@@ -282,21 +288,21 @@ def test_a_rank_without_pictures_calls_what_the_others_call(
             lambda *_, name=name: calls[-1].update({name: calls[-1].get(name, 0) + 1})
         )
     used = ["image", "to_image"]
-    for batch in (pack(rows[:1]), pack(rows[1:2]), pack(rows)):
+    for batch in (pack(examples[:1]), pack(examples[1:2]), pack(examples)):
         calls.append({})
         model(batch, used, used)
     assert calls[0] == calls[1] == calls[2]
     assert any("unet" in name for name in calls[0])
-    drawn = model(pack(rows[1:2]), used, used).drawn["to_image"]
+    generation = model(pack(examples[1:2]), used, used).drawn["to_image"]
     assert (
-        len(drawn.condition_embeds_glw)
-        == len(drawn.target_embeds_glw)
-        == len(drawn.noise_prediction.noise_pred_gcyx)
+        len(generation.condition_embeds_glw)
+        == len(generation.target_embeds_glw)
+        == len(generation.noise_prediction.noise_pred_gcyx)
         == 0
     )
     calls.append({})
-    output: GenerativeLMOutput = model(pack(rows[1:2]), ["image"], ["image"])
-    assert not output.drawn
+    output: GenerativeLMOutput = model(pack(examples[1:2]), ["image"], ["image"])
+    assert not output.generation
     assert not any("projector.enter" in name or "generator" in name for name in calls[-1])
 
 
@@ -305,40 +311,41 @@ def test_alignment_alone_needs_no_media_and_no_generator(
 ) -> None:
     align = replace(preset, pt=replace(preset.pt, generation=Generation(denoise=0.0)))
     broken = replace(samples[0].media[0], data=b"no picture")
-    row = encoder_of(align, tokenizer).row(replace(samples[0], media=(broken,)))
+    example = encoder_of(align, tokenizer).encode(replace(samples[0], media=(broken,)))
     model = model_of(align)
-    losses = learnt(model, align, [pack([row])])
+    losses = backward(model, align, [pack([example])])
     assert set(losses) == {"text", "to_image.align"}
     assert not any("unet" in name or "vae" in name for name, _ in model.named_parameters())
     with pytest.raises(SampleError, match="its image cannot be decoded"):
-        encoder_of(preset, tokenizer).row(replace(samples[0], media=(broken,)))
+        encoder_of(preset, tokenizer).encode(replace(samples[0], media=(broken,)))
 
 
-def test_known_embeddings_give_the_same_losses_without_the_text_encoder(
+def test_cached_embeddings_give_the_same_losses_without_the_text_encoder(
     preset: System, tokenizer: PreTrainedTokenizerBase, samples: list[Sample], tmp_path: Path
 ) -> None:
-    rows = rows_of(encoder_of(preset, tokenizer), samples)
+    examples = encode_all(encoder_of(preset, tokenizer), samples)
     model = model_of(preset)
-    wanted = learnt(model, preset, [pack(rows)])
-    ids = torch.tensor([row.generation_targets[0].ids for row in (rows[0], rows[2])])
+    expected = backward(model, preset, [pack(examples)])
+    targets = [examples[number].generation_targets[0] for number in (0, 2)]
+    ids = torch.tensor([target.ids for target in targets])
     embedded = model.output_branches()["to_image"].generator.embed(ids)
 
-    def known(row: Example, number: int) -> Example:
-        drawn = replace(row.generation_targets[0], ids=None, embedded=embedded[number])
-        return replace(row, drawn=(drawn,))
+    def cached(number: int) -> Example:
+        target = replace(targets[number], ids=None, embedded=embedded[number])
+        return replace(examples[2 * number], generation_targets=(target,))
 
-    some = [known(rows[0], 0), *rows[1:]]
-    assert learnt(model, preset, [pack(some)]) == pytest.approx(wanted, rel=1e-6)
-    all_known = pack([known(rows[0], 0), rows[1], known(rows[2], 1), rows[3]])
-    assert all_known.count("to_image") == (2, 0)
+    some = [cached(0), *examples[1:]]
+    assert backward(model, preset, [pack(some)]) == pytest.approx(expected, rel=1e-6)
+    all_cached = pack([cached(0), examples[1], cached(1), examples[3]])
+    assert all_cached.count("to_image") == (2, 0)
     texts = []
     model.output_branches()["to_image"].generator.text.register_forward_hook(
         lambda *_: texts.append(1)
     )
-    drawn = model(all_known, ["image", "to_image"], ["image"]).drawn["to_image"]
-    assert torch.equal(drawn.target_embeds_glw, embedded)
+    generation = model(all_cached, ["image", "to_image"], ["image"]).drawn["to_image"]
+    assert torch.equal(generation.target_embeds_glw, embedded)
     assert not texts
-    model(all_known, ["image", "to_image"], ["image", "to_image"])  # another rank has one to embed
+    model(all_cached, ["image", "to_image"], ["image", "to_image"])  # another rank has one
     assert texts == [1]
 
 
@@ -346,10 +353,10 @@ def test_known_embeddings_give_the_same_losses_without_the_text_encoder(
     ("change", "message"),
     [
         ({"generation": Generation(), "trainable": ("inputs.*",)}, "generation trains no outputs"),
-        ({"generation": Generation(align=0.5), "outputs": ()}, "requires a model with outputs"),
+        ({"generation": Generation(align=0.5), "outputs": ()}, "wants a model with outputs"),
     ],
 )
-def test_a_stage_that_cannot_draw_is_one_line(
+def test_a_stage_that_cannot_generate_is_an_error(
     preset: System, change: dict[str, object], message: str
 ) -> None:
     stage = {name: value for name, value in change.items() if name != "outputs"}
@@ -358,26 +365,27 @@ def test_a_stage_that_cannot_draw_is_one_line(
         replace(preset, model=model, pt=replace(preset.pt, **stage))
 
 
-def test_weights_of_losses_make_sense() -> None:
-    with pytest.raises(SpecError, match="both must be at least 0 and one of them positive"):
+def test_loss_weights_must_be_valid() -> None:
+    with pytest.raises(SpecError, match="want none below 0 and one above it"):
         Generation(align=0.0, denoise=0.0)
 
 
-def test_signals_need_a_causal_backbone(preset: System) -> None:
+def test_signal_tokens_need_a_causal_backbone(preset: System) -> None:
     t5 = system("blip_2_flan_t5_xxl").model
-    with pytest.raises(SpecError, match="supports no signal tokens"):
+    with pytest.raises(SpecError, match="says no signals"):
         replace(t5, outputs=preset.model.outputs)
 
 
-def test_a_plan_counts_the_ways_out(preset: System) -> None:
+def test_a_plan_includes_the_output_branches(preset: System) -> None:
     found = plan_stage(preset, "pt", 2, tokens=100)
     costs = stage_costs(preset.model, preset.pt)
     assert found.components["generator"] > found.components["output projector"] > 0
     assert found.components["signals"] == 2 * SIGNALS * preset.model.backbone.width
     assert found.tokens["to_image"] == SIGNALS
     assert costs.encoders["to_image"].forward > 0
-    drawn = costs.projectors["to_image"]
-    assert drawn.backward > drawn.forward / 2  # through the UNet and back, the projector twice
+    costs_of_image = costs.projectors["to_image"]
+    # Backward through the UNet, and twice through the projector.
+    assert costs_of_image.backward > costs_of_image.forward / 2
 
 
 @pytest.fixture
@@ -395,50 +403,50 @@ def run(tmp_path: Path) -> RunConfig:
     return resolve(options, "pt")
 
 
-def test_a_filled_cache_knows_each_text_once_and_as_training_does(run: RunConfig) -> None:
-    worker = Filler(run, None, batch=4, threads=1, device="cpu")
+def test_a_precomputed_cache_has_each_caption_once_and_as_in_training(run: RunConfig) -> None:
+    worker = PrecomputeWorker(run, None, batch=4, threads=1, device="cpu")
     model = build(run.system.model, run.settings, weights="random", seed=run.seed)
     set_trainable(model, run.settings.trainable)
-    (kept,) = [part for part in keepable(run, model) if isinstance(part, KeptTexts)]
-    assert worker.producers["to_image"] == kept.producer()
-    stores = {kind: FeatureStore(Path(run.output), p) for kind, p in worker.producers.items()}
+    encoders = cacheable_encoders(run, model)
+    (encoder,) = [item for item in encoders if isinstance(item, CachedTextEncoder)]
+    assert worker.encoder_ids["to_image"] == encoder.encoder_id()
+    stores = {kind: FeatureStore(Path(run.output), e) for kind, e in worker.encoder_ids.items()}
     for store in stores.values():
         store.create()
     shards = ShardSet([Path(folder) for folder in run.data])
-    slots = {slot.modality: slot for slot in run.system.model.inputs}
+    inputs = {branch.modality: branch for branch in run.system.model.inputs}
     outputs = run.system.model.outputs
-    counts, ranges = plan(shards, slots, outputs, stores, 4)
+    counts, ranges = plan_ranges(shards, inputs, outputs, stores, 4)
     texts = {captions(shards[n].turns, {})[0] for n in range(len(shards))}
     assert counts["to_image"].distinct == len(texts)
-    assert counts["image"].distinct == 0  # all pictures of these data come out
+    assert counts["image"].distinct == 0  # all images of these data are generation targets
     for item in ranges:
-        filled = worker(item)
-        assert isinstance(filled, Filled)
-    lookup = CacheReader(stores=stores)
+        assert isinstance(worker(item), RangeResult)
+    reader = CacheReader(stores=stores)
     for text in texts:
-        found = lookup.find_text("to_image", text)
+        found = reader.find_text("to_image", text)
         assert found is not None
         assert found.key == text_key(text)
         assert found.features is not None
     number = 2
-    wanted = kept.make(kept.values(shards[number], 0)[None])[0]
-    found = lookup.find_text("to_image", captions(shards[number].turns, {})[0])
+    expected = encoder.encode(encoder.input_values(shards[number], 0)[None])[0]
+    found = reader.find_text("to_image", captions(shards[number].turns, {})[0])
     assert found is not None
-    torch.testing.assert_close(found.features, wanted, atol=1e-5, rtol=1e-5)
-    timing = measure(shards, kept, outputs, stores["to_image"], "cpu")
+    torch.testing.assert_close(found.features, expected, atol=1e-5, rtol=1e-5)
+    timing = measure(shards, encoder, outputs, stores["to_image"], "cpu")
     assert timing is not None
     assert timing.media == min(8, len(texts))
 
 
-def test_labels_of_cut_or_unlearnt_signals_are_ignored(
+def test_signal_tokens_are_never_truncated(
     preset: System, tokenizer: PreTrainedTokenizerBase, samples: list[Sample]
 ) -> None:
-    """Signals are never cut in two: the sample is told as bad instead."""
-    drafter = SampleTokenizer(
+    """A sample whose signal tokens do not fit is skipped instead."""
+    sample_tokenizer = SampleTokenizer(
         preset.model, tokenizer, prompt="plain", max_tokens=3, outputs=preset.model.outputs
     )
-    length = drafter.length("x", samples[0].turns, ["image"])
-    assert length.fault == "sample x: its media do not fit in 3 tokens"
-    batch = pack(rows_of(encoder_of(preset, tokenizer), samples))
+    length = sample_tokenizer.length("x", samples[0].turns, ["image"])
+    assert length.skip_reason == "sample x: its media do not fit in 3 tokens"
+    batch = pack(encode_all(encoder_of(preset, tokenizer), samples))
     assert int((batch.labels_bt >= preset.model.backbone.vocabulary).sum()) == 2 * SIGNALS
     assert (batch.labels_bt[batch.media["image"].media_mask_bt] == IGNORED).all()

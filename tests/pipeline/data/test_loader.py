@@ -1,4 +1,4 @@
-"""Micro-batches are the same from any starting step and with any number of workers."""
+"""Micro-batches are the same from any first step and with any number of workers."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -10,51 +10,59 @@ from transformers import PreTrainedTokenizerBase
 from etl.storage.shards import ShardSet, write_folder
 from model.batch import IGNORED
 from model.spec import ModelSpec
+from pipeline.data.dataset import MultimodalDataset
 from pipeline.data.encode import SampleEncoder
 from pipeline.data.lengths import read_lengths
-from pipeline.data.loader import MicroBatch, MultimodalDataset, micro_batches
+from pipeline.data.loader import MicroBatch, micro_batches
 from pipeline.data.packing import Layout, PackedLayout, PaddedLayout
 from pipeline.data.sampler import BatchSampler, CostModel
 from pipeline.data.shuffle import ShuffledStream, Source
 from pipeline.data.tokenize import SampleTokenizer
 from tests.worlds import caption_shards
 
-LAYOUTS = [PaddedLayout(most=3, order="length"), PackedLayout(tokens=128, media=8)]
+LAYOUTS = [PaddedLayout(max_samples=3, order="length"), PackedLayout(max_tokens=128, max_media=8)]
 
 
 class Data:
-    """Forty captions, and what reads them."""
+    """Captions with their encoder and lengths."""
 
     def __init__(
         self, folder: Path, spec: ModelSpec, tokenizer: PreTrainedTokenizerBase, tokens: int = 128
     ) -> None:
         self.shards = ShardSet([folder])
         self.encoder = SampleEncoder(spec, tokenizer, prompt="plain", max_tokens=tokens)
-        drafter = SampleTokenizer(spec, tokenizer, prompt="plain", max_tokens=tokens)
-        self.lengths = read_lengths([folder], drafter, spec.modalities, spare=folder)
+        sample_tokenizer = SampleTokenizer(spec, tokenizer, prompt="plain", max_tokens=tokens)
+        self.lengths = read_lengths([folder], sample_tokenizer, spec.modalities, fallback=folder)
 
     def load(
-        self, layout: Layout, steps: range, *, workers: int = 0, batch: int = 12, ranks: int = 2
+        self,
+        layout: Layout,
+        steps: range,
+        *,
+        num_workers: int = 0,
+        batch: int = 12,
+        ranks: int = 2,
+        rank: int | None = None,
     ) -> list[list[MicroBatch]]:
         rows = len(self.shards)
-        schedule = BatchSampler(
-            order=ShuffledStream(
-                sources=(Source(first=0, rows=rows, draws=rows),), seed=0, epochs=2
+        sampler = BatchSampler(
+            stream=ShuffledStream(
+                sources=(Source(first=0, rows=rows, samples_per_epoch=rows),), seed=0, epochs=2
             ),
             global_batch=batch,
             layout=layout,
             lengths=self.lengths,
-            prices=CostModel(media={"image": 10.0}),
+            cost_model=CostModel(per_medium={"image": 10.0}),
         )
         return list(
             micro_batches(
                 MultimodalDataset(self.shards, self.encoder),
-                schedule,
+                sampler,
                 steps=steps,
-                rank=ranks - 1,
+                rank=ranks - 1 if rank is None else rank,
                 ranks=ranks,
                 pad_id=0,
-                workers=workers,
+                num_workers=num_workers,
             )
         )
 
@@ -79,7 +87,7 @@ def same(left: list[list[MicroBatch]], right: list[list[MicroBatch]]) -> bool:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_seeking_gives_what_iterating_gives(data: Data, layout: Layout) -> None:
+def test_seeking_gives_the_same_as_iterating(data: Data, layout: Layout) -> None:
     everything = data.load(layout, range(7))
     assert len(everything) == 7
     assert same(everything[4:], data.load(layout, range(4, 7)))
@@ -87,33 +95,34 @@ def test_seeking_gives_what_iterating_gives(data: Data, layout: Layout) -> None:
 
 @pytest.mark.parametrize(("layout", "workers"), [(LAYOUTS[0], 1), (LAYOUTS[1], 2)])
 def test_workers_do_not_change_the_order(data: Data, layout: Layout, workers: int) -> None:
-    assert same(data.load(layout, range(2)), data.load(layout, range(2), workers=workers))
+    assert same(data.load(layout, range(2)), data.load(layout, range(2), num_workers=workers))
 
 
-def test_ranks_have_equally_many_micro_batches_however_many_a_step_has(data: Data) -> None:
+def test_all_ranks_have_the_same_number_of_micro_batches(data: Data) -> None:
     for layout in LAYOUTS:
         for ranks in (1, 2, 3):
-            schedule = [
-                [len(items) for items in data.load(layout, range(7), ranks=ranks)] for _ in "ab"
+            counts = [
+                [len(items) for items in data.load(layout, range(7), ranks=ranks, rank=rank)]
+                for rank in range(ranks)
             ]
-            assert schedule[0] == schedule[1]
-            assert min(schedule[0]) >= 1
+            assert counts == [counts[0]] * ranks
+            assert min(counts[0]) >= 1
 
 
-def test_the_short_last_step_is_filled_without_loss(data: Data) -> None:
+def test_the_short_last_step_is_filled_with_dummy_examples(data: Data) -> None:
     (last,) = data.load(
-        PaddedLayout(most=3, order="length"), range(6, 7)
+        PaddedLayout(max_samples=3, order="length"), range(6, 7)
     )  # 8 samples, in bins of 3
     assert [item.samples for item in last] == [3, 0]
     assert bool((last[1].batch.labels_bt == IGNORED).all())
-    (packed,) = data.load(PackedLayout(tokens=10_000, media=8), range(6, 7), ranks=9)
+    (packed,) = data.load(PackedLayout(max_tokens=10_000, max_media=8), range(6, 7), ranks=9)
     assert [item.samples for item in packed] == [0]
     assert packed[0].batch.ids_bt.shape == (1, 1)
     assert not packed[0].batch.target_mask.any()
 
 
-def test_a_packed_row_has_no_padding_and_tells_its_samples_apart(data: Data) -> None:
-    for item, *_ in data.load(PackedLayout(tokens=400, media=8), range(2)):
+def test_a_packed_batch_has_no_padding_and_separates_its_samples(data: Data) -> None:
+    for item, *_ in data.load(PackedLayout(max_tokens=400, max_media=8), range(2)):
         batch = item.batch
         assert batch.ids_bt.shape[0] == 1
         assert batch.ids_bt.shape[1] <= 400
@@ -125,9 +134,10 @@ def test_a_packed_row_has_no_padding_and_tells_its_samples_apart(data: Data) -> 
 
 
 @pytest.mark.parametrize(
-    "layout", [PaddedLayout(most=12, order="length"), PackedLayout(tokens=9000, media=99)]
+    "layout",
+    [PaddedLayout(max_samples=12, order="length"), PackedLayout(max_tokens=9000, max_media=99)],
 )
-def test_a_bad_sample_is_reported_and_left_out(
+def test_a_bad_sample_is_reported_and_skipped(
     layout: Layout, tmp_path: Path, spec: ModelSpec, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     captions = ShardSet([caption_shards(tmp_path / "captions", 12)])
@@ -143,11 +153,11 @@ def test_a_bad_sample_is_reported_and_left_out(
     assert item.batch.media["image"].input_values.shape[0] == 11
 
 
-def test_what_cannot_be_used_by_its_text_is_reported_without_being_decoded(
+def test_a_sample_skipped_for_its_text_is_reported_without_decoding(
     tmp_path: Path, spec: ModelSpec, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     data = Data(caption_shards(tmp_path, 12), spec, tokenizer, tokens=30)
-    assert len(data.lengths.faults) == 12
+    assert len(data.lengths.skip_reasons) == 12
     ((item,),) = data.load(LAYOUTS[1], range(1), ranks=1)
     assert item.samples == 0
     assert {bad.row for bad in item.bad} == set(range(12))

@@ -1,4 +1,4 @@
-"""WorkerStatus media: what comes out, from which files, and that damage is told in one line."""
+"""Readers of media: their output for each file format, and errors of one line for damage."""
 
 import io
 import struct
@@ -15,8 +15,8 @@ from etl.digits.subjects import sample
 from etl.storage.schema import Medium
 from model.presets import system
 from pipeline.data import readers
-from pipeline.data.readers import read, read_audio, read_image, read_points, read_video
-from pipeline.data.readers.video import sampled
+from pipeline.data.readers import read_audio, read_image, read_medium, read_points, read_video
+from pipeline.data.readers.video import frame_indices
 
 MEDIA = Path(__file__).parents[4] / "shared" / "data"
 real_media = pytest.mark.skipif(not MEDIA.is_dir(), reason="no real media in ../shared/data")
@@ -31,40 +31,40 @@ def cut(data):
     return data[: len(data) // 2]
 
 
-# Pictures
+# Images
 
 
-def test_a_picture_is_turned_as_its_exif_says():
+def test_an_image_is_rotated_according_to_its_exif():
     exif = Image.Exif()
-    exif[274] = 6  # shown a quarter to the right
+    exif[274] = 6  # rotated by 90° clockwise
     stream = io.BytesIO()
     Image.new("L", (20, 10)).save(stream, "JPEG", exif=exif)
-    picture = read_image(stream.getvalue())
-    assert picture.size == (10, 20)
-    assert picture.mode == "RGB"
+    image = read_image(stream.getvalue())
+    assert image.size == (10, 20)
+    assert image.mode == "RGB"
 
 
-def test_a_broken_picture_is_an_error_of_one_line():
+def test_a_damaged_image_is_an_error_of_one_line():
     stream = io.BytesIO()
     Image.effect_noise((64, 64), 50).save(stream, "PNG")
     whole = stream.getvalue()
     with pytest.raises(OSError, match="truncated"):
         read_image(cut(whole))
-    with pytest.raises(OSError, match="5 bytes that are no picture"):
+    with pytest.raises(OSError, match="5 bytes that are no image"):
         read_image(b"12345")
     names = whole.replace(b"IDAT", b"I(AT")
-    with pytest.raises(OSError, match="no picture"):
+    with pytest.raises(OSError, match="no image"):
         read_image(names)
 
 
 # Videos
 
 
-def test_the_middle_frame_of_every_segment_is_taken():
-    assert sampled(12, 4) == [1, 4, 7, 10]
-    assert sampled(8, 1) == [4]
-    assert sampled(2, 5) == [0, 0, 1, 1, 1]
-    assert sampled(7, 7) == list(range(7))
+def test_the_middle_frame_of_each_segment_is_taken():
+    assert frame_indices(12, 4) == [1, 4, 7, 10]
+    assert frame_indices(8, 1) == [4]
+    assert frame_indices(2, 5) == [0, 0, 1, 1, 1]
+    assert frame_indices(7, 7) == list(range(7))
 
 
 def decoded(data):
@@ -72,18 +72,18 @@ def decoded(data):
         return [np.asarray(frame.to_image()) for frame in container.decode(video=0)]
 
 
-@pytest.mark.parametrize("wanted", [1, 3, 8, 30])
-def test_frames_are_those_of_a_whole_decoding(wanted):
+@pytest.mark.parametrize("frames", [1, 3, 8, 30])
+def test_frames_equal_those_of_decoding_the_whole_video(frames):
     data = medium("video").data
     everything = decoded(data)
-    found = read_video(data, wanted)
-    assert len(found) == wanted
-    for picture, number in zip(found, sampled(len(everything), wanted), strict=True):
-        assert np.array_equal(np.asarray(picture), everything[number])
+    found = read_video(data, frames)
+    assert len(found) == frames
+    for image, number in zip(found, frame_indices(len(everything), frames), strict=True):
+        assert np.array_equal(np.asarray(image), everything[number])
 
 
 def clip(kind, codec, frames=40, **options):
-    """A grey video; frame i is of brightness 5 i."""
+    """Return a grey video whose frame i has the brightness 5 i."""
     stream = io.BytesIO()
     with av.open(stream, "w", format=kind) as container:
         track = container.add_stream(codec, rate=10, options=options)
@@ -100,13 +100,13 @@ def clip(kind, codec, frames=40, **options):
     ("kind", "codec"),
     [("mp4", "libx264"), ("matroska", "libx264"), ("avi", "mpeg4"), ("mpegts", "mpeg2video")],
 )
-def test_containers_with_and_without_times_and_key_frames(kind, codec):
+def test_containers_with_and_without_timestamps_and_key_frames(kind, codec):
     data = clip(kind, codec, g="7", bf="2")
     found = [np.asarray(picture).mean() / 5 for picture in read_video(data, 8)]
-    assert found == pytest.approx(sampled(40, 8), abs=1.01)
+    assert found == pytest.approx(frame_indices(40, 8), abs=1.01)
 
 
-def test_a_video_is_turned_as_it_says():
+def test_a_video_s_rotation_is_applied():
     data = bytearray(clip("mp4", "libx264", frames=2))
     matrix = data.index(b"tkhd") + 4 + 40
     quarter = (0, 1 << 16, 0, -(1 << 16), 0, 0, 0, 0, 1 << 30)
@@ -114,7 +114,7 @@ def test_a_video_is_turned_as_it_says():
     assert read_video(bytes(data), 1)[0].size == (48, 64)
 
 
-def test_a_broken_video_is_an_error_of_one_line():
+def test_a_damaged_video_is_an_error_of_one_line():
     data = medium("video").data
     for broken in (b"", b"no video", cut(data), data[:20] + bytes(len(data) - 20)):
         with pytest.raises(OSError, match="bytes that"):
@@ -132,7 +132,7 @@ def test_a_playlist_opens_nothing(tmp_path):
         read_video(playlist.encode(), 4)
 
 
-def test_videos_are_bounded(monkeypatch):
+def test_the_size_of_videos_is_limited(monkeypatch):
     data = medium("video").data
     for name, limit in (("MAX_FRAMES", 5), ("MAX_PIXELS", 5000), ("MAX_DECODED", 20_000)):
         with monkeypatch.context() as patch:
@@ -141,7 +141,7 @@ def test_videos_are_bounded(monkeypatch):
                 read_video(data, 4)
 
 
-# Sounds
+# Audio
 
 
 def tone(rate, channels=1, seconds=1.0):
@@ -149,7 +149,7 @@ def tone(rate, channels=1, seconds=1.0):
     return np.stack([wave] * channels, axis=1)
 
 
-def written(wave, rate, kind, subtype=None):
+def encoded(wave, rate, kind, subtype=None):
     stream = io.BytesIO()
     soundfile.write(stream, wave, rate, format=kind, subtype=subtype)
     return stream.getvalue()
@@ -157,8 +157,8 @@ def written(wave, rate, kind, subtype=None):
 
 @pytest.mark.parametrize("kind", ["WAV", "FLAC", "OGG", "MP3"])
 @pytest.mark.parametrize(("rate", "channels"), [(16_000, 1), (44_100, 2)])
-def test_a_sound_is_mixed_down_and_resampled(kind, rate, channels):
-    wave = read_audio(written(tone(rate, channels), rate, kind), 16_000)
+def test_audio_is_mixed_down_and_resampled(kind, rate, channels):
+    wave = read_audio(encoded(tone(rate, channels), rate, kind), 16_000)
     assert wave.dtype == np.float32
     assert len(wave) == pytest.approx(16_000, abs=2500)  # MP3 pads
     middle = wave[4000:12_000] * np.hanning(8000)
@@ -168,11 +168,11 @@ def test_a_sound_is_mixed_down_and_resampled(kind, rate, channels):
 
 def test_resampling_is_optional_and_channels_are_averaged():
     wave = np.stack([np.full(800, 0.5), np.full(800, -0.25)], axis=1)
-    assert read_audio(written(wave, 8000, "WAV", "FLOAT")).tolist() == [0.125] * 800
-    assert len(read_audio(written(wave, 8000, "WAV", "FLOAT"), 16_000)) == 1600
+    assert read_audio(encoded(wave, 8000, "WAV", "FLOAT")).tolist() == [0.125] * 800
+    assert len(read_audio(encoded(wave, 8000, "WAV", "FLOAT"), 16_000)) == 1600
 
 
-def test_the_sound_of_a_container_is_read():
+def test_the_audio_track_of_a_container_is_read():
     stream = io.BytesIO()
     with av.open(stream, "w", format="mp4") as container:
         track = container.add_stream("aac", rate=16_000, layout="mono")
@@ -186,34 +186,34 @@ def test_the_sound_of_a_container_is_read():
     assert np.abs(found[2000:6000]).max() == pytest.approx(0.5, abs=0.05)
 
 
-def test_a_broken_sound_is_an_error_of_one_line():
+def test_damaged_audio_is_an_error_of_one_line():
     for kind in ("WAV", "FLAC"):
-        data = written(RNG.normal(0, 0.1, 8000), 8000, kind)
+        data = encoded(RNG.normal(0, 0.1, 8000), 8000, kind)
         with pytest.raises(OSError, match=r"truncated|cannot be decoded"):
             read_audio(cut(data), 16_000)
     with pytest.raises(OSError, match="cannot be decoded"):
         read_audio(b"neither", 16_000)
-    with pytest.raises(OSError, match="hold no sound"):
+    with pytest.raises(OSError, match="hold no audio"):
         read_audio(medium("video").data, 16_000)
     with pytest.raises(ValueError, match="without samples"):
-        read_audio(written(np.empty(0), 8000, "WAV"), 16_000)
-    with pytest.raises(ValueError, match="no numbers"):
-        read_audio(written(np.full(10, np.nan), 8000, "WAV", "FLOAT"), 16_000)
+        read_audio(encoded(np.empty(0), 8000, "WAV"), 16_000)
+    with pytest.raises(ValueError, match="not finite"):
+        read_audio(encoded(np.full(10, np.nan), 8000, "WAV", "FLOAT"), 16_000)
 
 
-def test_sounds_are_bounded(monkeypatch):
+def test_the_size_of_audio_is_limited(monkeypatch):
     monkeypatch.setattr(readers.audio, "MAX_SAMPLES", 100)
     with pytest.raises(ValueError, match="more than 100 samples"):
-        read_audio(written(tone(8000), 8000, "WAV"))
-    with pytest.raises(ValueError, match="1000000 samples a second"):
-        read_audio(written(tone(8000), 1_000_000, "WAV"))
+        read_audio(encoded(tone(8000), 8000, "WAV"))
+    with pytest.raises(ValueError, match="1000000 samples per second"):
+        read_audio(encoded(tone(8000), 1_000_000, "WAV"))
 
 
-# Clouds
+# Point clouds
 
-PLACES = RNG.normal(size=(5, 3)).round(3)
+COORDINATES = RNG.normal(size=(5, 3)).round(3)
 COLOURS = RNG.integers(0, 256, (5, 3))
-CLOUD = np.concatenate([PLACES, COLOURS / 255], axis=1)
+CLOUD = np.concatenate([COORDINATES, COLOURS / 255], axis=1)
 
 
 def rows(*tables):
@@ -229,12 +229,12 @@ def ply(order):
         "property uchar blue\nelement face 1\nproperty list uchar int vertex_indices\nend_header\n"
     )
     if order == "ascii":
-        body = f"7\n{rows(PLACES, np.zeros((5, 1)), COLOURS)}\n3 0 1 2\n".encode()
+        body = f"7\n{rows(COORDINATES, np.zeros((5, 1)), COLOURS)}\n3 0 1 2\n".encode()
     else:
         end = {"binary_little_endian": "<", "binary_big_endian": ">"}[order]
         body = struct.pack(f"{end}h", 7)
-        for place, colour in zip(PLACES, COLOURS, strict=True):
-            body += struct.pack(f"{end}3df3B", *place, 0, *colour)
+        for point, colour in zip(COORDINATES, COLOURS, strict=True):
+            body += struct.pack(f"{end}3df3B", *point, 0, *colour)
         body += struct.pack(f"{end}B3i", 3, 0, 1, 2)
     return header.encode() + body
 
@@ -250,13 +250,15 @@ def array(values):
     [
         array(CLOUD),
         array(CLOUD.astype(np.float32)),
-        array(np.concatenate([PLACES, COLOURS], axis=1)),
+        array(np.concatenate([COORDINATES, COLOURS], axis=1)),
         ply("ascii"),
         ply("ascii").replace(b"\n", b"\r\n"),
         ply("binary_little_endian"),
         ply("binary_big_endian"),
-        f"COFF\n# five\n5 1 0\n\n{rows(PLACES, COLOURS, COLOURS[:, :1])}\n3 0 1 2\n".encode(),
-        ("# a mesh\nv " + rows(PLACES, COLOURS / 255).replace("\n", "\nv ") + "\nf 1 2 3").encode(),
+        f"COFF\n# five\n5 1 0\n\n{rows(COORDINATES, COLOURS, COLOURS[:, :1])}\n3 0 1 2\n".encode(),
+        (
+            "# a mesh\nv " + rows(COORDINATES, COLOURS / 255).replace("\n", "\nv ") + "\nf 1 2 3"
+        ).encode(),
     ],
     ids=["npy", "npy32", "npy8bit", "ply", "crlf", "little", "big", "off", "obj"],
 )
@@ -267,9 +269,9 @@ def test_every_format_gives_the_same_cloud(data):
 
 
 def test_points_without_colour_are_grey():
-    for data in (array(PLACES), f"OFF\n5 0 0\n{rows(PLACES)}".encode()):
+    for data in (array(COORDINATES), f"OFF\n5 0 0\n{rows(COORDINATES)}".encode()):
         cloud = read_points(data)
-        np.testing.assert_allclose(cloud[:, :3], PLACES, atol=1e-6)
+        np.testing.assert_allclose(cloud[:, :3], COORDINATES, atol=1e-6)
         assert (cloud[:, 3:] == np.float32(0.4)).all()
 
 
@@ -283,59 +285,60 @@ def test_points_without_colour_are_grey():
         (array(CLOUD[:, :2]), "want numbers"),
         (array(np.array([[None] * 3])), "want numbers"),
         (array(CLOUD[:0]), "without points"),
-        (array(CLOUD * np.nan), "no numbers"),
+        (array(CLOUD * np.nan), "not finite"),
         (cut(ply("ascii")), "damaged|truncated"),
         (ply("binary_big_endian")[:-60], "truncated"),
         (ply("ascii").replace(b"vertex 5", b"vertex 50"), "truncated: 6 of 50"),
         (ply("ascii").replace(b"vertex 5", b"vertex -5"), "header is damaged"),
         (ply("ascii").replace(b" z\n", b" w\n"), "no x, y and z"),
-        (ply("ascii").replace(b"double x", b"list uchar int x"), "lists in its vertices"),
+        (ply("ascii").replace(b"double x", b"list uchar int x"), "list properties in its vertices"),
         (b"OFF\n5 0 0\n1 2 3", "truncated: 1 of 5"),
-        (b"OFF\nmany", "how many vertices"),
+        (b"OFF\nmany", "number of vertices"),
         (b"v 1 2", "fewer than three"),
-        (b"v 1 2 three", "else than numbers"),
+        (b"v 1 2 three", "not made of numbers"),
     ],
 )
-def test_a_broken_cloud_is_an_error_of_one_line(data, message):
-    with pytest.raises((OSError, ValueError), match=message) as told:
+def test_a_damaged_cloud_is_an_error_of_one_line(data, message):
+    with pytest.raises((OSError, ValueError), match=message) as caught:
         read_points(data)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(caught.value)
 
 
-def test_a_cloud_that_lies_about_its_size_costs_nothing():
+def test_a_header_with_a_wrong_size_allocates_nothing():
     header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (999999999999, 6), }"
     data = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header) + 1) + header + b"\n"
     with pytest.raises(OSError, match="truncated"):
         read_points(data)
 
 
-# All of them
+# All kinds
 
 
 @dataclass(frozen=True)
-class Ear:
-    kind: str = "ear"
+class AudioEncoder:
+    kind: str = "audio_encoder"
     sample_rate: int = 16_000
 
 
 @dataclass(frozen=True)
-class Slot:
+class Branch:
     encoder: object
     frames: int = 3
 
 
-def test_a_medium_is_read_as_its_kind_says():
-    eye, ear = system("digits").model.inputs[0].encoder, Ear()
-    picture = read(sample("image_audio", "dialogues", 0, 0).media[0], Slot(eye))
-    assert picture.size == (96, 96)
-    assert [p.size for p in read(medium("video"), Slot(eye))] == [(96, 96)] * 3
-    sound = medium("audio")
-    assert len(read(sound, Slot(ear))) == pytest.approx(sound.duration * 16_000, abs=2)
-    assert read(medium("points"), Slot(eye)).shape == (1024, 6)
-    with pytest.raises(ValueError, match="'clip_vision' reads no audio"):
-        read(sound, Slot(eye))
-    with pytest.raises(ValueError, match="reads no smell"):
-        read(Medium(kind="smell", data=b"", mime="", sha256=""), Slot(eye))
+def test_a_medium_is_decoded_according_to_its_kind():
+    vision, audio_branch = Branch(system("digits").model.inputs[0].encoder), Branch(AudioEncoder())
+    image = read_medium(sample("image_audio", "dialogues", 0, 0).media[0], vision)
+    assert image.size == (96, 96)
+    assert [p.size for p in read_medium(medium("video"), vision)] == [(96, 96)] * 3
+    audio = medium("audio")
+    wave = read_medium(audio, audio_branch)
+    assert len(wave) == pytest.approx(audio.duration * 16_000, abs=2)
+    assert read_medium(medium("points"), vision).shape == (1024, 6)
+    with pytest.raises(ValueError, match="'clip_vision' does not take audio"):
+        read_medium(audio, vision)
+    with pytest.raises(ValueError, match="does not take smell"):
+        read_medium(Medium(kind="smell", data=b"", mime="", sha256=""), vision)
 
 
 @real_media
@@ -347,13 +350,13 @@ def test_real_videos_are_read():
         data = (MEDIA / "video" / "imageio" / name).read_bytes()
         everything = decoded(data)
         assert len(everything) == frames
-        for picture, number in zip(read_video(data, 5), sampled(frames, 5), strict=True):
-            assert picture.size == size
-            assert np.array_equal(np.asarray(picture), everything[number])
+        for image, number in zip(read_video(data, 5), frame_indices(frames, 5), strict=True):
+            assert image.size == size
+            assert np.array_equal(np.asarray(image), everything[number])
 
 
 @real_media
-def test_real_sounds_are_read():
+def test_real_audio_is_read():
     for path in sorted((MEDIA / "audio" / "fsdd").glob("7_*_0.wav")):
         data = path.read_bytes()
         own, twice = read_audio(data), read_audio(data, 16_000)

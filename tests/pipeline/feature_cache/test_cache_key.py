@@ -1,4 +1,4 @@
-"""Keys are of content: of weights and bytes, not of names."""
+"""Cache keys are of content, weights and bytes, not of names."""
 
 from dataclasses import replace
 
@@ -7,15 +7,15 @@ from torch import nn
 
 from model.build import build, build_inputs
 from model.presets import system
-from pipeline.feature_cache.cache_key import encoder_producer, fingerprint, medium_key
+from pipeline.feature_cache.cache_key import fingerprint, media_encoder_id, medium_key
 
 
-def test_a_weight_a_buffer_a_name_and_a_type_change_the_fingerprint() -> None:
+def test_a_weight_a_buffer_a_name_and_a_dtype_change_the_fingerprint() -> None:
     def layer(**change: object) -> nn.BatchNorm1d:
-        made = nn.BatchNorm1d(4)
+        module = nn.BatchNorm1d(4)
         for name, value in change.items():
-            getattr(made, name).data[0] = value
-        return made
+            getattr(module, name).data[0] = value
+        return module
 
     plain = fingerprint(layer())
     assert plain == fingerprint(layer())
@@ -28,19 +28,19 @@ def test_a_weight_a_buffer_a_name_and_a_type_change_the_fingerprint() -> None:
     assert len({plain, *map(fingerprint, others)}) == 5
 
 
-def test_an_encoder_alone_is_the_producer_that_the_whole_model_holds() -> None:
+def test_an_encoder_built_alone_has_the_same_id_as_in_the_whole_model() -> None:
     digits = system("digits_omni")
-    whole = build(digits.model, digits.pt, weights="random", seed=3)
-    parts = build_inputs(digits.model, digits.pt, weights="random", seed=3)
-    for slot in digits.model.inputs:
-        owner = slot.encoder_of or slot.modality
-        alone = encoder_producer(slot, parts[owner]["encoder"])
-        assert alone == encoder_producer(slot, whole.encoder(slot.modality))
+    model = build(digits.model, digits.pt, weights="random", seed=3)
+    modules = build_inputs(digits.model, digits.pt, weights="random", seed=3)
+    for branch in digits.model.inputs:
+        owner = branch.encoder_of or branch.modality
+        alone = media_encoder_id(branch, modules[owner]["encoder"])
+        assert alone == media_encoder_id(branch, model.encoder(branch.modality))
         assert alone.dtype == "float32"
-        assert alone.to_json()["spec"]["kind"] == slot.encoder.kind
+        assert alone.to_json()["spec"]["kind"] == branch.encoder.kind
 
 
-def test_how_a_medium_is_read_is_part_of_its_key() -> None:
+def test_a_medium_s_key_depends_on_how_it_is_read() -> None:
     video = system("digits_video").model.input_branch("video")
     digest = bytes(32)
     assert medium_key(digest, video) == medium_key(digest, replace(video, pool="mean"))

@@ -1,12 +1,12 @@
-"""What a run remembers of the checkpoint that it was imported from.
+"""The record of an import: the files and tensors of the checkpoint a run was imported from.
 
 RUN/components/
-    encoder/ backbone/ …   the frozen parts, each a transformers checkpoint that the specs load
+    encoder/ backbone/ …   the frozen components, each a transformers checkpoint named by the specs
     text/                  the tokenizer of a projector that reads the instruction
     source/                the checkpoint's files without its weights, and
         mmloom.json            name, dtype and our name of each of its tensors
-        mmloom.safetensors     the tensors that have no name of ours
-A run that was trained from an import has the same components, by their paths in its configuration.
+        mmloom.safetensors     the tensors without a counterpart in our model
+A run that was trained from an import refers to the same components in its configuration.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ TEXT = "text"
 LEFT_OUT = "mmloom.safetensors"
 _RECORD = "mmloom.json"
 
-_ENDINGS = (".json", ".txt", ".model", ".jinja")
+_SUFFIXES = (".json", ".txt", ".model", ".jinja")
 _INDEX = ".index.json"
 
 
@@ -36,9 +36,9 @@ class SourceTensor:
     """A tensor of the imported checkpoint.
 
     Args:
-        name: there.
-        dtype: there, as safetensors names it.
-        ours: its name in our model; None for one that was left out.
+        name: in the checkpoint.
+        dtype: in the checkpoint, by safetensors' name.
+        ours: its name in our model; None if it was left out.
     """
 
     name: str
@@ -48,7 +48,7 @@ class SourceTensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Folder:
-    """A frozen part: its folder among the components, and the prefix of its tensors' names."""
+    """The folder of a frozen component, and the prefix of its tensors' names in our model."""
 
     name: str
     prefix: str
@@ -56,13 +56,13 @@ class Folder:
 
 @dataclass(frozen=True, kw_only=True)
 class SourceRecord:
-    """All tensors of the imported checkpoint, and where those of frozen parts are now."""
+    """All tensors of the imported checkpoint, and the folders with those of frozen components."""
 
     folders: tuple[Folder, ...]
     tensors: tuple[SourceTensor, ...]
 
     def names(self) -> dict[str, str]:
-        """Return our names → theirs; of those that are one tensor of ours, the first."""
+        """Return our names → theirs; of several with the same name of ours, the first."""
         found: dict[str, str] = {}
         for tensor in self.tensors:
             if tensor.ours is not None:
@@ -70,27 +70,27 @@ class SourceRecord:
         return found
 
     def save(self, components: Path) -> None:
-        """Write the record among a run's components."""
+        """Write the record to a run's components."""
         write_json(components / SOURCE / _RECORD, asdict(self))
 
 
 def components_of(run: RunConfig) -> Path:
-    """Return the folder of the components that a run was imported with.
+    """Return the components folder of an imported run, or of a run trained from one.
 
     Raises:
-        UserError: it neither was imported nor started from a run that was.
+        UserError: the run was not imported, nor trained from an imported run.
     """
     folder = Path(run.system.model.backbone.weights).parent
     if not (folder / SOURCE / _RECORD).is_file():
         raise UserError(
-            f"{run.output}: its backbone is {run.system.model.backbone.weights!r}, which no import "
-            "has left; want a run made by `python -m pipeline import`, or trained from one"
+            f"{run.output}: its backbone {run.system.model.backbone.weights!r} was not imported; "
+            "want a run made by `python -m pipeline import`, or trained from one"
         )
     return folder
 
 
 def read_record(components: Path) -> SourceRecord:
-    """Read the record among a run's components; raises UserError where it is damaged."""
+    """Read the record of a run's components; raises UserError if it is damaged."""
     file = components / SOURCE / _RECORD
     try:
         value: Mapping[str, object] = json.loads(file.read_bytes())
@@ -99,6 +99,6 @@ def read_record(components: Path) -> SourceRecord:
     return decode(SourceRecord, value, file.name)
 
 
-def is_text(path: Path) -> bool:
-    """Whether a file beside the weights is a configuration or a tokenizer's, and not ours."""
-    return path.suffix in _ENDINGS and path.name != _RECORD and not path.name.endswith(_INDEX)
+def is_config_file(path: Path) -> bool:
+    """Whether a file next to the weights is a configuration or a tokenizer's, and not ours."""
+    return path.suffix in _SUFFIXES and path.name != _RECORD and not path.name.endswith(_INDEX)

@@ -1,7 +1,7 @@
-"""What has been answered so far, so that an evaluation goes on where it was stopped or killed.
+"""Predictions saved while an evaluation runs, so that it resumes after a stop or a kill.
 
-OUTPUT/predictions.jsonl.partial   a line of what the answers belong to, then one each
-OUTPUT/predictions.jsonl           the answers alone, once all are there
+OUTPUT/predictions.jsonl.partial   a line with the identity of the evaluation, then the predictions
+OUTPUT/predictions.jsonl           the predictions alone, once they are complete
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from typing import IO, Any
 
 from etl.cli import UserError
 from etl.storage.atomic import atomic_file
-from pipeline.evaluate.answers import Prediction
+from pipeline.evaluate.generate_answers import Prediction
 
 log = logging.getLogger(__name__)
 
 
-class Answered:
-    """The answers of one pass over the questions, kept batch by batch.
+class PartialPredictions:
+    """The predictions of one pass over the questions, saved batch by batch.
 
     Args:
-        path: where they stand in the end.
-        identity: what they belong to: weights, questions and options. Answers of anything else are
-            forgotten, with a line that says so.
-        batch: questions that are answered together; a batch counts when all of it is there, so
-            that those after it are asked together with the same others.
+        path: of the complete file.
+        identity: of the evaluation: weights, questions and options. Predictions saved for another
+            one are discarded, with a log line.
+        batch: questions per batch. An incomplete batch is discarded, so that the remaining
+            questions are batched as in an uninterrupted evaluation.
 
     Raises:
-        UserError: something cannot be written, by any method; what was kept stays.
+        UserError: a file cannot be written, from any method; what was saved stays.
     """
 
     def __init__(self, path: Path, identity: Mapping[str, Any], batch: int) -> None:
@@ -49,15 +49,15 @@ class Answered:
             return []
         head, *lines = self._partial.read_bytes().split(b"\n")
         if head + b"\n" != self._head.encode():
-            log.warning("%s: of other weights, questions or options; starts anew", self._partial)
+            log.warning("%s: of other weights, questions or options; starting over", self._partial)
             return []
-        found = _sound(lines)
-        whole = len(found) // batch * batch
-        log.info("%s: goes on after %d answers", self.path, whole)
-        return found[:whole]
+        found = _valid_predictions(lines)
+        complete = len(found) // batch * batch
+        log.info("%s: resuming after %d answers", self.path, complete)
+        return found[:complete]
 
     def add(self, predictions: Sequence[Prediction]) -> None:
-        """Keep the answers of a batch, through to the disk."""
+        """Save a batch of predictions, synced to disk."""
         with writing(self.path), self._partial.open("ab") as stream:
             _write(stream, "", predictions)
             stream.flush()
@@ -65,41 +65,41 @@ class Answered:
         self.predictions.extend(predictions)
 
     def finish(self) -> None:
-        """Write all answers where they stand in the end."""
+        """Write the complete file."""
         with writing(self.path), atomic_file(self.path) as stream:
             _write(stream, "", self.predictions)
 
-    def forget(self) -> None:
-        """Remove what was only kept to go on from, when nothing is left to do."""
+    def remove_partial(self) -> None:
+        """Remove the partial file, once the whole evaluation is complete."""
         self._partial.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Tell in one line that a file of an evaluation cannot be written, as on a full disk.
+    """Turn an OSError, such as a full disk, into a mistake reported in one line.
 
     Raises:
-        UserError: the system refused; what is kept until then stays.
+        UserError: the file cannot be written.
     """
     try:
         yield
     except OSError as error:
         raise UserError(
-            f"{path}: cannot be written ({error.strerror}); once it can, the same command goes on"
-            " after the answers that are kept"
+            f"{path}: cannot be written ({error.strerror}); once it can, the same command resumes"
+            " after the saved answers"
         ) from None
 
 
-def _sound(lines: Sequence[bytes]) -> list[Prediction]:
-    """Return the answers up to the first line that is none.
+def _valid_predictions(lines: Sequence[bytes]) -> list[Prediction]:
+    """Return the predictions up to the first invalid line.
 
-    A killed process leaves its last line without an end; a node that dies may leave zeros for what
-    had not reached the disk.
+    A killed process leaves its last line incomplete; after a node failure, data that had not
+    reached the disk may read as zeros.
     """
     found: list[Prediction] = []
     for line in lines:
         try:
-            found.append(_prediction(line))
+            found.append(_parse(line))
         except ValueError:
             break
     return found
@@ -108,11 +108,11 @@ def _sound(lines: Sequence[bytes]) -> list[Prediction]:
 def _write(stream: IO[bytes], head: str, predictions: Sequence[Prediction]) -> None:
     stream.write(head.encode())
     for prediction in predictions:
-        line = {**asdict(prediction), "right": prediction.right}
+        line = {**asdict(prediction), "correct": prediction.correct}
         stream.write(json.dumps(line).encode() + b"\n")
 
 
-def _prediction(line: bytes) -> Prediction:
+def _parse(line: bytes) -> Prediction:
     value = json.loads(line)
-    del value["right"]  # it follows from the others
+    del value["correct"]  # derived from the others
     return Prediction(**value)

@@ -1,4 +1,4 @@
-"""Let a trained model answer the last question of each sample, greedily and in batches."""
+"""Greedy, batched generation of a trained model's answers to the last question of each sample."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from pipeline.data.encode import SampleEncoder
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """One answered question.
+    """An answered question.
 
     Args:
         id: the sample's.
-        kind: the kind of question, as the sample's lineage says, or "".
+        kind: the kind of question, from the sample's lineage, or "".
         question: the last user turn, without placeholders.
         truth: the last assistant turn.
-        answer: what the model said.
+        answer: the model's.
     """
 
     id: str
@@ -33,13 +33,13 @@ class Prediction:
     answer: str
 
     @property
-    def right(self) -> bool:
-        """Whether the answer is the truth, letter by letter but for case and outer blanks."""
+    def correct(self) -> bool:
+        """Whether the answer equals the truth, except for case and surrounding whitespace."""
         return self.answer.strip().lower() == self.truth.strip().lower()
 
 
 def without_media(sample: Sample) -> Sample:
-    """Return the same questions with nothing to look at."""
+    """Return the sample's text alone, for the blind baseline."""
     turns = tuple(
         replace(turn, text=PLACEHOLDER_PATTERN.sub("", turn.text).lstrip("\n"))
         for turn in sample.turns
@@ -47,7 +47,7 @@ def without_media(sample: Sample) -> Sample:
     return replace(sample, turns=turns, media=())
 
 
-def answers(
+def generate_answers(
     model: MultimodalLM,
     tokenizer: PreTrainedTokenizerBase,
     encoder: SampleEncoder,
@@ -55,42 +55,43 @@ def answers(
     *,
     max_new_tokens: int,
 ) -> list[Prediction]:
-    """Answer each sample's last question, all together.
+    """Answer the last question of each sample, in one batch.
 
     Args:
         model: as the run trained it.
         tokenizer: the backbone's.
         encoder: of the run's prompts.
-        samples: each ends with the assistant's true answer, which the model does not see.
+        samples: each ends with the true answer of the assistant, which the model does not see.
         max_new_tokens: longest answer.
 
     Raises:
-        SampleError: a sample that cannot be asked.
+        SampleError: a sample that cannot be encoded as a prompt.
     """
     model.eval()
     device = next(model.parameters()).device
-    rows = [encoder.question(sample) for sample in samples]
-    padded = collate(rows, pad_id=tokenizer.pad_token_id, side="left").to(device)
+    prompts = [encoder.encode_prompt(sample) for sample in samples]
+    batch = collate(prompts, pad_id=tokenizer.pad_token_id, side="left").to(device)
+    end_ids = encoder.end_ids
     with torch.no_grad():
         ids_bt = model.generate(
-            padded,
+            batch,
             max_new_tokens=max_new_tokens,
             pad_id=tokenizer.pad_token_id,
-            end_id=encoder.end[0] if len(encoder.end) == 1 else tokenizer.eos_token_id,
+            end_id=end_ids[0] if len(end_ids) == 1 else tokenizer.eos_token_id,
         )
-    # An end of several tokens does not stop the generation; what follows it is cut.
-    end = tokenizer.decode(encoder.end) if len(encoder.end) > 1 else None
+    # An end of several tokens does not stop the generation: the text after it is cut off.
+    end = tokenizer.decode(end_ids) if len(end_ids) > 1 else None
     texts = tokenizer.batch_decode(ids_bt, skip_special_tokens=True)
     texts = [text.partition(end)[0] if end else text for text in texts]
     return [_prediction(sample, text) for sample, text in zip(samples, texts, strict=True)]
 
 
 def _prediction(sample: Sample, answer: str) -> Prediction:
-    asked = [turn.text for turn in sample.turns if turn.role == "user"]
+    questions = [turn.text for turn in sample.turns if turn.role == "user"]
     return Prediction(
         id=sample.id,
         kind=sample.lineage.get("kind", ""),
-        question=PLACEHOLDER_PATTERN.sub("", asked[-1] if asked else "").strip(),
+        question=PLACEHOLDER_PATTERN.sub("", questions[-1] if questions else "").strip(),
         truth=sample.turns[-1].text,
         answer=answer.strip(),
     )

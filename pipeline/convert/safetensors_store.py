@@ -1,4 +1,4 @@
-"""Folders of safetensors, read and written one tensor at a time."""
+"""Transformers checkpoints in safetensors, read and written one tensor at a time."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from etl.storage.atomic import write_json
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 5_000_000_000
-"""Largest file, and so the most that is held in memory at once."""
+"""Largest size of a file, and so of the tensors in memory at once."""
 
 DTYPES: Mapping[str, torch.dtype] = {
     "F64": torch.float64,
@@ -36,80 +36,80 @@ DTYPES: Mapping[str, torch.dtype] = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-"""Safetensors' names of what a transformers checkpoint holds."""
+"""Safetensors' names of the dtypes of transformers checkpoints."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """A tensor that can be read; `dtype` is safetensors' name for it."""
+    """The header of a tensor; `dtype` is safetensors' name of it."""
 
     file: Path
     shape: tuple[int, ...]
     dtype: str
 
     def size(self, dtype: str) -> int:
-        """Return the tensor's bytes as another type, or its own."""
+        """Return the tensor's size in bytes in a dtype, its own or another."""
         return math.prod(self.shape) * DTYPES[dtype].itemsize
 
 
 @dataclass(frozen=True, kw_only=True)
-class Later:
-    """A tensor that will be read when it is written: its bytes, and how."""
+class LazyTensor:
+    """A tensor that is read only when it is written: its size in bytes, and how to read it."""
 
     size: int
     read: Callable[[], Tensor]
 
 
-class Store(Mapping[str, Tensor]):
-    """The tensors of safetensors files by name; each is read, memory-mapped, when it is asked for.
+class SafetensorsStore(Mapping[str, Tensor]):
+    """The tensors of safetensors files by name; each is read on access, memory-mapped.
 
     Args:
-        place: the folder or file, for messages.
-        files: no name may stand in two of them.
+        path: of the folder or file, for messages.
+        files: with distinct tensor names.
 
     Raises:
-        UserError: a damaged file, or a name that stands twice.
+        UserError: a damaged file, or a name in two files.
     """
 
-    def __init__(self, place: Path, files: list[Path]) -> None:
-        self.place = place
+    def __init__(self, path: Path, files: list[Path]) -> None:
+        self.path = path
         self.entries: dict[str, Entry] = {}
         self._open: dict[Path, Any] = {}
         for file in files:
             try:
                 self._open[file] = safe_open(file, framework="pt")
             except (OSError, SafetensorError) as error:
-                raise UserError(f"{file}: not a sound safetensors file ({error})") from None
+                raise UserError(f"{file}: not a valid safetensors file ({error})") from None
             for name in self._open[file].keys():  # noqa: SIM118 -- no mapping
                 if name in self.entries:
-                    raise UserError(f"{file}: {name} stands in another file, too")
+                    raise UserError(f"{file}: {name} is in another file, too")
                 view = self._open[file].get_slice(name)
                 if view.get_dtype() not in DTYPES:
-                    raise UserError(f"{file}: {name} is {view.get_dtype()}: want a plain dtype")
+                    raise UserError(f"{file}: {name} has the unsupported dtype {view.get_dtype()}")
                 self.entries[name] = Entry(
                     file=file, shape=tuple(view.get_shape()), dtype=view.get_dtype()
                 )
 
     @classmethod
-    def of_folder(cls, folder: Path) -> Store:
+    def of_folder(cls, folder: Path) -> SafetensorsStore:
         """Open the checkpoint of a folder, in one file or in shards.
 
         Raises:
-            UserError: none there, or not the files that its index names.
+            UserError: no checkpoint, or its files do not match its index.
         """
         index = folder / INDEX
         if not index.is_file():
             if not (folder / SINGLE).is_file():
-                raise UserError(f"{folder}: holds no {SINGLE} and no {INDEX}")
+                raise UserError(f"{folder}: has no {SINGLE} and no {INDEX}")
             return cls(folder, [folder / SINGLE])
         try:
-            listed: Mapping[str, str] = json.loads(index.read_bytes())["weight_map"]
+            weight_map: Mapping[str, str] = json.loads(index.read_bytes())["weight_map"]
         except (ValueError, KeyError) as error:
             raise UserError(f"{index}: not an index of shards ({error})") from None
-        store = cls(folder, [folder / name for name in sorted(set(listed.values()))])
-        odd = sorted(listed.keys() ^ store.keys())
-        if odd:
-            raise UserError(f"{index}: {odd[0]} stands in the index or in its file, not in both")
+        store = cls(folder, [folder / name for name in sorted(set(weight_map.values()))])
+        different = sorted(weight_map.keys() ^ store.keys())
+        if different:
+            raise UserError(f"{index}: {different[0]} is in the index or in a file, not in both")
         return store
 
     def __getitem__(self, name: str) -> Tensor:
@@ -117,42 +117,42 @@ class Store(Mapping[str, Tensor]):
         tensor: Tensor = self._open[self.entries[name].file].get_tensor(name)
         return tensor
 
-    def later(self, name: str) -> Later:
-        """Return one tensor that is not read yet."""
+    def lazy(self, name: str) -> LazyTensor:
+        """Return one tensor to be read later."""
         entry = self.entries[name]
-        return Later(size=entry.size(entry.dtype), read=partial(self.__getitem__, name))
+        return LazyTensor(size=entry.size(entry.dtype), read=partial(self.__getitem__, name))
 
     def __iter__(self) -> Iterator[str]:
-        """Go through the names."""
+        """Iterate over the names."""
         return iter(self.entries)
 
     def __len__(self) -> int:
-        """Return how many there are."""
+        """Return the number of tensors."""
         return len(self.entries)
 
 
-def write_store(folder: Path, tensors: Mapping[str, Later]) -> int:
-    """Write a transformers checkpoint's tensors, in shards if they are many; return their bytes.
+def write_tensors(folder: Path, tensors: Mapping[str, LazyTensor]) -> int:
+    """Write the tensors of a transformers checkpoint, in shards if needed; return their bytes.
 
-    No more than one file's tensors are in memory at once.
+    Only one file's tensors are in memory at once.
     """
     folder.mkdir(parents=True, exist_ok=True)
     split = split_state_dict_into_shards_factory(
         dict(tensors),
-        get_storage_size=lambda later: later.size,
+        get_storage_size=lambda tensor: tensor.size,
         get_storage_id=lambda _: None,
         filename_pattern="model{suffix}.safetensors",
         max_shard_size=SHARD_BYTES,
     )
     for file, names in split.filename_to_tensors.items():
-        # Copies: a file that holds a tensor twice may name one place of another file twice.
-        read = {
+        # Cloned: two names may share the memory of one tensor, which `save_file` refuses.
+        loaded = {
             name: tensors[name].read().clone(memory_format=torch.contiguous_format)
             for name in names
         }
-        save_file(read, folder / file, metadata={"format": "pt"})
+        save_file(loaded, folder / file, metadata={"format": "pt"})
     if split.is_sharded:
         write_json(
             folder / INDEX, {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         )
-    return sum(later.size for later in tensors.values())
+    return sum(tensor.size for tensor in tensors.values())

@@ -1,0 +1,210 @@
+"""`python -m pipeline evaluate`: predictions and scores of a trained run as JSON."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, RenderableType
+from rich.progress import Progress
+
+from etl.cli import UserError, parse
+from etl.storage.atomic import file_sha256, write_json
+from etl.storage.schema import Sample, SampleError
+from etl.storage.shards import ShardSet
+from model.build import build, build_text_tokenizer, build_tokenizer
+from model.multimodal_lm import MultimodalLM
+from model.spec.system import InitStage
+from model.weights import load_trained
+from pipeline.checkpoint.checkpoints import newest_weights
+from pipeline.config.run_config import RunConfig, read_config
+from pipeline.data.encode import SampleEncoder
+from pipeline.evaluate.benchmark import BenchmarkSamples, benchmark_table
+from pipeline.evaluate.benchmarks import find_benchmark
+from pipeline.evaluate.exact_match import exact_match_table, score_exact_match
+from pipeline.evaluate.generate_answers import Prediction, generate_answers, without_media
+from pipeline.evaluate.partial_predictions import PartialPredictions, writing
+from pipeline.signals import STOPPED, StopRequest
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions:
+    """Ask a trained run the last question of every sample, with and without its media."""
+
+    run: Path
+    """The run folder of a trained stage."""
+    data: tuple[Path, ...]
+    """Folders of Arrow shards whose samples end with the true answer; or with --benchmark, the
+    folder with its published files and images."""
+    benchmark: str | None = None
+    """Ask the questions of a published benchmark, and score them as its official script does."""
+    output: Path | None = None
+    """Folder for predictions and scores. Default: RUN/evaluation."""
+    batch: int = 64
+    """Questions per batch."""
+    max_new_tokens: int = 32
+    """Longest answer in tokens."""
+    limit: int | None = None
+    """Ask only the first questions, at most so many."""
+    json: bool = False
+    """Print the scores as JSON instead of a table."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "max_new_tokens", "limit"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"--{name.replace('_', '-')}: {value}, want at least 1")
+
+
+def evaluate(args: Sequence[str]) -> int:
+    """Run the command; returns the exit code, `STOPPED` if it was stopped and can resume."""
+    stop = StopRequest()
+    options = parse(EvaluateOptions, prog="python -m pipeline evaluate", args=args)
+    config = read_config(options.run / "config.json")
+    if isinstance(config.settings, InitStage):
+        raise UserError(f"{options.run}: a run of stage init has no answers; want one of pt or sft")
+    samples = _open_samples(options)
+    # Chosen once: a run that is still training may save newer weights meanwhile.
+    weights = newest_weights(options.run)
+    output = options.output or options.run / "evaluation"
+    number = min(len(samples), options.limit or len(samples))
+    identity = {
+        "weights": file_sha256(weights),
+        "config": file_sha256(options.run / "config.json"),
+        "data": samples.fingerprint,
+        "questions": number,
+        "batch": options.batch,
+        "max_new_tokens": options.max_new_tokens,
+    }
+    model = _load(config, weights)
+    seeing, blind = (
+        PartialPredictions(output / f"{name}.jsonl", identity | {"file": name}, options.batch)
+        for name in ("predictions", "predictions_blind")
+    )
+    for predictions, view in ((seeing, lambda sample: sample), (blind, without_media)):
+        questions = Questions(samples, number, view)
+        _answer(config, model, questions, predictions, options, stop)
+        if stop.asked:
+            done = len(seeing.predictions) + len(blind.predictions)
+            log.info("stopped on request after %d of %d answers; saved", done, 2 * number)
+            return STOPPED
+        predictions.finish()
+    scores, table = _score(samples, seeing.predictions, blind.predictions)
+    with writing(output / "scores.json"):
+        write_json(output / "scores.json", scores)
+    for predictions in (seeing, blind):
+        predictions.remove_partial()
+    if options.json:
+        sys.stdout.write(json.dumps(scores, indent=2) + "\n")
+    else:
+        Console().print(table)
+    return 0
+
+
+def _open_samples(options: EvaluateOptions) -> ShardSet | BenchmarkSamples:
+    if options.benchmark is None:
+        return ShardSet(options.data)
+    benchmark = find_benchmark(options.benchmark)
+    if len(options.data) != 1:
+        raise UserError(f"--data: {len(options.data)} folders, want one for --benchmark")
+    return BenchmarkSamples(benchmark, options.data[0], options.limit)
+
+
+def _score(
+    samples: ShardSet | BenchmarkSamples,
+    seeing: Sequence[Prediction],
+    blind: Sequence[Prediction],
+) -> tuple[dict[str, Any], RenderableType]:
+    """Return the content of scores.json, and a table of it."""
+    if isinstance(samples, ShardSet):
+        scores = score_exact_match(seeing, blind)
+        return asdict(scores), exact_match_table(scores)
+    benchmark_scores, blind_scores = (
+        samples.benchmark.score(samples.questions, {p.id: p.answer for p in predictions})
+        for predictions in (seeing, blind)
+    )
+    value = {
+        "benchmark": samples.benchmark.name,
+        "questions": len(samples),
+        "scores": benchmark_scores,
+        "blind": blind_scores,
+    }
+    return value, benchmark_table(benchmark_scores)
+
+
+class Questions:
+    """The first samples of a data set, read on demand, as the model is to see them.
+
+    Args:
+        samples: of the data set.
+        number: how many of them.
+        view: returns what the model sees of a sample.
+    """
+
+    def __init__(
+        self,
+        samples: ShardSet | BenchmarkSamples,
+        number: int,
+        view: Callable[[Sample], Sample],
+    ) -> None:
+        self._samples, self._number, self._view = samples, number, view
+
+    def __len__(self) -> int:
+        return self._number
+
+    def batch(self, first: int, size: int) -> list[Sample]:
+        """Return at most `size` samples, starting at `first`."""
+        last = min(self._number, first + size)
+        return [self._view(self._samples[index]) for index in range(first, last)]
+
+
+def load_run(config: RunConfig, run: Path) -> MultimodalLM:
+    """Build a run's model and load its newest valid weights."""
+    return _load(config, newest_weights(run))
+
+
+def _load(config: RunConfig, weights: Path) -> MultimodalLM:
+    model = build(config.system.model, config.settings, weights=config.weights, seed=config.seed)
+    load_trained(model, weights)
+    return model
+
+
+def _answer(
+    config: RunConfig,
+    model: MultimodalLM,
+    questions: Questions,
+    predictions: PartialPredictions,
+    options: EvaluateOptions,
+    stop: StopRequest,
+) -> None:
+    """Answer the remaining questions, a batch at a time, until done or stopped."""
+    tokenizer = build_tokenizer(config.system.model, weights=config.weights)
+    encoder = SampleEncoder(
+        config.system.model,
+        tokenizer,
+        prompt=config.settings.prompt,
+        max_tokens=config.settings.max_tokens,
+        text_tokenizer=build_text_tokenizer(config.system.model, weights=config.weights),
+    )
+    with Progress(console=Console(stderr=True)) as progress:
+        done = len(predictions.predictions)
+        task = progress.add_task(predictions.path.stem, total=len(questions), completed=done)
+        for first in range(done, len(questions), options.batch):
+            if stop.asked:
+                return
+            samples = questions.batch(first, options.batch)
+            try:
+                answered = generate_answers(
+                    model, tokenizer, encoder, samples, max_new_tokens=options.max_new_tokens
+                )
+            except SampleError as error:
+                raise UserError(f"{', '.join(map(str, options.data))}: {error}") from None
+            predictions.add(answered)
+            progress.update(task, advance=len(answered))

@@ -1,0 +1,68 @@
+"""Scores by exact match: accuracy, the blind baseline and chance, per kind of question."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from rich.table import Table
+
+from pipeline.evaluate.generate_answers import Prediction
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """Fractions of exact answers.
+
+    Args:
+        questions: their number.
+        accuracy: of the model.
+        blind: of the same model without the media.
+        chance: of answering each question with the most frequent true answer of its kind.
+    """
+
+    questions: int
+    accuracy: float
+    blind: float
+    chance: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores(Score):
+    """The scores of all questions, and of each kind of question."""
+
+    kinds: Mapping[str, Score]
+
+
+def score_exact_match(seeing: Sequence[Prediction], blind: Sequence[Prediction]) -> Scores:
+    """Score the answers of a model with its media (`seeing`) and without them (`blind`)."""
+    kinds: dict[str, Score] = {}
+    for kind in sorted({prediction.kind for prediction in seeing}):
+        of_kind = [prediction for prediction in seeing if prediction.kind == kind]
+        kinds[kind] = Score(
+            questions=len(of_kind),
+            accuracy=_accuracy(of_kind),
+            blind=_accuracy([prediction for prediction in blind if prediction.kind == kind]),
+            chance=Counter(p.truth for p in of_kind).most_common(1)[0][1] / len(of_kind),
+        )
+    return Scores(
+        questions=len(seeing),
+        accuracy=_accuracy(seeing),
+        blind=_accuracy(blind),
+        chance=sum(kind.chance * kind.questions for kind in kinds.values()) / len(seeing),
+        kinds=kinds,
+    )
+
+
+def _accuracy(predictions: Sequence[Prediction]) -> float:
+    return sum(prediction.correct for prediction in predictions) / len(predictions)
+
+
+def exact_match_table(scores: Scores) -> Table:
+    """Return the scores as a table."""
+    table = Table("kind", "questions", "accuracy", "blind", "chance")
+    for kind, score in [*scores.kinds.items(), ("all", scores)]:
+        fractions = (f"{value:.3f}" for value in (score.accuracy, score.blind, score.chance))
+        table.add_row(kind or "–", str(score.questions), *fractions)
+    return table

@@ -1,0 +1,126 @@
+"""The benchmark interface, on a benchmark of two questions: samples, predictions, both commands."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+from etl.cli import UserError
+from etl.digits.records import pair_sample
+from model.build import build
+from model.freeze import set_trainable
+from model.presets import system
+from pipeline.checkpoint.checkpoints import write_weights
+from pipeline.config.run_config import RunConfig
+from pipeline.evaluate import benchmarks
+from pipeline.evaluate.benchmark import Benchmark, BenchmarkSamples, Question, Scores, read_answers
+from pipeline.evaluate.evaluate import evaluate
+from pipeline.evaluate.score import score
+
+QUESTIONS = [
+    Question(id="a", split="easy", text="Which digit?", answer="3", images=("one.png",)),
+    Question(id="b", split="hard", text="Which digit?", answer="5", images=("one.png",)),
+]
+
+
+def score_lengths(questions: Sequence[Question], answers: Mapping[str, str]) -> Scores:
+    return {q.split: {"length": float(len(answers[q.id])), "n": 1.0} for q in questions}
+
+
+TOY = Benchmark(name="toy", read=lambda folder: list(QUESTIONS), score=score_lengths)
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A data folder of the benchmark, which is in the table."""
+    monkeypatch.setattr(benchmarks, "BENCHMARKS", (*benchmarks.BENCHMARKS, TOY))
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "one.png").write_bytes(pair_sample(0, 0).media[0].data)
+    return folder
+
+
+@pytest.fixture
+def trained_run(tmp_path: Path) -> Path:
+    """A run folder of the digits preset with untrained weights."""
+    run = tmp_path / "run"
+    preset = system("digits")
+    config = RunConfig(stage="sft", system=preset, data=(), output=str(run), weights="random")
+    model = build(preset.model, preset.sft, weights="random")
+    set_trainable(model, preset.sft.trainable)
+    trainable = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
+    write_weights(run, trainable, identity={})
+    config.save(run)
+    return run
+
+
+def write_predictions(path: Path, *lines: object) -> Path:
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    return path
+
+
+def test_questions_become_samples(data: Path) -> None:
+    samples = BenchmarkSamples(TOY, data)
+    assert len(samples) == 2
+    assert [turn.text for turn in samples[1].turns] == ["<image>\nWhich digit?", "5"]
+    assert samples[1].media[0].mime == "image/png"
+    assert samples[1].lineage["kind"] == "hard"
+    limited = BenchmarkSamples(TOY, data, 1)
+    assert len(limited) == 1
+    assert limited.fingerprint != samples.fingerprint
+
+
+def test_a_missing_image_is_an_error(data: Path) -> None:
+    (data / "one.png").unlink()
+    with pytest.raises(UserError, match=r"one\.png: no such file; toy needs its images"):
+        BenchmarkSamples(TOY, data)
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (({"id": "a", "answer": "3"},), r"no answer to 'b' \(1 missing\)"),
+        (({"id": "a", "answer": "3"},) * 2, ":2: id 'a' is answered twice"),
+        (({"id": "c", "answer": "3"},), ":1: id 'c' is no question of the benchmark"),
+        (({"id": "a"},), ":1: want a JSON object with id and answer"),
+        (("a",), ":1: want a JSON object with id and answer"),
+    ],
+)
+def test_invalid_predictions_are_errors(
+    lines: tuple[object, ...], message: str, tmp_path: Path
+) -> None:
+    path = write_predictions(tmp_path / "predictions.jsonl", *lines)
+    with pytest.raises(UserError, match=message):
+        read_answers(path, QUESTIONS)
+
+
+def test_score_prints_json_and_a_table(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    answers = ({"id": "b", "answer": "five"}, {"id": "a", "answer": "3", "more": 1})
+    path = write_predictions(data / "predictions.jsonl", *answers)
+    args = ["toy", "--predictions", str(path), "--data", str(data)]
+    assert score([*args, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {
+        "easy": {"length": 1.0, "n": 1.0},
+        "hard": {"length": 4.0, "n": 1.0},
+    }
+    assert score(args) == 0
+    assert "4.0000" in capsys.readouterr().out
+    with pytest.raises(UserError, match="unknown benchmark 'tay': did you mean 'toy'"):
+        score(["tay", *args[1:]])
+
+
+def test_evaluate_asks_and_scores_a_benchmark(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], trained_run: Path
+) -> None:
+    args = ["--run", str(trained_run), "--data", str(data), "--max-new-tokens", "2"]
+    output = tmp_path / "out"
+    assert evaluate([*args, "--benchmark", "toy", "--output", str(output), "--json"]) == 0
+    scores = json.loads(capsys.readouterr().out)
+    assert scores == json.loads((output / "scores.json").read_text())
+    assert (scores["benchmark"], scores["questions"]) == ("toy", 2)
+    lines = [json.loads(line) for line in (output / "predictions.jsonl").read_text().splitlines()]
+    assert [line["id"] for line in lines] == ["a", "b"]
+    assert scores["scores"]["hard"]["length"] == len(lines[1]["answer"])
+    with pytest.raises(UserError, match="--data: 2 folders, want one for --benchmark"):
+        evaluate([*args[:3], str(data), *args[3:], "--benchmark", "toy"])
