@@ -409,10 +409,10 @@ def test_the_sample_of_the_readme_is_what_the_code_makes_of_it():
     """Token by token: the spans of targets, and of what lies between them, in order."""
     sample, spec = dialogue_sample(0, 2), system("digits")
     tokenizer = build_tokenizer(spec.model, weights="pretrained")
-    drafter = SampleTokenizer(
+    tokenize = SampleTokenizer(
         spec.model, tokenizer, prompt=spec.sft.prompt, max_tokens=spec.sft.max_tokens
-    )
-    tokens = drafter.draft(sample.id, sample.turns, ["image"], cut=True)
+    ).tokenize
+    tokens = tokenize(sample.id, sample.turns, ["image"], truncate=True)
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     rows = {
         name: re.search(rf"^{name} +(.*)$", text, re.MULTILINE)[1].replace("0 ×36", "0×36").split()
