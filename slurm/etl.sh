@@ -35,27 +35,54 @@ export RAY_TMPDIR
 RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN
 
-# With --block Ray's processes end with the process that is started here.
-# shellcheck disable=SC2153  # not a misspelt GPUS
-ray start --head --block --node-ip-address="$head" --port="$port" --num-cpus="$SLURM_CPUS_ON_NODE" \
-    --dashboard-host=127.0.0.1 --dashboard-port="$dashboard" --disable-usage-stats >/dev/null &
-running=($!)
+running=()
 shut_down() {
     local code=$?
-    kill "${running[@]}" 2>/dev/null || true
+    if ((${#running[@]})); then kill "${running[@]}" 2>/dev/null || true; fi
     wait
     if ((code == 0)); then rm -rf "$RAY_TMPDIR"; fi
 }
 trap shut_down EXIT
 trap 'exit 143' TERM
 
+# Starts `ray start --block` on some nodes, the first of them the head, and returns when it has
+# started on all of them or has ended. With --block Ray's processes end with the one started here.
+start_ray() {
+    local settled=0 number=$1 said line
+    shift
+    exec {said}< <(exec "$@")
+    running+=($!)
+    while ((settled < number)); do
+        if read -r -t 5 line <&"$said"; then
+            case $line in
+                *'Ray runtime started'*) settled=$((settled + 1)) ;;
+                'Ray has ended on '*)
+                    echo "etl.sh: $line" >&2
+                    settled=$((settled + 1))
+                    ;;
+            esac
+        elif (($? <= 128)) || ! kill -0 "${running[0]}"; then # the end, or a head that has died
+            echo "etl.sh: Ray did not start; its logs are in $RAY_TMPDIR" >&2
+            exit 1
+        fi
+    done
+    cat <&"$said" >/dev/null & # or it would wait for a reader
+}
+
+# shellcheck disable=SC2153  # not a misspelt GPUS
+start_ray 1 ray start --head --block --node-ip-address="$head" --port="$port" \
+    --num-cpus="$SLURM_CPUS_ON_NODE" --dashboard-host=127.0.0.1 --dashboard-port="$dashboard" \
+    --disable-usage-stats
+
+# Nodes join a head that has started. A job counts the cluster's CPUs at its start, so it has to wait
+# for all nodes; without one whose Ray has ended it does what it can.
 if ((SLURM_NNODES > 1)); then
     others=$((SLURM_NNODES - 1))
     # shellcheck disable=SC2016  # each node's own number of CPUs
-    srun --relative=1 --nodes="$others" --ntasks="$others" --cpus-per-task="$SLURM_CPUS_ON_NODE" \
-        --export=ALL bash -c 'exec ray start --block --address="$0" --num-cpus="$SLURM_CPUS_ON_NODE"' \
-        "$head:$port" >/dev/null &
-    running+=($!)
+    start_ray "$others" srun --relative=1 --nodes="$others" --ntasks="$others" \
+        --cpus-per-task="$SLURM_CPUS_ON_NODE" --export=ALL bash -c '
+        ray start --block --address="$0" --num-cpus="$SLURM_CPUS_ON_NODE"
+        echo "Ray has ended on $SLURMD_NODENAME"' "$head:$port"
 fi
 
 # Ray has no way to wait until it accepts jobs.
@@ -65,4 +92,16 @@ until ray job list --address="$url" >/dev/null 2>&1; do
     sleep 0.5
 done
 
-ray job submit --address="$url" -- python "$repo/etl/$job.py" "$@"
+# The agent that starts jobs may be ready later than the server that takes them, which then refuses:
+# only if there is no such job, to submit it again is right.
+name=etl-$SLURM_JOB_ID
+until
+    code=0
+    ray job submit --address="$url" --submission-id="$name" -- python "$repo/etl/$job.py" "$@" ||
+        code=$?
+    ((code == 0)) || ray job status --address="$url" "$name" >/dev/null 2>&1
+do
+    kill -0 "${running[0]}" || exit 1
+    sleep 0.5
+done
+exit "$code"

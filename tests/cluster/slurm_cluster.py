@@ -133,6 +133,13 @@ class SlurmCluster:
             raise AssertionError(f"{error}: {self.job(job)}\n{self.output(job)}") from None
         return self.job(job)
 
+    def cancel_all(self) -> None:
+        """Cancel what is in the queue, and wait until it is empty."""
+        jobs = self.run("squeue", "--noheader", "--format=%A").split()
+        if jobs:
+            self.run("scancel", *jobs)
+            await_that("an empty queue", lambda: not self.run("squeue", "--noheader"))
+
     def output(self, job: str) -> str:
         """What the job has printed so far."""
         path = Path(self.job(job)["StdOut"])
@@ -198,6 +205,13 @@ def require_slurm() -> None:
         if os.environ.get("CI") == "true":
             pytest.fail(reason)
         pytest.skip(reason)
+
+
+@pytest.fixture
+def empty_queue(slurm: SlurmCluster) -> Iterator[SlurmCluster]:
+    """See that a failed test's jobs do not keep the nodes from those of other tests."""
+    yield slurm
+    slurm.cancel_all()
 
 
 @pytest.fixture(scope="session")

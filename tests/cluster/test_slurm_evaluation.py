@@ -9,7 +9,11 @@ from tests.cluster.ranks import REPOSITORY, Ranks, run_ranks
 from tests.cluster.slurm_cluster import ENDED, SlurmCluster, await_that
 from tests.worlds import instruct_shards, question_shards
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.timeout(600),
+    pytest.mark.usefixtures("empty_queue"),
+]
 
 FILES = ("predictions.jsonl", "predictions_blind.jsonl", "scores.json")
 ASKED = 16

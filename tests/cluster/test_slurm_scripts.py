@@ -10,7 +10,11 @@ import pytest
 
 from tests.cluster.slurm_cluster import SlurmCluster, await_that
 
-pytestmark = pytest.mark.cluster
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.timeout(600),
+    pytest.mark.usefixtures("empty_queue"),
+]
 
 HERE = Path(__file__).parent
 REPOSITORY = HERE.parents[1]

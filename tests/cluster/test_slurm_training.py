@@ -11,7 +11,11 @@ from tests.cluster.ranks import REPOSITORY, losses
 from tests.cluster.slurm_cluster import ENDED, SlurmCluster, await_that
 from tests.worlds import caption_shards, instruct_shards, question_shards
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.timeout(600),
+    pytest.mark.usefixtures("empty_queue"),
+]
 
 STEPS = 16
 SMALL = ("--global-batch", 4, "--micro-batch", 2, "--max-steps", STEPS)
