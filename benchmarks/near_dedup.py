@@ -72,10 +72,10 @@ def measure(rows: int, distance: int, seed: int = 0) -> dict[str, Any]:
     found = table(hashes(rows, seed))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     started, used = time.perf_counter(), time.process_time()
-    verdict = NearImages(distance=distance, identity="medium")(found)
+    result = NearImages(distance=distance, identity="medium")(found)
     seconds, cpu = time.perf_counter() - started, time.process_time() - used
     peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
-    dropped = sum(reason is not None for reason in verdict.reasons)
+    dropped = sum(reason is not None for reason in result.reasons)
     return {
         "rows": rows,
         "dropped": dropped,
@@ -130,7 +130,7 @@ def main() -> None:
     options = parser.parse_args()
     ours = [alone(measure, rows, options.distance) for rows in sorted(options.sizes)]
     force = [alone(brute, rows, options.distance) for rows in sorted(options.brute)]
-    told = {
+    results = {
         "distance": options.distance,
         "index": ours,
         "index_exponents": exponents(ours),
@@ -140,17 +140,17 @@ def main() -> None:
     shown = Table(title=f"near duplicates within {options.distance} of 64 bits")
     for name in ("", "rows", "dropped", "s", "CPU s", "peak MB", "bytes/hash", "exponent"):
         shown.add_column(name, justify="right")
-    growth = ["", *map(str, told["index_exponents"])]
+    growth = ["", *map(str, results["index_exponents"])]
     for one, grown in zip(ours, growth, strict=True):
         cells = [one["rows"], one["dropped"], one["seconds"], one["cpu_seconds"]]
         cells += [one["peak_bytes"] // 10**6, one["bytes_per_hash"]]
         shown.add_row("index", *(f"{cell:,}" for cell in cells), grown)
-    growth = ["", *map(str, told["brute_exponents"])]
+    growth = ["", *map(str, results["brute_exponents"])]
     for one, grown in zip(force, growth, strict=False):
         cells = [f"{one[name]:,}" for name in ("rows", "seconds", "cpu_seconds")]
         shown.add_row("pairs", cells[0], "", *cells[1:], "", "", grown)
     Console().print(shown)
-    sys.stdout.write(json.dumps(told) + "\n")
+    sys.stdout.write(json.dumps(results) + "\n")
 
 
 if __name__ == "__main__":

@@ -48,12 +48,12 @@ trap 'exit 143' TERM
 # Starts `ray start --block` on some nodes, the first of them the head, and returns when it has
 # started on all of them or has ended. With --block Ray's processes end with the one started here.
 start_ray() {
-    local settled=0 number=$1 said line
+    local settled=0 number=$1 output line
     shift
-    exec {said}< <(exec "$@")
+    exec {output}< <(exec "$@")
     running+=($!)
     while ((settled < number)); do
-        if read -r -t 5 line <&"$said"; then
+        if read -r -t 5 line <&"$output"; then
             case $line in
                 *'Ray runtime started'*) settled=$((settled + 1)) ;;
                 'Ray has ended on '*)
@@ -66,7 +66,7 @@ start_ray() {
             exit 1
         fi
     done
-    cat <&"$said" >/dev/null & # or it would wait for a reader
+    cat <&"$output" >/dev/null & # or it would wait for a reader
 }
 
 # shellcheck disable=SC2153  # not a misspelt GPUS

@@ -146,16 +146,16 @@ def precompute(args: Sequence[str]) -> int:
     run = _run_config(options)
     shards = ShardSet([Path(folder) for folder in run.data])
     initial = newest_weights(Path(run.init_from)) if run.init_from else None
-    with ray_cluster() as cpus, _start_workers(cpus) as (crew, threads, device):
+    with ray_cluster() as cpus, _start_workers(cpus) as (pool, threads, device):
         make = partial(
             PrecomputeWorker, run, initial, batch=options.batch, threads=threads, device=device
         )
-        stores = _stores(run, crew, make, verify=options.verify)
+        stores = _stores(run, pool, make, verify=options.verify)
         inputs: dict[str, InputBranchSpec] = {b.modality: b for b in run.system.model.inputs}
         outputs = run.settings.output_branches(run.system.model)
         counts, ranges = plan_ranges(shards, inputs, outputs, stores, options.media_per_file)
         started = time.monotonic()
-        unreadable = _encode(crew, make, ranges, counts)
+        unreadable = _encode(pool, make, ranges, counts)
         seconds = time.monotonic() - started
     _write_unreadable(stores, shards.fingerprint, unreadable)
     _print_counts(counts, seconds, as_json=options.json)
@@ -175,18 +175,18 @@ def _start_workers(cpus: int) -> Iterator[tuple[ActorPool, int, str]]:
     gpus = int(ray.cluster_resources().get("GPU", 0))
     threads = max(1, min(2 * _THREADS, cpus // gpus)) if gpus else min(_THREADS, cpus)
     size = gpus or cpus // threads
-    with ActorPool(size, cpus=threads, gpus=1 if gpus else 0) as crew:
-        yield crew, threads, "cuda" if gpus else "cpu"
+    with ActorPool(size, cpus=threads, gpus=1 if gpus else 0) as pool:
+        yield pool, threads, "cuda" if gpus else "cpu"
 
 
 def _stores(
-    run: RunConfig, crew: ActorPool, make: Callable[[], PrecomputeWorker], *, verify: bool
+    run: RunConfig, pool: ActorPool, make: Callable[[], PrecomputeWorker], *, verify: bool
 ) -> dict[str, FeatureStore]:
     """Return a store for each kind of media whose encoder is frozen.
 
     A worker returns the identities: the encoders are built where they are used.
     """
-    (encoder_ids,) = crew.map_unordered("precompute", make, [None])
+    (encoder_ids,) = pool.map_unordered("precompute", make, [None])
     assert isinstance(encoder_ids, Mapping)
     if not encoder_ids:
         raise UserError(
@@ -268,7 +268,7 @@ def _digest(declared: str, row: int, number: int) -> bytes:
 
 
 def _encode(
-    crew: ActorPool,
+    pool: ActorPool,
     make: Callable[[], PrecomputeWorker],
     ranges: Sequence[MediaRange],
     counts: Mapping[str, MediaCount],
@@ -277,7 +277,7 @@ def _encode(
     unreadable: list[UnreadableMedium] = []
     with Progress(console=Console(stderr=True)) as progress:
         task = progress.add_task("encode", total=sum(len(item.media_k2) for item in ranges))
-        for result in crew.map_unordered("precompute", make, ranges):
+        for result in pool.map_unordered("precompute", make, ranges):
             assert isinstance(result, RangeResult)
             count = counts[result.kind]
             count.encoded += result.encoded

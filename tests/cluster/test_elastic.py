@@ -59,7 +59,7 @@ def test_the_curve_is_the_uninterrupted_one(
         outcome = processes.wait()
         assert outcome.code == (0 if last else 75), outcome.stderr
         if turn:
-            assert f"written by {numbers[turn - 1]} ranks, dealt out to {ranks}" in outcome.stderr
+            assert f"written by {numbers[turn - 1]} ranks, resharded to {ranks}" in outcome.stderr
     assert losses(run) == pytest.approx(losses(tmp_path / "whole"), rel=CLOSE[precision])
     assert samples(run) == [8 * step for step in range(1, STEPS + 1)]
 

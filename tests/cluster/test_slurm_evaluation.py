@@ -87,7 +87,7 @@ def test_a_job_that_must_go_comes_back(slurm, words, whole, tmp_path, stops):
         assert not (output / "scores.json").exists()
         slurm.start_now(job)
         await_that(
-            "its start", lambda kept=kept: f"goes on after {kept} a" in slurm.output(job), 240
+            "its start", lambda kept=kept: f"resuming after {kept} a" in slurm.output(job), 240
         )
     state = slurm.wait(job)
     assert (state["JobState"], state["Restarts"]) == ("COMPLETED", str(len(stops))), slurm.output(

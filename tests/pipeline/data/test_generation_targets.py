@@ -263,8 +263,8 @@ def test_it_learns_signal_tokens_and_their_conditions(
     assert predicted.tolist() == 2 * output.targets_o[:SIGNALS].tolist()
     near, far = (
         (
-            output.drawn["to_image"].condition_embeds_glw[[a]]
-            - output.drawn["to_image"].target_embeds_glw[[b]]
+            output.generation["to_image"].condition_embeds_glw[[a]]
+            - output.generation["to_image"].target_embeds_glw[[b]]
         )
         .square()
         .mean()
@@ -290,7 +290,7 @@ def test_a_rank_without_images_calls_the_same_modules_as_the_others(
         model(batch, used, used)
     assert calls[0] == calls[1] == calls[2]
     assert any("unet" in name for name in calls[0])
-    generation = model(pack(examples[1:2]), used, used).drawn["to_image"]
+    generation = model(pack(examples[1:2]), used, used).generation["to_image"]
     assert (
         len(generation.condition_embeds_glw)
         == len(generation.target_embeds_glw)
@@ -339,7 +339,7 @@ def test_cached_embeddings_give_the_same_losses_without_the_text_encoder(
     model.output_branches()["to_image"].generator.text.register_forward_hook(
         lambda *_: texts.append(1)
     )
-    generation = model(all_cached, ["image", "to_image"], ["image"]).drawn["to_image"]
+    generation = model(all_cached, ["image", "to_image"], ["image"]).generation["to_image"]
     assert torch.equal(generation.target_embeds_glw, embedded)
     assert not texts
     model(all_cached, ["image", "to_image"], ["image", "to_image"])  # another rank has one
