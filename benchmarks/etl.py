@@ -228,7 +228,7 @@ def ours(listing: Path, output: Path, *, backend: str, cores: int) -> list[str]:
     return [
         *(sys.executable, "etl/laion.py", "--input", str(listing), "--output", str(output)),
         *("--allow-private-addresses", "--backend", backend, "--image-size", str(SIDE)),
-        *("--num-workers", str(cores), "--rows-per-shard", "1000"),
+        *("--workers", str(cores), "--rows-per-shard", "1000"),
     ]
 
 

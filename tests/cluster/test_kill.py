@@ -255,7 +255,7 @@ def test_a_node_dies(held: Web, head: RayHead, workers, whole: Path, tmp_path: P
     command = [str(BIN / "ray"), "start", "--block", f"--address={head.address}", "--num-cpus=2"]
     command += ["--node-ip-address=127.0.0.1", "--object-store-memory=100000000"]
     with running(command, ready="Ray runtime started", env=head.env):
-        process = start(words(held, output, "--num-workers", "4"))
+        process = start(words(held, output, "--workers", "4"))
         assert held.held.wait(60)
         while len({node for _, node in workers()}) < 2:
             assert process.exitcode is None
