@@ -1,15 +1,23 @@
-"""Lists of image URLs and captions other than parquet: CC3M, CC12M, SBU, Wukong, CC595K."""
+"""Lists of image URLs and captions: CC3M, CC12M, SBU, Wukong, CC595K, PixelProse."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from etl.cli import UserError
-from etl.sources.base import BadRecordError, Format, Record, pair
+from etl.sources.base import (
+    BadRecordError,
+    Format,
+    Record,
+    pair,
+    require_field,
+    string_fields,
+)
 from etl.sources.dialogues import llava
-from etl.sources.files import json_rows, read_json
+from etl.sources.files import json_rows, parquet_or_json_rows, read_json
 from etl.sources.tables import csv_rows, lines, two_columns
 
 
@@ -61,6 +69,15 @@ def wukong(row: dict[str, str]) -> Iterator[Record]:
     return _image_pair(row["url"], row["caption"])
 
 
+def pixelprose(row: Any) -> Iterator[Record]:  # noqa: ANN401 - a row of parquet
+    """PixelProse (arXiv:2406.10328): `{uid, url, vlm_caption, aesthetic_score, …}`."""
+    caption = require_field(row, "vlm_caption", str).strip().removeprefix("This image displays:")
+    lineage = string_fields(row, "url", "vlm_caption", "status", "exif", "error_message")
+    scores = {"aesthetic": row.get("aesthetic_score")}
+    for record in _image_pair(require_field(row, "url", str), caption, **lineage):
+        yield dataclasses.replace(record, scores=scores)
+
+
 CC3M = Format(suffixes=(".tsv",), rows=lines, parse=cc3m, identity="medium")
 CC12M = Format(suffixes=(".tsv",), rows=lines, parse=cc12m, identity="medium")
 SBU = Format(suffixes=(".json",), rows=sbu_rows, parse=sbu, identity="medium")
@@ -68,19 +85,32 @@ WUKONG = Format(
     suffixes=(".csv",), rows=csv_rows("url", "caption"), parse=wukong, identity="medium"
 )
 CC595K = Format(suffixes=(".json",), rows=json_rows, parse=llava)
+PIXELPROSE = Format(
+    suffixes=(".parquet", ".jsonl"),
+    rows=parquet_or_json_rows,
+    parse=pixelprose,
+    scores=("aesthetic",),
+    identity="medium",
+)
 FORMATS: Mapping[str, Format] = {
     "cc3m": CC3M,
     "cc12m": CC12M,
     "sbu": SBU,
     "wukong": WUKONG,
     "cc595k": CC595K,
+    "pixelprose": PIXELPROSE,
 }
 
 
 def detect_format(content: Any) -> str:  # noqa: ANN401
     """The name of the format of a file with this first content (see `peek`)."""
     if isinstance(content, str):
+        if content.startswith("PAR1"):  # parquet
+            return "pixelprose"
         first, _, rest = content.partition("\t")
         url_first = "://" in first.split(" ")[0]
         return ("cc12m" if url_first else "cc3m") if rest else "wukong"
+    first_record = content[0] if isinstance(content, list) and content else None
+    if isinstance(first_record, dict) and "vlm_caption" in first_record:
+        return "pixelprose"
     return "sbu" if isinstance(content, dict) else "cc595k"
