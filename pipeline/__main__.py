@@ -14,4 +14,5 @@ if not torch.accelerator.is_available():
 
 from pipeline.cli import run
 
-main(run, mistakes=(UserError, SpecError))
+if __name__ == "__main__":
+    main(run, mistakes=(UserError, SpecError))

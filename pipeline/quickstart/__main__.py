@@ -3,4 +3,5 @@
 from etl.cli import main
 from pipeline.quickstart.quickstart import run
 
-main(run)
+if __name__ == "__main__":
+    main(run)

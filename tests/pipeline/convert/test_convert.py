@@ -222,12 +222,12 @@ def test_missing_and_unexpected_tensors_are_errors(tmp_path: Path) -> None:
 def test_an_unsupported_checkpoint_is_an_error(tmp_path: Path) -> None:
     assert "no such file" in error_of(tmp_path / "nowhere", tmp_path / "run")
     source = save(published.llava(multimodal_projector_bias=False), tmp_path / "source")
-    assert "multimodal_projector_bias: False, want True" in error_of(source, tmp_path / "run")
+    assert "multimodal_projector_bias: False, must be True" in error_of(source, tmp_path / "run")
     config = json.loads((source / "config.json").read_text())
     config["multimodal_projector_bias"] = True
     config["text_config"]["attention_bias"] = True
     (source / "config.json").write_text(json.dumps(config))
-    assert "text_config.attention_bias: True, want False" in error_of(source, tmp_path / "run")
+    assert "text_config.attention_bias: True, must be False" in error_of(source, tmp_path / "run")
     config["architectures"] = ["FuyuForCausalLM"]
     (source / "config.json").write_text(json.dumps(config))
     assert "a checkpoint of FuyuForCausalLM, want one of Llava" in error_of(

@@ -350,7 +350,7 @@ def test_cached_embeddings_give_the_same_losses_without_the_text_encoder(
     ("change", "message"),
     [
         ({"generation": Generation(), "trainable": ("inputs.*",)}, "generation trains no outputs"),
-        ({"generation": Generation(align=0.5), "outputs": ()}, "wants a model with outputs"),
+        ({"generation": Generation(align=0.5), "outputs": ()}, "requires a model with outputs"),
     ],
 )
 def test_a_stage_that_cannot_generate_is_an_error(
@@ -363,13 +363,13 @@ def test_a_stage_that_cannot_generate_is_an_error(
 
 
 def test_loss_weights_must_be_valid() -> None:
-    with pytest.raises(SpecError, match="want none below 0 and one above it"):
+    with pytest.raises(SpecError, match="both must be at least 0 and one of them positive"):
         Generation(align=0.0, denoise=0.0)
 
 
 def test_signal_tokens_need_a_causal_backbone(preset: System) -> None:
     t5 = system("blip_2_flan_t5_xxl").model
-    with pytest.raises(SpecError, match="says no signals"):
+    with pytest.raises(SpecError, match="supports no signal tokens"):
         replace(t5, outputs=preset.model.outputs)
 
 

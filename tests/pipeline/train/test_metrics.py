@@ -39,7 +39,7 @@ def batches():
 @pytest.mark.parametrize("batch", batches(), ids=["padded", "packed"])
 def test_each_target_belongs_to_its_sample(batch):
     assert samples_o(batch).tolist() == [0, 0, 1, 2, 2, 2, 2]
-    assert batch.targets_m.tolist() == [4, 5, 3, 3, 4, 5, 6]
+    assert batch.targets_o.tolist() == [4, 5, 3, 3, 4, 5, 6]
 
 
 def test_each_decoder_target_belongs_to_its_sample():
@@ -59,7 +59,7 @@ def costs():
 def test_losses_by_source_add_up_to_the_loss(alone, batch):
     torch.manual_seed(0)
     logits = torch.randn(7, 9)
-    loss = text_loss(logits, batch.targets_m)
+    loss = text_loss(logits, batch.targets_o)
     accumulator = MetricsAccumulator(["captions", "dialogues", "unused"], (), costs(), peak=28.0)
     item = MicroBatch(batch=batch, samples=3, sources=(1, 0, 1))
     accumulator.add(item, {"text": loss})
