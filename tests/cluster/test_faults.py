@@ -76,7 +76,7 @@ def test_a_shard_that_changes_in_mid_run_ends_in_one_line(
     assert outcome.code == 2, outcome.stderr
     [line] = [line for line in outcome.stderr.splitlines() if line.startswith("error: ")]
     done = len(losses(run))
-    assert f"{shard}: has changed since it was checked; put back the one with sha256" in line
+    assert f"{shard}: has changed since it was checked; restore the one with sha256" in line
     assert line.endswith(f"then the same command resumes after step {done}")
     assert "Traceback" not in outcome.stderr
     assert 0 < done < STEPS

@@ -112,7 +112,7 @@ def test_ranks_with_hits_beside_ranks_with_misses_learn_the_same(
     checked(run_ranks(2, *with_cache(captions, again, tmp_path / "cache")))
     assert losses(again) == pytest.approx(plain, rel=CLOSE)
     assert sorted(store.folder.glob("part-*.arrow")) == files
-    assert "features" in (again / "report.html").read_text().lower()
+    assert "feature cache" in (again / "report.html").read_text().lower()
 
 
 def test_what_generators_are_told_is_kept_too(tmp_path: Path) -> None:
