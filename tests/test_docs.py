@@ -398,9 +398,11 @@ def test_named_options_exist(page, monkeypatch):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=relative)
-def test_named_files_exist(page):
+def test_named_files_and_targets_exist(page):
     """A path in backticks is one of the repository, unless it has a placeholder in it."""
     for code in CODE.findall(FENCE.sub("", page.read_text(encoding="utf-8"))):
+        if target := re.match(r"make ([a-z-]+)", code):
+            check_make([target[1]])
         if OURS.fullmatch(code) and not re.search(r"[A-Z]{3,}", code.replace("README", "")):
             assert (ROOT / code).exists(), code
 
