@@ -34,7 +34,7 @@ await() {
     shift
     until "$@" >/dev/null 2>&1; do
         if ((SECONDS > deadline)); then
-            echo "error: $what: not within 60 s" >&2
+            echo "error: $what: not within 60 s" >&2 || true
             tail -n 3 "$folder"/*.{out,log} >&2 || true
             return 1
         fi
@@ -179,6 +179,8 @@ down() {
 take_down() {
     local pidfile name
     trap - EXIT
+    trap '' PIPE # who reads what is printed may have been killed
+    if [[ $foreground ]]; then echo 'Ending the jobs, then the daemons.' || true; fi
     if alive slurmctld; then
         squeue --noheader --format=%A | xargs --no-run-if-empty scancel 2>/dev/null || true
         await 'an empty queue' no_jobs || true

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,19 @@ import pytest
 from tests.cluster.slurm_cluster import LOCAL, await_that, require_slurm
 
 pytestmark = pytest.mark.cluster
+
+
+# A process that is killed leaves nobody who reads what the script prints.
+STARTER = """
+import signal, subprocess, sys
+script, folder = sys.argv[1:]
+command = ["setpriv", "--pdeathsig", "TERM", script, "up", "--foreground", "--folder", folder]
+up = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+while "local.sh down" not in up.stdout.readline():
+    pass
+print("up", flush=True)
+signal.pause()
+"""
 
 
 def local(*words: str, folder: Path, check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -78,6 +92,21 @@ def test_what_a_crash_has_left_is_cleared_away(folder: Path) -> None:
         in local("up", "--nodes", "1", "--cpus", "2", folder=folder).stdout
     )
     assert slurm(folder, "srun", "--nodes=1", "echo", "well") == "well"
+
+
+def test_it_ends_with_whoever_started_it(folder: Path) -> None:
+    starter = subprocess.Popen(
+        [sys.executable, "-c", STARTER, str(LOCAL), str(folder)], stdout=subprocess.PIPE, text=True
+    )
+    assert starter.stdout.readline() == "up\n"
+    pids = daemons(folder)
+    assert len(pids) == 4
+    slurm(folder, "sbatch", "--nodes=2", "--wrap=touch started; srun sleep 1000")
+    await_that("the job", (folder.parent / "started").exists)
+    starter.kill()
+    starter.communicate()
+    await_that("its end", lambda: not folder.exists())
+    assert not [pid for pid in pids if Path(f"/proc/{pid}/exe").exists()]
 
 
 def test_another_s_folder_is_left_alone(tmp_path: Path) -> None:
