@@ -243,7 +243,7 @@ def image_text_terms(init: ImageTextInit) -> tuple[LossTerm, ...]:
         return matching_loss(outputs.matching_x2, outputs.matches_x)
 
     def itg(outputs: ImageTextOutput) -> LossSum:
-        return text_loss(outputs.words_mv, outputs.targets_o, smoothing=smoothing)
+        return text_loss(outputs.words_mv, outputs.targets_m, smoothing=smoothing)
 
     def count_words(batch: Batch) -> int:
         if kind not in batch.media or batch.sentences is None:
@@ -273,7 +273,7 @@ def sentence_terms(spec: ModelSpec, init: SentenceInit) -> tuple[LossTerm, ...]:
         return squared_distance(outputs.prompts_xu, outputs.words_xu)
 
     def text(outputs: SentenceOutput) -> LossSum:
-        return text_loss(outputs.logits_mv, outputs.targets_o)
+        return text_loss(outputs.logits_mv, outputs.targets_m)
 
     def count_elements(batch: Batch) -> int:
         return _count_media(batch, kind) * _elements_per_medium(spec, kind)
