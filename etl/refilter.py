@@ -1,7 +1,7 @@
 """Filters existing shards into new ones: `python etl/refilter.py --input SHARDS …`.
 
-All scores and sizes are columns of the shards, so applying another policy needs no new download and
-no Ray: one process copies 350 MB per second of CPU. With `--ray` a cluster does the copying.
+All scores and sizes are columns of the shards, so applying another policy needs no new download. A
+process copies 350 MB per second of CPU.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ from etl.filters.policy import Policy, read_bounds
 from etl.filters.records import captioned_only
 from etl.media.image import ImageLimits
 from etl.report.report import DROPS_FILE, print_summary, write_report
+from etl.runtime.executor import ExecutorName, open_executor
 from etl.runtime.job_state import JobState, Plan, make_plan
 from etl.runtime.options import CaptionOptions
 from etl.runtime.shard_copy import (
     CopyShard,
-    copy_on_ray,
+    ShardRows,
     filter_columns,
     image_size,
     score_names,
@@ -70,8 +71,9 @@ class Options(CaptionOptions):
     """The minimum width and height of every image, in pixels."""
     max_aspect: float | None = None
     """The maximum ratio of an image's longer to its shorter side."""
-    ray: bool = False
-    """Copy on a Ray cluster: the one that RAY_ADDRESS names, or a local one."""
+    executor: ExecutorName = "auto"
+    """Where shards are copied: in processes on this machine (local) or on a Ray cluster (ray); auto
+    is ray where RAY_ADDRESS names a cluster."""
     json: bool = False
     """Print the summary as one JSON object instead of a table."""
 
@@ -79,7 +81,7 @@ class Options(CaptionOptions):
     def config(self) -> dict[str, Any]:
         """The options that determine which rows are kept, for the plan."""
         values = dataclasses.asdict(self)
-        excluded = ("input", "output", "ray", "json")
+        excluded = ("input", "output", "executor", "json")
         return {name: value for name, value in values.items() if name not in excluded}
 
     def filters(self, policy: Policy) -> tuple[Filter, ...]:
@@ -129,14 +131,19 @@ def _refilter(
     kept = [batch.kept["row"].to_pylist() for batch in batches]
     nonempty = [number for number, keep in enumerate(kept) if keep]
     items = [
-        {"number": number, "keep": kept[number]}
+        ShardRows(number=number, rows=kept[number])
         for number in nonempty
         if not state.final_shard(number)
     ]
-    copier = CopyShard(state.output.resolve(), options.input.resolve(), source.shards)
-    errors = copy_on_ray(copier, items) if options.ray else map(copier.copy, items)
-    for error in filter(None, errors):
-        raise UserError(error)
+    if items:
+        copy = functools.partial(
+            CopyShard, state.output.resolve(), options.input.resolve(), source.shards
+        )
+        with (
+            open_executor(options.executor, log=state.worker_log.resolve()) as executor,
+            executor.pool(executor.cpus, cpus=1) as pool,
+        ):
+            collections.deque(pool.map_unordered("copy", copy, items), maxlen=0)
     shards = [state.final_shard(number) for number in nonempty]
     _finish(state, plan, source, batches, tuple(shard for shard in shards if shard))
 

@@ -81,7 +81,7 @@ OTHER_PACKAGES = {
 }
 """Package → what it may import of the other packages; docs/design.md says why."""
 
-EXECUTOR = ("etl.runtime.ray_cluster", "etl.runtime.executor")
+EXECUTOR = ("etl.runtime.executor", "etl.runtime.worker_pool")
 ALSO = {"pipeline/feature_cache/precompute.py": EXECUTOR}
 """File → what it alone may import, too: the one Ray job that needs a model."""
 

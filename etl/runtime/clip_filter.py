@@ -1,16 +1,16 @@
-"""Scores image-caption pairs with CLIP after the download: Ray Data, one actor per model copy.
+"""Scores image-caption pairs with CLIP after the download, with one worker per model copy.
 
 The scores of a unit are written in one go and mark it as scored: a killed job scores only the
-remaining units. Media go from the staged shard to the model, never through Ray's object store.
+remaining units. Media go from the staged shard to the model, never through the executor.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
-import ray
 from rich.progress import Progress
 
 from etl.cli import UserError
@@ -18,8 +18,8 @@ from etl.filters.base import Filter
 from etl.filters.clip import ClipModel, ClipSpec
 from etl.filters.policy import Policy, ScoreBound
 from etl.filters.text import pair_caption
+from etl.runtime.executor import Executor
 from etl.runtime.job_state import JobState, write_table
-from etl.runtime.ray_cluster import quiet_ray_data
 from etl.runtime.scores import scores_path
 from etl.runtime.shard_copy import read_batches
 
@@ -27,7 +27,7 @@ _THREADS = 4  # per model on CPUs; a model per CPU would take too much memory
 
 
 class ClipScorer:
-    """Ray Data actor: reads the staged shard of a unit and writes the unit's scores.
+    """Reads the staged shard of a unit and writes the unit's scores.
 
     Args:
         output: the job's output folder.
@@ -40,16 +40,15 @@ class ClipScorer:
         self._state = JobState(output)
         self._model = ClipModel(spec, cuda=cuda, threads=threads)
 
-    def __call__(self, table: pa.Table) -> pa.Table:
-        """Score the unit of a one-row table (`unit`); returns `unit` and its `rows`."""
-        (number,) = table["unit"].to_pylist()
+    def __call__(self, number: int) -> int:
+        """Score a unit; returns the number of its rows."""
         staged = self._state.staged_path(number)
         captions = [caption for batch in read_batches(staged) for caption in _captions(batch)]
         similarities = self._model.similarities(_pairs(staged))
         scores = [None if caption is None else next(similarities) for caption in captions]
         columns = pa.table({"score.clip": pa.array(scores, pa.float32())})
         write_table(scores_path(self._state, number), columns)
-        return pa.table({"unit": [number], "rows": [len(scores)]})
+        return len(scores)
 
 
 def _captions(batch: pa.RecordBatch) -> Iterator[str | None]:
@@ -68,7 +67,12 @@ def _pairs(path: Path) -> Iterator[tuple[bytes, str]]:
 
 
 def score_units(
-    state: JobState, unit_rows: Sequence[int], spec: ClipSpec, *, cpus: int, progress: Progress
+    state: JobState,
+    unit_rows: Sequence[int],
+    spec: ClipSpec,
+    *,
+    executor: Executor,
+    progress: Progress,
 ) -> None:
     """Score every unit that has no scores yet.
 
@@ -76,11 +80,11 @@ def score_units(
         state: the job's state.
         unit_rows: number of candidates in each unit.
         spec: the model.
-        cpus: the cluster's CPUs.
+        executor: runs the models.
         progress: shows the rows scored.
 
     Raises:
-        UserError: a GPU was requested, but the cluster has none.
+        UserError: a GPU was requested, but the executor has none.
     """
     staged = {
         number: result.shard.rows
@@ -92,25 +96,16 @@ def score_units(
     progress.update(task, completed=sum(staged.values()) - sum(staged[n] for n in todo))
     if not todo:
         return
-    gpus = 0 if spec.device == "cpu" else int(ray.cluster_resources().get("GPU", 0))
+    gpus = 0 if spec.device == "cpu" else executor.gpus
     if spec.device == "cuda" and not gpus:
-        raise UserError("--clip-device cuda: the Ray cluster has no GPU; want cpu or auto")
-    threads = min(_THREADS, cpus)
-    models = gpus or max(1, cpus // threads)
-    quiet_ray_data()
-    scored = ray.data.from_items(
-        [{"unit": number} for number in todo], override_num_blocks=len(todo)
-    ).map_batches(
-        ClipScorer,
-        fn_constructor_args=(state.output.resolve(), spec, gpus > 0, threads),
-        batch_size=None,
-        batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(size=min(models, len(todo))),
-        num_cpus=0.5 if gpus else threads / 2,  # Ray Data's own tasks need the rest
-        num_gpus=1 if gpus else 0,
-    )
-    for row in scored.iter_rows():
-        progress.update(task, advance=row["rows"])
+        raise UserError("--clip-device cuda: there is no GPU; want cpu or auto")
+    threads = min(_THREADS, executor.cpus)
+    models = gpus or max(1, executor.cpus // threads)
+    build = functools.partial(ClipScorer, state.output.resolve(), spec, gpus > 0, threads)
+    needs = {"cpus": 0.5, "gpus": 1} if gpus else {"cpus": threads, "gpus": 0}
+    with executor.pool(min(models, len(todo)), **needs) as pool:
+        for rows in pool.map_unordered("clip", build, todo):
+            progress.update(task, advance=rows)
 
 
 def clip_filter(spec: ClipSpec) -> Filter:

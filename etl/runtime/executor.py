@@ -1,133 +1,72 @@
-"""A pool of Ray actors that runs a function over items and replaces actors that die.
+"""Where a job's workers run: processes on this machine, or the actors of a Ray cluster.
 
-Ray Data would do that, too. It is not used here because its features (blocks, streaming, shuffles)
-are not needed where media never leave the worker, and cost a third of a job's start-up time; and
-because it never reassigns the item of a dead worker, so a job waits for a node that may not return.
+Both are `Workers` (`worker_pool`): `local_workers`, the default, and `ray_workers`.
 """
 
 from __future__ import annotations
 
-import collections
 import contextlib
-import gc
-import logging
-from collections.abc import Callable, Iterator, Sequence
-from types import TracebackType
-from typing import Any, TypeVar
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
 
-import ray
-from ray.exceptions import RayActorError
+from etl.runtime.local_workers import LocalWorkers
+from etl.runtime.worker_pool import WorkerPool, Workers
 
-MAX_DEATHS = 4
-"""Workers that may die on one item before the job fails: the item itself may be the cause."""
-
-_GC_THRESHOLD = 10_000
-"""Allocations between two garbage collections in a worker."""
-
-_IDLE_SECONDS = 5.0
-"""How long idle workers are kept while others process their last items."""
-
-_log = logging.getLogger("etl")
-
-T = TypeVar("T")
-R = TypeVar("R")
+ExecutorName = Literal["auto", "local", "ray"]
+"""`auto` is `ray` where a cluster is given (`RAY_ADDRESS`, or an open connection), else `local`."""
 
 
-class ActorPoolError(RuntimeError):
-    """Workers keep dying on the same item."""
-
-
-class _Worker:
-    """A Ray actor that builds each function on its first call and reuses it."""
-
-    def __init__(self) -> None:
-        self._functions: dict[str, Any] = {}
-
-    def call(self, name: str, build: Callable[[], Callable[[T], R]], item: T) -> R:
-        if name not in self._functions:
-            self._functions[name] = build()
-            # Ray and the function live as long as the actor: collecting them again and again took
-            # a twentieth of a download's time.
-            gc.freeze()
-            gc.set_threshold(_GC_THRESHOLD)
-        return self._functions[name](item)
-
-
-class ActorPool:
-    """Identical Ray actors that are started on demand and killed when the `with` block ends.
+class Executor:
+    """Opens pools of workers.
 
     Args:
-        size: the maximum number of actors.
-        cpus: CPUs that each actor reserves.
-        gpus: GPUs that each actor reserves.
+        workers: where they run.
     """
 
-    def __init__(self, size: int, *, cpus: float, gpus: float = 0) -> None:
-        self._size = size
-        self._actor_class = ray.remote(_Worker).options(
-            num_cpus=cpus, num_gpus=gpus, scheduling_strategy="SPREAD"
-        )
-        self._idle: list[Any] = []
-        self._running: dict[Any, tuple[Any, Any, int]] = {}  # result ref: actor, item, deaths
+    def __init__(self, workers: Workers) -> None:
+        self._workers = workers
 
-    def __enter__(self) -> ActorPool:
-        return self
+    @property
+    def cpus(self) -> int:
+        """CPUs of all machines."""
+        return self._workers.cpus
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        for worker in (*self._idle, *(worker for worker, _, _ in self._running.values())):
-            ray.kill(worker)
-        self._idle, self._running = [], {}
+    @property
+    def gpus(self) -> int:
+        """GPUs of all machines."""
+        return self._workers.gpus
 
-    def stop_idle(self) -> None:
-        """Kill the idle actors; new ones start when they are needed."""
-        for worker in self._idle:
-            ray.kill(worker)
-        self._idle = []
-
-    def map_unordered(
-        self, name: str, build: Callable[[], Callable[[T], R]], items: Sequence[T]
-    ) -> Iterator[R]:
-        """Yield the function's result for each item, in order of completion.
-
-        Args:
-            name: identifies the function within an actor.
-            build: builds the function, once in each actor.
-            items: its arguments.
-
-        Raises:
-            ActorPoolError: an item on which `MAX_DEATHS` workers died.
-            Whatever the function raises.
-        """
-        todo = collections.deque((item, 0) for item in items)
-        while todo or self._running:
-            while todo and len(self._running) < self._size:
-                item, deaths = todo.popleft()
-                worker = self._idle.pop() if self._idle else self._actor_class.remote()
-                self._running[worker.call.remote(name, build, item)] = worker, item, deaths
-            # If the cluster cannot hold all actors, idle ones make room for those still pending.
-            ready, _ = ray.wait(list(self._running), timeout=_IDLE_SECONDS if self._idle else None)
-            if not ready:
-                self.stop_idle()
-                continue
-            worker, item, deaths = self._running.pop(ready[0])
-            try:
-                result = ray.get(ready[0])
-            except RayActorError as error:
-                with contextlib.suppress(ValueError):  # it is dead already
-                    ray.kill(worker)
-                _log.warning("a worker died (%s); its item is retried", _first_line(error))
-                if deaths + 1 == MAX_DEATHS:
-                    raise ActorPoolError(f"{deaths + 1} workers died on the same item") from error
-                todo.appendleft((item, deaths + 1))
-                continue
-            self._idle.append(worker)
-            yield result
+    @contextlib.contextmanager
+    def pool(self, size: int, *, cpus: float, gpus: float = 0) -> Iterator[WorkerPool]:
+        """A pool of at most `size` workers that need so many CPUs and GPUs each."""
+        pool = WorkerPool(self._workers, size, cpus=cpus, gpus=gpus)
+        try:
+            yield pool
+        finally:
+            pool.close()
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
+@contextlib.contextmanager
+def open_executor(name: ExecutorName, *, log: Path | None = None) -> Iterator[Executor]:
+    """An executor for the duration of the block.
+
+    Args:
+        name: which one.
+        log: the file to which local workers append what they and their libraries print (Ray has
+            log files of its own); None for this process's stderr.
+    """
+    if name == "ray" or (name == "auto" and _has_cluster()):
+        from etl.runtime.ray_workers import connect  # noqa: PLC0415 - importing Ray takes a second
+
+        with connect() as workers:
+            yield Executor(workers)
+    else:
+        yield Executor(LocalWorkers(log))
+
+
+def _has_cluster() -> bool:
+    ray = sys.modules.get("ray")
+    return bool(os.environ.get("RAY_ADDRESS")) or (ray is not None and ray.is_initialized())

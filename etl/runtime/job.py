@@ -1,10 +1,10 @@
-"""Runs a job: plans its work units, downloads them on Ray, filters globally, writes the shards.
+"""Runs a job: plans its work units, downloads them, filters globally, writes the shards.
 
 1. Plan: the filters before the download run over the list in its order; the remaining rows are the
    candidates, in work units of a fixed number of *input* rows.
-2. Download: Ray actors process one unit at a time and leave its samples and result on disk.
+2. Download: workers process one unit at a time and leave its samples and result on disk.
 3. Global filters see all keys of the job in input order: duplicates and the like.
-4. The actors write the final shards, one per unit; the manifest is written last.
+4. The workers write the final shards, one per unit; the manifest is written last.
 
 Every stage first asks the job state what is done, so a job that was killed anywhere resumes there.
 No stage depends on the order in which workers finish, so every run writes the same bytes.
@@ -18,7 +18,7 @@ import dataclasses
 import functools
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 
 import pyarrow as pa
@@ -32,7 +32,7 @@ from etl.report.report import DROPS_FILE, TIMINGS_FILE, print_summary, write_rep
 from etl.report.statistics import download_yield, statistics
 from etl.runtime import retry
 from etl.runtime.clip_filter import score_units
-from etl.runtime.executor import ActorPool
+from etl.runtime.executor import Executor, open_executor
 from etl.runtime.global_filters import (
     GlobalResult,
     global_filters,
@@ -42,8 +42,8 @@ from etl.runtime.global_filters import (
 )
 from etl.runtime.job_state import JobState, Plan, make_plan, read_table, write_table
 from etl.runtime.options import JobOptions
-from etl.runtime.ray_cluster import ray_cluster
-from etl.runtime.worker import DownloadWorker, FinalShardWriter, WorkerSpec
+from etl.runtime.worker import DownloadWorker, FinalShardWriter, KeptRows, WorkerSpec
+from etl.runtime.worker_pool import WorkerPool
 from etl.sources.base import Identity, Source
 from etl.storage.atomic import atomic_file, write_json
 from etl.storage.manifest import Manifest, Shard, read_manifest, write_manifest
@@ -106,14 +106,14 @@ def _run(job: Job, plan: Plan, state: JobState) -> None:
     with _progress() as progress:
         unit_rows = _plan_units(job, plan, state, progress)
         if any(unit_rows):
-            with ray_cluster() as cpus, _actor_pool(job, cpus) as pool:
+            with _workers(job, state) as (executor, pool):
                 _download(job, state, unit_rows, pool, progress)
-                _score(job, state, unit_rows, cpus, pool, progress)
+                _score(job, state, unit_rows, executor, pool, progress)
                 started = time.monotonic()
                 result = run_global_filters(state, unit_rows, filters)
                 state.add_time("global filters", started, sum(unit_rows))
                 shards = _write_shards(state, result, pool, progress)
-        else:  # every row was dropped: no need for Ray
+        else:  # every row was dropped: no need for workers
             result, shards = run_global_filters(state, unit_rows, filters), ()
     _finish(job, plan, state, result, shards)
 
@@ -125,9 +125,9 @@ def _retry(job: Job, state: JobState) -> None:
         batches = (run_filters(table, job.filters) for table in tables)
         unit_rows = retry.plan_units(state, batches, job.options.rows_per_shard)
         if any(unit_rows):
-            with ray_cluster() as cpus, _actor_pool(job, cpus) as pool:
+            with _workers(job, state) as (executor, pool):
                 _download(job, state, unit_rows, pool, progress)
-                _score(job, state, unit_rows, cpus, pool, progress)
+                _score(job, state, unit_rows, executor, pool, progress)
                 filters = _global_filters(job)
                 previous = previous_rows(state.output, read_manifest(state.output), filters)
                 result = run_global_filters(state, unit_rows, filters, previous=previous)
@@ -135,8 +135,13 @@ def _retry(job: Job, state: JobState) -> None:
             retry.finish(state, result, shards)
 
 
-def _actor_pool(job: Job, cpus: int) -> ActorPool:
-    return ActorPool(job.options.workers or cpus, cpus=_WORKER_CPUS)
+@contextlib.contextmanager
+def _workers(job: Job, state: JobState) -> Iterator[tuple[Executor, WorkerPool]]:
+    """The executor, and the pool of workers that download and write."""
+    with open_executor(job.options.executor, log=state.worker_log.resolve()) as executor:
+        size = job.options.workers or executor.cpus
+        with executor.pool(size, cpus=_WORKER_CPUS) as pool:
+            yield executor, pool
 
 
 def _progress() -> Progress:
@@ -186,7 +191,7 @@ def _one_batch(table: pa.Table) -> pa.RecordBatch:
 
 
 def _download(
-    job: Job, state: JobState, unit_rows: Sequence[int], pool: ActorPool, progress: Progress
+    job: Job, state: JobState, unit_rows: Sequence[int], pool: WorkerPool, progress: Progress
 ) -> None:
     """Download every unit that has no result yet."""
     todo = [
@@ -208,12 +213,9 @@ def _download(
         media=dataclasses.replace(job.media, image_size=options.image_size),
         stop_on_dns_outage=not options.retry_failed,  # rows that failed before may well fail again
     )
-    items = [pa.table({"unit": [number]}) for number in todo]
-    for table in pool.map_unordered("download", functools.partial(DownloadWorker, spec), items):
-        (row,) = table.to_pylist()
-        if row["error"]:
-            raise UserError(f"{row['error']}; repeat the command to resume")
-        progress.update(task, advance=row["rows"])
+    build = functools.partial(DownloadWorker, spec)
+    for rows in pool.map_unordered("download", build, todo):
+        progress.update(task, advance=rows)
     state.add_time("download", started, sum(unit_rows[number] for number in todo))
 
 
@@ -221,14 +223,14 @@ def _score(
     job: Job,
     state: JobState,
     unit_rows: Sequence[int],
-    cpus: int,
-    pool: ActorPool,
+    executor: Executor,
+    pool: WorkerPool,
     progress: Progress,
 ) -> None:
     """Score the downloaded pairs with CLIP, if the job has a model."""
     if job.options.clip:
         pool.stop_idle()  # the model needs their CPUs
-        score_units(state, unit_rows, job.options.clip, cpus=cpus, progress=progress)
+        score_units(state, unit_rows, job.options.clip, executor=executor, progress=progress)
 
 
 def _global_filters(job: Job) -> Sequence[Filter]:
@@ -238,7 +240,7 @@ def _global_filters(job: Job) -> Sequence[Filter]:
 
 
 def _write_shards(
-    state: JobState, result: GlobalResult, pool: ActorPool, progress: Progress
+    state: JobState, result: GlobalResult, pool: WorkerPool, progress: Progress
 ) -> tuple[Shard, ...]:
     """Write the final shard of every unit that keeps rows; returns them in the units' order."""
     kept = {number: len(rows) for number, rows in result.rows.items()}
@@ -248,11 +250,10 @@ def _write_shards(
     progress.update(task, completed=sum(kept.values()) - sum(kept[number] for number in todo))
     if todo:
         started = time.monotonic()
-        items = [pa.table({"unit": [number], "keep": [result.rows[number]]}) for number in todo]
+        items = [KeptRows(unit=number, rows=result.rows[number]) for number in todo]
         build = functools.partial(FinalShardWriter, state.output.resolve())
-        for table in pool.map_unordered("write", build, items):
-            (row,) = table.to_pylist()
-            progress.update(task, advance=row["rows"])
+        for rows in pool.map_unordered("write", build, items):
+            progress.update(task, advance=rows)
         state.add_time("write", started, sum(kept[number] for number in todo))
     shards = [state.final_shard(number) for number in nonempty]
     return tuple(shard for shard in shards if shard)

@@ -134,6 +134,11 @@ class JobState:
                 raise UserError(f"--output {self.output}: another run is using it") from None
             yield
 
+    @property
+    def worker_log(self) -> Path:
+        """What local workers print; useful if one dies."""
+        return self.work / "workers.log"
+
     # Planning.
 
     @property

@@ -16,10 +16,20 @@ from etl.filters import language, text
 from etl.filters.base import Filter
 from etl.filters.clip import ClipSpec, Device, check_model, model_identity
 from etl.media.image import ImageLimits
+from etl.runtime.executor import ExecutorName
 from etl.sources.evaluation_sets import EvaluationSets
 
 _NOT_IN_PLAN = (
-    *("input", "output", "json", "workers", "threads", "connections_per_host", "timeout"),
+    *(
+        "input",
+        "output",
+        "json",
+        "executor",
+        "workers",
+        "threads",
+        "connections_per_host",
+        "timeout",
+    ),
     *("retries", "retry_failed", "min_yield", "clip_device", "clip_batch"),
 )
 """Options that may change between a killed run and the one that resumes it."""
@@ -64,8 +74,11 @@ class JobOptions:
     """Concurrent downloads from one host in each worker."""
     robots_txt: bool = True
     """Honour every host's robots.txt."""
+    executor: ExecutorName = "auto"
+    """Where the workers run: processes on this machine (local) or actors of a Ray cluster (ray),
+    the one that RAY_ADDRESS names or a new one; auto is ray where RAY_ADDRESS is set."""
     workers: int | None = None
-    """Worker processes; default: as many as the cluster has CPUs."""
+    """Worker processes; default: as many as there are CPUs."""
     user_agent: str | None = None
     """Product token that identifies you to servers, by which they may opt out."""
     clip_model: str | None = None
@@ -75,7 +88,7 @@ class JobOptions:
     """The minimum cosine similarity of image and caption by that model (LAION-5B's with OpenAI's
     ViT-B/32)."""
     clip_device: Device = "auto"
-    """Where the model runs; auto uses the cluster's GPUs if it has any."""
+    """Where the model runs; auto uses GPUs if there are any."""
     clip_batch: int = 64
     """Pairs per batch of the model."""
     image_dedup_distance: int | None = None
@@ -94,7 +107,6 @@ class JobOptions:
     """Maximum Hamming distance between the perceptual hash of an image and of an evaluation set's,
     0 to 10; COYO-700M was decontaminated with 0."""
     json: bool = False
-    """Print the summary as one JSON object instead of a table."""
     """Print the summary as one JSON object instead of a table."""
 
     def __post_init__(self) -> None:

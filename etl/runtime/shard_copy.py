@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from etl.cli import UserError
 from etl.filters.base import FilterResult
 from etl.filters.text import pair_caption
 from etl.media.image import ImageLimits, check_size
@@ -78,6 +79,14 @@ def image_size(table: pa.Table, *, limits: ImageLimits) -> FilterResult:
     return FilterResult(reasons=reasons)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ShardRows:
+    """The rows of a shard, by their numbers in it, that are kept."""
+
+    number: int
+    rows: Sequence[int]
+
+
 class CopyShard:
     """Copies the rows of a shard that are kept, batch by batch, and records the new shard.
 
@@ -92,33 +101,13 @@ class CopyShard:
         self._folder = folder
         self._shards = shards
 
-    def __call__(self, table: pa.Table) -> pa.Table:
-        """Copy for each row of `number` (the shard) and `keep` (its rows); returns `error`s."""
-        return pa.table({"error": pa.array(map(self.copy, table.to_pylist()), pa.string())})
-
-    def copy(self, item: dict[str, Any]) -> str | None:
-        """Copy one shard; returns an error message if the shard does not match its manifest."""
-        shard = self._shards[item["number"]]
+    def __call__(self, kept: ShardRows) -> None:
+        """Copy one shard; raises UserError if it does not match its manifest."""
+        shard = self._shards[kept.number]
         source = self._folder / shard.path
         if file_sha256(source) != shard.sha256:
-            return f"{source}: shard is damaged: its sha256 differs from its manifest's"
+            raise UserError(f"{source}: shard is damaged: its sha256 differs from its manifest's")
         rows = pa.array(range(shard.rows), pa.int64())
-        keep = pc.is_in(rows, pa.array(item["keep"], pa.int64()))
+        keep = pc.is_in(rows, pa.array(kept.rows, pa.int64()))
         written = copy_rows(source, self._state.output / shard.path, keep)
-        self._state.save_final_shard(item["number"], written)
-        return None
-
-
-def copy_on_ray(copy: CopyShard, items: Sequence[dict[str, Any]]) -> Iterator[str | None]:
-    """The results of `CopyShard.copy` for all items, computed on a Ray cluster, in any order."""
-    import ray  # noqa: PLC0415 - takes seconds, and is not needed without --ray
-
-    from etl.runtime.ray_cluster import ray_cluster  # noqa: PLC0415
-
-    if items:
-        with ray_cluster():
-            copied = ray.data.from_items(list(items), override_num_blocks=len(items)).map_batches(
-                copy, batch_size=None, batch_format="pyarrow"
-            )
-            for row in copied.iter_rows():
-                yield row["error"]
+        self._state.save_final_shard(kept.number, written)

@@ -1,4 +1,4 @@
-"""What a Ray worker does with one work unit: download, check, and stage its samples on disk."""
+"""What a worker does with one work unit: download, check, and stage its samples on disk."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from etl.cli import UserError
 from etl.download.backends import make_backend
 from etl.download.base import BackendName, Fetched, FetchOptions, dns_outage
 from etl.filters.base import DROPS, StepYield
@@ -78,7 +79,7 @@ hashes of its media (null for media other than images)."""
 class DownloadWorker:
     """Downloads one unit at a time; leaves its samples and its result in the job state.
 
-    Media go from the connection straight into the staged shard, never through Ray's object store.
+    Media go from the connection straight into the staged shard, never through the executor.
     """
 
     def __init__(self, spec: WorkerSpec) -> None:
@@ -87,18 +88,18 @@ class DownloadWorker:
         self._state = JobState(spec.output)
         self._media = MediaFetcher(web, spec.media, max_bytes=spec.fetch.limits.max_bytes)
 
-    def __call__(self, table: pa.Table) -> pa.Table:
-        """Process the unit of a one-row table (`unit`); returns `unit`, its `rows`, and `error`.
+    def __call__(self, number: int) -> int:
+        """Process a unit; returns the number of its candidates.
 
-        An error is a reason to stop the whole job; the unit then does not count as done.
+        Raises:
+            UserError: a reason to stop the whole job; the unit then does not count as done.
         """
-        (number,) = table["unit"].to_pylist()
         candidates = self._state.unit_candidates(number)
-        error = pa.array([self.process(number, candidates)], pa.string())
-        return pa.table({"unit": [number], "rows": [candidates.num_rows], "error": error})
+        self.process(number, candidates)
+        return candidates.num_rows
 
-    def process(self, number: int, candidates: pa.Table) -> str | None:
-        """Process a unit; returns an error message if the whole job should stop."""
+    def process(self, number: int, candidates: pa.Table) -> None:
+        """Process a unit, whose candidates are given; raises UserError, see `__call__`."""
         log = _UnitLog()
         samples = self._samples(candidates, log)
         with self._state.open_unit(number) as folder:
@@ -111,10 +112,9 @@ class DownloadWorker:
             if self._spec.stop_on_dns_outage:
                 error = dns_outage(candidates["url"].to_pylist(), log.drops)
                 if error:
-                    return error
+                    raise UserError(f"{error}; repeat the command to resume")
             yields = log.yields(candidates.num_rows)
             self._state.commit_unit(folder, UnitResult(number=number, yields=yields, shard=shard))
-        return None
 
     def _samples(self, candidates: pa.Table, log: _UnitLog) -> Iterator[Sample]:
         """The samples of the valid records, as their media arrive; logs every record."""
@@ -204,6 +204,14 @@ def sample_key(
     return " ".join(parts)
 
 
+@dataclass(frozen=True, kw_only=True)
+class KeptRows:
+    """The input rows of a unit that the global filters keep."""
+
+    unit: int
+    rows: Sequence[int]
+
+
 class FinalShardWriter:
     """Writes the final shard of a unit: its staged samples without those dropped globally.
 
@@ -216,12 +224,11 @@ class FinalShardWriter:
     def __init__(self, output: Path) -> None:
         self._state = JobState(output)
 
-    def __call__(self, table: pa.Table) -> pa.Table:
-        """Write the shard of one `unit` with the rows to `keep`; returns `unit` and its `rows`."""
-        (row,) = table.to_pylist()
-        number = row["unit"]
+    def __call__(self, kept: KeptRows) -> int:
+        """Write the shard of a unit; returns the number of its rows."""
+        number = kept.unit
         rows = read_table(self._state.keys_path(number))["row"].combine_chunks()
-        keep = pc.is_in(rows, pa.array(row["keep"], pa.int64()))
+        keep = pc.is_in(rows, pa.array(kept.rows, pa.int64()))
         computed = scores_path(self._state, number)
         change = None
         if computed.exists():
@@ -239,4 +246,4 @@ class FinalShardWriter:
         else:
             shard = copy_rows(staged, target, keep, change)
         self._state.save_final_shard(number, shard)
-        return pa.table({"unit": [number], "rows": [shard.rows]})
+        return shard.rows

@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import ray
 import tyro
 from numpy.typing import NDArray
 from rich.console import Console
@@ -33,8 +32,8 @@ from rich.progress import Progress
 from rich.table import Table
 
 from etl.cli import UserError, parse
-from etl.runtime.executor import ActorPool
-from etl.runtime.ray_cluster import ray_cluster
+from etl.runtime.executor import ExecutorName, open_executor
+from etl.runtime.worker_pool import WorkerPool
 from etl.storage.atomic import write_json
 from etl.storage.schema import Turn
 from etl.storage.shards import ShardSet
@@ -61,9 +60,9 @@ _DIGEST_BYTES = 32
 
 @dataclass(frozen=True, kw_only=True)
 class PrecomputeOptions:
-    """Precompute a feature cache on Ray: encode each medium once, for `--feature-cache`.
+    """Precompute a feature cache: encode each medium once, for `--feature-cache`.
 
-    Uses the cluster at RAY_ADDRESS, or starts one on this machine; one worker per GPU, or per four
+    Runs on the Ray cluster at RAY_ADDRESS, or else on this machine; one worker per GPU, or per four
     CPUs. The same command resumes after a kill.
     """
 
@@ -93,6 +92,9 @@ class PrecomputeOptions:
     """Media per file; a kill loses at most so many per worker."""
     batch: int = 16
     """Media per encoder call."""
+    executor: ExecutorName = "auto"
+    """Where the workers run: processes on this machine (local) or actors of a Ray cluster (ray);
+    auto is ray where RAY_ADDRESS names a cluster."""
     verify: bool = True
     """Read all existing files first and quarantine damaged ones."""
     json: bool = False
@@ -146,7 +148,7 @@ def precompute(args: Sequence[str]) -> int:
     run = _run_config(options)
     shards = ShardSet([Path(folder) for folder in run.data])
     initial = newest_weights(Path(run.init_from)) if run.init_from else None
-    with ray_cluster() as cpus, _start_workers(cpus) as (pool, threads, device):
+    with _start_workers(options.executor) as (pool, threads, device):
         make = partial(
             PrecomputeWorker, run, initial, batch=options.batch, threads=threads, device=device
         )
@@ -170,17 +172,18 @@ def _run_config(options: PrecomputeOptions) -> RunConfig:
 
 
 @contextlib.contextmanager
-def _start_workers(cpus: int) -> Iterator[tuple[ActorPool, int, str]]:
-    """Yield the workers on the cluster, the threads of each, and the encoders' device."""
-    gpus = int(ray.cluster_resources().get("GPU", 0))
-    threads = max(1, min(2 * _THREADS, cpus // gpus)) if gpus else min(_THREADS, cpus)
-    size = gpus or cpus // threads
-    with ActorPool(size, cpus=threads, gpus=1 if gpus else 0) as pool:
-        yield pool, threads, "cuda" if gpus else "cpu"
+def _start_workers(name: ExecutorName) -> Iterator[tuple[WorkerPool, int, str]]:
+    """Yield the workers, the threads of each, and the encoders' device."""
+    with open_executor(name) as executor:
+        cpus, gpus = executor.cpus, executor.gpus
+        threads = max(1, min(2 * _THREADS, cpus // gpus)) if gpus else min(_THREADS, cpus)
+        size = gpus or cpus // threads
+        with executor.pool(size, cpus=threads, gpus=1 if gpus else 0) as pool:
+            yield pool, threads, "cuda" if gpus else "cpu"
 
 
 def _stores(
-    run: RunConfig, pool: ActorPool, make: Callable[[], PrecomputeWorker], *, verify: bool
+    run: RunConfig, pool: WorkerPool, make: Callable[[], PrecomputeWorker], *, verify: bool
 ) -> dict[str, FeatureStore]:
     """Return a store for each kind of media whose encoder is frozen.
 
@@ -268,7 +271,7 @@ def _digest(declared: str, row: int, number: int) -> bytes:
 
 
 def _encode(
-    pool: ActorPool,
+    pool: WorkerPool,
     make: Callable[[], PrecomputeWorker],
     ranges: Sequence[MediaRange],
     counts: Mapping[str, MediaCount],

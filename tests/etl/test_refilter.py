@@ -2,15 +2,16 @@
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
 import etl.refilter
-import etl.runtime.shard_copy
 from etl.cli import UserError
 from etl.digits.records import pair_sample
+from etl.runtime.worker_pool import WorkerPool
 from etl.storage.manifest import read_manifest
 from etl.storage.schema import Sample, Turn
 from etl.storage.shards import ShardSet, write_folder
@@ -108,22 +109,18 @@ def test_a_killed_run_resumes(
 ) -> None:
     refilter(shards, tmp_path / "whole", "--minimum", "similarity=0.25")
     output = tmp_path / "out"
-    copy = etl.runtime.shard_copy.CopyShard.copy
-    done: list[int] = []
+    map_unordered = WorkerPool.map_unordered
 
-    def killed(self, item: dict) -> str | None:
-        if len(done) == 2:
-            raise KeyboardInterrupt
-        done.append(item["number"])
-        return copy(self, item)
+    def killed(self, name: str, build, items: list) -> Iterator:
+        yield from map_unordered(self, name, build, items[:2])
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(etl.runtime.shard_copy.CopyShard, "copy", killed)
-    with pytest.raises(KeyboardInterrupt):
-        refilter(shards, output, "--minimum", "similarity=0.25")
+    with monkeypatch.context() as patch:
+        patch.setattr(WorkerPool, "map_unordered", killed)
+        with pytest.raises(KeyboardInterrupt):
+            refilter(shards, output, "--minimum", "similarity=0.25")
     assert not (output / "manifest.json").exists()
     (output / "shard-00001.arrow").write_bytes(b"")  # damaged since
-    done.clear()
-    monkeypatch.setattr(etl.runtime.shard_copy.CopyShard, "copy", copy)
     refilter(shards, output, "--minimum", "similarity=0.25")
     for shard in read_manifest(tmp_path / "whole").shards:
         name = shard.path

@@ -13,7 +13,7 @@ from etl.runtime.clip_filter import ClipScorer
 from etl.runtime.global_filters import global_filters, run_global_filters
 from etl.runtime.job_state import DROPPED, KEYS, STAGED, JobState, UnitResult, write_table
 from etl.runtime.scores import scores_path
-from etl.runtime.worker import STAGED_SCHEMA, FinalShardWriter
+from etl.runtime.worker import STAGED_SCHEMA, FinalShardWriter, KeptRows
 from etl.storage.manifest import Manifest, write_manifest
 from etl.storage.schema import Sample
 from etl.storage.shards import ShardSet, write_shard
@@ -46,7 +46,7 @@ def test_pairs_are_scored_and_dialogues_are_not(model: Path, tmp_path: Path) -> 
     spec = ClipSpec(model=str(model), min_score=None, batch_size=4)
     scorer = ClipScorer(state.output, spec, cuda=False, threads=1)
     for number in range(2):
-        scorer(pa.table({"unit": [number]}))
+        scorer(number)
     with pa.ipc.open_file(scores_path(state, 1)) as reader:
         second = reader.read_all()["score.clip"].to_pylist()
     assert second[0] is None
@@ -63,7 +63,7 @@ def test_pairs_are_scored_and_dialogues_are_not(model: Path, tmp_path: Path) -> 
     shards = []
     for number, rows in result.rows.items():
         if rows:
-            FinalShardWriter(state.output)(pa.table({"unit": [number], "keep": [rows]}))
+            FinalShardWriter(state.output)(KeptRows(unit=number, rows=rows))
             shards.append(state.final_shard(number))
     kept = 7 - len(low)
     write_manifest(

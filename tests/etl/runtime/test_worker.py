@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from etl.cli import UserError
 from etl.digits import tones
 from etl.digits.records import pair, pair_sample
 from etl.digits.scenes import encode, render
@@ -18,7 +19,7 @@ from etl.media.faces import BOXES
 from etl.media.gather import MediaOptions
 from etl.media.image import ImageLimits
 from etl.runtime.job_state import JobState, read_table, write_table
-from etl.runtime.worker import DownloadWorker, FinalShardWriter, WorkerSpec
+from etl.runtime.worker import DownloadWorker, FinalShardWriter, KeptRows, WorkerSpec
 from etl.sources.base import CANDIDATES, Format, Identity, MediaRef, Record, RecordReader
 from etl.storage.manifest import Manifest, write_manifest
 from etl.storage.schema import Sample, Turn
@@ -87,8 +88,7 @@ def stage(output: Path, units: Sequence[Sequence[str]], identity: Identity = "me
             writer.write_batch(table.combine_chunks().to_batches()[0])
     worker = DownloadWorker(spec(output, identity))
     for number, urls in enumerate(units):
-        done = worker(pa.table({"unit": [number]}))
-        assert done.to_pylist() == [{"unit": number, "rows": len(urls), "error": None}]
+        assert worker(number) == len(urls)
     return state
 
 
@@ -150,8 +150,8 @@ def test_final_shards_leave_duplicates_out(tmp_path: Path) -> None:
     output = tmp_path / "out"
     state = stage(output, [["http://web/0", "http://web/1"], ["http://web/mirror", "http://web/1"]])
     write = FinalShardWriter(output)
-    write(pa.table({"unit": [0], "keep": [[0, 1]]}))
-    write(pa.table({"unit": [1], "keep": [[3]]}))
+    write(KeptRows(unit=0, rows=[0, 1]))
+    write(KeptRows(unit=1, rows=[3]))
     shards = (state.final_shard(0), state.final_shard(1))
     assert [shard.rows for shard in shards] == [2, 1]
     manifest = Manifest(job="t", plan={}, input_rows=3, rows=3, drops={}, shards=shards)
@@ -165,7 +165,7 @@ def test_a_unit_that_keeps_all_rows_is_linked_and_has_the_same_bytes_as_a_copy(
 ) -> None:
     output = tmp_path / "out"
     state = stage(output, [["http://web/0", "http://web/1"]])
-    write, task = FinalShardWriter(output), pa.table({"unit": [0], "keep": [[0, 1]]})
+    write, task = FinalShardWriter(output), KeptRows(unit=0, rows=[0, 1])
     write(task)
     linked, shard = output / "shard-00000.arrow", state.final_shard(0)
     assert linked.samefile(state.staged_path(0))
@@ -201,7 +201,7 @@ def test_a_unit_that_is_done_again_does_not_change(
     before = {path.name: path.read_bytes() for path in state.unit_folder(0).iterdir()}
     monkeypatch.setitem(WEB, "http://web/1", Fetched(reason="timeout"))  # the web has changed
     worker = DownloadWorker(spec(state.output))
-    worker(pa.table({"unit": [0]}))
+    worker(0)
     assert {path.name: path.read_bytes() for path in state.unit_folder(0).iterdir()} == before
     assert [path.name for path in state.work.glob(".*")] == []
 
@@ -231,11 +231,11 @@ def test_a_unit_without_dns_is_an_error_and_not_done(
     monkeypatch.setattr(f"{__name__}.WEB", dict.fromkeys(urls, failed))
     state = JobState(tmp_path / "out")
     state.work.mkdir(parents=True)
-    error = DownloadWorker(spec(state.output)).process(0, candidates(urls))
-    assert "30 of 30 hosts" in error
+    with pytest.raises(UserError, match="30 of 30 hosts"):
+        DownloadWorker(spec(state.output)).process(0, candidates(urls))
     assert state.unit_result(0) is None
     retried = dataclasses.replace(spec(state.output), stop_on_dns_outage=False)
-    assert DownloadWorker(retried).process(0, candidates(urls)) is None
+    DownloadWorker(retried).process(0, candidates(urls))
     assert state.unit_result(0)
 
 

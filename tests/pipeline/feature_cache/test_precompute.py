@@ -1,4 +1,4 @@
-"""The precompute job without Ray: its plan, a worker's result, the stores."""
+"""The precompute job in local processes: its plan, a worker's result, the stores."""
 
 import json
 from dataclasses import replace
@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from etl.cli import UserError
-from etl.runtime.ray_cluster import ray_cluster
 from etl.storage.schema import Sample
 from etl.storage.shards import ShardSet, write_folder
 from model.build import build, preprocess
@@ -135,14 +134,13 @@ def test_trained_encoders_are_left_out(data: Path, tmp_path: Path) -> None:
     assert not frozen_encoders(resolve(options, "pt"), None)
 
 
-def test_the_command_on_its_own_ray(
+def test_the_command_in_local_processes(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["digits", "--data", str(data), "--output", str(tmp_path / "f"), "--json"]
-    with ray_cluster():  # one for both commands, each of which would start its own
-        assert precompute([*words, "--media-per-file", "4"]) == 0
-        with pytest.raises(UserError, match="stage pt trains all encoders; there is nothing to"):
-            precompute([*words, "--set", ENCODERS_TRAIN])
+    assert precompute([*words, "--media-per-file", "4"]) == 0
+    with pytest.raises(UserError, match="stage pt trains all encoders; there is nothing to"):
+        precompute([*words, "--set", ENCODERS_TRAIN])
     counts = json.loads(capsys.readouterr().out)["kinds"]["image"]
     assert (counts["distinct"], counts["encoded"], counts["unreadable"]) == (8, 7, 1)
     (written,) = (tmp_path / "f" / counts["encoder"]).glob("unreadable-image-*.json")

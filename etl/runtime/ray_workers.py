@@ -1,0 +1,80 @@
+"""Workers that are actors of a Ray cluster, on one machine or on many.
+
+Ray Data is not used: its features (blocks, streaming, shuffles) are not needed where media never
+leave the worker, and it never reassigns the item of a dead worker, so a job would wait for a node
+that may not return.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+
+from etl.runtime.worker_pool import Call, Functions, WorkerDiedError
+
+
+class RayWorkers:
+    """The actors of the cluster that this process is connected to."""
+
+    def __init__(self) -> None:
+        resources = ray.cluster_resources()
+        self.cpus = max(1, int(resources.get("CPU", 1)))
+        self.gpus = int(resources.get("GPU", 0))
+        self._actor = ray.remote(Functions)
+
+    def start(self, *, cpus: float, gpus: float) -> Any:  # noqa: ANN401
+        """See `Workers`."""
+        options = {"num_cpus": cpus, "num_gpus": gpus, "scheduling_strategy": "SPREAD"}
+        return self._actor.options(**options).remote()
+
+    def submit(self, worker: Any, call: Call) -> Any:  # noqa: ANN401
+        """See `Workers`."""
+        return worker.call.remote(call)
+
+    def wait(self, tickets: Sequence[Any], timeout: float | None) -> Any | None:  # noqa: ANN401
+        """See `Workers`."""
+        ready, _ = ray.wait(list(tickets), timeout=timeout)
+        return ready[0] if ready else None
+
+    def result(self, ticket: Any) -> Any:  # noqa: ANN401
+        """See `Workers`."""
+        try:
+            return ray.get(ticket)
+        except RayActorError as error:
+            raise WorkerDiedError(str(error).partition("\n")[0]) from error
+        except RayTaskError as error:
+            raise error.cause from error
+
+    def kill(self, worker: Any) -> None:  # noqa: ANN401
+        """See `Workers`."""
+        with contextlib.suppress(ValueError):  # it is dead already
+            ray.kill(worker)
+
+
+@contextlib.contextmanager
+def connect() -> Iterator[RayWorkers]:
+    """Connect to Ray with little output.
+
+    Uses an open connection, or the cluster that RAY_ADDRESS names (`ray job submit` sets it), or
+    starts a local one for the duration of the block.
+    """
+    ours = not ray.is_initialized()
+    if ours:
+        # "local" rather than none: Ray would else join whatever cluster it finds on this machine.
+        address = os.environ.get("RAY_ADDRESS") or "local"
+        options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+        if address == "local":
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a local job reports to nobody
+            options |= {"num_cpus": os.cpu_count(), "include_dashboard": False}
+        ray.init(address=address, **options)
+    try:
+        yield RayWorkers()
+    finally:
+        if ours:
+            ray.shutdown()
