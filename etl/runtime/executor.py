@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from etl.runtime.local_workers import LocalWorkers
+from etl.runtime.local_workers import LocalWorkers, preload
 from etl.runtime.worker_pool import WorkerPool, Workers
 
 ExecutorName = Literal["auto", "local", "ray"]
@@ -49,6 +49,12 @@ class Executor:
             pool.close()
 
 
+def prepare(name: ExecutorName) -> None:
+    """Start in the background what an executor needs time for; it may never be opened."""
+    if not _is_ray(name):
+        preload()
+
+
 @contextlib.contextmanager
 def open_executor(name: ExecutorName, *, log: Path | None = None) -> Iterator[Executor]:
     """An executor for the duration of the block.
@@ -58,7 +64,7 @@ def open_executor(name: ExecutorName, *, log: Path | None = None) -> Iterator[Ex
         log: the file to which local workers append what they and their libraries print (Ray has
             log files of its own); None for this process's stderr.
     """
-    if name == "ray" or (name == "auto" and _has_cluster()):
+    if _is_ray(name):
         from etl.runtime.ray_workers import connect  # noqa: PLC0415 - importing Ray takes a second
 
         with connect() as workers:
@@ -67,6 +73,8 @@ def open_executor(name: ExecutorName, *, log: Path | None = None) -> Iterator[Ex
         yield Executor(LocalWorkers(log))
 
 
-def _has_cluster() -> bool:
+def _is_ray(name: ExecutorName) -> bool:
+    if name != "auto":
+        return name == "ray"
     ray = sys.modules.get("ray")
     return bool(os.environ.get("RAY_ADDRESS")) or (ray is not None and ray.is_initialized())

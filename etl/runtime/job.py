@@ -32,7 +32,7 @@ from etl.report.report import DROPS_FILE, TIMINGS_FILE, print_summary, write_rep
 from etl.report.statistics import download_yield, statistics
 from etl.runtime import retry
 from etl.runtime.clip_filter import score_units
-from etl.runtime.executor import Executor, open_executor
+from etl.runtime.executor import Executor, open_executor, prepare
 from etl.runtime.global_filters import (
     GlobalResult,
     global_filters,
@@ -91,6 +91,7 @@ def run_job(job: Job) -> None:
 
 def _resume(job: Job, plan: Plan, state: JobState) -> None:
     """Do the remaining work, with the folder locked."""
+    prepare(job.options.executor)
     if not state.is_complete(plan):  # another run may have completed it meanwhile
         _run(job, plan, state)
     if job.options.retry_failed:

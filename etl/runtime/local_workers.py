@@ -21,7 +21,8 @@ from typing import Any
 from etl.runtime.worker_pool import Call, Functions, WorkerDiedError
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_PRELOADED = "etl.runtime.worker"
+_PRELOADED = "etl.runtime.job"
+"""All that jobs import: `multiprocessing` runs a job's script in each worker, up to its `main`."""
 
 
 def preload() -> None:

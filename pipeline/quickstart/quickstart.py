@@ -129,7 +129,8 @@ def _serve_world(options: Options, out: Path) -> Iterator[Path]:
 def _etl(job: str, source: Path, output: Path) -> StageSummary:
     started = time.monotonic()
     script = Path(__file__).parents[2] / "etl" / f"{job}.py"
-    _call(_python(script, "--input", source, "--output", output, "--allow-private-addresses"))
+    options = ("--allow-private-addresses", "--executor", "ray")
+    _call(_python(script, "--input", source, "--output", output, *options))
     return StageSummary(
         name=f"etl {output.name}",
         samples=read_manifest(output).rows,

@@ -153,7 +153,7 @@ def drivers(ray_head: RayHead, tmp_path_factory: pytest.TempPathFactory) -> Iter
 def laion_shards(digits_web: DigitsWeb, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The shards that `python etl/laion.py` makes of the served list, as a user would start it.
 
-    Nothing names a cluster to it, so it has a Ray of its own.
+    Nothing names a cluster to it, so its workers are processes of this machine.
     """
     assert "RAY_ADDRESS" not in os.environ
     output = tmp_path_factory.mktemp("laion") / "shards"

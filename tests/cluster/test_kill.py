@@ -4,6 +4,7 @@ The digits world is served from this process, so that a test knows when a downlo
 can hold it there.
 """
 
+import contextlib
 import hashlib
 import os
 import random
@@ -12,7 +13,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -86,10 +87,20 @@ def held(web: Web) -> Iterator[Web]:
 Start = Callable[..., EtlJob]
 
 
+@pytest.fixture(params=["local", "ray"])
+def executor(request: pytest.FixtureRequest) -> str:
+    """Where the workers run."""
+    return request.param
+
+
 @pytest.fixture
-def start(drivers: Drivers) -> Start:
+def start(drivers: Drivers, executor: str) -> Start:
     """Starts the job with some words; see `Drivers.start`."""
-    return lambda words, dies_before=None: drivers.start("laion", words, dies_before=dies_before)
+
+    def start(words: Sequence[str], dies_before: str | None = None) -> EtlJob:
+        return drivers.start("laion", [*words, "--executor", executor], dies_before=dies_before)
+
+    return start
 
 
 def words(web: Web, output: Path, *more: str) -> list[str]:
@@ -180,28 +191,36 @@ def test_a_second_run_does_nothing(web: Web, whole: Path) -> None:
     assert web.seen == seen
 
 
-def workers(head: RayHead) -> list[tuple[int, str]]:
-    """Pid and node of every actor that does ranges; asks the cluster."""
+def workers(head: RayHead, executor: str) -> list[tuple[int, str]]:
+    """Pid and node of every worker; asks the cluster, or this machine."""
+    if executor == "local":
+        found = []
+        for path in Path("/proc").glob("[0-9]*/comm"):
+            with contextlib.suppress(OSError):  # it has ended meanwhile
+                if path.read_text() == "mmloom-worker\n":
+                    found.append((int(path.parent.name), "local"))
+        return found
     alive = "filter_keys=state&filter_predicates=%3D&filter_values=ALIVE"
     found = head.ask(f"v0/actors?detail=1&{alive}")["data"]["result"]["result"]
-    return [(one["pid"], one["node_id"]) for one in found if one["class_name"] == "_Worker"]
+    return [(one["pid"], one["node_id"]) for one in found if one["class_name"] == "Functions"]
 
 
 def test_a_worker_dies(
-    start: Start, held: Web, ray_head: RayHead, whole: Path, tmp_path: Path
+    start: Start, executor: str, held: Web, ray_head: RayHead, whole: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "shards"
     job = start(words(held, output))
     assert held.held.wait(60)
-    pid, _ = workers(ray_head)[0]
+    pid, _ = workers(ray_head, executor)[0]
     os.kill(pid, signal.SIGKILL)
     held.gate.set()
     job.finish()
     same(output, whole)
 
 
+@pytest.mark.parametrize("executor", ["ray"])
 def test_a_node_dies(
-    start: Start, held: Web, ray_head: RayHead, whole: Path, tmp_path: Path
+    start: Start, executor: str, held: Web, ray_head: RayHead, whole: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "shards"
     command = [str(BIN / "ray"), "start", "--block", f"--address={ray_head.address}"]
@@ -209,13 +228,14 @@ def test_a_node_dies(
     with running(command, ready="Ray runtime started", env=ray_head.env):
         job = start(words(held, output, "--workers", "4"))
         assert held.held.wait(60)
-        job.wait_until(lambda: len({node for _, node in workers(ray_head)}) == 2)
+        job.wait_until(lambda: len({node for _, node in workers(ray_head, executor)}) == 2)
     # All processes of the node were killed.
     held.gate.set()
     job.finish()
     same(output, whole)
 
 
+@pytest.mark.parametrize("executor", ["local"])
 def test_a_retry_is_killed(start: Start, web: Web, tmp_path: Path) -> None:
     def run(output: Path, *more: str) -> list[str]:
         return words(web, output, "--retries", "0", *more)
