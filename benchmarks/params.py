@@ -27,7 +27,7 @@ from model.build import build_on_meta
 from model.freeze import set_trainable
 from model.presets import PRESETS, system
 from model.spec import ModelSpec, Stage
-from pipeline.forecast.plan import _components
+from pipeline.forecast.plan import components as trained_components
 
 NEAR = 0.01
 STAGES = ("pt", "sft")
@@ -69,7 +69,7 @@ def counts(spec: ModelSpec, stage: Stage) -> dict[str, float]:
     model = build_on_meta(spec, stage)
     set_trainable(model, stage.trainable)
     trainable = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-    components = {"fusion": 0, **_components(model, stage)}
+    components = {"fusion": 0, **trained_components(model, stage)}
     return {
         **components,
         "total": sum(components.values()),

@@ -19,6 +19,8 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from model.compat.transformers import attention_implementation
+
 BY_SAMPLE = "sdpa_by_sample"
 """Name under which `attend_by_sample` is registered with transformers."""
 
@@ -58,7 +60,7 @@ def attend_by_sample(
 
 def attend_within_samples(backbone: PreTrainedModel) -> None:
     """Make a backbone with `sdpa` attention use `attend_by_sample`, in place."""
-    if backbone.config._attn_implementation != "sdpa":
+    if attention_implementation(backbone.config) != "sdpa":
         return
     AttentionInterface.register(BY_SAMPLE, attend_by_sample)
     AttentionMaskInterface.register(BY_SAMPLE, sdpa_mask)
@@ -73,7 +75,7 @@ def decoder_kwargs(backbone: PreTrainedModel, positions_bt: Tensor) -> dict[str,
         positions_bt: position of each token in its sample (1, t).
     """
     kwargs: dict[str, Any] = {"position_ids": positions_bt, "attention_mask": None}
-    if backbone.config._attn_implementation == BY_SAMPLE:
+    if attention_implementation(backbone.config) == BY_SAMPLE:
         firsts = (positions_bt[0] == 0).nonzero()[:, 0].tolist()
         kwargs["starts"] = (*firsts, positions_bt.shape[1])
         # Transformers passes four-dimensional masks through: a dummy avoids that it creates one.

@@ -35,6 +35,7 @@ LAYERS = {
         "freeze",
         "byte_tokenizers",
         "weights",
+        "compat",
         "presets",
         "spec",
     ],
@@ -202,6 +203,41 @@ def test_nothing_is_caught_or_imported_wholesale(path):
             assert node.type is not None, f"{where}: a bare except"
         if isinstance(node, ast.ImportFrom):
             assert all(alias.name != "*" for alias in node.names), f"{where}: a star import"
+
+
+def is_private(name):
+    return name.startswith("_") and not name.endswith("__")
+
+
+def defined_names():
+    """Return every name that our files define or assign, so that its other uses are ours."""
+    names = {"_exit", "_replace"}  # public in spite of their names: os._exit, a named tuple's
+    for path in files():
+        for node in ast.walk(ast.parse(path.read_text())):
+            stored = isinstance(getattr(node, "ctx", None), ast.Store)
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                names.add(node.name)
+            elif isinstance(node, ast.Name) and stored:
+                names.add(node.id)
+            elif isinstance(node, ast.Attribute) and stored and ast.unparse(node.value) == "self":
+                names.add(node.attr)
+    return names
+
+
+OWN_NAMES = defined_names()
+
+
+@PATHS
+def test_private_names_of_libraries_are_used_in_compat_only(path):
+    if "compat" in path.parts:
+        return
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Attribute):
+            assert not is_private(node.attr) or node.attr in OWN_NAMES, (
+                f"{relative(path)}:{node.lineno} uses .{node.attr}; want a function of compat/"
+            )
+    for name, line in imports(path):
+        assert not any(map(is_private, name.split("."))), f"{relative(path)}:{line} imports {name}"
 
 
 @PATHS

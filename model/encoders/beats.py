@@ -194,7 +194,7 @@ def convert_state_dict(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
         if "relative_attention_bias" not in our:
             ours[our] = tensor
     direction, length = ours.pop("positions.weight_v"), ours.pop("positions.weight_g")
-    ours["positions.weight"] = torch._weight_norm(direction, length, 2)
+    ours["positions.weight"] = direction * (length / torch.norm_except_dim(direction, 2, 2))
     return ours
 
 

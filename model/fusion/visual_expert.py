@@ -23,6 +23,7 @@ from transformers.models.llama.modeling_llama import (
     eager_attention_forward,
 )
 
+from model.compat.transformers import attention_implementation
 from model.spec.fusion import VisualExpert
 
 
@@ -106,7 +107,7 @@ class ExpertAttention(nn.Module):
         if past_key_values is not None:
             k_bhsc, v_bhsc = past_key_values.update(k_bhsc, v_bhsc, self.layer_idx)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
+            attention_implementation(self.config), eager_attention_forward
         )
         attended_bthc, weights = attend(
             self, q_bhtc, k_bhsc, v_bhsc, attention_mask, scaling=self.scaling, **more

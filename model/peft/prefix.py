@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from model.compat.transformers import attention_implementation
 from model.spec import SpecError
 from model.spec.peft import Prefix
 
@@ -78,8 +79,9 @@ def add(backbone: PreTrainedModel, spec: Prefix) -> None:
         SpecError: an attention other than `sdpa` and `eager`, whose mask cannot be extended.
     """
     config, decoder = backbone.config, backbone.get_decoder()
-    if config._attn_implementation not in ("sdpa", "eager"):
-        raise SpecError(f"peft: 'prefix' does not support {config._attn_implementation} attention")
+    attention = attention_implementation(config)
+    if attention not in ("sdpa", "eager"):
+        raise SpecError(f"peft: 'prefix' does not support {attention} attention")
     layers = [module for module in decoder.modules() if hasattr(module, "layer_idx")]
     encoder = PrefixEncoder(spec, (len(layers), 2, *_heads(config)), config.hidden_size)
     decoder.prefix = encoder.to(next(backbone.parameters()).dtype)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from model.compat.transformers import modules_kept_in_fp32
 from model.peft.lora import add_lora
 from model.spec import SpecError
 from model.spec.peft import QLora
@@ -25,7 +26,7 @@ def add(backbone: PreTrainedModel, spec: QLora) -> None:
     """
     library = _bitsandbytes()
     dtype = next(backbone.parameters()).dtype
-    output, fp32 = backbone.get_output_embeddings(), backbone._keep_in_fp32_modules or ()
+    output, fp32 = backbone.get_output_embeddings(), modules_kept_in_fp32(backbone)
     for parent in list(backbone.modules()):
         for name, module in list(parent.named_children()):
             if type(module) is nn.Linear and module is not output and name not in fp32:

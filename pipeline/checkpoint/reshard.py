@@ -26,6 +26,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from etl.cli import UserError
+from pipeline.compat.deepspeed import trained_shapes
 
 Shapes = Sequence[Mapping[str, Sequence[int]]]
 """Per flat tensor (a group; under stage 3 a sub-group): names and shapes in order."""
@@ -202,7 +203,7 @@ def resharded_state(engine: deepspeed.DeepSpeedEngine, saved: SavedRanks) -> dic
     """Return this rank's optimizer state in the layout of the current number of ranks."""
     rank, ranks = dist.get_rank(), dist.get_world_size()
     state: dict[str, Any] = dict(engine.optimizer.state_dict())
-    shapes: Shapes = engine._get_zero_param_shapes()  # as saved in param_shapes
+    shapes: Shapes = trained_shapes(engine)
     stage = int(state["zero_stage"])
     if (stage == 3) != (saved.stage == 3):
         raise UserError(f"a checkpoint of ZeRO-{saved.stage} cannot be resharded to ZeRO-{stage}")

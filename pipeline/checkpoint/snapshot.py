@@ -24,6 +24,7 @@ from torch import Tensor
 
 from pipeline.checkpoint.files import OBJECTIVE_WEIGHTS, WEIGHTS, ZERO, Checksums, checksums
 from pipeline.checkpoint.gather import gather_parameters
+from pipeline.compat.deepspeed import recovery_script_deferred
 
 
 class _Copier(CheckpointEngine):
@@ -99,18 +100,14 @@ def snapshot(
             their own.
     """
     copier, own = _Copier(), engine.checkpoint_engine
-    script = engine._copy_recovery_script
     engine.checkpoint_engine = copier
-    # It would write a file in the step, on rank 0 alone: an error there would leave the other ranks
-    # waiting. The background writer calls it instead.
-    engine._copy_recovery_script = lambda folder: None
     try:
-        engine.save_checkpoint(
-            str(partial), tag=ZERO, save_latest=False, exclude_frozen_parameters=True
-        )
+        with recovery_script_deferred(engine) as script:  # to the background writer
+            engine.save_checkpoint(
+                str(partial), tag=ZERO, save_latest=False, exclude_frozen_parameters=True
+            )
     finally:
         engine.checkpoint_engine = own
-        del engine._copy_recovery_script  # restores the method
     writes = dist.get_rank() == 0
     saved = [
         (name, parameter)

@@ -1,4 +1,4 @@
-"""DeepSpeed's internals: loading its compiled ops, and the gradients that ZeRO-3 holds.
+"""DeepSpeed's internals: its compiled ops, what it saves, and the gradients that ZeRO-3 holds.
 
 torch guards the compilation of an extension with a lock file, and waits while that file exists. A
 process that is killed while it compiles leaves the file behind, and every later run on the machine
@@ -11,9 +11,11 @@ import contextlib
 import fcntl
 import io
 import logging
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import deepspeed
+import torch
 from deepspeed.accelerator import get_accelerator
 from torch.utils.cpp_extension import _get_build_directory
 
@@ -64,3 +66,26 @@ def clear_gradients(engine: deepspeed.DeepSpeedEngine) -> None:
     for master in engine.optimizer.fp32_partitioned_groups_flat:
         if master.grad is not None:  # on the host, of an offloaded optimizer
             master.grad.zero_()
+
+
+@contextlib.contextmanager
+def recovery_script_deferred(
+    engine: deepspeed.DeepSpeedEngine,
+) -> Iterator[Callable[[str], None]]:
+    """Keep `save_checkpoint` from writing its conversion script; yield what writes it to a folder.
+
+    DeepSpeed would write a file in the step, on rank 0 alone: an error there would leave the other
+    ranks waiting.
+    """
+    write = engine._copy_recovery_script
+    engine._copy_recovery_script = lambda folder: None
+    try:
+        yield write
+    finally:
+        del engine._copy_recovery_script  # restores the method
+
+
+def trained_shapes(engine: deepspeed.DeepSpeedEngine) -> list[Mapping[str, torch.Size]]:
+    """Return the names and shapes of the trained parameters of each group, as in `param_shapes`."""
+    shapes: list[Mapping[str, torch.Size]] = engine._get_zero_param_shapes()
+    return shapes

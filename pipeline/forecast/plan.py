@@ -141,7 +141,7 @@ def plan(system: System, stage_name: StageName, gpus: int, *, tokens: int | None
         global_batch=stage.global_batch,
         micro_batch=stage.micro_batch,
         accumulation=accumulation(stage, gpus),
-        components=_components(model, stage),
+        components=components(model, stage),
         trainable=sum(size.elements for size in sizes if size.trainable),
         tokens=tokens_of,
         gpu_bytes=gpu,
@@ -183,12 +183,14 @@ def _saved_by_generation(model: MultimodalLM) -> dict[str, int]:
 
 def _saved_bytes(module: nn.Module, run: Callable[[], None]) -> int:
     """Return the bytes that autograd saves while `run` runs, without the module's own weights."""
-    weights = {weight.untyped_storage()._cdata for weight in module.parameters()}
-    saved: dict[int, Tensor] = {}  # keeps them alive: the address of a freed storage may be reused
+    # A storage is one Python object for as long as it is referred to.
+    weights = {id(storage): storage for storage in map(_storage, module.parameters())}
+    saved: dict[int, torch.UntypedStorage] = {}
 
     def save(tensor: Tensor) -> Tensor:
-        if tensor.untyped_storage()._cdata not in weights:
-            saved[tensor.untyped_storage()._cdata] = tensor
+        storage = _storage(tensor)
+        if id(storage) not in weights:
+            saved[id(storage)] = storage
         return tensor
 
     with (
@@ -196,10 +198,14 @@ def _saved_bytes(module: nn.Module, run: Callable[[], None]) -> int:
         torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor),
     ):
         run()
-    return sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
+    return sum(storage.nbytes() for storage in saved.values())
 
 
-def _components(model: nn.Module, stage: Stage) -> dict[str, int]:
+def _storage(tensor: Tensor) -> torch.UntypedStorage:
+    return tensor.untyped_storage()
+
+
+def components(model: nn.Module, stage: Stage) -> dict[str, int]:
     """Count the parameters of each component; adapters count separately from the backbone."""
     counts = {"encoder": 0, "projector": 0, "backbone": 0, "adapters": 0}
     for name, weight in model.named_parameters():

@@ -1,0 +1,1 @@
+"""Private names of other libraries that models need, a file per library."""
