@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import logging
 import os
@@ -14,8 +15,8 @@ import select
 import signal
 import sys
 import typing
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import Annotated, TypeVar
 
 import tyro
 
@@ -57,8 +58,7 @@ def parse(
 
 def _merge_repeated(options: type[Options], args: Sequence[str]) -> list[str]:
     """Merge the repetitions of an option with several values; tyro would keep only the last."""
-    types = typing.get_type_hints(options).items()
-    multiple = {"--" + name.replace("_", "-") for name, kind in types if _is_tuple(kind)}
+    multiple = set(_multiple(options))
     groups: list[list[str]] = [[]]
     merged: dict[str, list[str]] = {}
     for arg in args:
@@ -75,8 +75,16 @@ def _merge_repeated(options: type[Options], args: Sequence[str]) -> list[str]:
     return [arg for group in groups for arg in group]
 
 
-def _is_tuple(kind: object) -> bool:
-    return typing.get_origin(kind) is tuple
+def _multiple(options: type) -> Iterator[str]:
+    """The options with several values; those of nested dataclasses have names of their own."""
+    for name, hint in typing.get_type_hints(options, include_extras=True).items():
+        annotated = typing.get_origin(hint) is Annotated
+        kind, *notes = typing.get_args(hint) if annotated else (hint,)
+        if typing.get_origin(kind) is tuple:
+            names = [note.name for note in notes if getattr(note, "name", None)]
+            yield "--" + (names or [name])[0].replace("_", "-")
+        elif dataclasses.is_dataclass(kind) and isinstance(kind, type):
+            yield from _multiple(kind)
 
 
 def _one_line(box: str, prog: str) -> str:

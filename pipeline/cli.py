@@ -10,14 +10,19 @@ from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from typing import Literal
 
-import tyro
 from rich.console import Console, Group
 
 from etl.cli import UserError, parse
 from model.presets import PRESETS
 from model.spec import System
 from pipeline.compat.library_logs import quiet_libraries
-from pipeline.config.run_config import Scale, StageName, TrainOptions, changed_preset, resolve
+from pipeline.config.run_config import (
+    PresetOptions,
+    StageName,
+    changed_preset,
+    parse_train_options,
+    resolve,
+)
 from pipeline.convert.export import export
 from pipeline.convert.import_ import import_
 from pipeline.evaluate.evaluate import evaluate
@@ -29,7 +34,7 @@ from pipeline.forecast.plan import plan, plan_table
 
 def _train(stage: StageName) -> Callable[[Sequence[str]], int]:
     def run(args: Sequence[str]) -> int:
-        options = parse(TrainOptions, prog=f"python -m pipeline {stage}", args=args)
+        options = parse_train_options(stage, args)
         # Importing DeepSpeed takes seconds, and no other command needs it.
         from pipeline.train.train import train_stage  # noqa: PLC0415
 
@@ -84,15 +89,8 @@ def preset_lines(systems: Sequence[System], *, width: int) -> list[str]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShowOptions:
+class ShowOptions(PresetOptions):
     """Print a preset's resolved specification as JSON."""
-
-    preset: tyro.conf.Positional[str]
-    """A preset's name."""
-    scale: Scale = "full"
-    """`tiny`: the same architecture with small sizes."""
-    set: tuple[str, ...] = ()
-    """Fields of the preset, PATH=JSON as `show` names them."""
 
 
 def _show(args: Sequence[str]) -> int:
@@ -102,18 +100,12 @@ def _show(args: Sequence[str]) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlanOptions:
+class PlanOptions(PresetOptions):
     """Forecast parameters, memory, step time and checkpoint size of a preset; needs no weights.
 
     Step times are compute times, at an assumed utilization of the device's published peak FLOP/s.
     """
 
-    preset: tyro.conf.Positional[str]
-    """A preset's name."""
-    scale: Scale = "full"
-    """`tiny`: the same architecture with small sizes."""
-    set: tuple[str, ...] = ()
-    """Fields of the preset, PATH=JSON as `show` names them."""
     stage: Literal["pt", "sft"]
     """The stage to plan."""
     gpus: int = 8

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal
 
 import tyro
 import yaml
 
-from etl.cli import UserError
+from etl.cli import UserError, parse
 from etl.storage.atomic import write_json
 from model.presets import system
 from model.spec import ModelSpec, SpecError, Stage, System
@@ -30,52 +30,60 @@ CONFIG_FILE = "config.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig:
+class RunOptions:
+    """What the command line and `config.json` share: all of a run but its system and stage."""
+
+    data: tuple[str, ...] = ()
+    """Folders of Arrow shards, as the ETL jobs write them."""
+    output: str = ""
+    """The run folder."""
+    part: str | None = None
+    """Of the stage `init`: the module to train, where the preset pre-trains several."""
+    init_from: str | None = None
+    """A run whose trained weights (such as the projector of MM-PT) this run starts from."""
+    weights: Literal["pretrained", "random"] = "pretrained"
+    """The frozen modules' weights; `random` needs neither a hub nor a folder."""
+    seed: int = 0
+    """Of new weights, the order of samples and all other random numbers."""
+    max_steps: int | None = None
+    """End after this many optimizer steps; the learning rate schedule ends there, too."""
+    save_every: int = 500
+    """Steps between checkpoints."""
+    keep_last: int = 2
+    """How many of the newest checkpoints to keep."""
+    keep_every: int | None = None
+    """Never delete a checkpoint whose step is a multiple of this."""
+    num_workers: int = 0
+    """Processes per rank that decode media; 0 decodes in the rank itself."""
+    max_bad_fraction: float = 0.01
+    """Fraction of undecodable samples above which the run stops."""
+    log_every: int = 10
+    """Steps between progress lines where there is no terminal."""
+    log_to: tuple[LoggerName, ...] = ()
+    """Loggers that get the metrics of every step, too."""
+    mix: Mix = field(default_factory=Mix)
+    """How often the samples of each data folder come in an epoch."""
+    stall_seconds: float = 1200
+    """Without progress, after which a rank reports what it was doing and exits."""
+    feature_cache: str | None = None
+    """Folder of the feature cache of frozen encoders: cached media are neither decoded nor encoded,
+    others are added. `python -m pipeline features` precomputes it."""
+    feature_cache_mode: FeatureCacheMode = "auto"
+    """`auto`: use --feature-cache where a measurement of some seconds at the start finds it faster;
+    `always`: everywhere."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(RunOptions):
     """The fully resolved configuration of a run: training from it again repeats the run.
 
     Args:
         stage: the stage of the system to train.
         system: the model and the settings of its stages, overrides included.
-        data: folders of shards, in this order.
-        output: the run folder.
-        part: the module that the stage `init` trains, where the system pre-trains several.
-        init_from: the run whose trained weights this run starts from.
-        weights: of the frozen modules; `random` needs neither a hub nor a folder.
-        seed: of new weights, the order of samples and all other random numbers.
-        max_steps: ends the run early; the learning rate schedule ends there, too.
-        save_every: steps between checkpoints.
-        keep_last: the number of newest checkpoints to keep.
-        keep_every: a checkpoint whose step is a multiple of this is never deleted.
-        num_workers: processes per rank that decode media; 0 decodes in the rank itself.
-        max_bad_fraction: the fraction of undecodable samples above which the run stops.
-        log_every: steps between progress lines where there is no terminal.
-        log_to: loggers that get the metrics of every step, too.
-        mix: how often the samples of each data folder come in an epoch.
-        stall_seconds: without progress, after which a rank reports what it was doing and exits.
-        feature_cache: folder of the feature cache of frozen encoders; None for no cache.
-        feature_cache_mode: `auto` uses the cache where that measures faster, `always` everywhere.
     """
 
     stage: StageName
     system: System
-    data: tuple[str, ...]
-    output: str
-    part: str | None = None
-    init_from: str | None = None
-    weights: Literal["pretrained", "random"] = "pretrained"
-    seed: int = 0
-    max_steps: int | None = None
-    save_every: int = 500
-    keep_last: int = 2
-    keep_every: int | None = None
-    num_workers: int = 0
-    max_bad_fraction: float = 0.01
-    log_every: int = 10
-    log_to: tuple[LoggerName, ...] = ()
-    mix: Mix = field(default_factory=Mix)
-    stall_seconds: float = 1200
-    feature_cache: str | None = None
-    feature_cache_mode: FeatureCacheMode = "auto"
 
     @property
     def settings(self) -> Stage:
@@ -88,63 +96,26 @@ class RunConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainOptions:
-    """Train one stage of a preset under DeepSpeed; the same command resumes a stopped run."""
+class PresetOptions:
+    """Which system: a preset, its scale, and changes of its fields."""
 
     preset: tyro.conf.Positional[str]
-    """A preset's name (`python -m pipeline list`), or a run's config.json or .yaml."""
-    data: tuple[Path, ...] = ()
-    """Folders of Arrow shards, as the ETL jobs write them."""
-    output: Path | None = None
-    """The run folder."""
-    resume: str = "auto"
-    """`auto`: from the newest valid checkpoint; `never`: refuse to; or a checkpoint's step."""
-    init_from: Path | None = None
-    """A run whose trained weights (such as the projector of MM-PT) this run starts from."""
-    part: str | None = None
-    """Of the stage `init`: the module to train, where the preset pre-trains several."""
+    """A preset's name (`python -m pipeline list`), or where a run is wanted, a run's config.json or
+    .yaml."""
     scale: Scale = "full"
     """`tiny`: the preset's architecture with small sizes and random weights."""
     set: tuple[str, ...] = ()
     """Fields of the preset, PATH=JSON as `show` names them, such as model.backbone.layers=8."""
-    weights: Literal["pretrained", "random"] | None = None
-    """The frozen modules' weights; `random` needs no hub. Default: pretrained."""
-    seed: int | None = None
-    """Default: 0."""
-    max_steps: int | None = None
-    """End after this many optimizer steps."""
-    save_every: int | None = None
-    """Steps between checkpoints. Default: 500."""
-    keep_last: int | None = None
-    """How many of the newest checkpoints to keep. Default: 2."""
-    keep_every: int | None = None
-    """Never delete a checkpoint whose step is a multiple of this. Default: delete them, too."""
-    num_workers: int | None = None
-    """Processes per rank that decode media. Default: 0, decode in the rank itself."""
-    max_bad_fraction: float | None = None
-    """Fraction of undecodable samples above which the run stops. Default: 0.01."""
-    log_every: int | None = None
-    """Steps between progress lines where there is no terminal. Default: 10."""
-    log_to: tuple[LoggerName, ...] = ()
-    """Loggers that get the metrics of every step, too. Default: none."""
-    stall_seconds: float | None = None
-    """Without progress, after which a rank reports what it was doing and exits. Default: 1200."""
-    feature_cache: Path | None = None
-    """Folder of the feature cache of frozen encoders: cached media are neither decoded nor encoded,
-    others are added. `python -m pipeline features` precomputes it."""
-    feature_cache_mode: FeatureCacheMode | None = None
-    """`auto`: use --feature-cache where a measurement of some seconds at the start finds it faster;
-    `always`. Default: auto."""
-    mix: tuple[str, ...] = ()
-    """How often the samples of a data folder come in an epoch: FOLDER=2, FOLDER=0.5, or
-    FOLDER=10% of all samples."""
-    mix_temperature: float | None = None
-    """Above 1 evens out the sizes of the folders. Default: 1."""
-    mix_cap: float | None = None
-    """The most times that a sample may come in an epoch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageOptions:
+    """Fields of the stage that have an option of their own; None stands for the preset's value."""
+
     epochs: int | None = None
-    """Overrides the preset's value, as do the options below."""
+    """How often all samples come."""
     learning_rate: float | None = None
+    """The peak."""
     global_batch: int | None = None
     """Samples per optimizer step, over all ranks."""
     micro_batch: int | None = None
@@ -152,79 +123,97 @@ class TrainOptions:
     ds_config: str | None = None
     """The name of a file in ds_configs/ without `.json`, or the path of a DeepSpeed JSON."""
     precision: Literal["fp32", "bf16"] | None = None
+    """Of the forward and backward pass."""
     packing: Literal["auto", "off"] | None = None
     """`off` pads each sample to the longest of its micro-batch."""
 
 
-_STAGE_FIELDS = (
-    "epochs",
-    "learning_rate",
-    "global_batch",
-    "micro_batch",
-    "ds_config",
-    "precision",
-    "packing",
-)
-_RUN_FIELDS = (
-    "part",
-    "weights",
-    "seed",
-    "max_steps",
-    "save_every",
-    "keep_last",
-    "keep_every",
-    "num_workers",
-    "max_bad_fraction",
-    "stall_seconds",
-    "log_every",
-    "feature_cache_mode",
-)
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(StageOptions, RunOptions, PresetOptions):
+    """Train one stage of a preset under DeepSpeed; the same command resumes a stopped run.
+
+    With a preset or a configuration before `--help`, the defaults shown are its own.
+    """
+
+    resume: str = "auto"
+    """`auto`: from the newest valid checkpoint; `never`: refuse to; or a checkpoint's step."""
+
+
+def parse_train_options(stage: StageName, args: Sequence[str]) -> TrainOptions:
+    """Read a command line; the values of the preset, or of the configuration, are the defaults.
+
+    Raises:
+        UserError, SpecError: a mistake of the user's.
+    """
+    prog = f"python -m pipeline {stage}"
+    helps = [arg for arg in args if arg in ("-h", "--help")]
+    try:
+        chosen = parse(TrainOptions, prog=prog, args=[arg for arg in args if arg not in helps])
+    except UserError:
+        if not helps:
+            raise
+        return parse(TrainOptions, prog=prog, args=helps)
+    base = _base_config(chosen, stage)
+    settings = base.settings
+    default = TrainOptions(
+        preset=chosen.preset,
+        **{name: getattr(settings, name) for name in _names(StageOptions)},
+        **{name: getattr(base, name) for name in _names(RunOptions)},
+    )
+    options = parse(TrainOptions, prog=prog, args=args, default=default)
+    if options.scale == "tiny" and options.weights == "pretrained":
+        raise UserError("--weights pretrained: --scale tiny has only random weights")
+    return options
 
 
 def resolve(options: TrainOptions, stage: StageName) -> RunConfig:
-    """Turn options into a configuration: the preset or file first, then the overrides.
+    """Return the configuration of a run: a preset or a file, changed by the options.
+
+    Args:
+        options: as `parse_train_options` returns them, or, of a preset, made by hand.
+        stage: to train.
 
     Raises:
-        UserError: an unknown preset, a bad file or value, or no data or output.
+        UserError, SpecError: an unknown preset, a bad file or value, or no data or output.
     """
-    if Path(options.preset).suffix in (".json", ".yaml", ".yml"):
-        run = read_config(Path(options.preset))
-        if run.stage != stage:
-            raise UserError(f"{options.preset}: a run of stage {run.stage!r}, not {stage!r}")
-    else:
-        run = RunConfig(stage=stage, system=system(options.preset), data=(), output="")
-    if options.scale == "tiny":
-        if options.weights == "pretrained":
-            raise UserError("--weights pretrained: --scale tiny has only random weights")
-        run = replace(run, system=run.system.tiny(), weights="random")
-    run = replace(run, system=override(run.system, options.set))
-    changed = {name: getattr(options, name) for name in _RUN_FIELDS}
-    run = replace(run, **{name: value for name, value in changed.items() if value is not None})
-    stage_changed = {name: getattr(options, name) for name in _STAGE_FIELDS}
+    base = _base_config(options, stage)
+    changed = {name: getattr(options, name) for name in _names(StageOptions)}
     settings = replace(
-        run.settings, **{name: value for name, value in stage_changed.items() if value is not None}
+        base.system.stage(stage, options.part),
+        **{name: value for name, value in changed.items() if value is not None},
+    )
+    run = RunConfig(
+        stage=stage,
+        system=_with_stage(base.system, stage, settings),
+        **{name: getattr(options, name) for name in _names(RunOptions)},
     )
     run = replace(
         run,
-        system=_with_stage(run.system, stage, settings),
-        data=tuple(map(str, options.data)) or run.data,
-        output=str(options.output or run.output),
-        init_from=str(options.init_from) if options.init_from else run.init_from,
-        feature_cache=str(options.feature_cache) if options.feature_cache else run.feature_cache,
-        mix=_mix(options, run.mix),
-        log_to=options.log_to or run.log_to,
+        data=tuple(map(str, run.data)),
+        output=str(run.output),
+        init_from=None if run.init_from is None else str(run.init_from),
+        feature_cache=None if run.feature_cache is None else str(run.feature_cache),
+        weights="random" if options.scale == "tiny" else run.weights,
     )
     _check(run)
     return run
 
 
-def _mix(options: TrainOptions, base: Mix) -> Mix:
-    temperature = options.mix_temperature
-    return Mix(
-        shares=options.mix or base.shares,
-        temperature=base.temperature if temperature is None else temperature,
-        cap=base.cap if options.mix_cap is None else options.mix_cap,
-    )
+def _names(options: type) -> list[str]:
+    return [field.name for field in fields(options)]
+
+
+def _base_config(options: TrainOptions, stage: StageName) -> RunConfig:
+    """Return the configuration that `preset`, `scale` and `set` name, before the other options."""
+    if Path(options.preset).suffix in (".json", ".yaml", ".yml"):
+        run = read_config(Path(options.preset))
+        if run.stage != stage:
+            raise UserError(f"{options.preset}: a run of stage {run.stage!r}, not {stage!r}")
+    else:
+        run = RunConfig(stage=stage, system=system(options.preset))
+    if options.scale == "tiny":
+        run = replace(run, system=run.system.tiny(), weights="random")
+    return replace(run, system=override(run.system, options.set), part=options.part or run.part)
 
 
 def changed_preset(preset: str, scale: Scale, settings: Sequence[str]) -> System:

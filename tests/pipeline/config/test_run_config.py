@@ -7,19 +7,26 @@ from pathlib import Path
 import pytest
 import yaml
 
-from etl.cli import UserError, parse
+from etl.cli import UserError
 from model.presets import PRESETS, system
 from model.spec import SpecError
 from pipeline.config.decode import decode
-from pipeline.config.run_config import RunConfig, TrainOptions, accumulation, read_config, resolve
+from pipeline.config.run_config import (
+    RunConfig,
+    StageName,
+    accumulation,
+    parse_train_options,
+    read_config,
+    resolve,
+)
 
 
-def options(*words: str) -> TrainOptions:
-    return parse(TrainOptions, prog="pt", args=words)
+def resolved(*words: str, stage: StageName = "pt") -> RunConfig:
+    return resolve(parse_train_options(stage, words), stage)
 
 
 def minimal(*words: str) -> RunConfig:
-    return resolve(options("digits", "--data", "d", "--output", "o", *words), "pt")
+    return resolved("digits", "--data", "d", "--output", "o", *words)
 
 
 def test_options_override_the_fields_of_one_stage_only() -> None:
@@ -31,7 +38,7 @@ def test_options_override_the_fields_of_one_stage_only() -> None:
 
 def test_a_pre_trained_part_has_settings_of_its_own() -> None:
     words = ("--data", "d", "--output", "o", "--part", "pformer", "--epochs", "7")
-    run = resolve(options("dlp", *words), "init")
+    run = resolved("dlp", *words, stage="init")
     sentences, image_text = system("dlp").init
     assert run.settings == replace(sentences, epochs=7)
     assert run.system.init[1] == image_text
@@ -46,7 +53,7 @@ def test_a_pre_trained_part_has_settings_of_its_own() -> None:
 )
 def test_a_part_must_exist_and_be_named(preset: str, message: str) -> None:
     with pytest.raises(SpecError, match=message):
-        resolve(options(preset, "--data", "d", "--output", "o"), "init")
+        resolved(preset, "--data", "d", "--output", "o", stage="init")
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -58,7 +65,7 @@ def test_a_written_configuration_reads_back_equal(name: str, suffix: str, tmp_pa
     if suffix == ".yaml":
         file.write_text(yaml.safe_dump(json.loads((tmp_path / "config.json").read_text())))
     assert read_config(file) == run
-    assert resolve(options(str(file)), "sft") == run
+    assert resolved(str(file), stage="sft") == run
 
 
 @pytest.mark.parametrize(
@@ -93,7 +100,7 @@ def test_a_wrong_field_is_named(change: dict[str, object], message: str) -> None
 )
 def test_a_wrong_command_line_is_one_line(words: list[str], message: str) -> None:
     with pytest.raises((UserError, SpecError)) as caught:
-        resolve(options(*words), "pt")
+        resolved(*words)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
