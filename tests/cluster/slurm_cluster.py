@@ -1,8 +1,9 @@
-"""A real Slurm for the tests: that of `slurm/local.sh`, and a third node.
+"""A real Slurm for the tests: that of `slurm/local.sh`, and two more nodes.
 
 `node1` and `node2` are the default partition. `node3`, in the partition `gpu`, has two GPUs as far
-as Slurm's bookkeeping goes, so that the scripts' GPU branch runs where there is no GPU. Jobs in the
-partition `urgent` preempt those in `main` and, after a time of grace, those in `graceful`.
+as Slurm's bookkeeping goes, so that the scripts' GPU branch runs where there is no GPU. `node4`
+takes the place of a node that is lost. Jobs in the partition `urgent` preempt those in `main` and,
+after a time of grace, those in `graceful`.
 """
 
 import contextlib
@@ -14,6 +15,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -28,9 +30,11 @@ ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEM
 GRES = "NodeName=node3 Name=gpu File=/dev/null\nNodeName=node3 Name=gpu File=/dev/zero\n"
 EXTRA = """\
 GresTypes=gpu
-NodeName=node3 NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=2 Gres=gpu:2
+NodeName=node3 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[0]} CPUs=2 Gres=gpu:2
+NodeName=node4 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=1
 PartitionName=graceful Nodes=node[1-2] PriorityTier=1 GraceTime=60
 PartitionName=gpu Nodes=node3
+PartitionName=spare Nodes=node4
 """
 
 
@@ -70,7 +74,7 @@ class SlurmCluster:
         """Start everything and return when all nodes are idle."""
         self._extra.mkdir()
         host = socket.gethostname().split(".")[0]
-        extra = EXTRA.format(host=host, port=free_ports(1)[0])
+        extra = EXTRA.format(host=host, ports=free_ports(2))
         (self._extra / "slurm.conf").write_text(extra)
         (self._extra / "gres.conf").write_text(GRES)
         command = [str(LOCAL), "up", "--foreground", "--folder", str(self.folder), "--cpus", "1"]
@@ -164,6 +168,24 @@ class SlurmCluster:
         subprocess.run(["slurmd", "-N", node], env=self.env, check=True)
         listing = ("sinfo", "--noheader", f"--nodes={node}", "--format=%T")
         await_that(f"{node} idle", lambda: self.run(*listing) == "idle")
+
+    @contextmanager
+    def node_replaced(self, node: str) -> Iterator[None]:
+        """Take a node away, and put the spare one in its place until the block ends.
+
+        Not the same node again: Slurm repeats to a node that is back what it could not tell it, to
+        end the job that was there, and takes the answer for one about the job that runs there now.
+        It does so for some minutes at most, which a requeued job waits anyway unless a test is in
+        a hurry.
+        """
+        self.node_down(node)
+        default = [name for name in ("node1", "node2") if name != node]
+        self.run("scontrol", "update", "PartitionName=main", f"Nodes={','.join(default)},node4")
+        try:
+            yield
+        finally:
+            self.run("scontrol", "update", "PartitionName=main", "Nodes=node1,node2")
+            self.node_up(node)
 
     def node_down(self, node: str) -> None:
         """Take a node away with all that runs on it, as a crash would, and tell Slurm so."""

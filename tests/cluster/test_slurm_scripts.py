@@ -172,14 +172,12 @@ def test_a_killed_rank_takes_the_job_down(slurm, copy, output):
     assert state["ExitCode"] == f"{128 + signal.SIGKILL}:0"
 
 
-def test_a_job_whose_node_goes_away_runs_again_when_it_is_back(slurm, copy, output):
+def test_a_job_whose_node_goes_away_runs_again_on_another(slurm, copy, output):
     job = submit(slurm, copy, "serve", output)
     up(output, 2)
-    slurm.node_down("node2")
-    slurm.wait(job, ("PENDING",))
-    slurm.node_up("node2")
-    slurm.start_now(job)
-    state = slurm.wait(job)
+    with slurm.node_replaced("node2"):
+        slurm.start_now(job)
+        state = slurm.wait(job)
     assert (state["JobState"], state["Restarts"]) == ("COMPLETED", "1"), slurm.output(job)
 
 

@@ -103,14 +103,12 @@ def test_one_job_is_preempted_then_loses_a_node_and_ends_as_if_nothing_had_happe
 
     slurm.start_now(job)
     await_steps(slurm, job, metrics, saved + 1)
-    slurm.node_down("node2")
-    slurm.wait(job, ("PENDING",))
-    slurm.node_up("node2")
-    assert saved < len(losses(run)) < STEPS
-    assert checkpoints(run) == [f"step-{saved:08}"], slurm.output(job)
-
-    slurm.start_now(job)
-    state = slurm.wait(job)
+    with slurm.node_replaced("node2"):
+        slurm.wait(job, ("PENDING",))
+        assert saved < len(losses(run)) < STEPS
+        assert checkpoints(run) == [f"step-{saved:08}"], slurm.output(job)
+        slurm.start_now(job)
+        state = slurm.wait(job)
     assert (state["JobState"], state["Restarts"]) == ("COMPLETED", "2"), slurm.output(job)
     assert losses(run) == losses(whole)
     assert metrics.read_text().startswith(first)  # with their times: those steps were done once
