@@ -9,10 +9,10 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-import urllib.response
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.response import addinfourl
 
 import pyarrow as pa
 
@@ -66,7 +66,7 @@ class _SafeHandler(urllib.request.BaseHandler):
             headers={"Accept-Encoding": "identity"},
         )
 
-    def http_open(self, request: urllib.request.Request) -> urllib.response.addinfourl:
+    def http_open(self, request: urllib.request.Request) -> addinfourl:
         """Send one request; a response that urllib will not return has no body."""
         url = split_url(request.full_url)
         until = time.monotonic() + self._limits.deadline
@@ -77,9 +77,8 @@ class _SafeHandler(urllib.request.BaseHandler):
                 body = read_body(response, self._limits.max_bytes, decode=False) if valid else b""
         except PrivateAddressError as error:
             raise urllib.error.URLError(error) from None
-        found = urllib.response.addinfourl(
-            io.BytesIO(body), response.headers, request.full_url, response.status
-        )
+        fields: Any = response.headers  # has a Message's methods, as far as they are called
+        found: Any = addinfourl(io.BytesIO(body), fields, request.full_url, response.status)
         found.msg = response.reason
         return found
 

@@ -29,13 +29,13 @@ from etl.download.errors import BodyError, FetchError
 from etl.download.resolve import Resolver
 from etl.filters.urls import is_literal
 
-MAX_HOSTS = 96
+MAX_HOSTS = 128
 """Hosts to which idle connections are kept, the most recently used ones."""
 
 _MAX_DRAIN = 64 << 10  # an error page up to this size is read so that the connection can be reused
 _MAX_ADDRESSES = 3  # tried one after the other
 _DEFAULT_PORTS = {"http": 80, "https": 443}
-_ENCODINGS = ("", "identity", "gzip", "x-gzip", "deflate")
+_ENCODINGS = ("gzip", "x-gzip", "deflate")
 
 Origin = tuple[str, str, int]
 
@@ -57,7 +57,11 @@ class HttpClient:
         logging.getLogger("urllib3").setLevel(logging.ERROR)
         context = ssl.create_default_context()
         context.sslsocket_class = _TlsSocket
-        options = {"num_pools": MAX_HOSTS, "maxsize": per_host, "ssl_context": context}
+        options: dict[str, Any] = {
+            "num_pools": MAX_HOSTS,
+            "maxsize": per_host,
+            "ssl_context": context,
+        }
         self._resolver = resolver
         self._timeout = urllib3.Timeout(connect=timeout, read=timeout)
         self._headers = dict(headers)
@@ -100,7 +104,7 @@ class HttpClient:
             try:
                 yield response
                 left = response.length_remaining  # None if nobody knows
-                if left is not None and left <= _MAX_DRAIN:
+                if not response.closed and left is not None and left <= _MAX_DRAIN:
                     response.drain_conn()
             finally:
                 response.close()  # if its body was read, its connection is in the pool again
@@ -219,19 +223,16 @@ def _cause(error: BaseException) -> BaseException:
 
 
 def read_body(response: urllib3.BaseHTTPResponse, limit: int, *, decode: bool = True) -> bytes:
-    """A response's whole body of at most `limit` bytes.
+    """A response's whole body of at most `limit` bytes; see `read_start`.
 
     Raises:
         BodyError: it is larger.
-        http.client.IncompleteRead: it is shorter than its Content-Length.
-        FetchError: see `read_start`.
     """
     if (response.length_remaining or 0) > limit:
         raise BodyError(f"body larger than {limit} bytes")
     body = read_start(response, limit + 1, decode=decode)
     if len(body) > limit:
         raise BodyError(f"body larger than {limit} bytes")
-    response.read(1)  # raises if the body has ended too early
     return body
 
 
@@ -240,14 +241,19 @@ def read_start(response: urllib3.BaseHTTPResponse, size: int, *, decode: bool = 
 
     Raises:
         FetchError: its compression is unknown.
+        http.client.IncompleteRead: it is shorter than its Content-Length.
     """
     encoding = response.headers.get("Content-Encoding", "").strip().lower()
+    decode = decode and encoding not in ("", "identity")
     if decode and encoding not in _ENCODINGS:
         raise FetchError("unknown_encoding", f"Content-Encoding {encoding[:40]!r}")
     try:
-        return response.read(size, decode_content=decode)
+        body = response.read(size, decode_content=decode)
     except DecodeError as error:
         raise FetchError("unknown_encoding", str(error)) from None
+    if len(body) < size:
+        response.read(1)  # raises if it has ended too early
+    return body
 
 
 def origin_of(url: SplitResult) -> Origin:
