@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import tempfile
+import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.response import addinfourl
 
 import pyarrow as pa
 
 from etl.download.base import Backend, BackendName, Fetched, FetchOptions
+from etl.download.errors import PrivateAddressError
 from etl.download.native import NativeBackend
-from etl.download.safe_http import opener
+from etl.download.resolve import Resolver
+from etl.download.robots import OPT_OUT_DIRECTIVES
+from etl.download.safe_http import HttpClient, read_body, split_url
 
 T = TypeVar("T")
 
@@ -29,8 +36,53 @@ def make_backend(name: BackendName, options: FetchOptions) -> Backend:
 
 
 LOST = "lost_by_downloader"
-OPT_OUT_DIRECTIVES = ("noai", "noimageai", "noindex", "noimageindex")
-"""X-Robots-Tag values that img2dataset's own command honours by default."""
+
+
+def opener(options: FetchOptions) -> urllib.request.OpenerDirector:
+    """An opener for http and https only, for `urllib.request.install_opener`.
+
+    img2dataset downloads with `urllib.request.urlopen`, which lets a process install another
+    opener. This one follows redirects as urllib does, and sends each request by our safe client.
+    """
+    director = urllib.request.OpenerDirector()
+    for handler in (
+        _SafeHandler(options),
+        urllib.request.HTTPDefaultErrorHandler(),
+        urllib.request.HTTPRedirectHandler(),
+        urllib.request.HTTPErrorProcessor(),
+        urllib.request.UnknownHandler(),
+    ):
+        director.add_handler(handler)
+    return director
+
+
+class _SafeHandler(urllib.request.BaseHandler):
+    def __init__(self, options: FetchOptions) -> None:
+        self._limits = options.limits
+        self._client = HttpClient(
+            resolver=Resolver(allow_private=options.limits.allow_private),
+            timeout=options.timeout,
+            per_host=options.per_host,
+            headers={"Accept-Encoding": "identity"},
+        )
+
+    def http_open(self, request: urllib.request.Request) -> addinfourl:
+        """Send one request; a response that urllib will not return has no body."""
+        url = split_url(request.full_url)
+        until = time.monotonic() + self._limits.deadline
+        headers = dict(request.header_items())
+        try:
+            with self._client.get(url, until=until, headers=headers) as response:
+                valid = 200 <= response.status < 300
+                body = read_body(response, self._limits.max_bytes, decode=False) if valid else b""
+        except PrivateAddressError as error:
+            raise urllib.error.URLError(error) from None
+        fields: Any = response.headers  # has a Message's methods, as far as they are called
+        found: Any = addinfourl(io.BytesIO(body), fields, request.full_url, response.status)
+        found.msg = response.reason
+        return found
+
+    https_open = http_open
 
 
 class Img2DatasetBackend:
@@ -49,7 +101,7 @@ class Img2DatasetBackend:
         from img2dataset.downloader import Downloader  # noqa: PLC0415
         from img2dataset.resizer import Resizer  # noqa: PLC0415
 
-        urllib.request.install_opener(opener(options.limits))
+        urllib.request.install_opener(opener(options))
         self._options = options
         self._downloader = Downloader
         self._resizer = Resizer(256, "no", False, disable_all_reencoding=True)
@@ -128,7 +180,7 @@ _REASONS = (
     (r"[Nn]ame or service|name resolution|nodename|No address associated", "dns_failure"),
     (r"CERTIFICATE|SSL|TLS", "tls_failure"),
     (r"refused|[Uu]nreachable|No route|reset by peer|closed connection|Broken pipe", "unreachable"),
-    (r"unknown url type|no host|control characters|nonnumeric port", "bad_url"),
+    (r"bad URL|unknown url type|no host|control characters|nonnumeric port", "bad_url"),
 )
 
 

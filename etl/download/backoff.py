@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import email.utils
 import random
-import time
+
+import urllib3
 
 from etl.download.errors import FetchError
 
@@ -31,13 +31,7 @@ def retry_delay(error: FetchError, attempt: int) -> float | None:
 
 def retry_after(value: str | None) -> float | None:
     """The seconds in a Retry-After header: a number, or an HTTP date (RFC 9110, 10.2.3)."""
-    if value is None:
-        return None
-    value = value.strip()
-    if value.isascii() and value.isdigit():
-        return float(value[:9])
     try:
-        moment = email.utils.parsedate_to_datetime(value)
-    except ValueError:
+        return None if value is None else urllib3.Retry().parse_retry_after(value)
+    except (urllib3.exceptions.InvalidHeader, ValueError, OverflowError):
         return None
-    return max(0.0, moment.timestamp() - time.time())

@@ -13,13 +13,25 @@ from urllib.parse import urlsplit
 
 import pyarrow as pa
 
-from etl.download.safe_http import DownloadLimits
 from etl.filters.base import FilterResult
 from etl.filters.urls import is_literal
 
 BackendName = Literal["native", "img2dataset"]
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DownloadLimits:
+    """Limits of a download.
+
+    `max_bytes` limits a body, `deadline` the seconds of a whole response; `allow_private` allows
+    connections to private and loopback addresses.
+    """
+
+    max_bytes: int
+    deadline: float
+    allow_private: bool
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,8 +9,6 @@ import http.client
 import socket
 import ssl
 
-from etl.download.safe_http import BodyError, PrivateAddressError
-
 TRANSIENT_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
 """HTTP statuses that may change on another attempt (RFC 9110, section 15; RFC 6585, section 4)."""
 
@@ -49,6 +47,20 @@ class FetchError(Exception):
         return self.reason in TRANSIENT
 
 
+class PrivateAddressError(FetchError):
+    """A host resolves to a private, loopback or otherwise not public address."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__("private_address", detail)
+
+
+class BodyError(FetchError):
+    """A body is too large."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__("body_too_large", detail)
+
+
 def classify(error: Exception) -> FetchError:
     """The failure that an exception from the network stack stands for."""
     if isinstance(error, FetchError):
@@ -56,10 +68,7 @@ def classify(error: Exception) -> FetchError:
     return FetchError(_reason(error), f"{type(error).__name__}: {error}")
 
 
-_BODY_TOO_LARGE = "larger than"
-
 _CLASSES: tuple[tuple[tuple[type[Exception], ...], str], ...] = (
-    ((PrivateAddressError,), "private_address"),
     ((ssl.SSLCertVerificationError,), "tls_failure"),
     ((TimeoutError,), "timeout"),
     ((http.client.IncompleteRead, ssl.SSLEOFError), "incomplete_body"),
@@ -73,8 +82,6 @@ _CLASSES: tuple[tuple[tuple[type[Exception], ...], str], ...] = (
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, BodyError):
-        return "body_too_large" if _BODY_TOO_LARGE in str(error) else "timeout"
     if isinstance(error, socket.gaierror):
         temporary = error.errno in (socket.EAI_AGAIN, socket.EAI_SYSTEM)
         return "dns_temporary" if temporary else "dns_failure"

@@ -16,15 +16,13 @@ from urllib.parse import SplitResult, urljoin
 
 from etl.download.backoff import retry_after, retry_delay
 from etl.download.base import Fetched, FetchOptions
-from etl.download.connections import Connections, read_body, split_url
 from etl.download.errors import FetchError, classify
 from etl.download.host_queue import HostQueue
 from etl.download.resolve import Resolver
 from etl.download.robots import Robots, opted_out
-from etl.download.safe_http import require_public
+from etl.download.safe_http import HttpClient, read_body, split_url
 
 MAX_REDIRECTS = 5
-_REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _TOKEN = "mmloom"
 _DECODERS = 2
 """Threads that decode at a time: more are no faster in one process, but each may hold an image."""
@@ -67,16 +65,17 @@ class NativeBackend:
         self.options = options
         self.token = options.user_agent or _TOKEN
         limits = options.limits
-        self.connections = Connections(
+        self.client = HttpClient(
             resolver=resolver or Resolver(allow_private=limits.allow_private),
             timeout=options.timeout,
+            per_host=options.per_host,
             headers={
                 "User-Agent": f"Mozilla/5.0 (compatible; {self.token})",
                 "Accept": "*/*",
                 "Accept-Encoding": "identity",
             },
         )
-        self.robots = Robots(self.connections, token=self.token, deadline=limits.deadline)
+        self.robots = Robots(self.client, token=self.token, deadline=limits.deadline)
 
     def fetch(self, urls: Sequence[str]) -> list[Fetched]:
         """See `Backend.fetch`."""
@@ -93,14 +92,11 @@ class NativeBackend:
             FetchError, or what `classify` handles.
         """
         limits = self.options.limits
-        if not limits.allow_private:
-            _require_public_literal(url.hostname or "")
         if self.options.robots:
             self.robots.require(url)
         until = time.monotonic() + limits.deadline
-        with self.connections.get(url, until=until) as response:
-            target = response.headers.get("Location")
-            if response.status in _REDIRECTS and target:
+        with self.client.get(url, until=until) as response:
+            if target := response.get_redirect_location():
                 return urljoin(url.geturl(), target)
             if not 200 <= response.status < 300:
                 wait = retry_after(response.headers.get("Retry-After"))
@@ -232,11 +228,3 @@ class _Batch(Generic[T]):
         task.attempt += 1
         self._queue.add(task.host, task, seconds=wait)
         return wait if error.wait is not None else 0.0
-
-
-def _require_public_literal(host: str) -> None:
-    """Refuse a literal private address, which behind a proxy nobody else would check."""
-    try:
-        require_public(host, host)
-    except ValueError:
-        return  # a name

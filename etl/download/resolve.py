@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
-from etl.download.errors import FetchError, classify
-from etl.download.safe_http import require_public
+from etl.download.errors import FetchError, PrivateAddressError, classify
+from etl.filters.urls import is_public
 
 _TTL = 300.0  # seconds; most names of the web have a TTL of minutes
 _FAILED_TTL = 60.0
@@ -73,7 +73,9 @@ class Resolver:
             if entry and entry.until > now:
                 return entry, False
             if self._failing() and now < self._probe_at:
-                raise FetchError("dns_temporary", "DNS is failing: hardly any name resolves")
+                raise FetchError(
+                    "dns_temporary", "Temporary failure in name resolution of nearly all names"
+                )
             self._probe_at = now + _PROBE_SECONDS
             entry = _Entry(Future(), now + _TTL)
             self._entries[host] = entry
@@ -87,7 +89,8 @@ class Resolver:
             found = self._lookup(host)
             if not self._allow_private:
                 for address in found:
-                    require_public(address, host)
+                    if not is_public(address):
+                        raise PrivateAddressError(f"private address {address} of {host}")
             entry.answer.set_result(found)
         except Exception as error:  # other threads wait for this result
             failure = classify(error)

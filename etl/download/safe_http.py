@@ -1,177 +1,288 @@
-"""Safe HTTP: a urllib opener that enforces size, time and address limits on any downloader.
+"""Safe HTTP: the one client of this package, on urllib3.
 
-img2dataset downloads with `urllib.request.urlopen`, which follows redirects anywhere, reads bodies
-of any size, and whose timeout restarts with every packet. urllib allows a process to install
-another opener; this one checks every address that it connects to (so no redirect or changed DNS
-result can reach the private network), and bounds a body's bytes and seconds.
+urllib3 parses, pools, verifies certificates and talks to proxies. What it lacks is here: the
+address that was checked is the one connected to, one deadline bounds a request from its connection
+to the last byte of its response, and a body has a maximum size, also after decompression.
 """
 
 from __future__ import annotations
 
-import functools
-import http.client
-import io
+import contextlib
+import ipaddress
+import logging
 import socket
+import ssl
 import time
+import urllib.parse
 import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import SplitResult
 
-from etl.filters.urls import is_public
+import urllib3
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.exceptions import ConnectTimeoutError, DecodeError, HTTPError, NewConnectionError
 
+from etl.download.errors import BodyError, FetchError
+from etl.download.resolve import Resolver
+from etl.filters.urls import is_literal
 
-class PrivateAddressError(OSError):
-    """A host resolves to a private, loopback or otherwise not public address."""
+MAX_HOSTS = 128
+"""Hosts to which idle connections are kept, the most recently used ones."""
 
+_MAX_DRAIN = 64 << 10  # an error page up to this size is read so that the connection can be reused
+_MAX_ADDRESSES = 3  # tried one after the other
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+_ENCODINGS = ("gzip", "x-gzip", "deflate")
 
-class BodyError(OSError):
-    """A body is too large, or its response too slow."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DownloadLimits:
-    """Limits of a download.
-
-    `max_bytes` limits a body, `deadline` the seconds of a whole response; `allow_private` allows
-    connections to private and loopback addresses.
-    """
-
-    max_bytes: int
-    deadline: float
-    allow_private: bool
+Origin = tuple[str, str, int]
 
 
-def opener(limits: DownloadLimits) -> urllib.request.OpenerDirector:
-    """An opener for http and https only, for `urllib.request.install_opener`.
-
-    A proxy from the environment is used unchecked: it then resolves and connects by itself.
-    """
-    director = urllib.request.OpenerDirector()
-    for handler in (
-        urllib.request.ProxyHandler(),
-        _HttpHandler(limits),
-        _HttpsHandler(limits),
-        urllib.request.HTTPDefaultErrorHandler(),
-        urllib.request.HTTPRedirectHandler(),
-        urllib.request.HTTPErrorProcessor(),
-        urllib.request.UnknownHandler(),
-    ):
-        director.add_handler(handler)
-    return director
-
-
-class _Connection(http.client.HTTPConnection):
-    """Refuses private addresses before it connects, and checks the peer again afterwards."""
-
-    def __init__(self, host: str, *, limits: DownloadLimits, direct: bool, **kwargs: Any) -> None:  # noqa: ANN401
-        super().__init__(host, **kwargs)
-        self._limits = limits
-        self._checked = direct and not limits.allow_private
-
-    def connect(self) -> None:
-        if self._checked:
-            for *_, address in socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM):
-                require_public(str(address[0]), self.host)
-        super().connect()
-        if self._checked:  # the name may have been resolved a second time
-            require_public(str(self.sock.getpeername()[0]), self.host)
-
-    def response_class(self, *args: Any, **kwargs: Any) -> http.client.HTTPResponse:  # type: ignore[override]  # noqa: ANN401
-        return _Response(*args, limits=self._limits, **kwargs)
-
-
-class _TlsConnection(_Connection, http.client.HTTPSConnection):
-    pass
-
-
-class _Response(http.client.HTTPResponse):
-    """Reads status, headers and body before one deadline, and a body of limited size."""
-
-    def __init__(
-        self,
-        sock: socket.socket,
-        *args: Any,  # noqa: ANN401
-        limits: DownloadLimits,
-        **kwargs: Any,  # noqa: ANN401
-    ) -> None:
-        super().__init__(sock, *args, **kwargs)
-        self._limits = limits
-        end = time.monotonic() + limits.deadline
-        self.fp = io.BufferedReader(TimedReader(self.fp.detach(), sock, end))
-
-    def read(self, amt: int | None = None) -> bytes:
-        if amt is not None:
-            return super().read(amt)
-        limit = self._limits.max_bytes
-        announced = self.length
-        if announced is not None and announced > limit:
-            raise BodyError(f"body larger than {limit} bytes")
-        # Without an amount, http.client raises if the body is shorter than its Content-Length.
-        body = super().read() if announced is not None else super().read(limit + 1)
-        if len(body) > limit:
-            raise BodyError(f"body larger than {limit} bytes")
-        return body
-
-
-class TimedReader(io.RawIOBase):
-    """A socket's raw reader with one deadline for all reads together.
+class HttpClient:
+    """Sends GET requests for all threads, through the proxies that the environment names.
 
     Args:
-        raw: reads the socket.
-        sock: its timeout applies to each read.
-        end: the deadline (`time.monotonic`).
+        resolver: resolves names to checked addresses.
+        timeout: seconds to wait for a connection, and for each packet.
+        headers: sent with every request.
+        per_host: idle connections to keep for each host.
     """
 
-    def __init__(self, raw: io.RawIOBase, sock: socket.socket, end: float) -> None:
-        self._raw = raw
-        self._sock = sock
-        self._timeout = sock.gettimeout()
-        self._end = end
+    def __init__(
+        self, *, resolver: Resolver, timeout: float, headers: Mapping[str, str], per_host: int
+    ) -> None:
+        # Its warnings are about what servers send, of which the drop reasons tell.
+        logging.getLogger("urllib3").setLevel(logging.ERROR)
+        context = ssl.create_default_context()
+        context.sslsocket_class = _TlsSocket
+        options: dict[str, Any] = {
+            "num_pools": MAX_HOSTS,
+            "maxsize": per_host,
+            "ssl_context": context,
+        }
+        self._resolver = resolver
+        self._timeout = urllib3.Timeout(connect=timeout, read=timeout)
+        self._headers = dict(headers)
+        self._direct = urllib3.PoolManager(**options)
+        self._proxies = {
+            scheme: _proxy_manager(address, options)
+            for scheme, address in urllib.request.getproxies().items()
+            if scheme in _DEFAULT_PORTS and address
+        }
+        for manager in (self._direct, *self._proxies.values()):
+            manager.pool_classes_by_scheme = {"http": _Pool, "https": _TlsPool}
 
-    def readable(self) -> bool:
-        """Always true."""
-        return True
+    @contextlib.contextmanager
+    def get(
+        self, url: SplitResult, *, until: float, headers: Mapping[str, str] | None = None
+    ) -> Iterator[urllib3.BaseHTTPResponse]:
+        """Request a URL; the block receives the response before its body; follows no redirects.
 
-    def readinto(self, buffer: Any) -> int | None:  # noqa: ANN401 - the library's signature
-        """Read once; raises BodyError after the deadline."""
-        left = self._end - time.monotonic()
-        if left <= 0:
-            raise BodyError("response timed out: its deadline has passed")
-        self._sock.settimeout(left if self._timeout is None else min(left, self._timeout))
-        return self._raw.readinto(buffer)
+        Args:
+            url: an http or https URL, as `split_url` returns it.
+            until: the deadline (`time.monotonic`) of the whole response.
+            headers: sent in addition to those of the client.
+
+        Raises:
+            FetchError, OSError, http.client.HTTPException: see `errors.classify`.
+        """
+        pool, target = self._route(url)
+        token = _request.set(_Request(self._resolver, until))
+        try:
+            response = pool.urlopen(
+                "GET",
+                target,
+                headers={**self._headers, **(headers or {})},
+                timeout=self._timeout,
+                retries=False,
+                redirect=False,
+                assert_same_host=False,
+                preload_content=False,
+            )
+            try:
+                yield response
+                left = response.length_remaining  # None if nobody knows
+                if not response.closed and left is not None and left <= _MAX_DRAIN:
+                    response.drain_conn()
+            finally:
+                response.close()  # if its body was read, its connection is in the pool again
+        except HTTPError as error:
+            raise _cause(error) from None
+        finally:
+            _request.reset(token)
 
     def close(self) -> None:
-        """Close the raw reader, too."""
-        self._raw.close()
-        super().close()
+        """Close the idle connections."""
+        for manager in (self._direct, *self._proxies.values()):
+            manager.clear()
+
+    def _route(self, url: SplitResult) -> tuple[urllib3.HTTPConnectionPool, str]:
+        """The pool of connections for a URL, and the target of the request."""
+        scheme, host, port = origin_of(url)
+        manager: urllib3.PoolManager = self._direct
+        target = f"{url.path or '/'}?{url.query}" if url.query else url.path or "/"
+        if scheme in self._proxies and not urllib.request.proxy_bypass(host):
+            if is_literal(host):
+                self._resolver.addresses(host)  # nobody else would refuse a private address
+            manager = self._proxies[scheme]
+            target = url.geturl() if scheme == "http" else target
+        return manager.connection_from_host(host, port, scheme), target
 
 
-class _HttpHandler(urllib.request.HTTPHandler):
-    def __init__(self, limits: DownloadLimits) -> None:
-        super().__init__()
-        self._limits = limits
-
-    def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
-        connect = functools.partial(_Connection, limits=self._limits, direct=_is_direct(req))
-        return self.do_open(connect, req)
-
-
-class _HttpsHandler(urllib.request.HTTPSHandler):
-    def __init__(self, limits: DownloadLimits) -> None:
-        super().__init__()
-        self._limits = limits
-
-    def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
-        connect = functools.partial(_TlsConnection, limits=self._limits, direct=_is_direct(req))
-        return self.do_open(connect, req)
+def _proxy_manager(address: str, options: Mapping[str, Any]) -> urllib3.ProxyManager:
+    url = urllib.parse.urlsplit(address if "://" in address else f"http://{address}")
+    headers = {}
+    if url.username is not None:
+        name, password = map(urllib.parse.unquote, (url.username, url.password or ""))
+        headers = urllib3.make_headers(proxy_basic_auth=f"{name}:{password}")
+    return urllib3.ProxyManager(url.geturl(), proxy_headers=headers, **options)
 
 
-def _is_direct(request: urllib.request.Request) -> bool:
-    """Whether the request uses no proxy (urllib marks the two kinds of proxying differently)."""
-    return not (request.has_proxy() or getattr(request, "_tunnel_host", None))
+@dataclass(frozen=True)
+class _Request:
+    """What a connection needs to know of the request that its thread sends."""
+
+    resolver: Resolver
+    until: float
+
+    def limit(self, seconds: float | None) -> float:
+        """At most these seconds; raises TimeoutError after the deadline."""
+        left = self.until - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("timed out: the deadline of the response has passed")
+        return left if seconds is None else min(left, seconds)
 
 
-def require_public(address: str, host: str) -> None:
-    """Raise PrivateAddressError unless an address of a host belongs to the public internet."""
-    if not is_public(address):
-        raise PrivateAddressError(f"private address {address} of {host}")
+_request: ContextVar[_Request] = ContextVar("request")
+
+
+class _Socket(socket.socket):
+    """A socket whose reads end at the deadline, however slowly the bytes come."""
+
+    def recv_into(self, *args: Any) -> int:  # noqa: ANN401 - the library's signature
+        self.settimeout(_request.get().limit(self.gettimeout()))
+        return super().recv_into(*args)
+
+
+class _TlsSocket(_Socket, ssl.SSLSocket):
+    def do_handshake(self, block: bool = False) -> None:
+        self.settimeout(_request.get().limit(self.gettimeout()))
+        super().do_handshake(block)
+
+
+class _Connection(HTTPConnection):
+    def connect(self) -> None:
+        _connect(self, super().connect)
+        seconds = self.sock.gettimeout()
+        self.sock = _Socket(fileno=self.sock.detach())
+        self.sock.settimeout(seconds)
+
+
+class _TlsConnection(HTTPSConnection):
+    def connect(self) -> None:
+        if not self.proxy:
+            self.server_hostname = self.host
+        _connect(self, super().connect)
+
+
+class _Pool(urllib3.HTTPConnectionPool):
+    ConnectionCls = _Connection
+
+
+class _TlsPool(urllib3.HTTPSConnectionPool):
+    ConnectionCls = _TlsConnection
+
+
+def _connect(connection: HTTPConnection, connect: Callable[[], None]) -> None:
+    """Connect to a checked address in place of the name, so that nothing resolves it again.
+
+    A proxy resolves names by itself; its own address need not be public.
+    """
+    request, name = _request.get(), connection.host
+    addresses = [name] if connection.proxy else request.resolver.addresses(name)
+    failure: Exception = OSError(f"{name} has no address")
+    for address in addresses[:_MAX_ADDRESSES]:
+        connection.host = address
+        connection.timeout = request.limit(connection.timeout)
+        try:
+            return connect()
+        except (NewConnectionError, ConnectTimeoutError) as error:
+            failure = error
+        finally:
+            connection.host = name
+    raise failure
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The exception of the standard library that urllib3 has wrapped in its own."""
+    while isinstance(error, HTTPError) and (inner := error.__cause__ or error.__context__):
+        error = inner
+    return error
+
+
+def read_body(response: urllib3.BaseHTTPResponse, limit: int, *, decode: bool = True) -> bytes:
+    """A response's whole body of at most `limit` bytes; see `read_start`.
+
+    Raises:
+        BodyError: it is larger.
+    """
+    if (response.length_remaining or 0) > limit:
+        raise BodyError(f"body larger than {limit} bytes")
+    body = read_start(response, limit + 1, decode=decode)
+    if len(body) > limit:
+        raise BodyError(f"body larger than {limit} bytes")
+    return body
+
+
+def read_start(response: urllib3.BaseHTTPResponse, size: int, *, decode: bool = True) -> bytes:
+    """The first bytes of a response's body, decompressed unless `decode` is false.
+
+    Raises:
+        FetchError: its compression is unknown.
+        http.client.IncompleteRead: it is shorter than its Content-Length.
+    """
+    encoding = response.headers.get("Content-Encoding", "").strip().lower()
+    decode = decode and encoding not in ("", "identity")
+    if decode and encoding not in _ENCODINGS:
+        raise FetchError("unknown_encoding", f"Content-Encoding {encoding[:40]!r}")
+    try:
+        body = response.read(size, decode_content=decode)
+    except DecodeError as error:
+        raise FetchError("unknown_encoding", str(error)) from None
+    if len(body) < size:
+        response.read(1)  # raises if it has ended too early
+    return body
+
+
+def origin_of(url: SplitResult) -> Origin:
+    """Scheme, host and port of a URL."""
+    return url.scheme, url.hostname or "", url.port or _DEFAULT_PORTS[url.scheme]
+
+
+_SAFE = "%/:=&?~#+!$,;'@()*[]|"
+
+
+def split_url(text: str) -> SplitResult:
+    """Parse a URL for a request: paths quoted, host names in ASCII.
+
+    Raises:
+        FetchError: it is not an http or https URL with a host.
+    """
+    try:
+        url = urllib.parse.urlsplit(text.strip())
+        host, port = url.hostname or "", url.port
+        ipv6 = ":" in host
+        name = str(ipaddress.ip_address(host)) if ipv6 else host.encode("idna").decode("ascii")
+    except ValueError as error:  # UnicodeError is one
+        raise FetchError("bad_url", f"bad URL {text[:200]}: {error}") from None
+    if url.scheme not in _DEFAULT_PORTS or not name:
+        raise FetchError("bad_url", f"bad URL {text[:200]}: want http or https, and a host")
+    return SplitResult(
+        url.scheme,
+        (f"[{name}]" if ipv6 else name) + (f":{port}" if port else ""),
+        urllib.parse.quote(url.path, safe=_SAFE),
+        urllib.parse.quote(url.query, safe=_SAFE),
+        "",
+    )

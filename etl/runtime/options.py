@@ -10,8 +10,7 @@ from typing import Any
 
 from etl.cli import UserError
 from etl.dedup.hamming import MAX_DISTANCE
-from etl.download.base import BackendName, FetchOptions
-from etl.download.safe_http import DownloadLimits
+from etl.download.base import BackendName, DownloadLimits, FetchOptions
 from etl.filters import language, text
 from etl.filters.base import Filter
 from etl.filters.clip import ClipSpec, Device, check_model, model_identity

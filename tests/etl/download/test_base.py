@@ -12,10 +12,10 @@ from collections.abc import Iterator, Sequence
 import pyarrow as pa
 import pytest
 
-from etl.download.backends import LOST, Img2DatasetBackend, make_backend, reason_of
-from etl.download.base import Fetched, FetchOptions, dns_outage, fetch
+from etl.download.backends import LOST, Img2DatasetBackend, make_backend, opener, reason_of
+from etl.download.base import DownloadLimits, Fetched, FetchOptions, dns_outage, fetch
+from etl.download.errors import BodyError, PrivateAddressError
 from etl.download.native import NativeBackend
-from etl.download.safe_http import BodyError, DownloadLimits, PrivateAddressError, opener
 
 LIMITS = DownloadLimits(max_bytes=1000, deadline=0.5, allow_private=True)
 
@@ -99,7 +99,8 @@ def hostile() -> Iterator[str]:
 
 
 def read(url: str, limits: DownloadLimits = LIMITS) -> bytes:
-    with opener(limits).open(url, timeout=5) as answer:
+    options = FetchOptions(threads=1, timeout=5, retries=0, user_agent=None, limits=limits)
+    with opener(options).open(url) as answer:
         return answer.read()
 
 

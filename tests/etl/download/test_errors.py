@@ -9,8 +9,13 @@ import time
 import pytest
 
 from etl.download.backoff import MAX_WAIT, retry_after, retry_delay
-from etl.download.errors import TRANSIENT, FetchError, classify
-from etl.download.safe_http import BodyError, PrivateAddressError
+from etl.download.errors import (
+    TRANSIENT,
+    BodyError,
+    FetchError,
+    PrivateAddressError,
+    classify,
+)
 
 
 @pytest.mark.parametrize(
@@ -28,7 +33,7 @@ from etl.download.safe_http import BodyError, PrivateAddressError
         (ssl.SSLError("handshake"), "tls_failure"),
         (PrivateAddressError("private address"), "private_address"),
         (BodyError("body larger than 5 bytes"), "body_too_large"),
-        (BodyError("response timed out"), "timeout"),
+        (TimeoutError("response timed out"), "timeout"),
         (FetchError("http_404", "gone"), "http_404"),
         (RuntimeError("nobody has seen this"), "download_failed"),
     ],

@@ -1,17 +1,15 @@
 """The native backend against a hostile web: bounded time and memory, a reason for each case."""
 
-import functools
 import time
 import tracemalloc
 from collections.abc import Iterator
 
 import pytest
 
-from etl.download.base import Fetched, FetchOptions
+from etl.download.base import DownloadLimits, Fetched, FetchOptions
 from etl.download.errors import TRANSIENT
 from etl.download.native import NativeBackend
 from etl.download.resolve import Resolver
-from etl.download.safe_http import DownloadLimits
 from etl.media.decode import NormalizedImage, normalize_image
 from etl.media.image import ImageLimits
 from tests.etl.download.web import IMAGE, Web, served
@@ -164,18 +162,10 @@ def test_a_bug_in_finish_is_raised(web: Web) -> None:
 
 
 def test_connections_are_reused(web: Web) -> None:
-    native = NativeBackend(options(per_host=2))
-    opened = []
-    original = native.connections._new
-    native.connections._new = functools.partial(_counted, original, opened)
-    found = native.fetch([f"{web.base}/valid"] * 40)
+    web.connections = 0
+    found = NativeBackend(options(per_host=2)).fetch([f"{web.base}/valid"] * 40)
     assert all(one.data == IMAGE for one in found)
-    assert len(opened) <= 3  # two, and one for robots.txt at most
-
-
-def _counted(original, opened, origin):
-    opened.append(origin)
-    return original(origin)
+    assert 0 < web.connections <= 3  # two, and one for robots.txt at most
 
 
 def test_a_proxy_receives_the_whole_url(monkeypatch: pytest.MonkeyPatch, web: Web) -> None:

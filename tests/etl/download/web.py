@@ -199,10 +199,16 @@ class Web(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.stop = threading.Event()
         self.seen: Counter[str] = Counter()
+        self.connections = 0
 
     @property
     def base(self) -> str:
         return f"http://127.0.0.1:{self.server_port}"
+
+    def process_request(self, request, client_address) -> None:
+        """Count the connection, then handle it in a thread."""
+        self.connections += 1
+        super().process_request(request, client_address)
 
     def handle_error(self, *_: object) -> None:
         """Ignore clients that hang up, as these tests make them do."""

@@ -12,8 +12,7 @@ from etl.cli import UserError
 from etl.digits import tones
 from etl.digits.records import pair, pair_sample
 from etl.digits.scenes import encode, render
-from etl.download.base import Fetched, FetchOptions
-from etl.download.safe_http import DownloadLimits
+from etl.download.base import DownloadLimits, Fetched, FetchOptions
 from etl.filters.base import StepYield
 from etl.media.faces import BOXES
 from etl.media.gather import MediaOptions
