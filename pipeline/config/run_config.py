@@ -23,7 +23,6 @@ from pipeline.config.older_versions import OlderVersionError, check_files
 from pipeline.config.overrides import override
 
 StageName = Literal["init", "pt", "sft"]
-FeatureCacheMode = Literal["auto", "always"]
 Scale = Literal["full", "tiny"]
 REPOSITORY = Path(__file__).parents[2]
 CONFIG_FILE = "config.json"
@@ -53,7 +52,6 @@ class RunConfig:
         mix: how often the samples of each data folder come in an epoch.
         stall_seconds: without progress, after which a rank reports what it was doing and exits.
         feature_cache: folder of the feature cache of frozen encoders; None for no cache.
-        feature_cache_mode: `auto` uses the cache where that measures faster, `always` everywhere.
     """
 
     stage: StageName
@@ -75,7 +73,6 @@ class RunConfig:
     mix: Mix = field(default_factory=Mix)
     stall_seconds: float = 1200
     feature_cache: str | None = None
-    feature_cache_mode: FeatureCacheMode = "auto"
 
     @property
     def settings(self) -> Stage:
@@ -130,11 +127,8 @@ class TrainOptions:
     stall_seconds: float | None = None
     """Without progress, after which a rank reports what it was doing and exits. Default: 1200."""
     feature_cache: Path | None = None
-    """Folder of the feature cache of frozen encoders: cached media are neither decoded nor encoded,
-    others are added. `python -m pipeline features` precomputes it."""
-    feature_cache_mode: FeatureCacheMode | None = None
-    """`auto`: use --feature-cache where a measurement of some seconds at the start finds it faster;
-    `always`. Default: auto."""
+    """A feature cache of these data, which `python -m pipeline features` makes: features are read
+    instead of decoding media and running frozen encoders."""
     mix: tuple[str, ...] = ()
     """How often the samples of a data folder come in an epoch: FOLDER=2, FOLDER=0.5, or
     FOLDER=10% of all samples."""
@@ -177,7 +171,6 @@ _RUN_FIELDS = (
     "max_bad_fraction",
     "stall_seconds",
     "log_every",
-    "feature_cache_mode",
 )
 
 
