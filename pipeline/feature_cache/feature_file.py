@@ -136,8 +136,12 @@ class FeatureFile:
 
     def key_prefixes(self) -> NDArray[np.uint64]:
         """Return the first 8 bytes of each key as a number (k,)."""
-        keys = [np.frombuffer(c.buffers()[1], np.uint64) for c in self._table["key"].chunks]
-        return np.concatenate(keys).reshape(len(self), -1)[:, 0]
+        numbers = KEY_BYTES // 8
+        keys = [
+            np.frombuffer(chunk.buffers()[1], np.uint64, count=numbers * len(chunk))
+            for chunk in self._table["key"].chunks
+        ]
+        return np.concatenate(keys)[::numbers]
 
     def key(self, row: int) -> bytes:
         """Return the key of a row."""
