@@ -19,7 +19,6 @@ from pipeline.checkpoint.files import find_damage
 from pipeline.config.run_config import read_config
 from pipeline.config.trainer_state import TrainerState
 from pipeline.data.worker_status import WorkerStatus
-from pipeline.feature_cache.reader import CacheReader
 from pipeline.signals import StopRequest
 from pipeline.train.engine import start_engine
 from pipeline.train.loop import TrainingLoop
@@ -91,7 +90,7 @@ def run(args: list[str]) -> None:
             stop=StopRequest(),
         )
         state = TrainerState()
-        loop.run(load_batches(config, inputs, state, tracker.decoding, CacheReader()), state)
+        loop.run(load_batches(config, inputs, state, tracker.decoding), state)
         results |= save_like_mmloom(engine, inputs.checkpoints, options.saves)
         folder = Path(config.output) / "deepspeed"
         results |= save_like_deepspeed(engine, folder, options.saves)

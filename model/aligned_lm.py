@@ -55,10 +55,10 @@ class AlignedLM(MultimodalLM):
         self._max_text = max_text
 
     def forward(  # type: ignore[override]
-        self, batch: Batch, used: Collection[str] = (), encoded: Collection[str] | None = None
+        self, batch: Batch, used: Collection[str] = ()
     ) -> AlignedOutput:
         """Return logits and targets of a micro-batch, projected tokens and their target prompts."""
-        projected = self.media_tokens(batch, used, encoded)
+        projected = self.media_tokens(batch, used)
         with torch.no_grad():
             prompts_bku = self.reference(sentences_of(batch, self._max_text))
         rows = {kind: media.rows_m for kind, media in batch.media.items()}

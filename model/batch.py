@@ -1,9 +1,8 @@
 """The input of one forward pass: token ids, media, and targets of generated media.
 
 Shapes: b sequences, t positions, s positions of a seq2seq decoder, m input media of a kind,
-g generated media of a kind, x of these those that are not cached, f segments of a medium, n tokens
-of a segment, d width of features, l positions and w width of a generator's text encoder, o
-positions with a target.
+g generated media of a kind, f segments of a medium, n tokens of a segment, d width of features, l
+positions and w width of a generator's text encoder, o positions with a target.
 """
 
 from __future__ import annotations
@@ -25,36 +24,30 @@ class Media:
     """All media of one kind in a micro-batch, in reading order.
 
     Args:
-        input_values: the encoder's input (x, f, *shape) of the media without cached features.
+        input_values: the encoder's input (m, f, *shape); None where features are given.
         media_mask_bt: true at the positions of media tokens.
         rows_m: index of the sequence that each medium is in.
         starts_m: the first position of its sequence at which each medium is visible.
         text: the instruction for each medium, for projectors that read it.
-        cached_features: the encoder's features of the other media, (m - x, f, n, d); None without.
-        cached_m: whether the features of a medium are cached; None if no medium's are.
-        keys: keys under which to cache the features of `input_values`; empty if they are not.
+        features: the encoder's features (m, f, n, d) instead of its input.
     """
 
-    input_values: Tensor
+    input_values: Tensor | None
     media_mask_bt: Tensor
     rows_m: Tensor
     starts_m: Tensor
     text: TextIds | None = None
-    cached_features: Tensor | None = None
-    cached_m: Tensor | None = None
-    keys: tuple[bytes, ...] = ()
+    features: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Media:
         """Return the media on `device`."""
         return Media(
-            input_values=self.input_values.to(device),
+            input_values=_to(self.input_values, device),
             media_mask_bt=self.media_mask_bt.to(device),
             rows_m=self.rows_m.to(device),
             starts_m=self.starts_m.to(device),
             text=None if self.text is None else self.text.to(device),
-            cached_features=_to(self.cached_features, device),
-            cached_m=_to(self.cached_m, device),
-            keys=self.keys,
+            features=_to(self.features, device),
         )
 
 
@@ -65,33 +58,26 @@ class GenerationTargets:
     Args:
         media_mask_bt: true at the positions of signal tokens.
         seeds_g: random seeds of the time step and the noise of eq. 5.
-        ids_xl: padded ids of the captions without cached embeddings, in the vocabulary of the
-            generator's text encoder.
+        ids_gl: padded ids of the captions, in the vocabulary of the generator's text encoder; None
+            where embeddings are given.
         input_values: the media themselves (g, *shape) for eq. 5; empty without it.
-        cached_embeds: the text encoder's embeddings of the other captions, (g - x, l, w); None
-            without.
-        cached_g: whether the embedding of a caption is cached; None if no caption's is.
-        keys: keys under which to cache the embeddings of `ids_xl`; empty if they are not.
+        cached_embeds: the text encoder's embeddings (g, l, w) of the captions instead of their ids.
     """
 
     media_mask_bt: Tensor
     seeds_g: Tensor
-    ids_xl: Tensor
+    ids_gl: Tensor | None
     input_values: Tensor
     cached_embeds: Tensor | None = None
-    cached_g: Tensor | None = None
-    keys: tuple[bytes, ...] = ()
 
     def to(self, device: torch.device | str) -> GenerationTargets:
         """Return the targets on `device`; seeds stay on the CPU, where noise is sampled."""
         return GenerationTargets(
             media_mask_bt=self.media_mask_bt.to(device),
             seeds_g=self.seeds_g,
-            ids_xl=self.ids_xl.to(device),
+            ids_gl=_to(self.ids_gl, device),
             input_values=self.input_values.to(device),
             cached_embeds=_to(self.cached_embeds, device),
-            cached_g=_to(self.cached_g, device),
-            keys=self.keys,
         )
 
 
@@ -124,14 +110,11 @@ class Batch:
     sentences: TextIds | None = None
     positions_bt: Tensor | None = None
 
-    def count(self, kind: str) -> tuple[int, int]:
-        """Return the number of media of a kind, and of those that are not cached."""
+    def count(self, kind: str) -> int:
+        """Return the number of media of a kind, input or generated."""
         if kind in self.generation_targets:
-            targets = self.generation_targets[kind]
-            return len(targets.seeds_g), len(targets.ids_xl)
-        if kind in self.media:
-            return len(self.media[kind].rows_m), len(self.media[kind].input_values)
-        return 0, 0
+            return len(self.generation_targets[kind].seeds_g)
+        return len(self.media[kind].rows_m) if kind in self.media else 0
 
     @property
     def target_mask(self) -> Tensor:

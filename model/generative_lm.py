@@ -56,7 +56,7 @@ class GenerativeMultimodalLM(MultimodalLM):
         return branches
 
     def forward(  # type: ignore[override]
-        self, batch: Batch, used: Collection[str] = (), encoded: Collection[str] | None = None
+        self, batch: Batch, used: Collection[str] = ()
     ) -> GenerativeLMOutput:
         """Return logits and targets of a micro-batch, and its generated media's outputs.
 
@@ -64,13 +64,10 @@ class GenerativeMultimodalLM(MultimodalLM):
             batch: the micro-batch.
             used: kinds of media, input and output, that any rank has in this forward pass. Under
                 ZeRO-3 calling a module is a collective; a rank without the kind runs a dummy.
-            encoded: those of `used` for which any rank has features or caption embeddings that are
-                not cached; by default all.
         """
         branches = self.output_branches()
         in_used = [kind for kind in used if kind not in branches]
-        in_encoded = None if encoded is None else [kind for kind in encoded if kind not in branches]
-        embeddings_btd, kwargs = self.embed(batch, self.media_tokens(batch, in_used, in_encoded))
+        embeddings_btd, kwargs = self.embed(batch, self.media_tokens(batch, in_used))
         signals = {kind: branch.signal_embeddings() for kind, branch in branches.items()}
         hidden_btd = self.backbone_hidden_states(
             batch, _with_signals(embeddings_btd, batch, signals), kwargs
@@ -79,8 +76,7 @@ class GenerativeMultimodalLM(MultimodalLM):
             kind: branch.generation_output(
                 batch.generation_targets.get(kind),
                 _signal_hidden(batch, kind, hidden_btd, signals[kind]),
-                must_embed=encoded is None or kind in encoded,
-                record_features=self.record_features,
+                embeds_given=kind in self.feature_kinds,
             )
             for kind, branch in branches.items()
             if kind in used or kind in batch.generation_targets
@@ -101,9 +97,7 @@ def _with_signals(embeddings_btd: Tensor, batch: Batch, signals: Mapping[str, Te
         else nowhere_bt
         for kind in signals
     }
-    flat = {
-        kind: signals_nd.repeat(batch.count(kind)[0], 1) for kind, signals_nd in signals.items()
-    }
+    flat = {kind: signals_nd.repeat(batch.count(kind), 1) for kind, signals_nd in signals.items()}
     return splice(embeddings_btd, flat, masks)
 
 

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from model import packing
 from model.batch import Batch
-from model.features import FeatureRecorder, is_trainable, media_features
+from model.features import is_trainable, media_features
 from model.fusion import gated_cross_attention, visual_expert
 from model.fusion.conditioning import inject_decoder_kwargs
 from model.fusion.splice import FusionError, splice
@@ -37,10 +37,12 @@ class MultimodalLM(nn.Module):
         backbone: the language model.
 
     Attributes:
-        record_features: receives newly encoded features of media with cache keys, if set.
+        feature_kinds: kinds of media of which all batches of all ranks give features instead of
+            input values (of generated media: embeddings instead of captions); their encoders are
+            never called.
     """
 
-    record_features: FeatureRecorder | None = None
+    feature_kinds: Collection[str] = ()
 
     def __init__(
         self,
@@ -92,9 +94,7 @@ class MultimodalLM(nn.Module):
         projected_mkd: Tensor = projector(pool(features_mfnd.to(dtype), branch.pool), text)
         return projected_mkd
 
-    def media_tokens(
-        self, batch: Batch, used: Collection[str] = (), encoded: Collection[str] | None = None
-    ) -> dict[str, Tensor]:
+    def media_tokens(self, batch: Batch, used: Collection[str] = ()) -> dict[str, Tensor]:
         """Return the projected tokens (m, k, d) of every kind in the batch or in `used`.
 
         Args:
@@ -102,8 +102,6 @@ class MultimodalLM(nn.Module):
             used: the kinds of media that any rank uses in this forward pass. Under ZeRO-3 calling a
                 module is a collective; for a kind that this rank lacks, a dummy is run and none of
                 its tokens is returned (m = 0), which gives it zero weight.
-            encoded: those of `used` that any rank has to encode because their features are not
-                cached; by default all.
 
         Raises:
             FusionError: the model has no input branch for a kind.
@@ -113,7 +111,6 @@ class MultimodalLM(nn.Module):
             raise FusionError(
                 f"media of {sorted(unknown)}, but the model has input branches {list(self.inputs)}"
             )
-        encoded = used if encoded is None else encoded
         device = batch.ids_bt.device
         projected: dict[str, Tensor] = {}
         # In the order of the branches: collectives must have the same order on all ranks.
@@ -125,9 +122,8 @@ class MultimodalLM(nn.Module):
                 branch,
                 partial(self.encode, kind),
                 media,
-                must_encode=kind in encoded,
+                given=kind in self.feature_kinds,
                 device=device,
-                record_features=self.record_features,
             )
             if media is None:
                 projected[kind] = self.project(kind, features_mfnd, _dummy_text(branch, device))[:0]
@@ -184,14 +180,12 @@ class MultimodalLM(nn.Module):
             (batch.ids_bt.shape[0], batch.ids_bt.shape[1]),
         )
 
-    def forward(
-        self, batch: Batch, used: Collection[str] = (), encoded: Collection[str] | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, batch: Batch, used: Collection[str] = ()) -> tuple[Tensor, Tensor]:
         """Return the logits (o, v) and the targets (o,) of all positions that have a target.
 
-        `used` and `encoded` are those of `media_tokens`.
+        `used` is that of `media_tokens`.
         """
-        return self.compute_logits(batch, self.media_tokens(batch, used, encoded))
+        return self.compute_logits(batch, self.media_tokens(batch, used))
 
     def compute_logits(
         self, batch: Batch, projected: Mapping[str, Tensor]

@@ -3,9 +3,8 @@
 H_X = Θ_out(S_X) (survey §2.4) is trained to match the embeddings of the generator's own text
 encoder (eq. 4) and to let the generator predict the noise of a noised medium (eq. 5).
 
-Shapes: d the backbone's width, g generated media, x those whose caption is embedded now, n signal
-tokens of a medium, l and w positions and width of a generator's condition, c channels and y, x
-sides of latents.
+Shapes: d the backbone's width, g generated media, n signal tokens of a medium, l and w positions
+and width of a generator's condition, c channels and y, x sides of latents.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from model.batch import GenerationTargets
-from model.features import FeatureRecorder, merge_cached
 from model.input_projectors.attention import INIT_STD
 from model.spec.output_branches import OutputBranchSpec
 
@@ -109,8 +107,7 @@ class OutputBranch(nn.Module):
         targets: GenerationTargets | None,
         signal_hidden_gnd: Tensor,
         *,
-        must_embed: bool,
-        record_features: FeatureRecorder | None = None,
+        embeds_given: bool,
     ) -> GenerationOutput:
         """Return the inputs of the losses, given the hidden states at the signal tokens.
 
@@ -121,15 +118,15 @@ class OutputBranch(nn.Module):
             targets: of the media; None on a rank without any.
             signal_hidden_gnd: the backbone's last hidden states at the signal tokens, plus their
                 input embeddings.
-            must_embed: whether any rank has a caption to embed.
-            record_features: receives the embeddings of captions with cache keys.
+            embeds_given: whether batches give the embeddings of captions, so that no rank calls
+                the text encoder.
         """
         dtype = next(self.projector.parameters()).dtype
         if targets is not None:
-            return self._run(targets, signal_hidden_gnd.to(dtype), must_embed, record_features)
-        dummy = self.dummy_targets(signal_hidden_gnd.device)
+            return self._run(targets, signal_hidden_gnd.to(dtype))
+        dummy = self.dummy_targets(signal_hidden_gnd.device, embeds_given=embeds_given)
         signal_hidden_gnd = signal_hidden_gnd.new_zeros(1, *signal_hidden_gnd.shape[1:])
-        output = self._run(dummy, signal_hidden_gnd.to(dtype), must_embed, None)
+        output = self._run(dummy, signal_hidden_gnd.to(dtype))
         noise = output.noise_prediction
         return GenerationOutput(
             output.condition_embeds_glw[:0],
@@ -137,15 +134,12 @@ class OutputBranch(nn.Module):
             noise and NoisePrediction(*(tensor[:0] for tensor in noise)),
         )
 
-    def _run(
-        self,
-        targets: GenerationTargets,
-        signal_hidden_gnd: Tensor,
-        must_embed: bool,
-        record_features: FeatureRecorder | None,
-    ) -> GenerationOutput:
+    def _run(self, targets: GenerationTargets, signal_hidden_gnd: Tensor) -> GenerationOutput:
         condition_embeds_glw = self.projector(signal_hidden_gnd)
-        target_embeds_glw = self._target_embeds(targets, must_embed, record_features)
+        target_embeds_glw = targets.cached_embeds
+        if target_embeds_glw is None:
+            assert targets.ids_gl is not None
+            target_embeds_glw = self.generator.embed(targets.ids_gl)
         noise_prediction = None
         if self._denoising:
             noise_prediction = self.generator.denoise(
@@ -153,34 +147,17 @@ class OutputBranch(nn.Module):
             )
         return GenerationOutput(condition_embeds_glw, target_embeds_glw, noise_prediction)
 
-    def _target_embeds(
-        self,
-        targets: GenerationTargets,
-        must_embed: bool,
-        record_features: FeatureRecorder | None,
-    ) -> Tensor:
-        """Return τ(t) (g, l, w), cached or embedded now; calls τ if any rank does."""
-        device = targets.ids_xl.device
-        embedded_xlw = None
-        if not must_embed:
-            if targets.cached_embeds is None:  # a dummy
-                return torch.zeros(1, *self.spec.generator.condition_shape, device=device)
-        elif len(targets.ids_xl):
-            embedded_xlw = self.generator.embed(targets.ids_xl)
-            if record_features is not None and targets.keys:
-                record_features(self.spec.kind, targets.keys, embedded_xlw)
-        else:
-            self.generator.embed(self.dummy_targets(device).ids_xl)
-        return merge_cached(targets.cached_embeds, targets.cached_g, embedded_xlw)
-
-    def dummy_targets(self, device: torch.device) -> GenerationTargets:
-        """Return the targets of a dummy medium."""
+    def dummy_targets(self, device: torch.device, *, embeds_given: bool) -> GenerationTargets:
+        """Return the targets of a dummy medium, with its caption's ids or their embeddings."""
         spec = self.spec.generator
+        ids_gl = torch.zeros(1, spec.text_tokens, dtype=torch.long, device=device)
+        embeds_glw = torch.zeros(1, *spec.condition_shape, device=device)
         return GenerationTargets(
             media_mask_bt=torch.zeros(1, 1, dtype=torch.bool, device=device),
             seeds_g=torch.zeros(1, dtype=torch.long, device="cpu"),
-            ids_xl=torch.zeros(1, spec.text_tokens, dtype=torch.long, device=device),
+            ids_gl=None if embeds_given else ids_gl,
             input_values=torch.zeros(1, *spec.shape, dtype=torch.uint8, device=device),
+            cached_embeds=embeds_glw if embeds_given else None,
         )
 
 

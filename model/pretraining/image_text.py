@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.batch import IGNORED, Batch, sentences_of
-from model.features import FeatureRecorder, media_features
+from model.features import media_features
 from model.input_projectors.attention import initialise
 from model.input_projectors.pformer import PromptFormer
 from model.input_projectors.qformer import QFormerProjector
@@ -112,10 +112,11 @@ class ImageTextModel(nn.Module):
             None.
 
     Attributes:
-        record_features: receives newly encoded features of media with cache keys, if set.
+        feature_kinds: the branch's modality, if all batches of all ranks give features instead of
+            input values; the encoder is then never called.
     """
 
-    record_features: FeatureRecorder | None = None
+    feature_kinds: Collection[str] = ()
 
     def __init__(
         self,
@@ -153,19 +154,16 @@ class ImageTextModel(nn.Module):
         self.encoder.eval()
         return self
 
-    def forward(
-        self, batch: Batch, used: Collection[str] = (), encoded: Collection[str] | None = None
-    ) -> ImageTextOutput:
+    def forward(self, batch: Batch, used: Collection[str] = ()) -> ImageTextOutput:
         """Return the inputs of the losses for one micro-batch; a collective.
 
         Args:
             batch: at most one medium per row, and its caption in `sentences`. Every rank has the
                 same number of rows; rows without a medium are dummies, which take part in the
                 collectives but in no loss.
-            used: the kinds of media of all ranks.
-            encoded: those of `used` that any rank has to encode; by default all.
+            used: ignored, since every rank reads its branch in every micro-step.
         """
-        features_bnd, text, valid_b = self._pairs(batch, used if encoded is None else encoded)
+        features_bnd, text, valid_b = self._pairs(batch)
         qformer = self.projector.qformer
         # Under the causal mask queries attend to queries only: ITG's query states are also ITC's.
         queries_bqw, states_blw = qformer.joint(features_bnd, self._with_dec(text), causal=True)
@@ -206,7 +204,7 @@ class ImageTextModel(nn.Module):
             prompts_xku=prompts_xku,
         )
 
-    def _pairs(self, batch: Batch, encoded: Collection[str]) -> tuple[Tensor, TextIds, Tensor]:
+    def _pairs(self, batch: Batch) -> tuple[Tensor, TextIds, Tensor]:
         """Return features (b, f·n, d), captions (b, l) and the mask of rows with a pair (b,).
 
         The segments of a medium are concatenated. Rows without a medium have zeros.
@@ -217,9 +215,8 @@ class ImageTextModel(nn.Module):
             self.branch,
             self._encode,
             media,
-            must_encode=kind in encoded,
+            given=kind in self.feature_kinds,
             device=device,
-            record_features=self.record_features,
         )
         # Not by name: under ZeRO-3, accessing a weight outside its module gathers it.
         dtype = next(self.projector.parameters()).dtype

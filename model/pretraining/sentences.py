@@ -105,7 +105,7 @@ class SentenceModel(MultimodalLM):
         self._mask_id, self._mask_ratio = mask_id, spec.mask_ratio
 
     def forward(  # type: ignore[override]
-        self, batch: Batch, used: Collection[str] = (), encoded: Collection[str] | None = None
+        self, batch: Batch, used: Collection[str] = ()
     ) -> SentenceOutput:
         """Return the inputs of the losses for one micro-batch; a collective.
 
@@ -113,7 +113,6 @@ class SentenceModel(MultimodalLM):
             batch: each row has a sentence in both vocabularies, after the positions of one medium;
                 rows without are dummies. Every rank has the same number of rows.
             used: ignored, since no medium is encoded.
-            encoded: likewise.
         """
         text = sentences_of(batch, self.objective.max_text)
         media = batch.media.get(self.objective.modality)

@@ -11,8 +11,9 @@ from etl.cli import UserError
 RENAMED_KEYS: Mapping[str, tuple[str, ...]] = {
     # Of a run.
     "bad_share": ("max_bad_fraction",),
+    "feature_cache_mode": ("feature_cache",),
     "features": ("feature_cache",),
-    "features_mode": ("feature_cache_mode",),
+    "features_mode": ("feature_cache",),
     "keep": ("keep_last",),
     "workers": ("num_workers",),
     # Of a preset: stages and model.
@@ -35,7 +36,6 @@ RENAMED_KEYS: Mapping[str, tuple[str, ...]] = {
 MANIFEST_KEYS = ("trainer_state", "identity", "files")
 
 RENAMED_FILES: Mapping[str, str] = {
-    "features.json": "feature_cache.json",
     "hindsight.json": "forecast.json",
 }
 """Old name → new name, of files in a run folder."""

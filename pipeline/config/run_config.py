@@ -23,7 +23,6 @@ from pipeline.config.older_versions import OlderVersionError, check_files
 from pipeline.config.overrides import override
 
 StageName = Literal["init", "pt", "sft"]
-FeatureCacheMode = Literal["auto", "always"]
 Scale = Literal["full", "tiny"]
 REPOSITORY = Path(__file__).parents[2]
 CONFIG_FILE = "config.json"
@@ -66,11 +65,8 @@ class RunOptions:
     stall_seconds: float = 1200
     """Without progress, after which a rank reports what it was doing and exits."""
     feature_cache: str | None = None
-    """Folder of the feature cache of frozen encoders: cached media are neither decoded nor encoded,
-    others are added. `python -m pipeline features` precomputes it."""
-    feature_cache_mode: FeatureCacheMode = "auto"
-    """`auto`: use --feature-cache where a measurement of some seconds at the start finds it faster;
-    `always`: everywhere."""
+    """A feature cache of these data, which `python -m pipeline features` makes: features are read
+    instead of decoding media and running frozen encoders."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,33 +149,43 @@ def parse_train_options(stage: StageName, args: Sequence[str]) -> TrainOptions:
         if not helps:
             raise
         return parse(TrainOptions, prog=prog, args=helps)
-    base = _base_config(chosen, stage)
-    settings = base.settings
-    default = TrainOptions(
-        preset=chosen.preset,
-        **{name: getattr(settings, name) for name in _names(StageOptions)},
-        **{name: getattr(base, name) for name in _names(RunOptions)},
-    )
+    default = default_options(chosen, stage, part=chosen.part)
     options = parse(TrainOptions, prog=prog, args=args, default=default)
     if options.scale == "tiny" and options.weights == "pretrained":
         raise UserError("--weights pretrained: --scale tiny has only random weights")
     return options
 
 
+def default_options(chosen: PresetOptions, stage: StageName, *, part: str | None) -> TrainOptions:
+    """Return the options whose values are those of a preset or of a configuration.
+
+    Raises:
+        UserError, SpecError: an unknown preset, a bad file, or no such stage or part.
+    """
+    base = _base_config(chosen, stage, part)
+    settings = base.settings
+    return TrainOptions(
+        **{name: getattr(chosen, name) for name in _names(PresetOptions)},
+        **{name: getattr(settings, name) for name in _names(StageOptions)},
+        **{name: getattr(base, name) for name in _names(RunOptions)},
+    )
+
+
 def resolve(options: TrainOptions, stage: StageName) -> RunConfig:
     """Return the configuration of a run: a preset or a file, changed by the options.
 
     Args:
-        options: as `parse_train_options` returns them, or, of a preset, made by hand.
+        options: with every value of the run: of `parse_train_options` or `default_options`, or, for
+            a preset, whose runs have no values of their own, any.
         stage: to train.
 
     Raises:
         UserError, SpecError: an unknown preset, a bad file or value, or no data or output.
     """
-    base = _base_config(options, stage)
+    base = _base_config(options, stage, options.part)
     changed = {name: getattr(options, name) for name in _names(StageOptions)}
     settings = replace(
-        base.system.stage(stage, options.part),
+        base.settings,
         **{name: value for name, value in changed.items() if value is not None},
     )
     run = RunConfig(
@@ -203,7 +209,7 @@ def _names(options: type) -> list[str]:
     return [field.name for field in fields(options)]
 
 
-def _base_config(options: TrainOptions, stage: StageName) -> RunConfig:
+def _base_config(options: PresetOptions, stage: StageName, part: str | None) -> RunConfig:
     """Return the configuration that `preset`, `scale` and `set` name, before the other options."""
     if Path(options.preset).suffix in (".json", ".yaml", ".yml"):
         run = read_config(Path(options.preset))
@@ -213,7 +219,7 @@ def _base_config(options: TrainOptions, stage: StageName) -> RunConfig:
         run = RunConfig(stage=stage, system=system(options.preset))
     if options.scale == "tiny":
         run = replace(run, system=run.system.tiny(), weights="random")
-    return replace(run, system=override(run.system, options.set), part=options.part or run.part)
+    return replace(run, system=override(run.system, options.set), part=part or run.part)
 
 
 def changed_preset(preset: str, scale: Scale, settings: Sequence[str]) -> System:

@@ -1,7 +1,7 @@
 """The collator: examples to one micro-batch, padded to the longest or packed end to end.
 
 Shapes: b sequences, t positions, s positions of a seq2seq decoder, m input media of a kind, g media
-of a kind to be generated, x captions to embed, l text positions.
+of a kind to be generated, l text positions.
 """
 
 from __future__ import annotations
@@ -114,18 +114,14 @@ def _media(kind: str, examples: Sequence[Example], offsets: Sequence[int], lengt
     media = [medium for _, _, medium in found]
     texts = [medium.text for medium in media if medium.text is not None]
     values = [medium.input_values for medium in media if medium.input_values is not None]
-    cached_m = [medium.input_values is None for medium in media]
     features = [medium.features for medium in media if medium.features is not None]
-    keys = [medium.key for medium in media if medium.input_values is not None and medium.key]
     return Media(
-        input_values=torch.stack(values) if values else torch.zeros(0),
+        input_values=torch.stack(values) if values else None,
         media_mask_bt=_media_mask(kind, examples, offsets, length),
         rows_m=torch.tensor([row for row, _, _ in found]),
         starts_m=torch.tensor([start for _, start, _ in found]),
         text=_texts(texts) if texts else None,
-        cached_features=torch.stack(features) if features else None,
-        cached_m=torch.tensor(cached_m) if features else None,
-        keys=tuple(keys),
+        features=torch.stack(features) if features else None,
     )
 
 
@@ -161,16 +157,13 @@ def _generation_targets(
     ]
     ids = [target.ids for target in targets if target.ids is not None]
     values = [target.input_values for target in targets if target.input_values is not None]
-    embedded = [target.embedded for target in targets if target.embedded is not None]
-    keys = [target.key for target in targets if target.ids is not None and target.key]
+    embeds = [target.cached_embeds for target in targets if target.cached_embeds is not None]
     return GenerationTargets(
         media_mask_bt=_media_mask(kind, examples, offsets, length),
         seeds_g=torch.tensor([target.seed for target in targets]),
-        ids_xl=torch.tensor(ids) if ids else torch.zeros(0, 0, dtype=torch.long),
+        ids_gl=torch.tensor(ids) if ids else None,
         input_values=torch.stack(values) if values else torch.zeros(0),
-        cached_embeds=torch.stack(embedded) if embedded else None,
-        cached_g=torch.tensor([target.ids is None for target in targets]) if embedded else None,
-        keys=tuple(keys),
+        cached_embeds=torch.stack(embeds) if embeds else None,
     )
 
 

@@ -28,7 +28,7 @@ class BadSample:
 
 @dataclass(frozen=True)
 class UnreadableShard:
-    """A shard that can no longer be read; unlike with a bad sample, the run must end."""
+    """An unreadable shard or file of features; unlike with a bad sample, the run must end."""
 
     reason: str
 
@@ -97,6 +97,8 @@ class MultimodalDataset(Dataset[Example | BadSample | UnreadableShard]):
             example = self._encoder.encode(sample, tokenized, position=ref.position)
         except SampleError as error:
             return BadSample(position=ref.position, row=ref.row, id=sample.id, reason=str(error))
+        except UserError as error:
+            return UnreadableShard(str(error))
         return replace(example, id=sample.id, source=self._shards.folder(ref.row))
 
     def _set_status(self, text: str) -> None:

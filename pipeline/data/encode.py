@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from etl.cli import UserError
 from etl.storage.schema import PLACEHOLDER_PATTERN, PLACEHOLDERS, Medium, Sample, SampleError, Turn
 from model.build import preprocess
 from model.pretraining.build import SentenceReader
 from model.spec import InputBranchSpec, ModelSpec
 from model.spec.qformer import QFormer
 from pipeline.data.chat_template import assistant_text
-from pipeline.data.features import FeatureReader, NoFeatures
+from pipeline.data.features import FeatureReader
 from pipeline.data.generation_targets import GenerationTarget, GenerationTargetEncoder
 from pipeline.data.readers import read_medium
 from pipeline.data.tokenize import SampleTokenizer, TokenizedSample
@@ -29,10 +30,9 @@ class MediumInput:
         kind: of medium.
         start: the token at which it starts, including the text before it.
         first: its first position.
-        input_values: the encoder's input (f, *shape); None where its features are cached.
+        input_values: the encoder's input (f, *shape); None where features are given.
         text: ids of the instruction, for projectors that read it; None for the others.
-        features: the encoder's cached output (f, n, d); None where it is not cached.
-        key: the cache key for its features; empty where they are not to be cached.
+        features: the encoder's features (f, n, d) instead of its input.
     """
 
     kind: str
@@ -41,7 +41,6 @@ class MediumInput:
     input_values: Tensor | None
     text: tuple[int, ...] | None = None
     features: Tensor | None = None
-    key: bytes = b""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +83,7 @@ class SampleEncoder:
         text_tokenizer: of the projectors that read the instruction, if there are any.
         sentences: of a Q-Former's text half or a P-Former. Each sample then is a sentence and one
             medium of the reader's kind; without `pairs`, a sentence alone is enough.
-        features: the feature cache.
+        features: reads features of some kinds of media instead of the media.
         generation_targets: encodes the media that the assistant generates, in a stage that trains
             generation.
 
@@ -105,7 +104,7 @@ class SampleEncoder:
         features: FeatureReader | None = None,
         generation_targets: GenerationTargetEncoder | None = None,
     ) -> None:
-        self._features = features or NoFeatures()
+        self._features = features
         self._generation_targets = generation_targets
         self._inputs: dict[str, InputBranchSpec] = {b.modality: b for b in spec.inputs}
         outputs = tuple(generation_targets.branches.values()) if generation_targets else ()
@@ -211,18 +210,28 @@ class SampleEncoder:
     def _medium_input(
         self, sample: Sample, medium: Medium, starts: tuple[int, int], instruction: str
     ) -> MediumInput:
-        """Return a medium with its features if they are cached, else decoded."""
-        found = self._features.find(medium)
-        cached = found is not None and found.features is not None
+        """Return a medium, decoded or as features."""
+        branch = self._inputs[medium.kind]
+        input_values = features = None
+        try:
+            if self._features is not None and medium.kind in self._features.kinds:
+                features = self._features.medium(medium)
+            else:
+                input_values = preprocess(branch.encoder, read_medium(medium, branch))
+        except UserError:  # not of the medium, but of a file of features
+            raise
+        except (OSError, ValueError) as error:
+            raise SampleError(
+                f"sample {sample.id}: its {medium.kind} cannot be decoded ({error})"
+            ) from error
         start, first = starts
         return MediumInput(
             kind=medium.kind,
             start=start,
             first=first,
-            input_values=None if cached else self._input_values(sample, medium),
-            text=self._text_ids(self._inputs[medium.kind], instruction),
-            features=found.features if found else None,
-            key=found.key if found else b"",
+            input_values=input_values,
+            text=self._text_ids(branch, instruction),
+            features=features,
         )
 
     def _text_ids(self, branch: InputBranchSpec, instruction: str) -> tuple[int, ...] | None:
@@ -235,15 +244,6 @@ class SampleEncoder:
             instruction, truncation=True, max_length=projector.max_text
         )["input_ids"]
         return tuple(ids)
-
-    def _input_values(self, sample: Sample, medium: Medium) -> Tensor:
-        branch = self._inputs[medium.kind]
-        try:
-            return preprocess(branch.encoder, read_medium(medium, branch))
-        except (OSError, ValueError) as error:
-            raise SampleError(
-                f"sample {sample.id}: its {medium.kind} cannot be decoded ({error})"
-            ) from error
 
 
 def _example(tokenized: TokenizedSample, media: tuple[MediumInput, ...]) -> Example:

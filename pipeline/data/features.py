@@ -1,8 +1,8 @@
-"""The protocol by which the data pipeline reads cached features; see `pipeline.feature_cache`."""
+"""The protocol by which the data pipeline reads features; see `pipeline.feature_cache`."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection
 from typing import Protocol
 
 from torch import Tensor
@@ -10,34 +10,24 @@ from torch import Tensor
 from etl.storage.schema import Medium
 
 
-@dataclass(frozen=True, kw_only=True)
-class CachedFeatures:
-    """The cache's entry for a medium or a text.
-
-    Args:
-        key: the cache key.
-        features: (f, n, d), of a text (l, w); None where they are not cached yet.
-    """
-
-    key: bytes
-    features: Tensor | None
-
-
 class FeatureReader(Protocol):
-    """Looks features up by medium or text; returns None for kinds that are not cached."""
+    """Reads the features of media and captions instead of the media and captions."""
 
-    def find(self, medium: Medium) -> CachedFeatures | None:
-        """Return the entry of a medium."""
+    @property
+    def kinds(self) -> Collection[str]:
+        """Return the kinds of media that are read as features; all others are not."""
 
-    def find_text(self, kind: str, text: str) -> CachedFeatures | None:
-        """Return the entry of a caption, for the medium of `kind` that it describes."""
+    def medium(self, medium: Medium) -> Tensor:
+        """Return the features (f, n, d) of a medium.
 
+        Raises:
+            ValueError: the medium is unreadable.
+            UserError: the features cannot be read.
+        """
 
-class NoFeatures:
-    """A reader without a cache."""
+    def caption(self, kind: str, text: str) -> Tensor:
+        """Return the embedding (l, w) of the caption of a medium of `kind` that is generated.
 
-    def find(self, medium: Medium) -> CachedFeatures | None:
-        """Return None."""
-
-    def find_text(self, kind: str, text: str) -> CachedFeatures | None:
-        """Return None."""
+        Raises:
+            UserError: it cannot be read.
+        """

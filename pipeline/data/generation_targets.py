@@ -28,19 +28,16 @@ class GenerationTarget:
         kind: `to_image`.
         seed: of the noise and the time step of eq. 5.
         ids: of its caption, padded, in the vocabulary of the generator's text encoder; None where
-            the caption's embedding is cached.
+            its embedding is given.
         input_values: the medium, for eq. 5; None in a stage without eq. 5.
-        embedded: the caption's cached embedding (l, w) by the generator's text encoder; None where
-            it is not cached.
-        key: the cache key for the embedding; empty where it is not to be cached.
+        cached_embeds: the text encoder's embedding (l, w) of the caption instead of its ids.
     """
 
     kind: str
     seed: int
     ids: tuple[int, ...] | None
     input_values: Tensor | None
-    embedded: Tensor | None = None
-    key: bytes = b""
+    cached_embeds: Tensor | None = None
 
 
 class GenerationTargetEncoder:
@@ -51,7 +48,7 @@ class GenerationTargetEncoder:
         tokenizers: of the generators' text encoders, by kind.
         denoises: whether the stage trains eq. 5, which needs the media themselves.
         seed: the run's.
-        features: the cache of caption embeddings.
+        features: reads the embeddings of captions, if it has this kind's.
     """
 
     def __init__(
@@ -61,7 +58,7 @@ class GenerationTargetEncoder:
         *,
         denoises: bool,
         seed: int,
-        features: FeatureReader,
+        features: FeatureReader | None = None,
     ) -> None:
         self.branches = {branch.kind: branch for branch in branches}
         self._tokenizers = tokenizers
@@ -82,17 +79,15 @@ class GenerationTargetEncoder:
             SampleError: a medium that cannot be decoded.
         """
         text = captions(sample.turns, sample.lineage)[number]
-        found = self._features.find_text(kind, text)
-        cached = found is not None and found.features is not None
+        features = self._features if self._features and kind in self._features.kinds else None
         branch, medium = self.branches[kind], sample.media[number]
         seed = np.random.SeedSequence((self._seed, position, number)).generate_state(1)[0]
         return GenerationTarget(
             kind=kind,
             seed=int(seed),
-            ids=None if cached else tokenize_caption(self._tokenizers[kind], branch, text),
+            ids=None if features else tokenize_caption(self._tokenizers[kind], branch, text),
             input_values=self._input_values(sample, medium, branch) if self._denoises else None,
-            embedded=found.features if found else None,
-            key=found.key if found else b"",
+            cached_embeds=features.caption(kind, text) if features else None,
         )
 
     def _input_values(self, sample: Sample, medium: Medium, branch: OutputBranchSpec) -> Tensor:

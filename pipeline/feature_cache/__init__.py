@@ -1,1 +1,1 @@
-"""The feature cache: outputs of frozen encoders, saved and read back (docs/features.md)."""
+"""The feature cache: outputs of frozen encoders, saved and read back (docs/feature-cache.md)."""

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from etl.storage.schema import Medium
 from model.spec import InputBranchSpec
 from model.spec.output_branches import OutputBranchSpec
 
@@ -88,6 +89,26 @@ def content_key(digest: bytes, reading: str) -> bytes:
         reading: how it is read, as far as that changes the encoder's input.
     """
     return hashlib.sha256(reading.encode() + b"\0" + digest).digest()
+
+
+def declared_digest(sha256: str) -> bytes | None:
+    """Return the sha256 that a shard declares for a medium's bytes; None if it declares none."""
+    try:
+        digest = bytes.fromhex(sha256 or "")
+    except ValueError:
+        return None
+    return digest if len(digest) == hashlib.sha256().digest_size else None
+
+
+def medium_digest(medium: Medium) -> bytes:
+    """Return the sha256 that a shard declares for a medium's bytes; without one, compute it."""
+    return declared_digest(medium.sha256) or hashlib.sha256(medium.data).digest()
+
+
+def check_digest(medium: Medium) -> None:
+    """Raise ValueError if a shard declares a wrong sha256: that of another medium, perhaps."""
+    if hashlib.sha256(medium.data).digest() != medium_digest(medium):
+        raise ValueError("its sha256 in the shard is not that of its bytes")
 
 
 def medium_key(digest: bytes, branch: InputBranchSpec) -> bytes:

@@ -2,8 +2,8 @@
 
     key     the cache key (pipeline.feature_cache.cache_key)
     shape   of the features
-    dtype   PyTorch's name of their type
-    data    their bytes, contiguous
+    dtype   PyTorch's name of their type, or `unreadable`
+    data    their bytes, contiguous; of an unreadable medium the reason, in UTF-8
     crc32   of all other columns
 
 Shapes: k rows.
@@ -11,7 +11,6 @@ Shapes: k rows.
 
 from __future__ import annotations
 
-import bisect
 import itertools
 import uuid
 import zlib
@@ -21,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -45,16 +45,19 @@ _DTYPES = {
 }
 
 
+_UNREADABLE = "unreadable"
+
+
 class DamagedFileError(ValueError):
-    """A file with other content than was written."""
+    """A file with other content than was written; the message names it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureRow:
-    """The features of one medium or text, and their key."""
+    """The features of one medium or text, or why the medium is unreadable, and their key."""
 
     key: bytes
-    features: Tensor
+    features: Tensor | str
 
 
 def write_feature_file(folder: Path, rows: Iterable[FeatureRow]) -> Path | None:
@@ -79,9 +82,12 @@ def _batches(rows: Iterable[FeatureRow]) -> Iterator[pa.RecordBatch]:
     entries: list[dict[str, object]] = []
     size = 0
     for row in rows:
-        entry = _entry(row)
-        entries.append(entry)
-        size += row.features.numel() * row.features.element_size()
+        shape, dtype, data = _content(row.features)
+        crc32 = _checksum(row.key, shape, dtype, data)
+        entries.append(
+            {"key": row.key, "shape": shape, "dtype": dtype, "data": data, "crc32": crc32}
+        )
+        size += len(data)
         if size >= BATCH_BYTES:
             yield pa.RecordBatch.from_pylist(entries, schema=SCHEMA)
             entries, size = [], 0
@@ -89,17 +95,13 @@ def _batches(rows: Iterable[FeatureRow]) -> Iterator[pa.RecordBatch]:
         yield pa.RecordBatch.from_pylist(entries, schema=SCHEMA)
 
 
-def _entry(row: FeatureRow) -> dict[str, object]:
-    shape = list(row.features.shape)
-    dtype = str(row.features.dtype).removeprefix("torch.")
-    data = row.features.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-    return {
-        "key": row.key,
-        "shape": shape,
-        "dtype": dtype,
-        "data": data,
-        "crc32": _checksum(row.key, shape, dtype, data),
-    }
+def _content(features: Tensor | str) -> tuple[list[int], str, bytes]:
+    """Return shape, dtype and data of a row."""
+    if isinstance(features, str):
+        return [], _UNREADABLE, features.encode()
+    flat = features.detach().cpu().contiguous().reshape(-1)
+    dtype = str(features.dtype).removeprefix("torch.")
+    return list(features.shape), dtype, flat.view(torch.uint8).numpy().tobytes()
 
 
 def _checksum(key: bytes, shape: list[int], dtype: str, data: bytes | memoryview) -> int:
@@ -117,56 +119,55 @@ class FeatureFile:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self._path = path
         try:
             with pa.memory_map(str(path)) as mapped, pa.ipc.open_file(mapped) as reader:
                 if not reader.schema.equals(SCHEMA):
-                    raise DamagedFileError("not the columns of a file of features")
-                self._batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
-            for batch in self._batches:
-                batch.validate(full=True)  # a wrong offset would read outside the file
+                    raise self._damaged("not the columns of a file of features")
+                self._table = reader.read_all()
+            self._table.validate(full=True)  # a wrong offset would read outside the file
         except (pa.ArrowException, OSError) as error:
-            raise DamagedFileError(str(error)) from None
-        if not self._batches:
-            raise DamagedFileError("no rows")
-        self._ends = list(itertools.accumulate(batch.num_rows for batch in self._batches))
+            raise self._damaged(str(error)) from None
+        if not len(self):
+            raise self._damaged("no rows")
 
     def __len__(self) -> int:
-        return self._ends[-1]
+        return self._table.num_rows
 
     def key_prefixes(self) -> NDArray[np.uint64]:
         """Return the first 8 bytes of each key as a number (k,)."""
-        return np.concatenate([_key_prefixes(batch) for batch in self._batches])
+        numbers = KEY_BYTES // 8
+        keys = [
+            np.frombuffer(chunk.buffers()[1], np.uint64, count=numbers * len(chunk))
+            for chunk in self._table["key"].chunks
+        ]
+        return np.concatenate(keys)[::numbers]
 
     def key(self, row: int) -> bytes:
         """Return the key of a row."""
-        batch, index = self._find(row)
-        key: bytes = batch.column("key")[index].as_py()
+        key: bytes = self._table["key"][row].as_py()
         return key
 
-    def read(self, row: int) -> Tensor:
-        """Return a copy of the features of a row.
+    def unreadable(self) -> list[int]:
+        """Return the rows of unreadable media."""
+        mask = np.asarray(pc.equal(self._table["dtype"], _UNREADABLE))
+        return [int(row) for row in mask.nonzero()[0]]
+
+    def read(self, row: int) -> Tensor | str:
+        """Return a copy of the features of a row, or why its medium is unreadable.
 
         Raises:
             DamagedFileError: their checksum does not match.
         """
-        batch, index = self._find(row)
-        key, shape, dtype, crc32 = (
-            batch.column(name)[index].as_py() for name in ("key", "shape", "dtype", "crc32")
-        )
-        data = memoryview(batch.column("data")[index].as_buffer())
+        columns = ("key", "shape", "dtype", "crc32")
+        key, shape, dtype, crc32 = (self._table[name][row].as_py() for name in columns)
+        data = memoryview(self._table["data"][row].as_buffer())
         if _checksum(key, shape, dtype, data) != crc32:
-            raise DamagedFileError(f"wrong checksum in row {row}")
+            raise self._damaged(f"wrong checksum in row {row}")
+        if dtype == _UNREADABLE:
+            return bytes(data).decode()
         flat = torch.from_numpy(np.frombuffer(data, np.uint8).copy())
         return flat.view(_DTYPES[dtype]).reshape(shape)
 
-    def _find(self, row: int) -> tuple[pa.RecordBatch, int]:
-        number = bisect.bisect_right(self._ends, row)
-        return self._batches[number], row - (self._ends[number - 1] if number else 0)
-
-
-def _key_prefixes(batch: pa.RecordBatch) -> NDArray[np.uint64]:
-    column = batch.column("key")
-    first = column.offset * KEY_BYTES
-    keys = np.frombuffer(column.buffers()[1], np.uint8)[first:][: len(column) * KEY_BYTES]
-    return np.ascontiguousarray(keys.reshape(-1, KEY_BYTES)[:, :8]).view(np.uint64)[:, 0]
+    def _damaged(self, reason: str) -> DamagedFileError:
+        return DamagedFileError(f"{self._path}: damaged ({' '.join(reason.split())})")

@@ -1,47 +1,62 @@
-"""The reader of the feature cache: a medium's or a caption's features, if they are cached."""
+"""The reader of the feature cache: features of media and captions, for the data pipeline."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 
+from torch import Tensor
+
+from etl.cli import UserError
 from etl.storage.schema import Medium
-from model.spec import InputBranchSpec
-from pipeline.data.features import CachedFeatures
-from pipeline.feature_cache.cache_key import medium_key, text_key
+from model.spec import ModelSpec
+from pipeline.feature_cache.cache_key import check_digest, medium_digest, medium_key, text_key
+from pipeline.feature_cache.feature_file import DamagedFileError
 from pipeline.feature_cache.store import FeatureStore
 
 
 @dataclass(frozen=True, kw_only=True)
 class CacheReader:
-    """Looks features up by kind of media; is pickled for data workers.
+    """Reads features from a complete cache; is pickled for data workers.
 
     Args:
-        branches: by modality, the input branches whose features are cached.
-        stores: of the same modalities, and by kind (`to_image`) of the generators whose caption
-            embeddings are cached; kinds that share an encoder share the store.
+        model: says how media are read.
+        stores: by kind: input modalities, and `to_…` for captions of generated media.
+        command: makes missing features.
     """
 
-    branches: Mapping[str, InputBranchSpec] = field(default_factory=dict)
-    stores: Mapping[str, FeatureStore] = field(default_factory=dict)
+    model: ModelSpec
+    stores: Mapping[str, FeatureStore]
+    command: str
 
-    def find(self, medium: Medium) -> CachedFeatures | None:
-        """Return the entry of a medium; None where its kind is not cached.
+    @property
+    def kinds(self) -> Collection[str]:
+        """Return the kinds of media that are read as features."""
+        return self.stores.keys()
 
-        The medium's bytes are hashed here: that costs a fraction of decoding them, and a wrong
-        digest in a shard cannot return another medium's features.
+    def medium(self, medium: Medium) -> Tensor:
+        """Return the features of a medium.
+
+        The medium's bytes are hashed: that costs a fraction of decoding them, and a wrong digest in
+        a shard cannot return another medium's features.
+
+        Raises:
+            ValueError: the medium is unreadable, for the reason that was found when encoding it.
+            UserError: a file of features is damaged.
         """
-        branch = self.branches.get(medium.kind)
-        if branch is None:
-            return None
-        key = medium_key(hashlib.sha256(medium.data).digest(), branch)
-        return CachedFeatures(key=key, features=self.stores[medium.kind].get(key))
+        check_digest(medium)
+        key = medium_key(medium_digest(medium), self.model.input_branch(medium.kind))
+        return self._get(medium.kind, key)
 
-    def find_text(self, kind: str, text: str) -> CachedFeatures | None:
-        """Return the entry of a caption; None where its kind is not cached."""
-        store = self.stores.get(kind)
-        if store is None:
-            return None
-        key = text_key(text)
-        return CachedFeatures(key=key, features=store.get(key))
+    def caption(self, kind: str, text: str) -> Tensor:
+        """Return the embedding of a caption; raises UserError as `medium` does."""
+        return self._get(kind, text_key(text))
+
+    def _get(self, kind: str, key: bytes) -> Tensor:
+        try:
+            features = self.stores[kind].get(key)
+        except DamagedFileError as error:
+            raise UserError(f"{error}; `{self.command}` makes its features again") from None
+        if isinstance(features, str):
+            raise ValueError(features)
+        return features

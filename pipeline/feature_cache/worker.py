@@ -1,15 +1,15 @@
-"""A worker of the Ray job that precomputes features: decodes and encodes a range of media.
+"""A worker of the job that precomputes features: decodes and encodes a range of media.
 
 Shapes: k media of a range, x media (or texts) of a batch.
 """
 
 from __future__ import annotations
 
+import fnmatch
 import itertools
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 import numpy as np
@@ -19,17 +19,29 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from etl.storage.shards import ShardSet
-from model.build import build_caption_tokenizers, build_inputs, build_text_encoders
+from model.build import build_caption_tokenizers, build_inputs, build_text_encoders, preprocess
+from model.features import is_trainable
+from model.freeze import set_trainable
+from model.segments import encode_segments
+from model.spec import InputBranchSpec
+from model.spec.output_branches import OutputBranchSpec
 from model.weights import assign
 from pipeline.config.run_config import RunConfig
-from pipeline.feature_cache.cache_key import EncoderId
-from pipeline.feature_cache.cached_encoder import (
-    CachedEncoder,
-    CachedMediaEncoder,
-    CachedTextEncoder,
+from pipeline.data.generation_targets import captions, tokenize_caption
+from pipeline.data.readers import read_medium
+from pipeline.feature_cache.cache_key import (
+    EncoderId,
+    check_digest,
+    media_encoder_id,
+    medium_digest,
+    medium_key,
+    text_encoder_id,
+    text_key,
 )
 from pipeline.feature_cache.feature_file import FeatureRow, write_feature_file
-from pipeline.feature_cache.store import FeatureStore
+
+Decoded = tuple[bytes, Tensor | str]
+"""A medium's key, and its encoder input or why it is unreadable."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +49,7 @@ class MediaRange:
     """Media of one kind whose features go to one file.
 
     Args:
-        kind: of media.
+        kind: an input modality, or `to_…` for the captions of generated media.
         media_k2: the row of each in the data, and its number among the sample's media.
     """
 
@@ -46,28 +58,12 @@ class MediaRange:
 
 
 @dataclass(frozen=True, kw_only=True)
-class UnreadableMedium:
-    """A medium that cannot be decoded, and why."""
-
-    row: int
-    id: str
-    kind: str
-    reason: str
-
-
-@dataclass(frozen=True, kw_only=True)
 class RangeResult:
-    """The result of a range: how many media were encoded, already cached, or unreadable."""
+    """How many media of a range there were, and how many were readable and thus encoded."""
 
     kind: str
+    media: int
     encoded: int
-    cached: int
-    unreadable: tuple[UnreadableMedium, ...]
-
-    @property
-    def media(self) -> int:
-        """All media of the range."""
-        return self.encoded + self.cached + len(self.unreadable)
 
 
 class PrecomputeWorker:
@@ -79,110 +75,100 @@ class PrecomputeWorker:
         batch: media per encoder call.
         threads: for decoding and, without a GPU, for computing.
         device: of the encoders.
+
+    Attributes:
+        encoder_ids: the identities of the encoders, by kind of media.
     """
 
     def __init__(
         self, run: RunConfig, initial: Path | None, *, batch: int, threads: int, device: str
     ) -> None:
         torch.set_num_threads(threads)
-        self._batch, self._device = batch, device
+        self._batch, self._device, self._folder = batch, device, Path(run.output)
         self._pool = ThreadPoolExecutor(threads)
         self._shards = ShardSet([Path(folder) for folder in run.data], verify=False)
-        self._encoders = {encoder.kind: encoder for encoder in frozen_encoders(run, initial)}
-        self.encoder_ids = {kind: enc.encoder_id() for kind, enc in self._encoders.items()}
-        for encoder in self._encoders.values():
-            encoder.parent.to(device).eval()
-        self._stores = {
-            kind: FeatureStore(Path(run.output), encoder_id)
-            for kind, encoder_id in self.encoder_ids.items()
+        spec, settings = run.system.model, run.settings
+        encoders = frozen_encoders(run, initial)
+        outputs = settings.output_branches(spec)
+        generators = build_text_encoders(spec, settings, weights=run.weights, seed=run.seed)
+        self._inputs: dict[str, InputBranchSpec] = {
+            b.modality: b for b in spec.inputs if b.modality in encoders
         }
+        self._outputs: dict[str, OutputBranchSpec] = {branch.kind: branch for branch in outputs}
+        self._tokenizers = build_caption_tokenizers(outputs, weights=run.weights)
+        self._encoders = encoders
+        self._generators = {branch.kind: generators[branch.modality] for branch in outputs}
+        self.encoder_ids: dict[str, EncoderId] = {
+            kind: media_encoder_id(branch, encoders[kind]) for kind, branch in self._inputs.items()
+        } | {
+            kind: text_encoder_id(branch, self._generators[kind])
+            for kind, branch in self._outputs.items()
+        }
+        for module in (*self._encoders.values(), *self._generators.values()):
+            module.to(device).eval()
 
     def __call__(self, item: MediaRange | None) -> RangeResult | dict[str, EncoderId]:
-        """Encode a range; for None, return the identities of the encoders by kind of media."""
+        """Encode a range; for None, return the encoders' identities."""
         if item is None:
             return self.encoder_ids
-        cached: list[bytes] = []
-        unreadable: list[UnreadableMedium] = []
-        media = self._decode_range(item, cached, unreadable)
-        write_feature_file(self._stores[item.kind].folder, self._encode(item.kind, media))
-        return RangeResult(
-            kind=item.kind,
-            encoded=len(item.media_k2) - len(cached) - len(unreadable),
-            cached=len(cached),
-            unreadable=tuple(unreadable),
-        )
+        unreadable = 0
 
-    def _decode_range(
-        self, item: MediaRange, cached: list[bytes], unreadable: list[UnreadableMedium]
-    ) -> Iterator[tuple[bytes, Tensor]]:
-        """Yield key and encoder's input of each medium that is readable and not cached, in order.
+        def rows() -> Iterator[FeatureRow]:
+            nonlocal unreadable
+            for row in self._encode_all(item.kind, self._decode_all(item)):
+                unreadable += isinstance(row.features, str)
+                yield row
 
-        Threads decode the next batch while the encoder computes. All other media are appended to
-        `cached` or `unreadable`.
-        """
-        pending: list[Future[tuple[bytes, Tensor | None] | UnreadableMedium]] = []
+        write_feature_file(self._folder / self.encoder_ids[item.kind].key, rows())
+        media = len(item.media_k2)
+        return RangeResult(kind=item.kind, media=media, encoded=media - unreadable)
+
+    def _decode_all(self, item: MediaRange) -> Iterator[Decoded]:
+        """Decode media in order; threads decode the next batch while the encoder computes."""
+        pending: list[Future[Decoded]] = []
         media = iter(item.media_k2.tolist())
         while True:
             for row, number in itertools.islice(media, 2 * self._batch - len(pending)):
                 pending.append(self._pool.submit(self._decode, item.kind, row, number))
             if not pending:
                 return
-            found = pending.pop(0).result()
-            if isinstance(found, UnreadableMedium):
-                unreadable.append(found)
-            elif found[1] is None:
-                cached.append(found[0])
-            else:
-                yield found[0], found[1]
+            yield pending.pop(0).result()
 
-    def _decode(
-        self, kind: str, row: int, number: int
-    ) -> tuple[bytes, Tensor | None] | UnreadableMedium:
-        """Return a medium's key and encoder input; None as input if its features are cached."""
-        encoder, sample = self._encoders[kind], self._shards[row]
-        key = encoder.key(sample, number)
-        if key in self._stores[kind]:
-            return key, None
+    def _decode(self, kind: str, row: int, number: int) -> Decoded:
+        sample = self._shards[row]
+        if kind in self._outputs:
+            text = captions(sample.turns, sample.lineage)[number]
+            ids = tokenize_caption(self._tokenizers[kind], self._outputs[kind], text)
+            return text_key(text), torch.tensor(ids)
+        branch, medium = self._inputs[kind], sample.media[number]
+        key = medium_key(medium_digest(medium), branch)
         try:
-            return key, encoder.input_values(sample, number)
+            check_digest(medium)
+            return key, preprocess(branch.encoder, read_medium(medium, branch))
         except (OSError, ValueError) as error:
-            return UnreadableMedium(row=row, id=sample.id, kind=kind, reason=str(error))
+            return key, str(error)
 
     @torch.no_grad()
-    def _encode(self, kind: str, media: Iterable[tuple[bytes, Tensor]]) -> Iterator[FeatureRow]:
+    def _encode_all(self, kind: str, media: Iterable[Decoded]) -> Iterator[FeatureRow]:
         pending = iter(media)
         while batch := list(itertools.islice(pending, self._batch)):
-            values = torch.stack([values for _, values in batch]).to(self._device)
-            features_x = self._encoders[kind].encode(values).cpu()
-            for (key, _), features in zip(batch, features_x, strict=True):
-                yield FeatureRow(key=key, features=features)
+            readable = [values for _, values in batch if isinstance(values, Tensor)]
+            features = iter(self._encode(kind, torch.stack(readable)) if readable else ())
+            for key, values in batch:
+                found = values if isinstance(values, str) else next(features)
+                yield FeatureRow(key=key, features=found)
+
+    def _encode(self, kind: str, values: Tensor) -> Tensor:
+        """Return the features of a batch (x, …) on the CPU."""
+        values = values.to(self._device)
+        if kind in self._outputs:
+            return self._generators[kind].embed(values).cpu()
+        jointly = self._inputs[kind].encoder.encodes_jointly
+        return encode_segments(self._encoders[kind], values, jointly=jointly).cpu()
 
 
-def frozen_encoders(run: RunConfig, initial: Path | None) -> list[CachedEncoder]:
-    """Build the frozen encoders of a stage, with the weights that training gives them."""
-    spec, settings = run.system.model, run.settings
-    modules = _frozen_media_encoders(run, initial)
-    encoders: list[CachedEncoder] = [
-        CachedMediaEncoder(branch=branch, module=modules[branch.modality])
-        for branch in spec.inputs
-        if branch.modality in modules
-    ]
-    outputs = settings.output_branches(spec)
-    tokenizers = build_caption_tokenizers(outputs, weights=run.weights)
-    generators = build_text_encoders(spec, settings, weights=run.weights, seed=run.seed)
-    encoders += [
-        CachedTextEncoder(
-            branch=branch,
-            parent=generators[branch.modality],
-            tokenizer=tokenizers[branch.kind],
-        )
-        for branch in outputs
-    ]
-    return encoders
-
-
-def _frozen_media_encoders(run: RunConfig, initial: Path | None) -> dict[str, nn.Module]:
-    """Build the input branches' encoders that are frozen in a stage, by modality."""
+def frozen_encoders(run: RunConfig, initial: Path | None) -> dict[str, nn.Module]:
+    """Build the encoders that are frozen in a stage, by modality, with the weights of training."""
     spec, settings = run.system.model, run.settings
     modules = build_inputs(spec, settings, weights=run.weights, seed=run.seed)
     owners = {branch.modality: branch.encoder_of or branch.modality for branch in spec.inputs}
@@ -195,10 +181,6 @@ def _frozen_media_encoders(run: RunConfig, initial: Path | None) -> dict[str, nn
     if initial is not None:
         stored = {name: t for name, t in load_file(initial).items() if name in names}
         assign(model, stored, str(initial))
-    trained = {n for n in names if any(fnmatchcase(n, p) for p in settings.trainable)}
-    return {
-        branch.modality: modules[owner]["encoder"]
-        for branch in spec.inputs
-        if (owner := owners[branch.modality])
-        and not any(name.startswith(f"inputs.{owner}.encoder.") for name in trained)
-    }
+    set_trainable(model, [p for p in settings.trainable if fnmatch.filter(names, p)])
+    encoders = {kind: modules[owner]["encoder"] for kind, owner in owners.items()}
+    return {kind: encoder for kind, encoder in encoders.items() if not is_trainable(encoder)}

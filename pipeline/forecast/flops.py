@@ -25,7 +25,7 @@ saving where no gradient has to pass the layers before the first trainable one.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor, nn
@@ -105,6 +105,11 @@ class UnitCosts:
     def medium(self, kind: str) -> Work:
         """Return the FLOPs of a medium outside the backbone."""
         return self.encoders[kind] + self.projectors[kind]
+
+    def with_features(self) -> UnitCosts:
+        """Return the costs where features are given: frozen encoders have none."""
+        encoders = {kind: work if work.backward else Work() for kind, work in self.encoders.items()}
+        return replace(self, encoders=encoders)
 
     def sample(
         self, *, positions: float, targets: float, media: Mapping[str, float], pairs: float = 0
@@ -239,12 +244,15 @@ def generation_flops(branch: OutputBranch, width: int) -> tuple[Work, Work]:
         width: of the backbone.
     """
     with torch.device("meta"):
-        dummy = branch.dummy_targets(torch.device("meta"))
+        device = torch.device("meta")
+        ids_gl = branch.dummy_targets(device, embeds_given=False).ids_gl
+        assert ids_gl is not None
+        dummy = branch.dummy_targets(device, embeds_given=True)
         signal_hidden_gnd = torch.zeros(1, branch.spec.signals, width)
-        _, embedded = _counted(lambda: branch.generator.embed(dummy.ids_xl))
+        _, embedded = _counted(lambda: branch.generator.embed(ids_gl))
 
         def generate() -> Tensor:
-            output = branch.generation_output(dummy, signal_hidden_gnd, must_embed=False)
+            output = branch.generation_output(dummy, signal_hidden_gnd, embeds_given=True)
             prediction = (
                 output.noise_prediction.noise_pred_gcyx
                 if output.noise_prediction

@@ -78,6 +78,8 @@ def make_forecast(
     planned: Plan,
     peak: PeakFlops,
     workload: Workload | None = None,
+    *,
+    with_features: bool = False,
 ) -> Forecast:
     """Forecast a stage's step time and checkpoint size.
 
@@ -88,9 +90,12 @@ def make_forecast(
         peak: of one rank's device.
         workload: the average sample; by default one of the planned length with one medium of each
             kind.
+        with_features: whether the features of frozen encoders come from the feature cache.
     """
     stage = system.stage(stage_name)
     costs = stage_costs(system.model, stage)
+    if with_features:
+        costs = costs.with_features()
     if workload is None:
         positions, targets = planned.tokens["total"], planned.tokens["text"]
         workload = Workload(
@@ -125,8 +130,7 @@ def typical_product(model: ModelSpec, stage: Stage) -> tuple[int, int, int]:
 def _by_component(costs: UnitCosts, workload: Workload) -> dict[str, Work]:
     work = {"encoders": Work(), "projectors": Work()}
     for kind, count in workload.media.items():
-        encoded = count if workload.encoded is None else workload.encoded[kind]
-        work["encoders"] += costs.encoders[kind] * encoded
+        work["encoders"] += costs.encoders[kind] * count
         work["projectors"] += costs.projectors[kind] * count
     work["backbone"] = costs.position * workload.positions
     work["attention scores"] = costs.pair * workload.pairs

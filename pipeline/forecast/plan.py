@@ -174,7 +174,9 @@ def _saved_by_generation(model: MultimodalLM) -> dict[str, int]:
         def generate(branch: OutputBranch = branch) -> None:
             signal_hidden_gnd = torch.zeros(1, branch.spec.signals, width)
             branch.generation_output(
-                branch.dummy_targets(signal_hidden_gnd.device), signal_hidden_gnd, must_embed=True
+                branch.dummy_targets(signal_hidden_gnd.device, embeds_given=False),
+                signal_hidden_gnd,
+                embeds_given=False,
             )
 
         saved[kind] = _saved_bytes(branch, generate)

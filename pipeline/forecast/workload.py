@@ -15,15 +15,12 @@ class Workload:
         targets: positions with a label.
         pairs: of positions of which one attends to the other.
         media: media of each kind, input and output.
-        encoded: those of them that go through an encoder, since their features are not cached;
-            None for all.
     """
 
     positions: float
     targets: float
     pairs: float
     media: Mapping[str, float]
-    encoded: Mapping[str, float] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +30,6 @@ class WorkTotals:
     Args:
         samples, positions, targets, pairs: sums.
         media: media of each kind, input and output.
-        encoded: those of them that went through an encoder (output media: their captions through
-            the generator's text encoder), since their features were not cached.
         max_positions: of the largest micro-batch of any rank, padding included.
         memory: the highest peak of any rank so far, in bytes.
     """
@@ -44,6 +39,5 @@ class WorkTotals:
     targets: float = 0.0
     pairs: float = 0.0
     media: Mapping[str, float]
-    encoded: Mapping[str, float]
     max_positions: float = 0.0
     memory: float = 0.0

@@ -55,9 +55,10 @@ def compare_with_forecast(
         targets=totals.targets / totals.samples,
         pairs=totals.pairs / totals.samples,
         media={kind: count / totals.samples for kind, count in totals.media.items()},
-        encoded={kind: count / totals.samples for kind, count in totals.encoded.items()},
     )
-    forecast = make_forecast(system, run.stage, planned, peak, workload)
+    forecast = make_forecast(
+        system, run.stage, planned, peak, workload, with_features=run.feature_cache is not None
+    )
     rows = _compare(Path(run.output), planned, forecast, totals, memory_before)
     notes = [
         f"Time: the FLOPs of the processed samples at {peak}. Waiting for data and communication "

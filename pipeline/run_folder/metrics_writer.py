@@ -3,7 +3,6 @@
 RUN/metrics.jsonl       one object per step
 RUN/bad_samples.jsonl   one object per skipped sample
 RUN/forecast.json       forecast against actual: step time, memory, checkpoint size
-RUN/feature_cache.json  which media go through the feature cache, and why
 """
 
 from __future__ import annotations
@@ -25,7 +24,6 @@ log = logging.getLogger(__name__)
 
 _DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _FORECAST = "forecast.json"
-_FEATURE_CACHE = "feature_cache.json"
 _MIN_SAMPLES = 1000
 """With fewer samples than this, the fraction of bad ones is taken of this number."""
 
@@ -148,20 +146,6 @@ def read_forecast(run: Path) -> dict[str, Any] | None:
     """Return what `write_forecast` wrote; None for a run that has not got that far."""
     path = run / _FORECAST
     return json.loads(path.read_bytes()) if path.is_file() else None
-
-
-def write_cache_decisions(run: Path, decisions: Mapping[str, Mapping[str, object]]) -> None:
-    """Write, by kind of media, whether it goes through the feature cache and why.
-
-    The fields are those of the decisions in `pipeline.feature_cache.training`.
-    """
-    write_json(run / _FEATURE_CACHE, decisions)
-
-
-def read_cache_decisions(run: Path) -> dict[str, Any]:
-    """Return what `write_cache_decisions` wrote; nothing for a run without a feature cache."""
-    path = run / _FEATURE_CACHE
-    return json.loads(path.read_bytes()) if path.is_file() else {}
 
 
 def _whole_lines(path: Path) -> list[str]:

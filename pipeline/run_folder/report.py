@@ -12,7 +12,6 @@ from etl.cli import UserError
 from pipeline.run_folder.charts import line_chart
 from pipeline.run_folder.metrics_writer import (
     read_bad_samples,
-    read_cache_decisions,
     read_forecast,
     read_metrics,
 )
@@ -37,7 +36,6 @@ def run_report(run: Path) -> Path:
         _losses(metrics),
         _speed(metrics),
         *_forecast(run),
-        *_feature_cache(run),
         *_sources(metrics),
         *_bad_samples(run),
     ]
@@ -156,14 +154,6 @@ def _forecast(run: Path) -> list[Section]:
         rows=[tuple(row[column] for column in columns) for row in content["rows"]],
     )
     return [table, Text(heading="How the forecast is made", paragraphs=content["notes"])]
-
-
-def _feature_cache(run: Path) -> list[Section]:
-    decisions = read_cache_decisions(run)
-    if not decisions:
-        return []
-    rows = [(kind, str(decision["reason"])) for kind, decision in decisions.items()]
-    return [Table(heading="Feature cache", columns=("media", ""), rows=rows)]
 
 
 def _sources(metrics: Sequence[Entry]) -> list[Section]:

@@ -147,11 +147,11 @@ class TrainingLoop:
         # The sum and the count of each loss.
         totals = torch.zeros(len(terms), 2, dtype=torch.float64, device=device())
         clear_gradients(self.engine)
-        micro_steps = zip(items, sync.used, sync.encoded, strict=True)
-        for number, (item, used, encoded) in enumerate(micro_steps, start=1):
+        micro_steps = zip(items, sync.used, strict=True)
+        for number, (item, used) in enumerate(micro_steps, start=1):
             self.engine.set_gradient_accumulation_boundary(number == len(items))
             self.phases.enter_phase("forward", samples=item.ids)
-            losses = compute_losses(terms, self.engine(item.batch.to(device()), used, encoded))
+            losses = compute_losses(terms, self.engine(item.batch.to(device()), used))
             scaled = [losses[name].total * scale for name, scale in scales.items()]
             self.phases.enter_phase("backward", samples=item.ids)
             self.engine.backward(torch.stack(scaled).sum(), scale_wrt_gas=False)

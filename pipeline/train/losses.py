@@ -188,13 +188,13 @@ def generation_terms(branch: OutputBranchSpec, generation: Generation) -> tuple[
         LossTerm(
             name=f"{kind}.align",
             weight=generation.align,
-            count=lambda batch: batch.count(kind)[0] * prod(branch.generator.condition_shape),
+            count=lambda batch: batch.count(kind) * prod(branch.generator.condition_shape),
             fn=lambda outputs: _align_conditions(outputs, kind),
         ),
         LossTerm(
             name=f"{kind}.denoise",
             weight=generation.denoise,
-            count=lambda batch: batch.count(kind)[0] * prod(branch.generator.latent_shape),
+            count=lambda batch: batch.count(kind) * prod(branch.generator.latent_shape),
             fn=lambda outputs: _denoise(outputs, kind),
         ),
     )

@@ -136,8 +136,7 @@ class MetricsAccumulator:
     ) -> None:
         self._sources, self._kinds = tuple(sources), tuple(kinds)
         self._costs, self._peak = costs, peak
-        none = dict.fromkeys(kinds, 0.0)
-        self.totals = WorkTotals(media=none, encoded=none)
+        self.totals = WorkTotals(media=dict.fromkeys(kinds, 0.0))
         self._reset()
 
     def _reset(self) -> None:
@@ -147,7 +146,6 @@ class MetricsAccumulator:
         self._counts_s3 = torch.zeros(len(self._sources), 3, dtype=torch.float64)
         self._pairs = 0.0
         self._media = dict.fromkeys(self._kinds, 0.0)
-        self._encoded = dict.fromkeys(self._kinds, 0.0)
         self._max_positions = 0.0
 
     def add(self, item: MicroBatch, losses: Mapping[str, LossSum]) -> None:
@@ -165,9 +163,7 @@ class MetricsAccumulator:
         for length, targets in zip(length_n.tolist(), targets_n.tolist(), strict=True):
             self._pairs += self._costs.pairs(length, targets) if self._costs else 0.0
         for kind in self._kinds:
-            media, encoded = batch.count(kind)
-            self._media[kind] += media
-            self._encoded[kind] += encoded
+            self._media[kind] += batch.count(kind)
         self._max_positions = max(self._max_positions, float(batch.ids_bt.numel()))
         loss = losses.get(BY_SOURCE)
         if loss is not None and loss.per_target_m is not None:
@@ -181,7 +177,6 @@ class MetricsAccumulator:
                 self._losses_s.cpu(),
                 self._counts_s3.flatten(),
                 torch.tensor([self._media[kind] for kind in self._kinds], dtype=torch.float64),
-                torch.tensor([self._encoded[kind] for kind in self._kinds], dtype=torch.float64),
                 torch.tensor(
                     [self._pairs, self._max_positions, peak_memory()], dtype=torch.float64
                 ),
@@ -228,10 +223,6 @@ class MetricsAccumulator:
                 kind: old.media[kind] + sum(rank.media[kind] for rank in ranks)
                 for kind in self._kinds
             },
-            encoded={
-                kind: old.encoded[kind] + sum(rank.encoded[kind] for rank in ranks)
-                for kind in self._kinds
-            },
             max_positions=max(old.max_positions, *(rank.max_positions for rank in ranks)),
             memory=max(old.memory, *(rank.memory for rank in ranks)),
         )
@@ -244,7 +235,6 @@ class _RankWork:
     losses_s: Tensor
     counts_s3: Tensor
     media: Mapping[str, float]
-    encoded: Mapping[str, float]
     pairs: float
     max_positions: float
     memory: float
@@ -252,14 +242,13 @@ class _RankWork:
     @classmethod
     def decode(cls, row: Tensor, sources: int, kinds: Sequence[str]) -> _RankWork:
         """Decode the tensor that `MetricsAccumulator.finish` gathers."""
-        sizes = [sources, 3 * sources, len(kinds), len(kinds), 3]
-        losses_s, counts, media, encoded, rest = row.cpu().split(sizes)
+        sizes = [sources, 3 * sources, len(kinds), 3]
+        losses_s, counts, media, rest = row.cpu().split(sizes)
         pairs, max_positions, memory = rest.tolist()
         return cls(
             losses_s=losses_s,
             counts_s3=counts.view(sources, 3),
             media=dict(zip(kinds, media.tolist(), strict=True)),
-            encoded=dict(zip(kinds, encoded.tolist(), strict=True)),
             pairs=pairs,
             max_positions=max_positions,
             memory=memory,
@@ -268,8 +257,7 @@ class _RankWork:
     def flops(self, costs: UnitCosts) -> dict[str, Work]:
         """Return the FLOPs of the encoders (with projectors) and of the backbone."""
         _, positions, targets = self.counts_s3.sum(0).tolist()
-        media = [costs.projectors[kind] * count for kind, count in self.media.items()]
-        media += [costs.encoders[kind] * count for kind, count in self.encoded.items()]
+        media = [costs.medium(kind) * count for kind, count in self.media.items()]
         return {
             "encoders": sum(media, Work()),
             "backbone": costs.position * positions

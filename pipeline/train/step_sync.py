@@ -24,8 +24,6 @@ class StepSync:
 
     Args:
         used: per micro-batch, the kinds of media, input and output, that any rank has in it.
-        encoded: those of `used` of which any rank has a medium to encode, since its features (or
-            its caption's embedding) are not cached.
         counts: by loss, the denominator: its count in the global batch.
         samples, bad: usable and skipped samples of the global batch.
         tokens: tokens of the global batch, without padding.
@@ -36,7 +34,6 @@ class StepSync:
     """
 
     used: tuple[tuple[str, ...], ...]
-    encoded: tuple[tuple[str, ...], ...]
     counts: Mapping[str, int]
     samples: int
     bad: int
@@ -66,9 +63,7 @@ def sync_step(
         save_status: of this rank.
         device: of the tensor that is gathered.
     """
-    counts_of = [[item.batch.count(kind) for kind in kinds] for item in batches]
-    flags = [int(media > 0) for row in counts_of for media, _ in row]
-    flags += [int(encoded > 0) for row in counts_of for _, encoded in row]
+    flags = [int(item.batch.count(kind) > 0) for item in batches for kind in kinds]
     loss_counts = [count_losses(losses, item.batch) for item in batches]
     numbers = [
         sum(item.samples for item in batches),
@@ -86,13 +81,12 @@ def sync_step(
     dist.all_gather(gathered, own)
     total = torch.stack(gathered).sum(0).tolist()
     any_rank, width = total[len(numbers) :], len(kinds)
-    present = [
+    used = (
         tuple(kind for kind, count in zip(kinds, any_rank[first:], strict=False) if count)
-        for first in range(0, len(any_rank), width)
-    ]
+        for first in (number * width for number in range(len(batches)))
+    )
     return StepSync(
-        used=tuple(present[: len(batches)]),
-        encoded=tuple(present[len(batches) :]),
+        used=tuple(used),
         counts={term.name: count for term, count in zip(losses, total[8:], strict=False)},
         samples=total[0],
         bad=total[1],

@@ -48,12 +48,12 @@ from pipeline.config.run_config import RunConfig, accumulation
 from pipeline.config.trainer_state import TrainerState
 from pipeline.data.dataset import MultimodalDataset
 from pipeline.data.encode import SampleEncoder
+from pipeline.data.features import FeatureReader
 from pipeline.data.generation_targets import GenerationTargetEncoder
 from pipeline.data.loader import MicroBatch, micro_batches
 from pipeline.data.sampler import BatchSampler, build_sampler
 from pipeline.data.worker_status import WorkerStatus
 from pipeline.distributed import init_distributed, memory_in_use, rank_and_world_size
-from pipeline.feature_cache.reader import CacheReader
 from pipeline.feature_cache.training import open_feature_cache
 from pipeline.forecast.forecast import stage_costs, typical_product
 from pipeline.forecast.peak_flops import of_this_device
@@ -107,14 +107,14 @@ def train_stage(run: RunConfig, resume: str) -> int:
     writer = create_run_folder(run)
     memory_before = memory_in_use()
     model = build_model(run, inputs)
-    cache, recorder = open_feature_cache(run, inputs.shards, model)
+    features = open_feature_cache(run, inputs.shards, model)
     rank, world = rank_and_world_size()
     engine = start_engine(model, run.settings, steps=inputs.steps, world=world)
     state = restore(engine, inputs, writer)
 
     tracker = PhaseTracker(WorkerStatus(run.num_workers))
     tracker.register_hooks(engine.module)
-    batches = load_batches(run, inputs, state, tracker.decoding, cache)
+    batches = load_batches(run, inputs, state, tracker.decoding, features)
     if rank == 0:
         writer.log_to(start_loggers(run.log_to, Path(run.output), asdict(run), step=state.step))
     loop = TrainingLoop(
@@ -128,7 +128,7 @@ def train_stage(run: RunConfig, resume: str) -> int:
     )
     seconds = run.stall_seconds
     watchdog = Watchdog(tracker, Path(run.output), rank=rank, world=world, seconds=seconds)
-    with recorder, watchdog:
+    with watchdog:
         state = loop.run(batches, state)
     writer.close()
     if rank == 0:
@@ -250,7 +250,7 @@ def load_batches(
     inputs: Inputs,
     state: TrainerState,
     decoding: WorkerStatus,
-    cache: CacheReader,
+    features: FeatureReader | None = None,
 ) -> Iterator[list[MicroBatch]]:
     """Yield this rank's micro-batches of each step, from the trainer's state on."""
     settings = run.settings
@@ -261,8 +261,8 @@ def load_batches(
         max_tokens=settings.max_tokens,
         text_tokenizer=build_text_tokenizer(run.system.model, weights=run.weights),
         sentences=sentence_reader(run.system.model, settings, weights=run.weights),
-        features=cache,
-        generation_targets=_generation_target_encoder(run, cache),
+        features=features,
+        generation_targets=_generation_target_encoder(run, features),
     )
     rank, world = rank_and_world_size()
     return micro_batches(
@@ -277,7 +277,7 @@ def load_batches(
 
 
 def _generation_target_encoder(
-    run: RunConfig, cache: CacheReader
+    run: RunConfig, features: FeatureReader | None
 ) -> GenerationTargetEncoder | None:
     """Return the encoder of generation targets, for a stage that trains generation."""
     generation = run.settings.generation
@@ -289,7 +289,7 @@ def _generation_target_encoder(
         build_caption_tokenizers(branches, weights=run.weights),
         denoises=generation.denoise > 0,
         seed=run.seed,
-        features=cache,
+        features=features,
     )
 
 
@@ -313,6 +313,8 @@ def make_accumulator(run: RunConfig) -> MetricsAccumulator:
     costs = peak = None
     if not isinstance(settings, InitStage):
         costs = stage_costs(model, settings)
+        if run.feature_cache is not None:
+            costs = costs.with_features()
         device = of_this_device(settings.precision, typical_product(model, settings), measure=False)
         peak = device.peak if device else None
     return MetricsAccumulator(source_names(run.data), settings.kinds(model), costs, peak)

@@ -1,23 +1,28 @@
-"""The feature cache under ZeRO-3 on two ranks, and the Ray job that fills it, killed."""
+"""The feature cache under ZeRO-3 on two ranks, and the Ray job that makes it, killed."""
 
 import contextlib
+import hashlib
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
-from model.build import build_tokenizer
+from etl.digits.records import pair_sample
+from etl.storage.shards import ShardSet, write_folder
 from model.presets import system
-from pipeline.config.run_config import RunConfig, TrainOptions, resolve
-from pipeline.data.sampler import BatchSampler, build_sampler
+from pipeline.config.run_config import Scale, TrainOptions, resolve
+from pipeline.feature_cache.distinct_media import distinct_media
 from pipeline.feature_cache.feature_file import FeatureFile
-from pipeline.feature_cache.store import FeatureStore
-from pipeline.feature_cache.worker import MediaRange, PrecomputeWorker
+from pipeline.feature_cache.precompute import plan_ranges
+from pipeline.feature_cache.store import feature_stores
+from pipeline.feature_cache.worker import PrecomputeWorker
 from tests.cluster.ranks import Outcome, Ranks, losses, run_ranks
 from tests.cluster.ray_cluster import RayHead, marked
 from tests.cluster.test_elastic import stop_after
@@ -52,7 +57,7 @@ def words(captions: Path, run: Path, *more: object) -> list[object]:
 
 
 def with_cache(captions: Path, run: Path, cache: Path) -> list[object]:
-    return words(captions, run, "--feature-cache", cache, "--feature-cache-mode", "always")
+    return words(captions, run, "--feature-cache", cache)
 
 
 def checked(outcome: Outcome) -> Outcome:
@@ -60,137 +65,137 @@ def checked(outcome: Outcome) -> Outcome:
     return outcome
 
 
-def fill(captions: Path, cache: Path, rows: list[int]) -> FeatureStore:
-    """Put the features of some rows into a cache, as a worker of the Ray job does."""
-    options = TrainOptions(preset="digits", data=(captions,), output=cache)
-    worker = PrecomputeWorker(resolve(options, "pt"), None, batch=4, threads=1, device="cpu")
-    store = FeatureStore(cache, worker.encoder_ids["image"])
-    store.create()
-    worker(MediaRange(kind="image", media_k2=np.array([[row, 0] for row in rows])))
-    assert len(store) == len(rows)
-    return store
-
-
-def schedule_of(captions: Path, output: Path) -> BatchSampler:
+def precomputed(data: list[Path], cache: Path, *settings: str, scale: Scale = "full") -> Path:
+    """Make the complete cache of data, as the Ray job's plan and one of its workers do."""
     options = TrainOptions(
-        preset="digits",
-        data=(captions,),
-        output=output,
-        global_batch=8,
-        micro_batch=2,
-        max_steps=STEPS,
-        epochs=2,
+        preset="digits", data=tuple(data), output=cache, scale=scale, set=settings
     )
-    run: RunConfig = resolve(options, "pt")
-    return build_sampler(run, build_tokenizer(run.system.model, weights=run.weights))
+    run = resolve(options, "pt")
+    worker = PrecomputeWorker(run, None, batch=4, threads=1, device="cpu")
+    stores = feature_stores(cache, worker.encoder_ids)
+    for store in stores.values():
+        store.create()
+    outputs = run.settings.output_branches(run.system.model)
+    media = distinct_media(ShardSet(data), run.system.model, outputs, stores)
+    for item in plan_ranges(media, stores, 16)[1]:
+        worker(item)
+    return cache
 
 
-def rows_of(schedule: BatchSampler, step: int, rank: int) -> set[int]:
-    return {place.row for turn in schedule.step(step, 2) for place in turn[rank]}
+@pytest.fixture(scope="module")
+def cache(captions: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return precomputed([captions], tmp_path_factory.mktemp("cache"))
 
 
-def test_ranks_with_hits_beside_ranks_with_misses_learn_the_same(
-    captions: Path, plain: list[float], tmp_path: Path
+def test_features_give_the_losses_of_the_encoder(
+    captions: Path, plain: list[float], cache: Path, tmp_path: Path
 ) -> None:
-    """In the first steps one rank knows its media and the other does not, then it is the other way
-    round; in one nobody has anything to encode, and later everybody."""
-    schedule = schedule_of(captions, tmp_path / "schedule")
-    first = rows_of(schedule, 0, 0) | rows_of(schedule, 1, 1)
-    everyone = rows_of(schedule, 2, 0) | rows_of(schedule, 2, 1)
-    nobody = set.union(*(rows_of(schedule, step, rank) for step in (3, 4) for rank in (0, 1)))
-    assert not (first | everyone) & nobody
-    assert not first & (rows_of(schedule, 0, 1) | rows_of(schedule, 1, 0))
-    store = fill(captions, tmp_path / "cache", sorted(first | everyone))
+    """And a run that is stopped resumes with them."""
+    before = contents(cache)
     run = tmp_path / "run"
-    checked(run_ranks(2, *with_cache(captions, run, tmp_path / "cache")))
-    assert losses(run) == pytest.approx(plain, rel=CLOSE)
-    # What was missing has been kept: now nobody decodes or encodes anything.
-    assert len(store) >= ROWS
-    assert distinct(store) == ROWS
-    files = sorted(store.folder.glob("part-*.arrow"))
-    again = tmp_path / "again"
-    checked(run_ranks(2, *with_cache(captions, again, tmp_path / "cache")))
-    assert losses(again) == pytest.approx(plain, rel=CLOSE)
-    assert sorted(store.folder.glob("part-*.arrow")) == files
-    assert "feature cache" in (again / "report.html").read_text().lower()
-
-
-def test_what_generators_are_told_is_kept_too(tmp_path: Path) -> None:
-    """A rank that knows a text beside one that does not, then both: the losses stay the same."""
-    drawn = generation_shards(tmp_path / "drawn", 12)
-    shown = caption_shards(tmp_path / "shown", 12)
-    settings = generative_overrides(system("digits").tiny())
-    command = ["pt", "digits", "--scale", "tiny", "--data", drawn, shown, *SMALL]
-    command += ["--set", "pt.max_tokens=256", *settings]
-    runs = {name: tmp_path / name for name in ("plain", "first", "second")}
-    checked(run_ranks(2, *command, "--output", runs["plain"]))
-    cache = ("--feature-cache", tmp_path / "cache", "--feature-cache-mode", "always")
-    for name in ("first", "second"):
-        outcome = checked(run_ranks(2, *command, "--output", runs[name], *cache))
-        assert "features of to_image: used" in outcome.stderr
-        assert losses(runs[name]) == pytest.approx(losses(runs["plain"]), rel=CLOSE)
-    kept = {
-        json.loads((path / "encoder.json").read_text())["role"]: sorted(path.glob("part-*.arrow"))
-        for path in (tmp_path / "cache").iterdir()
-    }
-    assert set(kept) == {"encoder", "text"}
-    texts = {
-        FeatureFile(path).key(row) for path in kept["text"] for row in range(len(FeatureFile(path)))
-    }
-    assert 1 < len(texts) <= 12
-
-
-def distinct(store: FeatureStore) -> int:
-    parts = [FeatureFile(path) for path in store.folder.glob("part-*.arrow")]
-    return len({part.key(row) for part in parts for row in range(len(part))})
-
-
-def test_a_run_that_is_stopped_goes_on_with_what_it_has_kept(
-    captions: Path, plain: list[float], tmp_path: Path
-) -> None:
-    run, cache = tmp_path / "run", tmp_path / "cache"
     command = with_cache(captions, run, cache)
     ranks = Ranks(2, command)
     stop_after(3, run, ranks)
     assert ranks.wait().code == 75
-    assert list(cache.glob("*/part-*.arrow"))
-    checked(run_ranks(2, *command))
+    outcome = checked(run_ranks(2, *command))
+    assert f"features of image: {ROWS} from {cache}" in outcome.stderr
+    assert losses(run) == pytest.approx(plain, rel=CLOSE)
+    assert contents(cache).keys() == before.keys()
+
+
+def test_caption_embeddings_are_read_too(tmp_path: Path) -> None:
+    """In a mix in which a micro-batch of a rank may lack images, or images to be generated."""
+    generated = generation_shards(tmp_path / "generated", 12)
+    inputs = caption_shards(tmp_path / "inputs", 12)
+    settings = ["pt.max_tokens=256", *generative_overrides(system("digits").tiny())]
+    command = ["pt", "digits", "--scale", "tiny", "--data", generated, inputs, *SMALL]
+    command += ["--set", *settings]
+    runs = {name: tmp_path / name for name in ("plain", "cached")}
+    checked(run_ranks(2, *command, "--output", runs["plain"]))
+    cache = precomputed([inputs, generated], tmp_path / "cache", *settings, scale="tiny")
+    roles = {json.loads(path.read_text())["role"] for path in cache.glob("*/encoder.json")}
+    assert roles == {"encoder", "text"}
+    outcome = checked(run_ranks(2, *command, "--output", runs["cached"], "--feature-cache", cache))
+    assert "features of to_image: 12 from" in outcome.stderr
+    assert losses(runs["cached"]) == pytest.approx(losses(runs["plain"]), rel=CLOSE)
+
+
+def test_an_incomplete_cache_is_one_line_on_all_ranks(
+    ray_head: RayHead, cache: Path, tmp_path: Path
+) -> None:
+    """No rank waits for another, and the command that it names completes the cache."""
+    more = caption_shards(tmp_path / "more", ROWS + 3)
+    run, copied = tmp_path / "run", tmp_path / "cache"
+    shutil.copytree(cache, copied)
+    ranks = Ranks(2, with_cache(more, run, copied))
+    outcome = ranks.wait()
+    assert [process.returncode for process in ranks.processes] == [2, 2]
+    errors = [line for line in outcome.stderr.splitlines() if line.startswith("error: ")]
+    (line,) = errors
+    assert f"lacks features of these data by the run's encoders: 3 of {ROWS + 3} image" in line
+    assert not (run / "metrics.jsonl").exists()
+    finish(start_job(ray_head, command_in(line)))
+    checked(run_ranks(2, *with_cache(more, run, copied), "--max-steps", 1))
+
+
+def test_an_unreadable_medium_is_a_skipped_sample_as_without_a_cache(tmp_path: Path) -> None:
+    samples = [pair_sample(0, number) for number in range(16)]
+    data = samples[3].media[0].data[:200]
+    medium = replace(samples[3].media[0], data=data, sha256=hashlib.sha256(data).hexdigest())
+    samples[3] = replace(samples[3], media=(medium,))
+    folder = write_folder(tmp_path / "data", samples, job="test")
+    cache = precomputed([folder], tmp_path / "cache")
+    runs = {name: tmp_path / name for name in ("plain", "cached")}
+    for name, run in runs.items():
+        command = words(folder, run, "--max-steps", 2, "--max-bad-fraction", 0.5)
+        command += ["--feature-cache", cache] if name == "cached" else []
+        checked(run_ranks(2, *command))
+    bad = {name: (run / "bad_samples.jsonl").read_text() for name, run in runs.items()}
+    assert samples[3].id in bad["plain"]
+    assert bad["cached"] == bad["plain"]
+    assert losses(runs["cached"]) == pytest.approx(losses(runs["plain"]), rel=CLOSE)
+
+
+def test_damage_ends_the_run_on_all_ranks_and_is_repaired(
+    ray_head: RayHead, captions: Path, plain: list[float], cache: Path, tmp_path: Path
+) -> None:
+    run, copied = tmp_path / "run", tmp_path / "cache"
+    shutil.copytree(cache, copied)
+    paths = sorted(copied.glob("*/part-*.arrow"))
+    for path in paths:
+        file = FeatureFile(path)
+        row = file.read(len(file) - 1)
+        assert isinstance(row, torch.Tensor)
+        damaged = bytearray(path.read_bytes())
+        damaged[damaged.index(row.numpy().tobytes())] ^= 0xFF
+        path.write_bytes(damaged)
+    ranks = Ranks(2, with_cache(captions, run, copied))
+    outcome = ranks.wait()
+    assert [process.returncode for process in ranks.processes] == [2, 2]
+    assert "wrong checksum in row" in outcome.stderr
+    finish(start_job(ray_head, command_in(outcome.stderr)))
+    checked(run_ranks(2, *with_cache(captions, run, copied)))
     assert losses(run) == pytest.approx(plain, rel=CLOSE)
 
 
-def test_the_measurement_decides_and_is_told(captions: Path, plain: list[float], tmp_path: Path):
-    run = tmp_path / "run"
-    outcome = checked(run_ranks(2, *words(captions, run, "--feature-cache", tmp_path / "cache")))
-    (line,) = [one for one in outcome.stderr.splitlines() if "features of image" in one]
-    assert "decoding" in line
-    assert "reading" in line
-    assert losses(run) == pytest.approx(plain, rel=CLOSE)
-    assert "decoding" in (run / "feature_cache.json").read_text()
-
-
-def test_an_encoder_that_trains_is_left_alone(captions: Path, tmp_path: Path) -> None:
+def test_an_encoder_that_trains_is_not_cached(captions: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     more = ("--set", 'pt.trainable=["inputs.*.projector.*", "inputs.*.encoder.tower.encoder.*"]')
-    command = [*with_cache(captions, run, tmp_path / "cache"), *more, "--max-steps", 1]
-    outcome = checked(run_ranks(2, *command))
-    assert "not cached, since the encoder is trained in this stage" in outcome.stderr
-    assert not list((tmp_path / "cache").glob("*"))
+    outcome = run_ranks(2, *with_cache(captions, run, tmp_path / "cache"), *more)
+    assert outcome.code == 2
+    assert "uses no frozen encoder" in outcome.stderr
+    assert not (tmp_path / "cache").exists()
 
 
-def test_a_fill_that_is_killed_and_run_again_gives_the_same_features(
+def test_a_job_that_is_killed_and_run_again_gives_the_same_features(
     ray_head: RayHead, captions: Path, tmp_path: Path
 ) -> None:
     command = ["features", "digits", "--data", str(captions)]
     command += ["--media-per-file", "4", "--batch", "4", "--output"]
-
-    def start(output: Path, env: dict[str, str]) -> WarmProcess:
-        environment = {**env, "RAY_ADDRESS": ray_head.address, "PYTHONPATH": str(REPOSITORY)}
-        return WarmProcess("pipeline", [*command, str(output)], environment)
-
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    finish(start(whole, ray_head.env))
+    finish(start_job(ray_head, [*command, str(whole)]))
     with marked(ray_head.env) as env:
-        process = start(killed, env)
+        process = start_job(ray_head, [*command, str(killed)], env)
         while len(list(killed.glob("*/part-*.arrow"))) < 3:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=0.01)
@@ -199,13 +204,27 @@ def test_a_fill_that_is_killed_and_run_again_gives_the_same_features(
         process.communicate()
     before = contents(killed)
     assert 3 <= len(before) // 4 <= ROWS // 4
-    finish(start(killed, ray_head.env))
+    finish(start_job(ray_head, [*command, str(killed)]))
     after = contents(killed)
     assert all(torch.equal(after[key], features) for key, features in before.items())
     expected = contents(whole)
     assert after.keys() == expected.keys()
     assert len(after) == ROWS
     assert all(torch.equal(after[key], features) for key, features in expected.items())
+
+
+def start_job(
+    ray_head: RayHead, command: list[str], env: dict[str, str] | None = None
+) -> WarmProcess:
+    """Start `python -m pipeline features …` on the cluster."""
+    address = {"RAY_ADDRESS": ray_head.address, "PYTHONPATH": str(REPOSITORY)}
+    return WarmProcess("pipeline", command, (env or ray_head.env) | address)
+
+
+def command_in(message: str) -> list[str]:
+    """Return the arguments of the command that an error message names."""
+    (command,) = re.findall("`python -m pipeline (features .*)`", message)
+    return str(command).split()
 
 
 def finish(process: WarmProcess) -> None:

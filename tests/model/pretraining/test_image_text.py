@@ -157,15 +157,15 @@ def test_cached_features_give_the_same_losses():
     model = small_model()
     batch = pairs(*some_pairs(2), dummy=True)
     image = batch.media["image"]
-    known = replace(
-        image,
-        input_values=image.input_values[:1],
-        cached_features=image.input_values[1:],  # which the encoder hands on as they are
-        cached_m=torch.tensor([False, True]),
-    )
+    given = replace(image, input_values=None, features=image.input_values)  # as of this encoder
     expected = means(model(batch))
-    for name, loss in means(model(replace(batch, media={"image": known}))).items():
+    model.feature_kinds = {"image"}
+    calls = []
+    model.encoder.register_forward_hook(lambda *_: calls.append(1))
+    for name, loss in means(model(replace(batch, media={"image": given}))).items():
         torch.testing.assert_close(loss, expected[name])
+    model(replace(batch, media={}, sentences=None))
+    assert not calls
 
 
 def test_counts_before_the_forward_pass_equal_those_of_the_losses():

@@ -12,7 +12,15 @@ from pipeline.config.decode import decode
 from pipeline.config.older_versions import RENAMED_FILES, RENAMED_KEYS, OlderVersionError
 from pipeline.config.run_config import RunConfig, check_run_folder, read_config
 
-CONFIG_KEYS = ["bad_share", "features", "features_mode", "keep", "workers", "trains"]
+CONFIG_KEYS = [
+    "bad_share",
+    "features",
+    "features_mode",
+    "feature_cache_mode",
+    "keep",
+    "workers",
+    "trains",
+]
 
 
 def new_key(old: str) -> str:

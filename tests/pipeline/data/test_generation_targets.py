@@ -22,15 +22,18 @@ from model.spec.output_branches import Generation, OutputBranchSpec
 from pipeline.config.run_config import RunConfig, TrainOptions, resolve
 from pipeline.data.collate import collate, dummy_example, pack
 from pipeline.data.encode import Example, SampleEncoder
-from pipeline.data.generation_targets import GenerationTargetEncoder, branch_kinds, captions
+from pipeline.data.generation_targets import (
+    GenerationTargetEncoder,
+    branch_kinds,
+    captions,
+    tokenize_caption,
+)
 from pipeline.data.tokenize import SampleTokenizer
-from pipeline.feature_cache.cache_key import text_key
-from pipeline.feature_cache.cached_encoder import CachedTextEncoder
-from pipeline.feature_cache.measure import measure
+from pipeline.feature_cache.distinct_media import distinct_media
 from pipeline.feature_cache.precompute import plan_ranges
 from pipeline.feature_cache.reader import CacheReader
 from pipeline.feature_cache.store import FeatureStore
-from pipeline.feature_cache.training import cacheable_encoders
+from pipeline.feature_cache.training import encoder_ids
 from pipeline.feature_cache.worker import PrecomputeWorker, RangeResult
 from pipeline.forecast.forecast import stage_costs
 from pipeline.forecast.plan import plan as plan_stage
@@ -61,19 +64,15 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
     return [generated[0], inputs[0], generated[1], inputs[1]]
 
 
-def encoder_of(
-    preset: System, tokenizer: PreTrainedTokenizerBase, cache: CacheReader | None = None
-) -> SampleEncoder:
+def encoder_of(preset: System, tokenizer: PreTrainedTokenizerBase) -> SampleEncoder:
     branches = preset.model.outputs
     generation = preset.pt.generation
     assert generation is not None
-    cache = cache or CacheReader()
     generation_targets = GenerationTargetEncoder(
         branches,
         build_caption_tokenizers(branches, weights="random"),
         denoises=generation.denoise > 0,
         seed=0,
-        features=cache,
     )
     return SampleEncoder(
         preset.model,
@@ -81,7 +80,6 @@ def encoder_of(
         prompt="plain",
         max_tokens=200,
         generation_targets=generation_targets,
-        features=cache,
     )
 
 
@@ -106,7 +104,7 @@ def backward(
     used = ["image", "to_image"]
     losses = dict.fromkeys(total, 0.0)
     for batch in batches:
-        found = compute_losses(terms, model(batch, used, used))
+        found = compute_losses(terms, model(batch, used))
         assert {name: loss.count for name, loss in found.items()} == count_losses(terms, batch)
         parts = [term.weight * found[term.name].total / max(1, total[term.name]) for term in terms]
         torch.stack(parts).sum().backward()
@@ -287,10 +285,10 @@ def test_a_rank_without_images_calls_the_same_modules_as_the_others(
     used = ["image", "to_image"]
     for batch in (pack(examples[:1]), pack(examples[1:2]), pack(examples)):
         calls.append({})
-        model(batch, used, used)
+        model(batch, used)
     assert calls[0] == calls[1] == calls[2]
     assert any("unet" in name for name in calls[0])
-    generation = model(pack(examples[1:2]), used, used).generation["to_image"]
+    generation = model(pack(examples[1:2]), used).generation["to_image"]
     assert (
         len(generation.condition_embeds_glw)
         == len(generation.target_embeds_glw)
@@ -298,7 +296,7 @@ def test_a_rank_without_images_calls_the_same_modules_as_the_others(
         == 0
     )
     calls.append({})
-    output: GenerativeLMOutput = model(pack(examples[1:2]), ["image"], ["image"])
+    output: GenerativeLMOutput = model(pack(examples[1:2]), ["image"])
     assert not output.generation
     assert not any("projector.enter" in name or "generator" in name for name in calls[-1])
 
@@ -328,22 +326,21 @@ def test_cached_embeddings_give_the_same_losses_without_the_text_encoder(
     embedded = model.output_branches()["to_image"].generator.embed(ids)
 
     def cached(number: int) -> Example:
-        target = replace(targets[number], ids=None, embedded=embedded[number])
+        target = replace(targets[number], ids=None, cached_embeds=embedded[number])
         return replace(examples[2 * number], generation_targets=(target,))
 
-    some = [cached(0), *examples[1:]]
-    assert backward(model, preset, [pack(some)]) == pytest.approx(expected, rel=1e-6)
-    all_cached = pack([cached(0), examples[1], cached(1), examples[3]])
-    assert all_cached.count("to_image") == (2, 0)
-    texts = []
+    batch = pack([cached(0), examples[1], cached(1), examples[3]])
+    assert batch.count("to_image") == 2
+    model.feature_kinds = {"to_image"}
+    texts: list[int] = []
     model.output_branches()["to_image"].generator.text.register_forward_hook(
         lambda *_: texts.append(1)
     )
-    generation = model(all_cached, ["image", "to_image"], ["image"]).generation["to_image"]
+    assert backward(model, preset, [batch]) == pytest.approx(expected, rel=1e-6)
+    generation = model(batch, ["image", "to_image"]).generation["to_image"]
     assert torch.equal(generation.target_embeds_glw, embedded)
+    model(pack([examples[1]]), ["image", "to_image"])  # a rank without generated media
     assert not texts
-    model(all_cached, ["image", "to_image"], ["image", "to_image"])  # another rank has one
-    assert texts == [1]
 
 
 @pytest.mark.parametrize(
@@ -404,35 +401,27 @@ def test_a_precomputed_cache_has_each_caption_once_and_as_in_training(run: RunCo
     worker = PrecomputeWorker(run, None, batch=4, threads=1, device="cpu")
     model = build(run.system.model, run.settings, weights="random", seed=run.seed)
     set_trainable(model, run.settings.trainable)
-    encoders = cacheable_encoders(run, model)
-    (encoder,) = [item for item in encoders if isinstance(item, CachedTextEncoder)]
-    assert worker.encoder_ids["to_image"] == encoder.encoder_id()
+    assert worker.encoder_ids == encoder_ids(run, model)
     stores = {kind: FeatureStore(Path(run.output), e) for kind, e in worker.encoder_ids.items()}
     for store in stores.values():
         store.create()
     shards = ShardSet([Path(folder) for folder in run.data])
-    inputs = {branch.modality: branch for branch in run.system.model.inputs}
-    outputs = run.system.model.outputs
-    counts, ranges = plan_ranges(shards, inputs, outputs, stores, 4)
+    media = distinct_media(shards, run.system.model, run.system.model.outputs, stores)
+    counts, ranges = plan_ranges(media, stores, 4)
     texts = {captions(shards[n].turns, {})[0] for n in range(len(shards))}
     assert counts["to_image"].distinct == len(texts)
     assert counts["image"].distinct == 0  # all images of these data are generation targets
     for item in ranges:
         assert isinstance(worker(item), RangeResult)
-    reader = CacheReader(stores=stores)
+    stores = {kind: FeatureStore(Path(run.output), e) for kind, e in worker.encoder_ids.items()}
+    reader = CacheReader(model=run.system.model, stores=stores, command="")
+    assert isinstance(model, GenerativeMultimodalLM)
+    branch = model.output_branches()["to_image"]
+    tokenizers = build_caption_tokenizers([branch.spec], weights="random")
     for text in texts:
-        found = reader.find_text("to_image", text)
-        assert found is not None
-        assert found.key == text_key(text)
-        assert found.features is not None
-    number = 2
-    expected = encoder.encode(encoder.input_values(shards[number], 0)[None])[0]
-    found = reader.find_text("to_image", captions(shards[number].turns, {})[0])
-    assert found is not None
-    torch.testing.assert_close(found.features, expected, atol=1e-5, rtol=1e-5)
-    timing = measure(shards, encoder, outputs, stores["to_image"], "cpu")
-    assert timing is not None
-    assert timing.media == min(8, len(texts))
+        ids = tokenize_caption(tokenizers["to_image"], branch.spec, text)
+        expected = branch.generator.embed(torch.tensor([ids]))[0]
+        torch.testing.assert_close(reader.caption("to_image", text), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_signal_tokens_are_never_truncated(

@@ -1,6 +1,8 @@
 """The precompute job in local processes: its plan, a worker's result, the stores."""
 
+import hashlib
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from model.build import build, preprocess
 from model.presets import system
 from pipeline.config.run_config import RunConfig, TrainOptions, resolve
 from pipeline.data.readers import read_medium
+from pipeline.feature_cache.distinct_media import distinct_media
 from pipeline.feature_cache.precompute import MediaCount, plan_ranges, precompute
 from pipeline.feature_cache.reader import CacheReader
 from pipeline.feature_cache.store import FeatureStore
@@ -31,7 +34,8 @@ def data(tmp_path: Path, captions: ShardSet) -> Path:
     """Ten images: one comes three times, one is broken, and one has no digest."""
     samples = [captions[number] for number in range(10)]
     samples[3], samples[7] = samples[0], samples[0]
-    samples[5] = changed(samples[5], data=samples[5].media[0].data[:200], sha256="0" * 64)
+    cut = samples[5].media[0].data[:200]
+    samples[5] = changed(samples[5], data=cut, sha256=hashlib.sha256(cut).hexdigest())
     samples[6] = changed(samples[6], sha256="")
     return write_folder(tmp_path / "data", samples, job="test")
 
@@ -60,10 +64,12 @@ def stores_of(worker: PrecomputeWorker, run: RunConfig) -> dict[str, FeatureStor
 
 
 def planned(
-    run: RunConfig, stores: dict[str, FeatureStore], size: int
+    worker: PrecomputeWorker, run: RunConfig, size: int
 ) -> tuple[dict[str, MediaCount], list[MediaRange]]:
-    branches = {kind: run.system.model.input_branch(kind) for kind in stores}
-    return plan_ranges(ShardSet([Path(run.data[0])]), branches, (), stores, size)
+    """Return the plan of the job as it is started now."""
+    stores = stores_of(worker, run)
+    shards = ShardSet([Path(folder) for folder in run.data])
+    return plan_ranges(distinct_media(shards, run.system.model, (), stores), stores, size)
 
 
 def encode(worker: PrecomputeWorker, item: MediaRange) -> RangeResult:
@@ -75,26 +81,34 @@ def encode(worker: PrecomputeWorker, item: MediaRange) -> RangeResult:
 def test_each_medium_is_encoded_once_and_only_if_it_is_missing(
     worker: PrecomputeWorker, run: RunConfig
 ) -> None:
-    stores = stores_of(worker, run)
-    counts, ranges = planned(run, stores, 3)
+    """Unreadable ones are not tried again; of one without a digest, the bytes are hashed."""
+    counts, ranges = planned(worker, run, 3)
     assert counts["image"].distinct == 8
     assert [item.media_k2[:, 0].tolist() for item in ranges] == [[0, 1, 2], [4, 5, 6], [8, 9]]
     result = encode(worker, ranges[1])
-    assert (result.encoded, result.cached, result.media) == (2, 0, 3)
-    (bad,) = result.unreadable
-    assert bad.row == 5
-    assert bad.reason == "Truncated File Read"
-    # A medium without a digest is read again: only its bytes show that it is cached.
-    counts, ranges = planned(run, stores, 3)
-    assert counts["image"].cached == 1
-    assert [item.media_k2[:, 0].tolist() for item in ranges] == [[0, 1, 2], [5, 6], [8, 9]]
-    again = encode(worker, ranges[1])
-    assert (again.encoded, again.cached, len(again.unreadable)) == (0, 1, 1)
+    assert (result.encoded, result.media) == (2, 3)
+    assert list(stores_of(worker, run)["image"].unreadable().values()) == ["Truncated File Read"]
+    counts, ranges = planned(worker, run, 3)
+    assert counts["image"].cached == 3
+    assert [item.media_k2[:, 0].tolist() for item in ranges] == [[0, 1, 2], [8, 9]]
+
+
+def test_a_medium_with_a_wrong_digest_is_unreadable(
+    run: RunConfig, data: Path, captions: ShardSet
+) -> None:
+    """Else the cache would never be complete, or return the features of another medium."""
+    shutil.rmtree(data)
+    write_folder(data, [captions[1], changed(captions[2], sha256="0" * 64)], job="test")
+    worker = PrecomputeWorker(run, None, batch=3, threads=2, device="cpu")
+    (item,) = planned(worker, run, 9)[1]
+    assert encode(worker, item).encoded == 1
+    assert not planned(worker, run, 9)[1]
+    (reason,) = stores_of(worker, run)["image"].unreadable().values()
+    assert reason == "its sha256 in the shard is not that of its bytes"
 
 
 def test_features_equal_the_model_s(worker: PrecomputeWorker, run: RunConfig) -> None:
-    stores = stores_of(worker, run)
-    for item in planned(run, stores, 100)[1]:
+    for item in planned(worker, run, 100)[1]:
         encode(worker, item)
     preset = system("digits")
     branch = preset.model.input_branch("image")
@@ -103,10 +117,8 @@ def test_features_equal_the_model_s(worker: PrecomputeWorker, run: RunConfig) ->
     values = preprocess(branch.encoder, read_medium(medium, branch))
     with torch.no_grad():
         expected = model.encode("image", values[None])[0]
-    found = CacheReader(branches={"image": branch}, stores=stores).find(medium)
-    assert found is not None
-    assert found.features is not None
-    torch.testing.assert_close(found.features, expected, atol=1e-5, rtol=1e-5)
+    reader = CacheReader(model=preset.model, stores=stores_of(worker, run), command="")
+    torch.testing.assert_close(reader.medium(medium), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_kinds_that_share_an_encoder_share_its_id_and_no_key(tmp_path: Path) -> None:
@@ -118,12 +130,10 @@ def test_kinds_that_share_an_encoder_share_its_id_and_no_key(tmp_path: Path) -> 
     keys = {kind: encoder_id.key for kind, encoder_id in worker.encoder_ids.items()}
     assert keys["image"] == keys["video"]
     assert len(set(keys.values())) == 3
-    stores = stores_of(worker, config)
-    branches = {kind: config.system.model.input_branch(kind) for kind in stores}
-    _, ranges = plan_ranges(ShardSet(list(folders)), branches, (), stores, 100)
+    ranges = planned(worker, config, 100)[1]
     assert [item.kind for item in ranges] == ["image", "video", "audio", "points"]
     assert [encode(worker, item).encoded for item in ranges] == [2, 2, 2, 2]
-    assert len(stores["image"]) == 4
+    assert not planned(worker, config, 100)[1]
 
 
 ENCODERS_TRAIN = 'pt.trainable=["inputs.*"]'
@@ -139,9 +149,14 @@ def test_the_command_in_local_processes(
 ) -> None:
     words = ["digits", "--data", str(data), "--output", str(tmp_path / "f"), "--json"]
     assert precompute([*words, "--media-per-file", "4"]) == 0
+    first = json.loads(capsys.readouterr().out)["kinds"]["image"]
+    assert precompute(words) == 0
     with pytest.raises(UserError, match="stage pt trains all encoders; there is nothing to"):
         precompute([*words, "--set", ENCODERS_TRAIN])
     counts = json.loads(capsys.readouterr().out)["kinds"]["image"]
-    assert (counts["distinct"], counts["encoded"], counts["unreadable"]) == (8, 7, 1)
+    assert (first["distinct"], first["encoded"], first["unreadable"]) == (8, 7, 1)
+    assert (counts["cached"], counts["encoded"], counts["unreadable"]) == (8, 0, 1)
     (written,) = (tmp_path / "f" / counts["encoder"]).glob("unreadable-image-*.json")
-    assert [entry["row"] for entry in json.loads(written.read_text())] == [5]
+    (entry,) = json.loads(written.read_text())
+    assert (entry["row"], entry["kind"]) == (5, "image")
+    assert entry["reason"] == "Truncated File Read"

@@ -1,4 +1,4 @@
-"""Media with cached features are not decoded, and share micro-batches with others."""
+"""With a cache, media are read as features: not decoded, and otherwise the same examples."""
 
 import hashlib
 import pickle
@@ -9,11 +9,14 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from etl.cli import UserError
 from etl.storage.schema import Sample, SampleError
-from etl.storage.shards import ShardSet
+from etl.storage.shards import ShardSet, write_folder
 from model.spec import ModelSpec
 from pipeline.data.collate import collate, pack
+from pipeline.data.dataset import BadSample, MultimodalDataset, UnreadableShard
 from pipeline.data.encode import SampleEncoder
+from pipeline.data.sampler import SampleRef
 from pipeline.feature_cache.cache_key import EncoderId, medium_key
 from pipeline.feature_cache.feature_file import FeatureRow, write_feature_file
 from pipeline.feature_cache.reader import CacheReader
@@ -23,9 +26,10 @@ SHAPE = (1, 36, 128)
 
 
 def broken(sample: Sample) -> Sample:
-    """Return a sample with an image that cannot be decoded and does not match its digest."""
-    medium = sample.media[0]
-    return replace(sample, media=(replace(medium, data=medium.data[:200]),))
+    """Return a sample with an image that cannot be decoded."""
+    data = sample.media[0].data[:200]
+    digest = hashlib.sha256(data).hexdigest()
+    return replace(sample, media=(replace(sample.media[0], data=data, sha256=digest),))
 
 
 def key_of(sample: Sample, spec: ModelSpec) -> bytes:
@@ -33,18 +37,25 @@ def key_of(sample: Sample, spec: ModelSpec) -> bytes:
 
 
 @pytest.fixture
-def cache(tmp_path: Path, spec: ModelSpec, captions: ShardSet) -> CacheReader:
-    """The features of an image, and of one that cannot be decoded."""
+def samples(captions: ShardSet) -> list[Sample]:
+    return [captions[0], captions[1], broken(captions[2]), captions[3]]
+
+
+@pytest.fixture
+def cache(tmp_path: Path, spec: ModelSpec, samples: list[Sample]) -> CacheReader:
+    """The features of all images, except for the third, which is unreadable."""
     encoder_id = EncoderId(role="encoder", spec={}, weights="", dtype="float32")
-    store = FeatureStore(tmp_path, encoder_id)
+    store = FeatureStore(tmp_path / "cache", encoder_id)
     store.create()
-    cached = captions[0], broken(captions[1])
     rows = [
-        FeatureRow(key=key_of(sample, spec), features=torch.full(SHAPE, float(number)))
-        for number, sample in enumerate(cached)
+        FeatureRow(
+            key=key_of(sample, spec),
+            features="too short" if number == 2 else torch.full(SHAPE, float(number)),
+        )
+        for number, sample in enumerate(samples)
     ]
     write_feature_file(store.folder, rows)
-    return CacheReader(branches={"image": spec.input_branch("image")}, stores={"image": store})
+    return CacheReader(model=spec, stores={"image": store}, command="make features")
 
 
 @pytest.fixture
@@ -54,54 +65,89 @@ def encoder(
     return SampleEncoder(spec, tokenizer, prompt="plain", max_tokens=200, features=cache)
 
 
-def test_cached_media_are_not_decoded(encoder: SampleEncoder, captions: ShardSet) -> None:
-    (medium,) = encoder.encode(broken(captions[1])).media
-    assert medium.input_values is None
-    assert medium.features is not None
-    assert torch.equal(medium.features, torch.ones(SHAPE))
+def test_only_the_media_differ_from_an_example_without_cache(
+    encoder: SampleEncoder,
+    spec: ModelSpec,
+    tokenizer: PreTrainedTokenizerBase,
+    samples: list[Sample],
+) -> None:
+    plain = SampleEncoder(spec, tokenizer, prompt="plain", max_tokens=200)
+    for number in (0, 1, 3):
+        with_features, without = encoder.encode(samples[number]), plain.encode(samples[number])
+        assert replace(with_features, media=()) == replace(without, media=())
+        ((given,), (decoded,)) = with_features.media, without.media
+        assert (given.kind, given.start, given.first) == (
+            decoded.kind,
+            decoded.start,
+            decoded.first,
+        )
+        assert given.input_values is None
+        assert decoded.features is None
+        assert torch.equal(given.features, torch.full(SHAPE, float(number)))
+
+
+def test_an_unreadable_medium_skips_its_sample_as_without_cache(
+    encoder: SampleEncoder, samples: list[Sample], tmp_path: Path
+) -> None:
+    with pytest.raises(SampleError) as error:
+        encoder.encode(samples[2])
+    reason = f"sample {samples[2].id}: its image cannot be decoded (too short)"
+    assert str(error.value) == reason
+    shards = ShardSet([write_folder(tmp_path / "data", samples, job="test")])
+    item = MultimodalDataset(shards, encoder)[SampleRef(position=5, row=2)]
+    assert item == BadSample(position=5, row=2, id=samples[2].id, reason=reason)
 
 
 def test_a_wrong_digest_in_a_shard_does_not_return_another_medium_s_features(
-    encoder: SampleEncoder, captions: ShardSet
+    encoder: SampleEncoder, samples: list[Sample]
 ) -> None:
-    medium = replace(captions[2].media[0], data=b"no picture", sha256=captions[0].media[0].sha256)
-    sample = replace(captions[2], media=(medium,))
-    with pytest.raises(SampleError, match="cannot be decoded"):
-        encoder.encode(sample)
+    other = samples[0].media[0]
+    medium = replace(samples[1].media[0], sha256=other.sha256)
+    with pytest.raises(SampleError, match="sha256 in the shard is not that of its bytes"):
+        encoder.encode(replace(samples[1], media=(medium,)))
 
 
-def test_only_the_media_differ_from_an_example_without_cache(
-    encoder: SampleEncoder, spec: ModelSpec, tokenizer: PreTrainedTokenizerBase, captions: ShardSet
+def test_a_medium_without_digest_is_found_by_its_bytes(
+    encoder: SampleEncoder, samples: list[Sample]
 ) -> None:
-    plain = SampleEncoder(spec, tokenizer, prompt="plain", max_tokens=200)
-    for number in (0, 2):
-        with_features, without = encoder.encode(captions[number]), plain.encode(captions[number])
-        assert replace(with_features, media=()) == replace(without, media=())
-        assert with_features.media[0].first == without.media[0].first
+    (medium,) = encoder.encode(
+        replace(samples[1], media=(replace(samples[1].media[0], sha256=""),))
+    ).media
+    assert torch.equal(medium.features, torch.ones(SHAPE))
+
+
+def test_damage_ends_the_run_and_says_what_to_do(
+    encoder: SampleEncoder, cache: CacheReader, samples: list[Sample], tmp_path: Path
+) -> None:
+    (path,) = cache.stores["image"].folder.glob("part-*.arrow")
+    data = bytearray(path.read_bytes())
+    data[data.index(torch.ones(SHAPE).numpy().tobytes())] ^= 0xFF
+    path.write_bytes(data)
+    message = f"{path}: damaged (wrong checksum in row 1); `make features` makes its features again"
+    with pytest.raises(UserError) as error:
+        encoder.encode(samples[1])
+    assert str(error.value) == message
+    shards = ShardSet([write_folder(tmp_path / "data", samples, job="test")])
+    item = MultimodalDataset(shards, encoder)[SampleRef(position=0, row=1)]
+    assert item == UnreadableShard(message)
 
 
 @pytest.mark.parametrize("packed", [True, False])
-def test_cached_and_uncached_media_share_a_micro_batch(
-    packed: bool, encoder: SampleEncoder, spec: ModelSpec, captions: ShardSet
+def test_a_batch_gives_features_instead_of_input_values(
+    packed: bool, encoder: SampleEncoder, samples: list[Sample]
 ) -> None:
-    examples = [encoder.encode(captions[number]) for number in (2, 0, 3)]
+    examples = [encoder.encode(samples[number]) for number in (3, 0, 1)]
     batch = pack(examples) if packed else collate(examples, pad_id=0, side="right")
-    image = batch.media["image"]
-    assert image.input_values.shape == (2, 1, 3, 48, 48)
-    assert image.cached_features is not None
-    assert image.cached_features.shape == (1, *SHAPE)
-    assert image.cached_m is not None
-    assert image.cached_m.tolist() == [False, True, False]
-    assert image.keys == (key_of(captions[2], spec), key_of(captions[3], spec))
+    image = batch.media["image"].to("cpu")
+    assert image.input_values is None
+    assert image.features is not None
+    assert image.features.shape == (3, *SHAPE)
+    assert image.features[:, 0, 0, 0].tolist() == [3.0, 0.0, 1.0]
     assert int(image.media_mask_bt.sum()) == 3 * 36
-    all_cached = pack([encoder.encode(captions[0])]).media["image"]
-    assert len(all_cached.input_values) == 0
-    assert all_cached.to("cpu").cached_features is not None
+    assert batch.count("image") == 3
 
 
-def test_a_reader_can_be_pickled(cache: CacheReader, spec: ModelSpec, captions: ShardSet) -> None:
+def test_a_reader_can_be_pickled(cache: CacheReader, samples: list[Sample]) -> None:
     copy = pickle.loads(pickle.dumps(cache))
-    found = copy.find(captions[0].media[0])
-    assert found.features is not None
-    assert copy.find(captions[2].media[0]).features is None
-    assert CacheReader().find(captions[0].media[0]) is None
+    assert torch.equal(copy.medium(samples[1].media[0]), torch.ones(SHAPE))
+    assert set(copy.kinds) == {"image"}

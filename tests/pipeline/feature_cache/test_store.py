@@ -16,10 +16,11 @@ from pipeline.feature_cache.feature_file import (
     FeatureRow,
     write_feature_file,
 )
-from pipeline.feature_cache.index import Index
-from pipeline.feature_cache.store import FeatureStore
+from pipeline.feature_cache.store import FeatureStore, feature_stores
 
 ENCODER = EncoderId(role="encoder", spec={"kind": "x"}, weights="0" * 64, dtype="float32")
+
+OTHER = EncoderId(role="encoder", spec={"kind": "x"}, weights="1" * 64, dtype="float32")
 
 
 def key(number: int) -> bytes:
@@ -34,6 +35,18 @@ def rows(first: int, count: int, dtype: torch.dtype = torch.float32) -> list[Fea
     ]
 
 
+def held(store: FeatureStore, *numbers: int) -> list[bool]:
+    """Return which of the keys a store holds, as a process does that opens it now."""
+    prefixes = [int.from_bytes(key(number)[:8], "little") for number in numbers]
+    answers: list[bool] = reopened(store).contains(np.array(prefixes, np.uint64)).tolist()
+    return answers
+
+
+def reopened(store: FeatureStore) -> FeatureStore:
+    copy: FeatureStore = pickle.loads(pickle.dumps(store))
+    return copy
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> FeatureStore:
     store = FeatureStore(tmp_path, ENCODER)
@@ -45,13 +58,15 @@ def store(tmp_path: Path) -> FeatureStore:
 def test_features_are_read_bit_for_bit(store: FeatureStore, dtype: torch.dtype) -> None:
     written = rows(0, 5, dtype)
     write_feature_file(store.folder, written)
-    assert len(store) == 5
+    assert held(store, *range(5), 99) == [True] * 5 + [False]
     for row in written:
         found = store.get(row.key)
-        assert found is not None
+        assert isinstance(found, torch.Tensor)
+        assert isinstance(row.features, torch.Tensor)
         assert found.dtype == dtype
         assert torch.equal(found, row.features)
-    assert store.get(key(99)) is None
+    with pytest.raises(DamagedFileError, match="no features for key"):
+        store.get(key(99))
 
 
 def test_text_embeddings_of_any_length_can_be_stored(store: FeatureStore) -> None:
@@ -64,23 +79,30 @@ def test_text_embeddings_of_any_length_can_be_stored(store: FeatureStore) -> Non
     )
     for text_key, embedding in zip(keys, embeddings, strict=True):
         found = store.get(text_key)
-        assert found is not None
+        assert isinstance(found, torch.Tensor)
         assert torch.equal(found, embedding)
     assert content_key(hashlib.sha256(b"a").digest(), "text") != content_key(
         hashlib.sha256(b"a").digest(), "image 1"
     )
 
 
-def test_files_added_by_others_are_found_and_a_key_may_be_in_two(store: FeatureStore) -> None:
-    write_feature_file(store.folder, rows(0, 4))
-    assert key(5) not in store
-    for first in (2, 5, 9):
-        write_feature_file(store.folder, rows(first, 3))
-    for number in (*range(8), 9, 10, 11):
-        assert key(number) in store
-    assert key(8) not in store
-    other = pickle.loads(pickle.dumps(store))
-    assert torch.equal(other.get(key(10)), store.get(key(10)))
+def test_a_key_may_be_in_two_files(store: FeatureStore) -> None:
+    for first, count in ((0, 4), (2, 3), (5, 3), (9, 3)):
+        write_feature_file(store.folder, rows(first, count))
+    assert held(store, *range(12)) == [number != 8 for number in range(12)]
+    other = reopened(store)
+    for number in (3, 10):
+        assert torch.equal(other.get(key(number)), store.get(key(number)))
+
+
+def test_an_unreadable_medium_has_a_reason_instead_of_features(store: FeatureStore) -> None:
+    bad = [FeatureRow(key=key(7), features="Truncated «File»"), *rows(8, 1)]
+    write_feature_file(store.folder, [*rows(0, 2), *bad])
+    write_feature_file(store.folder, rows(20, 1))
+    assert held(store, 7) == [True]
+    assert store.get(key(7)) == "Truncated «File»"
+    assert store.unreadable() == {int.from_bytes(key(7)[:8], "little"): "Truncated «File»"}
+    assert isinstance(store.get(key(8)), torch.Tensor)
 
 
 def test_without_rows_nothing_is_written(store: FeatureStore) -> None:
@@ -95,7 +117,7 @@ def test_a_failed_write_leaves_nothing(store: FeatureStore) -> None:
 
     with pytest.raises(OSError, match="no space"):
         write_feature_file(store.folder, failing())
-    assert len(store) == 0
+    assert held(store, 0, 1) == [False, False]
     assert [path.name for path in store.folder.iterdir()] == ["encoder.json"]
 
 
@@ -106,34 +128,26 @@ def damage(path: Path, offset: int, length: int = 1) -> None:
     path.write_bytes(data)
 
 
-def test_a_damaged_row_is_reported_once_and_its_file_not_read_again(
-    store: FeatureStore, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_damaged_row_is_an_error(store: FeatureStore) -> None:
     written = rows(0, 3)
     path = write_feature_file(store.folder, written)
     assert path is not None
+    assert isinstance(written[1].features, torch.Tensor)
     middle = path.read_bytes().index(written[1].features.numpy().tobytes())
     damage(path, middle + 5)
-    assert store.get(key(0)) is not None
-    assert store.get(key(1)) is None
-    assert store.get(key(0)) is None
-    (message,) = caplog.messages
-    assert message == (
-        f"{path}: damaged (wrong checksum in row 1); its features are computed again"
-    )
-    write_feature_file(store.folder, written)
-    found = store.get(key(1))
-    assert found is not None
-    assert torch.equal(found, written[1].features)
+    assert isinstance(store.get(key(0)), torch.Tensor)
+    with pytest.raises(DamagedFileError) as error:
+        store.get(key(1))
+    assert str(error.value) == f"{path}: damaged (wrong checksum in row 1)"
 
 
-def test_a_truncated_file_is_ignored(store: FeatureStore, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_truncated_file_is_an_error(store: FeatureStore) -> None:
     path = write_feature_file(store.folder, rows(0, 3))
     assert path is not None
     path.write_bytes(path.read_bytes()[:-40])
     write_feature_file(store.folder, rows(3, 3))
-    assert len(store) == 3
-    assert "damaged" in caplog.text
+    with pytest.raises(DamagedFileError, match="damaged"):
+        held(store, 3)
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -152,24 +166,33 @@ def test_all_damage_is_detected(tmp_path: Path, seed: int) -> None:
         return
     for row in written:
         if row.key in found:
+            assert isinstance(row.features, torch.Tensor)
             assert torch.equal(found[row.key], row.features)
 
 
-def test_a_damaged_file_is_quarantined(store: FeatureStore) -> None:
-    path = write_feature_file(store.folder, rows(0, 3))
-    valid = write_feature_file(store.folder, rows(3, 3))
-    assert path is not None
-    assert valid is not None
-    damage(path, path.stat().st_size // 2, 8)
-    assert len(store) == 6
-    assert store.quarantine_damaged() == [path.name]
-    assert len(store) == 3
-    assert path.with_name(f"{path.name}.damaged").is_file()
+@pytest.mark.parametrize("read", [True, False])
+def test_a_damaged_file_is_quarantined(
+    store: FeatureStore, read: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without reading all rows, only a file that cannot be opened is found to be damaged."""
+    cut, changed, _ = paths = [write_feature_file(store.folder, rows(n, 3)) for n in (0, 3, 6)]
+    assert all(paths)
+    assert cut is not None
+    assert changed is not None
+    cut.write_bytes(cut.read_bytes()[:-40])
+    features = rows(3, 3)[1].features
+    assert isinstance(features, torch.Tensor)
+    damage(changed, changed.read_bytes().index(features.numpy().tobytes()))
+    damaged = [cut, changed] if read else [cut]
+    assert store.quarantine_damaged(read=read) == sorted(path.name for path in damaged)
+    assert held(store, 0, 3, 6) == [False, not read, True]
+    for path in damaged:
+        assert path.with_name(f"{path.name}.damaged").is_file()
+        assert f"{path}: damaged" in caplog.text
 
 
 def test_another_encoder_has_another_folder(tmp_path: Path) -> None:
-    other = EncoderId(role="encoder", spec={"kind": "x"}, weights="1" * 64, dtype="float32")
-    assert other.key != ENCODER.key
+    assert OTHER.key != ENCODER.key
     store = FeatureStore(tmp_path, ENCODER)
     store.create()
     (store.folder / "encoder.json").write_text("{}")
@@ -183,15 +206,19 @@ def test_a_folder_that_is_a_file_is_an_error(tmp_path: Path) -> None:
         FeatureStore(tmp_path / "file", ENCODER).create()
 
 
-def test_an_index_takes_16_bytes_per_key_and_finds_all_with_the_same_prefix() -> None:
-    index = Index()
-    rng = np.random.default_rng(0)
-    prefixes = rng.integers(0, 2**63, 1000, dtype=np.uint64)
-    prefixes[500] = prefixes[3]
-    for file, first in enumerate(range(0, 1000, 10)):
-        index.add(file, prefixes[first : first + 10])
-    assert index.nbytes == 16 * 1000
-    assert set(index.find(prefixes[3].tobytes() + b"rest")) == {(0, 3), (50, 0)}
-    for number in (0, 17, 999):
-        assert list(index.find(prefixes[number].tobytes())) == [(number // 10, number % 10)]
-    assert not list(index.find(b"nothing!"))
+def test_whole_keys_are_compared(store: FeatureStore) -> None:
+    """The index holds only their first 8 bytes."""
+    alike = [key(1)[:8] + bytes([number]) * 24 for number in range(3)]
+    for number in (0, 1):
+        features = torch.full((2,), float(number))
+        write_feature_file(store.folder, [FeatureRow(key=alike[number], features=features)])
+    for number in (0, 1):
+        assert torch.equal(store.get(alike[number]), torch.full((2,), float(number)))
+    with pytest.raises(DamagedFileError, match="no features for key"):
+        store.get(alike[2])
+
+
+def test_kinds_that_share_an_encoder_share_the_store(tmp_path: Path) -> None:
+    stores = feature_stores(tmp_path, {"image": ENCODER, "video": ENCODER, "audio": OTHER})
+    assert stores["image"] is stores["video"]
+    assert stores["audio"].folder == tmp_path / OTHER.key

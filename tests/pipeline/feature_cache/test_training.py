@@ -1,8 +1,9 @@
-"""Which kinds of media of a run use the feature cache, and why."""
+"""A run uses a complete feature cache, or ends with one line that says what is missing."""
 
-import json
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from etl.cli import UserError
@@ -11,25 +12,28 @@ from model.build import build
 from model.freeze import set_trainable
 from model.multimodal_lm import MultimodalLM
 from model.presets import system
-from pipeline.config.run_config import FeatureCacheMode, RunConfig, TrainOptions, resolve
+from pipeline.config.run_config import RunConfig, TrainOptions, resolve
 from pipeline.feature_cache.training import open_feature_cache
-from pipeline.run_folder.report import run_report
+from pipeline.feature_cache.worker import MediaRange, PrecomputeWorker
 from tests.worlds import caption_shards
+
+ROWS = 6
 
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    return caption_shards(tmp_path / "data", 4)
+    return caption_shards(tmp_path / "data", ROWS)
 
 
-def run_of(data: Path, cache: Path | None, mode: FeatureCacheMode, *settings: str) -> RunConfig:
+def run_of(
+    data: Path, cache: Path | None, *settings: str, preset: str = "digits_omni"
+) -> RunConfig:
     options = TrainOptions(
-        preset="digits_omni",
+        preset=preset,
         data=(data,),
         output=data.parent / "run",
         weights="random",
         feature_cache=cache,
-        feature_cache_mode=mode,
         set=settings,
     )
     return resolve(options, "pt")
@@ -41,84 +45,107 @@ def model_of(run: RunConfig) -> MultimodalLM:
     return model
 
 
-def cache_decisions(run: RunConfig) -> dict[str, dict[str, object]]:
-    found: dict[str, dict[str, object]] = json.loads(
-        (Path(run.output) / "feature_cache.json").read_text()
+@pytest.fixture
+def cache(data: Path, tmp_path: Path) -> Callable[[int], Path]:
+    """Return a function that caches the features of some of the images."""
+    options = TrainOptions(
+        preset="digits_omni", data=(data,), output=tmp_path / "cache", weights="random"
     )
-    return found
+    worker = PrecomputeWorker(resolve(options, "pt"), None, batch=4, threads=1, device="cpu")
+
+    def make(count: int) -> Path:
+        media_k2 = np.array([[row, 0] for row in range(count)])
+        worker(MediaRange(kind="image", media_k2=media_k2))
+        return tmp_path / "cache"
+
+    return make
 
 
 @pytest.mark.usefixtures("alone")
-def test_always_uses_every_frozen_encoder_and_shares_stores(data: Path, tmp_path: Path) -> None:
-    run = run_of(data, tmp_path / "cache", "always")
-    model = model_of(run)
-    reader, writer = open_feature_cache(run, ShardSet([data]), model)
-    assert set(reader.stores) == {"image", "video", "audio", "points"}
-    assert reader.stores["image"] is reader.stores["video"]
-    assert len(list((tmp_path / "cache").glob("*/encoder.json"))) == 3
-    assert model.record_features == writer.add
-    assert all(decision["used"] for decision in cache_decisions(run).values())
-
-
-@pytest.mark.usefixtures("alone")
-def test_a_kind_without_media_in_the_data_is_not_used(
-    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_a_complete_cache_is_used_for_every_frozen_encoder(
+    data: Path, cache: Callable[[int], Path], tmp_path: Path
 ) -> None:
-    run = run_of(data, tmp_path / "cache", "auto")
-    with caplog.at_level("INFO"):
-        reader, _ = open_feature_cache(run, ShardSet([data]), model_of(run))
-    decisions = cache_decisions(run)
-    timing = decisions["image"]["timing"]
-    assert isinstance(timing, dict)
-    assert decisions["image"]["used"] is (timing["read"] < timing["decode"] + timing["encode"])
-    assert ("image" in reader.stores) is decisions["image"]["used"]
-    assert decisions["audio"]["reason"] == "not used: the data hold no audio to measure"
-    assert "audio" not in reader.stores
-    assert sum("features of" in message for message in caplog.messages) == 4
+    """Kinds that the data lack have no features, and no encoder is called for them."""
+    run = run_of(data, cache(ROWS))
+    model = model_of(run)
+    reader = open_feature_cache(run, ShardSet([data]), model)
+    assert reader is not None
+    assert set(reader.kinds) == set(model.feature_kinds) == {"image", "video", "audio", "points"}
+    assert reader.stores["image"] is reader.stores["video"]
+    subset = caption_shards(tmp_path / "subset", ROWS - 2)
+    assert open_feature_cache(run, ShardSet([subset, data, subset]), model) is not None
 
 
 @pytest.mark.usefixtures("alone")
-def test_the_cache_is_not_used_for_a_trained_encoder(data: Path, tmp_path: Path) -> None:
-    setting = 'pt.trainable=["inputs.*.projector.*", "inputs.audio.encoder.*"]'
-    run = run_of(data, tmp_path / "cache", "always", setting)
-    reader, _ = open_feature_cache(run, ShardSet([data]), model_of(run))
-    assert set(reader.stores) == {"image", "video", "points"}
-    assert (
-        cache_decisions(run)["audio"]["reason"]
-        == "not cached, since the encoder is trained in this stage"
+def test_an_incomplete_cache_is_an_error_that_names_the_command(
+    data: Path, cache: Callable[[int], Path]
+) -> None:
+    run = run_of(data, cache(ROWS - 2))
+    model = model_of(run)
+    with pytest.raises(UserError) as error:
+        open_feature_cache(run, ShardSet([data]), model)
+    (folder,) = (data.parent / "cache").iterdir()
+    assert str(error.value) == (
+        f"--feature-cache {folder.parent}: lacks features of these data by the run's encoders: "
+        f"2 of {ROWS} image ({folder.name}); `python -m pipeline features {run.output}/config.json "
+        f"--stage pt --output {folder.parent}` makes them"
     )
+    assert not model.feature_kinds
 
 
 @pytest.mark.usefixtures("alone")
-def test_an_impossible_folder_is_an_error(data: Path, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    run = run_of(data, tmp_path / "file", "auto")
-    with pytest.raises(UserError, match="cannot be written"):
+@pytest.mark.parametrize("change", ["seed", "folder"])
+def test_features_of_another_encoder_are_not_used(
+    data: Path, cache: Callable[[int], Path], change: str
+) -> None:
+    made = cache(ROWS)
+    run = run_of(data, made if change == "seed" else made.parent / "none")
+    model = build(run.system.model, run.settings, weights="random", seed=int(change == "seed"))
+    set_trainable(model, run.settings.trainable)
+    with pytest.raises(UserError, match=f"{ROWS} of {ROWS} image"):
+        open_feature_cache(run, ShardSet([data]), model)
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_damaged_file_is_an_error(data: Path, cache: Callable[[int], Path]) -> None:
+    run = run_of(data, cache(ROWS))
+    (path,) = (data.parent / "cache").glob("*/part-*.arrow")
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(UserError, match=r"damaged .*; `python -m pipeline features .*` makes"):
+        open_feature_cache(run, ShardSet([data]), model_of(run))
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_trained_encoder_is_not_cached(
+    data: Path, cache: Callable[[int], Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    setting = 'pt.trainable=["inputs.*.projector.*", "inputs.audio.encoder.*"]'
+    run = run_of(data, cache(ROWS), setting)
+    with caplog.at_level("INFO"):
+        reader = open_feature_cache(run, ShardSet([data]), model_of(run))
+    assert reader is not None
+    assert set(reader.kinds) == {"image", "video", "points"}
+    message = "features of audio: not cached, since the encoder is trained in this stage"
+    assert message in caplog.messages
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_cache_without_a_frozen_encoder_is_an_error(data: Path, tmp_path: Path) -> None:
+    run = run_of(data, tmp_path / "cache", 'pt.trainable=["inputs.*"]', preset="digits")
+    with pytest.raises(UserError, match="stage pt of digits uses no frozen encoder"):
         open_feature_cache(run, ShardSet([data]), model_of(run))
 
 
 def test_without_the_option_there_is_no_cache(data: Path) -> None:
-    run = run_of(data, None, "auto")
+    run = run_of(data, None)
     model = model_of(run)
-    reader, _ = open_feature_cache(run, ShardSet([data]), model)
-    assert not reader.stores
-    assert model.record_features is None
+    assert open_feature_cache(run, ShardSet([data]), model) is None
+    assert not model.feature_kinds
 
 
-def test_the_report_shows_the_decision(data: Path, tmp_path: Path) -> None:
-    metrics = {"step": 1, "samples": 2, "tokens": 3, "loss": 1.0, "losses": {"text": 1.0}}
-    metrics |= {"lr": 0.1, "grad_norm": 1.0, "step_seconds": 1.0, "tokens_per_second": 3.0}
-    (tmp_path / "metrics.jsonl").write_text(json.dumps(metrics) + "\n")
-    decision = {"image": {"used": True, "reason": "used; reading 1 ms"}}
-    (tmp_path / "feature_cache.json").write_text(json.dumps(decision))
-    page = run_report(tmp_path).read_text()
-    assert "Feature cache" in page
-    assert "used; reading 1 ms" in page
-
-
-def test_options_are_part_of_the_configuration(data: Path, tmp_path: Path) -> None:
-    run = run_of(data, tmp_path / "cache", "always")
+def test_the_option_is_part_of_the_configuration(data: Path, tmp_path: Path) -> None:
+    run = run_of(data, tmp_path / "cache")
     run.save(tmp_path)
     again = resolve(TrainOptions(preset=str(tmp_path / "config.json")), "pt")
-    assert (again.feature_cache, again.feature_cache_mode) == (str(tmp_path / "cache"), "always")
+    assert again.feature_cache == str(tmp_path / "cache")
     assert system("digits_omni").model == again.system.model

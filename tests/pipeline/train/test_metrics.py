@@ -126,19 +126,25 @@ def test_source_names_are_the_shortest_different_path_suffixes():
     assert source_names(["/a/x", "/a/x"]) == ["0: /a/x", "1: /a/x"]
 
 
-def test_cached_media_do_not_count_as_encoded(alone):
-    one = Work(forward=1.0)
-    image = {"image": one}
+@pytest.mark.parametrize("with_features", [False, True])
+def test_frozen_encoders_cost_nothing_where_features_are_given(alone, with_features):
+    frozen, trained = Work(forward=1.0), Work(forward=1.0, backward=2.0)
     unit_costs = UnitCosts(
-        position=Work(), pair=Work(), target=Work(), encoders=image, projectors=image, seq2seq=False
+        position=Work(),
+        pair=Work(),
+        target=Work(),
+        encoders={"image": frozen, "audio": trained},
+        projectors={"image": frozen, "audio": frozen},
+        seq2seq=False,
     )
-    inputs = [
-        MediumInput(kind="image", start=0, first=0, input_values=values, features=features)
-        for values, features in ((torch.zeros(1, 2), None), (None, torch.ones(1, 3, 4)))
-    ]
-    examples = [replace(EXAMPLES[0], media=(medium,)) for medium in inputs]
-    accumulator = MetricsAccumulator(["captions", "dialogues"], ("image",), unit_costs, peak=1.0)
-    accumulator.add(MicroBatch(batch=pack(examples), samples=2, sources=(0, 0)), {})
-    assert accumulator.finish(seconds=1.0).mfu == 3.0  # one encoder, two projectors
-    assert accumulator.totals.media == {"image": 2}
-    assert accumulator.totals.encoded == {"image": 1}
+    unit_costs = unit_costs.with_features() if with_features else unit_costs
+    media = tuple(
+        MediumInput(kind=kind, start=0, first=0, input_values=torch.zeros(1, 2))
+        for kind in ("image", "image", "audio")
+    )
+    examples = [replace(EXAMPLES[0], media=media)]
+    accumulator = MetricsAccumulator(["captions"], ("image", "audio"), unit_costs, peak=1.0)
+    accumulator.add(MicroBatch(batch=pack(examples), samples=1, sources=(0,)), {})
+    encoders = 3.0 if with_features else 5.0  # and three projectors
+    assert accumulator.finish(seconds=1.0).mfu == encoders + 3.0
+    assert accumulator.totals.media == {"image": 2, "audio": 1}

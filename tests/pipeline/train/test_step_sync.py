@@ -1,4 +1,4 @@
-"""What the ranks agree on: the kinds of media of a micro-batch, and which of them to encode."""
+"""What the ranks agree on: the kinds of media of a micro-batch."""
 
 import torch
 
@@ -13,34 +13,29 @@ from pipeline.train.step_sync import sync_step
 KINDS = ("image", "video", "audio")
 
 
-def item(*media: tuple[str, bool]) -> MicroBatch:
-    """Return a micro-batch with media of these kinds, whose features are cached or not."""
+def item(*kinds: str) -> MicroBatch:
+    """Return a micro-batch with media of these kinds: features of images, values of others."""
     inputs = tuple(
         MediumInput(
             kind=kind,
             start=0,
             first=0,
-            input_values=None if cached else torch.zeros(1, 2),
-            features=torch.zeros(1, 3, 4) if cached else None,
+            input_values=None if kind == "image" else torch.zeros(1, 2),
+            features=torch.zeros(1, 3, 4) if kind == "image" else None,
         )
-        for kind, cached in media
+        for kind in kinds
     )
     example = Example(ids=[1, 2], labels=[1, 2], kinds=["", ""], media=inputs)
     return MicroBatch(batch=pack([example]), samples=1)
 
 
-def test_cached_media_are_used_and_not_encoded(alone: None) -> None:
-    items = [
-        item(("image", True), ("audio", False)),
-        item(("image", True), ("image", False), ("audio", True)),
-        item(),
-    ]
+def test_a_kind_is_used_whether_as_features_or_as_values(alone: None) -> None:
+    items = [item("image", "audio"), item("image", "image"), item()]
     status = SaveStatus(busy=1)
     preset = system("digits")
     losses = loss_terms(preset.model, preset.pt)
     sync = sync_step(items, KINDS, losses, stop=False, save_status=status, device="cpu")
-    assert sync.used == (("image", "audio"), ("image", "audio"), ())
-    assert sync.encoded == (("audio",), ("image",), ())
+    assert sync.used == (("image", "audio"), ("image",), ())
     assert sync.samples == 3
     assert sync.counts == {"text": 3}
     assert sync.save_status == status

@@ -43,7 +43,7 @@ def last_line(
     monkeypatch.setattr(report, "run_report", lambda folder: folder / "report.html")
 
     def call(step: int) -> str:
-        totals = WorkTotals(media={}, encoded={})
+        totals = WorkTotals(media={})
         state = TrainerState(step=step)
         with caplog.at_level(logging.INFO):
             train.write_report(run, inputs(run, step), state, totals, memory_before=0)  # type: ignore[arg-type]
