@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -117,5 +118,6 @@ def encoder_ids(run: RunConfig, model: nn.Module) -> Mapping[str, EncoderId]:
 
 def _command(run: RunConfig) -> str:
     """Return the command that completes a run's cache."""
-    config = Path(run.output) / CONFIG_FILE
-    return f"python -m pipeline features {config} --stage {run.stage} --output {run.feature_cache}"
+    config, cache = Path(run.output) / CONFIG_FILE, str(run.feature_cache)
+    words = ["features", str(config), "--stage", run.stage, "--output", cache]
+    return shlex.join(["python", "-m", "pipeline", *words])

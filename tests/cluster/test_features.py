@@ -23,7 +23,7 @@ from pipeline.feature_cache.feature_file import FeatureFile
 from pipeline.feature_cache.precompute import plan_ranges
 from pipeline.feature_cache.store import feature_stores
 from pipeline.feature_cache.worker import PrecomputeWorker
-from tests.cluster.ranks import Outcome, Ranks, losses, run_ranks
+from tests.cluster.ranks import TIMEOUT_S, Outcome, Ranks, losses, run_ranks
 from tests.cluster.ray_cluster import RayHead, marked
 from tests.cluster.test_elastic import stop_after
 from tests.cluster.warm import REPOSITORY, WarmProcess
@@ -35,7 +35,10 @@ STEPS = 8
 ROWS = 40
 SMALL = ("--global-batch", 8, "--micro-batch", 2, "--max-steps", STEPS, "--epochs", 2)
 CLOSE = 1e-6
-"""Relative, in float32: an encoder that gets other media together may round otherwise."""
+"""Relative, in float32: under ZeRO-3 DeepSpeed adds the bias of a linear layer by itself, so that
+the encoder's last bits differ from those of the job."""
+SLOW = ("--learning-rate", 3e-4)
+"""A large learning rate would amplify such bits from step to step."""
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +56,7 @@ def plain(captions: Path, tmp_path_factory: pytest.TempPathFactory) -> list[floa
 
 
 def words(captions: Path, run: Path, *more: object) -> list[object]:
-    return ["pt", "digits", "--data", captions, "--output", run, *SMALL, *more]
+    return ["pt", "digits", "--data", captions, "--output", run, *SMALL, *SLOW, *more]
 
 
 def with_cache(captions: Path, run: Path, cache: Path) -> list[object]:
@@ -108,7 +111,7 @@ def test_caption_embeddings_are_read_too(tmp_path: Path) -> None:
     generated = generation_shards(tmp_path / "generated", 12)
     inputs = caption_shards(tmp_path / "inputs", 12)
     settings = ["pt.max_tokens=256", *generative_overrides(system("digits").tiny())]
-    command = ["pt", "digits", "--scale", "tiny", "--data", generated, inputs, *SMALL]
+    command = ["pt", "digits", "--scale", "tiny", "--data", generated, inputs, *SMALL, *SLOW]
     command += ["--set", *settings]
     runs = {name: tmp_path / name for name in ("plain", "cached")}
     checked(run_ranks(2, *command, "--output", runs["plain"]))
@@ -127,15 +130,22 @@ def test_an_incomplete_cache_is_one_line_on_all_ranks(
     more = caption_shards(tmp_path / "more", ROWS + 3)
     run, copied = tmp_path / "run", tmp_path / "cache"
     shutil.copytree(cache, copied)
-    ranks = Ranks(2, with_cache(more, run, copied))
-    outcome = ranks.wait()
-    assert [process.returncode for process in ranks.processes] == [2, 2]
-    errors = [line for line in outcome.stderr.splitlines() if line.startswith("error: ")]
-    (line,) = errors
+    (line,) = refusal(with_cache(more, run, copied))
     assert f"lacks features of these data by the run's encoders: 3 of {ROWS + 3} image" in line
     assert not (run / "metrics.jsonl").exists()
     finish(start_job(ray_head, command_in(line)))
     checked(run_ranks(2, *with_cache(more, run, copied), "--max-steps", 1))
+
+
+def refusal(command: list[object]) -> list[str]:
+    """Return rank 0's error lines of a command with which both ranks exit with 2 by themselves."""
+    ranks = Ranks(2, command)
+    try:
+        (_, errors), _ = (process.communicate(timeout=TIMEOUT_S) for process in ranks.processes)
+        assert [process.returncode for process in ranks.processes] == [2, 2], errors
+    finally:
+        ranks.kill()
+    return [line for line in errors.splitlines() if line.startswith("error: ")]
 
 
 def test_an_unreadable_medium_is_a_skipped_sample_as_without_a_cache(tmp_path: Path) -> None:
@@ -169,11 +179,11 @@ def test_damage_ends_the_run_on_all_ranks_and_is_repaired(
         damaged = bytearray(path.read_bytes())
         damaged[damaged.index(row.numpy().tobytes())] ^= 0xFF
         path.write_bytes(damaged)
-    ranks = Ranks(2, with_cache(captions, run, copied))
-    outcome = ranks.wait()
-    assert [process.returncode for process in ranks.processes] == [2, 2]
-    assert "wrong checksum in row" in outcome.stderr
-    finish(start_job(ray_head, command_in(outcome.stderr)))
+    (line,) = refusal(with_cache(captions, run, copied))
+    assert re.search(
+        r"damaged \(wrong checksum in row .*makes its features again; then the same", line
+    )
+    finish(start_job(ray_head, command_in(line)))
     checked(run_ranks(2, *with_cache(captions, run, copied)))
     assert losses(run) == pytest.approx(plain, rel=CLOSE)
 
