@@ -42,6 +42,22 @@ def opted_out(headers: urllib3.HTTPHeaderDict, token: str) -> str | None:
     return None
 
 
+def parse_robots(text: str, token: str) -> Protego:
+    """The rules of a robots.txt, of which those for a product token will be asked for.
+
+    Protego also takes a group for ours whose name begins our token, so other robots lose theirs.
+    """
+    lines = text.splitlines()
+    for number, line in enumerate(lines):
+        key, _, value = line.partition("#")[0].partition(":")
+        if key.strip().lower() == "user-agent" and value.strip().lower() not in (
+            "*",
+            token.lower(),
+        ):
+            lines[number] = "User-agent: -"
+    return Protego.parse("\n".join(lines))
+
+
 @dataclass
 class _Entry:
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -105,5 +121,6 @@ class Robots:
                     continue
                 if response.status != 200:
                     return Protego()
-                return Protego.parse(read_start(response, MAX_SIZE).decode(errors="replace"))
+                text = read_start(response, MAX_SIZE).decode("utf-8-sig", errors="replace")
+                return parse_robots(text, self._token)
         return Protego()  # RFC 9309 (2.3.1.2): more than five redirects may count as unavailable

@@ -5,11 +5,10 @@ from urllib.parse import urlsplit
 
 import pytest
 import urllib3
-from protego import Protego
 
 from etl.download.errors import FetchError
 from etl.download.resolve import Resolver
-from etl.download.robots import Robots, opted_out
+from etl.download.robots import Robots, opted_out, parse_robots
 from etl.download.safe_http import HttpClient
 from tests.etl.download.web import Handler, Web, served
 
@@ -28,7 +27,7 @@ Disallow: /
 
 
 def allow(text: str, path: str, *, token: str = "mmloom") -> bool:
-    return Protego.parse(text).can_fetch(f"http://example.org{path}", token)
+    return parse_robots(text, token).can_fetch(f"http://example.org{path}", token)
 
 
 @pytest.mark.parametrize(
@@ -52,6 +51,7 @@ def test_groups_are_by_name_or_for_all() -> None:
     assert not allow(TEXT, "/anything", token="stranger")
     assert allow("Disallow: /\nnonsense", "/x")  # rules outside any group
     assert allow("User-agent: *\nDisallow: /a\nAllow: /a", "/a")
+    assert allow("User-agent: mm\nDisallow: /", "/a")
     own = "User-agent: mmloom\nDisallow: "
     twice = f"{own}/a\nUser-agent: *\nAllow: /\n{own}/b"
     assert [allow(twice, path) for path in ("/a", "/b", "/c")] == [False, False, True]
