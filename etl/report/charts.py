@@ -15,9 +15,10 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 _WIDTH = 400.0  # of a viewBox: not much more than a phone has, so texts stay legible there
-_LEFT, _RIGHT, _TOP, _BOTTOM = 48.0, 394.0, 8.0, 168.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 48.0, 384.0, 8.0, 168.0
 _MAX_POINTS = 600  # more points than pixels would only make the file larger
 _MAX_BANDS = 60
+_SIZES = ((1e6, "M"), (1e3, "k"))
 _COLOURS = 6
 _ROW = 34.0
 
@@ -153,15 +154,20 @@ def _ticks(low: float, high: float, *, whole: bool = False) -> Floats:
 def _grid(ticks: Floats, upwards: Callable[[Floats], Floats]) -> Iterable[Markup]:
     for tick, y in zip(ticks, upwards(ticks), strict=True):
         yield _PATH.format(style="grid", d=f"M{_LEFT:g} {y:.1f}H{_RIGHT:g}")
-        yield _TEXT.format(anchor="end", x=_LEFT - 6, y=y + 4, text=f"{tick:,.6g}")
+        yield _TEXT.format(anchor="end", x=_LEFT - 6, y=y + 4, text=_tick_label(tick))
 
 
 def _steps(steps: Sequence[float], across: Callable[[Floats], Floats]) -> Iterable[Markup]:
     ticks = _ticks(steps[0], steps[-1], whole=True)
     ticks = ticks[(ticks >= steps[0]) & (ticks <= steps[-1])]
     for tick, x in zip(ticks, across(ticks), strict=True):
-        yield _TEXT.format(anchor="middle", x=x, y=_BOTTOM + 15, text=f"{tick:,.6g}")
+        yield _TEXT.format(anchor="middle", x=x, y=_BOTTOM + 15, text=_tick_label(tick))
     yield _TEXT.format(anchor="middle", x=(_LEFT + _RIGHT) / 2, y=_BOTTOM + 31, text="step")
+
+
+def _tick_label(value: float) -> str:
+    size, letter = next((one for one in _SIZES if abs(value) >= 10 * one[0]), (1.0, ""))
+    return f"{value / size:,.6g}{letter}"
 
 
 def _path(xs: Floats, ys: Floats) -> str:

@@ -72,6 +72,7 @@ def write_report(folder: Path, manifest: Manifest) -> None:
     """
     hint = hint_for(manifest)
     statistics = manifest.details.get("statistics", {})
+    histograms = statistics.get("histograms", {})
     sections = [
         Section(heading="Rows", tiles=_totals(manifest)),
         Section(heading="No row was kept", paragraphs=[hint] if hint else ()),
@@ -88,7 +89,12 @@ def write_report(folder: Path, manifest: Manifest) -> None:
         ),
         Section(
             heading="Distributions of kept rows",
-            charts=[_histogram(*entry) for entry in statistics.get("histograms", {}).items()],
+            charts=[_histogram(*each) for each in histograms.items() if len(each[1]["counts"]) > 1],
+            facts=[
+                (name, f"median {number(one['median'])}")
+                for name, one in histograms.items()
+                if len(one["counts"]) == 1
+            ],
             note=_sampled_note(manifest),
         ),
         Section(heading="Hosts", charts=_hosts(statistics)),

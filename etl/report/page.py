@@ -19,6 +19,7 @@ from etl.report.media import Embedded
 from etl.storage.atomic import atomic_file
 
 Cell = str | int | float | None
+_LONG = 40
 _NUMBER = re.compile(r"\d[\d,]*(\.\d+)?( ?%| s)?")
 
 
@@ -72,10 +73,10 @@ class Section:
         parts = (self.tiles, self.facts, self.paragraphs, self.charts, self.rows, self.cards)
         return any(map(len, parts))
 
-    def is_number(self, column: int) -> bool:
-        """Return whether a column of the table has numbers alone."""
-        cells = (row[column] for row in self.rows)
-        return all(not isinstance(cell, str) or _NUMBER.fullmatch(cell) for cell in cells)
+    @property
+    def styles(self) -> list[str]:
+        """The classes of the table's columns: `n` for numbers alone, `long` for long texts."""
+        return [_style(cells) for cells in zip(*self.rows, strict=True)]
 
 
 def write_page(path: Path, *, title: str, sections: Sequence[Section], subtitle: str = "") -> None:
@@ -92,6 +93,13 @@ def write_page(path: Path, *, title: str, sections: Sequence[Section], subtitle:
     text = template.render(title=title, subtitle=subtitle, sections=list(filter(None, sections)))
     with atomic_file(path) as stream:
         stream.write(text.encode())
+
+
+def _style(cells: Sequence[Cell]) -> str:
+    texts = [cell for cell in cells if isinstance(cell, str)]
+    if all(map(_NUMBER.fullmatch, texts)):
+        return "n"
+    return "long" if any(len(text) > _LONG for text in texts) else ""
 
 
 def _cell(cell: Cell) -> str:

@@ -48,7 +48,7 @@ def write_quickstart_report(out: Path, summary: Mapping[str, Any]) -> None:
         loss_chart("MM-IT (SFT): dialogues", read_metrics(out / "sft")),
     ]
     sections = [
-        Section(heading="What this is", paragraphs=_ABOUT),
+        Section(heading="What this is", tiles=_accuracy_rows(summary), paragraphs=_ABOUT),
         Section(
             heading="Stages",
             columns=_STAGE_COLUMNS,

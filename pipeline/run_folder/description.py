@@ -92,16 +92,19 @@ def _checkpoints(run: Path) -> Facts:
 
 
 def _starts_and_stops(starts: Entries) -> Section:
+    columns = ["started (UTC)", "host", "ranks", "from step", "to step", "time", "end"]
+    same = len({start["code"] for start in starts}) < 2  # then the facts have it
+    columns += [] if same else ["code"]
     rows = [
         (
             f"{datetime.fromtimestamp(start['started'], UTC):%Y-%m-%d %H:%M}",
             *(start[name] for name in ("host", "ranks", "from_step", "to_step")),
             None if start["ended"] is None else _duration(_seconds(start)),
-            *(start[name] for name in ("outcome", "code")),
+            start["outcome"],
+            *([] if same else [start["code"]]),
         )
         for start in starts
     ]
-    columns = ("started (UTC)", "host", "ranks", "from step", "to step", "time", "end", "code")
     return Section(heading="Starts and stops", columns=columns, rows=rows)
 
 

@@ -101,16 +101,16 @@ def _speed(metrics: Metrics) -> Section:
 
 
 def _draw(heading: str, metrics: Metrics, wanted: Mapping[str, tuple[str, str]]) -> Section:
-    """Return a chart of each key; of one whose values are all equal, the value."""
+    """Return a chart of each key; of one whose values are all equal when rounded, the value."""
     charts, facts = [], []
     for key, (title, unit) in wanted.items():
         series = _series(metrics, key)
-        found = {y for points in series.values() for _, y in points if math.isfinite(y)}
+        found = {f"{y:.3g}" for points in series.values() for _, y in points if math.isfinite(y)}
         if len(found) > 1:
             smooth = key not in _NOT_SMOOTHED
             charts.append(line_chart(title, series, unit=unit, smooth=smooth, from_zero=True))
         elif found:
-            facts.append((title, f"{number(found.pop())} {unit}".strip()))
+            facts.append((title, f"{number(float(found.pop()))} {unit}".strip()))
     return Section(heading=heading, charts=charts, facts=facts)
 
 
@@ -124,8 +124,9 @@ def _series(metrics: Metrics, key: str) -> dict[str, list[tuple[float, float]]]:
 def _by_name(key: str, value: object) -> Mapping[str, object]:
     """Return the values of a step: by loss, source or phase; of the ranks' memory, the extremes."""
     if isinstance(value, list):
-        extremes = {"highest": max(value), "lowest": min(value)} if value[1:] else {key: value[0]}
-        return {name: bytes_ / 2**30 for name, bytes_ in extremes.items()}
+        extremes = {"highest": max(value), "lowest": min(value)}
+        shown = list(extremes.items())[: len(value)]  # of a single rank, one
+        return {name: size / 2**30 for name, size in shown}
     if not isinstance(value, Mapping):
         return {key: value}
     return {name: one["loss"] if isinstance(one, Mapping) else one for name, one in value.items()}
