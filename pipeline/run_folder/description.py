@@ -11,6 +11,7 @@ from typing import Any
 from etl.report.page import Cell, Section
 from pipeline.config.mix import Mix
 from pipeline.config.run_config import CONFIG_FILE, RunConfig, read_config
+from pipeline.run_folder.metrics_writer import read_bad_samples
 from pipeline.run_folder.starts import read_starts
 
 Facts = list[tuple[str, Cell]]
@@ -31,7 +32,7 @@ def description(run: Path, metrics: Entries) -> list[Section]:
             ("parameters trained", f"{trainable:,} of {total:,} ({trainable / max(1, total):.2%})"),
             *((name, last[name]) for name in ("command", "code")),
         ]
-    facts += _checkpoints(run)
+    facts += [*_checkpoints(run), ("skipped samples", len(read_bad_samples(run)))]
     return [
         Section(heading="What it was", tiles=_totals(metrics, starts), facts=facts),
         _starts_and_stops(starts),

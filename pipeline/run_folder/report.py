@@ -1,4 +1,4 @@
-"""`report.html` of a run: what it was, losses, speed, skipped samples, and its evaluation."""
+"""`report.html` of a run: what it was, skipped samples, losses, speed, and its evaluation."""
 
 from __future__ import annotations
 
@@ -64,11 +64,11 @@ def run_report(run: Path, evaluation: Path | None = None) -> Path:
         raise UserError(f"{run}/metrics.jsonl: no metrics; want a run folder")
     sections = [
         *description(run, metrics),
+        _bad_samples(run),
         _training(metrics),
         _speed(metrics),
         _forecast(run),
         _feature_cache(run),
-        _bad_samples(run),
         *ends_with,
     ]
     path = (evaluation or run) / "report.html"

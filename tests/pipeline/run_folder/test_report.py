@@ -155,6 +155,7 @@ def test_skipped_samples_are_counted_by_reason(tmp_path):
         stream.write(json.dumps(bad(30, "too long")) + "\n")
     page = report(tmp_path, metrics(2))
     assert "Skipped samples: 31" in page.texts
+    assert page.facts["skipped samples"] == "31"
     assert {"too long: 1", f"{NASTY}: 30", "web-30"} <= set(page.texts)
     assert "web-3" not in page.texts  # the last twenty are shown
 
