@@ -72,7 +72,7 @@ def _predictions(run: Path, name: str) -> list[dict[str, str]]:
 
 
 def _colour(item: dict[str, str]) -> str:
-    return _RIGHT if item["right"] else _WRONG
+    return _RIGHT if item["correct"] else _WRONG
 
 
 if __name__ == "__main__":

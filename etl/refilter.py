@@ -24,7 +24,7 @@ from etl.filters.base import Filter, FilteredBatch, add_yields, run_filters
 from etl.filters.policy import Policy, read_bounds
 from etl.filters.records import captioned_only
 from etl.media.image import ImageLimits
-from etl.report.report import DROPS_FILE, print_summary, write_report
+from etl.report.job_report import DROPS_FILE, print_summary, write_report
 from etl.runtime.executor import ExecutorName, open_executor
 from etl.runtime.job_state import JobState, Plan, make_plan
 from etl.runtime.options import CaptionOptions

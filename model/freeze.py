@@ -24,3 +24,9 @@ def set_trainable(model: nn.Module, patterns: Sequence[str]) -> list[str]:
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in trainable)
     return [name for name in names if name in trainable]
+
+
+def count_parameters(model: nn.Module) -> tuple[int, int]:
+    """Return the number of trainable parameters and of all parameters."""
+    counts = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    return sum(count for count, trainable in counts if trainable), sum(count for count, _ in counts)

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -269,3 +270,14 @@ def test_specs_and_presets_import_no_torch(folder):
     for path in (ROOT / folder).rglob("*.py"):
         roots = {name.partition(".")[0] for name, _ in imports(path)}
         assert not roots & set(HEAVY), relative(path)
+
+
+def test_files_beside_the_code_are_installed():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    declared = project["tool"]["setuptools"]["package-data"]
+    for package in LAYERS:
+        folder = ROOT / package
+        installed = {path for each in declared.get(package, ()) for path in folder.glob(each)}
+        files = {path for path in folder.rglob("*.*") if path.is_file()}
+        data = {path for path in files if path.suffix not in (".py", ".pyc")}
+        assert data <= installed

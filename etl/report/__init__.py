@@ -1,1 +1,1 @@
-"""Reports of an ETL job: statistics, charts and `report.html`."""
+"""The HTML writer and the charts of every page; statistics and the report of an ETL job."""

@@ -28,7 +28,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from etl.cli import UserError
 from etl.filters.base import Filter, FilteredBatch, StepYield, add_yields, run_filters
 from etl.media.gather import MediaOptions
-from etl.report.report import DROPS_FILE, TIMINGS_FILE, print_summary, write_report
+from etl.report.job_report import DROPS_FILE, TIMINGS_FILE, print_summary, write_report
 from etl.report.statistics import download_yield, statistics
 from etl.runtime import retry
 from etl.runtime.clip_filter import score_units

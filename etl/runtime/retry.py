@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from etl.download.errors import TRANSIENT
 from etl.filters.base import FilteredBatch, StepYield
-from etl.report.report import DROPS_FILE, write_report
+from etl.report.job_report import DROPS_FILE, write_report
 from etl.report.statistics import statistics
 from etl.runtime.global_filters import GlobalResult, read_keys, save_keys
 from etl.runtime.job_state import JobState, Plan, read_table

@@ -27,8 +27,11 @@ from pipeline.data.encode import SampleEncoder
 from pipeline.evaluate.benchmark import BenchmarkSamples, benchmark_table
 from pipeline.evaluate.benchmarks import find_benchmark
 from pipeline.evaluate.exact_match import exact_match_table, score_exact_match
+from pipeline.evaluate.examples import write_examples
 from pipeline.evaluate.generate_answers import Prediction, generate_answers, without_media
 from pipeline.evaluate.partial_predictions import PartialPredictions, writing
+from pipeline.run_folder.evaluation import EVALUATION, EXAMPLES
+from pipeline.run_folder.report import run_report
 from pipeline.signals import STOPPED, StopRequest
 
 log = logging.getLogger(__name__)
@@ -46,7 +49,7 @@ class EvaluateOptions:
     benchmark: str | None = None
     """Ask the questions of a published benchmark, and score them as its official script does."""
     output: Path | None = None
-    """Folder for predictions and scores. Default: RUN/evaluation."""
+    """Folder for predictions, scores and a page. Default: RUN/evaluation, and the run's page."""
     batch: int = 64
     """Questions per batch."""
     max_new_tokens: int = 32
@@ -73,7 +76,7 @@ def evaluate(args: Sequence[str]) -> int:
     samples = _open_samples(options)
     # Chosen once: a run that is still training may save newer weights meanwhile.
     weights = newest_weights(options.run)
-    output = options.output or options.run / "evaluation"
+    output = options.output or options.run / EVALUATION
     number = min(len(samples), options.limit or len(samples))
     identity = {
         "weights": file_sha256(weights),
@@ -99,6 +102,11 @@ def evaluate(args: Sequence[str]) -> int:
     scores, table = _score(samples, seeing.predictions, blind.predictions)
     with writing(output / "scores.json"):
         write_json(output / "scores.json", scores)
+    with writing(output / EXAMPLES):
+        source = f"{weights.parent.name} on {', '.join(map(str, options.data))}"
+        answers = list(zip(seeing.predictions, blind.predictions, strict=True))
+        write_examples(output / EXAMPLES, samples, answers, source=source)
+        log.info("report: %s", run_report(options.run, options.output))
     for predictions in (seeing, blind):
         predictions.remove_partial()
     if options.json:

@@ -8,16 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table as Grid
+from rich.table import Table
 
+from etl.report.job_report import drops_chart
+from etl.report.page import Section, write_page
 from etl.storage.manifest import read_manifest
-from etl.storage.shards import ShardSet
-from pipeline.run_folder.charts import bar_chart
+from pipeline.run_folder.evaluation import EVALUATION, evaluation_sections
 from pipeline.run_folder.metrics_writer import read_metrics
-from pipeline.run_folder.page import Answer, Charts, Gallery, Section, Table, Text, write_report
 from pipeline.run_folder.report import loss_chart
 
-_GALLERY_SIZE = 24
 _PRINTED_ANSWERS = 6
 
 
@@ -31,11 +30,11 @@ def print_summary(out: Path, summary: Mapping[str, Any]) -> None:
             else f"[red]wrong[/] ({prediction['truth']})"
         )
         console.print(f"  {prediction['question']}  →  {prediction['answer']}  {mark}")
-    stages = Grid(*_STAGE_COLUMNS, title="stages")
+    stages = Table(*_STAGE_COLUMNS, title="stages")
     for stage in summary["stages"]:
         stages.add_row(*("" if cell is None else str(cell) for cell in _stage_row(stage)))
     console.print(stages)
-    scores = Grid("exact answers on held-out handwriting", "share", title="accuracy")
+    scores = Table("exact answers on held-out handwriting", "share", title="accuracy")
     for row in _accuracy_rows(summary):
         scores.add_row(*row)
     console.print(scores)
@@ -43,42 +42,27 @@ def print_summary(out: Path, summary: Mapping[str, Any]) -> None:
 
 
 def write_quickstart_report(out: Path, summary: Mapping[str, Any]) -> None:
-    """Write `report.html`: accuracies, loss curves, drop reasons, images with answers."""
-    scores = json.loads((out / "sft" / "evaluation" / "scores.json").read_bytes())
-    kinds = [
-        (kind, row["questions"], *(f"{row[name]:.1%}" for name in ("accuracy", "blind", "chance")))
-        for kind, row in scores["kinds"].items()
-    ]
-    drops = read_manifest(out / "captions").drops
+    """Write `report.html`: stages, loss curves, drop reasons, scores, images with answers."""
     curves = [
         loss_chart("MM-PT: captions", read_metrics(out / "pt")),
         loss_chart("MM-IT (SFT): dialogues", read_metrics(out / "sft")),
     ]
-    sections: list[Section] = [
-        Text(heading="What this is", paragraphs=_ABOUT),
-        Table(
-            heading="Exact answers on held-out handwriting",
-            columns=("", "share"),
-            rows=_accuracy_rows(summary),
-        ),
-        Table(
-            heading="By kind of question",
-            columns=("kind", "questions", "with image", "blind", "chance"),
-            rows=kinds,
-        ),
-        Table(
+    sections = [
+        Section(heading="What this is", tiles=_accuracy_rows(summary), paragraphs=_ABOUT),
+        Section(
             heading="Stages",
             columns=_STAGE_COLUMNS,
             rows=[_stage_row(stage) for stage in summary["stages"]],
+            note="Each stage's folder has a page of its own, report.html.",
         ),
-        Charts(heading="Losses", charts=curves),
-        Charts(
+        Section(heading="Losses", charts=curves),
+        Section(
             heading="Why the ETL dropped rows of the list of captions",
-            charts=[bar_chart("Dropped rows by reason", drops, x_label="rows")],
+            charts=[drops_chart(read_manifest(out / "captions").drops)],
         ),
-        Gallery(heading="Questions and answers", answers=_gallery(out)),
+        *evaluation_sections(out / "sft" / EVALUATION),
     ]
-    write_report(out / "report.html", title="mmloom quickstart", sections=sections)
+    write_page(out / "report.html", title="mmloom quickstart", sections=sections)
 
 
 _ABOUT = (
@@ -86,8 +70,7 @@ _ABOUT = (
     "downloaded, checked, filtered and deduplicated into Arrow shards; a projector was aligned "
     "on captions (MM-PT) and, with LoRA adapters, tuned on dialogues (MM-IT), each under "
     "DeepSpeed ZeRO-3; the second run was killed on purpose and resumed from its checkpoint.",
-    "The questions are about handwriting that no part of the model was trained on. Blind is the "
-    "same model without the image; chance is the most common answer to each kind of question.",
+    "The questions are about handwriting that no part of the model was trained on.",
 )
 
 _STAGE_COLUMNS = ("stage", "samples", "seconds", "first loss", "last loss")
@@ -108,21 +91,6 @@ def _accuracy_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(title, f"{summary['accuracy'][name]:.1%}") for name, title in names.items()]
 
 
-def _gallery(out: Path) -> list[Answer]:
-    shards = ShardSet([out / "questions"], verify=False)
-    return [
-        Answer(
-            image=shards[index].media[0].data,
-            question=prediction["question"],
-            answer=prediction["answer"],
-            truth=prediction["truth"],
-            correct=prediction["correct"],
-        )
-        for index, prediction in enumerate(_predictions(out, _GALLERY_SIZE))
-    ]
-
-
 def _predictions(out: Path, number: int) -> Sequence[dict[str, Any]]:
-    """Return the first predictions, which are in the order of the questions' shards."""
-    path = out / "sft" / "evaluation" / "predictions.jsonl"
+    path = out / "sft" / EVALUATION / "predictions.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()[:number]]

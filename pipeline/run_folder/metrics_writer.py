@@ -2,6 +2,7 @@
 
 RUN/metrics.jsonl       one object per step
 RUN/bad_samples.jsonl   one object per skipped sample
+RUN/starts.jsonl        when and how the run was started, and how it ended (`starts.py`)
 RUN/forecast.json       forecast against actual: step time, memory, checkpoint size
 """
 
@@ -22,6 +23,7 @@ from pipeline.run_folder.loggers import Logger, flat
 
 log = logging.getLogger(__name__)
 
+METRICS = "metrics.jsonl"
 _DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _FORECAST = "forecast.json"
 _MIN_SAMPLES = 1000
@@ -37,7 +39,7 @@ class MetricsWriter:
     """
 
     def __init__(self, run: Path, rank: int) -> None:
-        self._metrics = run / "metrics.jsonl"
+        self._metrics = run / METRICS
         self._bad = run / "bad_samples.jsonl"
         self._writes = rank == 0
         self._unwritten: dict[Path, str] = {}
@@ -65,7 +67,7 @@ class MetricsWriter:
         """Remove the lines after a checkpoint's step, so that every step is in the files once."""
         for path in (self._metrics, self._bad):
             if self._writes and path.is_file():
-                lines = [line for line in _whole_lines(path) if json.loads(line)["step"] <= step]
+                lines = [line for line in whole_lines(path) if json.loads(line)["step"] <= step]
                 with atomic_file(path) as stream:
                     stream.write("".join(lines).encode())
 
@@ -97,7 +99,7 @@ class MetricsWriter:
         unwritten = self._unwritten.pop(path, "")
         text = unwritten + "".join(json.dumps(one) + "\n" for one in objects)
         try:
-            _append_all(path, text.encode())
+            append_all(path, text.encode())
         except OSError as error:
             if error.errno not in _DISK_FULL:
                 raise
@@ -106,7 +108,7 @@ class MetricsWriter:
                 log.warning("%s: %s; its lines are kept until there is room", path, error.strerror)
 
 
-def _append_all(path: Path, data: bytes) -> None:
+def append_all(path: Path, data: bytes) -> None:
     """Append and fsync all of the data, or nothing."""
     with path.open("ab", buffering=0) as stream:
         end = stream.tell()
@@ -121,14 +123,18 @@ def _append_all(path: Path, data: bytes) -> None:
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
     """Return a run's metrics by step; skips the partial line that a killed run may leave."""
-    path = run / "metrics.jsonl"
-    return [json.loads(line) for line in _whole_lines(path)] if path.is_file() else []
+    return [json.loads(line) for line in whole_lines(run / METRICS)]
+
+
+def last_step(run: Path) -> int:
+    """Return the last step in a run's metrics; 0 for none."""
+    lines = whole_lines(run / METRICS)
+    return int(json.loads(lines[-1])["step"]) if lines else 0
 
 
 def read_bad_samples(run: Path) -> list[dict[str, object]]:
     """Return the skipped samples, each with its step and the reason."""
-    path = run / "bad_samples.jsonl"
-    return [json.loads(line) for line in _whole_lines(path)] if path.is_file() else []
+    return [json.loads(line) for line in whole_lines(run / "bad_samples.jsonl")]
 
 
 def write_forecast(run: Path, rows: list[dict[str, object]], notes: list[str]) -> None:
@@ -148,5 +154,8 @@ def read_forecast(run: Path) -> dict[str, Any] | None:
     return json.loads(path.read_bytes()) if path.is_file() else None
 
 
-def _whole_lines(path: Path) -> list[str]:
+def whole_lines(path: Path) -> list[str]:
+    """Return the lines of a file without a partial last one; none if there is no file."""
+    if not path.is_file():
+        return []
     return [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]

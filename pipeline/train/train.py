@@ -37,7 +37,7 @@ from model.build import (
     build_text_tokenizer,
     build_tokenizer,
 )
-from model.freeze import set_trainable
+from model.freeze import count_parameters, set_trainable
 from model.pretraining.build import build_init, is_stage_only, sentence_reader
 from model.spec.system import InitStage
 from model.weights import load_trained, names_in
@@ -61,6 +61,8 @@ from pipeline.forecast.workload import WorkTotals
 from pipeline.run_folder.forecast_check import compare_with_forecast
 from pipeline.run_folder.loggers import start_loggers
 from pipeline.run_folder.metrics_writer import MetricsWriter
+from pipeline.run_folder.report import run_report
+from pipeline.run_folder.starts import record_end, record_start, recording_failure
 from pipeline.signals import STOPPED, StopRequest
 from pipeline.train.engine import start_engine
 from pipeline.train.loop import LoopSettings, TrainingLoop
@@ -109,6 +111,8 @@ def train_stage(run: RunConfig, resume: str) -> int:
     model = build_model(run, inputs)
     features = open_feature_cache(run, inputs.shards, model)
     rank, world = rank_and_world_size()
+    if rank == 0:
+        write_start(run, inputs, model)
     engine = start_engine(model, run.settings, steps=inputs.steps, world=world)
     state = restore(engine, inputs, writer)
 
@@ -128,7 +132,7 @@ def train_stage(run: RunConfig, resume: str) -> int:
     )
     seconds = run.stall_seconds
     watchdog = Watchdog(tracker, Path(run.output), rank=rank, world=world, seconds=seconds)
-    with watchdog:
+    with watchdog, recording_failure(Path(run.output), rank):
         state = loop.run(batches, state)
     writer.close()
     if rank == 0:
@@ -227,10 +231,17 @@ def build_model(run: RunConfig, inputs: Inputs) -> nn.Module:
     if inputs.initial_weights is not None:
         load_trained(model, inputs.initial_weights)
     names = set_trainable(model, settings.trainable)
-    total = sum(parameter.numel() for parameter in model.parameters())
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    trainable, total = count_parameters(model)
     log.info("%d of %d parameters are trainable (%d tensors)", trainable, total, len(names))
     return model
+
+
+def write_start(run: RunConfig, inputs: Inputs, model: nn.Module) -> None:
+    """Write down that the run was started; on rank 0 alone, before ZeRO partitions the model."""
+    step = step_of(inputs.checkpoint) if inputs.checkpoint is not None else 0
+    _, world = rank_and_world_size()
+    parameters = count_parameters(model)
+    record_start(Path(run.output), ranks=world, from_step=step, parameters=parameters)
 
 
 def restore(
@@ -323,14 +334,13 @@ def make_accumulator(run: RunConfig) -> MetricsAccumulator:
 def write_report(
     run: RunConfig, inputs: Inputs, state: TrainerState, totals: WorkTotals, *, memory_before: int
 ) -> None:
-    """Write forecast against actual and the report; log how the run ended. On rank 0 alone."""
-    # Imported here, since its charts need matplotlib, which only the end of a run uses.
-    from pipeline.run_folder.report import run_report  # noqa: PLC0415
-
+    """Write forecast against actual, how the run ended, and the report. On rank 0 alone."""
     _, world = rank_and_world_size()
     compare_with_forecast(run, world, totals, memory_before=memory_before)
+    complete = state.step == inputs.steps
+    record_end(Path(run.output), "complete" if complete else "stopped on request")
     report = run_report(Path(run.output))
-    if state.step == inputs.steps:
+    if complete:
         log.info("done: %s, %s", report, inputs.checkpoints.folder.final(state.step))
     else:
         log.info(

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from etl.storage.atomic import write_json
 from pipeline.data.worker_status import WorkerStatus
+from pipeline.run_folder.starts import record_end
 
 log = logging.getLogger(__name__)
 
@@ -337,6 +338,8 @@ class Watchdog:
                 os.write(2, f"stalled {_MAX_ATTEMPTS} times in step {step}: giving up\n".encode())
         for child in multiprocessing.active_children():
             child.kill()  # a data worker that hangs would outlive the rank
+        if self._rank == 0:
+            record_end(self._run, f"stalled: {stalled.name}")
         self._end(code)
 
 

@@ -15,7 +15,10 @@ pytestmark = [
     pytest.mark.usefixtures("empty_queue"),
 ]
 
-FILES = ("predictions.jsonl", "predictions_blind.jsonl", "scores.json")
+FILES = (
+    *("predictions.jsonl", "predictions_blind.jsonl", "scores.json"),
+    *("examples.json", "report.html"),
+)
 ASKED = 16
 REQUEUE = ("scontrol", "requeue")
 TIME_ENDS = ("scancel", "--batch", "--signal=USR1")

@@ -35,12 +35,11 @@ REPOSITORY = Path(__file__).parents[2]
 PRELOADED = (
     "pipeline.cli",
     "pipeline.train.train",
-    # What training imports late: adapters, token counts, DeepSpeed's engine, the report.
+    # What training imports late: adapters, token counts, DeepSpeed's engine.
     "peft",
     "pandas",
     "pyarrow.compute",
     "deepspeed.runtime.zero.muon.muon_optimizer",
-    "pipeline.run_folder.report",
     # What the tests' own ranks import besides.
     "tests.worlds",
 )

@@ -20,7 +20,7 @@ import etl.pointcloud
 import etl.preference
 import etl.webvid
 from etl.cli import UserError
-from etl.report.report import drops_chart, print_summary, write_report
+from etl.report.job_report import drops_chart, print_summary, write_report
 from etl.runtime.job_state import CODE_VERSION, JobState, Plan, make_plan
 from etl.runtime.options import JobOptions
 from etl.storage.atomic import write_json

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from etl.filters.base import DROPS, FilteredBatch
-from etl.report.report import DROPS_FILE
+from etl.report.job_report import DROPS_FILE
 from etl.runtime.job_state import JobState, Plan
 from etl.runtime.retry import is_unfinished, plan_units
 from etl.storage.manifest import Manifest, read_manifest, write_manifest

@@ -1,58 +1,20 @@
-"""Reports: one valid file, nothing fetched, no text of others interpreted as HTML."""
+"""The page of a run: what it was, its metrics, and its evaluation at the end."""
 
-import io
 import json
-import re
-from html.parser import HTMLParser
-from itertools import pairwise
-from xml.etree import ElementTree
+from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from etl.cli import UserError
-from pipeline.run_folder.charts import bar_chart, line_chart, running_mean
+from model.presets import system
+from pipeline.config.mix import Mix
+from pipeline.config.run_config import RunConfig
 from pipeline.run_folder.metrics_writer import write_forecast
-from pipeline.run_folder.page import Answer, Charts, Gallery, Table, Text, write_report
 from pipeline.run_folder.report import run_report
+from pipeline.run_folder.starts import record_end, record_start
+from tests.pages import Page
 
 NASTY = '<script>alert("x")</script> & "quoted"'
-VOID = {"meta", "img"}
-
-
-class Page(HTMLParser):
-    """Collects the tags and texts of a page, and fails on tags that do not match."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.texts, self.open = [], [], []
-        self.feed(text)
-        self.close()
-        assert not self.open
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.texts.append(data.strip())
-
-    def count(self, tag, **attributes):
-        return sum(t == tag and attributes.items() <= a.items() for t, a in self.tags)
-
-
-def image(form):
-    stream = io.BytesIO()
-    Image.new("RGB", (4, 4), "red").save(stream, form)
-    return stream.getvalue()
 
 
 def metrics(steps):
@@ -63,85 +25,48 @@ def metrics(steps):
             "tokens": 100 * step,
             "loss": 4.0 / step,
             "losses": {"text": 4.0 / step},
-            "lr": 0.001,
-            "grad_norm": 1.5,
+            "lr": 0.001 / step,
+            "grad_norm": 1.5 / step,
             "step_seconds": 0.5,
-            "tokens_per_second": 200.0,
-            "padding_share": 0.1,
+            "tokens_per_second": 199.0 if step % 2 else 201.0,
+            "padding_share": 0.1 / step,
             "data_wait_share": 0.0,
         }
         for step in range(1, steps + 1)
     ]
 
 
-def test_a_report_has_every_section_and_escapes_all_texts(tmp_path):
-    path = tmp_path / "deep" / "report.html"
-    answers = [
-        Answer(image=image("PNG"), question=NASTY, answer=NASTY, truth=NASTY, correct=False),
-        Answer(image=image("JPEG"), question="q", answer="seven", truth="seven", correct=True),
-        Answer(image=image("WEBP"), question="", answer="a caption", truth="so it was"),
-    ]
-    sections = [
-        Text(heading=NASTY, paragraphs=[NASTY, "über 100 %"]),
-        Table(heading="t", columns=(NASTY, "n"), rows=[(NASTY, 12345), ("b", 0.25), ("c", None)]),
-        Charts(heading="c", charts=[bar_chart(NASTY, {NASTY: 3})]),
-        Gallery(heading="g", answers=answers),
-    ]
-    write_report(path, title=NASTY, sections=sections)
-    text = path.read_text(encoding="utf-8")
-    page = Page(text)
-    assert page.count("script") == 0
-    assert page.count("img") == 3
-    assert page.count("figure", **{"class": "card correct"}) == 1
-    assert page.count("figure", **{"class": "card wrong"}) == 1
-    assert {"✗ " + NASTY, "✓ seven", "12,345", "0.25", "über 100 %"} <= set(page.texts)
-    assert "seven" not in page.texts  # the truth is shown only next to a wrong answer
-    assert [p.name for p in path.parent.iterdir()] == ["report.html"]
+def write_lines(path, entries):
+    path.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
 
 
-def test_a_report_fetches_nothing(tmp_path):
-    path = tmp_path / "report.html"
-    answer = Answer(image=image("PNG"), question="q", answer="a", truth="t", correct=False)
-    chart = line_chart("loss", {"a": [(1, 2.0), (2, 1.0)]}, smooth=True)
-    sections = [Charts(heading="c", charts=[chart]), Gallery(heading="g", answers=[answer])]
-    write_report(path, title="t", sections=sections)
-    for tag, attributes in Page(path.read_text()).tags:
-        assert tag not in {"link", "script", "iframe", "object"}
-        for name in ("src", "href", "xlink:href"):
-            assert attributes.get(name, "#").startswith(("data:image/", "#"))
-    assert not re.search(r"url\((?!#)|@import", path.read_text())
-
-
-def test_bytes_that_are_not_an_image_are_an_error(tmp_path):
-    answer = Answer(image=b"<svg onload=...>", question="", answer="", truth="")
-    with pytest.raises(ValueError, match="PNG, JPEG or WebP"):
-        write_report(
-            tmp_path / "r.html", title="", sections=[Gallery(heading="", answers=[answer])]
-        )
-    assert not list(tmp_path.iterdir())
+def report(run, entries=()):
+    if entries:
+        write_lines(run / "metrics.jsonl", entries)
+    return Page(run_report(run).read_text())
 
 
 def test_a_run_is_reported_from_its_metrics(tmp_path):
     lines = [json.dumps(entry) for entry in metrics(30)]
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 31, "lo')
-    page = Page(run_report(tmp_path).read_text())
-    assert page.count("svg") == 5
-    cells = [text for text in page.texts if text]
-    summary = dict(pairwise(cells))
+    page = report(tmp_path)
+    assert page.count("svg", role="img") == 5
+    summary = page.facts
     assert summary["steps"] == "30"
     assert summary["samples"] == "240"
     assert summary["tokens"] == "3,000"
     assert summary["first loss"] == "4"
     assert summary["tokens per second"] == "200"
+    assert summary["time in steps"] == "0:00:15"
 
 
-def test_a_runs_report_shows_every_recorded_metric(tmp_path):
+def test_a_runs_page_shows_every_recorded_metric(tmp_path):
     entries = [
         entry
         | {
             "sources": {
                 "captions": {"samples": 6, "tokens": 75, "targets": 9, "loss": 2.0},
-                NASTY: {"samples": 2, "tokens": 25, "targets": 0, "loss": None},
+                NASTY: {"samples": 2, "tokens": 25, "targets": 0, "loss": entry["loss"]},
             },
             "memory_bytes": [2**30, 2**31],
             "imbalance": {"encoders": 1.5, "backbone": 1.1},
@@ -150,60 +75,141 @@ def test_a_runs_report_shows_every_recorded_metric(tmp_path):
         }
         for entry in metrics(4)
     ]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(e) + "\n" for e in entries))
-    bad = {"step": 2, "position": 9, "row": 9, "id": "web-9", "reason": NASTY}
-    (tmp_path / "bad_samples.jsonl").write_text(json.dumps(bad) + "\n")
     row = {"quantity": "time per step", "forecast": 1.5, "actual": None, "unit": "s"}
     write_forecast(tmp_path, [row], ["A note."])
-    page = Page(run_report(tmp_path).read_text())
-    assert page.count("svg") == 10
+    page = report(tmp_path, entries)
+    charts = {
+        "Loss": ["text"],
+        "Loss by source": ["captions", NASTY],
+        "Learning rate": ["lr"],
+        "Gradient norm before clipping": ["norm"],
+        "Tokens per second, all ranks": ["tokens"],
+        "Time per phase of a step, rank 0": ["data", "forward"],
+        "Padding share of positions": ["padding"],
+        "Peak memory of a rank": ["highest", "lowest"],
+        "FLOPs of the busiest rank / mean of all ranks": ["encoders", "backbone"],
+    }
+    assert page.count("svg") == len(charts)
+    assert page.count("span") == sum(len(names) for names in charts.values() if len(names) > 1)
+    assert {*charts, "captions", "24", "300", "0.75", "time per step", "A note."} <= {*page.texts}
+    assert page.facts["Model FLOPs utilization"] == "40.0%"
     assert page.count("script") == 0
-    assert {"captions", "24", "300", "0.75", "web-9", "time per step", "A note."} <= set(page.texts)
+
+
+def test_no_chart_repeats_another_or_shows_one_number(tmp_path):
+    source = {"captions": {"samples": 8, "tokens": 100, "targets": 9, "loss": 2.0}}
+    more = {"sources": source, "memory_bytes": [2**30], "lr": 0.002, "padding_share": 0.0}
+    page = report(tmp_path, [entry | more for entry in metrics(4)])
+    assert page.count("svg") == 3  # loss, gradient norm and speed
+    assert "Loss by source" not in page.texts
+    numbers = page.facts
+    assert numbers["Learning rate"] == "0.002"
+    assert numbers["Padding share of positions"] == "0"
+    assert numbers["Peak memory of a rank"] == "1 GiB"
 
 
 @pytest.mark.parametrize("value", [None, float("nan")])
 def test_a_missing_value_leaves_a_gap(tmp_path, value):
     entries = metrics(10)
     entries[4].update(loss=value, losses={"text": value}, grad_norm=value)
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(e) + "\n" for e in entries))
+    write_lines(tmp_path / "metrics.jsonl", entries)
     assert "nan" not in run_report(tmp_path).read_text().lower()
+
+
+def test_the_page_begins_with_what_the_run_was(tmp_path):
+    mix = Mix(shares=("dialogues=2",), temperature=2, cap=3)
+    data = ("data/captions", "data/dialogues")
+    preset = system("digits")
+    run = RunConfig(stage="pt", system=preset, data=data, output="", max_steps=9, mix=mix)
+    run.save(tmp_path)
+    record_start(tmp_path, ranks=2, from_step=0, parameters=(25, 200))
+    for step in (4, 8):
+        (tmp_path / "checkpoints" / f"step-{step:08d}").mkdir(parents=True)
+    write_lines(tmp_path / "metrics.jsonl", metrics(8))
+    record_end(tmp_path, "stopped on request")
+    page = report(tmp_path)
+    headings = [text for text in page.texts if text in ("What it was", "Starts and stops", "Loss")]
+    assert headings[:3] == ["What it was", "Starts and stops", "Loss"]
+    told = page.facts
+    assert told["preset"].startswith("digits")
+    assert told["stage"] == "pt: MM-PT"
+    assert told["data"] == "data/captions, data/dialogues"
+    assert told["mix"] == "dialogues=2, temperature 2, a sample at most 3 times"
+    assert told["epochs"] == f"{preset.pt.epochs}, at most 9 steps"
+    assert f"{preset.pt.learning_rate:g}" in told["learning rate"]
+    assert told["batch"].startswith(f"{preset.pt.global_batch} samples per step")
+    assert told["parameters trained"] == "25 of 200 (12.50%)"
+    assert "pytest" in told["command"]
+    assert told["code"].partition(" ")[0] in ("commit", "version")
+    assert told["checkpoints"] == "of step 4, 8"
+    assert "stopped on request" in page.texts
+
+
+def test_skipped_samples_are_counted_by_reason(tmp_path):
+    def bad(step, reason):
+        return {"step": step, "position": step, "row": step, "id": f"web-{step}", "reason": reason}
+
+    reasons = [f"sample web-{step}: {NASTY}" for step in range(30)]
+    write_lines(tmp_path / "bad_samples.jsonl", [bad(*each) for each in enumerate(reasons)])
+    with (tmp_path / "bad_samples.jsonl").open("a") as stream:
+        stream.write(json.dumps(bad(30, "too long")) + "\n")
+    page = report(tmp_path, metrics(2))
+    assert "Skipped samples: 31" in page.texts
+    assert page.facts["skipped samples"] == "31"
+    assert {"too long: 1", f"{NASTY}: 30", "web-30"} <= set(page.texts)
+    assert "web-3" not in page.texts  # the last twenty are shown
+
+
+def write_evaluation(folder: Path) -> None:
+    kinds = {
+        kind: {"questions": 2, "accuracy": 0.5, "blind": 0.25, "chance": 0.125} for kind in "ab"
+    }
+    scores = {"questions": 4, "accuracy": 0.5, "blind": 0.25, "chance": 0.125, "kinds": kinds}
+    folder.mkdir(parents=True)
+    (folder / "scores.json").write_text(json.dumps(scores))
+    media = [{"kind": "audio", "text": "a tone", "uri": "data:audio/wav;base64,AA", "sharp": False}]
+    card = {"media": media, "text": NASTY, "answer": "seven", "details": [], "correct": True}
+    content = {"source": "step-00000040 on questions", "cards": [card]}
+    (folder / "examples.json").write_text(json.dumps(content))
+
+
+def test_the_page_ends_with_the_evaluation(tmp_path):
+    write_evaluation(tmp_path / "evaluation")
+    page = report(tmp_path, metrics(3))
+    assert page.facts["with media"] == "50.0%"
+    assert page.count("audio", src="data:audio/wav;base64,AA") == 1
+    assert page.texts.index("✓ seven") > page.texts.index("Loss")
+    assert page.count("script") == 0
+
+
+def test_an_evaluation_elsewhere_has_a_page_there(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    write_lines(run / "metrics.jsonl", metrics(3))
+    write_evaluation(tmp_path / "scores")
+    page = run_report(run, tmp_path / "scores")
+    assert page == tmp_path / "scores" / "report.html"
+    assert {"Loss", "✓ seven"} <= set(Page(page.read_text()).texts)
+    assert [path.name for path in run.iterdir()] == ["metrics.jsonl"]
+
+
+def test_an_imported_run_may_have_an_evaluation_alone(tmp_path):
+    write_evaluation(tmp_path / "evaluation")
+    page = report(tmp_path)
+    assert page.count("svg") == 0
+    assert "✓ seven" in page.texts
+
+
+def test_a_benchmark_has_its_own_scores(tmp_path):
+    write_evaluation(tmp_path / "evaluation")
+    scores = {"benchmark": "pope", "questions": 3, "scores": {"random": {"f1": 0.75}}}
+    scores |= {"blind": {"random": {"f1": 0.5, "yes": 1.0}}}
+    (tmp_path / "evaluation" / "scores.json").write_text(json.dumps(scores))
+    page = report(tmp_path)
+    assert {"Evaluation: pope, 3 questions", "random", "f1", "0.75", "yes"} <= set(page.texts)
 
 
 def test_a_folder_without_metrics_is_a_users_mistake(tmp_path):
     with pytest.raises(UserError, match=r"metrics\.jsonl"):
         run_report(tmp_path)
     assert not list(tmp_path.iterdir())
-
-
-def test_charts_are_deterministic_and_do_not_share_ids():
-    points = {"text": [(step, 1 / step) for step in range(1, 50)]}
-    first, again = (line_chart("a", points, smooth=True) for _ in range(2))
-    assert first == again
-    other = line_chart("b", points, smooth=True)
-    ids = [set(re.findall(r'id="([^"]+)"', chart)) for chart in (first, other)]
-    assert ids[0] and not ids[0] & ids[1]
-
-
-def test_charts_keep_text_as_text():
-    chart = bar_chart("Dropped", {"dead link": 1200, "too small": 7}, x_label="records")
-    root = ElementTree.fromstring(chart)
-    texts = {element.text for element in root.iter("{http://www.w3.org/2000/svg}text")}
-    assert {"Dropped", "dead link", "too small", "1,200", "7", "records"} <= texts
-    assert "width" not in root.attrib
-    assert "#010203" not in chart
-    assert "font-family" not in chart
-
-
-@pytest.mark.parametrize("length", [0, 1, 2, 3, 5000])
-def test_lines_of_any_length_can_be_drawn(length):
-    chart = line_chart("t", {"a": [(x, 1.0) for x in range(length)]}, smooth=True, from_zero=True)
-    ElementTree.fromstring(chart)
-    assert len(chart) < 60_000
-
-
-def test_the_running_mean_follows_a_slope_and_skips_non_finite_values():
-    slope = np.arange(100.0)
-    assert np.allclose(running_mean(slope), slope)
-    slope[50] = np.nan
-    assert np.isfinite(running_mean(slope)).all()
-    assert np.isnan(running_mean(np.full(3, np.nan))).all()

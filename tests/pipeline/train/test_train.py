@@ -12,7 +12,6 @@ from pipeline.checkpoint.files import CheckpointFolder
 from pipeline.config.run_config import RunConfig
 from pipeline.config.trainer_state import TrainerState
 from pipeline.forecast.workload import WorkTotals
-from pipeline.run_folder import report
 from pipeline.train import train
 
 STEPS = 47
@@ -40,7 +39,8 @@ def last_line(
 ) -> Callable[[int], str]:
     """Report a run that has ended at a step; return the last line of the log."""
     monkeypatch.setattr(train, "compare_with_forecast", lambda *args, **more: None)
-    monkeypatch.setattr(report, "run_report", lambda folder: folder / "report.html")
+    monkeypatch.setattr(train, "run_report", lambda folder: folder / "report.html")
+    monkeypatch.setattr(train, "record_end", lambda *args: None)
 
     def call(step: int) -> str:
         totals = WorkTotals(media={})

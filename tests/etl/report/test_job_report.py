@@ -8,8 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from etl.filters.base import DROPS
-from etl.report.charts import bars, histogram
-from etl.report.report import DROPS_FILE, TIMINGS_FILE, write_report
+from etl.report.job_report import DROPS_FILE, TIMINGS_FILE, write_report
 from etl.report.statistics import download_yield, spread, statistics
 from etl.storage.atomic import write_json
 from etl.storage.manifest import Manifest, read_manifest
@@ -75,9 +74,3 @@ def test_the_page_shows_the_numbers_and_is_safe(output: tuple[Path, Manifest, pa
         assert text in page
     assert NASTY not in page
     assert "<script" not in page
-
-
-def test_charts_of_no_rows_and_of_zeros() -> None:
-    assert bars([]).startswith("<svg")
-    assert "rect" in bars([("nothing", 0)])
-    assert histogram([0, 1, 2], [0, 0]).count("<rect") == 2

@@ -1,0 +1,57 @@
+"""Example answers of an evaluation, with their media, for the page of the run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from etl.report.media import embed
+from etl.report.page import Card
+from etl.storage.atomic import write_json
+from etl.storage.schema import Sample
+from etl.storage.shards import ShardSet
+from pipeline.evaluate.benchmark import BenchmarkSamples
+from pipeline.evaluate.generate_answers import Prediction
+
+_EXAMPLES = 24
+
+
+def write_examples(
+    path: Path,
+    samples: ShardSet | BenchmarkSamples,
+    answers: Sequence[tuple[Prediction, Prediction]],
+    *,
+    source: str,
+) -> None:
+    """Write the first answers to each kind of question as cards of a page.
+
+    Args:
+        path: of the JSON file.
+        samples: of the data set.
+        answers: to each sample, in their order: with its media, and without.
+        source: which model and data they are of, in words.
+    """
+    kinds: dict[str, list[int]] = {}
+    for index, (prediction, _) in enumerate(answers):
+        kinds.setdefault(prediction.kind, []).append(index)
+    # The first of each kind, then the second of each, and so on.
+    by_rank = sorted(
+        (rank, index) for of_kind in kinds.values() for rank, index in enumerate(of_kind)
+    )
+    chosen = sorted(index for _, index in by_rank[:_EXAMPLES])
+    # A benchmark's official score may accept more than the very truth.
+    exact = isinstance(samples, ShardSet)
+    cards = [asdict(_card(samples[index], *answers[index], exact=exact)) for index in chosen]
+    write_json(path, {"source": source, "cards": cards})
+
+
+def _card(sample: Sample, seeing: Prediction, blind: Prediction, *, exact: bool) -> Card:
+    truth = [] if exact and seeing.correct else [("truth", seeing.truth)]
+    return Card(
+        media=[embed(medium) for medium in sample.media],
+        text=seeing.question,
+        answer=seeing.answer or "(nothing)",
+        details=[*truth, ("without media", blind.answer or "(nothing)")],
+        correct=seeing.correct if exact else None,
+    )

@@ -1,0 +1,69 @@
+"""The end of a run's page: scores and example answers of its evaluation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from etl.report.media import Embedded
+from etl.report.page import Card, Section
+
+EVALUATION = "evaluation"
+EXAMPLES = "examples.json"
+"""In the folder of an evaluation: cards with media, and the `source` of their answers."""
+
+
+def evaluation_sections(folder: Path) -> list[Section]:
+    """Return scores and example answers of an evaluation; nothing if there is none."""
+    if not (folder / "scores.json").is_file():
+        return []
+    scores = json.loads((folder / "scores.json").read_bytes())
+    return [
+        _benchmark_scores(scores) if "benchmark" in scores else _exact_scores(scores),
+        _examples(folder / EXAMPLES),
+    ]
+
+
+def _examples(path: Path) -> Section:
+    if not path.is_file():
+        return Section(heading="")
+    content = json.loads(path.read_bytes())
+    cards = []
+    for card in content["cards"]:
+        media = [Embedded(**medium) for medium in card.pop("media")]
+        cards.append(Card(media=media, **card))
+    note = f"The first answers to each kind of question, right or wrong: {content['source']}."
+    return Section(heading="Example answers", cards=cards, note=note)
+
+
+def _exact_scores(scores: Mapping[str, Any]) -> Section:
+    names = {"accuracy": "with media", "blind": "without media (blind)", "chance": "chance"}
+    rows = [
+        (kind or "–", one["questions"], *(f"{one[name]:.1%}" for name in names))
+        for kind, one in scores["kinds"].items()
+    ]
+    tiles = [(title, f"{scores[name]:.1%}") for name, title in names.items()]
+    return Section(
+        heading="Evaluation: exact answers",
+        tiles=[*tiles, ("questions", scores["questions"])],
+        columns=("kind of question", "questions", *names.values()),
+        rows=rows if len(rows) > 1 else (),
+        note="Blind is the same model without the media; chance is always giving the most frequent "
+        "true answer to that kind of question.",
+    )
+
+
+def _benchmark_scores(scores: Mapping[str, Any]) -> Section:
+    views = {"scores": "with media", "blind": "without media (blind)"}
+    metrics = dict.fromkeys(name for key in views for one in scores[key].values() for name in one)
+    return Section(
+        heading=f"Evaluation: {scores['benchmark']}, {scores['questions']:,} questions",
+        columns=("split", "", *metrics),
+        rows=[
+            (split, view, *(one.get(name) for name in metrics))
+            for key, view in views.items()
+            for split, one in scores[key].items()
+        ],
+    )
