@@ -103,8 +103,9 @@ class TrainingLoop:
                 if sync.bad:
                     self.writer.bad(state.step + 1, _gather_bad(items))
                 seed_step(self.settings.seed, state.step, dist.get_rank())
-                losses = self._train_step(items, sync)
+                self._train_step(items, sync)
                 self.phases.enter_phase("metrics")
+                losses = _means(self.accumulator.gather(), sync)
                 state = _advance(state, sync)
                 seconds = time.perf_counter() - started
                 metrics = self._metrics(state, sync, losses, seconds, data_wait)
@@ -132,8 +133,8 @@ class TrainingLoop:
         self.checkpoints.advance(sync.save_status)
         return sync
 
-    def _train_step(self, items: list[MicroBatch], sync: StepSync) -> dict[str, float]:
-        """Run one optimizer step; return the mean of each loss over the global batch.
+    def _train_step(self, items: list[MicroBatch], sync: StepSync) -> None:
+        """Run one optimizer step.
 
         DeepSpeed averages gradients over ranks. Multiplying by the number of ranks turns that into
         a sum, and dividing each loss by its count in the *global* batch makes the gradient
@@ -144,8 +145,6 @@ class TrainingLoop:
             term.name: term.weight * dist.get_world_size() / max(1, sync.counts[term.name])
             for term in terms
         }
-        # The sum and the count of each loss.
-        totals = torch.zeros(len(terms), 2, dtype=torch.float64, device=device())
         clear_gradients(self.engine)
         micro_steps = zip(items, sync.used, strict=True)
         for number, (item, used) in enumerate(micro_steps, start=1):
@@ -157,12 +156,7 @@ class TrainingLoop:
             self.engine.backward(torch.stack(scaled).sum(), scale_wrt_gas=False)
             self.phases.enter_phase("step", samples=item.ids)
             self.engine.step()
-            for index, name in enumerate(scales):
-                totals[index, 0] += losses[name].total.detach().double()
-                totals[index, 1] += losses[name].count
             self.accumulator.add(item, losses)
-        dist.all_reduce(totals)
-        return _means(totals, sync)
 
     def _metrics(
         self,
@@ -184,7 +178,7 @@ class TrainingLoop:
             tokens_per_second=sync.tokens / seconds,
             padding_share=1 - sync.tokens / sync.positions,
             data_wait_share=data_wait / seconds,
-            work=self.accumulator.finish(seconds),
+            work=self.accumulator.metrics(seconds),
             phase_seconds=self.phases.take_seconds(),
         )
 
@@ -226,12 +220,14 @@ class TrainingLoop:
         )
 
 
-def _means(totals: torch.Tensor, sync: StepSync) -> dict[str, float]:
-    """Return each loss's mean, given sums and counts over the global batch in the loss's order."""
+def _means(totals: Mapping[str, tuple[float, float]], sync: StepSync) -> dict[str, float]:
+    """Return each loss's mean, given sums and counts over the global batch."""
     means = {}
-    for (name, expected), (total, count) in zip(sync.counts.items(), totals.tolist(), strict=True):
-        if count != expected:
-            raise RuntimeError(f"loss {name}: {count:.0f} summands, but its count was {expected}")
+    for name, (total, count) in totals.items():
+        if count != sync.counts[name]:
+            raise RuntimeError(
+                f"loss {name}: {count:.0f} summands, but its count was {sync.counts[name]}"
+            )
         means[name] = total / max(1.0, count)
     return means
 

@@ -118,9 +118,10 @@ def samples_o(batch: Batch) -> Tensor:
 
 
 class MetricsAccumulator:
-    """Accumulates the work of a step's micro-batches, and reduces it over ranks after the step.
+    """Accumulates the losses and the work of a step's micro-batches, and gathers them after it.
 
     Args:
+        losses: names of the losses.
         sources: names of the data folders, in the order of `MicroBatch.sources`.
         kinds: of media in the stage (`Stage.kinds`).
         costs: FLOPs of each unit of the stage's work; None where they are unknown.
@@ -129,18 +130,23 @@ class MetricsAccumulator:
 
     def __init__(
         self,
+        losses: Sequence[str],
         sources: Sequence[str],
         kinds: Sequence[str],
         costs: UnitCosts | None,
         peak: float | None,
     ) -> None:
+        self._losses = tuple(losses)
         self._sources, self._kinds = tuple(sources), tuple(kinds)
         self._costs, self._peak = costs, peak
         self.totals = WorkTotals(media=dict.fromkeys(kinds, 0.0))
+        self._ranks: Sequence[_RankWork] = ()
         self._reset()
 
     def _reset(self) -> None:
         device = get_accelerator().current_device_name()
+        # The sum and the count of each loss.
+        self._losses_n2 = torch.zeros(len(self._losses), 2, dtype=torch.float64, device=device)
         self._losses_s = torch.zeros(len(self._sources), dtype=torch.float64, device=device)
         # Samples, positions and targets of each source.
         self._counts_s3 = torch.zeros(len(self._sources), 3, dtype=torch.float64)
@@ -164,16 +170,24 @@ class MetricsAccumulator:
             self._pairs += self._costs.pairs(length, targets) if self._costs else 0.0
         for kind in self._kinds:
             self._media[kind] += batch.count(kind)
+        for index, name in enumerate(self._losses):
+            self._losses_n2[index, 0] += losses[name].total.detach().double()
+            self._losses_n2[index, 1] += losses[name].count
         self._max_positions = max(self._max_positions, float(batch.ids_bt.numel()))
         loss = losses.get(BY_SOURCE)
         if loss is not None and loss.per_target_m is not None:
             source_o = source_n[owner_o].to(loss.per_target_m.device)
             self._losses_s.index_add_(0, source_o, loss.per_target_m.double())
 
-    def finish(self, seconds: float) -> WorkMetrics:
-        """Return the work of the step over all ranks, and reset for the next; a collective."""
+    def gather(self) -> dict[str, tuple[float, float]]:
+        """Gather the step from all ranks, and reset for the next; the one collective after a step.
+
+        Returns:
+            Sum and count of each loss over the global batch.
+        """
         own = torch.cat(
             [
+                self._losses_n2.flatten().cpu(),
                 self._losses_s.cpu(),
                 self._counts_s3.flatten(),
                 torch.tensor([self._media[kind] for kind in self._kinds], dtype=torch.float64),
@@ -184,10 +198,21 @@ class MetricsAccumulator:
         ).to(self._losses_s.device)
         gathered = [torch.empty_like(own) for _ in range(dist.get_world_size())]
         dist.all_gather(gathered, own)
-        ranks = [_RankWork.decode(row, len(self._sources), self._kinds) for row in gathered]
+        split = [
+            row.cpu().split([2 * len(self._losses), row.numel() - 2 * len(self._losses)])
+            for row in gathered
+        ]
+        losses_n2 = torch.stack([losses for losses, _ in split]).sum(0).view(-1, 2)
+        sources = len(self._sources)
+        self._ranks = [_RankWork.decode(work, sources, self._kinds) for _, work in split]
+        self.totals = self._add_to_totals(self._ranks)
         self._reset()
-        self.totals = self._add_to_totals(ranks)
-        costs, peak = self._costs, self._peak
+        pairs = ((total, count) for total, count in losses_n2.tolist())
+        return dict(zip(self._losses, pairs, strict=True))
+
+    def metrics(self, seconds: float) -> WorkMetrics:
+        """Return the work of the step that was gathered last and took so many seconds."""
+        ranks, costs, peak = self._ranks, self._costs, self._peak
         return WorkMetrics(
             sources=self._by_source(ranks),
             memory_bytes=[int(rank.memory) for rank in ranks],
@@ -241,9 +266,9 @@ class _RankWork:
 
     @classmethod
     def decode(cls, row: Tensor, sources: int, kinds: Sequence[str]) -> _RankWork:
-        """Decode the tensor that `MetricsAccumulator.finish` gathers."""
+        """Decode what `MetricsAccumulator.gather` gathers behind the losses."""
         sizes = [sources, 3 * sources, len(kinds), 3]
-        losses_s, counts, media, rest = row.cpu().split(sizes)
+        losses_s, counts, media, rest = row.split(sizes)
         pairs, max_positions, memory = rest.tolist()
         return cls(
             losses_s=losses_s,

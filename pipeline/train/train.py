@@ -328,7 +328,8 @@ def make_accumulator(run: RunConfig) -> MetricsAccumulator:
             costs = costs.with_features()
         device = of_this_device(settings.precision, typical_product(model, settings), measure=False)
         peak = device.peak if device else None
-    return MetricsAccumulator(source_names(run.data), settings.kinds(model), costs, peak)
+    losses = [term.name for term in loss_terms(model, settings)]
+    return MetricsAccumulator(losses, source_names(run.data), settings.kinds(model), costs, peak)
 
 
 def write_report(

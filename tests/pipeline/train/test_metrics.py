@@ -60,10 +60,13 @@ def test_losses_by_source_add_up_to_the_loss(alone, batch):
     torch.manual_seed(0)
     logits = torch.randn(7, 9)
     loss = text_loss(logits, batch.targets_o)
-    accumulator = MetricsAccumulator(["captions", "dialogues", "unused"], (), costs(), peak=28.0)
+    accumulator = MetricsAccumulator(
+        ["text"], ["captions", "dialogues", "unused"], (), costs(), peak=28.0
+    )
     item = MicroBatch(batch=batch, samples=3, sources=(1, 0, 1))
     accumulator.add(item, {"text": loss})
-    work = accumulator.finish(seconds=2.0)
+    assert accumulator.gather() == {"text": (pytest.approx(loss.total.item()), loss.count)}
+    work = accumulator.metrics(seconds=2.0)
     sources = work.sources
     assert sources.keys() == {"captions", "dialogues"}
     assert sources["captions"].loss == pytest.approx(loss.per_target_m[2].item())
@@ -81,15 +84,17 @@ def test_losses_by_source_add_up_to_the_loss(alone, batch):
 def test_dummies_and_losses_without_summands_do_not_count(alone):
     dummy = Example(ids=[0], labels=[IGNORED], kinds=[""])
     batch = collate([EXAMPLES[0], dummy], pad_id=0, side="right")
-    accumulator = MetricsAccumulator(["captions", "dialogues"], ("image",), None, None)
+    accumulator = MetricsAccumulator(["itc"], ["captions", "dialogues"], ("image",), None, None)
     itc = LossSum(total=torch.ones(()), count=1)
     accumulator.add(MicroBatch(batch=batch, samples=1, sources=(1,)), {"itc": itc})
-    accumulator.add(MicroBatch(batch=pack([dummy]), samples=0), {})
-    work = accumulator.finish(seconds=1.0)
+    accumulator.add(MicroBatch(batch=pack([dummy]), samples=0), {"itc": itc})
+    assert accumulator.gather() == {"itc": (2.0, 2)}
+    work = accumulator.metrics(seconds=1.0)
     expected = SourceMetrics(samples=1, tokens=5, targets=2, loss=None)
     assert work.sources == {"dialogues": expected}
     assert work.mfu is None
-    assert accumulator.finish(seconds=1.0).sources == {}
+    assert accumulator.gather() == {"itc": (0.0, 0)}
+    assert accumulator.metrics(seconds=1.0).sources == {}
 
 
 def test_a_steps_metrics_are_one_flat_object():
@@ -143,8 +148,9 @@ def test_frozen_encoders_cost_nothing_where_features_are_given(alone, with_featu
         for kind in ("image", "image", "audio")
     )
     examples = [replace(EXAMPLES[0], media=media)]
-    accumulator = MetricsAccumulator(["captions"], ("image", "audio"), unit_costs, peak=1.0)
+    accumulator = MetricsAccumulator([], ["captions"], ("image", "audio"), unit_costs, peak=1.0)
     accumulator.add(MicroBatch(batch=pack(examples), samples=1, sources=(0,)), {})
     encoders = 3.0 if with_features else 5.0  # and three projectors
-    assert accumulator.finish(seconds=1.0).mfu == encoders + 3.0
+    assert accumulator.gather() == {}
+    assert accumulator.metrics(seconds=1.0).mfu == encoders + 3.0
     assert accumulator.totals.media == {"image": 2, "audio": 1}
