@@ -8,6 +8,7 @@ to the last byte of its response, and a body has a maximum size, also after deco
 from __future__ import annotations
 
 import contextlib
+import functools
 import ipaddress
 import logging
 import socket
@@ -18,12 +19,19 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
+from http.client import HTTPException
 from typing import Any
 from urllib.parse import SplitResult
 
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.exceptions import ConnectTimeoutError, DecodeError, HTTPError, NewConnectionError
+from urllib3.exceptions import (
+    ConnectTimeoutError,
+    DecodeError,
+    HTTPError,
+    NewConnectionError,
+    ProtocolError,
+)
 
 from etl.download.errors import BodyError, FetchError
 from etl.download.resolve import Resolver
@@ -91,16 +99,7 @@ class HttpClient:
         pool, target = self._route(url)
         token = _request.set(_Request(self._resolver, until))
         try:
-            response = pool.urlopen(
-                "GET",
-                target,
-                headers={**self._headers, **(headers or {})},
-                timeout=self._timeout,
-                retries=False,
-                redirect=False,
-                assert_same_host=False,
-                preload_content=False,
-            )
+            response = self._send(pool, target, {**self._headers, **(headers or {})})
             try:
                 yield response
                 left = response.length_remaining  # None if nobody knows
@@ -117,6 +116,27 @@ class HttpClient:
         """Close the idle connections."""
         for manager in (self._direct, *self._proxies.values()):
             manager.clear()
+
+    def _send(
+        self, pool: urllib3.HTTPConnectionPool, target: str, headers: dict[str, str]
+    ) -> urllib3.BaseHTTPResponse:
+        send = functools.partial(
+            pool.urlopen,
+            "GET",
+            target,
+            headers=headers,
+            timeout=self._timeout,
+            retries=False,
+            redirect=False,
+            assert_same_host=False,
+            preload_content=False,
+        )
+        try:
+            return send()
+        except ProtocolError as error:
+            if not isinstance(_cause(error), ConnectionError):
+                raise
+            return send()  # the server may have closed the idle connection meanwhile
 
     def _route(self, url: SplitResult) -> tuple[urllib3.HTTPConnectionPool, str]:
         """The pool of connections for a URL, and the target of the request."""
@@ -219,6 +239,8 @@ def _cause(error: BaseException) -> BaseException:
     """The exception of the standard library that urllib3 has wrapped in its own."""
     while isinstance(error, HTTPError) and (inner := error.__cause__ or error.__context__):
         error = inner
+    if isinstance(error, HTTPError) and not isinstance(error, HTTPException):
+        return FetchError("bad_answer", str(error))  # found by urllib3 itself
     return error
 
 

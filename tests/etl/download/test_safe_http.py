@@ -111,3 +111,18 @@ def test_the_next_address_is_tried() -> None:
         url = f"http://many.example:{web.server_port}/valid"
         assert fetch(url, addresses=("127.0.0.2", "127.0.0.1")).data == IMAGE
         assert fetch(url, addresses=("127.0.0.2",)).reason == "unreachable"
+
+
+def test_a_connection_that_the_server_closes_meanwhile_is_replaced() -> None:
+    limits = DownloadLimits(max_bytes=200_000, deadline=5.0, allow_private=True)
+    options = {"threads": 1, "timeout": 5, "retries": 0, "user_agent": None, "limits": limits}
+    native = NativeBackend(FetchOptions(**options, robots=False))
+    with served() as web:
+        found = native.fetch([f"{web.base}/do_close_on_next"] * 3)
+        assert [one.data for one in found] == [IMAGE] * 3
+        assert web.connections == 3
+
+
+def test_contradictory_lengths_are_a_bad_answer() -> None:
+    with served() as web:
+        assert fetch(f"{web.base}/do_two_lengths").reason == "bad_answer"

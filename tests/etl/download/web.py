@@ -2,6 +2,7 @@
 
 import http.server
 import io
+import select
 import struct
 import threading
 import time
@@ -180,6 +181,18 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_nonsense(self) -> None:
         self.wfile.write(b"\x00\x01\x02 not HTTP at all\r\n\r\n")
+        self.close_connection = True
+
+    def do_two_lengths(self) -> None:
+        self.send_response(200)
+        for length in ("5", "6"):
+            self.send_header("Content-Length", length)
+        self.end_headers()
+        self.close_connection = True
+
+    def do_close_on_next(self) -> None:
+        self.answer(200, body=IMAGE)
+        select.select([self.connection], [], [], 10)  # until the next request on this connection
         self.close_connection = True
 
     def do_vanish(self) -> None:
