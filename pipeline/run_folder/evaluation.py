@@ -39,7 +39,7 @@ def _examples(path: Path) -> Section:
 
 
 def _exact_scores(scores: Mapping[str, Any]) -> Section:
-    names = {"accuracy": "with media", "blind": "without media (blind)", "chance": "chance"}
+    names = {"accuracy": "with media", "blind": "blind", "chance": "chance"}
     rows = [
         (kind or "–", one["questions"], *(f"{one[name]:.1%}" for name in names))
         for kind, one in scores["kinds"].items()
@@ -48,7 +48,7 @@ def _exact_scores(scores: Mapping[str, Any]) -> Section:
     return Section(
         heading="Evaluation: exact answers",
         tiles=[*tiles, ("questions", scores["questions"])],
-        columns=("kind of question", "questions", *names.values()),
+        columns=("kind", "questions", *names.values()),
         rows=rows if len(rows) > 1 else (),
         note="Blind is the same model without the media; chance is always giving the most frequent "
         "true answer to that kind of question.",
@@ -56,7 +56,7 @@ def _exact_scores(scores: Mapping[str, Any]) -> Section:
 
 
 def _benchmark_scores(scores: Mapping[str, Any]) -> Section:
-    views = {"scores": "with media", "blind": "without media (blind)"}
+    views = {"scores": "with media", "blind": "blind"}
     metrics = dict.fromkeys(name for key in views for one in scores[key].values() for name in one)
     return Section(
         heading=f"Evaluation: {scores['benchmark']}, {scores['questions']:,} questions",
