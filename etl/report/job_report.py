@@ -116,10 +116,10 @@ def _totals(manifest: Manifest) -> list[tuple[str, Cell]]:
     return [
         ("input rows", manifest.input_rows),
         ("rows kept", manifest.rows),
-        ("of the input", _share(manifest.rows, manifest.input_rows)),
-        *([("of downloads succeeded", f"{downloads:.1%}")] if downloads is not None else []),
+        ("share kept", _share(manifest.rows, manifest.input_rows)),
+        *([("successful downloads", f"{downloads:.1%}")] if downloads is not None else []),
         ("shards", len(manifest.shards)),
-        ("in total", f"{size / 1e6:,.1f} MB"),
+        ("size", f"{size / 1e6:,.1f} MB"),
     ]
 
 
@@ -143,20 +143,18 @@ def _hosts(statistics: Mapping[str, Any]) -> list[Markup]:
 
 
 def _yields(manifest: Manifest) -> list[tuple[Cell, ...]]:
-    return [
-        (entry["step"], entry["rows_in"], entry["rows_out"], kept)
-        for entry in manifest.details.get("yields", ())
-        for kept in [_share(entry["rows_out"], entry["rows_in"])]
-    ]
+    yields = manifest.details.get("yields", ())
+    counts = [(entry["step"], entry["rows_in"], entry["rows_out"]) for entry in yields]
+    return [(step, before, after, _share(after, before)) for step, before, after in counts]
 
 
 def _timings(folder: Path) -> list[tuple[Cell, ...]]:
     path = folder / TIMINGS_FILE
     stages = json.loads(path.read_bytes()) if path.exists() else {}
+    counts = [(stage, one["seconds"], one["rows"]) for stage, one in stages.items()]
     return [
         (stage, f"{seconds:,.1f} s", rows, rows / seconds if seconds else None)
-        for stage, one in stages.items()
-        for seconds, rows in [(one["seconds"], one["rows"])]
+        for stage, seconds, rows in counts
     ]
 
 

@@ -39,16 +39,16 @@ def _examples(path: Path) -> Section:
 
 
 def _exact_scores(scores: Mapping[str, Any]) -> Section:
-    names = {"accuracy": "with media", "blind": "without media (blind)", "chance": "chance"}
+    names = {"accuracy": "with media", "blind": "blind", "chance": "chance"}
     rows = [
-        (kind or "–", one["questions"], *(f"{one[name]:.1%}" for name in names))
+        (kind or "–", *(f"{one[name]:.1%}" for name in names), one["questions"])
         for kind, one in scores["kinds"].items()
     ]
     tiles = [(title, f"{scores[name]:.1%}") for name, title in names.items()]
     return Section(
         heading="Evaluation: exact answers",
         tiles=[*tiles, ("questions", scores["questions"])],
-        columns=("kind of question", "questions", *names.values()),
+        columns=("kind", *names.values(), "questions"),
         rows=rows if len(rows) > 1 else (),
         note="Blind is the same model without the media; chance is always giving the most frequent "
         "true answer to that kind of question.",
@@ -56,7 +56,7 @@ def _exact_scores(scores: Mapping[str, Any]) -> Section:
 
 
 def _benchmark_scores(scores: Mapping[str, Any]) -> Section:
-    views = {"scores": "with media", "blind": "without media (blind)"}
+    views = {"scores": "with media", "blind": "blind"}
     metrics = dict.fromkeys(name for key in views for one in scores[key].values() for name in one)
     return Section(
         heading=f"Evaluation: {scores['benchmark']}, {scores['questions']:,} questions",

@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -77,13 +77,20 @@ def read_starts(run: Path) -> list[dict[str, Any]]:
     """Return all starts of a run, the first one first, each with its end."""
     starts: list[dict[str, Any]] = []
     for entry in map(json.loads, whole_lines(run / _FILE)):
-        if "outcome" in entry:
+        if "outcome" not in entry:
+            if starts and starts[-1]["ended"] is None:
+                starts[-1] |= _found(starts[-1], **entry["found"])
+            starts.append(entry | {"ended": None, "to_step": None, "outcome": "running, or killed"})
+        elif starts:  # a full disk may have kept the start from being written
             starts[-1] |= entry
-            continue
-        if starts and starts[-1]["ended"] is None:
-            starts[-1] |= {**entry["found"], "outcome": "killed"}
-        starts.append(entry | {"ended": None, "to_step": None, "outcome": "running, or killed"})
     return starts
+
+
+def _found(start: Mapping[str, Any], to_step: int, ended: float | None) -> dict[str, Any]:
+    """Return the end of a start that has recorded none."""
+    if to_step <= start["from_step"]:
+        return {"outcome": "ended before a step was complete"}
+    return {"to_step": to_step, "ended": ended, "outcome": "killed"}
 
 
 def _append(run: Path, entry: Mapping[str, object]) -> None:
@@ -102,4 +109,7 @@ def _code() -> str:
             return f"commit {found.stdout.strip()}"
         except (OSError, subprocess.CalledProcessError) as error:
             log.info("no commit for the report: %s", error)
-    return f"version {version('mmloom')}"
+    try:
+        return f"version {version('mmloom')}"
+    except PackageNotFoundError:
+        return "neither a checkout nor installed"

@@ -111,8 +111,7 @@ def train_stage(run: RunConfig, resume: str) -> int:
     model = build_model(run, inputs)
     features = open_feature_cache(run, inputs.shards, model)
     rank, world = rank_and_world_size()
-    if rank == 0:
-        write_start(run, inputs, model)
+    write_start(run, inputs, model)
     engine = start_engine(model, run.settings, steps=inputs.steps, world=world)
     state = restore(engine, inputs, writer)
 
@@ -237,11 +236,12 @@ def build_model(run: RunConfig, inputs: Inputs) -> nn.Module:
 
 
 def write_start(run: RunConfig, inputs: Inputs, model: nn.Module) -> None:
-    """Write down that the run was started; on rank 0 alone, before ZeRO partitions the model."""
+    """Write down that the run was started, before ZeRO partitions the model; rank 0 writes."""
+    rank, world = rank_and_world_size()
     step = step_of(inputs.checkpoint) if inputs.checkpoint is not None else 0
-    _, world = rank_and_world_size()
-    parameters = count_parameters(model)
-    record_start(Path(run.output), ranks=world, from_step=step, parameters=parameters)
+    if rank == 0:
+        parameters = count_parameters(model)
+        record_start(Path(run.output), ranks=world, from_step=step, parameters=parameters)
 
 
 def restore(

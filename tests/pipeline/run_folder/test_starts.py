@@ -40,6 +40,15 @@ def test_a_killed_start_ends_where_the_next_one_finds_it(tmp_path: Path) -> None
     assert last["ended"] >= last["started"]
 
 
+def test_a_start_without_a_step_has_neither_steps_nor_time(tmp_path: Path) -> None:
+    train(tmp_path, range(1, 6))
+    start(tmp_path, 5)
+    start(tmp_path, 5)
+    first, _ = read_starts(tmp_path)
+    assert facts(first) == (5, None, "ended before a step was complete")
+    assert first["ended"] is None
+
+
 def test_a_failure_is_the_end_and_passes(tmp_path: Path) -> None:
     start(tmp_path)
     for rank in (1, 0):
