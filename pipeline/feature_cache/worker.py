@@ -111,17 +111,10 @@ class PrecomputeWorker:
         """Encode a range; for None, return the encoders' identities."""
         if item is None:
             return self.encoder_ids
-        unreadable = 0
-
-        def rows() -> Iterator[FeatureRow]:
-            nonlocal unreadable
-            for row in self._encode_all(item.kind, self._decode_all(item)):
-                unreadable += isinstance(row.features, str)
-                yield row
-
-        write_feature_file(self._folder / self.encoder_ids[item.kind].key, rows())
-        media = len(item.media_k2)
-        return RangeResult(kind=item.kind, media=media, encoded=media - unreadable)
+        self._encoded = 0
+        rows = self._encode_all(item.kind, self._decode_all(item))
+        write_feature_file(self._folder / self.encoder_ids[item.kind].key, rows)
+        return RangeResult(kind=item.kind, media=len(item.media_k2), encoded=self._encoded)
 
     def _decode_all(self, item: MediaRange) -> Iterator[Decoded]:
         """Decode media in order; threads decode the next batch while the encoder computes."""
@@ -154,6 +147,7 @@ class PrecomputeWorker:
         while batch := list(itertools.islice(pending, self._batch)):
             readable = [values for _, values in batch if isinstance(values, Tensor)]
             features = iter(self._encode(kind, torch.stack(readable)) if readable else ())
+            self._encoded += len(readable)
             for key, values in batch:
                 found = values if isinstance(values, str) else next(features)
                 yield FeatureRow(key=key, features=found)

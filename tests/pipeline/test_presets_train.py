@@ -108,7 +108,7 @@ def learn(spec: ModelSpec, stage: Stage, data: list[Path], start: Path | None, t
     model.train()
     for step in range(STEPS):
         torch.manual_seed(step)
-        found = compute_losses(terms, model(batch, list(batch.media), list(batch.media)))
+        found = compute_losses(terms, model(batch, list(batch.media)))
         loss = sum(
             term.weight * found[term.name].total / max(1, counts[term.name]) for term in terms
         )

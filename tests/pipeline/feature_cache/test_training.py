@@ -1,6 +1,7 @@
 """A run uses a complete feature cache, or ends with one line that says what is missing."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,9 @@ from model.build import build
 from model.freeze import set_trainable
 from model.multimodal_lm import MultimodalLM
 from model.presets import system
+from model.pretraining.build import build_init
+from model.pretraining.image_text import ImageTextModel
+from model.spec.system import InitStage
 from pipeline.config.run_config import RunConfig, TrainOptions, resolve
 from pipeline.feature_cache.training import open_feature_cache
 from pipeline.feature_cache.worker import MediaRange, PrecomputeWorker
@@ -91,6 +95,21 @@ def test_an_incomplete_cache_is_an_error_that_names_the_command(
         f"--stage pt --output {folder.parent}` makes them"
     )
     assert not model.feature_kinds
+
+
+@pytest.mark.usefixtures("alone")
+def test_the_stage_before_pt_reads_features_too(data: Path, tmp_path: Path) -> None:
+    options = TrainOptions(preset="blip_2", scale="tiny", data=(data,), output=tmp_path / "cache")
+    config = resolve(options, "init")
+    worker = PrecomputeWorker(config, None, batch=4, threads=1, device="cpu")
+    worker(MediaRange(kind="image", media_k2=np.array([[row, 0] for row in range(ROWS)])))
+    run = replace(config, output=str(tmp_path / "run"), feature_cache=config.output)
+    assert isinstance(run.settings, InitStage)
+    model = build_init(run.system.model, run.settings, weights="random")
+    set_trainable(model, run.settings.trainable)
+    assert open_feature_cache(run, ShardSet([data]), model) is not None
+    assert isinstance(model, ImageTextModel)
+    assert set(model.feature_kinds) == {"image"}
 
 
 @pytest.mark.usefixtures("alone")
