@@ -16,7 +16,7 @@ from model.presets import system
 from model.pretraining.build import build_init
 from model.pretraining.image_text import ImageTextModel
 from model.spec.system import InitStage
-from pipeline.config.run_config import RunConfig, TrainOptions, resolve
+from pipeline.config.run_config import RunConfig, TrainOptions, parse_train_options, resolve
 from pipeline.feature_cache.training import open_feature_cache
 from pipeline.feature_cache.worker import MediaRange, PrecomputeWorker
 from tests.worlds import caption_shards
@@ -165,6 +165,6 @@ def test_without_the_option_there_is_no_cache(data: Path) -> None:
 def test_the_option_is_part_of_the_configuration(data: Path, tmp_path: Path) -> None:
     run = run_of(data, tmp_path / "cache")
     run.save(tmp_path)
-    again = resolve(TrainOptions(preset=str(tmp_path / "config.json")), "pt")
+    again = resolve(parse_train_options("pt", [str(tmp_path / "config.json")]), "pt")
     assert again.feature_cache == str(tmp_path / "cache")
     assert system("digits_omni").model == again.system.model

@@ -1,6 +1,7 @@
 """The page of a run: what it was, its metrics, and its evaluation at the end."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -116,7 +117,9 @@ def test_a_missing_value_leaves_a_gap(tmp_path, value):
     assert "nan" not in run_report(tmp_path).read_text().lower()
 
 
-def test_the_page_begins_with_what_the_run_was(tmp_path):
+def test_the_page_begins_with_what_the_run_was(tmp_path, monkeypatch):
+    command = ["/bin/python", "-m", "pipeline", "pt", "digits", "--local_rank=0"]
+    monkeypatch.setattr(sys, "orig_argv", command)
     mix = Mix(shares=("dialogues=2",), temperature=2, cap=3)
     data = ("data/captions", "data/dialogues")
     preset = system("digits")
@@ -139,7 +142,7 @@ def test_the_page_begins_with_what_the_run_was(tmp_path):
     assert f"{preset.pt.learning_rate:g}" in told["learning rate"]
     assert told["batch"].startswith(f"{preset.pt.global_batch} samples per step")
     assert told["parameters trained"] == "25 of 200 (12.50%)"
-    assert "pytest" in told["command"]
+    assert told["command"] == "python -m pipeline pt digits"
     assert told["code"].partition(" ")[0] in ("commit", "version")
     assert told["checkpoints"] == "of step 4, 8"
     assert "stopped on request" in page.texts
