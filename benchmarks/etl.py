@@ -8,8 +8,9 @@ server. img2dataset downloads, resizes (to fit 256×256, padded, its default), r
 hash), resizes (shorter side 256, so more pixels), deduplicates and writes Arrow shards with a
 manifest.
 
-`start` is the same command on a list of ten images; `steady` is the difference to it, which matters
-for jobs of hours. CPU and memory are those of all processes that a command starts (Ray's included),
+`native` runs in local processes, `native on Ray` starts a Ray for the job. `first` is the time from
+the command to its first request of an image. `start` is the same command on a list of ten images;
+`steady` is the difference to it, which matters for jobs of hours. CPU and memory are those of all processes that a command starts (Ray's included),
 read from /proc: CPU time, and PSS, so that shared pages count once. The server is excluded. The
 images have the spectrum, sizes and bits per pixel of photographs.
 """
@@ -31,7 +32,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from multiprocessing import Process, SimpleQueue
+from multiprocessing import Process, SimpleQueue, Value
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -50,7 +51,7 @@ SIDE = 256  # image size of both commands
 BASE_IMAGES = 48  # distinct ones; the others differ in the number drawn on them
 _BITS = 16
 START = 10
-SIDES = ("img2dataset", "native", "ours by img2dataset")
+SIDES = ("img2dataset", "native", "native on Ray", "ours by img2dataset")
 _TICKS = os.sysconf("SC_CLK_TCK")
 _MARKER = "MMLOOM_BENCHMARK"
 
@@ -96,6 +97,7 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
     images: ClassVar[dict[str, list[bytes]]] = {}
+    first: ClassVar[Any]  # when the first image of a run was requested; 0 before
 
     def do_GET(self) -> None:
         """Send an image."""
@@ -103,6 +105,7 @@ class Handler(BaseHTTPRequestHandler):
         if kind not in self.images:
             self.send_error(404)
             return
+        self.first.value = self.first.value or time.monotonic()
         body = self.images[kind][int(name.partition(".")[0])]
         head = f"HTTP/1.1 200 OK\r\nContent-Type: image/jpeg\r\nContent-Length: {len(body)}\r\n\r\n"
         self.wfile.write(head.encode() + body)
@@ -121,8 +124,9 @@ class Server(ThreadingHTTPServer):
         """Ignore clients that close their connection."""
 
 
-def serve(kinds: list[str], images: int, ports: SimpleQueue[int]) -> None:
-    """Render the images, then serve them."""
+def serve(kinds: list[str], images: int, ports: SimpleQueue[int], first: Any) -> None:  # noqa: ANN401
+    """Render the images, then serve them; `first` is that of `Handler`."""
+    Handler.first = first
     Handler.images = {kind: render(kind, images) for kind in kinds}
     with Server(("127.0.0.1", 0), Handler) as server:
         ports.put(server.server_port)
@@ -134,9 +138,13 @@ Metrics = dict[str, float]
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Seconds of a command, and CPU seconds and peak bytes of all of its processes."""
+    """Seconds of a command, and CPU seconds and peak bytes of all of its processes.
+
+    `first` are the seconds until it requested an image.
+    """
 
     seconds: float
+    first: float
     cpu: float
     peak: int
 
@@ -206,8 +214,9 @@ def pss(pid: int) -> int:
     return 0
 
 
-def measure(command: list[str]) -> Cost:
-    """Run a command and measure its cost."""
+def measure(command: list[str], first: Any) -> Cost:  # noqa: ANN401
+    """Run a command and measure its cost; `first` is that of `Handler`."""
+    first.value = 0.0
     name, value = _MARKER, secrets.token_hex(8)
     env = {**os.environ, name: value, "NO_ALBUMENTATIONS_UPDATE": "1"}
     env["RAY_worker_niceness"] = "0"  # as img2dataset's processes, for machines that are not idle
@@ -219,15 +228,16 @@ def measure(command: list[str]) -> Cost:
         seconds = time.monotonic() - started
     if done.returncode:
         raise RuntimeError(f"{command[:3]} failed:\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
-    return Cost(seconds=seconds, cpu=monitor.cpu, peak=monitor.peak)
+    waited = first.value - started
+    return Cost(seconds=seconds, first=waited, cpu=monitor.cpu, peak=monitor.peak)
 
 
-def ours(listing: Path, output: Path, *, backend: str, cores: int) -> list[str]:
+def ours(listing: Path, output: Path, *, backend: str, executor: str, cores: int) -> list[str]:
     """Return our command."""
     return [
         *(sys.executable, "etl/laion.py", "--input", str(listing), "--output", str(output)),
         *("--allow-private-addresses", "--backend", backend, "--image-size", str(SIDE)),
-        *("--workers", str(cores), "--rows-per-shard", "1000"),
+        *("--workers", str(cores), "--rows-per-shard", "1000", "--executor", executor),
     ]
 
 
@@ -246,8 +256,9 @@ def command(side: str, listing: Path, output: Path, *, cores: int) -> list[str]:
     """Return the command of a side."""
     if side == "img2dataset":
         return theirs(listing, output, cores=cores)
-    backend = "native" if side == "native" else "img2dataset"
-    return ours(listing, output, backend=backend, cores=cores)
+    backend = "native" if side.startswith("native") else "img2dataset"
+    executor = "ray" if side.endswith("on Ray") else "local"
+    return ours(listing, output, backend=backend, executor=executor, cores=cores)
 
 
 def write_list(path: Path, base: str, kind: str, images: int) -> None:
@@ -260,7 +271,14 @@ def write_list(path: Path, base: str, kind: str, images: int) -> None:
 
 
 def compare(
-    base: str, kind: str, images: int, *, sides: list[str], repeat: int, cores: int
+    base: str,
+    kind: str,
+    images: int,
+    *,
+    first: Any,  # noqa: ANN401
+    sides: list[str],
+    repeat: int,
+    cores: int,
 ) -> dict[str, Metrics]:
     """Run all sides on one list, interleaved; return for each the run with the least CPU time."""
     found: dict[str, list[tuple[Cost, Cost]]] = {}
@@ -273,7 +291,8 @@ def compare(
             for side in sides:
                 costs = []
                 for number, listing in lists.items():
-                    costs.append(measure(command(side, listing, output, cores=cores)))
+                    words = command(side, listing, output, cores=cores)
+                    costs.append(measure(words, first))
                     if (rows := count(output)) != number:
                         raise RuntimeError(f"{side}: {rows} rows, want {number}")
                     shutil.rmtree(output)
@@ -302,6 +321,7 @@ def metrics(start: Cost, total: Cost, images: int) -> Metrics:
         "images_per_core_second": round(images / total.cpu, 1),
         "cpu_ms_per_image": round(1000 * total.cpu / images, 3),
         "peak_mb": round(total.peak / 1e6),
+        "first_seconds": round(min(start.first, total.first), 2),
         "start_seconds": round(start.seconds, 2),
         "start_cpu_seconds": round(start.cpu, 2),
         "steady_images_per_second": round(more / seconds, 1),
@@ -333,12 +353,22 @@ def main() -> None:
     parser.add_argument("--cores", type=int, default=os.cpu_count())
     options = parser.parse_args()
     ports: SimpleQueue[int] = SimpleQueue()
-    server = Process(target=serve, args=(options.kinds, options.images, ports), daemon=True)
+    first = Value("d", 0.0)
+    server = Process(target=serve, args=(options.kinds, options.images, ports, first), daemon=True)
     server.start()
     base = f"http://127.0.0.1:{ports.get()}"
     result: dict[str, Any] = {"images": options.images, "cores": options.cores}
     table = Table(title=f"{options.images} images, {options.cores} cores")
-    names = ("s", "images/s", "per core·s", "CPU ms", "peak MB", "start s", "start CPU s")
+    names = (
+        "s",
+        "images/s",
+        "per core·s",
+        "CPU ms",
+        "peak MB",
+        "first s",
+        "start s",
+        "start CPU s",
+    )
     table.add_column("size")
     table.add_column("side")
     for name in (*names, "steady images/s", "steady CPU ms"):
@@ -348,6 +378,7 @@ def main() -> None:
             base,
             kind,
             options.images,
+            first=first,
             sides=options.sides,
             repeat=options.repeat,
             cores=options.cores,

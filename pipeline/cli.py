@@ -144,7 +144,7 @@ COMMANDS: Mapping[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "init": (_train("init"), "pre-train a Q-Former or a P-Former, before MM-PT"),
     "pt": (_train("pt"), "align a preset's projectors on captions (MM-PT)"),
     "sft": (_train("sft"), "fine-tune on instructions (MM-IT)"),
-    "features": (_features, "precompute the feature cache for pt --feature-cache (on Ray)"),
+    "features": (_features, "precompute the feature cache for pt --feature-cache"),
     "evaluate": (evaluate, "ask a trained run the questions of a data folder or a benchmark"),
     "score": (score, "a benchmark's official score of any file of predictions"),
     "import": (import_, "make a run folder from a transformers checkpoint"),
