@@ -10,8 +10,9 @@ manifest.
 
 `native` runs in local processes, `native on Ray` starts a Ray for the job. `first` is the time from
 the command to its first request of an image. `start` is the same command on a list of ten images;
-`steady` is the difference to it, which matters for jobs of hours. CPU and memory are those of all processes that a command starts (Ray's included),
-read from /proc: CPU time, and PSS, so that shared pages count once. The server is excluded. The
+`steady` is the difference to it, which matters for jobs of hours. CPU and memory are those of all
+processes that a command starts (Ray's included), read from /proc: CPU time, and PSS, so that shared
+pages count once. The server is excluded. The
 images have the spectrum, sizes and bits per pixel of photographs.
 """
 
