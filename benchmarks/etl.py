@@ -12,8 +12,8 @@ manifest.
 the command to its first request of an image. `start` is the same command on a list of ten images;
 `steady` is the difference to it, which matters for jobs of hours. CPU and memory are those of all
 processes that a command starts (Ray's included), read from /proc: CPU time, and PSS, so that shared
-pages count once. The server is excluded. The
-images have the spectrum, sizes and bits per pixel of photographs.
+pages count once. The server is excluded. The images have the
+spectrum, sizes and bits per pixel of photographs.
 """
 
 from __future__ import annotations

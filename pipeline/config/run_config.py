@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -247,7 +248,7 @@ def read_config(file: Path) -> RunConfig:
         raise UserError(f"{file}: no such file; want a preset's name or a run's configuration")
     try:
         value = json.loads(file.read_bytes()) if file.suffix == ".json" else None
-        value = yaml.safe_load(file.read_text()) if value is None else value
+        value = yaml.load(file.read_text(), _YamlLoader) if value is None else value
     except (json.JSONDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{file}: {error}") from None
     try:
@@ -257,6 +258,15 @@ def read_config(file: Path) -> RunConfig:
             raise OlderVersionError(file.parent, error.old, error.new) from None
         advice = "rename the key"
         raise OlderVersionError(file, error.old, error.new, advice=advice) from None
+
+
+class _YamlLoader(yaml.SafeLoader):
+    """Reads 1e-3 as a number, as YAML 1.2 does; PyYAML, of YAML 1.1, as a text."""
+
+
+_YamlLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+"), list("-+0123456789")
+)
 
 
 def check_run_folder(run: Path) -> None:

@@ -12,6 +12,7 @@ import os
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -150,8 +151,10 @@ def _train(
     """Train a stage under DeepSpeed; with `crash`, kill it after a checkpoint and resume."""
     started = time.monotonic()
     launcher = Path(sys.executable).with_name("deepspeed")
+    # DeepSpeed's own port may be taken by another run on this machine.
     command = [
         *[str(launcher), "--num_accelerators", str(options.ranks), "--log_level", "warning"],
+        *["--master_port", str(_free_port())],
         *["--module", "pipeline", stage, "digits", "--data", str(data), "--output", str(output)],
         *["--save-every", str(_CHECKPOINT_EVERY)],
     ]
@@ -200,6 +203,13 @@ def _call(command: Sequence[str]) -> None:
     code = subprocess.run(command, env=_environment(), check=False).returncode
     if code:
         raise UserError(f"{shlex.join(command)}: exit code {code}")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
 
 
 def _show(command: Sequence[str]) -> None:

@@ -1,6 +1,7 @@
 """Options become a fully resolved configuration; a mistake is reported in one line."""
 
 import json
+import re
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -66,6 +67,17 @@ def test_a_written_configuration_reads_back_equal(name: str, suffix: str, tmp_pa
         file.write_text(yaml.safe_dump(json.loads((tmp_path / "config.json").read_text())))
     assert read_config(file) == run
     assert resolved(str(file), stage="sft") == run
+
+
+@pytest.mark.parametrize(("text", "value"), [("1e-3", 1e-3), ("1.5E4", 1.5e4), ("0.25", 0.25)])
+def test_numbers_in_yaml_may_have_exponents(text: str, value: float, tmp_path: Path) -> None:
+    run = RunConfig(stage="pt", system=system("digits"), data=("a",), output="o")
+    lines = yaml.safe_dump(json.loads(json.dumps(asdict(run)))).splitlines()
+    file = tmp_path / "config.yaml"
+    file.write_text(
+        "\n".join(re.sub(r"(learning_rate:) .*", rf"\1 {text}", line) for line in lines)
+    )
+    assert read_config(file).settings.learning_rate == value
 
 
 @pytest.mark.parametrize(
