@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from model import aligned_lm, byte_tokenizers
+from model import byte_tokenizers
 from model.backbones import chatglm, glm, llama, opt, palm, qwen, t5
 from model.encoders import (
     beats,
@@ -33,7 +34,6 @@ from model.encoders import (
     whisper,
 )
 from model.fusion import gated_cross_attention, visual_expert
-from model.generative_lm import GenerativeMultimodalLM
 from model.generators import stable_diffusion
 from model.input_projectors import (
     abstractor,
@@ -41,6 +41,7 @@ from model.input_projectors import (
     ldp,
     mlp,
     perceiver,
+    pformer,
     qformer,
     qwen_resampler,
     token_concat,
@@ -71,6 +72,7 @@ from model.spec.input_branches import Encoder
 from model.spec.nfnet import NfNet
 from model.spec.output_branches import OutputBranchSpec, OutputTransformer, StableDiffusion
 from model.spec.peft import Adapter, Lora, Peft, Prefix, QLora
+from model.spec.pformer import Reference
 from model.spec.points import PointBert
 from model.spec.projectors import (
     Abstractor,
@@ -158,12 +160,12 @@ def build(spec: ModelSpec, stage: Stage, *, weights: Weights, seed: int = 0) -> 
     """
     inputs = build_inputs(spec, stage, weights=weights, seed=seed)
     backbone = build_backbone(spec, stage, weights=weights)
+    outputs = build_outputs(spec, stage, weights=weights, seed=seed)
+    reference, max_text = None, 0
     if stage.reference is not None:
-        return aligned_lm.build(spec, inputs, backbone, stage.reference, weights=weights)
-    if stage.generation is not None:
-        outputs = build_outputs(spec, stage, weights=weights, seed=seed)
-        return GenerativeMultimodalLM(spec, inputs, backbone, outputs)
-    return MultimodalLM(spec, inputs, backbone)
+        reference = build_reference(spec, stage.reference, weights=weights).to(backbone.dtype)
+        max_text = stage.reference.pformer.max_text
+    return MultimodalLM(spec, inputs, backbone, outputs, reference, max_text)
 
 
 def build_on_meta(spec: ModelSpec, stage: Stage) -> MultimodalLM:
@@ -225,8 +227,9 @@ def add_peft(backbone: PreTrainedModel, peft: Peft) -> None:
 def build_outputs(
     spec: ModelSpec, stage: Stage, *, weights: Weights, seed: int = 0
 ) -> dict[str, OutputBranch]:
-    """Build the output branches by modality, for a stage with generation."""
-    assert stage.generation is not None
+    """Build the output branches by modality; none for a stage without generation."""
+    if stage.generation is None:
+        return {}
     denoising = stage.generation.denoise > 0
     generators = _generators(spec, stage, denoising=denoising, weights=weights, seed=seed)
     branches: dict[str, OutputBranch] = {}
@@ -242,6 +245,24 @@ def build_outputs(
         )
         branches[output.modality] = branch.to(DTYPES[stage.precision])
     return branches
+
+
+def build_reference(
+    spec: ModelSpec, reference: Reference, *, weights: Weights
+) -> pformer.PromptFormer:
+    """Return the P-Former whose prompts are targets of the projected tokens, without dropout.
+
+    Raises:
+        SpecError: a model with several input branches, or weights that cannot be loaded.
+    """
+    if len(spec.inputs) != 1:
+        raise SpecError(f"reference: needs exactly one input branch, not {len(spec.inputs)}")
+    return pformer.build(
+        replace(reference.pformer, dropout=0.0),
+        prompts=spec.inputs[0].tokens,
+        width_out=spec.backbone.width,
+        weights=weights,
+    )
 
 
 def build_text_encoders(

@@ -1,33 +1,64 @@
-"""The multimodal LLM: encoders and input projectors, fused with a backbone.
+"""The multimodal LLM: encoders and input projectors, a backbone, and output branches.
 
 Shapes: b sequences, t positions, s positions of a seq2seq decoder, d width, m media of a kind,
 f segments of a medium, n tokens of a segment, k projected tokens of a medium, o positions with a
-target, v vocabulary.
+target, v vocabulary (followed by the signal tokens, if there are output branches).
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from functools import partial
+from types import MappingProxyType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from model import packing
-from model.batch import Batch
+from model.batch import Batch, sentences_of
 from model.features import is_trainable, media_features
 from model.fusion import gated_cross_attention, visual_expert
 from model.fusion.conditioning import inject_decoder_kwargs
 from model.fusion.splice import FusionError, splice
+from model.input_projectors.pformer import PromptFormer
+from model.output_branch import GenerationOutput, OutputBranch, signal_hidden, with_signals
 from model.segments import encode_segments, pool
 from model.spec import InputBranchSpec, ModelSpec
 from model.spec.fusion import GatedCrossAttention, VisualExpert
 from model.text import TextIds
 
 
+class Alignment(NamedTuple):
+    """Projected tokens of all media, and a reference P-Former's prompts for them, each (m, k, d).
+
+    Jian et al. 2023 (arXiv:2307.07063), §3.2.
+    """
+
+    tokens_mkd: Tensor
+    prompts_mkd: Tensor
+
+
+class MultimodalOutput(NamedTuple):
+    """What the losses of a stage need of a micro-batch.
+
+    Attributes:
+        logits_ov, targets_o: of all positions that have a target.
+        generation: results of the output branches, by kind of media.
+        alignment: None without a reference.
+    """
+
+    logits_ov: Tensor
+    targets_o: Tensor
+    generation: Mapping[str, GenerationOutput] = MappingProxyType({})
+    alignment: Alignment | None = None
+
+
 class MultimodalLM(nn.Module):
-    """t = LLM(P_X, F_T) (survey eq. 2); independent of losses, data and training.
+    """t, S_X = LLM(P_X, F_T) (survey eq. 2) and H_X = Θ_out(S_X) (§2.4).
+
+    Independent of losses, data and training.
 
     Args:
         spec: the branches and which components they share.
@@ -35,6 +66,10 @@ class MultimodalLM(nn.Module):
             appears only once: DeepSpeed hooks every module it finds, and would gather one that it
             finds twice twice.
         backbone: the language model.
+        outputs: the output branch of each modality that is generated; generators are frozen.
+        reference: a frozen P-Former, towards whose prompts the projected tokens may be trained.
+            Each row then has one medium and its caption.
+        max_text: length to which the reference's captions are truncated, in tokens.
 
     Attributes:
         feature_kinds: kinds of media of which all batches of all ranks give features instead of
@@ -49,11 +84,17 @@ class MultimodalLM(nn.Module):
         spec: ModelSpec,
         inputs: Mapping[str, Mapping[str, nn.Module]],
         backbone: PreTrainedModel,
+        outputs: Mapping[str, OutputBranch] | None = None,
+        reference: PromptFormer | None = None,
+        max_text: int = 0,
     ) -> None:
         super().__init__()
         self.spec = spec
         self.inputs = nn.ModuleDict({kind: nn.ModuleDict(own) for kind, own in inputs.items()})
         self.backbone = backbone
+        self.outputs = nn.ModuleDict(dict(outputs or {}))
+        self.reference = reference
+        self._max_text = max_text
 
     def encoder(self, kind: str) -> nn.Module:
         """Return the encoder of one kind of media."""
@@ -180,12 +221,68 @@ class MultimodalLM(nn.Module):
             (batch.ids_bt.shape[0], batch.ids_bt.shape[1]),
         )
 
-    def forward(self, batch: Batch, used: Collection[str] = ()) -> tuple[Tensor, Tensor]:
-        """Return the logits (o, v) and the targets (o,) of all positions that have a target.
+    def output_branches(self) -> dict[str, OutputBranch]:
+        """Return the output branches by kind (`to_image`), in the order of the spec."""
+        branches = {}
+        for spec in self.spec.outputs if self.outputs else ():
+            branch = self.outputs[spec.modality]
+            assert isinstance(branch, OutputBranch)
+            branches[spec.kind] = branch
+        return branches
 
-        `used` is that of `media_tokens`.
+    def forward(self, batch: Batch, used: Collection[str] = ()) -> MultimodalOutput:
+        """Return what the losses need of a micro-batch.
+
+        Args:
+            batch: the micro-batch.
+            used: kinds of media, input and output, that any rank has in this forward pass. Under
+                ZeRO-3 calling a module is a collective; a rank without the kind runs a dummy.
         """
-        return self.compute_logits(batch, self.media_tokens(batch, used))
+        branches = self.output_branches()
+        projected = self.media_tokens(batch, [kind for kind in used if kind not in branches])
+        alignment = self._align(batch, projected) if self.reference is not None else None
+        if not branches:
+            logits_ov, targets_o = self.compute_logits(batch, projected)
+            return MultimodalOutput(logits_ov, targets_o, alignment=alignment)
+        logits_ov, generation = self._generate_media(batch, projected, branches, used)
+        return MultimodalOutput(logits_ov, batch.targets_o, generation, alignment)
+
+    def _align(self, batch: Batch, projected: Mapping[str, Tensor]) -> Alignment:
+        """Return the projected tokens beside the reference's prompts for their captions."""
+        assert self.reference is not None
+        with torch.no_grad():
+            prompts_bkd = self.reference(sentences_of(batch, self._max_text))
+        rows = {kind: media.rows_m for kind, media in batch.media.items()}
+        none = batch.ids_bt.new_zeros(0)
+        prompts = [prompts_bkd[rows.get(kind, none)] for kind in projected]
+        return Alignment(torch.cat(list(projected.values())), torch.cat(prompts))
+
+    def _generate_media(
+        self,
+        batch: Batch,
+        projected: Mapping[str, Tensor],
+        branches: Mapping[str, OutputBranch],
+        used: Collection[str],
+    ) -> tuple[Tensor, dict[str, GenerationOutput]]:
+        """Return logits (o, v) over words and signal tokens, and the output branches' results."""
+        embeddings_btd, kwargs = self.embed(batch, projected)
+        signals = {kind: branch.signal_embeddings() for kind, branch in branches.items()}
+        hidden_btd = self.backbone_hidden_states(
+            batch, with_signals(embeddings_btd, batch, signals), kwargs
+        )
+        generation = {
+            kind: branch.generation_output(
+                batch.generation_targets.get(kind),
+                signal_hidden(batch, kind, hidden_btd, signals[kind]),
+                embeds_given=kind in self.feature_kinds,
+            )
+            for kind, branch in branches.items()
+            if kind in used or kind in batch.generation_targets
+        }
+        hidden_od = hidden_btd[:, :-1][batch.target_mask]
+        logits_ov = self.backbone.get_output_embeddings()(hidden_od)
+        signal_logits = [branch.head(hidden_od) for branch in branches.values()]
+        return torch.cat([logits_ov, *signal_logits], dim=1), generation
 
     def compute_logits(
         self, batch: Batch, projected: Mapping[str, Tensor]

@@ -3,20 +3,22 @@
 H_X = Θ_out(S_X) (survey §2.4) is trained to match the embeddings of the generator's own text
 encoder (eq. 4) and to let the generator predict the noise of a noised medium (eq. 5).
 
-Shapes: d the backbone's width, g generated media, n signal tokens of a medium, l and w positions
-and width of a generator's condition, c channels and y, x sides of latents.
+Shapes: b sequences, t positions, d the backbone's width, g generated media, n signal tokens of a
+medium, l and w positions and width of a generator's condition, c channels and y, x sides of
+latents.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from model.batch import GenerationTargets
+from model.batch import Batch, GenerationTargets
+from model.fusion.splice import splice
 from model.input_projectors.attention import INIT_STD
 from model.spec.output_branches import OutputBranchSpec
 
@@ -169,3 +171,26 @@ def signal_ids(outputs: Sequence[OutputBranchSpec], vocabulary: int) -> dict[str
         ids[branch.modality] = list(range(first, first + branch.signals))
         first += branch.signals
     return ids
+
+
+def with_signals(embeddings_btd: Tensor, batch: Batch, signals: Mapping[str, Tensor]) -> Tensor:
+    """Return the backbone's input with signal embeddings at the positions of signal tokens."""
+    nowhere_bt = torch.zeros_like(batch.ids_bt, dtype=torch.bool)
+    masks = {
+        kind: batch.generation_targets[kind].media_mask_bt
+        if kind in batch.generation_targets
+        else nowhere_bt
+        for kind in signals
+    }
+    flat = {kind: signals_nd.repeat(batch.count(kind), 1) for kind, signals_nd in signals.items()}
+    return splice(embeddings_btd, flat, masks)
+
+
+def signal_hidden(batch: Batch, kind: str, hidden_btd: Tensor, signals_nd: Tensor) -> Tensor:
+    """Return the hidden states at the signal tokens plus their embeddings, (g, n, d)."""
+    if kind not in batch.generation_targets:
+        return hidden_btd.new_zeros(0, *signals_nd.shape)
+    return (
+        hidden_btd[batch.generation_targets[kind].media_mask_bt].unflatten(0, (-1, len(signals_nd)))
+        + signals_nd
+    )

@@ -16,8 +16,6 @@ LAYERS = {
         "convert",
         "pretraining",
         "build",
-        "aligned_lm",
-        "generative_lm",
         "multimodal_lm",
         "generators",
         "protocols",

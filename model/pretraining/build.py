@@ -10,8 +10,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from model import byte_tokenizers
-from model.aligned_lm import build_reference
-from model.build import BACKBONES, DTYPES, build_input_branch
+from model.build import BACKBONES, DTYPES, build_input_branch, build_reference
 from model.input_projectors import pformer, qformer
 from model.pretraining.image_text import ImageTextModel
 from model.pretraining.sentences import SentenceModel

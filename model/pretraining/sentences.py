@@ -98,7 +98,7 @@ class SentenceModel(MultimodalLM):
     ) -> None:
         super().__init__(model, {}, backbone)
         self.objective = spec
-        self.reference = reference
+        self.reference: PromptFormer = reference
         embeddings = backbone.get_input_embeddings()
         assert isinstance(embeddings, nn.Embedding)
         self.heads = SentenceHeads(spec, Codebook(embeddings))

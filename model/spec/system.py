@@ -128,8 +128,6 @@ class System:
     def _check_generation(self, stage: Stage) -> None:
         if not self.model.outputs:
             raise SpecError(f"{self.name}: generation requires a model with outputs")
-        if stage.reference is not None:
-            raise SpecError(f"{self.name}: a stage may have a reference or generation, not both")
         if not any(pattern.startswith(("outputs.", "*")) for pattern in stage.trainable):
             missing = ", ".join(TRAINABLE_OUTPUTS)
             raise SpecError(

@@ -145,27 +145,34 @@ class SampleEncoder:
         if self._sentences is None:
             tokenized = tokenized or self._tokenize(sample, sample.turns, truncate=True)
             return self._encode(sample, tokenized, position=position)
-        return self._encode_pair(sample, self._sentences)
-
-    def _encode_pair(self, sample: Sample, reader: SentenceReader) -> Example:
-        """Encode a medium and its sentence, or with the prompt `sentences` the sentence alone."""
-        text = assistant_text(sample.turns)
-        if not text:
-            raise SampleError(f"sample {sample.id}: has no text from the assistant")
         if self._prompt == "sentences":
-            user = Turn(role="user", text=PLACEHOLDERS[reader.kind])
-            turns = (user, Turn(role="assistant", text=text))
-            tokenized = self._tokenizer.tokenize(sample.id, turns, [reader.kind], truncate=True)
-            [(start, first)] = tokenized.media_starts
-            empty = torch.zeros(0)
-            media = MediumInput(kind=reader.kind, start=start, first=first, input_values=empty)
-            return replace(_example(tokenized, (media,)), sentence=reader.ids(text))
-        kinds = [medium.kind for medium in sample.media]
+            return self._encode_sentence(sample, self._sentences)
+        return self._encode_pair(sample, self._sentences, position)
+
+    def _encode_sentence(self, sample: Sample, reader: SentenceReader) -> Example:
+        """Encode the assistant's text after the positions of a medium that is not encoded."""
+        text = _sentence(sample)
+        user = Turn(role="user", text=PLACEHOLDERS[reader.kind])
+        turns = (user, Turn(role="assistant", text=text))
+        tokenized = self._tokenizer.tokenize(sample.id, turns, [reader.kind], truncate=True)
+        [(start, first)] = tokenized.media_starts
+        empty = torch.zeros(0)
+        media = MediumInput(kind=reader.kind, start=start, first=first, input_values=empty)
+        return replace(_example(tokenized, (media,)), sentence=reader.ids(text))
+
+    def _encode_pair(self, sample: Sample, reader: SentenceReader, position: int) -> Example:
+        """Encode a medium and its sentence; a sample whose media are all generated has none."""
+        tokenized = self._tokenize(sample, sample.turns, truncate=True)
+        pairs = zip(sample.media, tokenized.branch_kinds, strict=True)
+        kinds = [medium.kind for medium, branch_kind in pairs if branch_kind == medium.kind]
+        if sample.media and not kinds:
+            return self._encode(sample, tokenized, position=position)
+        text = _sentence(sample)
         if kinds != [reader.kind] and (kinds or reader.pairs):
             raise SampleError(
                 f"sample {sample.id}: {len(sample.media)} media, want one {reader.kind}"
             )
-        example = self._encode(sample, self._tokenize(sample, sample.turns, truncate=True))
+        example = self._encode(sample, tokenized, position=position)
         return replace(example, sentence=reader.ids(text))
 
     def encode_prompt(self, sample: Sample) -> Example:
@@ -264,3 +271,10 @@ def _instructions(turns: Sequence[Turn]) -> list[str]:
         for turn in turns
         for _ in PLACEHOLDER_PATTERN.findall(turn.text)
     ]
+
+
+def _sentence(sample: Sample) -> str:
+    text = assistant_text(sample.turns)
+    if not text:
+        raise SampleError(f"sample {sample.id}: has no text from the assistant")
+    return text

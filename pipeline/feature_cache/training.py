@@ -13,7 +13,6 @@ from torch import nn
 from etl.cli import UserError
 from etl.storage.shards import ShardSet
 from model.features import is_trainable
-from model.generative_lm import GenerativeMultimodalLM
 from model.multimodal_lm import MultimodalLM
 from model.pretraining.image_text import ImageTextModel
 from pipeline.config.run_config import CONFIG_FILE, RunConfig
@@ -105,7 +104,7 @@ def encoder_ids(run: RunConfig, model: nn.Module) -> Mapping[str, EncoderId]:
         else:
             branch = spec.input_branch(kind)
             ids[kind] = ids.get(branch.encoder_of or "") or media_encoder_id(branch, encoder)
-    if isinstance(model, GenerativeMultimodalLM):
+    if isinstance(model, MultimodalLM):
         for kind, output in model.output_branches().items():
             ids[kind] = text_encoder_id(output.spec, output.generator)
     if not ids:

@@ -32,7 +32,6 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from model.fusion.gated_cross_attention import CrossAttention
-from model.generative_lm import GenerativeMultimodalLM
 from model.multimodal_lm import MultimodalLM
 from model.output_branch import OutputBranch
 from model.segments import encode_segments, pool
@@ -143,12 +142,10 @@ def unit_costs(model: MultimodalLM, stage: Stage) -> UnitCosts:
         stage: says whether activations are recomputed.
     """
     media = {kind: medium_flops(model, kind) for kind in model.spec.modalities}
-    if isinstance(model, GenerativeMultimodalLM):
-        width = model.spec.backbone.width
-        media |= {
-            kind: generation_flops(branch, width)
-            for kind, branch in model.output_branches().items()
-        }
+    media |= {
+        kind: generation_flops(branch, model.spec.backbone.width)
+        for kind, branch in model.output_branches().items()
+    }
     position, target = token_flops(model, stage)
     return UnitCosts(
         position=position,

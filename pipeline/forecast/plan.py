@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from etl.cli import UserError
 from model.build import build_on_meta
 from model.freeze import set_trainable
-from model.generative_lm import GenerativeMultimodalLM
 from model.multimodal_lm import MultimodalLM
 from model.output_branch import OutputBranch
 from model.spec import ModelSpec, Stage, System
@@ -165,8 +164,6 @@ def _saved_by_projector(model: MultimodalLM, kind: str) -> int:
 
 def _saved_by_generation(model: MultimodalLM) -> dict[str, int]:
     """Return the bytes that autograd saves in generating one medium of each kind."""
-    if not isinstance(model, GenerativeMultimodalLM):
-        return {}
     width = model.spec.backbone.width
     saved = {}
     for kind, branch in model.output_branches().items():

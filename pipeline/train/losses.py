@@ -17,9 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.aligned_lm import AlignedOutput
 from model.batch import IGNORED, Batch
-from model.generative_lm import GenerativeLMOutput
+from model.multimodal_lm import MultimodalOutput
 from model.pretraining.image_text import ImageTextOutput
 from model.pretraining.sentences import SentenceOutput
 from model.spec import ModelSpec, Stage
@@ -164,8 +163,9 @@ def align_term(spec: ModelSpec, kind: str, weight: float, fn: Callable[[Any], Lo
     )
 
 
-def _align_text(outputs: AlignedOutput) -> LossSum:
-    return squared_distance(outputs.tokens_mku, outputs.prompts_mku)
+def _align_text(outputs: MultimodalOutput) -> LossSum:
+    assert outputs.alignment is not None
+    return squared_distance(*outputs.alignment)
 
 
 def _align_image_text(outputs: ImageTextOutput) -> LossSum:
@@ -201,7 +201,7 @@ def generation_terms(branch: OutputBranchSpec, generation: Generation) -> tuple[
     return tuple(term for term in terms if term.weight)
 
 
-def _align_conditions(outputs: GenerativeLMOutput, kind: str) -> LossSum:
+def _align_conditions(outputs: MultimodalOutput, kind: str) -> LossSum:
     """Alignment loss L_mse = ‖H_X − τ_X(t)‖² (survey eq. 4)."""
     generated = outputs.generation.get(kind)
     if generated is None:
@@ -209,7 +209,7 @@ def _align_conditions(outputs: GenerativeLMOutput, kind: str) -> LossSum:
     return squared_distance(generated.condition_embeds_glw, generated.target_embeds_glw)
 
 
-def _denoise(outputs: GenerativeLMOutput, kind: str) -> LossSum:
+def _denoise(outputs: MultimodalOutput, kind: str) -> LossSum:
     """Latent diffusion loss L_gen = E‖ε − ε_X(z_t, t, H_X)‖² (survey eq. 5)."""
     generated = outputs.generation.get(kind)
     if generated is None or not generated.noise_prediction:
@@ -217,7 +217,7 @@ def _denoise(outputs: GenerativeLMOutput, kind: str) -> LossSum:
     return squared_distance(*generated.noise_prediction)
 
 
-def _no_media(outputs: GenerativeLMOutput) -> LossSum:
+def _no_media(outputs: MultimodalOutput) -> LossSum:
     """The loss of a kind of media that no rank has in a micro-batch."""
     return LossSum(total=outputs.logits_ov.new_zeros(()), count=0)
 

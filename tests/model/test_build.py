@@ -71,7 +71,7 @@ def test_logits_equal_transformers_llava(digits, make_batch, encoder, backbone):
     colours = branch.encoder
     pixels = normalise(batch.media["image"].input_values[:, 0], mean=colours.mean, std=colours.std)
     with torch.no_grad():
-        ours, targets = model(batch)
+        ours, targets, *_ = model(batch)
         theirs = other(
             input_ids=batch.ids_bt,
             attention_mask=batch.attention_bt,
@@ -88,7 +88,7 @@ def test_shapes(model, digits, make_batch):
     with torch.no_grad():
         assert model.encoder("image")(values[:, 0]).shape == (2, 36, 128)
         assert model.project("image", model.encode("image", values)).shape == (2, 36, 128)
-        logits, targets = model(batch)
+        logits, targets, *_ = model(batch)
     text = int((batch.labels_bt[:, 1:] != -100).sum())
     assert logits.shape == (text, digits.model.backbone.vocabulary)
     assert targets.shape == (text,)

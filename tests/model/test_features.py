@@ -22,7 +22,7 @@ def with_features(model: MultimodalLM, batch: Batch) -> Batch:
 
 def answer(model, batch, *words):
     model.zero_grad()
-    logits, targets = model(batch, *words)
+    logits, targets, *_ = model(batch, *words)
     cross_entropy(logits, targets).backward()
     gradients = {n: w.grad.clone() for n, w in model.named_parameters() if w.grad is not None}
     return logits.detach(), gradients

@@ -14,7 +14,7 @@ from model.fusion.splice import FusionError
 
 def gradients(model, batch, used=()):
     model.zero_grad()
-    logits, targets = model(batch, used)
+    logits, targets, *_ = model(batch, used)
     cross_entropy(logits, targets, reduction="sum").backward()
     return {name: w.grad.clone() for name, w in model.named_parameters() if w.grad is not None}
 
@@ -31,7 +31,7 @@ def full_logits(model, batch):
 def test_logits_at_targets_equal_those_of_all_positions(model, make_batch):
     batch = make_batch([50, 44])
     with torch.no_grad():
-        logits, targets = model(batch)
+        logits, targets, *_ = model(batch)
     shifted = batch.labels_bt[:, 1:] != IGNORED
     assert torch.equal(targets, batch.ids_bt[:, 1:][shifted])
     expected = full_logits(model, batch)[:, :-1][shifted]
@@ -41,7 +41,7 @@ def test_logits_at_targets_equal_those_of_all_positions(model, make_batch):
 def test_without_targets_there_are_no_logits_but_a_graph(model, make_batch):
     batch = make_batch([50])
     batch = replace(batch, labels_bt=torch.full_like(batch.labels_bt, IGNORED))
-    logits, targets = model(batch)
+    logits, targets, *_ = model(batch)
     assert logits.shape == (0, 384)
     assert targets.shape == (0,)
     cross_entropy(logits, targets, reduction="sum").backward()
@@ -53,8 +53,8 @@ def test_padding_changes_nothing(model, make_batch):
     short = make_batch([48])
     padded = make_batch([48], pad_to=60)
     with torch.no_grad():
-        logits, _ = model(short)
-        same, _ = model(padded)
+        logits, *_ = model(short)
+        same, *_ = model(padded)
     torch.testing.assert_close(logits, same, atol=1e-5, rtol=1e-5)
 
 
@@ -75,8 +75,8 @@ def test_other_rows_change_nothing(model, make_batch):
         },
     )
     with torch.no_grad():
-        beside_another, _ = model(both)
-        alone, _ = model(shorter)
+        beside_another, *_ = model(both)
+        alone, *_ = model(shorter)
     torch.testing.assert_close(beside_another[-len(alone) :], alone, atol=1e-5, rtol=1e-5)
 
 

@@ -47,7 +47,7 @@ def learnt(
     """Return the summed loss and every gradient."""
     batch = pack(rows) if packed else collate(rows, pad_id=0, side="right")
     model.zero_grad()
-    logits_ov, targets_o = model(batch)
+    logits_ov, targets_o, *_ = model(batch)
     loss = F.cross_entropy(logits_ov, targets_o, reduction="sum")
     loss.backward()
     named = model.named_parameters()
@@ -105,8 +105,8 @@ def test_no_sample_attends_to_another(tmp_path: Path) -> None:
     first, second, third, *_ = rows_of(spec, tmp_path)
     targets = sum(label >= 0 for label in third.labels[1:])
     with torch.no_grad():
-        one, _ = model(pack([first, third]))
-        other, _ = model(pack([second, third]))
+        one, *_ = model(pack([first, third]))
+        other, *_ = model(pack([second, third]))
     torch.testing.assert_close(one[-targets:], other[-targets:])
 
 

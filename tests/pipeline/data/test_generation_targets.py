@@ -15,8 +15,9 @@ from etl.storage.shards import ShardSet, write_folder
 from model.batch import IGNORED, Batch
 from model.build import build, build_caption_tokenizers
 from model.freeze import set_trainable
-from model.generative_lm import GenerativeLMOutput, GenerativeMultimodalLM
+from model.multimodal_lm import MultimodalLM, MultimodalOutput
 from model.presets import system
+from model.pretraining.build import SentenceReader, sentence_reader
 from model.spec import SpecError, System
 from model.spec.output_branches import Generation, OutputBranchSpec
 from pipeline.config.run_config import RunConfig, TrainOptions, resolve
@@ -64,7 +65,11 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
     return [generated[0], inputs[0], generated[1], inputs[1]]
 
 
-def encoder_of(preset: System, tokenizer: PreTrainedTokenizerBase) -> SampleEncoder:
+def encoder_of(
+    preset: System,
+    tokenizer: PreTrainedTokenizerBase,
+    sentences: SentenceReader | None = None,
+) -> SampleEncoder:
     branches = preset.model.outputs
     generation = preset.pt.generation
     assert generation is not None
@@ -79,6 +84,7 @@ def encoder_of(preset: System, tokenizer: PreTrainedTokenizerBase) -> SampleEnco
         tokenizer,
         prompt="plain",
         max_tokens=200,
+        sentences=sentences,
         generation_targets=generation_targets,
     )
 
@@ -87,16 +93,14 @@ def encode_all(encoder: SampleEncoder, samples: Sequence[Sample]) -> list[Exampl
     return [encoder.encode(sample, position=number) for number, sample in enumerate(samples)]
 
 
-def model_of(preset: System) -> GenerativeMultimodalLM:
+def model_of(preset: System) -> MultimodalLM:
     model = build(preset.model, preset.pt, weights="random", seed=0)
-    assert isinstance(model, GenerativeMultimodalLM)
+    assert isinstance(model, MultimodalLM)
     set_trainable(model, preset.pt.trainable)
     return model.train()
 
 
-def backward(
-    model: GenerativeMultimodalLM, preset: System, batches: Sequence[Batch]
-) -> dict[str, float]:
+def backward(model: MultimodalLM, preset: System, batches: Sequence[Batch]) -> dict[str, float]:
     """Run batches as passes of one step; leave the gradients in the model, return the losses."""
     terms = loss_terms(preset.model, preset.pt)
     counts = [count_losses(terms, batch) for batch in batches]
@@ -113,8 +117,31 @@ def backward(
     return losses
 
 
-def gradients(model: GenerativeMultimodalLM) -> dict[str, Tensor]:
+def gradients(model: MultimodalLM) -> dict[str, Tensor]:
     return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def test_a_stage_may_have_text_a_reference_and_generation(
+    preset: System, tokenizer: PreTrainedTokenizerBase, samples: list[Sample]
+) -> None:
+    reference = system("dlp").tiny().pt.reference
+    assert reference is not None
+    everything = replace(preset, pt=replace(preset.pt, reference=reference))
+    sentences = sentence_reader(everything.model, everything.pt, weights="random")
+    examples = encode_all(encoder_of(everything, tokenizer, sentences), samples)
+    assert [bool(example.sentence) for example in examples] == [False, True, False, True]
+    model = model_of(everything)
+    losses = backward(model, everything, [pack(examples)])
+    assert losses.keys() == {"text", "align", "to_image.align", "to_image.denoise"}
+    assert all(loss > 0 for loss in losses.values())
+    assert losses["align"] == pytest.approx(
+        backward(model_of(everything), everything, [pack(examples[1:2]), pack(examples[3:])])[
+            "align"
+        ]
+    )
+    moved = {name.partition(".")[0] for name in gradients(model)}
+    assert {"inputs", "outputs"} <= moved
+    assert "reference" not in moved
 
 
 def test_signal_tokens_are_targets_where_the_assistant_generates(
@@ -296,7 +323,7 @@ def test_a_rank_without_images_calls_the_same_modules_as_the_others(
         == 0
     )
     calls.append({})
-    output: GenerativeLMOutput = model(pack(examples[1:2]), ["image"])
+    output: MultimodalOutput = model(pack(examples[1:2]), ["image"])
     assert not output.generation
     assert not any("projector.enter" in name or "generator" in name for name in calls[-1])
 
@@ -415,7 +442,7 @@ def test_a_precomputed_cache_has_each_caption_once_and_as_in_training(run: RunCo
         assert isinstance(worker(item), RangeResult)
     stores = {kind: FeatureStore(Path(run.output), e) for kind, e in worker.encoder_ids.items()}
     reader = CacheReader(model=run.system.model, stores=stores, command="")
-    assert isinstance(model, GenerativeMultimodalLM)
+    assert isinstance(model, MultimodalLM)
     branch = model.output_branches()["to_image"]
     tokenizers = build_caption_tokenizers([branch.spec], weights="random")
     for text in texts:
