@@ -33,6 +33,9 @@ ifeq ($(GPUS),0)
 export DS_ACCELERATOR ?= cpu
 endif
 
+# Cluster tests wait most of their time; tests/cluster/conftest.py groups them.
+SEVERAL := -n 3 --dist loadgroup
+
 .PHONY: help setup quickstart test test-all test-share check lock clean
 
 help: ## list the targets
@@ -46,13 +49,13 @@ quickstart: setup ## run the whole system on the digits world, into runs/quickst
 test: setup ## formatting, lint and types, then the fast tests, then those on a real cluster
 	$(MAKE) --no-print-directory check
 	$(BIN)/python -m pytest -m "not cluster" -n auto --maxprocesses 8 --dist worksteal $(PYTEST_ARGS)
-	$(BIN)/python -m pytest -m cluster $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m cluster $(SEVERAL) $(PYTEST_ARGS)
 
 test-all: ## the same, and the nightly tests
 	$(MAKE) --no-print-directory test PYTEST_ARGS="--nightly $(PYTEST_ARGS)"
 
 test-share: setup ## a share of the nightly tests, a quarter of an hour at most; another for each commit
-	$(BIN)/python -m pytest --nightly-share $(COMMIT) $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --nightly-share $(COMMIT) $(SEVERAL) $(PYTEST_ARGS)
 
 check: $(INSTALLED) ## formatting, lint and types
 	$(BIN)/ruff format --check .
