@@ -27,7 +27,7 @@ MINUTES = 3.0
 """Of a test whose mark does not say."""
 
 _started = pytest.StashKey[float]()
-_left_out = pytest.StashKey[list[str]]()
+_LEFT_OUT = f"would not end within {MOST_MINUTES:.0f} minutes"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -40,7 +40,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     text = "nightly(minutes): for `make test-all`, and a share for CI; minutes on two idle cores"
     config.addinivalue_line("markers", text)
-    config.stash[_left_out] = []
 
 
 def minutes(item: pytest.Item) -> float | None:
@@ -89,14 +88,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         return
     spent = (time.monotonic() - config.stash.setdefault(_started, time.monotonic())) / 60
     if spent + (minutes(item) or 0.0) > MOST_MINUTES:
-        config.stash[_left_out].append(item.nodeid)
-        pytest.skip(f"would not end within {MOST_MINUTES:.0f} minutes")
+        pytest.skip(_LEFT_OUT)
 
 
-def pytest_terminal_summary(
-    terminalreporter: pytest.TerminalReporter, config: pytest.Config
-) -> None:
-    if names := config.stash[_left_out]:
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    skipped = terminalreporter.stats.get("skipped", ())  # in whichever process
+    if names := [report.nodeid for report in skipped if _LEFT_OUT in str(report.longrepr)]:
         terminalreporter.section("left out of this share")
         for name in names:
             terminalreporter.line(name)
