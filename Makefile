@@ -33,8 +33,8 @@ ifeq ($(GPUS),0)
 export DS_ACCELERATOR ?= cpu
 endif
 
-# Cluster tests wait most of their time; tests/cluster/conftest.py groups them.
-SEVERAL := -n 3 --dist loadgroup
+# Cluster tests wait most of their time; see tests/cluster/conftest.py.
+SEVERAL := -n 3 --dist loadfile
 
 .PHONY: help setup quickstart test test-all test-share check lock clean
 

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -165,15 +166,19 @@ def serve_digits(
 
 
 @pytest.fixture(scope="session")
-def ray_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayHead]:
-    """The one cluster of the whole run; who takes away its head starts another."""
-    with start_ray(tmp_path_factory.mktemp("ray")) as head:
+def ray_head() -> Iterator[RayHead]:
+    """The one cluster of the whole process; who takes away its head starts another."""
+    # Not in pytest's folder: the path of a socket has an end.
+    with (
+        tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder,
+        start_ray(Path(folder)) as head,
+    ):
         yield head
 
 
 @pytest.fixture(scope="session")
 def digits_web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DigitsWeb]:
-    """The one served world of the whole run; who changes a file puts it back."""
+    """The one served world of the whole process; who changes a file puts it back."""
     folder = tmp_path_factory.mktemp("web")
     with serve_digits(folder, captions=200, dialogues=40, others=6) as web:
         yield web

@@ -197,7 +197,8 @@ def workers(head: RayHead, executor: str) -> list[tuple[int, str]]:
         found = []
         for path in Path("/proc").glob("[0-9]*/comm"):
             with contextlib.suppress(OSError):  # it has ended meanwhile
-                if path.read_text() == "mmloom-worker\n":
+                ours = head.address in (path.parent / "environ").read_text(errors="replace")
+                if ours and path.read_text() == "mmloom-worker\n":
                     found.append((int(path.parent.name), "local"))
         return found
     alive = "filter_keys=state&filter_predicates=%3D&filter_values=ALIVE"
