@@ -34,7 +34,7 @@ export DS_ACCELERATOR ?= cpu
 endif
 
 # Cluster tests wait most of their time; see tests/cluster/conftest.py.
-SEVERAL := -n 3 --dist loadfile
+SEVERAL := -n 3 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help setup quickstart test test-all test-share check lock clean
 

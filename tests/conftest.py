@@ -1,4 +1,4 @@
-"""The nightly tier: tests that every change need not wait for, whole or a share of them.
+"""The order of the tests, and the nightly tier: tests that not every change needs to wait for.
 
 They are marked `nightly(minutes=…)` with the minutes that they take on two idle cores, or just
 `nightly` where it is less than three.
@@ -25,6 +25,9 @@ MOST_MINUTES = 15.0
 
 MINUTES = 3.0
 """Of a test whose mark does not say."""
+
+LONGEST = ("kill", "training", "elastic", "slurm_training", "presets", "features", "mixed")
+"""Files of cluster tests that come first: so no process is left with one of them at the end."""
 
 _started = pytest.StashKey[float]()
 _LEFT_OUT = f"would not end within {MOST_MINUTES:.0f} minutes"
@@ -66,6 +69,8 @@ def shares(items: list[tuple[str, float]]) -> list[set[str]]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    first = [f"test_{name}.py" for name in LONGEST]
+    items.sort(key=lambda item: first.index(name) if (name := item.path.name) in first else 99)
     commit = config.getoption("--nightly-share")
     if commit is not None:
         known = [(item.nodeid, each) for item in items if (each := minutes(item)) is not None]
