@@ -162,6 +162,8 @@ class SampleEncoder:
 
     def _encode_pair(self, sample: Sample, reader: SentenceReader, position: int) -> Example:
         """Encode a medium and its sentence; a sample whose media are all generated has none."""
+        if self._generation_targets is None:
+            _sentence(sample)  # said before anything else that tokenization may find
         tokenized = self._tokenize(sample, sample.turns, truncate=True)
         pairs = zip(sample.media, tokenized.branch_kinds, strict=True)
         kinds = [medium.kind for medium, branch_kind in pairs if branch_kind == medium.kind]
