@@ -61,6 +61,7 @@ FOREIGN_OPTIONS = {
     *("--address", "--working-dir"),  # of ray job submit
     *("--hostfile", "--master_port", "--num_accelerators"),  # of deepspeed
     *("--exclusive", "--mem", "--signal"),  # of sbatch, in our scripts
+    "--dist",  # of pytest-xdist
     "--index-url",  # of pip
 }
 BENCHMARKS = str(ROOT / "benchmarks")
