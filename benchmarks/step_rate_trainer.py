@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import tyro
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -166,6 +167,9 @@ def run(options: Options) -> None:
     if trainer.is_world_process_zero():
         losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
         options.output.write_text(json.dumps({"losses": losses, "ended": step_times.seconds}))
+    # Rank 0 holds the process group's store: if it ends first, another rank may fail at its exit.
+    dist.barrier()
+    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
