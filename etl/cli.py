@@ -116,6 +116,10 @@ def main(
             if is_first:
                 sys.stderr.write(f"error: {' '.join(str(mistake).split())}\n")
             code = 2
+        except KeyboardInterrupt:
+            if is_first:
+                sys.stderr.write("interrupted\n")
+            code = 128 + signal.SIGINT
         finally:
             sys.stdout.flush()
     except BrokenPipeError:

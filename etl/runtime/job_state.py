@@ -124,9 +124,13 @@ class JobState:
         """Keep other runs out of the folder; the lock of a killed process is released.
 
         Raises:
-            UserError: another run holds it.
+            UserError: another run holds it, or the folder cannot be written.
         """
-        self.work.mkdir(parents=True, exist_ok=True)
+        try:
+            self.work.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            reason = error.strerror
+            raise UserError(f"--output {self.output}: cannot be written ({reason})") from None
         with (self.work / "lock").open("wb") as handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

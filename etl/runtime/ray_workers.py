@@ -10,13 +10,17 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
+from etl.cli import UserError
 from etl.runtime.worker_pool import Call, Functions, WorkerDiedError
+
+_ANSWER_SECONDS = 10.0
 
 
 class RayWorkers:
@@ -72,9 +76,25 @@ def connect() -> Iterator[RayWorkers]:
         if address == "local":
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a local job reports to nobody
             options |= {"num_cpus": os.cpu_count(), "include_dashboard": False}
+        else:
+            _require_cluster(address)
         ray.init(address=address, **options)
     try:
         yield RayWorkers()
     finally:
         if ours:
             ray.shutdown()
+
+
+def _require_cluster(address: str) -> None:
+    """Raise UserError where nothing answers: Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or "/" in host or not port.isdigit():
+        raise UserError(f"RAY_ADDRESS={address}: want HOST:PORT of a Ray cluster's head")
+    try:
+        socket.create_connection((host, int(port)), timeout=_ANSWER_SECONDS).close()
+    except OSError as error:
+        raise UserError(
+            f"RAY_ADDRESS={address}: no Ray cluster answers there ({error}); unset it, or give"
+            " --executor local"
+        ) from None

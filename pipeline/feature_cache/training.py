@@ -72,9 +72,10 @@ def _complete_stores(run: RunConfig, shards: ShardSet, model: nn.Module) -> dict
         for kind, media in distinct_media(shards, run.system.model, outputs, stores).items():
             total = len(media.prefixes_k)
             lacks = total - int(stores[kind].contains(media.prefixes_k).sum())
-            log.info("features of %s: %d from %s", kind, total, stores[kind].folder)
             if lacks:
                 missing.append(f"{lacks:,} of {total:,} {kind} ({stores[kind].folder.name})")
+            else:
+                log.info("features of %s: %d from %s", kind, total, stores[kind].folder)
     except DamagedFileError as error:
         raise UserError(f"{error}; `{_command(run)}` makes its features again") from None
     if missing:

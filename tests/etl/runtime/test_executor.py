@@ -13,6 +13,7 @@ import pytest
 
 from etl.cli import UserError
 from etl.runtime.executor import Executor, ExecutorName, open_executor
+from etl.runtime.job_state import JobState
 from etl.runtime.worker_pool import ExecutorError
 
 EXECUTORS = ("local", pytest.param("ray", marks=pytest.mark.cluster))
@@ -151,3 +152,27 @@ def test_a_worker_ends_with_its_killed_job() -> None:
     ready, _, _ = select.select([worker], [], [], 60)
     os.close(worker)
     assert ready
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("127.0.0.1:1", "no Ray cluster answers there"),
+        ("http://127.0.0.1:8265", "want HOST:PORT"),
+        ("nonsense", "want HOST:PORT"),
+    ],
+)
+def test_an_address_without_a_cluster_is_one_line(
+    address: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    match = f"^RAY_ADDRESS={address}: {message}"
+    with pytest.raises(UserError, match=match), open_executor("auto"):
+        pass
+
+
+def test_an_output_that_cannot_be_written_is_one_line() -> None:
+    state = JobState(Path("/dev/null/out"))
+    match = "--output /dev/null/out: cannot be written"
+    with pytest.raises(UserError, match=match), state.lock():
+        pass
