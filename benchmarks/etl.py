@@ -34,6 +34,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from multiprocessing import Process, SimpleQueue, Value
+from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -98,7 +99,7 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
     images: ClassVar[dict[str, list[bytes]]] = {}
-    first: ClassVar[Any]  # when the first image of a run was requested; 0 before
+    first: ClassVar[Synchronized[float]]  # when the first image of a run was requested; 0 before
 
     def do_GET(self) -> None:
         """Send an image."""
@@ -125,7 +126,9 @@ class Server(ThreadingHTTPServer):
         """Ignore clients that close their connection."""
 
 
-def serve(kinds: list[str], images: int, ports: SimpleQueue[int], first: Any) -> None:  # noqa: ANN401
+def serve(
+    kinds: list[str], images: int, ports: SimpleQueue[int], first: Synchronized[float]
+) -> None:
     """Render the images, then serve them; `first` is that of `Handler`."""
     Handler.first = first
     Handler.images = {kind: render(kind, images) for kind in kinds}
@@ -215,7 +218,7 @@ def pss(pid: int) -> int:
     return 0
 
 
-def measure(command: list[str], first: Any) -> Cost:  # noqa: ANN401
+def measure(command: list[str], first: Synchronized[float]) -> Cost:
     """Run a command and measure its cost; `first` is that of `Handler`."""
     first.value = 0.0
     name, value = _MARKER, secrets.token_hex(8)
@@ -276,7 +279,7 @@ def compare(
     kind: str,
     images: int,
     *,
-    first: Any,  # noqa: ANN401
+    first: Synchronized[float],
     sides: list[str],
     repeat: int,
     cores: int,

@@ -60,9 +60,9 @@ def run(args: Sequence[str]) -> None:
         ):
             where = {"ha": "center", "va": "top"}
             figure.text((number + 0.5) / _COLUMNS, height, text, color=colour, **where)
-    drawn = io.BytesIO()
-    figure.savefig(drawn, dpi=150, facecolor="white")
-    with Image.open(drawn) as picture:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=150, facecolor="white")
+    with Image.open(buffer) as picture:
         picture.convert("RGB").save(options.output, quality=88, optimize=True)
 
 

@@ -96,8 +96,8 @@ def histogram(title: str, edges: Sequence[float], counts: Sequence[int], *, note
     body = [_PATH.format(style="grid", d=f"M0 {height}H{_WIDTH:g}")]
     for index, count in enumerate(counts):
         tall = max(1.0, height * count / most) if count else 0.0
-        told = f"{number(edges[index])} to {number(edges[index + 1])}: {count:,}"
-        body.append(_bar(index * step + 0.75, height - tall, step - 1.5, tall, told))
+        title_of_bin = f"{number(edges[index])} to {number(edges[index + 1])}: {count:,}"
+        body.append(_bar(index * step + 0.75, height - tall, step - 1.5, tall, title_of_bin))
     body.append(_TEXT.format(anchor="", x=0, y=height + 15, text=number(edges[0])))
     body.append(_TEXT.format(anchor="end", x=_WIDTH, y=height + 15, text=number(edges[-1])))
     return _figure(title, note, body, height + 20)
@@ -189,8 +189,8 @@ def _bands(
     edges = [_LEFT, *(centres[:-1] + centres[1:]) / 2, _RIGHT]
     values = {name: dict(points) for name, points in series.items()}
     for step, left, right in zip(chosen, edges, edges[1:], strict=False):
-        told = ((name, found.get(step, math.nan)) for name, found in values.items())
-        texts = [f"{name}: {number(value)}" for name, value in told if math.isfinite(value)]
+        entries = ((name, found.get(step, math.nan)) for name, found in values.items())
+        texts = [f"{name}: {number(value)}" for name, value in entries if math.isfinite(value)]
         title = "\n".join([f"step {number(step)}", *texts])
         box = {"x": left, "y": _TOP, "width": right - left, "height": _BOTTOM - _TOP}
         yield _RECT.format(style="band", title=title, **box)
