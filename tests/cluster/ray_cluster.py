@@ -74,8 +74,8 @@ def free_ports(number: int) -> list[int]:
 def marked(env: dict[str, str]) -> Iterator[dict[str, str]]:
     """Put a mark into an environment; at the end, kill every process that inherited it.
 
-    Told to stop politely, a head waits half a minute for Ray Data's own actors, and the children
-    of a killed driver live on for a while, under another parent.
+    A head that is asked to stop takes its time, and the children of a killed driver live on for a
+    while, under another parent.
     """
     mark = f"{_MARK}={secrets.token_hex(8)}"
     try:
