@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = {
     "model": [
         "convert",
+        "compose",
         "pretraining",
         "build",
         "multimodal_lm",
@@ -55,6 +56,7 @@ LAYERS = {
         "__main__",
         "cli",
         "quickstart",
+        "compose",
         "train",
         "evaluate",
         "convert",

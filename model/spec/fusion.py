@@ -11,6 +11,7 @@ from typing import ClassVar, Literal
 
 from model.spec.backbones import Backbone
 from model.spec.base import SpecError
+from model.spec.hf_backbones import HfCausal, HfSeq2Seq
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,9 +92,11 @@ class VisualExpert:
 
     def check(self, backbone: Backbone) -> None:
         """Raise SpecError unless the backbone is a LLaMA."""
-        if backbone.kind != "llama":
+        of_transformers = isinstance(backbone, HfCausal | HfSeq2Seq)
+        architecture = backbone.model_type if of_transformers else backbone.kind
+        if architecture != "llama":
             raise SpecError(
-                f"fusion: {self.kind!r} requires a backbone of kind 'llama', not {backbone.kind!r}"
+                f"fusion: {self.kind!r} requires a backbone of kind 'llama', not {architecture!r}"
             )
 
     def tiny(self) -> VisualExpert:

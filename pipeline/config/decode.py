@@ -46,6 +46,10 @@ def _decode(kind: Any, value: object, where: str) -> Any:  # noqa: ANN401 -- typ
         return value
     if origin in (typing.Union, types.UnionType):
         return _decode_union(typing.get_args(kind), value, where)
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise UserError(f"{where}: {value!r}, want an object")
+        return dict(value)
     if origin is tuple:
         return _decode_tuple(typing.get_args(kind), value, where)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):

@@ -5,7 +5,7 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_cosine_schedule_with_warmup
 
-from pipeline.train.engine import lr_factor
+from pipeline.train.parameter_groups import lr_factor
 
 
 @pytest.mark.parametrize(("warmup", "steps"), [(1, 16), (3, 50), (10, 7), (1, 1)])
