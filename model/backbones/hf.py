@@ -1,15 +1,13 @@
 """Backbones of any class that transformers' AutoModelForCausalLM and …Seq2SeqLM know.
 
-Several classes change their logits after the output layer: Gemma 2 caps them, Cohere and Granite
-scale them, T5 v1.0 scales what goes in. Ours calls the output layer alone, at positions with a
-target, so the layer itself does that here, and the class no longer does.
+Several classes change their logits around the output layer: Gemma 2 caps them, Cohere and Granite
+scale them, T5 v1.0 scales the layer's input. `MultimodalLM` calls the output layer alone, at
+positions with a target: the layer then does the same itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from copy import deepcopy
-from functools import partial
 from typing import Any
 
 import torch
@@ -53,7 +51,7 @@ def build(spec: HfCausal | HfSeq2Seq, *, weights: Weights, dtype: torch.dtype) -
         backbone = _from_config(auto, config, dtype)
     else:
         backbone = _load(auto, spec.weights, config, dtype)
-    move_into_head(backbone)
+    finish_logits(backbone)
     return backbone
 
 
@@ -76,40 +74,45 @@ def _load(auto: Any, source: str, config: PretrainedConfig, dtype: torch.dtype) 
     if found["missing_keys"]:
         raise SpecError(f"weights {source!r}: missing {sorted(found['missing_keys'])[:3]}")
     if "gguf_file" not in options:
-        return loaded  # type: ignore[no-any-return]
+        return loaded
     # A model of a quantized file refuses `save_pretrained`, although its weights are whole.
     backbone = _from_config(auto, config, dtype)
     backbone.load_state_dict(loaded.state_dict())
     return backbone
 
 
-def move_into_head(backbone: PreTrainedModel) -> None:
-    """Let the output layer return the final logits, in place; the class then changes them no more.
+def finish_logits(backbone: PreTrainedModel) -> None:
+    """Let the output layer, called alone, return the logits that the class returns, in place.
 
-    `model.compose` refuses a class whose logits are not those of its output layer after this.
+    `model.compose` refuses a class whose logits are others even so.
     """
-    config, head = backbone.config, backbone.get_output_embeddings()
-    cap = getattr(config, "final_logit_softcapping", None)
-    if cap is not None:
-        config.final_logit_softcapping = None
-        _after(head, partial(_capped, cap=cap))
+    config = backbone.config
     scale = 1.0
     if isinstance(getattr(backbone, "logit_scale", None), float | int):  # Cohere
-        scale, backbone.logit_scale = float(backbone.logit_scale), 1.0
+        scale *= backbone.logit_scale
     if getattr(config, "logits_scaling", None):  # Granite
-        scale, config.logits_scaling = scale / config.logits_scaling, 1.0
-    if getattr(config, "scale_decoder_outputs", False):  # T5 v1.0
-        scale, config.scale_decoder_outputs = scale * config.d_model**-0.5, False
-    elif config.model_type == "umt5":
-        scale, backbone.model_dim = scale * config.d_model**-0.5, 1
-    if scale != 1.0:
-        _after(head, partial(torch.mul, other=scale))
+        scale /= config.logits_scaling
+    if getattr(config, "scale_decoder_outputs", config.model_type == "umt5"):  # T5 v1.0
+        scale *= config.d_model**-0.5
+    cap = getattr(config, "final_logit_softcapping", None)  # Gemma 2, §2
+    if scale == 1.0 and cap is None:
+        return
+    within_class = False
 
+    def enter(_: nn.Module, __: object) -> None:
+        nonlocal within_class
+        within_class = True
 
-def _after(head: nn.Module, change: Callable[[Tensor], Tensor]) -> None:
-    head.register_forward_hook(lambda _, __, logits: change(logits))
+    def leave(_: nn.Module, __: object, ___: object) -> None:
+        nonlocal within_class
+        within_class = False
 
+    def finish(_: nn.Module, __: object, logits: Tensor) -> Tensor:
+        if within_class:
+            return logits
+        logits = logits if scale == 1.0 else logits * scale
+        return logits if cap is None else torch.tanh(logits / cap) * cap
 
-def _capped(logits: Tensor, *, cap: float) -> Tensor:
-    """Return logits within ±cap (Gemma 2, §2)."""
-    return torch.tanh(logits / cap) * cap
+    backbone.register_forward_pre_hook(enter)
+    backbone.register_forward_hook(leave, always_call=True)
+    backbone.get_output_embeddings().register_forward_hook(finish)

@@ -33,7 +33,7 @@ _NOT_OF_THE_MODEL = frozenset(
 )
 _SAMPLES = (3, 9, 2)
 """Lengths of packed samples; one is longer than a tiny model's sliding window."""
-_TOLERANCE = {"atol": 1e-4, "rtol": 1e-4}
+_TOLERANCE = 1e-4
 
 
 def backbone_from(source: str) -> HfCausal | HfSeq2Seq:
@@ -50,7 +50,9 @@ def backbone_from(source: str) -> HfCausal | HfSeq2Seq:
     return checked(source, config, published_fields(name, config, options))
 
 
-def published_fields(name: str, config: PretrainedConfig, options: dict[str, str]) -> dict[str, Any]:
+def published_fields(
+    name: str, config: PretrainedConfig, options: dict[str, str]
+) -> dict[str, Any]:
     """Return the fields of a `config.json` as published, and the sizes that it leaves out.
 
     Dropout is zero, as for all backbones here: most are frozen.
@@ -115,7 +117,7 @@ def _probe(spec: HfCausal | HfSeq2Seq) -> HfCausal | HfSeq2Seq:
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise SpecError(f"{where}: a tiny one fails ({type(error).__name__}: {reason})") from error
-    if not torch.allclose(logits, own, **_TOLERANCE):
+    if not torch.allclose(logits, own, atol=_TOLERANCE, rtol=_TOLERANCE):
         raise SpecError(
             f"{where}: its logits are not those of its output layer for the same embeddings"
         )
@@ -172,7 +174,7 @@ def _packs(backbone: PreTrainedModel) -> bool:
         ).last_hidden_state
     except (TypeError, ValueError, RuntimeError):  # the class takes no such arguments
         return False
-    return torch.allclose(packed_btd, alone_btd, **_TOLERANCE)
+    return torch.allclose(packed_btd, alone_btd, atol=_TOLERANCE, rtol=_TOLERANCE)
 
 
 def lora_targets(spec: Backbone) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 
 from model.spec.backbones import Backbone
 from model.spec.base import SpecError
-from model.spec.hf_backbones import HfCausal, HfSeq2Seq
+from model.spec.hf_backbones import HfCausal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,8 +92,9 @@ class VisualExpert:
 
     def check(self, backbone: Backbone) -> None:
         """Raise SpecError unless the backbone is a LLaMA."""
-        of_transformers = isinstance(backbone, HfCausal | HfSeq2Seq)
-        architecture = backbone.model_type if of_transformers else backbone.kind
+        architecture: str = backbone.kind
+        if isinstance(backbone, HfCausal):
+            architecture = backbone.model_type
         if architecture != "llama":
             raise SpecError(
                 f"fusion: {self.kind!r} requires a backbone of kind 'llama', not {architecture!r}"

@@ -20,7 +20,14 @@ LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_lay
 HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads", "encoder_attention_heads")
 KEY_VALUE_HEADS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads")
 HEAD_WIDTH = ("head_dim", "d_kv")
-MLP_WIDTH = ("intermediate_size", "n_inner", "ffn_dim", "d_ff", "ffn_hidden_size", "encoder_ffn_dim")
+MLP_WIDTH = (
+    "intermediate_size",
+    "n_inner",
+    "ffn_dim",
+    "d_ff",
+    "ffn_hidden_size",
+    "encoder_ffn_dim",
+)
 VOCABULARY = ("vocab_size",)
 POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length")
 """Names of sizes in the configurations of transformers' classes, the most common first."""
@@ -68,13 +75,13 @@ class _Configured:
         weights: a hub name or a folder of a transformers checkpoint; `FOLDER/FILE.gguf` or
             `OWNER/NAME:FILE.gguf` for a GGUF file.
         config: the fields of its `config.json`, `model_type` among them.
-        template: the chat template; None for the checkpoint's own.
+        template: the chat template.
     """
 
     kind: str
     weights: str
     config: dict[str, Any] = field(hash=False)
-    template: ChatTemplate | None = None
+    template: ChatTemplate = field(default_factory=ChatTemplate)
 
     prefix_lm: ClassVar[bool] = False
 
@@ -145,7 +152,7 @@ class _Configured:
 
 @dataclass(frozen=True, kw_only=True)
 class HfCausal(_Configured):
-    """Any causal language model of transformers: Llama 3, Qwen3, Gemma 3, Mistral, Phi, OLMo …
+    """Any causal language model of transformers: Llama 3, Qwen3, Gemma 3, Mistral, Phi, OLMo.
 
     Args:
         weights, config, template: see `_Configured`.

@@ -46,14 +46,11 @@ def _decode(kind: Any, value: object, where: str) -> Any:  # noqa: ANN401 -- typ
         return value
     if origin in (typing.Union, types.UnionType):
         return _decode_union(typing.get_args(kind), value, where)
-    if origin is dict:
-        if not isinstance(value, Mapping):
-            raise UserError(f"{where}: {value!r}, want an object")
-        return dict(value)
     if origin is tuple:
         return _decode_tuple(typing.get_args(kind), value, where)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    kind = origin or kind  # of dict[str, Any], whose items may be anything
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise UserError(f"{where}: {value!r}, want {kind.__name__}")
     return value

@@ -101,7 +101,9 @@ def _read_thin(file: Path, value: Mapping[str, Any]) -> tuple[System, list[str],
     own = asdict(base)
     changes = value.get("set", {})
     if not isinstance(changes, Mapping):
-        raise UserError(f"{file.name}.set: {changes!r}, want paths and values, as `show` names them")
+        raise UserError(
+            f"{file.name}.set: {changes!r}, want paths and values, as `show` names them"
+        )
     for name, item in value.items():
         if name in sections:
             settings += _settings(name, item, own[name])

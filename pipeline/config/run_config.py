@@ -93,8 +93,8 @@ class PresetOptions:
     """Which system: a preset, its scale, and changes of its fields."""
 
     preset: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PRESET")]
-    """A preset's name (`python -m pipeline list`), or a file: a preset as `show` and `compose` print
-    it, a run's config.json, or a thin .yaml of what differs from a preset (docs/configuration.md)."""
+    """A preset's name (`python -m pipeline list`), or a file: a preset as `show` and `compose`
+    write it, a run's config.json, or what differs from a preset (docs/configuration.md)."""
     scale: Scale = "full"
     """`tiny`: the preset's architecture with small sizes and random weights."""
     set: tuple[str, ...] = ()

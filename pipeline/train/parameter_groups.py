@@ -1,4 +1,4 @@
-"""Optimizer parameter groups: learning rate, weight decay and schedule of each part of the model."""
+"""Optimizer parameter groups: learning rate, weight decay and schedule of each part."""
 
 from __future__ import annotations
 
@@ -84,9 +84,7 @@ def _settings(
     )
 
 
-def _depths(
-    names: Iterable[str], chosen: dict[str, ParameterGroup | None]
-) -> dict[str, int]:
+def _depths(names: Iterable[str], chosen: dict[str, ParameterGroup | None]) -> dict[str, int]:
     """Return, for groups whose rate decays by layer, how many layers follow each parameter's.
 
     What comes before the first layer (embeddings) is one deeper; what comes after the last, none.
@@ -128,9 +126,10 @@ def lr_factor(step: int, *, warmup: int, steps: int, schedule: Schedule = "cosin
     """
     if step < warmup:
         return step / warmup
-    progress = (step - warmup) / max(1, steps - warmup)
+    decaying = max(1, steps - warmup)
     if schedule == "constant":
         return 1.0
     if schedule == "linear":
-        return max(0.0, 1.0 - progress)
+        return max(0.0, (steps - step) / decaying)
+    progress = (step - warmup) / decaying
     return max(0.0, 0.5 * (1 + math.cos(math.pi * progress)))
