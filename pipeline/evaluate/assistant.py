@@ -18,7 +18,9 @@ from etl.storage.schema import (
     Turn,
     sha256,
 )
+from model import load
 from model.build import build_text_tokenizer, build_tokenizer
+from model.exported import SPEC_FILE
 from model.multimodal_lm import MultimodalLM
 from model.spec import ModelSpec, Stage
 from model.spec.system import InitStage
@@ -63,14 +65,17 @@ class Assistant:
 
     @classmethod
     def open(cls, folder: Path | str) -> Assistant:
-        """Open a run folder, with the weights of its newest valid checkpoint.
+        """Open a run folder with its newest valid checkpoint, or a self-contained exported folder.
 
         Raises:
             UserError, SpecError: no such folder, or weights that cannot be loaded.
         """
         folder = Path(folder)
         if not folder.is_dir():
-            raise UserError(f"{folder}: no such folder; want a trained run")
+            raise UserError(f"{folder}: no such folder; want a trained run, or an exported one")
+        if (folder / SPEC_FILE).is_file():
+            spec, module, tokenizer = load(folder)
+            return cls(module, tokenizer, spec.stage, weights="pretrained", name=str(folder))
         config = read_config(folder / CONFIG_FILE)
         if isinstance(config.settings, InitStage):
             raise UserError(f"{folder}: a run of stage init gives no answers; want pt or sft")
