@@ -303,13 +303,18 @@ def preprocess_target(output: OutputBranchSpec, raw: object) -> Tensor:
     return GENERATORS[type(output.generator)].preprocess(output.generator, raw)
 
 
-def build_tokenizer(spec: ModelSpec, *, weights: Weights) -> PreTrainedTokenizerBase:
-    """Load the backbone's tokenizer; with random weights, build a byte tokenizer."""
+def published_tokenizer(spec: ModelSpec, *, weights: Weights) -> PreTrainedTokenizerBase:
+    """Load the backbone's tokenizer unchanged; with random weights, build a byte tokenizer."""
     if weights == "random":
-        tokenizer: PreTrainedTokenizerBase = byte_tokenizers.plain()
-    else:
-        name, options = source_options(spec.backbone.weights)
-        tokenizer = load_transformers(AutoTokenizer, name, **options)
+        return byte_tokenizers.plain()
+    name, options = source_options(spec.backbone.weights)
+    tokenizer: PreTrainedTokenizerBase = load_transformers(AutoTokenizer, name, **options)
+    return tokenizer
+
+
+def build_tokenizer(spec: ModelSpec, *, weights: Weights) -> PreTrainedTokenizerBase:
+    """Return the backbone's tokenizer, set up for texts that are data."""
+    tokenizer = published_tokenizer(spec, weights=weights)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # padding is masked, so its id is irrelevant
     # Texts are data: "</s>" in a web page's caption must not end a sequence.

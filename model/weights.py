@@ -82,6 +82,20 @@ def load_transformers(cls: Any, source: str, **options: Any) -> Any:  # noqa: AN
         ) from error
 
 
+def cast(module: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """Cast a model with random weights as `from_pretrained(dtype=…)` does, and return it.
+
+    RoPE's frequencies stay in float32: rounded to bfloat16 they would be off by up to 0.4 %.
+    """
+    buffers = dict(module.named_buffers())
+    module.to(dtype)
+    for name, buffer in buffers.items():
+        parent, _, leaf = name.rpartition(".")
+        if leaf.endswith("inv_freq"):
+            setattr(module.get_submodule(parent), leaf, buffer)
+    return module
+
+
 def source_options(weights: str) -> tuple[str, dict[str, str]]:
     """Return a spec's `weights` as transformers takes it: a folder or a hub name, and options.
 

@@ -171,6 +171,10 @@ COMMANDS: Mapping[str, tuple[Command, str]] = {
         _command("pipeline.feature_cache.precompute", "precompute"),
         "precompute the feature cache for pt --feature-cache",
     ),
+    "ask": (
+        _command("pipeline.evaluate.ask", "ask"),
+        "ask a trained run one question about files, or without any",
+    ),
     "evaluate": (
         _command("pipeline.evaluate.evaluate", "evaluate"),
         "ask a trained run the questions of a data folder or a benchmark",

@@ -16,6 +16,7 @@ LAYERS = {
         "convert",
         "compose",
         "pretraining",
+        "exported",
         "build",
         "multimodal_lm",
         "generators",

@@ -7,7 +7,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from model.backbones.checkpoint import load
 from model.spec import Llama
-from model.weights import Weights
+from model.weights import Weights, cast
 
 
 def llama_config(spec: Llama) -> LlamaConfig:
@@ -30,7 +30,7 @@ def llama_config(spec: Llama) -> LlamaConfig:
 def build(spec: Llama, *, weights: Weights, dtype: torch.dtype) -> LlamaForCausalLM:
     """Return the backbone with published or random weights."""
     if weights == "random":
-        return LlamaForCausalLM(llama_config(spec)).to(dtype)
+        return cast(LlamaForCausalLM(llama_config(spec)), dtype)
     backbone: LlamaForCausalLM = load(
         LlamaForCausalLM, spec.weights, llama_config(spec), dtype=dtype
     )

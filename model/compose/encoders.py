@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from transformers import AutoConfig, PretrainedConfig
+from transformers import AutoConfig, ImageProcessingMixin, PretrainedConfig
 
 from model.spec import ClipVision, SpecError
 from model.spec.audio import Whisper
+from model.spec.image_processor import ImageProcessor, center_crop
 from model.spec.input_branches import Encoder, Modality
 from model.weights import load_transformers
 
@@ -48,9 +49,18 @@ def _of_a_spec(source: str, config: PretrainedConfig) -> Encoder | None:
             mlp_width=vision.intermediate_size,
             layers=vision.num_hidden_layers,
             heads=vision.num_attention_heads,
-            image_size=vision.image_size,
+            processor=_processor(source, vision.image_size),
             patch_size=vision.patch_size,
             hidden_act=vision.hidden_act,
             norm_eps=vision.layer_norm_eps,
         )
     return None
+
+
+def _processor(source: str, side: int) -> ImageProcessor:
+    """Return the image processor of a folder or repository; CLIP's own where it has none."""
+    try:
+        fields, _ = ImageProcessingMixin.get_image_processor_dict(source)
+    except OSError:
+        return center_crop(side)
+    return ImageProcessor.from_config(fields)
