@@ -48,7 +48,8 @@ def backbone_from(source: str) -> HfCausal | HfSeq2Seq:
     """
     name, options = source_options(source)
     config = load_transformers(AutoConfig, name, **options)
-    fields = config.to_dict() if options else PretrainedConfig.get_config_dict(name)[0]
+    of_gguf = "gguf_file" in options
+    fields = config.to_dict() if of_gguf else PretrainedConfig.get_config_dict(name)[0]
     return backbone_of(source, config, fields)
 
 
