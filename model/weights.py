@@ -112,10 +112,14 @@ def names_in(file: Path) -> tuple[str, ...]:
 def assign(model: nn.Module, stored: Mapping[str, Tensor], source: str) -> None:
     """Copy named tensors into a model's parameters.
 
+    The weight of a layer that had no adapter when it was saved goes to the layer below the adapter:
+    VILA trains the whole backbone in MM-PT, and may adapt it in MM-IT.
+
     Raises:
         SpecError: a name or shape does not fit the model; names the source and the tensor.
     """
     own = dict(model.named_parameters())
+    own |= {without_adapter(name): weight for name, weight in own.items()} | own
     for name, tensor in stored.items():
         if name not in own:
             raise SpecError(f"{source}: {name} is no parameter of this model (another preset?)")
@@ -127,6 +131,11 @@ def assign(model: nn.Module, stored: Mapping[str, Tensor], source: str) -> None:
     with torch.no_grad():
         for name, tensor in stored.items():
             own[name].copy_(tensor)
+
+
+def without_adapter(name: str) -> str:
+    """Return the name that a weight has, or would have, in a model without LoRA."""
+    return name.replace(".base_layer.", ".")
 
 
 def rename(name: str, pairs: Iterable[tuple[str, str]]) -> str:

@@ -1,6 +1,12 @@
 """Run `python -m pipeline`."""
 
 import os
+import signal
+
+# Ctrl-C during the imports, which take seconds, ends the process without their traceback.
+interactive = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+if interactive:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import torch
 
@@ -13,6 +19,9 @@ if not torch.accelerator.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 from pipeline.cli import run
+
+if interactive:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if __name__ == "__main__":
     main(run, mistakes=(UserError, SpecError))

@@ -34,6 +34,7 @@ class Stage:
             positions of a medium that is not encoded.
         learning_rate: the peak; cosine decay to zero after a linear warm-up.
         warmup: share of the steps.
+        gradient_clipping: the gradient's largest norm over all parameters; 0 does not clip.
         global_batch: samples per optimizer step over all ranks.
         micro_batch: samples per rank and forward pass.
         max_tokens: longer samples are truncated, but never inside a medium.
@@ -56,6 +57,7 @@ class Stage:
     learning_rate: float
     weight_decay: float = 0.0
     warmup: float = 0.03
+    gradient_clipping: float = 1.0
     epochs: int = 1
     global_batch: int
     micro_batch: int

@@ -11,6 +11,7 @@ import contextlib
 import io
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from datetime import timedelta
 from pathlib import Path
 
 import deepspeed
@@ -44,10 +45,14 @@ def load_op(builder_name: str) -> None:
         builder.load()
 
 
-def init_process_group() -> None:
-    """Initialize DeepSpeed's process group without what it prints about ops to stdout."""
+def init_process_group(timeout: timedelta) -> None:
+    """Initialize DeepSpeed's process group without what it prints about ops to stdout.
+
+    Args:
+        timeout: of a collective.
+    """
     with contextlib.redirect_stdout(io.StringIO()) as printed:
-        deepspeed.init_distributed(verbose=False)
+        deepspeed.init_distributed(verbose=False, timeout=timeout)
     log.debug("%s", printed.getvalue().strip())
 
 

@@ -105,7 +105,6 @@ def _folder_lengths(
         writable = False
     if not writable:
         cache = fallback / _FOLDER
-        cache.mkdir(parents=True, exist_ok=True)
     path = cache / f"{tokenizer.key[:16]}-{shards.fingerprint[:16]}.arrow"
     if not path.is_file():
         with owner_lock(path.with_suffix(".lock"), name=str(cache), wait=True):

@@ -21,6 +21,7 @@ from model.build import build, build_text_tokenizer, build_tokenizer
 from model.multimodal_lm import MultimodalLM
 from model.spec.system import InitStage
 from model.weights import load_trained
+from pipeline.checkpoint.adapters import adapter_record, check_adapters
 from pipeline.checkpoint.checkpoints import newest_weights
 from pipeline.config.run_config import RunConfig, read_config
 from pipeline.data.encode import SampleEncoder
@@ -118,7 +119,7 @@ def evaluate(args: Sequence[str]) -> int:
 
 def _open_samples(options: EvaluateOptions) -> ShardSet | BenchmarkSamples:
     if options.benchmark is None:
-        return ShardSet(options.data)
+        return ShardSet(options.data, stamps=options.output or options.run)
     benchmark = find_benchmark(options.benchmark)
     if len(options.data) != 1:
         raise UserError(f"--data: {len(options.data)} folders, want one for --benchmark")
@@ -180,6 +181,7 @@ def load_run(config: RunConfig, run: Path) -> MultimodalLM:
 
 def _load(config: RunConfig, weights: Path) -> MultimodalLM:
     model = build(config.system.model, config.settings, weights=config.weights, seed=config.seed)
+    check_adapters(weights, adapter_record(config, model))
     load_trained(model, weights)
     return model
 

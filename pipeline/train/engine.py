@@ -81,6 +81,18 @@ def _lr_schedule(optimizer: Optimizer, *, settings: Stage, steps: int) -> LRSche
     return LambdaLR(optimizer, partial(lr_factor, warmup=warmup, steps=steps))
 
 
+def follow_schedule(engine: deepspeed.DeepSpeedEngine) -> None:
+    """Set the learning rate of the next step as the schedule has it, after loading a checkpoint.
+
+    It differs from the checkpoint's if the run has become longer.
+    """
+    schedule = engine.lr_scheduler
+    for group, peak, factor in zip(
+        schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True
+    ):
+        group["lr"] = peak * factor(schedule.last_epoch)
+
+
 def lr_factor(step: int, *, warmup: int, steps: int) -> float:
     """Return the learning rate as a fraction of its peak: linear warm-up, then cosine decay to 0.
 
