@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from model import byte_tokenizers
 from model.backbones import chatglm, glm, llama, opt, palm, qwen, t5
@@ -86,7 +86,7 @@ from model.spec.qformer import QFormer, VideoQFormer
 from model.spec.siglip import Siglip
 from model.spec.video import TemporalClip, UniformerEva
 from model.spec.vit import Vit, Vit22B
-from model.weights import Weights, load_transformers
+from model.weights import Weights, load_tokenizer
 
 # Spec class → the file that builds it. A new component is added here.
 ENCODERS: Mapping[type, EncoderFile] = {
@@ -305,7 +305,7 @@ def build_tokenizer(spec: ModelSpec, *, weights: Weights) -> PreTrainedTokenizer
     if weights == "random":
         tokenizer: PreTrainedTokenizerBase = byte_tokenizers.plain()
     else:
-        tokenizer = load_transformers(AutoTokenizer, spec.backbone.weights)
+        tokenizer = load_tokenizer(spec.backbone.weights)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # padding is masked, so its id is irrelevant
     # Texts are data: "</s>" in a web page's caption must not end a sequence.
@@ -330,7 +330,7 @@ def build_text_tokenizer(spec: ModelSpec, *, weights: Weights) -> PreTrainedToke
         raise SpecError(f"inputs: projectors have tokenizers {sorted(names)}, must share one")
     if weights == "random":
         return byte_tokenizers.bert_style()
-    return load_transformers(AutoTokenizer, names.pop())
+    return load_tokenizer(names.pop())
 
 
 def build_caption_tokenizers(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Iterable, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,9 +13,16 @@ from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from model.spec import SpecError
+
+_TOKENIZER_FILES = ("tokenizer.json", "*.model", "vocab.*", "*.gguf", "*.tiktoken", "tekken.json")
 
 Weights = Literal["pretrained", "random"]
 """`pretrained` loads a spec's weights from the hub or a folder, `random` initialises them."""
@@ -24,17 +32,59 @@ def load_transformers(cls: Any, source: str, **options: Any) -> Any:  # noqa: AN
     """Load with `from_pretrained` from a folder or the hub; failures become one-line errors.
 
     Raises:
-        SpecError: there are no such weights.
+        SpecError: there is no such folder, or there are no such weights.
     """
+    check_folder(source)
     try:
         return cls.from_pretrained(source, **options)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        where = "folder" if Path(source).is_absolute() else "hub name"
+        where = "folder" if Path(source).is_dir() else "hub name"
         raise SpecError(
             f"weights of {where} {source!r} cannot be loaded ({reason}); "
             "use --weights random to run without"
         ) from error
+
+
+def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
+    """Load a tokenizer from a folder or the hub.
+
+    Raises:
+        SpecError: there is none. Of a folder without one, transformers makes an empty tokenizer for
+            some models, and gives advice about converting one for others.
+    """
+    folder = Path(source)
+    if folder.is_dir() and not any(
+        found for pattern in _TOKENIZER_FILES for found in folder.glob(pattern)
+    ):
+        names = ", ".join(_TOKENIZER_FILES)
+        raise SpecError(f"{source}: holds no tokenizer; want one of {names} next to the weights")
+    tokenizer: PreTrainedTokenizerBase = load_transformers(AutoTokenizer, source)
+    return tokenizer
+
+
+def check_folder(source: str) -> None:
+    """Raise SpecError for a folder that does not exist, before it is looked for on the hub.
+
+    A name on the hub is `NAME` or `OWNER/NAME`. Anything else is a path, and so is `FOLDER/NAME`
+    where there is such a folder here: the hub is asked for minutes before it gives up.
+    """
+    path = Path(source).expanduser()
+    is_path = (
+        path.is_absolute()
+        or source.startswith((".", "~"))
+        or source.endswith("/")
+        or len(path.parts) > 2
+        or (len(path.parts) == 2 and path.parent.is_dir())
+    )
+    if is_path and not path.exists():
+        near = get_close_matches(path.name, _names_in(path.parent), n=1)
+        hint = f"did you mean {str(path.parent / near[0])!r}?" if near else "was it moved?"
+        raise SpecError(f"weights {source!r}: no such folder; {hint}")
+
+
+def _names_in(folder: Path) -> list[str]:
+    return [each.name for each in folder.iterdir()] if folder.is_dir() else []
 
 
 def check_config(module: PreTrainedModel, config: PretrainedConfig, source: str) -> None:

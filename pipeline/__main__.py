@@ -4,8 +4,7 @@ import os
 import signal
 
 # Ctrl-C during the imports, which take seconds, ends the process without their traceback.
-interactive = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-if interactive:
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import torch
@@ -20,7 +19,7 @@ if not torch.accelerator.is_available():
 
 from pipeline.cli import run
 
-if interactive:
+if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if __name__ == "__main__":

@@ -47,7 +47,9 @@ def init_distributed(stall_seconds: float) -> None:
     else:
         # Slurm may show each task one GPU of its own: then they all have the number 0. DeepSpeed
         # reads the variable, too.
-        local_rank = local_device(int(os.environ.get("LOCAL_RANK", "0")), accelerator.device_count())
+        local_rank = local_device(
+            int(os.environ.get("LOCAL_RANK", "0")), accelerator.device_count()
+        )
         os.environ["LOCAL_RANK"] = str(local_rank)
         accelerator.set_device(local_rank)
     # DeepSpeed calls collectives by names that torch has deprecated; a user cannot change that.

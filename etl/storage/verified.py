@@ -40,10 +40,10 @@ class VerifiedShards:
             place = fallback / _FOLDER / name if fallback is not None else None
         self._path = None if place is None else place / f"rank-{rank}-of-{ranks}.json"
         self._own: dict[str, list[int | str]] = {}
-        self._all: dict[str, list[int | str]] = {}
+        self._all: set[tuple[int | str, ...]] = set()
         for file in place.glob("*.json") if place is not None else ():
             stamps = _read(file)
-            self._all |= stamps
+            self._all.update((name, *stamp) for name, stamp in stamps.items())
             if file == self._path:
                 self._own = stamps
         self._unsaved = 0
@@ -51,7 +51,7 @@ class VerifiedShards:
 
     def __contains__(self, shard: tuple[Shard, FileFingerprint]) -> bool:
         """Whether a shard was verified, and its file has not been written to since."""
-        return self._all.get(shard[0].path) == _stamp(*shard)
+        return (shard[0].path, *_stamp(*shard)) in self._all
 
     def add(self, shard: Shard, fingerprint: FileFingerprint) -> None:
         """Stamp a shard."""

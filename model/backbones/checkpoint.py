@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from model.spec import SpecError
-from model.weights import load_transformers
+from model.weights import check_folder, load_transformers
 
 
 def load(
@@ -93,6 +93,7 @@ def read(source: str) -> dict[str, Tensor]:
     Raises:
         SpecError: there is no such folder or repository, or it cannot be read.
     """
+    check_folder(source)
     try:
         files = _files(source)
         state: dict[str, Tensor] = {}

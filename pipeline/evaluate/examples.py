@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -20,7 +20,7 @@ _EXAMPLES = 24
 def write_examples(
     path: Path,
     samples: ShardSet | BenchmarkSamples,
-    answers: Sequence[tuple[Prediction, Prediction]],
+    answers: Mapping[int, tuple[Prediction, Prediction]],
     *,
     source: str,
 ) -> None:
@@ -29,11 +29,11 @@ def write_examples(
     Args:
         path: of the JSON file.
         samples: of the data set.
-        answers: to each sample, in their order: with its media, and without.
+        answers: by number of the sample: with its media, and without.
         source: which model and data they are of, in words.
     """
     kinds: dict[str, list[int]] = {}
-    for index, (prediction, _) in enumerate(answers):
+    for index, (prediction, _) in answers.items():
         kinds.setdefault(prediction.kind, []).append(index)
     # The first of each kind, then the second of each, and so on.
     by_rank = sorted(

@@ -31,6 +31,7 @@ def test_an_exiting_rank_keeps_its_exit_code_when_a_stop_signal_arrives() -> Non
         code = _SIGNAL_AT_EXIT.format(number=number)
         assert subprocess.run([sys.executable, "-c", code], check=False).returncode == number
 
+
 # A rank: says when it is ready, and how it was asked to stop.
 _RANK = """
 import os, signal, sys, time

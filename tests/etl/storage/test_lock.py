@@ -135,4 +135,4 @@ def test_one_of_several_waits_for_the_other(path: Path) -> None:
 
 def test_a_folder_that_cannot_be_written_is_one_line() -> None:
     with pytest.raises(UserError, match=r"^it: cannot be written \(Not a directory\)$"):
-        take(Path("/dev/null/lock"))
+        take(Path("/dev/null/folder/lock"))
