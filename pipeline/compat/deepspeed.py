@@ -36,7 +36,7 @@ def load_op(builder_name: str) -> None:
     if builder is None or not builder.is_compatible():
         return
     folder = Path(_get_build_directory(builder.name, verbose=False))
-    with owner_lock(folder / "mmloom.lock", name=str(folder), wait=True):
+    with owner_lock(folder / "mmloom-owner.lock", name=str(folder), wait=True):
         # While we hold this lock no process of ours compiles: torch's file is a dead process's.
         stale = folder / "lock"
         if stale.exists():
