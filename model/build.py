@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from model import byte_tokenizers
-from model.backbones import chatglm, glm, llama, opt, palm, qwen, t5
+from model.backbones import chatglm, glm, hf, llama, opt, palm, qwen, t5
 from model.encoders import (
     beats,
     cformer,
@@ -65,6 +65,7 @@ from model.spec.audio import Beats, CFormer, Hubert, Whisper
 from model.spec.backbones import T5, ChatGlm, Glm, Llama, Opt, Palm, Qwen
 from model.spec.fusion import GatedCrossAttention, Splice, VisualExpert
 from model.spec.glu_adapter import GluAdapter
+from model.spec.hf_backbones import HfCausal, HfSeq2Seq
 from model.spec.high_resolution import DocPedia, Monkey
 from model.spec.image import ClipVision, Eva2Clip, EvaClip
 from model.spec.imagebind import ImageBind
@@ -127,6 +128,8 @@ BACKBONES: Mapping[type, BackboneFile] = {
     Glm: glm,
     ChatGlm: chatglm,
     Palm: palm,
+    HfCausal: hf,
+    HfSeq2Seq: hf,
 }
 FUSIONS: Mapping[type, Callable[[PreTrainedModel, AnySpec], None]] = {
     Splice: lambda backbone, spec: None,
@@ -300,12 +303,16 @@ def preprocess_target(output: OutputBranchSpec, raw: object) -> Tensor:
     return GENERATORS[type(output.generator)].preprocess(output.generator, raw)
 
 
-def build_tokenizer(spec: ModelSpec, *, weights: Weights) -> PreTrainedTokenizerBase:
-    """Load the backbone's tokenizer; with random weights, build a byte tokenizer."""
+def published_tokenizer(spec: ModelSpec, *, weights: Weights) -> PreTrainedTokenizerBase:
+    """Load the backbone's tokenizer unchanged; with random weights, build a byte tokenizer."""
     if weights == "random":
-        tokenizer: PreTrainedTokenizerBase = byte_tokenizers.plain()
-    else:
-        tokenizer = load_tokenizer(spec.backbone.weights)
+        return byte_tokenizers.plain()
+    return load_tokenizer(spec.backbone.weights)
+
+
+def build_tokenizer(spec: ModelSpec, *, weights: Weights) -> PreTrainedTokenizerBase:
+    """Return the backbone's tokenizer, set up for texts that are data."""
+    tokenizer = published_tokenizer(spec, weights=weights)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # padding is masked, so its id is irrelevant
     # Texts are data: "</s>" in a web page's caption must not end a sequence.

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.generation.streamers import BaseStreamer
 
 from model import packing
 from model.batch import Batch, sentences_of
@@ -327,8 +328,24 @@ class MultimodalLM(nn.Module):
         return hidden_bsd
 
     @torch.no_grad()
-    def generate(self, batch: Batch, *, max_new_tokens: int, pad_id: int, end_id: int) -> Tensor:
-        """Return the new ids (b, ≤ max_new_tokens) of greedy decoding from left-padded prompts."""
+    def generate(
+        self,
+        batch: Batch,
+        *,
+        max_new_tokens: int,
+        pad_id: int,
+        end_id: int,
+        streamer: BaseStreamer | None = None,
+    ) -> Tensor:
+        """Return the new ids (b, ≤ max_new_tokens) of greedy decoding from left-padded prompts.
+
+        Args:
+            batch: the prompts.
+            max_new_tokens: longest answer.
+            pad_id: after the end of an answer.
+            end_id: ends an answer.
+            streamer: gets the ids of a single prompt's answer as they are generated.
+        """
         embeddings_btd, kwargs = self.embed(batch, self.media_tokens(batch))
         with inject_decoder_kwargs(self.backbone.get_decoder(), kwargs):
             ids_bt: Tensor = self.backbone.generate(
@@ -339,6 +356,7 @@ class MultimodalLM(nn.Module):
                 use_cache=True,
                 pad_token_id=pad_id,
                 eos_token_id=end_id,
+                streamer=streamer,
             )
         # A seq2seq decoder's start token is not part of the answer.
         return ids_bt[:, 1:] if self.spec.backbone.seq2seq else ids_bt

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from difflib import get_close_matches
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +27,50 @@ _TOKENIZER_FILES = ("tokenizer.json", "*.model", "vocab.*", "*.gguf", "*.tiktoke
 
 Weights = Literal["pretrained", "random"]
 """`pretrained` loads a spec's weights from the hub or a folder, `random` initialises them."""
+
+
+IRRELEVANT = frozenset(
+    {
+        # Settings of training and generation, and metadata.
+        "activation_dropout",
+        "architectures",
+        "attention_dropout",
+        "attention_probs_dropout_prob",
+        "bos_token_id",
+        "chunk_size_feed_forward",
+        "classifier_dropout",
+        "decoder_start_token_id",
+        "dropout",
+        "dropout_rate",
+        "dtype",
+        "eos_token_id",
+        "hidden_dropout",
+        "hidden_dropout_prob",
+        "id2label",
+        "init_std",
+        "initializer_factor",
+        "initializer_range",
+        "is_decoder",
+        "label2id",
+        "layerdrop",
+        "model_type",
+        "output_attentions",
+        "output_hidden_states",
+        "pad_token_id",
+        "pretraining_tp",
+        "problem_type",
+        "return_dict",
+        "transformers_version",
+        "use_cache",
+        "_name_or_path",
+        # CLIP's projection, which no tower here has.
+        "projection_dim",
+        # T5: its training length, and a name that implies two other fields.
+        "n_positions",
+        "feed_forward_proj",
+    }
+)
+"""Fields of a configuration that do not change the logits in evaluation mode."""
 
 
 def load_transformers(cls: Any, source: str, **options: Any) -> Any:  # noqa: ANN401 -- their classes
@@ -53,13 +98,14 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
         SpecError: there is none. Of a folder without one, transformers makes an empty tokenizer for
             some models, and gives advice about converting one for others.
     """
-    folder = Path(source)
+    name, options = source_options(source)
+    folder = Path(name)
     if folder.is_dir() and not any(
         found for pattern in _TOKENIZER_FILES for found in folder.glob(pattern)
     ):
         names = ", ".join(_TOKENIZER_FILES)
         raise SpecError(f"{source}: holds no tokenizer; want one of {names} next to the weights")
-    tokenizer: PreTrainedTokenizerBase = load_transformers(AutoTokenizer, source)
+    tokenizer: PreTrainedTokenizerBase = load_transformers(AutoTokenizer, name, **options)
     return tokenizer
 
 
@@ -87,12 +133,59 @@ def _names_in(folder: Path) -> list[str]:
     return [each.name for each in folder.iterdir()] if folder.is_dir() else []
 
 
-def check_config(module: PreTrainedModel, config: PretrainedConfig, source: str) -> None:
-    """Raise SpecError where the sizes of loaded weights differ from the spec's."""
-    for name in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"):
-        expected, loaded = getattr(config, name), getattr(module.config, name)
-        if expected != loaded:
-            raise SpecError(f"weights {source!r}: {name} is {loaded}, the preset says {expected}")
+def cast(module: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """Cast a model with random weights as `from_pretrained(dtype=…)` does, and return it.
+
+    RoPE's frequencies stay in float32: rounded to bfloat16 they would be off by up to 0.4 %.
+    """
+    buffers = dict(module.named_buffers())
+    module.to(dtype)
+    for name, buffer in buffers.items():
+        parent, _, leaf = name.rpartition(".")
+        if leaf.endswith("inv_freq"):
+            setattr(module.get_submodule(parent), leaf, buffer)
+    return module
+
+
+def source_options(weights: str) -> tuple[str, dict[str, str]]:
+    """Return a spec's `weights` as transformers takes it: a folder or a hub name, and options.
+
+    `FOLDER/FILE.gguf` and `OWNER/NAME:FILE.gguf` name a GGUF file.
+
+    Raises:
+        SpecError: a GGUF file without the package that reads it.
+    """
+    if not weights.endswith(".gguf"):
+        return weights, {}
+    if find_spec("gguf") is None:
+        raise SpecError(f"weights {weights!r}: reading GGUF needs pip install mmloom[gguf]")
+    name, _, file = weights.rpartition(":") if ":" in weights else weights.rpartition("/")
+    return name or ".", {"gguf_file": file}
+
+
+def check_config(
+    published: PreTrainedModel | PretrainedConfig,
+    config: PretrainedConfig,
+    source: str,
+    free: Collection[str] = (),
+) -> None:
+    """Raise SpecError where a checkpoint differs from the spec in a field that is not `free`."""
+    theirs = published if isinstance(published, PretrainedConfig) else published.config
+    for name, loaded, expected in config_differences(theirs, config):
+        if name not in free:
+            raise SpecError(
+                f"weights {source!r}: {name} is {loaded!r}, the preset says {expected!r}"
+            )
+
+
+def config_differences(
+    theirs: PretrainedConfig, ours: PretrainedConfig
+) -> Iterator[tuple[str, object, object]]:
+    """Yield each field that changes the logits in evaluation mode and differs, with both values."""
+    published, own = theirs.to_dict(), ours.to_dict()
+    for name in sorted((published.keys() & own.keys()) - IRRELEVANT):
+        if published[name] != own[name]:
+            yield name, published[name], own[name]
 
 
 def load_published(

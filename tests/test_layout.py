@@ -14,7 +14,9 @@ ROOT = Path(__file__).parents[1]
 LAYERS = {
     "model": [
         "convert",
+        "compose",
         "pretraining",
+        "exported",
         "build",
         "multimodal_lm",
         "generators",
@@ -55,6 +57,7 @@ LAYERS = {
         "__main__",
         "cli",
         "quickstart",
+        "compose",
         "train",
         "evaluate",
         "convert",

@@ -30,7 +30,7 @@ from pipeline.evaluate.benchmark import BenchmarkSamples, benchmark_table
 from pipeline.evaluate.benchmarks import find_benchmark
 from pipeline.evaluate.device import FittingBatches, inference_device
 from pipeline.evaluate.exact_match import exact_match_table, score_exact_match
-from pipeline.evaluate.examples import write_examples
+from pipeline.evaluate.examples import examples_table, write_examples
 from pipeline.evaluate.generate_answers import Prediction, generate_answers, without_media
 from pipeline.evaluate.partial_predictions import PartialPredictions, writing
 from pipeline.run_folder.evaluation import EVALUATION, EXAMPLES
@@ -113,9 +113,9 @@ def evaluate(args: Sequence[str]) -> int:
         scores["skipped"] = number - len(asked)
     with writing(output / "scores.json"):
         write_json(output / "scores.json", scores)
+    answers = {i: (seeing.predictions[i], blind.predictions[i]) for i in asked}
     with writing(output / EXAMPLES):
         source = f"{weights.parent.name} on {', '.join(map(str, options.data))}"
-        answers = {i: (seeing.predictions[i], blind.predictions[i]) for i in asked}
         write_examples(output / EXAMPLES, samples, answers, source=source)
         log.info("report: %s", run_report(options.run, options.output))
     for predictions in (seeing, blind):
@@ -123,7 +123,7 @@ def evaluate(args: Sequence[str]) -> int:
     if options.json:
         sys.stdout.write(json.dumps(scores, indent=2) + "\n")
     else:
-        Console().print(table)
+        Console().print(table, examples_table(answers))
     return 0
 
 

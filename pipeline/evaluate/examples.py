@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
+from rich.markup import escape
+from rich.table import Table
+
 from etl.report.media import embed
 from etl.report.page import Card
 from etl.storage.atomic import write_json
@@ -14,13 +17,17 @@ from etl.storage.shards import ShardSet
 from pipeline.evaluate.benchmark import BenchmarkSamples
 from pipeline.evaluate.generate_answers import Prediction
 
+Answers = Mapping[int, tuple[Prediction, Prediction]]
+"""By number of the sample: the answer with its media, and without."""
+
 _EXAMPLES = 24
+_PRINTED = 8
 
 
 def write_examples(
     path: Path,
     samples: ShardSet | BenchmarkSamples,
-    answers: Mapping[int, tuple[Prediction, Prediction]],
+    answers: Answers,
     *,
     source: str,
 ) -> None:
@@ -32,18 +39,36 @@ def write_examples(
         answers: by number of the sample: with its media, and without.
         source: which model and data they are of, in words.
     """
-    kinds: dict[str, list[int]] = {}
-    for index, (prediction, _) in answers.items():
-        kinds.setdefault(prediction.kind, []).append(index)
-    # The first of each kind, then the second of each, and so on.
-    by_rank = sorted(
-        (rank, index) for of_kind in kinds.values() for rank, index in enumerate(of_kind)
-    )
-    chosen = sorted(index for _, index in by_rank[:_EXAMPLES])
+    chosen = _choose(answers, _EXAMPLES)
     # A benchmark's official score may accept more than the very truth.
     exact = isinstance(samples, ShardSet)
     cards = [asdict(_card(samples[index], *answers[index], exact=exact)) for index in chosen]
     write_json(path, {"source": source, "cards": cards})
+
+
+def examples_table(answers: Answers) -> Table:
+    """Return the first answers to each kind of question as a table.
+
+    Args:
+        answers: as of `write_examples`.
+    """
+    table = Table("sample", "question", "truth", "answer", "without media")
+    for index in _choose(answers, _PRINTED):
+        seeing, blind = answers[index]
+        texts = (seeing.id, seeing.question, seeing.truth, seeing.answer, blind.answer)
+        table.add_row(*map(escape, texts))
+    return table
+
+
+def _choose(answers: Answers, number: int) -> list[int]:
+    """Return the numbers of the first of each kind, then of the second of each, and so on."""
+    kinds: dict[str, list[int]] = {}
+    for index, (prediction, _) in answers.items():
+        kinds.setdefault(prediction.kind, []).append(index)
+    by_rank = sorted(
+        (rank, index) for of_kind in kinds.values() for rank, index in enumerate(of_kind)
+    )
+    return sorted(index for _, index in by_rank[:number])
 
 
 def _card(sample: Sample, seeing: Prediction, blind: Prediction, *, exact: bool) -> Card:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from transformers import PreTrainedTokenizerBase
+from transformers.generation.streamers import BaseStreamer
 
 from etl.storage.schema import PLACEHOLDER_PATTERN, Sample, SampleError
 from model.multimodal_lm import MultimodalLM
@@ -56,6 +57,7 @@ def generate_answers(
     samples: Sequence[Sample],
     *,
     max_new_tokens: int,
+    streamer: BaseStreamer | None = None,
 ) -> list[Prediction]:
     """Answer the last question of each sample, in one batch.
 
@@ -65,12 +67,22 @@ def generate_answers(
         encoder: of the run's prompts.
         samples: each ends with the true answer of the assistant, which the model does not see.
         max_new_tokens: longest answer.
+        streamer: gets the tokens of a single sample's answer as they are generated.
 
     Returns:
         A prediction for each sample; one that cannot be a prompt has the reason and no answer.
     """
     prompts, skip_reasons = _encode_prompts(encoder, samples)
-    answers = iter(_answers(model, tokenizer, encoder, prompts, max_new_tokens=max_new_tokens))
+    answers = iter(
+        _answers(
+            model,
+            tokenizer,
+            encoder,
+            prompts,
+            max_new_tokens=max_new_tokens,
+            streamer=streamer,
+        )
+    )
     return [
         _prediction(sample, "" if reason else next(answers), reason)
         for sample, reason in zip(samples, skip_reasons, strict=True)
@@ -99,6 +111,7 @@ def _answers(
     prompts: Sequence[Example],
     *,
     max_new_tokens: int,
+    streamer: BaseStreamer | None,
 ) -> list[str]:
     """Return the model's answers to prompts, in one batch."""
     if not prompts:
@@ -113,6 +126,7 @@ def _answers(
             max_new_tokens=max_new_tokens,
             pad_id=tokenizer.pad_token_id,
             end_id=end_ids[0] if len(end_ids) == 1 else tokenizer.eos_token_id,
+            streamer=streamer,
         )
     # An end of several tokens does not stop the generation: the text after it is cut off.
     end = tokenizer.decode(end_ids) if len(end_ids) > 1 else None

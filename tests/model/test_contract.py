@@ -17,8 +17,10 @@ from model.presets.templates import CHATGLM_2, CONTINUATION
 from model.segments import encode_segments, pool
 from model.spec import InputBranchSpec, Mlp, ModelSpec, SpecError
 from model.spec.backbones import Glm, Palm
+from model.spec.hf_backbones import HfCausal, HfSeq2Seq
 from model.spec.high_resolution import DocPedia
 from model.spec.image import EvaClip
+from model.spec.image_processor import squash
 from model.spec.projectors import Ldp, QwenResampler
 from model.spec.qformer import QFormer
 from model.spec.video import UniformerEva
@@ -29,12 +31,44 @@ from tests.model.examples import default_spec, encoder_specs
 SIZES = {"weights": "", "width": 128, "mlp_width": 256, "layers": 2, "heads": 4}
 GLM = Glm(**SIZES, template=CHATGLM_2)
 PALM = Palm(**SIZES, template=CONTINUATION)
+QWEN_3 = HfCausal(
+    weights="",
+    config={
+        "model_type": "qwen3",
+        "vocab_size": 151_936,
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 128,
+    },
+    supports_packing=True,
+)
+MT5 = HfSeq2Seq(
+    weights="",
+    config={
+        "model_type": "mt5",
+        "vocab_size": 250_112,
+        "d_model": 128,
+        "d_ff": 256,
+        "num_layers": 2,
+        "num_heads": 4,
+        "feed_forward_proj": "gated-gelu",
+    },
+)
 MADE_UP = {
     "glm, LDP": ModelSpec(
         inputs=(InputBranchSpec(encoder=clip_large_224(), projector=Ldp()),), backbone=GLM
     ),
     "palm, LDP v2": ModelSpec(
         inputs=(InputBranchSpec(encoder=Vit(), projector=Ldp(version=2)),), backbone=PALM
+    ),
+    "hf_causal": ModelSpec(
+        inputs=(InputBranchSpec(encoder=clip_large_224(), projector=Mlp()),), backbone=QWEN_3
+    ),
+    "hf_seq2seq": ModelSpec(
+        inputs=(InputBranchSpec(encoder=clip_large_224(), projector=Mlp()),), backbone=MT5
     ),
     "Monkey": ModelSpec(
         inputs=(InputBranchSpec(encoder=monkey(), projector=QwenResampler()),),
@@ -178,8 +212,8 @@ def test_every_class_is_tested_here():
 @pytest.mark.parametrize(
     ("name", "encoder", "tokens"),
     [
-        ("llava", replace(clip_large_224(), image_size=448), 1024),
-        ("blip_2", EvaClip(image_size=448), 32),
+        ("llava", replace(clip_large_224(), processor=squash(448)), 1024),
+        ("blip_2", EvaClip(processor=squash(448)), 32),
         ("llava", DocPedia(), 1600),
         ("qwen_vl", monkey(), 7 * 256),
     ],

@@ -16,7 +16,8 @@ from model.multimodal_lm import MultimodalLM
 from model.packing import attend_by_sample
 from model.presets import system
 from model.spec import ModelSpec, Stage
-from model.spec.backbones import Backbone, ChatTemplate, Glm, Llama, Palm, Qwen
+from model.spec.backbones import Backbone, Glm, Llama, Palm, Qwen
+from model.spec.chat_template import ChatTemplate
 from model.spec.peft import Lora, Peft, Prefix
 from pipeline.data.collate import collate, pack
 from pipeline.data.encode import Example, SampleEncoder
