@@ -53,7 +53,7 @@ class FittingBatches:
                 if len(part) == 1:
                     reason = str(error).splitlines()[0]
                     raise UserError(
-                        f"a single question does not fit into memory: {reason}"
+                        f"one question does not fit into memory: {reason}"
                     ) from None
                 self.size = (len(part) + 1) // 2
                 log.info("%d questions do not fit into memory; asking %d", len(part), self.size)
