@@ -52,9 +52,7 @@ class FittingBatches:
             except torch.OutOfMemoryError as error:
                 if len(part) == 1:
                     reason = str(error).splitlines()[0]
-                    raise UserError(
-                        f"one question does not fit into memory: {reason}"
-                    ) from None
+                    raise UserError(f"one question does not fit into memory: {reason}") from None
                 self.size = (len(part) + 1) // 2
                 log.info("%d questions do not fit into memory; asking %d", len(part), self.size)
                 if torch.accelerator.is_available():
