@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from model import byte_tokenizers
-from model.backbones import chatglm, glm, llama, opt, palm, qwen, t5
+from model.backbones import chatglm, glm, hf, llama, opt, palm, qwen, t5
 from model.encoders import (
     beats,
     cformer,
@@ -67,6 +67,7 @@ from model.spec.audio import Beats, CFormer, Hubert, Whisper
 from model.spec.backbones import T5, ChatGlm, Glm, Llama, Opt, Palm, Qwen
 from model.spec.fusion import GatedCrossAttention, Splice, VisualExpert
 from model.spec.glu_adapter import GluAdapter
+from model.spec.hf_backbones import HfCausal, HfSeq2Seq
 from model.spec.hf_encoders import HfAudio, HfVision
 from model.spec.high_resolution import DocPedia, Monkey
 from model.spec.image import ClipVision, Eva2Clip, EvaClip
@@ -89,7 +90,7 @@ from model.spec.qformer import QFormer, VideoQFormer
 from model.spec.siglip import Siglip
 from model.spec.video import TemporalClip, UniformerEva
 from model.spec.vit import Vit, Vit22B
-from model.weights import Weights, load_transformers
+from model.weights import Weights, load_transformers, source_options
 
 # Spec class → the file that builds it. A new component is added here.
 ENCODERS: Mapping[type, EncoderFile] = {
@@ -132,6 +133,8 @@ BACKBONES: Mapping[type, BackboneFile] = {
     Glm: glm,
     ChatGlm: chatglm,
     Palm: palm,
+    HfCausal: hf,
+    HfSeq2Seq: hf,
 }
 FUSIONS: Mapping[type, Callable[[PreTrainedModel, AnySpec], None]] = {
     Splice: lambda backbone, spec: None,
@@ -309,7 +312,8 @@ def published_tokenizer(spec: ModelSpec, *, weights: Weights) -> PreTrainedToken
     """Load the backbone's tokenizer unchanged; with random weights, build a byte tokenizer."""
     if weights == "random":
         return byte_tokenizers.plain()
-    tokenizer: PreTrainedTokenizerBase = load_transformers(AutoTokenizer, spec.backbone.weights)
+    name, options = source_options(spec.backbone.weights)
+    tokenizer: PreTrainedTokenizerBase = load_transformers(AutoTokenizer, name, **options)
     return tokenizer
 
 

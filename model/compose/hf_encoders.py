@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig
 
-from model.convert.processors import read_processor
+from model.compose.processors import read_processor, required_image_processor
 from model.encoders import hf_audio, hf_vision
 from model.encoders.hf_tower import IRRELEVANT, own_config, tower_class
 from model.spec import SpecError
@@ -43,7 +43,7 @@ def vision_from(
     """
     config = own_config(load_transformers(AutoConfig, source))
     _check_input(source, config, "pixel_values", "pictures")
-    processor = _processor(source)
+    processor = required_image_processor(source)
     fields = fields_of(config)
     if "image_size" in fields:  # position embeddings are interpolated to the processor's size
         height, width = processor.size
@@ -108,19 +108,6 @@ def _check_input(source: str, config: PretrainedConfig, name: str, what: str) ->
     """Raise SpecError unless an encoder's main input has that name."""
     if tower_class(config).main_input_name != name:
         raise SpecError(f"{source}: {config.model_type!r} is no encoder of {what}")
-
-
-def _processor(source: str) -> ImageProcessor:
-    config = read_processor(source, "image_processor")
-    if config is None:
-        raise SpecError(
-            f"{source}: has no preprocessor_config.json and no processor_config.json, one of which "
-            "says how pictures become pixels"
-        )
-    try:
-        return ImageProcessor.from_config(config)
-    except SpecError as error:
-        raise SpecError(f"{source}: {error}") from None
 
 
 def _probe(source: str, file: Any, spec: HfVision | HfAudio) -> Tensor:  # noqa: ANN401 -- a module

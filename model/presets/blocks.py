@@ -3,7 +3,8 @@
 from dataclasses import replace
 
 from model.presets.templates import OPT_QA, T5_QA, VICUNA_V0, VICUNA_V1
-from model.spec.backbones import T5, ChatTemplate, Llama, Opt
+from model.spec.backbones import T5, Llama, Opt
+from model.spec.chat_template import ChatTemplate
 from model.spec.high_resolution import Monkey
 from model.spec.image import ClipVision, EvaClip
 from model.spec.image_processor import center_crop, pad_to_square, squash

@@ -2,7 +2,8 @@
 
 from dataclasses import replace
 
-from model.spec.backbones import ChatTemplate, Llama
+from model.spec.backbones import Llama
+from model.spec.chat_template import ChatTemplate
 from model.spec.fusion import GatedCrossAttention
 from model.spec.input_branches import InputBranchSpec, ModelSpec
 from model.spec.nfnet import NfNet

@@ -1,6 +1,6 @@
 """Chat templates by name, with their sources."""
 
-from model.spec.backbones import ChatTemplate
+from model.spec.chat_template import ChatTemplate
 
 _HUMAN = (
     "A chat between a curious human and an artificial intelligence assistant. "

@@ -16,7 +16,7 @@ from model.presets.blocks import (
     vicuna_v0_7b,
 )
 from model.presets.templates import VICUNA_V1
-from model.spec.backbones import ChatTemplate
+from model.spec.chat_template import ChatTemplate
 from model.spec.image import EvaClip
 from model.spec.image_processor import squash
 from model.spec.input_branches import InputBranchSpec, ModelSpec

@@ -14,7 +14,8 @@ from model.freeze import set_trainable
 from model.multimodal_lm import MultimodalLM
 from model.presets import system
 from model.spec import ModelSpec, Stage
-from model.spec.backbones import Backbone, ChatTemplate, Glm, Llama, Palm, Qwen
+from model.spec.backbones import Backbone, Glm, Llama, Palm, Qwen
+from model.spec.chat_template import ChatTemplate
 from model.spec.peft import Lora, Peft, Prefix
 from pipeline.data.collate import collate, pack
 from pipeline.data.encode import Example, SampleEncoder
