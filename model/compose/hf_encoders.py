@@ -44,20 +44,25 @@ def vision_from(
     config = own_config(load_transformers(AutoConfig, source))
     _check_input(source, config, "pixel_values", "pictures")
     processor = required_image_processor(source)
-    fields = fields_of(config)
-    if "image_size" in fields:  # position embeddings are interpolated to the processor's size
-        height, width = processor.size
-        fields["image_size"] = height if height == width else [height, width]
     spec = HfVision(
         weights=source,
-        config=fields,
+        config=fields_of(config),
         processor=processor,
         width=0,
         grid=_grid(config, processor) or (1, 1),
         feature_layer=feature_layer,
         select="all",
     )
-    features = _probe(source, hf_vision, spec)
+    try:
+        features = _probe(source, hf_vision, spec)
+    except SpecError:
+        # Where the class does not interpolate its position embeddings, `hf_vision.build` does.
+        height, width = processor.size
+        side = height if height == width else [height, width]
+        if spec.config.get("image_size", side) == side:
+            raise
+        spec = replace(spec, config=spec.config | {"image_size": side})
+        features = _probe(source, hf_vision, spec)
     grid, prefix = _layout(source, config, processor, features.shape[1])
     return replace(spec, width=features.shape[2], grid=grid, prefix=prefix, select=select)
 

@@ -7,8 +7,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from model.spec import SpecError
 from model.weights import Weights, cast, load_transformers
@@ -25,7 +27,10 @@ IRRELEVANT = frozenset(
         "eos_token_id",
         "id2label",
         "label2id",
+        "out_features",
+        "out_indices",
         "pad_token_id",
+        "stage_names",
         "transformers_version",
     }
 )
@@ -38,16 +43,17 @@ def config_of(fields: Mapping[str, Any]) -> PretrainedConfig:
     """Return transformers' configuration from its fields, `model_type` among them.
 
     Raises:
-        SpecError: an architecture that this version of transformers does not know.
+        SpecError: an architecture that transformers does not know, or fields that it refuses.
     """
     options = dict(fields)
     kind = options.pop("model_type")
+    if kind not in CONFIG_MAPPING:
+        raise SpecError(f"model_type {kind!r} is not known to this version of transformers")
     try:
         return AutoConfig.for_model(kind, **options)
-    except ValueError:
-        raise SpecError(
-            f"model_type {kind!r} is not known to this version of transformers"
-        ) from None
+    except (TypeError, ValueError, StrictDataclassError) as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise SpecError(f"config of model_type {kind!r}: {reason}") from None
 
 
 def own_config(config: PretrainedConfig) -> PretrainedConfig:
@@ -92,15 +98,17 @@ def build_tower(
     Raises:
         SpecError: weights that cannot be loaded, are incomplete, or do not fit the configuration.
     """
-    config = config_of(fields)
-    cls = tower_class(config)
     # Pooling layers after the features are not used, and many checkpoints lack them.
+    config = config_of(fields)
+    config.vision_use_head = False
+    cls = tower_class(config)
     pools = "add_pooling_layer" in inspect.signature(cls.__init__).parameters
     options: dict[str, Any] = {"add_pooling_layer": False} if pools else {}
     if weights == "random":
         return _encoder(cast(cls(config, **options), dtype))
     published = own_config(load_transformers(AutoConfig, source))
-    _check_fields(published, config, fields, source)
+    published.vision_use_head = False
+    _check_fields(published, config, source)
     tower, info = load_transformers(
         cls, source, config=published, dtype=dtype, output_loading_info=True, **options
     )
@@ -117,12 +125,7 @@ def _encoder(model: PreTrainedModel) -> PreTrainedModel:
     return encoder
 
 
-def _check_fields(
-    published: PretrainedConfig,
-    config: PretrainedConfig,
-    fields: Mapping[str, Any],
-    source: str,
-) -> None:
+def _check_fields(published: PretrainedConfig, config: PretrainedConfig, source: str) -> None:
     """Raise SpecError where a checkpoint's configuration differs from the spec's.
 
     Numbers of position embeddings may differ: those are resized.

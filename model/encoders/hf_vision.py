@@ -54,17 +54,17 @@ class HfVisionEncoder(nn.Module):
             features = features.flatten(2).transpose(1, 2)
         return self._selected(features)
 
-    def _inputs(self, pixels_b3hw: Tensor) -> dict[str, Tensor]:
+    def _inputs(self, pixels_b3hw: Tensor) -> dict[str, Tensor | None]:
         if self.spec.model_type != SIGLIP2:
             return {"pixel_values": pixels_b3hw}
         rows, columns = self.spec.grid
-        batch, device = len(pixels_b3hw), pixels_b3hw.device
         patches = pixels_b3hw.unflatten(3, (columns, -1)).unflatten(2, (rows, -1))
         patches_bnc = patches.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
         return {
             "pixel_values": patches_bnc,
-            "pixel_attention_mask": torch.ones(patches_bnc.shape[:2], device=device),
-            "spatial_shapes": torch.tensor([[rows, columns]] * batch, device=device),
+            "pixel_attention_mask": None,
+            # Read as numbers, so that they need not be on the device.
+            "spatial_shapes": torch.tensor([[rows, columns]] * len(patches_bnc), device="cpu"),
         }
 
     def _selected(self, features_bnd: Tensor) -> Tensor:
