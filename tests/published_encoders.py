@@ -1,5 +1,7 @@
 """Tiny random checkpoints of encoders of pictures and of sound, saved as their publishers do."""
 
+import json
+
 import torch
 import transformers
 from transformers import AutoConfig, AutoModel
@@ -81,8 +83,6 @@ def save_vision(folder, family, **options):
     name = f"{processor}ImageProcessor"
     cls = getattr(transformers, f"{name}Pil", None) or getattr(transformers, name)
     if processor == "DINOv3ViT":  # needs torchvision
-        import json
-
         (folder / "preprocessor_config.json").write_text(
             json.dumps({"image_processor_type": name, **values})
         )

@@ -16,12 +16,20 @@ from transformers import AutoConfig, PretrainedConfig
 
 from model.compose.processors import read_processor, required_image_processor
 from model.encoders import hf_audio, hf_vision
-from model.encoders.hf_tower import IRRELEVANT, own_config, tower_class
+from model.encoders.hf_tower import BACKBONE_STAGES, own_config, tower_class
 from model.spec import SpecError
 from model.spec.hf_encoders import AST, SIZES, WHISPER_LIKE, HfAudio, HfVision, Select
 from model.spec.image_processor import ImageProcessor
 from model.weights import load_transformers
 
+_NOT_OF_THE_MODEL = BACKBONE_STAGES | {
+    "_name_or_path",
+    "architectures",
+    "dtype",
+    "id2label",
+    "label2id",
+    "transformers_version",
+}
 SECONDS = 10.0
 """Duration of sounds for encoders that hear any."""
 _MAX_PREFIX = 64
@@ -105,7 +113,7 @@ def fields_of(config: PretrainedConfig) -> dict[str, Any]:
     """Return the fields of a configuration that say something about the model, and all sizes."""
     known, different = config.to_dict(), config.to_diff_dict()
     names = [name for name in known if name in different or name in SIZES]
-    fields = {name: known[name] for name in names if name not in IRRELEVANT}
+    fields = {name: known[name] for name in names if name not in _NOT_OF_THE_MODEL}
     return {"model_type": config.model_type} | fields
 
 

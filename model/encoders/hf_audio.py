@@ -90,19 +90,28 @@ def preprocess(spec: HfAudio, waveform: NDArray[np.float32]) -> Tensor:
     """
     extractor = _extractor(json.dumps(_overridden(spec)))
     samples = np.asarray(waveform, np.float32)
-    clips = [samples[number * spec.samples :][: spec.samples] for number in range(spec.clips)]
+    # AST's last frames reach beyond the clip; the other extractors cut what is too much.
+    length = spec.samples + _frame(spec)
+    clips = [samples[number * spec.samples :][:length] for number in range(spec.clips)]
     return torch.cat([_features(spec, extractor, clip) for clip in clips])
 
 
 def _features(spec: HfAudio, extractor: Any, clip: NDArray[np.float32]) -> Tensor:  # noqa: ANN401
-    if not len(clip):
-        clip = np.zeros(1, np.float32)
     padding: dict[str, Any] = {}
-    if spec.model_type != AST:
+    shortest = 1
+    if spec.model_type == AST:
+        shortest = _frame(spec)
+    else:
         padding = {"padding": "max_length", "max_length": spec.samples, "truncation": True}
+    clip = np.pad(clip, (0, max(0, shortest - len(clip))))
     found = extractor(clip, sampling_rate=spec.sample_rate, return_tensors="pt", **padding)
     features: Tensor = found[extractor.model_input_names[0]]
     return features
+
+
+def _frame(spec: HfAudio) -> int:
+    """Return the samples of a frame of 25 ms."""
+    return spec.sample_rate // 40
 
 
 def _overridden(spec: HfAudio) -> dict[str, Any]:

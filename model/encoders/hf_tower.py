@@ -18,7 +18,9 @@ from model.weights import Weights, cast, load_transformers
 Resize = Callable[[Tensor, tuple[int, ...]], Tensor]
 """From a checkpoint's position embeddings to those of another input size, given their shape."""
 
-IRRELEVANT = frozenset(
+BACKBONE_STAGES = frozenset({"out_features", "out_indices", "stage_names"})
+"""Fields of vision models as backbones of other models; they follow from the number of layers."""
+_IRRELEVANT = BACKBONE_STAGES | frozenset(
     {
         "_name_or_path",
         "architectures",
@@ -27,10 +29,7 @@ IRRELEVANT = frozenset(
         "eos_token_id",
         "id2label",
         "label2id",
-        "out_features",
-        "out_indices",
         "pad_token_id",
-        "stage_names",
         "transformers_version",
     }
 )
@@ -131,7 +130,7 @@ def _check_fields(published: PretrainedConfig, config: PretrainedConfig, source:
     Numbers of position embeddings may differ: those are resized.
     """
     theirs, ours = published.to_dict(), config.to_dict()
-    for name in sorted((theirs.keys() | ours.keys()) - IRRELEVANT - INPUT_SIZES):
+    for name in sorted((theirs.keys() | ours.keys()) - _IRRELEVANT - INPUT_SIZES):
         if theirs.get(name) != ours.get(name):
             raise SpecError(
                 f"weights {source!r}: {name} is {theirs.get(name)}, the preset says "

@@ -32,7 +32,6 @@ _TINY_SIZES: Mapping[str, int] = {
     "num_conv_pos_embeddings": 16,
     "num_conv_pos_embedding_groups": 2,
     "num_patches": 4,
-    "vocab_size": 64,
     "window_size": 2,
 }
 """Sizes in the configurations of transformers' classes, and their values at `--scale tiny`."""
