@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
-from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+from transformers import MODEL_MAPPING, AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from model.spec import SpecError
@@ -68,7 +68,7 @@ def tower_class(config: PretrainedConfig) -> type[PreTrainedModel]:
         SpecError: there is none.
     """
     try:
-        found: Any = AutoModel._model_mapping[type(config)]
+        found: Any = MODEL_MAPPING[type(config)]
     except KeyError:
         raise SpecError(
             f"{config.model_type!r} has no encoder in transformers' AutoModel"
