@@ -5,9 +5,10 @@ from __future__ import annotations
 from transformers import AutoConfig, PretrainedConfig
 
 from model.compose.hf_encoders import audio_from, vision_from
-from model.compose.processors import required_image_processor
+from model.compose.processors import image_processor
 from model.encoders.hf_tower import own_config
 from model.spec import ClipVision, SpecError
+from model.spec.image_processor import center_crop
 from model.spec.input_branches import Encoder, Modality
 from model.weights import load_transformers
 
@@ -40,7 +41,8 @@ def _clip(source: str, config: PretrainedConfig) -> ClipVision:
         mlp_width=config.intermediate_size,
         layers=config.num_hidden_layers,
         heads=config.num_attention_heads,
-        processor=required_image_processor(source),
+        # CLIP's own where the folder has none.
+        processor=image_processor(source) or center_crop(config.image_size),
         patch_size=config.patch_size,
         hidden_act=config.hidden_act,
         norm_eps=config.layer_norm_eps,
