@@ -57,7 +57,18 @@ def test_the_curve_is_the_uninterrupted_one(
     Adapters and projector learn at rates and on schedules of their own; matrices decay and vectors
     do not.
     """
-    words = ("sft", "digits", "--data", *data, "--mix", "text=20%", *SMALL, *GROUPS)
+    words = (
+        "sft",
+        "digits",
+        "--scale",
+        "tiny",
+        "--data",
+        *data,
+        "--mix",
+        "text=20%",
+        *SMALL,
+        *GROUPS,
+    )
     words = (*words, "--epochs", 3, "--ds-config", zero, "--precision", precision)
     outcome = run_ranks(2, *words, "--output", tmp_path / "whole")
     assert outcome.code == 0, outcome.stderr

@@ -251,8 +251,9 @@ def test_pictures_that_the_encoder_does_not_take_are_an_error(tmp_path: Path) ->
     file = source / "preprocessor_config.json"
     config = json.loads(file.read_text())
     file.write_text(json.dumps(config | {"crop_size": {"height": 24, "width": 24}}))
-    assert "its processor makes pictures of 24 x 24 pixels, but its encoder takes 32 x 32" in (
-        error_of(source, tmp_path / "run")
+    assert (
+        "its processor makes pictures of 24 x 24 pixels, but its encoder takes 32 x 32 pixels"
+        in (error_of(source, tmp_path / "run"))
     )
     file.write_text(json.dumps(config | {"image_processor_type": "PixtralImageProcessor"}))
     assert "unknown image processor class 'PixtralImageProcessor'" in error_of(
