@@ -84,7 +84,7 @@ class MetricsWriter:
         """Append the samples that were skipped in a step; called on every rank."""
         samples = list(samples)
         if samples and self._first_reason is None:
-            self._first_reason = str(samples[0]["reason"])
+            self._first_reason = str(samples[0].get("reason"))
         self._append(self._bad, [{"step": step, **sample} for sample in samples])
 
     def check_bad(self, state: TrainerState, max_fraction: float) -> None:
