@@ -2,6 +2,7 @@
 
 RUN/metrics.jsonl       one object per step
 RUN/bad_samples.jsonl   one object per skipped sample
+RUN/cut_samples.jsonl   one object per sample of whose media the encoders take only a part
 RUN/starts.jsonl        when and how the run was started, and how it ended (`starts.py`)
 RUN/forecast.json       forecast against actual: step time, memory, checkpoint size
 """
@@ -41,6 +42,7 @@ class MetricsWriter:
     def __init__(self, run: Path, rank: int) -> None:
         self._metrics = run / METRICS
         self._bad = run / "bad_samples.jsonl"
+        self._cut = run / "cut_samples.jsonl"
         self._writes = rank == 0
         self._unwritten: dict[Path, str] = {}
         self._loggers: tuple[Logger, ...] = ()
@@ -65,7 +67,7 @@ class MetricsWriter:
 
     def rewind(self, step: int) -> None:
         """Remove the lines after a checkpoint's step, so that every step is in the files once."""
-        for path in (self._metrics, self._bad):
+        for path in (self._metrics, self._bad, self._cut):
             if self._writes and path.is_file():
                 lines = [line for line in whole_lines(path) if json.loads(line)["step"] <= step]
                 with atomic_file(path) as stream:
@@ -82,6 +84,10 @@ class MetricsWriter:
     def bad(self, step: int, samples: Iterable[Mapping[str, object]]) -> None:
         """Append the samples that were skipped in a step."""
         self._append(self._bad, [{"step": step, **sample} for sample in samples])
+
+    def cut(self, step: int, samples: Iterable[Mapping[str, object]]) -> None:
+        """Append the samples of a step of whose media the encoders take only a part."""
+        self._append(self._cut, [{"step": step, **sample} for sample in samples])
 
     def check_bad(self, state: TrainerState, max_fraction: float) -> None:
         """Raise UserError if too many samples are bad; the same on every rank."""
@@ -135,6 +141,11 @@ def last_step(run: Path) -> int:
 def read_bad_samples(run: Path) -> list[dict[str, object]]:
     """Return the skipped samples, each with its step and the reason."""
     return [json.loads(line) for line in whole_lines(run / "bad_samples.jsonl")]
+
+
+def read_cut_samples(run: Path) -> list[dict[str, object]]:
+    """Return the samples of whose media the encoders take only a part, each with its step."""
+    return [json.loads(line) for line in whole_lines(run / "cut_samples.jsonl")]
 
 
 def write_forecast(run: Path, rows: list[dict[str, object]], notes: list[str]) -> None:
