@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -86,7 +87,7 @@ from model.spec.qformer import QFormer, VideoQFormer
 from model.spec.siglip import Siglip
 from model.spec.video import TemporalClip, UniformerEva
 from model.spec.vit import Vit, Vit22B
-from model.weights import Weights, load_transformers
+from model.weights import Weights, load_transformers, processor_template
 
 # Spec class → the file that builds it. A new component is added here.
 ENCODERS: Mapping[type, EncoderFile] = {
@@ -306,8 +307,10 @@ def build_tokenizer(spec: ModelSpec, *, weights: Weights) -> PreTrainedTokenizer
         tokenizer: PreTrainedTokenizerBase = byte_tokenizers.plain()
     else:
         tokenizer = load_transformers(AutoTokenizer, spec.backbone.weights)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token  # padding is masked, so its id is irrelevant
+        if not tokenizer.chat_template:
+            tokenizer.chat_template = processor_template(Path(spec.backbone.weights))
+    if tokenizer.pad_token_id is None:  # padding is masked, so its id is irrelevant
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
     # Texts are data: "</s>" in a web page's caption must not end a sequence.
     tokenizer.split_special_tokens = True
     return tokenizer

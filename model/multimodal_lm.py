@@ -7,7 +7,7 @@ target, v vocabulary (followed by the signal tokens, if there are output branche
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 from typing import NamedTuple
@@ -327,8 +327,13 @@ class MultimodalLM(nn.Module):
         return hidden_bsd
 
     @torch.no_grad()
-    def generate(self, batch: Batch, *, max_new_tokens: int, pad_id: int, end_id: int) -> Tensor:
-        """Return the new ids (b, ≤ max_new_tokens) of greedy decoding from left-padded prompts."""
+    def generate(
+        self, batch: Batch, *, max_new_tokens: int, pad_id: int, end_ids: Sequence[int]
+    ) -> Tensor:
+        """Return the new ids (b, ≤ max_new_tokens) of greedy decoding from left-padded prompts.
+
+        Any of `end_ids` ends an answer.
+        """
         embeddings_btd, kwargs = self.embed(batch, self.media_tokens(batch))
         with inject_decoder_kwargs(self.backbone.get_decoder(), kwargs):
             ids_bt: Tensor = self.backbone.generate(
@@ -338,7 +343,7 @@ class MultimodalLM(nn.Module):
                 do_sample=False,
                 use_cache=True,
                 pad_token_id=pad_id,
-                eos_token_id=end_id,
+                eos_token_id=list(end_ids) or None,
             )
         # A seq2seq decoder's start token is not part of the answer.
         return ids_bt[:, 1:] if self.spec.backbone.seq2seq else ids_bt

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -35,6 +36,26 @@ def load_transformers(cls: Any, source: str, **options: Any) -> Any:  # noqa: AN
             f"weights of {where} {source!r} cannot be loaded ({reason}); "
             "use --weights random to run without"
         ) from error
+
+
+def processor_template(folder: Path) -> str | None:
+    """Return the chat template that a checkpoint's processor has, in any of its forms, if any.
+
+    Raises:
+        SpecError: a file that is not JSON.
+    """
+    if (folder / "chat_template.jinja").is_file():
+        return (folder / "chat_template.jinja").read_text()
+    for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
+        if not (folder / name).is_file():
+            continue
+        try:
+            found = json.loads((folder / name).read_bytes()).get("chat_template")
+        except ValueError as error:
+            raise SpecError(f"{folder / name}: {error}") from error
+        if isinstance(found, str):
+            return found
+    return None
 
 
 def check_config(module: PreTrainedModel, config: PretrainedConfig, source: str) -> None:

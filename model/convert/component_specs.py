@@ -83,7 +83,7 @@ def qformer(config: PretrainedConfig, like: QFormer, *, queries: int) -> QFormer
     return spec
 
 
-def backbone(config: PretrainedConfig, template: ChatTemplate, weights: str) -> Backbone:
+def backbone(config: PretrainedConfig, template: ChatTemplate | None, weights: str) -> Backbone:
     """Return the spec of a backbone from its configuration.
 
     Raises:
@@ -98,7 +98,7 @@ def backbone(config: PretrainedConfig, template: ChatTemplate, weights: str) -> 
     return spec
 
 
-def _llama(config: PretrainedConfig, template: ChatTemplate, weights: str) -> Llama:
+def _llama(config: PretrainedConfig, template: ChatTemplate | None, weights: str) -> Llama:
     return Llama(
         weights=weights,
         vocabulary=config.vocab_size,
@@ -115,7 +115,7 @@ def _llama(config: PretrainedConfig, template: ChatTemplate, weights: str) -> Ll
     )
 
 
-def _opt(config: PretrainedConfig, template: ChatTemplate, weights: str) -> Opt:
+def _opt(config: PretrainedConfig, template: ChatTemplate | None, weights: str) -> Opt:
     return Opt(
         weights=weights,
         vocabulary=config.vocab_size,
@@ -128,7 +128,7 @@ def _opt(config: PretrainedConfig, template: ChatTemplate, weights: str) -> Opt:
     )
 
 
-def _t5(config: PretrainedConfig, template: ChatTemplate, weights: str) -> T5:
+def _t5(config: PretrainedConfig, template: ChatTemplate | None, weights: str) -> T5:
     return T5(
         weights=weights,
         vocabulary=config.vocab_size,

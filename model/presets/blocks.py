@@ -3,7 +3,8 @@
 from dataclasses import replace
 
 from model.presets.templates import OPT_QA, T5_QA, VICUNA_V0, VICUNA_V1
-from model.spec.backbones import T5, ChatTemplate, Llama, Opt
+from model.spec.backbones import T5, Llama, Opt
+from model.spec.chat_template import ChatTemplate
 from model.spec.high_resolution import Monkey
 from model.spec.image import ClipVision, EvaClip
 from model.spec.imagebind import ImageBind, Output, Trunk, imagebind
@@ -32,9 +33,6 @@ BLIP_2_QFORMER = "Salesforce/blip2-flan-t5-xxl:model-00001-of-00005.safetensors"
 
 IMAGEBIND = "imagebind_huge.pth"
 """File of the published checkpoint, which is not on the hub but on a site of its own."""
-
-MINIGPT_CHAT = ChatTemplate(user="###Human: {text} ", assistant="###Assistant: {text}", end="###")
-"""Vicuna v0's prompt as in MiniGPT-4 and its successors (their `prompt_template`)."""
 
 
 def clip_large_336() -> ClipVision:

@@ -4,8 +4,9 @@ Classes that can fill the same field carry a `kind`, by which a configuration fi
 them. docs/components.md says what the spec of each component must define.
 """
 
-from model.spec.backbones import ChatTemplate, Llama
+from model.spec.backbones import Llama
 from model.spec.base import ProjectorShape, SpecError, choose
+from model.spec.chat_template import ChatTemplate
 from model.spec.fusion import Splice
 from model.spec.image import ClipVision
 from model.spec.input_branches import InputBranchSpec, ModelSpec

@@ -1,8 +1,10 @@
-"""Specs of LLM backbones and their chat templates (survey §2.3).
+"""Specs of LLM backbones (survey §2.3).
 
 Every spec says whether it is an encoder-decoder (`seq2seq`), whether it is a prefix LM, whose
 context is bidirectional and passed as a mask (`prefix_lm`), and whether several samples may be
-packed into one sequence and separated by their position ids (`supports_packing`).
+packed into one sequence and separated by their position ids (`supports_packing`). Sequences may be
+longer than `max_positions` only with `relative_positions`. `template` is the format of dialogues;
+None is the chat template of the checkpoint that `weights` names.
 """
 
 from __future__ import annotations
@@ -10,36 +12,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
+from model.spec.chat_template import ChatTemplate
+
 TINY_VOCABULARY = 384
 TINY_POSITIONS = 1024
-
-
-@dataclass(frozen=True, kw_only=True)
-class ChatTemplate:
-    """How the turns of a dialogue become one text; `{text}` is a turn's text.
-
-    `{round}` in a user's turn is the number of the exchange, counted from 1. A template's own texts
-    may contain special tokens by name (`<|im_start|>`), which the tokenizer parses; in a turn's
-    text they are plain text.
-
-    Args:
-        system: the default system prompt; a sample's own replaces it.
-        around_system: template of a system prompt that is not empty.
-        user, assistant: templates of their turns.
-        user_after_system: template of the first user's turn after a system prompt, if different:
-            LLaMA-2 puts the system prompt inside the first turn.
-        end: end of an answer, a target like the answer itself; None for the tokenizer's
-            end-of-sequence token.
-        after: text between the end of an answer and the next user's turn.
-    """
-
-    system: str = ""
-    around_system: str = "{text}"
-    user: str = "USER: {text} "
-    user_after_system: str | None = None
-    assistant: str = "ASSISTANT: {text}"
-    end: str | None = None
-    after: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,11 +37,12 @@ class Llama:
     norm_eps: float = 1e-5
     rope_theta: float = 10_000.0
     tied_embeddings: bool = False
-    template: ChatTemplate
+    template: ChatTemplate | None = None
 
     seq2seq: ClassVar[bool] = False
     prefix_lm: ClassVar[bool] = False
     supports_packing: ClassVar[bool] = True
+    relative_positions: ClassVar[bool] = False
 
     def tiny(self) -> Llama:
         """Return the same architecture with small sizes."""
@@ -99,11 +76,12 @@ class Opt:
     heads: int
     max_positions: int = 2048
     dropout: float = 0.0
-    template: ChatTemplate
+    template: ChatTemplate | None = None
 
     seq2seq: ClassVar[bool] = False
     prefix_lm: ClassVar[bool] = False
     supports_packing: ClassVar[bool] = False  # transformers ignores its position ids in masks
+    relative_positions: ClassVar[bool] = False
 
     def tiny(self) -> Opt:
         """Return the same architecture with small sizes."""
@@ -145,11 +123,12 @@ class T5:
     activation: Literal["gelu_new", "gelu", "silu"] = "gelu_new"
     max_positions: int = 512
     dropout: float = 0.0
-    template: ChatTemplate
+    template: ChatTemplate | None = None
 
     seq2seq: ClassVar[bool] = True
     prefix_lm: ClassVar[bool] = False
     supports_packing: ClassVar[bool] = False
+    relative_positions: ClassVar[bool] = True
 
     def tiny(self) -> T5:
         """Return the same architecture with small sizes."""
@@ -185,11 +164,12 @@ class Qwen:
     max_positions: int = 8192
     norm_eps: float = 1e-6
     rope_theta: float = 10_000.0
-    template: ChatTemplate
+    template: ChatTemplate | None = None
 
     seq2seq: ClassVar[bool] = False
     prefix_lm: ClassVar[bool] = False
     supports_packing: ClassVar[bool] = True
+    relative_positions: ClassVar[bool] = False
 
     def tiny(self) -> Qwen:
         """Return the same architecture with small sizes."""
@@ -223,11 +203,12 @@ class Glm:
     kv_heads: int = 2
     max_positions: int = 32_768
     norm_eps: float = 1e-5
-    template: ChatTemplate
+    template: ChatTemplate | None = None
 
     seq2seq: ClassVar[bool] = False
     prefix_lm: ClassVar[bool] = False
     supports_packing: ClassVar[bool] = True
+    relative_positions: ClassVar[bool] = False
 
     def tiny(self) -> Glm:
         """Return the same architecture with small sizes."""
@@ -260,11 +241,12 @@ class ChatGlm:
     heads: int = 32
     max_positions: int = 2048
     norm_eps: float = 1e-5
-    template: ChatTemplate
+    template: ChatTemplate | None = None
 
     seq2seq: ClassVar[bool] = False
     prefix_lm: ClassVar[bool] = True
     supports_packing: ClassVar[bool] = False
+    relative_positions: ClassVar[bool] = False
 
     def tiny(self) -> ChatGlm:
         """Return the same architecture with small sizes."""
@@ -296,11 +278,12 @@ class Palm:
     heads: int
     head_width: int = 256
     max_positions: int = 2048
-    template: ChatTemplate
+    template: ChatTemplate | None = None
 
     seq2seq: ClassVar[bool] = False
     prefix_lm: ClassVar[bool] = False
     supports_packing: ClassVar[bool] = True
+    relative_positions: ClassVar[bool] = False
 
     def tiny(self) -> Palm:
         """Return the same architecture with small sizes."""

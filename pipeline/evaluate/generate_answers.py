@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from etl.storage.schema import PLACEHOLDER_PATTERN, Sample
+from etl.storage.schema import PLACEHOLDER_PATTERN, Sample, words_of
 from model.multimodal_lm import MultimodalLM
 from pipeline.data.collate import collate
 from pipeline.data.encode import SampleEncoder
@@ -69,18 +69,17 @@ def generate_answers(
     """
     model.eval()
     device = next(model.parameters()).device
-    prompts = [encoder.encode_prompt(sample) for sample in samples]
+    prompts = [encoder.encode_prompt(sample, max_new_tokens=max_new_tokens) for sample in samples]
     batch = collate(prompts, pad_id=tokenizer.pad_token_id, side="left").to(device)
-    end_ids = encoder.end_ids
     with torch.no_grad():
         ids_bt = model.generate(
             batch,
             max_new_tokens=max_new_tokens,
             pad_id=tokenizer.pad_token_id,
-            end_id=end_ids[0] if len(end_ids) == 1 else tokenizer.eos_token_id,
+            end_ids=encoder.stop_ids,
         )
     # An end of several tokens does not stop the generation: the text after it is cut off.
-    end = tokenizer.decode(end_ids) if len(end_ids) > 1 else None
+    end = encoder.stop_text
     texts = tokenizer.batch_decode(ids_bt, skip_special_tokens=True)
     texts = [text.partition(end)[0] if end else text for text in texts]
     return [_prediction(sample, text) for sample, text in zip(samples, texts, strict=True)]
@@ -91,7 +90,7 @@ def _prediction(sample: Sample, answer: str) -> Prediction:
     return Prediction(
         id=sample.id,
         kind=sample.lineage.get("kind", ""),
-        question=PLACEHOLDER_PATTERN.sub("", questions[-1] if questions else "").strip(),
-        truth=sample.turns[-1].text,
+        question=words_of(questions[-1] if questions else "").strip(),
+        truth=words_of(sample.turns[-1].text),
         answer=answer.strip(),
     )
