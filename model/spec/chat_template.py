@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 _SLOTS = re.compile(r"\{(media|medium|text|round0|round|bos|eos)\}")
 _VARIABLES = {
-    "media": "media(message.content)",
+    "media": "('' if content is string else media(content))",
     "medium": "medium",
     "text": "words",
     "round": "ns.round",
@@ -25,54 +25,50 @@ _VARIABLES = {
 _JINJA = "".join(
     line.strip()
     for line in """
-{%- macro text(content, leads=false) -%}
-    {%- if content is string -%}{{ content }}{%- else -%}
-        {%- set ns = namespace(lead=leads) -%}
-        {%- for part in content -%}
-            {%- if part.type == 'text' -%}
-                {{ part.text.lstrip() if ns.lead and not loop.first else part.text }}
-                {%- set ns.lead = false -%}
-            {%- elif WITH_MEDIA@ and not ns.lead -%}{{ '<' ~ part.type ~ '>' }}{%- endif -%}
-        {%- endfor -%}
-    {%- endif -%}
+{%- macro join(content, leads=false) -%}
+    {%- set ns = namespace(lead=leads) -%}
+    {%- for part in content -%}
+        {%- if part.type == 'text' -%}
+            {{ part.text.lstrip() if ns.lead and not loop.first else part.text }}
+            {%- set ns.lead = false -%}
+        {%- elif WITH_MEDIA@ and not ns.lead -%}{{ '<' ~ part.type ~ '>' }}{%- endif -%}
+    {%- endfor -%}
 {%- endmacro -%}
 {%- macro media(content) -%}
-    {%- if content is not string -%}
-        {%- set ns = namespace(lead=true) -%}
-        {%- for part in content -%}
-            {%- if part.type == 'text' -%}{%- set ns.lead = false -%}
-            {%- elif ns.lead -%}
-                {%- set medium = '<' ~ part.type ~ '>' -%}{{ MEDIUM@ }}
-            {%- endif -%}
-        {%- endfor -%}
-    {%- endif -%}
+    {%- set ns = namespace(lead=true) -%}
+    {%- for part in content -%}
+        {%- if part.type == 'text' -%}{%- set ns.lead = false -%}
+        {%- elif ns.lead -%}
+            {%- set medium = '<' ~ part.type ~ '>' -%}{{ MEDIUM@ }}
+        {%- endif -%}
+    {%- endfor -%}
 {%- endmacro -%}
 {%- macro once(turn, ended) -%}
-    {{ turn[OVERLAP@|length:] if ended and turn.startswith(OVERLAP@) else turn }}
+    {{ turn[(OVERLAP@)|length:] if ended and turn.startswith(OVERLAP@) else turn }}
 {%- endmacro -%}
 {%- set ns = namespace(system=SYSTEM@, first=true, round=0, ended=false) -%}
 {%- for message in messages -%}
-    {%- if message.role == 'system' -%}
+    {%- set role, content = message.role, message.content -%}
+    {%- set words = content if content is string else join(content, LEADS@ and role == 'user') -%}
+    {%- if role == 'system' -%}
         {%- if not loop.first -%}
             {{ raise_exception('it has a system turn that is not the first turn') }}
         {%- endif -%}
-        {%- set ns.system = text(message.content) -%}
+        {%- set ns.system = words -%}
     {%- else -%}
         {%- if ns.first and ns.system -%}
-            {%- if USER_FIRST@ and message.role != 'user' -%}
+            {%- if USER_FIRST@ and role != 'user' -%}
                 {{ raise_exception('its system prompt belongs to a first turn of the user') }}
             {%- endif -%}
             {{ AROUND_SYSTEM@ }}
         {%- endif -%}
-        {%- if message.role == 'user' -%}
+        {%- if role == 'user' -%}
             {%- set ns.round = ns.round + 1 -%}
-            {%- set words = text(message.content, LEADS@) -%}
             {%- if ns.first and ns.system -%}{{ USER_AFTER_SYSTEM@ }}
-            {%- else -%}{{ once(USER@, ns.ended) }}{%- endif -%}
+            {%- else -%}{{ USER_ONCE@ }}{%- endif -%}
             {%- set ns.ended = false -%}
         {%- else -%}
-            {%- set words = text(message.content) -%}
-            {{ once(PROMPT@, ns.ended) }}
+            {{ PROMPT_ONCE@ }}
             {%- set ns.ended = false -%}
             {%- if HAS_END@ -%}
                 {% generation %}{{ ANSWER@ }}
@@ -86,7 +82,7 @@ _JINJA = "".join(
         {%- set ns.first = false -%}
     {%- endif -%}
 {%- endfor -%}
-{%- if add_generation_prompt -%}{{ once(PROMPT@, ns.ended) }}{%- endif -%}
+{%- if add_generation_prompt -%}{{ PROMPT_ONCE@ }}{%- endif -%}
 """.splitlines()
 )
 """A chat template whose names before `@` are expressions of a `ChatTemplate`."""
@@ -147,14 +143,15 @@ class ChatTemplate:
         between = end if self.end_between is None else self.end_between
         after_system = self.user if self.user_after_system is None else self.user_after_system
         overlap = _overlap(between, [_opening(self.user), _opening(self.medium), prompt])
+        once = "once({}, ns.ended)" if overlap else "{}"
         values = {
             "SYSTEM": _literal(self.system),
             "AROUND_SYSTEM": _expression(self.around_system, text="ns.system"),
             "USER_FIRST": "false" if self.user_after_system is None else "true",
             "USER_AFTER_SYSTEM": _expression(after_system),
-            "USER": _expression(self.user),
+            "USER_ONCE": once.format(_expression(self.user)),
+            "PROMPT_ONCE": once.format(_literal(prompt)),
             "MEDIUM": _expression(self.medium),
-            "PROMPT": _literal(prompt),
             "ANSWER": _expression(answer),
             "HAS_END": "true" if self.end_empty else "words",
             "END": _expression(end),

@@ -144,7 +144,7 @@ class ChatRenderer:
             bare = text.rstrip()
             text = bare + _END * bool(bare or parts) + text[len(bare) :]
             parts.append({"type": "text", "text": text})
-        if self._as_parts:
+        if self._as_parts and not (self._own and len(parts) == 1 and "text" in parts[0]):
             return {"role": turn.role, "content": parts or [{"type": "text", "text": ""}]}
         texts = (part.get("text") or PLACEHOLDERS[part["type"]] for part in parts)
         return {"role": turn.role, "content": "".join(texts)}
