@@ -98,7 +98,7 @@ class Model:
     def __init__(self, side: int) -> None:
         spec = system("llava_1_5_7b").model
         [branch] = spec.inputs
-        encoder = replace(branch.encoder, image_size=side)
+        encoder = replace(branch.encoder, processor=branch.encoder.processor.at(side))
         self.spec = replace(spec, inputs=(replace(branch, encoder=encoder),))
         self.encoder = encoder
         self.tokenizer = build_tokenizer(self.spec, weights="random")

@@ -301,14 +301,19 @@ def preprocess_target(output: OutputBranchSpec, raw: object) -> Tensor:
     return GENERATORS[type(output.generator)].preprocess(output.generator, raw)
 
 
-def build_tokenizer(spec: ModelSpec, *, weights: Weights) -> PreTrainedTokenizerBase:
-    """Load the backbone's tokenizer; with random weights, build a byte tokenizer."""
+def published_tokenizer(spec: ModelSpec, *, weights: Weights) -> PreTrainedTokenizerBase:
+    """Load the backbone's tokenizer unchanged; with random weights, build a byte tokenizer."""
     if weights == "random":
-        tokenizer: PreTrainedTokenizerBase = byte_tokenizers.plain()
-    else:
-        tokenizer = load_transformers(AutoTokenizer, spec.backbone.weights)
-        if not tokenizer.chat_template:
-            tokenizer.chat_template = processor_template(Path(spec.backbone.weights))
+        return byte_tokenizers.plain()
+    tokenizer: PreTrainedTokenizerBase = load_transformers(AutoTokenizer, spec.backbone.weights)
+    if not tokenizer.chat_template:
+        tokenizer.chat_template = processor_template(Path(spec.backbone.weights))
+    return tokenizer
+
+
+def build_tokenizer(spec: ModelSpec, *, weights: Weights) -> PreTrainedTokenizerBase:
+    """Return the backbone's tokenizer, set up for texts that are data."""
+    tokenizer = published_tokenizer(spec, weights=weights)
     if tokenizer.pad_token_id is None:  # padding is masked, so its id is irrelevant
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
     # Texts are data: "</s>" in a web page's caption must not end a sequence.

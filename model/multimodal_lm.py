@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.generation.streamers import BaseStreamer
 
 from model import packing
 from model.batch import Batch, sentences_of
@@ -328,11 +329,22 @@ class MultimodalLM(nn.Module):
 
     @torch.no_grad()
     def generate(
-        self, batch: Batch, *, max_new_tokens: int, pad_id: int, end_ids: Sequence[int]
+        self,
+        batch: Batch,
+        *,
+        max_new_tokens: int,
+        pad_id: int,
+        end_ids: Sequence[int],
+        streamer: BaseStreamer | None = None,
     ) -> Tensor:
         """Return the new ids (b, ≤ max_new_tokens) of greedy decoding from left-padded prompts.
 
-        Any of `end_ids` ends an answer.
+        Args:
+            batch: the prompts.
+            max_new_tokens: longest answer.
+            pad_id: after the end of an answer.
+            end_ids: of which any ends an answer.
+            streamer: gets the ids of a single prompt's answer as they are generated.
         """
         embeddings_btd, kwargs = self.embed(batch, self.media_tokens(batch))
         with inject_decoder_kwargs(self.backbone.get_decoder(), kwargs):
@@ -344,6 +356,7 @@ class MultimodalLM(nn.Module):
                 use_cache=True,
                 pad_token_id=pad_id,
                 eos_token_id=list(end_ids) or None,
+                streamer=streamer,
             )
         # A seq2seq decoder's start token is not part of the answer.
         return ids_bt[:, 1:] if self.spec.backbone.seq2seq else ids_bt

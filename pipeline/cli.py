@@ -25,6 +25,7 @@ from pipeline.config.run_config import (
 )
 from pipeline.convert.export import export
 from pipeline.convert.import_ import import_
+from pipeline.evaluate.ask import ask
 from pipeline.evaluate.evaluate import evaluate
 from pipeline.evaluate.score import score
 from pipeline.forecast.forecast import forecast_table, make_forecast, typical_product
@@ -145,6 +146,7 @@ COMMANDS: Mapping[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "pt": (_train("pt"), "align a preset's projectors on captions (MM-PT)"),
     "sft": (_train("sft"), "fine-tune on instructions (MM-IT)"),
     "features": (_features, "precompute the feature cache for pt --feature-cache"),
+    "ask": (ask, "ask a trained run one question about files, or without any"),
     "evaluate": (evaluate, "ask a trained run the questions of a data folder or a benchmark"),
     "score": (score, "a benchmark's official score of any file of predictions"),
     "import": (import_, "make a run folder from a transformers checkpoint"),

@@ -15,6 +15,7 @@ LAYERS = {
     "model": [
         "convert",
         "pretraining",
+        "exported",
         "build",
         "multimodal_lm",
         "generators",

@@ -8,7 +8,9 @@ numbers.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 from markupsafe import Markup
@@ -101,6 +103,13 @@ def histogram(title: str, edges: Sequence[float], counts: Sequence[int], *, note
     body.append(_TEXT.format(anchor="", x=0, y=height + 15, text=number(edges[0])))
     body.append(_TEXT.format(anchor="end", x=_WIDTH, y=height + 15, text=number(edges[-1])))
     return _figure(title, note, body, height + 20)
+
+
+def standalone(chart: Markup) -> str:
+    """Return the drawing of a chart as the text of an SVG file, without its title and keys."""
+    opening, body = re.findall(r"(<svg[^>]*>)(.*</svg>)", chart, re.DOTALL)[0]
+    style = Path(__file__).with_name("charts.css").read_text()
+    return f"{opening}<style>{style} svg {{ font-family: sans-serif }}</style>{body}"
 
 
 def number(value: float) -> str:

@@ -10,7 +10,7 @@ from transformers import GlmConfig, GlmForCausalLM
 
 from model.backbones.checkpoint import load_renamed
 from model.spec.backbones import Glm
-from model.weights import Weights
+from model.weights import Weights, cast
 
 _OUTER = {
     "transformer.embedding.word_embeddings.weight": "model.embed_tokens.weight",
@@ -79,5 +79,5 @@ def build(spec: Glm, *, weights: Weights, dtype: torch.dtype) -> GlmForCausalLM:
     """
     config = glm_config(spec)
     if weights == "random":
-        return GlmForCausalLM(config).to(dtype)
+        return cast(GlmForCausalLM(config), dtype)
     return load_renamed(GlmForCausalLM, spec.weights, config, convert_state_dict, dtype)

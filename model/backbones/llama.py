@@ -6,7 +6,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from model.spec import Llama
-from model.weights import Weights, check_config, load_transformers
+from model.weights import Weights, cast, check_config, load_transformers
 
 
 def llama_config(spec: Llama) -> LlamaConfig:
@@ -29,7 +29,7 @@ def llama_config(spec: Llama) -> LlamaConfig:
 def build(spec: Llama, *, weights: Weights, dtype: torch.dtype) -> LlamaForCausalLM:
     """Return the backbone with published or random weights."""
     if weights == "random":
-        return LlamaForCausalLM(llama_config(spec)).to(dtype)
+        return cast(LlamaForCausalLM(llama_config(spec)), dtype)
     backbone = load_transformers(LlamaForCausalLM, spec.weights, dtype=dtype)
     check_config(backbone, llama_config(spec), spec.weights)
     return backbone

@@ -7,7 +7,7 @@ from transformers import CohereConfig, CohereForCausalLM
 
 from model.backbones.checkpoint import load
 from model.spec.backbones import Palm
-from model.weights import Weights
+from model.weights import Weights, cast
 
 
 def palm_config(spec: Palm) -> CohereConfig:
@@ -38,6 +38,6 @@ def build(spec: Palm, *, weights: Weights, dtype: torch.dtype) -> CohereForCausa
     """
     config = palm_config(spec)
     if weights == "random":
-        return CohereForCausalLM(config).to(dtype)
+        return cast(CohereForCausalLM(config), dtype)
     sizes = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
     return load(CohereForCausalLM, spec.weights, config, sizes, dtype=dtype)

@@ -14,7 +14,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from model.backbones.checkpoint import load_renamed
 from model.spec.backbones import Qwen
-from model.weights import Weights
+from model.weights import Weights, cast
 
 _OUTER = {
     "transformer.wte.weight": "model.embed_tokens.weight",
@@ -80,5 +80,5 @@ def build(spec: Qwen, *, weights: Weights, dtype: torch.dtype) -> Qwen2ForCausal
     """
     config = qwen_config(spec)
     if weights == "random":
-        return Qwen2ForCausalLM(config).to(dtype)
+        return cast(Qwen2ForCausalLM(config), dtype)
     return load_renamed(Qwen2ForCausalLM, spec.weights, config, convert_state_dict, dtype)

@@ -64,7 +64,7 @@ def _wire(config: PretrainedConfig, components: Path, preset: System) -> Wiring:
             "encoder": Component(prefix=ENCODER, config=eva_config(encoder)),
             "backbone": Component(prefix="backbone.", config=config.text_config),
         },
-        names=_NAMES,
+        names=NAMES,
     )
 
 
@@ -87,7 +87,7 @@ def _input_branch(
 
 
 _TEXT_EMBEDDINGS = f"{PROJECTOR}qformer.words."
-_NAMES = (
+NAMES = (
     ("vision_model.", ENCODER),
     ("query_tokens", f"{PROJECTOR}qformer.queries.tokens"),
     ("qformer.embeddings.word_embeddings.", f"{_TEXT_EMBEDDINGS}word_embeddings."),

@@ -38,7 +38,7 @@ def clip_vision(config: PretrainedConfig, like: ClipVision, weights: str) -> Cli
         mlp_width=config.intermediate_size,
         layers=config.num_hidden_layers,
         heads=config.num_attention_heads,
-        image_size=config.image_size,
+        processor=like.processor.at(config.image_size),
         patch_size=config.patch_size,
         hidden_act=config.hidden_act,
         norm_eps=config.layer_norm_eps,
@@ -56,7 +56,7 @@ def eva_clip(config: PretrainedConfig, like: EvaClip, weights: str) -> EvaClip:
         mlp_width=config.intermediate_size,
         layers=config.num_hidden_layers,
         heads=config.num_attention_heads,
-        image_size=config.image_size,
+        processor=like.processor.at(config.image_size),
         patch_size=config.patch_size,
         norm_eps=config.layer_norm_eps,
     )

@@ -29,7 +29,7 @@ def wire_llava(config: PretrainedConfig, components: Path) -> Wiring:
             "encoder": Component(prefix=ENCODER, config=config.vision_config),
             "backbone": Component(prefix="backbone.", config=config.text_config),
         },
-        names=(*_tower("vision_tower", ENCODER), *_NAMES),
+        names=(*tower_names("vision_tower", ENCODER), *NAMES),
     )
 
 
@@ -54,7 +54,7 @@ def wire_video_llava(config: PretrainedConfig, components: Path) -> Wiring:
             "video_encoder": Component(prefix=theirs, config=config.vision_config),
             "backbone": Component(prefix="backbone.", config=config.text_config),
         },
-        names=(*_tower("image_tower", ENCODER), *_tower("video_tower", theirs), *_NAMES),
+        names=(*tower_names("image_tower", ENCODER), *tower_names("video_tower", theirs), *NAMES),
     )
 
 
@@ -83,7 +83,7 @@ def _system(config: PretrainedConfig, components: Path) -> System:
     return replace(preset, model=model)
 
 
-_NAMES = (
+NAMES = (
     # As published, and as saved by current transformers.
     ("multi_modal_projector.linear_1.", f"{PROJECTOR}0."),
     ("multi_modal_projector.linear_2.", f"{PROJECTOR}2."),
@@ -95,7 +95,7 @@ _NAMES = (
 )
 
 
-def _tower(theirs: str, ours: str) -> tuple[tuple[str, str], ...]:
+def tower_names(theirs: str, ours: str) -> tuple[tuple[str, str], ...]:
     """Return the prefixes of a CLIP tower in all versions of transformers."""
     return (
         (f"{theirs}.vision_model.", ours),

@@ -86,14 +86,19 @@ class Wiring:
 
     def our_name(self, name: str) -> str:
         """Return our name of one of their tensors; theirs if none is defined."""
-        for theirs, ours in self.names:
-            if name.startswith(theirs):
-                return ours + name.removeprefix(theirs)
-        return name
+        return our_name(self.names, name)
 
     def is_derived(self, name: str) -> bool:
         """Return whether one of their tensors is derived from the configuration."""
         return name.endswith(DERIVED)
+
+
+def our_name(names: Sequence[tuple[str, str]], name: str) -> str:
+    """Return a tensor's name with the first prefix that matches replaced, theirs → ours."""
+    for theirs, ours in names:
+        if name.startswith(theirs):
+            return ours + name.removeprefix(theirs)
+    return name
 
 
 def check_agreement(theirs: PretrainedConfig, ours: PretrainedConfig, where: str) -> None:

@@ -10,7 +10,8 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from model.encoders.pictures import normalise, square_pixels
+from model.encoders import pictures
+from model.encoders.pictures import normalise
 from model.encoders.positions import resize_tower
 from model.spec.image import ClipVision
 from model.weights import Weights, check_config, load_transformers
@@ -47,7 +48,7 @@ class ClipEncoder(nn.Module):
         # Not by name: under ZeRO-3, accessing a weight outside its module gathers it, a collective
         # that the other ranks would not take part in.
         dtype = next(self.tower.parameters()).dtype
-        pixels_b3hw = normalise(pixels_b3hw, mean=self.spec.mean, std=self.spec.std)
+        pixels_b3hw = normalise(pixels_b3hw, self.spec.processor)
         features_bnd: Tensor = self.tower.embeddings(pixels_b3hw.to(dtype))
         if not self.spec.attend_cls:
             features_bnd = features_bnd[:, 1:]
@@ -82,4 +83,4 @@ def build(spec: ClipVision, *, weights: Weights, dtype: torch.dtype) -> ClipEnco
 
 def preprocess(spec: ClipVision, picture: Image.Image) -> Tensor:
     """Return the pixels (1, 3, side, side), uint8, of an RGB picture."""
-    return square_pixels(picture, spec.image_size, fit=spec.fit, mean=spec.mean)
+    return pictures.preprocess(spec.processor, picture)

@@ -14,8 +14,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from model.encoders import pictures
 from model.encoders.blocks import INITIAL_STD, Attention, linear
-from model.encoders.pictures import normalise, square_pixels
+from model.encoders.pictures import normalise
 from model.encoders.positions import resize_positions
 from model.spec.image import Eva2Clip
 from model.weights import Weights, load_published, rename
@@ -66,7 +67,7 @@ class Eva2ClipEncoder(nn.Module):
 
     def forward(self, pixels_b3hw: Tensor) -> Tensor:
         """Return features (b, n, d) of the patches of (b, 3, h, w), uint8 or normalised."""
-        pixels_b3hw = normalise(pixels_b3hw, mean=self.spec.mean, std=self.spec.std)
+        pixels_b3hw = normalise(pixels_b3hw, self.spec.processor)
         patches_bnd = self.patches(pixels_b3hw.to(self.cls.dtype)).flatten(2).transpose(1, 2)
         cls_b1d = self.cls.expand(len(patches_bnd), -1, -1)
         tokens_bnd = torch.cat([cls_b1d, patches_bnd], dim=1) + self.positions
@@ -108,4 +109,4 @@ def build(spec: Eva2Clip, *, weights: Weights, dtype: torch.dtype) -> Eva2ClipEn
 
 def preprocess(spec: Eva2Clip, picture: Image.Image) -> Tensor:
     """Return the pixels (1, 3, side, side), uint8, of an RGB picture."""
-    return square_pixels(picture, spec.image_size, fit=spec.fit, mean=spec.mean)
+    return pictures.preprocess(spec.processor, picture)

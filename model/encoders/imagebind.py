@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from model.encoders.blocks import INITIAL_STD, Attention, Block, linear
 from model.encoders.fbank import fbank, fit_frames
 from model.encoders.pictures import normalise, to_pixels
-from model.spec.image import CLIP_MEAN, CLIP_STD
+from model.spec.image_processor import center_crop
 from model.spec.imagebind import ImageBind
 from model.weights import Weights, load_published
 
@@ -180,8 +180,8 @@ def _square(picture: Image.Image, side: int) -> Image.Image:
 
 def _colours(spec: ImageBind, picture: Image.Image) -> Tensor:
     """Return normalised pixels (3, side, side)."""
-    pixels_3hw = to_pixels(_square(picture, spec.shape[-1]))
-    return normalise(pixels_3hw, mean=CLIP_MEAN, std=CLIP_STD)
+    side = spec.shape[-1]
+    return normalise(to_pixels(_square(picture, side)), center_crop(side))
 
 
 def _mel_clips(spec: ImageBind, waveform: Tensor) -> Tensor:

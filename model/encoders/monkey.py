@@ -166,8 +166,8 @@ def preprocess(spec: Monkey, picture: Image.Image) -> Tensor:
     """Return normalised pixels (tiles + 1, 3, side, side): tiles row by row, then the whole."""
     side = spec.tower.image_size
     size = (spec.columns * side, spec.rows * side)
-    resized = picture.resize(size, Image.Resampling.BICUBIC)
-    pixels_3hw = normalise(to_pixels(resized), mean=spec.tower.mean, std=spec.tower.std)
+    whole = picture.resize(size, Image.Resampling[spec.tower.processor.resample.upper()])
+    pixels_3hw = normalise(to_pixels(whole), spec.tower.processor)
     rows = pixels_3hw.unflatten(2, (spec.columns, side)).unflatten(1, (spec.rows, side))
     tiles_w3hw = rows.permute(1, 3, 0, 2, 4).flatten(0, 1)
     # As published: from the resized picture, and without the antialiasing of PIL.

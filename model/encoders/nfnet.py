@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from model.encoders.pictures import normalise, square_pixels
+from model.encoders import pictures
+from model.encoders.pictures import normalise
 from model.spec.nfnet import NfNet
 from model.weights import Weights, load_published, rename
 
@@ -159,7 +160,7 @@ class NfNetEncoder(nn.Module):
 
     def forward(self, pixels_b3hw: Tensor) -> Tensor:
         """Return features (b, n, d) of pictures (b, 3, h, w), uint8 or normalised."""
-        pixels_b3hw = normalise(pixels_b3hw, mean=self.spec.mean, std=self.spec.std)
+        pixels_b3hw = normalise(pixels_b3hw, self.spec.processor)
         maps_bchw = pixels_b3hw.to(next(self.parameters()).dtype)
         for number, conv in enumerate(self.stem):
             maps_bchw = conv(activate(maps_bchw) if number else maps_bchw)
@@ -192,4 +193,4 @@ def build(spec: NfNet, *, weights: Weights, dtype: torch.dtype) -> NfNetEncoder:
 
 def preprocess(spec: NfNet, picture: Image.Image) -> Tensor:
     """Return the pixels (1, 3, side, side), uint8, of an RGB picture."""
-    return square_pixels(picture, spec.image_size, fit=spec.fit, mean=spec.mean)
+    return pictures.preprocess(spec.processor, picture)

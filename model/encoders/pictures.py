@@ -8,39 +8,116 @@ Shapes: hw height and width in pixels.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from model.spec.image import Colour, Fit
+from model.spec.image_processor import RESCALE, ImageProcessor
+
+MAX_PIXELS = 1 << 26
+"""Intermediate pictures of more pixels are never whole in memory (256 MB at four bytes each)."""
+RESAMPLE_SUPPORT = 4
+"""More than the radius of any filter (Lanczos: 3), in pixels of the smaller picture."""
+BAND_PIXELS = 1 << 22
+"""Pixels of a tall picture that are padded at once."""
 
 
-def resize_to_square(picture: Image.Image, side: int, *, fit: Fit, mean: Colour) -> Image.Image:
-    """Return the picture resized bicubically to side × side pixels.
+def resized(picture: Image.Image, processor: ImageProcessor) -> Image.Image:
+    """Return the picture with the size and content that a processor gives it.
 
     Args:
         picture: an RGB picture of any size.
-        side: in pixels.
-        fit: `squash` ignores the aspect ratio, `pad` centres the picture on the mean colour.
-        mean: of red, green and blue in [0, 1].
+        processor: its normalisation is not applied.
+
+    Raises:
+        ValueError: a picture too long to be padded to a square.
     """
-    if fit == "pad" and picture.width != picture.height:
-        picture = _padded(picture, side, mean)
-    return picture.resize((side, side), Image.Resampling.BICUBIC)
+    height, width = processor.stretch or processor.size
+    resample = Image.Resampling[processor.resample.upper()]
+    if processor.pad != "none" and picture.width != picture.height:
+        edge = processor.shortest_edge
+        picture = _padded(picture, width if edge is None else edge, resample, processor)
+        width, height = (width, height) if edge is None else (edge, edge)
+    elif processor.shortest_edge is not None:
+        width, height = _scaled(picture.size, processor.shortest_edge)
+    if width * height > MAX_PIXELS:
+        return _resized_centre(picture, (width, height), resample, processor)
+    return _cropped(picture.resize((width, height), resample), processor)
 
 
-def _padded(picture: Image.Image, side: int, mean: Colour) -> Image.Image:
-    """Return the picture padded to a square; a wide picture is already resized horizontally."""
-    longer = width = max(picture.size)
-    if picture.width == longer:
-        # Pillow resizes rows first, then columns, so padding rows can wait until they are resized.
-        width = side
-        picture = picture.resize((width, picture.height), Image.Resampling.BICUBIC)
+def _padded(
+    picture: Image.Image, width: int, resample: Image.Resampling, processor: ImageProcessor
+) -> Image.Image:
+    """Return the picture padded to a square, of which the rows are already resized to a width.
+
+    Pillow resizes rows first, then columns, so a wide picture need not be padded before its rows
+    are resized, and a tall one not at once.
+    """
+    longer = max(picture.size)
+    if width * longer > MAX_PIXELS:
+        raise ValueError(
+            f"a picture of {picture.width} x {picture.height} pixels is too long to be padded"
+        )
     # Colour and offset are rounded down, as in LLaVA's training.
-    padded = Image.new("RGB", (width, longer), tuple(int(255 * value) for value in mean))
-    padded.paste(picture, ((width - picture.width) // 2, (longer - picture.height) // 2))
+    mean = tuple(int(255 * value) for value in processor.mean)
+    colour = mean if processor.pad == "mean" else (255, 255, 255)
+    padded = Image.new("RGB", (width, longer), colour)
+    if picture.width == longer:
+        rows = picture.resize((width, picture.height), resample)
+        padded.paste(rows, (0, (longer - picture.height) // 2))
+        return padded
+    step = max(1, BAND_PIXELS // longer)
+    for top in range(0, longer, step):
+        band = picture.crop((0, top, picture.width, min(top + step, longer)))
+        wide = Image.new("RGB", (longer, band.height), colour)
+        wide.paste(band, ((longer - picture.width) // 2, 0))
+        padded.paste(wide.resize((width, band.height), resample), (0, top))
     return padded
+
+
+def _scaled(size: tuple[int, int], shortest_edge: int) -> tuple[int, int]:
+    """Return width and height with that shorter edge; the longer one is rounded down."""
+    width, height = size
+    longer = int(shortest_edge * max(size) / min(size))
+    return (shortest_edge, longer) if width <= height else (longer, shortest_edge)
+
+
+def _cropped(picture: Image.Image, processor: ImageProcessor) -> Image.Image:
+    """Return the centre of a picture, or a smaller picture in the middle of black."""
+    height, width = processor.size
+    if picture.size == (width, height):
+        return picture
+    left, top = (picture.width - width) // 2, (picture.height - height) // 2
+    return picture.crop((left, top, left + width, top + height))
+
+
+def _resized_centre(
+    picture: Image.Image,
+    size: tuple[int, int],
+    resample: Image.Resampling,
+    processor: ImageProcessor,
+) -> Image.Image:
+    """Resize only what is kept of a very long picture: the same pixels to within rounding."""
+    height, width = processor.size
+    kept = min(width, size[0]), min(height, size[1])
+    region, boxes = [], []
+    for whole, part, pixels in zip(size, kept, picture.size, strict=True):
+        scale, start = pixels / whole, (whole - part) // 2
+        margin = RESAMPLE_SUPPORT * max(scale, 1)
+        low = max(0, math.floor(start * scale - margin))
+        high = min(pixels, math.ceil((start + part) * scale + margin))
+        region.append((low, high))
+        boxes.append((start * scale - low, min((start + part) * scale, high) - low))
+    (left, right), (top, bottom) = region
+    used = picture.crop((left, top, right, bottom))
+    (left_edge, right_edge), (top_edge, bottom_edge) = boxes
+    # In two steps: in one, Pillow's rows would differ from those of the whole picture.
+    box = left_edge, 0, right_edge, used.height
+    rows = used.resize((kept[0], used.height), resample, box)
+    return _cropped(rows.resize(kept, resample, (0, top_edge, kept[0], bottom_edge)), processor)
 
 
 def to_pixels(picture: Image.Image) -> Tensor:
@@ -49,22 +126,22 @@ def to_pixels(picture: Image.Image) -> Tensor:
     return torch.from_numpy(pixels_3hw)
 
 
-def square_pixels(picture: Image.Image, side: int, *, fit: Fit, mean: Colour) -> Tensor:
-    """Return the pixels (1, 3, side, side), uint8, of an RGB picture; see `resize_to_square`."""
-    return to_pixels(resize_to_square(picture, side, fit=fit, mean=mean))[None]
+def preprocess(processor: ImageProcessor, picture: Image.Image) -> Tensor:
+    """Return the pixels (1, 3, h, w), uint8, that a processor makes of an RGB picture."""
+    return to_pixels(resized(picture, processor))[None]
 
 
-def normalise(pixels: Tensor, *, mean: Colour, std: Colour) -> Tensor:
+def normalise(pixels: Tensor, processor: ImageProcessor) -> Tensor:
     """Return normalised pixels (…, 3, h, w), float32; floats are already normalised and returned.
 
     Args:
-        pixels: (…, 3, h, w), uint8 as returned by `to_pixels`.
-        mean: of red, green and blue in [0, 1].
-        std: likewise.
+        pixels: (…, 3, h, w), uint8 as returned by `preprocess`.
+        processor: whose rescaling, mean and standard deviation are applied.
     """
     if pixels.is_floating_point():
         return pixels
-    values = pixels.to(torch.float32).div_(255)
-    for channel, (middle, spread) in enumerate(zip(mean, std, strict=True)):
-        values[..., channel, :, :].sub_(middle).div_(spread)
+    values = pixels.to(torch.float32)
+    values = values.div_(255) if processor.rescale == RESCALE else values.mul_(processor.rescale)
+    for channel, (mean, std) in enumerate(zip(processor.mean, processor.std, strict=True)):
+        values[..., channel, :, :].sub_(mean).div_(std)
     return values

@@ -12,7 +12,8 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
-from model.encoders.pictures import normalise, square_pixels
+from model.encoders import pictures
+from model.encoders.pictures import normalise
 from model.spec import SpecError
 from model.spec.siglip import Siglip
 from model.weights import Weights, check_config, load_transformers
@@ -43,7 +44,7 @@ class SiglipEncoder(nn.Module):
     def forward(self, pixels_b3hw: Tensor) -> Tensor:
         """Return features (b, n, d) of pictures (b, 3, h, w), uint8 or normalised."""
         dtype = next(self.tower.parameters()).dtype
-        pixels_b3hw = normalise(pixels_b3hw, mean=self.spec.mean, std=self.spec.std)
+        pixels_b3hw = normalise(pixels_b3hw, self.spec.processor)
         features_bnd: Tensor = self.tower(pixels_b3hw.to(dtype)).last_hidden_state
         return features_bnd
 
@@ -68,4 +69,4 @@ def build(spec: Siglip, *, weights: Weights, dtype: torch.dtype) -> SiglipEncode
 
 def preprocess(spec: Siglip, picture: Image.Image) -> Tensor:
     """Return the pixels (1, 3, side, side), uint8, of an RGB picture."""
-    return square_pixels(picture, spec.image_size, fit=spec.fit, mean=spec.mean)
+    return pictures.preprocess(spec.processor, picture)

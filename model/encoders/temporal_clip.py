@@ -63,8 +63,8 @@ class TemporalClipEncoder(nn.Module):
     def forward(self, pixels_bf3hw: Tensor) -> Tensor:
         """Return features (b, f, n, d) of frames (b, f, 3, h, w), uint8 or normalised."""
         dtype = next(self.tower.parameters()).dtype
-        media, colours = pixels_bf3hw.shape[:2], self.spec.tower
-        pixels_bf3hw = normalise(pixels_bf3hw, mean=colours.mean, std=colours.std)
+        media = pixels_bf3hw.shape[:2]
+        pixels_bf3hw = normalise(pixels_bf3hw, self.spec.tower.processor)
         embedded = self.tower.embeddings(pixels_bf3hw.to(dtype).flatten(0, 1))
         tokens_bfnd = self.tower.pre_layrnorm(embedded).unflatten(0, media)
         for temporal, layer in zip(self.temporal, self.tower.encoder.layers, strict=True):

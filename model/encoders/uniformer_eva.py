@@ -83,8 +83,7 @@ class UniformerEvaEncoder(nn.Module):
     def forward(self, pixels_bf3hw: Tensor) -> Tensor:
         """Return features (b, 1, x, d), one segment, of frames (b, f, 3, h, w)."""
         dtype = next(self.tower.parameters()).dtype
-        colours = self.spec.tower
-        pixels_bf3hw = normalise(pixels_bf3hw, mean=colours.mean, std=colours.std)
+        pixels_bf3hw = normalise(pixels_bf3hw, self.spec.tower.processor)
         frames_bfnd = self.tower.embeddings(pixels_bf3hw.to(dtype).flatten(0, 1)).unflatten(
             0, pixels_bf3hw.shape[:2]
         )

@@ -10,7 +10,8 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import ViTConfig, ViTModel
 
-from model.encoders.pictures import normalise, square_pixels
+from model.encoders import pictures
+from model.encoders.pictures import normalise
 from model.encoders.positions import resize_tower
 from model.spec.vit import Vit
 from model.weights import Weights, check_config, load_transformers
@@ -41,7 +42,7 @@ class VitEncoder(nn.Module):
     def forward(self, pixels_b3hw: Tensor) -> Tensor:
         """Return features (b, n, d) of pictures (b, 3, h, w), uint8 or normalised."""
         dtype = next(self.tower.parameters()).dtype
-        pixels_b3hw = normalise(pixels_b3hw, mean=self.spec.mean, std=self.spec.std)
+        pixels_b3hw = normalise(pixels_b3hw, self.spec.processor)
         features_bnd: Tensor = self.tower(pixels_b3hw.to(dtype)).last_hidden_state
         return features_bnd if self.spec.keep_cls else features_bnd[:, 1:]
 
@@ -58,4 +59,4 @@ def build(spec: Vit, *, weights: Weights, dtype: torch.dtype) -> VitEncoder:
 
 def preprocess(spec: Vit, picture: Image.Image) -> Tensor:
     """Return the pixels (1, 3, side, side), uint8, of an RGB picture."""
-    return square_pixels(picture, spec.image_size, fit=spec.fit, mean=spec.mean)
+    return pictures.preprocess(spec.processor, picture)

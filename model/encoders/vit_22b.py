@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from model.encoders import pictures
 from model.encoders.blocks import INITIAL_STD, linear
-from model.encoders.pictures import normalise, square_pixels
+from model.encoders.pictures import normalise
 from model.spec import SpecError
 from model.spec.vit import Vit22B
 from model.weights import Weights, load_published
@@ -68,7 +69,7 @@ class Vit22BEncoder(nn.Module):
 
     def forward(self, pixels_b3hw: Tensor) -> Tensor:
         """Return features (b, n, d) of pictures (b, 3, h, w), uint8 or normalised."""
-        pixels_b3hw = normalise(pixels_b3hw, mean=self.spec.mean, std=self.spec.std)
+        pixels_b3hw = normalise(pixels_b3hw, self.spec.processor)
         patches_bdhw = self.patches(pixels_b3hw.to(self.positions.dtype))
         tokens_bnd = patches_bdhw.flatten(2).transpose(1, 2) + self.positions
         for layer in self.layers:
@@ -96,4 +97,4 @@ def build(spec: Vit22B, *, weights: Weights, dtype: torch.dtype) -> Vit22BEncode
 
 def preprocess(spec: Vit22B, picture: Image.Image) -> Tensor:
     """Return the pixels (1, 3, side, side), uint8, of an RGB picture."""
-    return square_pixels(picture, spec.image_size, fit=spec.fit, mean=spec.mean)
+    return pictures.preprocess(spec.processor, picture)

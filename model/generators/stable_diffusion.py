@@ -17,17 +17,20 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerBase
 
 from model import byte_tokenizers
-from model.encoders.pictures import normalise, square_pixels
+from model.encoders import pictures
 from model.output_branch import Generator, NoisePrediction
 from model.spec import SpecError
+from model.spec.image_processor import HALF, ImageProcessor, squash
 from model.spec.output_branches import StableDiffusion
 from model.weights import Weights, check_config, load_transformers
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 
-_GREY = (0.5, 0.5, 0.5)
-"""Mean and standard deviation of the autoencoder's input pixels, which are in [-1, 1]."""
+
+def _processor(spec: StableDiffusion) -> ImageProcessor:
+    """Return how a square picture becomes the autoencoder's input, which is in [-1, 1]."""
+    return squash(spec.image_size, mean=HALF, std=HALF)
 
 
 class StableDiffusionTeacher(Generator):
@@ -78,7 +81,7 @@ class StableDiffusionTeacher(Generator):
         assert self.unet is not None
         dtype = next(self.unet.parameters()).dtype
         with torch.no_grad():
-            pixels_g3hw = normalise(input_values, mean=_GREY, std=_GREY).to(dtype)
+            pixels_g3hw = pictures.normalise(input_values, _processor(self.spec)).to(dtype)
             latents_gcyx = self.vae.encode(pixels_g3hw).latent_dist.mode().float()
             latents_gcyx = latents_gcyx * self.vae.config.scaling_factor
             steps_g, noise_gcyx = self._sample_noise(seeds_g, latents_gcyx.device)
@@ -141,7 +144,7 @@ def preprocess(spec: StableDiffusion, picture: Image.Image) -> Tensor:
     side = min(picture.size)
     left, top = (picture.width - side) // 2, (picture.height - side) // 2
     middle = picture.crop((left, top, left + side, top + side))
-    return square_pixels(middle, spec.image_size, fit="squash", mean=_GREY)[0]
+    return pictures.preprocess(_processor(spec), middle)[0]
 
 
 def tokenizer(spec: StableDiffusion, *, weights: Weights) -> PreTrainedTokenizerBase:

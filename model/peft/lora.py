@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from torch import nn
 from transformers import PreTrainedModel
 
 from model.peft.targets import linear_layers
@@ -25,3 +26,36 @@ def add_lora(backbone: PreTrainedModel, lora: Lora | QLora) -> None:
         target_modules=list(lora.targets),
     )
     inject_adapter_in_model(config, backbone)
+
+
+def merge_lora(backbone: nn.Module) -> int:
+    """Merge LoRA adapters into the layers that they adapt, in place; return how many there were.
+
+    W + α/r · B A (Hu et al. 2021, §4.1), computed in the weights' own precision.
+    """
+    from peft.tuners.lora import LoraLayer  # noqa: PLC0415 -- as above
+
+    adapted = [
+        (name, each) for name, each in backbone.named_modules() if isinstance(each, LoraLayer)
+    ]
+    for name, layer in adapted:
+        layer.merge()
+        parent, _, child = name.rpartition(".")
+        setattr(backbone.get_submodule(parent), child, layer.get_base_layer())
+    return len(adapted)
+
+
+_PEFT = "base_model.model."
+"""What a peft folder's names begin with."""
+
+
+def peft_name(ours: str, prefix: str) -> str:
+    """Return a peft folder's name of an adapter's weight; `prefix` is of the adapted module."""
+    return _PEFT + ours.removeprefix(prefix).replace(".default.", ".")
+
+
+def our_name(theirs: str, prefix: str) -> str:
+    """Return our name of an adapter's weight in a peft folder; the inverse of `peft_name`."""
+    layer, letter, rest = theirs.removeprefix(_PEFT).rpartition(".lora_")
+    kind, _, parameter = rest.partition(".")
+    return f"{prefix}{layer}{letter}{kind}.default.{parameter}"

@@ -7,6 +7,7 @@ from model.spec.backbones import T5, Llama, Opt
 from model.spec.chat_template import ChatTemplate
 from model.spec.high_resolution import Monkey
 from model.spec.image import ClipVision, EvaClip
+from model.spec.image_processor import center_crop, pad_to_square, squash
 from model.spec.imagebind import ImageBind, Output, Trunk, imagebind
 from model.spec.peft import Lora
 from model.spec.qformer import QFormer
@@ -36,21 +37,29 @@ IMAGEBIND = "imagebind_huge.pth"
 
 
 def clip_large_336() -> ClipVision:
-    """Return CLIP ViT-L/14 at 336 pixels: 576 patches of width 1024 (Radford et al. 2021)."""
+    """Return CLIP ViT-L/14 at 336 pixels: 576 patches of width 1024 (Radford et al. 2021).
+
+    Pictures are padded, as in LLaVA-1.5 and VILA (their `--image_aspect_ratio pad`).
+    """
     return ClipVision(
         weights="openai/clip-vit-large-patch14-336",
         width=1024,
         mlp_width=4096,
         layers=24,
         heads=16,
-        image_size=336,
         patch_size=14,
+        processor=pad_to_square(336),
     )
 
 
 def clip_large_224() -> ClipVision:
-    """Return CLIP ViT-L/14 at 224 pixels: 256 patches of width 1024."""
-    return replace(clip_large_336(), weights="openai/clip-vit-large-patch14", image_size=224)
+    """Return CLIP ViT-L/14 at 224 pixels: 256 patches of width 1024.
+
+    Pictures are cropped as in CLIP and in LLaVA (whose `image_aspect_ratio` is `square`).
+    """
+    return replace(
+        clip_large_336(), weights="openai/clip-vit-large-patch14", processor=center_crop(224)
+    )
 
 
 def blip_2_qformer(*, published: bool = False) -> QFormer:
@@ -60,7 +69,7 @@ def blip_2_qformer(*, published: bool = False) -> QFormer:
 
 def eva_clip_448() -> EvaClip:
     """Return EVA-CLIP ViT-g/14 at 448 pixels with interpolated positions: 1024 patches."""
-    return EvaClip(image_size=448, keep_cls=False)
+    return EvaClip(processor=squash(448), keep_cls=False)
 
 
 def vit_bigg_448() -> ClipVision:
@@ -74,13 +83,12 @@ def vit_bigg_448() -> ClipVision:
         mlp_width=8192,
         layers=48,
         heads=16,
-        image_size=448,
         patch_size=14,
         feature_layer=-1,
         attend_cls=False,
         hidden_act="gelu",
         norm_eps=1e-6,
-        fit="squash",
+        processor=squash(448),
     )
 
 

@@ -15,6 +15,7 @@ from model.spec import (
     System,
 )
 from model.spec.audio import Whisper
+from model.spec.image_processor import HALF, squash
 from model.spec.points import PointBert
 from model.spec.projectors import TokenConcat
 
@@ -115,12 +116,9 @@ def _vision(checkpoint: str) -> ClipVision:
         mlp_width=512,
         layers=4,
         heads=4,
-        image_size=48,
         patch_size=8,
         feature_layer=-1,
-        fit="squash",
-        mean=(0.5, 0.5, 0.5),
-        std=(0.5, 0.5, 0.5),
+        processor=squash(48, mean=HALF, std=HALF),
     )
 
 

@@ -22,6 +22,7 @@ from model.presets.blocks import (
 )
 from model.presets.templates import VICUNA_V0, VICUNA_V1
 from model.spec.backbones import Llama
+from model.spec.image_processor import pad_to_square
 from model.spec.input_branches import InputBranchSpec, ModelSpec
 from model.spec.projectors import Mlp
 from model.spec.system import Stage, System
@@ -113,8 +114,9 @@ def shikra() -> System:
         micro_batch=8,
         recompute=True,
     )
+    processor = replace(pad_to_square(224), pad="white")
     image = InputBranchSpec(
-        encoder=clip_large_224(),
+        encoder=replace(clip_large_224(), processor=processor),
         projector=Mlp(depth=1),
         before="<im_start>",
         after="<im_end>",

@@ -16,6 +16,7 @@ from model.presets.blocks import (
 )
 from model.presets.templates import MPLUG_OWL, VIDEO_CHATGPT, VIDEO_LLAMA, VIDEOCHAT
 from model.spec.image import EvaClip
+from model.spec.image_processor import squash
 from model.spec.input_branches import InputBranchSpec, ModelSpec
 from model.spec.peft import Lora
 from model.spec.projectors import Abstractor, Mlp
@@ -30,7 +31,9 @@ def mplug_owl() -> System:
     Videos, of four frames, were added in a later release, whose components are used. PT also trains
     the encoder; of its batch only the tokens are published (2.1 million), about 4096 captions.
     """
-    tower = replace(clip_large_224(), feature_layer=-1, keep_cls=True, norm_eps=1e-6, fit="squash")
+    tower = replace(
+        clip_large_224(), feature_layer=-1, keep_cls=True, norm_eps=1e-6, processor=squash(224)
+    )
     image = InputBranchSpec(encoder=TemporalClip(tower=tower), projector=Abstractor(temporal=True))
     video = replace(image, modality="video", frames=4, encoder_of="image", projector_of="image")
     return System(
@@ -200,6 +203,7 @@ def video_chatgpt() -> System:
         micro_batch=4,
         recompute=True,
     )
+    frames = replace(squash(224), resample="nearest")
     return System(
         name="video_chatgpt",
         paper="arXiv:2306.05424",
@@ -207,7 +211,7 @@ def video_chatgpt() -> System:
             inputs=(
                 InputBranchSpec(
                     modality="video",
-                    encoder=replace(clip_large_224(), fit="squash"),
+                    encoder=replace(clip_large_224(), processor=frames),
                     projector=Mlp(depth=1),
                     frames=100,
                     pool="spatial_temporal",

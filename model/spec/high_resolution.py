@@ -38,9 +38,9 @@ class Monkey:
     encodes_jointly: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        """Raise SpecError where the tower pads pictures: tiles would be cut from the padding."""
-        if self.tower.fit != "squash":
-            raise SpecError(f"encoder 'monkey': tower.fit is {self.tower.fit!r}, must be 'squash'")
+        """Raise SpecError where the tower pads or crops pictures, which would change the tiles."""
+        if not self.tower.processor.squashes:
+            raise SpecError("encoder 'monkey': tower.processor pads or crops, must only resize")
 
     @property
     def weights(self) -> str:

@@ -9,34 +9,52 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from model.spec.base import SpecError
+from model.spec.image_processor import ImageProcessor, squash
 
 TINY_PATCH = 8
 """Patch size at `--scale tiny`, in pixels."""
 
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-"""Mean and standard deviation of the pixel values that OpenAI's CLIP and its successors use."""
 
-Colour = tuple[float, float, float]
-Fit = Literal["pad", "squash"]
+@dataclass(frozen=True, kw_only=True)
+class SquarePictures:
+    """What the specs of encoders of square pictures share; frames of videos are pictures.
+
+    Args:
+        processor: how a picture becomes pixels; its size is the encoder's.
+    """
+
+    kind: str
+    processor: ImageProcessor
+
+    media: ClassVar[tuple[str, ...]] = ("image", "video")
+    segments: ClassVar[int] = 1
+    encodes_jointly: ClassVar[bool] = False
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square picture, in pixels."""
+        return self.processor.side
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the pixels of one picture."""
+        return (3, self.image_size, self.image_size)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClipVision:
+class ClipVision(SquarePictures):
     """CLIP's vision transformer (Radford et al. 2021); returns the hidden states of one layer.
 
     Args:
         weights: a hub name or a folder of a transformers checkpoint.
-        image_size, patch_size: side of the square picture and of a patch, in pixels. Position
-            embeddings of weights for another size are interpolated (Qwen-VL: 224 to 448).
+        patch_size: side of a patch, in pixels. Position embeddings of weights for another size
+            than the processor's are interpolated (Qwen-VL: 224 to 448).
         feature_layer: index of the hidden state that is returned; -2 is the last but one, as in
             LLaVA.
         keep_cls: whether the class token is returned with the patches.
         attend_cls: whether there is a class token at all; Qwen-VL's ViT-bigG has none.
         hidden_act: `quick_gelu` in OpenAI's models, `gelu` in OpenCLIP's ViT-H and ViT-bigG.
         norm_eps: of the layer norms.
-        fit: how a picture is made square: `pad` with the mean colour, or `squash`.
-        mean, std: of the red, green and blue values in [0, 1].
     """
 
     kind: Literal["clip_vision"] = "clip_vision"
@@ -45,30 +63,17 @@ class ClipVision:
     mlp_width: int
     layers: int
     heads: int
-    image_size: int
     patch_size: int
     feature_layer: int = -2
     keep_cls: bool = False
     attend_cls: bool = True
     hidden_act: Literal["quick_gelu", "gelu"] = "quick_gelu"
     norm_eps: float = 1e-5
-    fit: Fit = "pad"
-    mean: Colour = CLIP_MEAN
-    std: Colour = CLIP_STD
-
-    media: ClassVar[tuple[str, ...]] = ("image", "video")
-    segments: ClassVar[int] = 1
-    encodes_jointly: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Raise SpecError where the class token should be returned but does not exist."""
         if self.keep_cls and not self.attend_cls:
             raise SpecError("encoder 'clip_vision': keep_cls requires attend_cls")
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the pixels of one picture."""
-        return (3, self.image_size, self.image_size)
 
     @property
     def tokens(self) -> int:
@@ -83,14 +88,14 @@ class ClipVision:
             mlp_width=64,
             layers=3,
             heads=2,
-            image_size=2 * TINY_PATCH,
+            processor=self.processor.at(2 * TINY_PATCH),
             patch_size=TINY_PATCH,
             feature_layer=max(self.feature_layer, -2),
         )
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaClip:
+class EvaClip(SquarePictures):
     """EVA-CLIP ViT-g/14 (Fang et al. 2022; Sun et al. 2023) as in BLIP-2 and its successors.
 
     BLIP-2 (Li et al. 2023, §3) drops the last of 40 layers and adds a layer norm after the 39th; so
@@ -99,12 +104,10 @@ class EvaClip:
     Args:
         weights: a hub name or a folder of a transformers BLIP-2 checkpoint, of which only the
             vision model is loaded.
-        image_size, patch_size: side of the square picture and of a patch, in pixels. Position
-            embeddings of weights for another size are interpolated (MiniGPT-v2: 224 to 448).
+        patch_size: side of a patch, in pixels. Position embeddings of weights for another size
+            than the processor's are interpolated (MiniGPT-v2: 224 to 448).
         keep_cls: whether the class token is returned; MiniGPT-v2 drops it.
         norm_eps: of the layer norms.
-        fit: how a picture is made square: `squash`, or `pad` with the mean colour.
-        mean, std: of the red, green and blue values in [0, 1].
     """
 
     kind: Literal["eva_clip"] = "eva_clip"
@@ -113,22 +116,10 @@ class EvaClip:
     mlp_width: int = 6144
     layers: int = 39
     heads: int = 16
-    image_size: int = 224
+    processor: ImageProcessor = squash(224)
     patch_size: int = 14
     keep_cls: bool = True
     norm_eps: float = 1e-6
-    fit: Fit = "squash"
-    mean: Colour = CLIP_MEAN
-    std: Colour = CLIP_STD
-
-    media: ClassVar[tuple[str, ...]] = ("image", "video")
-    segments: ClassVar[int] = 1
-    encodes_jointly: ClassVar[bool] = False
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the pixels of one picture."""
-        return (3, self.image_size, self.image_size)
 
     @property
     def tokens(self) -> int:
@@ -143,13 +134,13 @@ class EvaClip:
             mlp_width=64,
             layers=2,
             heads=2,
-            image_size=2 * TINY_PATCH,
+            processor=self.processor.at(2 * TINY_PATCH),
             patch_size=TINY_PATCH,
         )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Eva2Clip:
+class Eva2Clip(SquarePictures):
     """EVA-02-CLIP-E/14 (Sun et al. 2023) as in CogVLM (Wang et al. 2023, §2.1).
 
     CogVLM drops the last of 64 layers, which only the contrastive loss uses, and the norm after it;
@@ -158,10 +149,8 @@ class Eva2Clip:
     Args:
         weights: `FOLDER/FILE` or `OWNER/NAME:FILE` with timm's names; layers beyond `layers` are
             not loaded.
-        image_size, patch_size: side of the square picture and of a patch, in pixels. Position
-            embeddings of weights for another size are interpolated (CogVLM: 224 to 490).
-        fit: how a picture is made square: `squash`, or `pad` with the mean colour.
-        mean, std: of the red, green and blue values in [0, 1].
+        patch_size: side of a patch, in pixels. Position embeddings of weights for another size
+            than the processor's are interpolated (CogVLM: 224 to 490).
     """
 
     kind: Literal["eva2_clip"] = "eva2_clip"
@@ -170,20 +159,8 @@ class Eva2Clip:
     mlp_width: int = 15360
     layers: int = 63
     heads: int = 16
-    image_size: int = 490
+    processor: ImageProcessor = squash(490)
     patch_size: int = 14
-    fit: Fit = "squash"
-    mean: Colour = CLIP_MEAN
-    std: Colour = CLIP_STD
-
-    media: ClassVar[tuple[str, ...]] = ("image", "video")
-    segments: ClassVar[int] = 1
-    encodes_jointly: ClassVar[bool] = False
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the pixels of one picture."""
-        return (3, self.image_size, self.image_size)
 
     @property
     def tokens(self) -> int:
@@ -198,6 +175,6 @@ class Eva2Clip:
             mlp_width=64,
             layers=2,
             heads=2,
-            image_size=2 * TINY_PATCH,
+            processor=self.processor.at(2 * TINY_PATCH),
             patch_size=TINY_PATCH,
         )

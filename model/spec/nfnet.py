@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Literal
 
-from model.spec.image import Colour, Fit
+from model.spec.image import SquarePictures
+from model.spec.image_processor import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    ImageProcessor,
+    pad_to_square,
+)
 
 STRIDE = 32
 """Pixels per token and side: 4 in the stem, 2 in each stage but the first."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class NfNet:
+class NfNet(SquarePictures):
     """NFNet-F6 (Brock et al. 2021, arXiv:2102.06171), its feature map before pooling.
 
     Flamingo (Alayrac et al. 2022, §3.1) flattens the feature map of a picture of 320 pixels to
@@ -23,9 +29,6 @@ class NfNet:
         depths, widths: blocks and channels of each of the four stages.
         stem_width: output channels of the stem.
         group_width: channels of a group of the 3 x 3 convolutions.
-        image_size: side of the square picture in pixels.
-        fit: how a picture is made square: `pad` with the mean colour, or `squash`.
-        mean, std: of the red, green and blue values in [0, 1].
     """
 
     kind: Literal["nfnet"] = "nfnet"
@@ -34,19 +37,7 @@ class NfNet:
     widths: tuple[int, int, int, int] = (256, 512, 1536, 1536)
     stem_width: int = 128
     group_width: int = 128
-    image_size: int = 320
-    fit: Fit = "pad"
-    mean: Colour = (0.485, 0.456, 0.406)
-    std: Colour = (0.229, 0.224, 0.225)
-
-    media: ClassVar[tuple[str, ...]] = ("image", "video")
-    segments: ClassVar[int] = 1
-    encodes_jointly: ClassVar[bool] = False
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the pixels of one picture."""
-        return (3, self.image_size, self.image_size)
+    processor: ImageProcessor = pad_to_square(320, mean=IMAGENET_MEAN, std=IMAGENET_STD)
 
     @property
     def tokens(self) -> int:
@@ -67,5 +58,5 @@ class NfNet:
             widths=(16, 16, 32, 32),
             stem_width=16,
             group_width=8,
-            image_size=2 * STRIDE,
+            processor=self.processor.at(2 * STRIDE),
         )

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Literal
 
-from model.spec.image import TINY_PATCH, Colour, Fit
-
-HALF = (0.5, 0.5, 0.5)
-"""Mean and standard deviation that map pixel values to [-1, 1]."""
+from model.spec.image import TINY_PATCH, SquarePictures
+from model.spec.image_processor import HALF, ImageProcessor, squash
 
 
 @dataclass(frozen=True, kw_only=True)
-class Vit:
+class Vit(SquarePictures):
     """A vision transformer (Dosovitskiy et al. 2021) up to its last norm; ViT-L/16 by default.
 
     Args:
         weights: a hub name or a folder of a transformers checkpoint.
-        image_size, patch_size: side of the square picture and of a patch, in pixels. Position
-            embeddings of weights for another size are interpolated.
+        patch_size: side of a patch, in pixels. Position embeddings of weights for another size
+            than the processor's are interpolated.
         keep_cls: whether the class token is returned with the patches.
-        fit: how a picture is made square: `squash`, or `pad` with the mean colour.
-        mean, std: of the red, green and blue values in [0, 1].
     """
 
     kind: Literal["vit"] = "vit"
@@ -30,21 +26,9 @@ class Vit:
     mlp_width: int = 4096
     layers: int = 24
     heads: int = 16
-    image_size: int = 224
+    processor: ImageProcessor = squash(224, mean=HALF, std=HALF)
     patch_size: int = 16
     keep_cls: bool = False
-    fit: Fit = "squash"
-    mean: Colour = HALF
-    std: Colour = HALF
-
-    media: ClassVar[tuple[str, ...]] = ("image", "video")
-    segments: ClassVar[int] = 1
-    encodes_jointly: ClassVar[bool] = False
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the pixels of one picture."""
-        return (3, self.image_size, self.image_size)
 
     @property
     def tokens(self) -> int:
@@ -59,22 +43,20 @@ class Vit:
             mlp_width=64,
             layers=2,
             heads=2,
-            image_size=2 * TINY_PATCH,
+            processor=self.processor.at(2 * TINY_PATCH),
             patch_size=TINY_PATCH,
         )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Vit22B:
+class Vit22B(SquarePictures):
     """ViT-22B (Dehghani et al. 2023, arXiv:2302.05442, §2), PaLI-X's encoder, without pooling.
 
     Attention and MLP run in parallel on the same normed input; queries and keys are normalised.
 
     Args:
         weights: a safetensors file with our names, `FOLDER/FILE`; none are published.
-        image_size, patch_size: side of the square picture and of a patch, in pixels.
-        fit: how a picture is made square: `squash`, or `pad` with the mean colour.
-        mean, std: of the red, green and blue values in [0, 1].
+        patch_size: side of a patch, in pixels.
     """
 
     kind: Literal["vit_22b"] = "vit_22b"
@@ -83,20 +65,8 @@ class Vit22B:
     mlp_width: int = 24576
     layers: int = 48
     heads: int = 48
-    image_size: int = 224
+    processor: ImageProcessor = squash(224, mean=HALF, std=HALF)
     patch_size: int = 14
-    fit: Fit = "squash"
-    mean: Colour = HALF
-    std: Colour = HALF
-
-    media: ClassVar[tuple[str, ...]] = ("image", "video")
-    segments: ClassVar[int] = 1
-    encodes_jointly: ClassVar[bool] = False
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the pixels of one picture."""
-        return (3, self.image_size, self.image_size)
 
     @property
     def tokens(self) -> int:
@@ -111,6 +81,6 @@ class Vit22B:
             mlp_width=64,
             layers=2,
             heads=2,
-            image_size=2 * TINY_PATCH,
+            processor=self.processor.at(2 * TINY_PATCH),
             patch_size=TINY_PATCH,
         )

@@ -1,4 +1,4 @@
-"""`python -m pipeline export`: a trained run as a transformers checkpoint of the whole system."""
+"""`python -m pipeline export`: a trained run as a folder for others to use."""
 
 from __future__ import annotations
 
@@ -6,154 +6,98 @@ import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-
-from torch import Tensor
+from typing import Literal
 
 from etl.cli import UserError, parse
-from model.spec.peft import Lora, Peft, QLora
+from model.spec.system import InitStage
 from pipeline.checkpoint.checkpoints import newest_weights
-from pipeline.config.run_config import read_config
-from pipeline.convert.safetensors_store import (
-    DTYPES,
-    LazyTensor,
-    SafetensorsStore,
-    write_tensors,
-)
-from pipeline.convert.source_record import (
-    LEFT_OUT,
-    SOURCE,
-    SourceRecord,
-    SourceTensor,
-    components_of,
-    is_config_file,
-    read_record,
-)
+from pipeline.config.run_config import CONFIG_FILE, RunConfig, read_config
+from pipeline.convert.imported_run import write_imported_run
+from pipeline.convert.model_card import write_model_card
+from pipeline.convert.self_contained import write_self_contained
+from pipeline.convert.source_record import imported_components
+from pipeline.convert.trained_model import Adapters, load_trained_model
 
-_A, _B = ".lora_A.default.weight", ".lora_B.default.weight"
-_BASE = ".base_layer."
+Layout = Literal["auto", "transformers", "mmloom"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions:
-    """Write an imported run as a transformers checkpoint, with its trained weights.
-
-    Low-rank adapters are merged into the weights that they adapt.
-    """
+    """Write a trained run as a folder for others: of transformers, or for `model.load`."""
 
     run: Path
-    """A run folder made by import, or trained from one."""
+    """The run folder of a trained or imported run."""
     output: Path
-    """The checkpoint's folder; must not exist yet."""
+    """The folder to write; must not exist yet."""
+    layout: Layout = "auto"
+    """`transformers`: a checkpoint with its processor, which transformers loads without mmloom.
+    `mmloom`: a self-contained folder, which `from model import load` opens. `auto`: the first where
+    transformers has a class for the model, else the second."""
+    adapters: Adapters = "merged"
+    """`merged`: low-rank adapters are merged into the weights that they adapt. `separate`: they are
+    in OUTPUT/adapter, a peft folder."""
 
 
 def export(args: Sequence[str]) -> int:
     """Run the command; returns the exit code."""
     options = parse(ExportOptions, prog="python -m pipeline export", args=args)
-    sys.stdout.write(export_run(options.run, options.output) + "\n")
+    line = export_run(options.run, options.output, layout=options.layout, adapters=options.adapters)
+    sys.stdout.write(line + "\n")
     return 0
 
 
-def export_run(run: Path, output: Path) -> str:
-    """Write a transformers checkpoint with the names, types and files of the imported one.
+def export_run(
+    run: Path, output: Path, *, layout: Layout = "auto", adapters: Adapters = "merged"
+) -> str:
+    """Write a run for others; the folder appears complete or not at all.
 
     Returns:
-        A line with the number and size of the tensors.
+        A line that says in which layout, and the number and size of the tensors.
 
     Raises:
-        UserError: the run was not imported, or has trained weights unknown to the checkpoint.
+        UserError, SpecError: no such run, an output that exists, or a model that the layout cannot
+            express.
     """
     if output.exists():
         raise UserError(f"{output}: exists already; choose another --output, or remove it")
-    config = read_config(run / "config.json")
-    components = components_of(config)
-    record = read_record(components)
-    file = newest_weights(run)
-    weights = RunWeights(components, record, SafetensorsStore(file, [file]), config.settings.peft)
-    partial_output = output.with_name(f"{output.name}.partial")
-    shutil.rmtree(partial_output, ignore_errors=True)
-    size = write_tensors(
-        partial_output, {tensor.name: weights.lazy(tensor) for tensor in record.tensors}
+    if not run.is_dir():
+        raise UserError(f"{run}: no such run folder")
+    config = read_config(run / CONFIG_FILE)
+    if isinstance(config.settings, InitStage):
+        raise UserError(f"{run}: a run of stage init is no whole model; want one of pt or sft")
+    partial = output.with_name(f"{output.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    line = _write(run, config, partial, layout, adapters)
+    write_model_card(run, config, partial, usage=_usage(output, line))
+    partial.rename(output)
+    return line
+
+
+def _write(run: Path, config: RunConfig, output: Path, layout: Layout, adapters: Adapters) -> str:
+    """Write all but the model card, in the layout that was asked for or that the model allows."""
+    weights = newest_weights(run)
+    components = imported_components(config)
+    if components is not None and layout != "mmloom" and adapters == "merged":
+        return "as imported: " + write_imported_run(config, components, weights, output)
+    model = load_trained_model(config, weights, adapters)
+    written = write_self_contained(model, output, weights=config.weights)
+    return f"self-contained: {written}"
+
+
+def _usage(output: Path, line: str) -> str:
+    """Return the Python that opens an exported folder."""
+    if line.startswith("self-contained"):
+        return (
+            "from model import load\n\n"
+            f'spec, module, tokenizer = load("{output.name}")\n\n'
+            "# To ask it about files:\n"
+            "from pipeline.evaluate.assistant import Assistant\n\n"
+            f'print(Assistant.open("{output.name}").ask("What is this?"))\n'
+        )
+    return (
+        "from transformers import AutoModelForImageTextToText, AutoProcessor\n\n"
+        f'processor = AutoProcessor.from_pretrained("{output.name}")\n'
+        f'model = AutoModelForImageTextToText.from_pretrained("{output.name}")\n'
     )
-    for path in (components / SOURCE).iterdir():
-        if path.is_dir():
-            shutil.copytree(path, partial_output / path.name)
-        elif is_config_file(path):
-            shutil.copy(path, partial_output)
-    partial_output.rename(output)
-    total = f"{len(record.tensors)} tensors, {size:,} bytes"
-    return f"{total}; adapters merged into {len(weights.adapted)} of them"
-
-
-class RunWeights:
-    """The tensors of a run under their names in the imported checkpoint.
-
-    Args:
-        components: folder of the frozen components.
-        record: of the import.
-        trained: the run's checkpoint, in our names.
-        peft: the adapters' settings, if there are any.
-
-    Raises:
-        UserError: a trained tensor that the imported checkpoint does not have.
-    """
-
-    def __init__(
-        self,
-        components: Path,
-        record: SourceRecord,
-        trained: SafetensorsStore,
-        peft: Peft | None,
-    ) -> None:
-        self._trained = trained
-        self._sources: dict[str, tuple[SafetensorsStore, str]] = {}
-        for folder in record.folders:
-            frozen = SafetensorsStore.of_folder(components / folder.name)
-            self._sources |= {folder.prefix + name: (frozen, name) for name in frozen}
-        self._sources |= {
-            name.replace(_BASE, "."): (trained, name)
-            for name in trained
-            if not name.endswith((_A, _B))
-        }
-        left_out = components / SOURCE / LEFT_OUT
-        self._left_out = SafetensorsStore(left_out, [left_out]) if left_out.is_file() else None
-        self.adapted = {name.removesuffix(_A) for name in trained if name.endswith(_A)}
-        self._scale = _scale(peft) if self.adapted else 0.0
-        names = record.names().keys()
-        for name in [*self._sources, *(f"{layer}.weight" for layer in self.adapted)]:
-            if name not in names:
-                raise UserError(
-                    f"{name}: is trained, but the imported checkpoint has no such tensor"
-                )
-
-    def lazy(self, tensor: SourceTensor) -> LazyTensor:
-        """Return a tensor to be read when it is written."""
-        store, name = self._find(tensor)
-        size = store.entries[name].size(tensor.dtype)
-        return LazyTensor(size=size, read=partial(self._read, tensor))
-
-    def _read(self, tensor: SourceTensor) -> Tensor:
-        """Return a tensor for export, in the dtype of the imported checkpoint."""
-        store, name = self._find(tensor)
-        layer = "" if tensor.ours is None else tensor.ours.removesuffix(".weight")
-        if layer not in self.adapted:
-            return store[name].to(DTYPES[tensor.dtype])
-        down, up = (self._trained[layer + end].float() for end in (_A, _B))
-        return (store[name].float() + self._scale * (up @ down)).to(DTYPES[tensor.dtype])
-
-    def _find(self, tensor: SourceTensor) -> tuple[SafetensorsStore, str]:
-        if tensor.ours is not None:
-            return self._sources[tensor.ours]
-        assert self._left_out is not None
-        return self._left_out, tensor.name
-
-
-def _scale(peft: Peft | None) -> float:
-    """Return the scale of low-rank adapters (Hu et al. 2021, §4.1).
-
-    QLoRA adapters are merged into the unquantized weights, as is usual; the result differs slightly
-    from the trained model.
-    """
-    assert isinstance(peft, Lora | QLora)
-    return peft.alpha / peft.rank

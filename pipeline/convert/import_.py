@@ -17,6 +17,7 @@ from transformers import AutoConfig
 from etl.cli import UserError, parse
 from model.build import build_on_meta
 from model.convert import FAMILIES
+from model.convert.processors import image_processor
 from model.convert.wiring import Wiring
 from model.spec.image import ClipVision, EvaClip
 from model.weights import load_transformers
@@ -81,13 +82,14 @@ def import_run(source: Path, output: Path, stage: Stage) -> list[str]:
     output = output.absolute()
     if output.exists():
         raise UserError(f"{output}: exists already; choose another --output, or remove it")
-    wiring = read_wiring(source, output / COMPONENTS)
+    wiring, absent = _with_processors(read_wiring(source, output / COMPONENTS), source)
     run = RunConfig(stage=stage, system=wiring.system, data=(), output=str(output))
     store = SafetensorsStore.of_folder(source)
     plain = replace(run.settings, peft=None, recompute=False)
     record, messages = match_tensors(store, wiring, build_on_meta(wiring.system.model, plain))
     partial = output.with_name(f"{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
+    messages += absent
     messages += _write_components(partial / COMPONENTS, store, wiring, record)
     _copy_config_files(source, partial / COMPONENTS)
     record.save(partial / COMPONENTS)
@@ -121,26 +123,27 @@ def read_wiring(source: Path, components: Path) -> Wiring:
         raise UserError(
             f"{file}: a checkpoint of {architecture}, want one of {', '.join(FAMILIES)}"
         )
-    wiring = FAMILIES[architecture](load_transformers(AutoConfig, str(source)), components)
-    return _with_normalization(wiring, source)
+    return FAMILIES[architecture](load_transformers(AutoConfig, str(source)), components)
 
 
-def _with_normalization(wiring: Wiring, source: Path) -> Wiring:
-    """Return the wiring with the image mean and std of the checkpoint's processor."""
-    config = {}
-    for name in _PROCESSORS:
-        if (source / name).is_file():
-            config = json.loads((source / name).read_bytes())
-            config = config.get("image_processor", config)
-    if "image_mean" not in config or "image_std" not in config:
-        return wiring
-    model, inputs = wiring.system.model, []
+def _with_processors(wiring: Wiring, source: Path) -> tuple[Wiring, list[str]]:
+    """Return the wiring with the checkpoint's image processors, and a line where it has none."""
+    model, inputs, messages = wiring.system.model, [], []
     for branch in model.inputs:
-        assert isinstance(branch.encoder, ClipVision | EvaClip)
-        mean, std = tuple(config["image_mean"]), tuple(config["image_std"])
-        inputs.append(replace(branch, encoder=replace(branch.encoder, mean=mean, std=std)))
+        encoder = branch.encoder
+        assert isinstance(encoder, ClipVision | EvaClip)
+        processor = image_processor(
+            str(source),
+            encoder.image_size,
+            default="BlipImageProcessor" if encoder.kind == "eva_clip" else "CLIPImageProcessor",
+            video=branch.modality == "video",
+        )
+        if processor is None:
+            messages.append(f"no preprocessor_config.json: {branch.modality}s as in the preset")
+        encoder = replace(encoder, processor=processor or encoder.processor)
+        inputs.append(replace(branch, encoder=encoder))
     model = replace(model, inputs=tuple(inputs))
-    return replace(wiring, system=replace(wiring.system, model=model))
+    return replace(wiring, system=replace(wiring.system, model=model)), messages
 
 
 def _write_components(

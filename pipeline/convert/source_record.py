@@ -74,19 +74,10 @@ class SourceRecord:
         write_json(components / SOURCE / _RECORD, asdict(self))
 
 
-def components_of(run: RunConfig) -> Path:
-    """Return the components folder of an imported run, or of a run trained from one.
-
-    Raises:
-        UserError: the run was not imported, nor trained from an imported run.
-    """
+def imported_components(run: RunConfig) -> Path | None:
+    """Return the components folder of an imported run, or of a run trained from one, else None."""
     folder = Path(run.system.model.backbone.weights).parent
-    if not (folder / SOURCE / _RECORD).is_file():
-        raise UserError(
-            f"{run.output}: its backbone {run.system.model.backbone.weights!r} was not imported; "
-            "want a run made by `python -m pipeline import`, or trained from one"
-        )
-    return folder
+    return folder if (folder / SOURCE / _RECORD).is_file() else None
 
 
 def read_record(components: Path) -> SourceRecord:

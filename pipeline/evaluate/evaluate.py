@@ -27,7 +27,7 @@ from pipeline.data.encode import SampleEncoder
 from pipeline.evaluate.benchmark import BenchmarkSamples, benchmark_table
 from pipeline.evaluate.benchmarks import find_benchmark
 from pipeline.evaluate.exact_match import exact_match_table, score_exact_match
-from pipeline.evaluate.examples import write_examples
+from pipeline.evaluate.examples import examples_table, write_examples
 from pipeline.evaluate.generate_answers import Prediction, generate_answers, without_media
 from pipeline.evaluate.partial_predictions import PartialPredictions, writing
 from pipeline.run_folder.evaluation import EVALUATION, EXAMPLES
@@ -102,9 +102,9 @@ def evaluate(args: Sequence[str]) -> int:
     scores, table = _score(samples, seeing.predictions, blind.predictions)
     with writing(output / "scores.json"):
         write_json(output / "scores.json", scores)
+    answers = list(zip(seeing.predictions, blind.predictions, strict=True))
     with writing(output / EXAMPLES):
         source = f"{weights.parent.name} on {', '.join(map(str, options.data))}"
-        answers = list(zip(seeing.predictions, blind.predictions, strict=True))
         write_examples(output / EXAMPLES, samples, answers, source=source)
         log.info("report: %s", run_report(options.run, options.output))
     for predictions in (seeing, blind):
@@ -112,7 +112,7 @@ def evaluate(args: Sequence[str]) -> int:
     if options.json:
         sys.stdout.write(json.dumps(scores, indent=2) + "\n")
     else:
-        Console().print(table)
+        Console().print(table, examples_table(answers))
     return 0
 
 

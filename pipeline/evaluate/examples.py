@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from rich.markup import escape
+from rich.table import Table
+
 from etl.report.media import embed
 from etl.report.page import Card
 from etl.storage.atomic import write_json
@@ -15,6 +18,7 @@ from pipeline.evaluate.benchmark import BenchmarkSamples
 from pipeline.evaluate.generate_answers import Prediction
 
 _EXAMPLES = 24
+_PRINTED = 8
 
 
 def write_examples(
@@ -32,18 +36,36 @@ def write_examples(
         answers: to each sample, in their order: with its media, and without.
         source: which model and data they are of, in words.
     """
-    kinds: dict[str, list[int]] = {}
-    for index, (prediction, _) in enumerate(answers):
-        kinds.setdefault(prediction.kind, []).append(index)
-    # The first of each kind, then the second of each, and so on.
-    by_rank = sorted(
-        (rank, index) for of_kind in kinds.values() for rank, index in enumerate(of_kind)
-    )
-    chosen = sorted(index for _, index in by_rank[:_EXAMPLES])
+    chosen = _choose([seeing for seeing, _ in answers], _EXAMPLES)
     # A benchmark's official score may accept more than the very truth.
     exact = isinstance(samples, ShardSet)
     cards = [asdict(_card(samples[index], *answers[index], exact=exact)) for index in chosen]
     write_json(path, {"source": source, "cards": cards})
+
+
+def examples_table(answers: Sequence[tuple[Prediction, Prediction]]) -> Table:
+    """Return the first answers to each kind of question as a table.
+
+    Args:
+        answers: to each sample, in their order: with its media, and without.
+    """
+    table = Table("sample", "question", "truth", "answer", "without media")
+    for index in _choose([seeing for seeing, _ in answers], _PRINTED):
+        seeing, blind = answers[index]
+        texts = (seeing.id, seeing.question, seeing.truth, seeing.answer, blind.answer)
+        table.add_row(*map(escape, texts))
+    return table
+
+
+def _choose(predictions: Sequence[Prediction], number: int) -> list[int]:
+    """Return the indices of the first of each kind, then of the second of each, and so on."""
+    kinds: dict[str, list[int]] = {}
+    for index, prediction in enumerate(predictions):
+        kinds.setdefault(prediction.kind, []).append(index)
+    by_rank = sorted(
+        (rank, index) for of_kind in kinds.values() for rank, index in enumerate(of_kind)
+    )
+    return sorted(index for _, index in by_rank[:number])
 
 
 def _card(sample: Sample, seeing: Prediction, blind: Prediction, *, exact: bool) -> Card:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from transformers import PreTrainedTokenizerBase
+from transformers.generation.streamers import BaseStreamer
 
 from etl.storage.schema import PLACEHOLDER_PATTERN, Sample, words_of
 from model.multimodal_lm import MultimodalLM
@@ -54,6 +55,7 @@ def generate_answers(
     samples: Sequence[Sample],
     *,
     max_new_tokens: int,
+    streamer: BaseStreamer | None = None,
 ) -> list[Prediction]:
     """Answer the last question of each sample, in one batch.
 
@@ -63,6 +65,7 @@ def generate_answers(
         encoder: of the run's prompts.
         samples: each ends with the true answer of the assistant, which the model does not see.
         max_new_tokens: longest answer.
+        streamer: gets the tokens of a single sample's answer as they are generated.
 
     Raises:
         SampleError: a sample that cannot be encoded as a prompt.
@@ -77,6 +80,7 @@ def generate_answers(
             max_new_tokens=max_new_tokens,
             pad_id=tokenizer.pad_token_id,
             end_ids=encoder.stop_ids,
+            streamer=streamer,
         )
     # An end of several tokens does not stop the generation: the text after it is cut off.
     end = encoder.stop_text

@@ -40,6 +40,8 @@ def _examples(path: Path) -> Section:
 
 def _exact_scores(scores: Mapping[str, Any]) -> Section:
     names = {"accuracy": "with media", "blind": "blind", "chance": "chance"}
+    rates = {"word_error_rate": "word error rate", "character_error_rate": "character error rate"}
+    names |= {name: title for name, title in rates.items() if name in scores}  # not in old ones
     rows = [
         (kind or "–", *(f"{one[name]:.1%}" for name in names), one["questions"])
         for kind, one in scores["kinds"].items()
@@ -51,7 +53,7 @@ def _exact_scores(scores: Mapping[str, Any]) -> Section:
         columns=("kind", *names.values(), "questions"),
         rows=rows if len(rows) > 1 else (),
         note="Blind is the same model without the media; chance is always giving the most frequent "
-        "true answer to that kind of question.",
+        "true answer to that kind of question. Error rates are of the answers with media.",
     )
 
 

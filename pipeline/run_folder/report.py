@@ -80,6 +80,14 @@ def loss_chart(title: str, metrics: Metrics) -> Markup:
     return line_chart(title, _series(metrics, "losses"), unit=_NATS, smooth=True)
 
 
+def loss_charts(metrics: Metrics) -> dict[str, Markup]:
+    """Draw each loss of a run by itself; by name."""
+    return {
+        name: line_chart(f"Loss: {name}", {name: points}, unit=_NATS, smooth=True)
+        for name, points in _series(metrics, "losses").items()
+    }
+
+
 def _training(metrics: Metrics) -> Section:
     wanted = dict(_TRAINING)
     if len({name for entry in metrics for name in entry.get("sources", ())}) < 2:

@@ -69,7 +69,7 @@ def test_logits_equal_transformers_llava(digits, make_batch, encoder, backbone):
     copy_across(model, other)
     batch = make_batch([60, 52])
     colours = branch.encoder
-    pixels = normalise(batch.media["image"].input_values[:, 0], mean=colours.mean, std=colours.std)
+    pixels = normalise(batch.media["image"].input_values[:, 0], colours.processor)
     with torch.no_grad():
         ours, targets, *_ = model(batch)
         theirs = other(
@@ -176,6 +176,6 @@ def test_preprocessing_makes_square_normalised_pixels(digits):
     encoder = digits.model.inputs[0].encoder
     pixels = preprocess(encoder, Image.new("RGB", (10, 20), "white"))
     assert pixels.dtype == torch.uint8
-    pixels = normalise(pixels, mean=encoder.mean, std=encoder.std)
+    pixels = normalise(pixels, encoder.processor)
     assert pixels.shape == (1, 3, encoder.image_size, encoder.image_size)
     torch.testing.assert_close(pixels, torch.ones_like(pixels))

@@ -19,6 +19,7 @@ from model.spec import InputBranchSpec, Mlp, ModelSpec, SpecError
 from model.spec.backbones import Glm, Palm
 from model.spec.high_resolution import DocPedia
 from model.spec.image import EvaClip
+from model.spec.image_processor import squash
 from model.spec.projectors import Ldp, QwenResampler
 from model.spec.qformer import QFormer
 from model.spec.video import UniformerEva
@@ -178,8 +179,8 @@ def test_every_class_is_tested_here():
 @pytest.mark.parametrize(
     ("name", "encoder", "tokens"),
     [
-        ("llava", replace(clip_large_224(), image_size=448), 1024),
-        ("blip_2", EvaClip(image_size=448), 32),
+        ("llava", replace(clip_large_224(), processor=squash(448)), 1024),
+        ("blip_2", EvaClip(processor=squash(448)), 32),
         ("llava", DocPedia(), 1600),
         ("qwen_vl", monkey(), 7 * 256),
     ],

@@ -106,9 +106,7 @@ def as_theirs(spec, batch):
     return {
         kind: replace(
             placed,
-            input_values=normalise(
-                placed.input_values, mean=encoders[kind].mean, std=encoders[kind].std
-            ),
+            input_values=normalise(placed.input_values, encoders[kind].processor),
         )
         for kind, placed in batch.media.items()
     }
@@ -169,5 +167,5 @@ def test_pixels_equal_those_of_transformers_processors():
         processor.crop_size = processor.size
         for photo in (tall, wide):
             expected = processor(photo, return_tensors="pt")["pixel_values"]
-            pixels = normalise(preprocess(encoder, photo), mean=encoder.mean, std=encoder.std)
+            pixels = normalise(preprocess(encoder, photo), encoder.processor)
             torch.testing.assert_close(pixels, expected, atol=1e-5, rtol=0)

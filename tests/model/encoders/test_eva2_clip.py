@@ -11,9 +11,10 @@ from safetensors.torch import load_file, save_file
 from model.encoders.eva2_clip import build, preprocess
 from model.spec import SpecError
 from model.spec.image import Eva2Clip
+from model.spec.image_processor import squash
 
 RECORDED = Path(__file__).parents[1] / "recorded" / "eva2_clip.safetensors"
-SPEC = replace(Eva2Clip().tiny(), image_size=16, patch_size=4)
+SPEC = replace(Eva2Clip().tiny(), processor=squash(16), patch_size=4)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def test_features_equal_timms_before_its_last_layer(recorded, weights):
 
 
 def test_positions_for_another_picture_size_are_interpolated(weights):
-    spec = replace(SPEC, weights=weights, image_size=24)
+    spec = replace(SPEC, weights=weights, processor=squash(24))
     encoder = build(spec, weights="pretrained", dtype=torch.float32)
     assert encoder(torch.zeros(1, *spec.shape)).shape == (1, 36, 32)
 

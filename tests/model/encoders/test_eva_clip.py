@@ -17,6 +17,7 @@ from transformers import (
 from model.encoders.eva_clip import build, eva_config, preprocess
 from model.spec import SpecError
 from model.spec.image import EvaClip
+from model.spec.image_processor import squash
 
 RECORDED = Path(__file__).parents[1] / "recorded" / "eva_clip.safetensors"
 TINY = EvaClip().tiny()
@@ -54,7 +55,7 @@ def checkpoint(recorded, tmp_path_factory):
 
 @pytest.mark.parametrize("side", [16, 32])
 def test_a_blip2_checkpoint_gives_the_same_features_as_lavis(recorded, checkpoint, side):
-    spec = replace(TINY, weights=str(checkpoint), image_size=side)
+    spec = replace(TINY, weights=str(checkpoint), processor=squash(side))
     encoder = build(spec, weights="pretrained", dtype=torch.float32).eval()
     with torch.no_grad():
         features_bnd = encoder(recorded[f"input.{side}"])
@@ -87,7 +88,7 @@ def test_a_checkpoint_without_the_vision_part_is_refused(checkpoint, tmp_path):
 
 @pytest.mark.parametrize(("side", "tokens"), [(224, 257), (448, 1025)])
 def test_the_full_size_has_the_published_count(side, tokens):
-    spec = EvaClip(image_size=side)
+    spec = EvaClip(processor=squash(side))
     with torch.device("meta"):
         encoder = build(spec, weights="random", dtype=torch.bfloat16)
         features_bnd = encoder(torch.empty(1, *spec.shape))

@@ -14,6 +14,7 @@ from model.encoders.pictures import normalise
 from model.spec import SpecError
 from model.spec.high_resolution import Monkey
 from model.spec.image import ClipVision
+from model.spec.image_processor import pad_to_square, squash
 
 RECORDED = Path(__file__).parents[1] / "recorded" / "monkey.safetensors"
 BIGG = ClipVision(
@@ -22,16 +23,17 @@ BIGG = ClipVision(
     mlp_width=8192,
     layers=48,
     heads=16,
-    image_size=448,
     patch_size=14,
     feature_layer=-1,
     attend_cls=False,
     hidden_act="gelu",
     norm_eps=1e-6,
-    fit="squash",
+    processor=squash(448),
 )
 SMALL = Monkey(
-    tower=replace(BIGG, width=16, mlp_width=32, layers=2, heads=2, image_size=16, patch_size=4)
+    tower=replace(
+        BIGG, width=16, mlp_width=32, layers=2, heads=2, processor=squash(16), patch_size=4
+    )
 )
 
 
@@ -83,7 +85,7 @@ def test_a_picture_becomes_rows_of_tiles_and_the_whole_picture():
     assert pixels.shape == (SMALL.segments, *SMALL.shape)
     squashed = clip.preprocess(SMALL.tower, Image.fromarray(values[16:, 16:32]))
     colours = SMALL.tower
-    squashed = normalise(squashed, mean=colours.mean, std=colours.std)
+    squashed = normalise(squashed, colours.processor)
     torch.testing.assert_close(pixels[4], squashed[0])
     flat = monkey.preprocess(SMALL, Image.new("RGB", (90, 10), (10, 200, 30)))
     torch.testing.assert_close(flat, flat[:1].expand_as(flat))
@@ -104,8 +106,8 @@ def test_the_full_size_has_the_published_count():
 
 
 def test_padding_is_refused():
-    with pytest.raises(SpecError, match="must be 'squash'"):
-        Monkey(tower=replace(BIGG, fit="pad"))
+    with pytest.raises(SpecError, match="pads or crops, must only resize"):
+        Monkey(tower=replace(BIGG, processor=pad_to_square(448)))
 
 
 def test_tiny_keeps_the_wiring():

@@ -18,7 +18,11 @@ def test_features_equal_timms(tmp_path):
     pixels, want_bnd = recorded.pop("input"), recorded.pop("output")
     save_file(recorded, tmp_path / "model.safetensors")
     # An odd size covers every rounding of the padding.
-    spec = replace(NfNet().tiny(), weights=str(tmp_path / "model.safetensors"), image_size=70)
+    spec = replace(
+        NfNet().tiny(),
+        weights=str(tmp_path / "model.safetensors"),
+        processor=NfNet().processor.at(70),
+    )
     encoder = build(spec, weights="pretrained", dtype=torch.float32)
     with torch.no_grad():
         features_bnd = encoder(pixels)

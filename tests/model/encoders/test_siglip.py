@@ -9,6 +9,7 @@ from transformers import SiglipConfig, SiglipModel
 
 from model.encoders.siglip import build, preprocess, siglip_config
 from model.spec import SpecError
+from model.spec.image_processor import squash
 from model.spec.siglip import Siglip
 
 TINY = Siglip().tiny()
@@ -47,7 +48,7 @@ def test_weights_of_another_size_are_refused(checkpoint):
     with pytest.raises(SpecError, match="num_hidden_layers is 2, the preset says 3"):
         build(replace(spec, layers=3), weights="pretrained", dtype=torch.float32)
     with pytest.raises(SpecError, match="image_size is 16, must be 32"):
-        build(replace(spec, image_size=32), weights="pretrained", dtype=torch.float32)
+        build(replace(spec, processor=squash(32)), weights="pretrained", dtype=torch.float32)
 
 
 def test_the_full_size_has_the_published_shapes():

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from model.encoders import clip, temporal_clip
 from model.spec import ClipVision, SpecError
+from model.spec.image_processor import squash
 from model.spec.video import TemporalClip
 
 RECORDED = Path(__file__).parents[1] / "recorded" / "mplug_owl_video.safetensors"
@@ -20,7 +21,7 @@ SMALL = TemporalClip(
         mlp_width=32,
         layers=2,
         heads=2,
-        image_size=16,
+        processor=squash(16),
         patch_size=8,
         feature_layer=-1,
         keep_cls=True,

@@ -11,10 +11,11 @@ from safetensors.torch import load_file, save_file
 from model.encoders import eva_clip, uniformer_eva
 from model.freeze import set_trainable
 from model.spec.image import EvaClip
+from model.spec.image_processor import squash
 from model.spec.video import UniformerEva
 
 RECORDED = Path(__file__).parents[1] / "recorded" / "uniformer_eva.safetensors"
-TOWER = EvaClip(width=24, mlp_width=48, layers=3, heads=2, image_size=16, patch_size=8)
+TOWER = EvaClip(width=24, mlp_width=48, layers=3, heads=2, processor=squash(16), patch_size=8)
 SMALL = UniformerEva(tower=TOWER, aggregators=2)
 
 

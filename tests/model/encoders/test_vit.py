@@ -9,6 +9,7 @@ from transformers import ViTForImageClassification
 
 from model.encoders.pictures import normalise
 from model.encoders.vit import build, preprocess, vit_config
+from model.spec.image_processor import squash
 from model.spec.vit import Vit
 
 TINY = Vit().tiny()
@@ -27,7 +28,7 @@ def classifier():
 @pytest.mark.parametrize(("side", "keep_cls"), [(16, True), (16, False), (32, False)])
 def test_features_of_a_checkpoint_equal_those_of_transformers(classifier, tmp_path, side, keep_cls):
     classifier.save_pretrained(tmp_path)
-    spec = replace(TINY, weights=str(tmp_path), image_size=side, keep_cls=keep_cls)
+    spec = replace(TINY, weights=str(tmp_path), processor=squash(side), keep_cls=keep_cls)
     encoder = build(spec, weights="pretrained", dtype=torch.float32).eval()
     pixels = torch.randn(2, *spec.shape)
     with torch.no_grad():
@@ -50,6 +51,6 @@ def test_the_full_size_has_the_published_count():
 
 def test_pixels_are_centred_at_zero():
     pixels = preprocess(TINY, Image.new("RGB", (20, 10), (255, 0, 255)))
-    pixels = normalise(pixels, mean=TINY.mean, std=TINY.std)
+    pixels = normalise(pixels, TINY.processor)
     assert pixels.shape == (1, 3, 16, 16)
     assert pixels.amin(dim=(0, 2, 3)).tolist() == [1, -1, 1]

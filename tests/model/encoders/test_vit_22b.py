@@ -9,10 +9,11 @@ from safetensors.torch import load_file, save_file
 
 from model.encoders.vit_22b import ParallelLayer, build
 from model.spec import SpecError
+from model.spec.image_processor import squash
 from model.spec.vit import Vit22B
 
 RECORDED = Path(__file__).parents[1] / "recorded" / "vit_22b.safetensors"
-SPEC = replace(Vit22B().tiny(), image_size=16, patch_size=4)
+SPEC = replace(Vit22B().tiny(), processor=squash(16), patch_size=4)
 
 
 def convert_state_dict(state):
@@ -78,7 +79,7 @@ def test_a_layer_equals_the_papers_equations():
 
 @pytest.mark.parametrize(("side", "tokens"), [(224, 256), (756, 2916)])
 def test_the_full_size_has_the_published_count(side, tokens):
-    spec = Vit22B(image_size=side)
+    spec = Vit22B(processor=squash(side))
     with torch.device("meta"):
         encoder = build(spec, weights="random", dtype=torch.bfloat16)
         assert encoder(torch.empty(1, *spec.shape)).shape == (1, tokens, 6144)

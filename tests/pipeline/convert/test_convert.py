@@ -10,13 +10,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import LlavaForConditionalGeneration, PreTrainedModel
+from transformers import CLIPImageProcessorPil, LlavaForConditionalGeneration, PreTrainedModel
 
 from etl.cli import UserError, main
 from model.build import build, build_text_tokenizer, build_tokenizer
 from model.presets import system
 from model.spec import Lora, SpecError
 from model.spec.image import EvaClip
+from model.spec.image_processor import ImageProcessor
 from pipeline.checkpoint.checkpoints import newest_weights, write_weights
 from pipeline.cli import run as run_pipeline
 from pipeline.config.run_config import RunConfig, read_config
@@ -37,8 +38,14 @@ def save(model: PreTrainedModel, folder: Path, *, shard: str = "1GB") -> Path:
     tokenizer = build_tokenizer(system("digits").model, weights="random")
     tokenizer.save_pretrained(folder)
     tokenizer.save_pretrained(folder / "qformer_tokenizer")
-    normalization = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.2, 0.3]}
-    (folder / "preprocessor_config.json").write_text(json.dumps(normalization))
+    processor = CLIPImageProcessorPil(
+        size={"shortest_edge": 36},
+        crop_size={"height": 32, "width": 32},
+        resample=2,
+        image_mean=[0.5, 0.4, 0.3],
+        image_std=[0.2, 0.2, 0.3],
+    )
+    processor.save_pretrained(folder)
     return folder
 
 
@@ -62,11 +69,11 @@ def assert_same(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> 
 
 
 def config_files_of(folder: Path) -> dict[str, bytes]:
-    """Return the files next to the weights."""
+    """Return the files next to the weights; the model card is the export's own."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in folder.rglob("*")
-        if path.is_file() and "safetensors" not in path.name
+        if path.is_file() and "safetensors" not in path.name and path.name != "README.md"
     }
 
 
@@ -139,7 +146,13 @@ def test_an_imported_run_has_its_tokenizers_and_the_preset_s_stages(tmp_path: Pa
     assert (spec.pt, spec.sft) == (preset.pt, preset.sft)
     for slot in spec.model.inputs:
         assert isinstance(slot.encoder, EvaClip)
-        assert (slot.encoder.mean, slot.encoder.std) == ((0.5, 0.4, 0.3), (0.2, 0.2, 0.3))
+        assert slot.encoder.processor == ImageProcessor(
+            size=(32, 32),
+            shortest_edge=36,
+            resample="bilinear",
+            mean=(0.5, 0.4, 0.3),
+            std=(0.2, 0.2, 0.3),
+        )
     assert spec.model.backbone.template == preset.model.backbone.template
     for tokenizer in (
         build_tokenizer(spec.model, weights="pretrained"),
@@ -219,6 +232,23 @@ def test_missing_and_unexpected_tensors_are_errors(tmp_path: Path) -> None:
     assert "is the same tensor" in error_of(source, tmp_path / "run")
 
 
+def test_pictures_that_the_encoder_does_not_take_are_an_error(tmp_path: Path) -> None:
+    source = save(published.llava(), tmp_path / "source")
+    file = source / "preprocessor_config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps(config | {"crop_size": {"height": 24, "width": 24}}))
+    assert "its processor makes pictures of 24 x 24 pixels, but its encoder takes 32 x 32" in (
+        error_of(source, tmp_path / "run")
+    )
+    file.write_text(json.dumps(config | {"image_processor_type": "PixtralImageProcessor"}))
+    assert "unknown image processor class 'PixtralImageProcessor'" in error_of(
+        source, tmp_path / "run"
+    )
+    file.unlink()
+    messages = import_run(source, tmp_path / "run", "sft")
+    assert "no preprocessor_config.json: images as in the preset" in messages
+
+
 def test_an_unsupported_checkpoint_is_an_error(tmp_path: Path) -> None:
     assert "no such file" in error_of(tmp_path / "nowhere", tmp_path / "run")
     source = save(published.llava(multimodal_projector_bias=False), tmp_path / "source")
@@ -238,12 +268,6 @@ def test_an_unsupported_checkpoint_is_an_error(tmp_path: Path) -> None:
     config["text_config"]["attention_bias"] = False
     (source / "config.json").write_text(json.dumps(config))
     assert "has no model.safetensors" in error_of(source, tmp_path / "run")
-
-
-def test_a_run_that_was_not_imported_cannot_be_exported(tmp_path: Path) -> None:
-    RunConfig(stage="pt", system=system("digits"), data=(), output="x").save(tmp_path)
-    with pytest.raises(UserError, match="want a run made by `python -m pipeline import`"):
-        export_run(tmp_path, tmp_path / "back")
 
 
 def test_the_commands(

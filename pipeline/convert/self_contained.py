@@ -1,0 +1,54 @@
+"""A run as one self-contained folder, which `from model import load` opens."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+from etl.storage.atomic import write_json
+from model.build import build_text_tokenizer, published_tokenizer
+from model.exported import (
+    ADAPTER,
+    BACKBONE,
+    SPEC_FILE,
+    TEXT_TOKENIZER,
+    ExportedSpec,
+    with_folders,
+)
+from model.spec import Lora
+from model.weights import Weights
+from pipeline.convert.peft_folder import write_adapters
+from pipeline.convert.safetensors_store import write_tensors
+from pipeline.convert.trained_model import TrainedModel
+
+
+def write_self_contained(model: TrainedModel, output: Path, *, weights: Weights) -> str:
+    """Write all of a model: what it is, its weights, and its tokenizers.
+
+    Args:
+        model: the trained one.
+        output: an existing folder.
+        weights: where its tokenizers come from, as of the run.
+
+    Returns:
+        A line with the number and size of the tensors.
+    """
+    tensors = model.lazy(model.tensors())
+    size = write_tensors(output, tensors)
+    lora = model.stage.peft
+    if isinstance(lora, Lora):
+        write_adapters(
+            output / ADAPTER,
+            lora,
+            model.adapters(),
+            prefix=BACKBONE,
+            targets=lora.targets,
+            base=model.spec.backbone.weights,
+        )
+    spec = ExportedSpec(name=model.name, model=with_folders(model.spec, None), stage=model.stage)
+    write_json(output / SPEC_FILE, asdict(spec))
+    published_tokenizer(model.spec, weights=weights).save_pretrained(output)
+    text_tokenizer = build_text_tokenizer(model.spec, weights=weights)
+    if text_tokenizer is not None:
+        text_tokenizer.save_pretrained(output / TEXT_TOKENIZER)
+    return f"{len(tensors)} tensors, {size:,} bytes"

@@ -1,0 +1,180 @@
+"""A trained model that answers questions about files, with the prompts of its evaluation."""
+
+from __future__ import annotations
+
+import mimetypes
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase, TextStreamer
+
+from etl.cli import UserError
+from etl.storage.schema import (
+    PLACEHOLDER_PATTERN,
+    PLACEHOLDERS,
+    Medium,
+    Sample,
+    SampleError,
+    Turn,
+    sha256,
+)
+from model import load
+from model.build import build_text_tokenizer, build_tokenizer
+from model.exported import SPEC_FILE
+from model.multimodal_lm import MultimodalLM
+from model.spec import ModelSpec, Stage
+from model.spec.system import InitStage
+from model.weights import Weights
+from pipeline.config.run_config import CONFIG_FILE, read_config
+from pipeline.data.encode import SampleEncoder
+from pipeline.evaluate.evaluate import load_run
+from pipeline.evaluate.generate_answers import generate_answers
+
+WriteText = Callable[[str], object]
+
+
+class Assistant:
+    """A trained model with its tokenizer and its prompts, which answers one question at a time.
+
+    Args:
+        model: as the run trained it.
+        tokenizer: the backbone's.
+        stage: of the run; its prompt is used.
+        weights: `pretrained`, or `random` for a run without a hub or folders.
+        name: of the folder, for messages.
+    """
+
+    def __init__(
+        self,
+        model: MultimodalLM,
+        tokenizer: PreTrainedTokenizerBase,
+        stage: Stage,
+        *,
+        weights: Weights,
+        name: str,
+    ) -> None:
+        self._model, self._tokenizer, self._name = model, tokenizer, name
+        self.reads_questions = stage.prompt == "chat"
+        self._encoder = SampleEncoder(
+            model.spec,
+            tokenizer,
+            prompt=stage.prompt,
+            max_tokens=stage.max_tokens,
+            text_tokenizer=build_text_tokenizer(model.spec, weights=weights),
+        )
+
+    @classmethod
+    def open(cls, folder: Path | str) -> Assistant:
+        """Open a run folder with its newest valid checkpoint, or a self-contained exported folder.
+
+        Raises:
+            UserError, SpecError: no such folder, or weights that cannot be loaded.
+        """
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no such folder; want a trained run, or an exported one")
+        if (folder / SPEC_FILE).is_file():
+            spec, module, tokenizer = load(folder)
+            return cls(module, tokenizer, spec.stage, weights="pretrained", name=str(folder))
+        config = read_config(folder / CONFIG_FILE)
+        if isinstance(config.settings, InitStage):
+            raise UserError(f"{folder}: a run of stage init gives no answers; want pt or sft")
+        return cls(
+            load_run(config, folder),
+            build_tokenizer(config.system.model, weights=config.weights),
+            config.settings,
+            weights=config.weights,
+            name=str(folder),
+        )
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The model's spec."""
+        return self._model.spec
+
+    def ask(
+        self,
+        text: str,
+        *,
+        image: Path | str | None = None,
+        video: Path | str | None = None,
+        audio: Path | str | None = None,
+        points: Path | str | None = None,
+        max_new_tokens: int = 256,
+        on_text: WriteText | None = None,
+    ) -> str:
+        """Return the greedy answer to a question about files.
+
+        Args:
+            text: the question. A medium is shown before it, or where the text has its placeholder,
+                such as `<image>`.
+            image: a file of an image.
+            video: of a video.
+            audio: of a sound.
+            points: of a point cloud.
+            max_new_tokens: length at which the answer is cut.
+            on_text: called with each piece of the answer as soon as its words are complete.
+
+        Raises:
+            UserError: a file that cannot be read, or a kind of media that the model does not take.
+        """
+        files = {"image": image, "video": video, "audio": audio, "points": points}
+        given = {kind: Path(file) for kind, file in files.items() if file is not None}
+        sample = self._sample(text, given)
+        streamer = None if on_text is None else _Streamer(self._tokenizer, on_text)
+        try:
+            [prediction] = generate_answers(
+                self._model,
+                self._tokenizer,
+                self._encoder,
+                [sample],
+                max_new_tokens=max_new_tokens,
+                streamer=streamer,
+            )
+        except SampleError as error:
+            where = ", ".join(map(str, given.values())) or "the question"
+            raise UserError(str(error).replace("sample asked", where, 1)) from None
+        return prediction.answer
+
+    def _sample(self, text: str, files: Mapping[str, Path]) -> Sample:
+        for kind in files:
+            if kind not in self.spec.modalities:
+                takes = ", ".join(self.spec.modalities)
+                raise UserError(f"--{kind}: {self._name} takes {takes}, not {kind}")
+        shown = PLACEHOLDER_PATTERN.findall(text)
+        missing = [PLACEHOLDERS[kind] for kind in files if PLACEHOLDERS[kind] not in shown]
+        text = "".join(f"{placeholder}\n" for placeholder in missing) + text
+        kinds = {placeholder: kind for kind, placeholder in PLACEHOLDERS.items()}
+        media = []
+        for placeholder in PLACEHOLDER_PATTERN.findall(text):
+            kind = kinds[placeholder]
+            if kind not in files or shown.count(placeholder) > 1:
+                raise UserError(f"the question has {placeholder} without a file; want one --{kind}")
+            media.append(_read(kind, files[kind]))
+        turns = (Turn(role="user", text=text), Turn(role="assistant", text=""))
+        return Sample(id="asked", source="", turns=turns, media=tuple(media))
+
+
+def _read(kind: str, file: Path) -> Medium:
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"{file}: cannot be read ({error.strerror}); want a file of {kind}"
+        ) from None
+    mime = mimetypes.guess_type(file.name)[0] or "application/octet-stream"
+    return Medium(kind=kind, data=data, mime=mime, sha256=sha256(data))
+
+
+class _Streamer(TextStreamer):
+    """Passes on the answer's text as it is generated, a few words at a time."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, write: WriteText) -> None:
+        # The prompt, of which `generate` knows only embeddings, is an empty first call.
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self._write = write
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        """Pass on a text."""
+        if text:
+            self._write(text)
