@@ -53,6 +53,8 @@ def processor_template(folder: Path) -> str | None:
             found = json.loads((folder / name).read_bytes()).get("chat_template")
         except ValueError as error:
             raise SpecError(f"{folder / name}: {error}") from error
+        if isinstance(found, list):  # several by name
+            found = next((one["template"] for one in found if one["name"] == "default"), None)
         if isinstance(found, str):
             return found
     return None

@@ -20,7 +20,7 @@ from model.convert import FAMILIES
 from model.convert.processors import image_processor
 from model.convert.wiring import Wiring
 from model.spec.image import ClipVision, EvaClip
-from model.weights import load_transformers
+from model.weights import load_transformers, processor_template
 from pipeline.checkpoint.checkpoints import write_weights
 from pipeline.config.run_config import RunConfig
 from pipeline.convert.safetensors_store import SafetensorsStore, write_tensors
@@ -123,7 +123,15 @@ def read_wiring(source: Path, components: Path) -> Wiring:
         raise UserError(
             f"{file}: a checkpoint of {architecture}, want one of {', '.join(FAMILIES)}"
         )
-    return FAMILIES[architecture](load_transformers(AutoConfig, str(source)), components)
+    wiring = FAMILIES[architecture](load_transformers(AutoConfig, str(source)), components)
+    return wiring if processor_template(source) is None else _with_own_template(wiring)
+
+
+def _with_own_template(wiring: Wiring) -> Wiring:
+    """Return the wiring with the checkpoint's chat template, not the preset's."""
+    model = wiring.system.model
+    model = replace(model, backbone=replace(model.backbone, template=None))
+    return replace(wiring, system=replace(wiring.system, model=model))
 
 
 def _with_processors(wiring: Wiring, source: Path) -> tuple[Wiring, list[str]]:
@@ -180,6 +188,9 @@ def _copy_config_files(source: Path, components: Path) -> None:
         shutil.copy(path, components / SOURCE)
         if path.name not in _CONFIGURATIONS:
             shutil.copy(path, components / "backbone")
+    # A processor's template, in whatever file it was, is the tokenizer's here.
+    if (template := processor_template(source)) is not None:
+        (components / "backbone" / "chat_template.jinja").write_text(template)
     if (source / _TEXT_TOKENIZER).is_dir():
         shutil.copytree(source / _TEXT_TOKENIZER, components / SOURCE / _TEXT_TOKENIZER)
         shutil.copytree(source / _TEXT_TOKENIZER, components / TEXT)
