@@ -355,6 +355,7 @@ class MultimodalLM(nn.Module):
                 do_sample=False,
                 use_cache=True,
                 pad_token_id=pad_id,
+                decoder_start_token_id=pad_id if self.spec.backbone.seq2seq else None,
                 eos_token_id=list(end_ids) or None,
                 streamer=streamer,
             )

@@ -33,7 +33,10 @@ def llama(*, legacy: bool, **options) -> PreTrainedTokenizerBase:
     vocabulary, merges = _bpe(VIDEO_ID - len(symbols), pre_tokenizers.Metaspace())
     symbols += [piece for piece in vocabulary if piece not in symbols]
     ids = {symbol: number for number, symbol in enumerate(symbols)}
-    return _with_media(LlamaTokenizer(vocab=ids, merges=merges, legacy=legacy, **options))
+    options = {"add_bos_token": True} | options
+    tokenizer = LlamaTokenizer(vocab=ids, merges=merges, legacy=legacy, **options)
+    tokenizer.init_kwargs["legacy"] = legacy  # as in published files; saving would drop it
+    return _with_media(tokenizer)
 
 
 def gpt2(special: list[str], **options) -> PreTrainedTokenizerBase:
