@@ -65,6 +65,13 @@ LLAMA_3_TEMPLATE = (
 )
 """Texts, no marks, BOS written: as Llama-3-Instruct has it."""
 
+VIDEO_LLAVA_TEMPLATE = LLAVA_TEMPLATE.replace(
+    "{% if message['role'] != 'assistant' %}",
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'video') %}"
+    "{{ '<video>\n' }}{% endfor %}{% if message['role'] != 'assistant' %}",
+)
+"""As LanguageBind/Video-LLaVA-7B-hf has it."""
+
 CHATML_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
     "{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}"
@@ -180,7 +187,14 @@ CASES = (
     Case("llava vicuna, not legacy", published.llava, _NEW_LLAMA, _llava, _PAD, LLAVA_TEMPLATE),
     Case("llava llama-3", published.llava, llama_3, _llava, _CLIP, LLAMA_3_TEMPLATE),
     Case("llava qwen", published.llava, published_tokenizers.chatml, _llava, _PAD, CHATML_TEMPLATE),
-    Case("video-llava", published.video_llava, _LLAMA, _video_llava, _VIDEO_LLAVA, LLAVA_TEMPLATE),
+    Case(
+        "video-llava",
+        published.video_llava,
+        _LLAMA,
+        _video_llava,
+        _VIDEO_LLAVA,
+        VIDEO_LLAVA_TEMPLATE,
+    ),
     Case(
         "blip-2 opt",
         partial(published.blip_2, published.OPT),

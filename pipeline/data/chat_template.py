@@ -22,6 +22,7 @@ _ESCAPE, _END = "\ufdd0", "\ufdd1"
 _NONCHARACTERS = re.compile("[\ufdd0-\ufdef]")  # Unicode reserves them for programs (§23.7)
 
 _MARKS_ANSWERS = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_PROBE = "mmloom"
 _PARTS_AS_PYTHON = "{'type': "
 
 PLAIN = ChatTemplate(user="{text}", assistant="{text}", end_empty=False)
@@ -194,41 +195,36 @@ class ChatRenderer:
     def _choose_contents(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Find out whether the template takes texts, or lists of parts as a processor's does.
 
-        Where it writes the placeholders of all media, they are left to it.
+        Where it writes the placeholders of all media itself, that is left to it.
         """
         own = {kind: getattr(tokenizer, f"{kind}_token", None) for kind in self.placeholders}
         named = {kind: token or PLACEHOLDERS[kind] for kind, token in own.items()}
-        question = "".join(PLACEHOLDERS[kind] for kind in named) + "mmloom"
-        try:
-            text, _ = self._render([self._message(Turn(role="user", text=question))])
-            writes = "mmloom" in text and all(token in text for token in named.values())
-        except RenderError:
-            writes = False
-        self._as_parts = writes and (bool(named) or not self._takes_texts())
+        parts = [{"type": kind} for kind in named]
+        written = self._writes([*parts, {"type": "text", "text": _PROBE}])
+        writes_media = bool(named) and all(token in written for token in named.values())
+        self._as_parts = writes_media or not self._writes(_PROBE)
         if self._as_parts:
             self.placeholders = named
             self._escaped = any_of([*self.special, *PLACEHOLDERS.values(), *named.values()])
 
-    def _takes_texts(self) -> bool:
+    def _writes(self, content: str | list[dict[str, str]]) -> str:
+        """Return how a user's turn is written; empty if it cannot be."""
+        self._as_parts = not isinstance(content, str)
         try:
-            text, _ = self._render([{"role": "user", "content": "mmloom"}])
+            text, _ = self._render([{"role": "user", "content": content}])
         except RenderError:
-            return False
-        return "mmloom" in text
+            return ""
+        return text if _PROBE in text else ""
 
     def _check(self, source: str) -> None:
-        """Raise SpecError for a template that does not render a simple dialogue with its media."""
-        media = "".join(PLACEHOLDERS[kind] for kind in self.placeholders)
-        texts = (f"{media}mmloom?", "yes", "sure?", "no")
+        """Raise SpecError for a template that does not render a simple dialogue."""
+        texts = (f"{_PROBE}?", "yes", "sure?", "no")
         turns = [
             Turn(role=role, text=text)
             for role, text in zip(("user", "assistant") * 2, texts, strict=True)
         ]
         try:
             whole, prompt = self.render(turns), self.render_prompt(turns[:3])
-            missing = [k for k, token in self.placeholders.items() if token not in whole.text]
-            if missing:
-                raise RenderError(f"the chat template has no place for {missing[0]}")
             if len(whole.answers) != 2 or not whole.text.startswith(prompt.text):
                 raise RenderError("the chat template hides where answers are")
         except RenderError as error:
