@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from model import byte_tokenizers
-from model.backbones import chatglm, glm, llama, opt, palm, qwen, t5
+from model.backbones import chatglm, glm, hf, llama, opt, palm, qwen, t5
 from model.encoders import (
     beats,
     cformer,
@@ -66,6 +66,7 @@ from model.spec.audio import Beats, CFormer, Hubert, Whisper
 from model.spec.backbones import T5, ChatGlm, Glm, Llama, Opt, Palm, Qwen
 from model.spec.fusion import GatedCrossAttention, Splice, VisualExpert
 from model.spec.glu_adapter import GluAdapter
+from model.spec.hf_backbones import HfCausal, HfSeq2Seq
 from model.spec.high_resolution import DocPedia, Monkey
 from model.spec.image import ClipVision, Eva2Clip, EvaClip
 from model.spec.imagebind import ImageBind
@@ -87,7 +88,7 @@ from model.spec.qformer import QFormer, VideoQFormer
 from model.spec.siglip import Siglip
 from model.spec.video import TemporalClip, UniformerEva
 from model.spec.vit import Vit, Vit22B
-from model.weights import Weights, load_transformers, processor_template
+from model.weights import Weights, load_transformers, processor_template, source_options
 
 # Spec class → the file that builds it. A new component is added here.
 ENCODERS: Mapping[type, EncoderFile] = {
@@ -128,6 +129,8 @@ BACKBONES: Mapping[type, BackboneFile] = {
     Glm: glm,
     ChatGlm: chatglm,
     Palm: palm,
+    HfCausal: hf,
+    HfSeq2Seq: hf,
 }
 FUSIONS: Mapping[type, Callable[[PreTrainedModel, AnySpec], None]] = {
     Splice: lambda backbone, spec: None,
@@ -305,9 +308,10 @@ def published_tokenizer(spec: ModelSpec, *, weights: Weights) -> PreTrainedToken
     """Load the backbone's tokenizer unchanged; with random weights, build a byte tokenizer."""
     if weights == "random":
         return byte_tokenizers.plain()
-    tokenizer: PreTrainedTokenizerBase = load_transformers(AutoTokenizer, spec.backbone.weights)
+    name, options = source_options(spec.backbone.weights)
+    tokenizer: PreTrainedTokenizerBase = load_transformers(AutoTokenizer, name, **options)
     if not tokenizer.chat_template:
-        tokenizer.chat_template = processor_template(Path(spec.backbone.weights))
+        tokenizer.chat_template = processor_template(Path(name))
     return tokenizer
 
 

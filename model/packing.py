@@ -43,7 +43,7 @@ def attend_by_sample(
         value_bhtc: likewise.
         attention_mask: transformers' mask, used for rows that are not packed.
         starts: first position of each sample, then the length of the sequence.
-        more: arguments of `sdpa`.
+        more: arguments of `sdpa`, and of the layer its `sliding_window`, if it has one.
     """
     if starts is None:
         attended_bthc, _ = sdpa_attention_forward(
@@ -53,9 +53,18 @@ def attend_by_sample(
     attended = []
     for first, end in pairwise(starts):
         sample = (states[:, :, first:end] for states in (query_bhtc, key_bhtc, value_bhtc))
-        sample_bthc, _ = sdpa_attention_forward(module, *sample, None, **more)
+        mask = _window_mask(end - first, more.get("sliding_window"), query_bhtc.device)
+        sample_bthc, _ = sdpa_attention_forward(module, *sample, mask, **more)
         attended.append(sample_bthc)
     return torch.cat(attended, dim=1), None
+
+
+def _window_mask(length: int, window: int | None, device: torch.device) -> Tensor | None:
+    """Return the mask (1, 1, t, t) of sliding-window attention; None where it is just causal."""
+    if window is None or length <= window:
+        return None
+    offset_tt = torch.arange(length, device=device)[:, None] - torch.arange(length, device=device)
+    return ((offset_tt >= 0) & (offset_tt < window))[None, None]
 
 
 def attend_within_samples(backbone: PreTrainedModel) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +20,50 @@ from model.spec import SpecError
 
 Weights = Literal["pretrained", "random"]
 """`pretrained` loads a spec's weights from the hub or a folder, `random` initialises them."""
+
+
+IRRELEVANT = frozenset(
+    {
+        # Settings of training and generation, and metadata.
+        "activation_dropout",
+        "architectures",
+        "attention_dropout",
+        "attention_probs_dropout_prob",
+        "bos_token_id",
+        "chunk_size_feed_forward",
+        "classifier_dropout",
+        "decoder_start_token_id",
+        "dropout",
+        "dropout_rate",
+        "dtype",
+        "eos_token_id",
+        "hidden_dropout",
+        "hidden_dropout_prob",
+        "id2label",
+        "init_std",
+        "initializer_factor",
+        "initializer_range",
+        "is_decoder",
+        "label2id",
+        "layerdrop",
+        "model_type",
+        "output_attentions",
+        "output_hidden_states",
+        "pad_token_id",
+        "pretraining_tp",
+        "problem_type",
+        "return_dict",
+        "transformers_version",
+        "use_cache",
+        "_name_or_path",
+        # CLIP's projection, which no tower here has.
+        "projection_dim",
+        # T5: its training length, and a name that implies two other fields.
+        "n_positions",
+        "feed_forward_proj",
+    }
+)
+"""Fields of a configuration that do not change the logits in evaluation mode."""
 
 
 def load_transformers(cls: Any, source: str, **options: Any) -> Any:  # noqa: ANN401 -- their classes
@@ -74,12 +119,45 @@ def cast(module: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     return module
 
 
-def check_config(module: PreTrainedModel, config: PretrainedConfig, source: str) -> None:
-    """Raise SpecError where the sizes of loaded weights differ from the spec's."""
-    for name in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"):
-        expected, loaded = getattr(config, name), getattr(module.config, name)
-        if expected != loaded:
-            raise SpecError(f"weights {source!r}: {name} is {loaded}, the preset says {expected}")
+def source_options(weights: str) -> tuple[str, dict[str, str]]:
+    """Return a spec's `weights` as transformers takes it: a folder or a hub name, and options.
+
+    `FOLDER/FILE.gguf` and `OWNER/NAME:FILE.gguf` name a GGUF file.
+
+    Raises:
+        SpecError: a GGUF file without the package that reads it.
+    """
+    if not weights.endswith(".gguf"):
+        return weights, {}
+    if find_spec("gguf") is None:
+        raise SpecError(f"weights {weights!r}: reading GGUF needs pip install mmloom[gguf]")
+    name, _, file = weights.rpartition(":") if ":" in weights else weights.rpartition("/")
+    return name or ".", {"gguf_file": file}
+
+
+def check_config(
+    published: PreTrainedModel | PretrainedConfig,
+    config: PretrainedConfig,
+    source: str,
+    free: Collection[str] = (),
+) -> None:
+    """Raise SpecError where a checkpoint differs from the spec in a field that is not `free`."""
+    theirs = published if isinstance(published, PretrainedConfig) else published.config
+    for name, loaded, expected in config_differences(theirs, config):
+        if name not in free:
+            raise SpecError(
+                f"weights {source!r}: {name} is {loaded!r}, the preset says {expected!r}"
+            )
+
+
+def config_differences(
+    theirs: PretrainedConfig, ours: PretrainedConfig
+) -> Iterator[tuple[str, object, object]]:
+    """Yield each field that changes the logits in evaluation mode and differs, with both values."""
+    published, own = theirs.to_dict(), ours.to_dict()
+    for name in sorted((published.keys() & own.keys()) - IRRELEVANT):
+        if published[name] != own[name]:
+            yield name, published[name], own[name]
 
 
 def load_published(

@@ -1,13 +1,19 @@
-"""The command line: `python -m pipeline {pt,sft,features,evaluate,import,export,plan,…} …`."""
+"""The command line: `python -m pipeline {pt,sft,features,evaluate,import,export,plan,…} …`.
+
+Modules that import torch and DeepSpeed, which takes seconds, are imported by the commands that need
+them: help, and a mistake in an option, come at once.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
+from importlib import import_module
 from typing import Literal
 
 from rich.console import Console, Group
@@ -15,7 +21,6 @@ from rich.console import Console, Group
 from etl.cli import UserError, parse
 from model.presets import PRESETS
 from model.spec import System
-from pipeline.compat.library_logs import quiet_libraries
 from pipeline.config.run_config import (
     PresetOptions,
     StageName,
@@ -23,32 +28,45 @@ from pipeline.config.run_config import (
     parse_train_options,
     resolve,
 )
-from pipeline.convert.export import export
-from pipeline.convert.import_ import import_
-from pipeline.evaluate.ask import ask
-from pipeline.evaluate.evaluate import evaluate
-from pipeline.evaluate.score import score
-from pipeline.forecast.forecast import forecast_table, make_forecast, typical_product
-from pipeline.forecast.peak_flops import measured, published
-from pipeline.forecast.plan import plan, plan_table
+
+Command = Callable[[Sequence[str]], int]
 
 
-def _train(stage: StageName) -> Callable[[Sequence[str]], int]:
+def _prepare_libraries() -> None:
+    """Make libraries quiet, before a command's module imports them.
+
+    DeepSpeed looks for an accelerator on import. Where there is none it prints that to stdout, amid
+    what `--json` prints, unless the accelerator is set.
+    """
+    import torch  # noqa: PLC0415
+
+    from pipeline.compat.library_logs import quiet_libraries  # noqa: PLC0415
+
+    if not torch.accelerator.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    quiet_libraries()
+
+
+def _command(module: str, function: str) -> Command:
+    """Return a command whose module is imported when it runs."""
+
+    def run(args: Sequence[str]) -> int:
+        _prepare_libraries()
+        code: int = getattr(import_module(module), function)(args)
+        return code
+
+    return run
+
+
+def _train(stage: StageName) -> Command:
     def run(args: Sequence[str]) -> int:
         options = parse_train_options(stage, args)
-        # Importing DeepSpeed takes seconds, and no other command needs it.
+        _prepare_libraries()
         from pipeline.train.train import train_stage  # noqa: PLC0415
 
         return train_stage(resolve(options, stage), options.resume)
 
     return run
-
-
-def _features(args: Sequence[str]) -> int:
-    # Importing Ray takes a second, and no other command needs it.
-    from pipeline.feature_cache.precompute import precompute  # noqa: PLC0415
-
-    return precompute(args)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,17 +141,21 @@ def _plan(args: Sequence[str]) -> int:
     options = parse(PlanOptions, prog="python -m pipeline plan", args=args)
     system = changed_preset(options.preset, options.scale, options.set)
     stage = system.stage(options.stage)
+    _prepare_libraries()
+    from pipeline.forecast import forecast, peak_flops  # noqa: PLC0415
+    from pipeline.forecast.plan import plan, plan_table  # noqa: PLC0415
+
     planned = plan(system, options.stage, options.gpus)
     peak = (
-        measured(stage.precision, typical_product(system.model, stage))
+        peak_flops.measured(stage.precision, forecast.typical_product(system.model, stage))
         if options.measure
-        else published(options.device, stage.precision)
+        else peak_flops.published(options.device, stage.precision)
     )
-    forecast = make_forecast(system, options.stage, planned, peak)
+    expected = forecast.make_forecast(system, options.stage, planned, peak)
     if options.json:
-        _print_json(planned.to_json() | forecast.to_json())
+        _print_json(planned.to_json() | expected.to_json())
     else:
-        Console().print(Group(plan_table(planned), forecast_table(forecast)))
+        Console().print(Group(plan_table(planned), forecast.forecast_table(expected)))
     return 0
 
 
@@ -141,19 +163,41 @@ def _print_json(value: object) -> None:
     sys.stdout.write(json.dumps(value, indent=2) + "\n")
 
 
-COMMANDS: Mapping[str, tuple[Callable[[Sequence[str]], int], str]] = {
+COMMANDS: Mapping[str, tuple[Command, str]] = {
     "init": (_train("init"), "pre-train a Q-Former or a P-Former, before MM-PT"),
     "pt": (_train("pt"), "align a preset's projectors on captions (MM-PT)"),
     "sft": (_train("sft"), "fine-tune on instructions (MM-IT)"),
-    "features": (_features, "precompute the feature cache for pt --feature-cache"),
-    "ask": (ask, "ask a trained run one question about files, or without any"),
-    "evaluate": (evaluate, "ask a trained run the questions of a data folder or a benchmark"),
-    "score": (score, "a benchmark's official score of any file of predictions"),
-    "import": (import_, "make a run folder from a transformers checkpoint"),
-    "export": (export, "write an imported run, trained or not, as a transformers checkpoint"),
+    "features": (
+        _command("pipeline.feature_cache.precompute", "precompute"),
+        "precompute the feature cache for pt --feature-cache",
+    ),
+    "ask": (
+        _command("pipeline.evaluate.ask", "ask"),
+        "ask a trained run one question about files, or without any",
+    ),
+    "evaluate": (
+        _command("pipeline.evaluate.evaluate", "evaluate"),
+        "ask a trained run the questions of a data folder or a benchmark",
+    ),
+    "score": (
+        _command("pipeline.evaluate.score", "score"),
+        "a benchmark's official score of any file of predictions",
+    ),
+    "import": (
+        _command("pipeline.convert.import_", "import_"),
+        "make a run folder from a transformers checkpoint",
+    ),
+    "export": (
+        _command("pipeline.convert.export", "export"),
+        "write an imported run, trained or not, as a transformers checkpoint",
+    ),
+    "compose": (
+        _command("pipeline.compose", "compose_command"),
+        "write a preset file for published encoders and a language model",
+    ),
     "plan": (_plan, "forecast parameters, memory and step time of a preset"),
     "list": (_list, "list the presets"),
-    "show": (_show, "print a preset's resolved specification"),
+    "show": (_show, "print a preset's resolved specification, a preset file"),
 }
 
 
@@ -161,7 +205,6 @@ def run(args: Sequence[str]) -> int:
     """Run one command; returns the exit code."""
     # DeepSpeed's launcher passes the local rank as an option, and in the environment, too.
     args = [arg for arg in args if not arg.startswith("--local_rank=")]
-    quiet_libraries()
     if not args or args[0] in ("-h", "--help"):
         lines = [f"  {name:<10} {summary}" for name, (_, summary) in COMMANDS.items()]
         usage = "usage: python -m pipeline COMMAND … (each has --help)"

@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = {
     "model": [
         "convert",
+        "compose",
         "pretraining",
         "exported",
         "build",
@@ -56,6 +57,7 @@ LAYERS = {
         "__main__",
         "cli",
         "quickstart",
+        "compose",
         "train",
         "evaluate",
         "convert",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,33 +16,28 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from model.spec import SpecError
-from model.weights import load_transformers
+from model.weights import check_config, load_transformers
 
 
 def load(
     cls: Any,  # noqa: ANN401 -- transformers' classes
     source: str,
     config: PretrainedConfig,
-    sizes: Sequence[str],
     **options: Any,  # noqa: ANN401 -- transformers' options
 ) -> Any:  # noqa: ANN401
-    """Load a transformers checkpoint and check its sizes against `config`.
+    """Load a transformers checkpoint that agrees with `config` in all that changes the logits.
 
     Args:
         cls: the model class.
         source: a hub name or a folder.
         config: the spec's configuration.
-        sizes: attributes that must be equal in both configurations.
         options: of `from_pretrained`.
 
     Raises:
-        SpecError: there are no such weights, sizes differ, or tensors are missing.
+        SpecError: there are no such weights, a field differs, or tensors are missing.
     """
     model, found = load_transformers(cls, source, output_loading_info=True, **options)
-    for name in sizes:
-        expected, loaded = getattr(config, name), getattr(model.config, name)
-        if expected != loaded:
-            raise SpecError(f"weights {source!r}: {name} is {loaded}, the preset says {expected}")
+    check_config(model, config, source)
     if found["missing_keys"]:
         raise SpecError(f"weights {source!r}: missing {sorted(found['missing_keys'])[:3]}")
     return model

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from model.backbones.checkpoint import load
 from model.spec import Llama
-from model.weights import Weights, cast, check_config, load_transformers
+from model.weights import Weights, cast
 
 
 def llama_config(spec: Llama) -> LlamaConfig:
@@ -30,6 +31,7 @@ def build(spec: Llama, *, weights: Weights, dtype: torch.dtype) -> LlamaForCausa
     """Return the backbone with published or random weights."""
     if weights == "random":
         return cast(LlamaForCausalLM(llama_config(spec)), dtype)
-    backbone = load_transformers(LlamaForCausalLM, spec.weights, dtype=dtype)
-    check_config(backbone, llama_config(spec), spec.weights)
+    backbone: LlamaForCausalLM = load(
+        LlamaForCausalLM, spec.weights, llama_config(spec), dtype=dtype
+    )
     return backbone

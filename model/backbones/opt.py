@@ -33,5 +33,4 @@ def build(spec: Opt, *, weights: Weights, dtype: torch.dtype) -> OPTForCausalLM:
     config = opt_config(spec)
     if weights == "random":
         return OPTForCausalLM(config).to(dtype)
-    sizes = ("hidden_size", "ffn_dim", "num_hidden_layers", "num_attention_heads")
-    return load(OPTForCausalLM, spec.weights, config, sizes, dtype=dtype, dropout=spec.dropout)
+    return load(OPTForCausalLM, spec.weights, config, dtype=dtype, dropout=spec.dropout)

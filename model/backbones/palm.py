@@ -39,5 +39,4 @@ def build(spec: Palm, *, weights: Weights, dtype: torch.dtype) -> CohereForCausa
     config = palm_config(spec)
     if weights == "random":
         return cast(CohereForCausalLM(config), dtype)
-    sizes = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-    return load(CohereForCausalLM, spec.weights, config, sizes, dtype=dtype)
+    return load(CohereForCausalLM, spec.weights, config, dtype=dtype)

@@ -62,7 +62,6 @@ def build(spec: T5, *, weights: Weights, dtype: torch.dtype) -> UntiedT5:
         UntiedT5,
         spec.weights,
         config,
-        ("d_model", "d_kv", "d_ff", "num_layers", "num_decoder_layers", "num_heads"),
         dtype=dtype,
         dropout_rate=spec.dropout,
         dense_act_fn=spec.activation,

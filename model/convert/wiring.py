@@ -10,51 +10,10 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from model.spec import SpecError, System
+from model.weights import config_differences
 
 DERIVED = (".position_ids", ".rotary_emb.inv_freq")
 """Suffixes of buffers in older checkpoints that are derived from the configuration."""
-
-IRRELEVANT = frozenset(
-    {
-        # Settings of training and generation, and metadata.
-        "activation_dropout",
-        "architectures",
-        "attention_dropout",
-        "attention_probs_dropout_prob",
-        "bos_token_id",
-        "chunk_size_feed_forward",
-        "classifier_dropout",
-        "decoder_start_token_id",
-        "dropout",
-        "dropout_rate",
-        "dtype",
-        "eos_token_id",
-        "hidden_dropout_prob",
-        "id2label",
-        "init_std",
-        "initializer_factor",
-        "initializer_range",
-        "is_decoder",
-        "label2id",
-        "layerdrop",
-        "model_type",
-        "output_attentions",
-        "output_hidden_states",
-        "pad_token_id",
-        "pretraining_tp",
-        "problem_type",
-        "return_dict",
-        "transformers_version",
-        "use_cache",
-        "_name_or_path",
-        # CLIP's projection, which no tower here has.
-        "projection_dim",
-        # T5: its training length, and a name that implies two other fields.
-        "n_positions",
-        "feed_forward_proj",
-    }
-)
-"""Fields of a configuration that do not change the logits in evaluation mode."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,10 +66,8 @@ def check_agreement(theirs: PretrainedConfig, ours: PretrainedConfig, where: str
     Raises:
         SpecError: a field that changes the logits differs; names it.
     """
-    published, own = theirs.to_dict(), ours.to_dict()
-    for name in sorted((published.keys() & own.keys()) - IRRELEVANT):
-        if published[name] != own[name]:
-            raise SpecError(f"{where}.{name}: {published[name]!r}, must be {own[name]!r}")
+    for name, published, own in config_differences(theirs, ours):
+        raise SpecError(f"{where}.{name}: {published!r}, must be {own!r}")
 
 
 def require(config: PretrainedConfig, where: str = "config", **fields: Any) -> None:  # noqa: ANN401

@@ -72,7 +72,7 @@ def load_tower(spec: ClipVision, *, weights: Weights, dtype: torch.dtype) -> CLI
     if weights == "random":
         return CLIPVisionModel(config).to(dtype)
     tower = load_transformers(CLIPVisionModel, spec.weights, dtype=dtype)
-    check_config(tower, config, spec.weights)
+    check_config(tower, config, spec.weights, free=("image_size",))
     return resize_tower(tower, config, POSITIONS)
 
 

@@ -66,7 +66,7 @@ def load_tower(spec: EvaClip, *, weights: Weights, dtype: torch.dtype) -> Blip2V
     )
     if info["missing_keys"]:
         raise SpecError(f"weights {spec.weights!r}: {sorted(info['missing_keys'])[0]} is missing")
-    check_config(tower, config, spec.weights)
+    check_config(tower, config, spec.weights, free=("image_size",))
     return resize_tower(tower, config, POSITIONS)
 
 

@@ -14,7 +14,6 @@ from transformers import SiglipVisionConfig, SiglipVisionModel
 
 from model.encoders import pictures
 from model.encoders.pictures import normalise
-from model.spec import SpecError
 from model.spec.siglip import Siglip
 from model.weights import Weights, check_config, load_transformers
 
@@ -60,10 +59,6 @@ def build(spec: Siglip, *, weights: Weights, dtype: torch.dtype) -> SiglipEncode
         return SiglipEncoder(spec, SiglipVisionModel(config).to(dtype))
     tower = load_transformers(SiglipVisionModel, spec.weights, dtype=dtype, vision_use_head=False)
     check_config(tower, config, spec.weights)
-    for name in ("image_size", "patch_size"):
-        expected, loaded = getattr(config, name), getattr(tower.config, name)
-        if expected != loaded:
-            raise SpecError(f"weights {spec.weights!r}: {name} is {loaded}, must be {expected}")
     return SiglipEncoder(spec, tower)
 
 

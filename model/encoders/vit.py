@@ -53,7 +53,7 @@ def build(spec: Vit, *, weights: Weights, dtype: torch.dtype) -> VitEncoder:
     if weights == "random":
         return VitEncoder(spec, ViTModel(config, add_pooling_layer=False).to(dtype))
     tower = load_transformers(ViTModel, spec.weights, dtype=dtype, add_pooling_layer=False)
-    check_config(tower, config, spec.weights)
+    check_config(tower, config, spec.weights, free=("image_size",))
     return VitEncoder(spec, resize_tower(tower, config, POSITIONS, add_pooling_layer=False))
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from model.spec import SpecError
 from model.spec.fusion import GatedCrossAttention
 
 NO_MEDIUM = -1
@@ -99,6 +100,7 @@ class GatedLayer(nn.Module):
         super().__init__()
         self.gated = gated
         self.layer = layer
+        self.attention_type = getattr(layer, "attention_type", None)  # some decoders ask for it
 
     def forward(
         self,
@@ -124,9 +126,16 @@ def add(backbone: PreTrainedModel, spec: GatedCrossAttention) -> None:
     """Add the new layers to a causal backbone, in place; initially they are the identity.
 
     Its decoder then requires `media` and `media_index`; see `decoder_kwargs`.
+
+    Raises:
+        SpecError: a class whose layers are not where those of most classes are.
     """
     width, dtype = backbone.config.hidden_size, next(backbone.parameters()).dtype
-    layers = backbone.get_decoder().layers
+    layers = getattr(backbone.get_decoder(), "layers", None)
+    if layers is None:
+        raise SpecError(
+            f"fusion: {spec.kind!r} does not know the layers of {type(backbone).__name__}"
+        )
     for number in range(0, len(layers), spec.every_n_layers):
         layers[number] = GatedLayer(GatedBlock(spec, width).to(dtype), layers[number])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import nn
+from transformers import PreTrainedModel
 
 from model.spec import SpecError
 
@@ -28,3 +29,20 @@ def linear_layers(backbone: nn.Module, targets: Sequence[str]) -> list[nn.Linear
             )
         found |= matches
     return list(found.values())
+
+
+def block_linear_names(backbone: PreTrainedModel) -> tuple[str, ...]:
+    """Return the names of the linear layers in a backbone's blocks, without the output layer's.
+
+    Raises:
+        SpecError: there are none, as in GPT-2, whose layers are of another class.
+    """
+    output = backbone.get_output_embeddings()
+    names = dict.fromkeys(
+        name.rpartition(".")[2]
+        for name, layer in backbone.named_modules()
+        if isinstance(layer, nn.Linear) and layer is not output
+    )
+    if not names:
+        raise SpecError(f"peft: {type(backbone).__name__} has no linear layers to adapt")
+    return tuple(names)

@@ -109,7 +109,7 @@ def dlp() -> System:
         epochs=5,
         recompute=True,
     )
-    pt = replace(whole.pt, epochs=10, reference=Reference(pformer=former, weight=100.0))
+    pt = replace(whole.stage("pt"), epochs=10, reference=Reference(pformer=former, weight=100.0))
     return replace(whole, paper="arXiv:2307.07063", init=(sentences, image_text), pt=pt)
 
 

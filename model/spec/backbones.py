@@ -12,10 +12,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
+from model.spec.base import TINY_POSITIONS, TINY_VOCABULARY
 from model.spec.chat_template import ChatTemplate
-
-TINY_VOCABULARY = 384
-TINY_POSITIONS = 1024
+from model.spec.hf_backbones import HfCausal, HfSeq2Seq
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -299,4 +298,4 @@ class Palm:
         )
 
 
-Backbone = Llama | Opt | T5 | Qwen | Glm | ChatGlm | Palm
+Backbone = Llama | Opt | T5 | Qwen | Glm | ChatGlm | Palm | HfCausal | HfSeq2Seq

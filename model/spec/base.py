@@ -6,6 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 
+TINY_VOCABULARY = 384
+TINY_POSITIONS = 1024
+"""Of language models at `--scale tiny`; the byte tokenizer's ids fit into the vocabulary."""
+
 
 class SpecError(ValueError):
     """An invalid specification: one line that says what is wrong and what would be right."""

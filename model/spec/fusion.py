@@ -11,6 +11,7 @@ from typing import ClassVar, Literal
 
 from model.spec.backbones import Backbone
 from model.spec.base import SpecError
+from model.spec.hf_backbones import HfCausal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,9 +92,12 @@ class VisualExpert:
 
     def check(self, backbone: Backbone) -> None:
         """Raise SpecError unless the backbone is a LLaMA."""
-        if backbone.kind != "llama":
+        architecture: str = backbone.kind
+        if isinstance(backbone, HfCausal):
+            architecture = backbone.model_type
+        if architecture != "llama":
             raise SpecError(
-                f"fusion: {self.kind!r} requires a backbone of kind 'llama', not {backbone.kind!r}"
+                f"fusion: {self.kind!r} requires a backbone of kind 'llama', not {architecture!r}"
             )
 
     def tiny(self) -> VisualExpert:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from model.spec.backbones import TINY_VOCABULARY
+from model.spec.base import TINY_VOCABULARY
 
 TINY_TEXT = 64
 """Length of a text at `--scale tiny`, where each byte is a token."""

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
-from model.spec.backbones import TINY_VOCABULARY
-from model.spec.base import ProjectorShape, SpecError
+from model.spec.base import TINY_VOCABULARY, ProjectorShape, SpecError
 from model.spec.projectors import check_segments
 
 TINY_QUERIES = 4

@@ -19,6 +19,33 @@ TRAINABLE_OUTPUTS = ("outputs.*.signals.*", "outputs.*.head.*", "outputs.*.proje
 """Trainable patterns of the output branches in a stage with generation; generators stay frozen."""
 
 
+Schedule = Literal["cosine", "linear", "constant"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParameterGroup:
+    """Optimizer settings for a part of the trainable parameters; None stands for the stage's.
+
+    CogVLM trains its encoder at a tenth of the rate, Qwen-VL with a rate that decays from layer to
+    layer (Bai et al. 2023, table 8); ms-swift calls such rates `vit_lr` and `aligner_lr`.
+
+    Args:
+        pattern: of parameter names, as in `Stage.trainable`; the first group that matches applies.
+        learning_rate: the peak.
+        weight_decay: of matrices; vectors never decay.
+        schedule, warmup: see `Stage`.
+        layer_decay: each layer's rate is this fraction of the next layer's (BEiT, Bao et al. 2021,
+            appendix); the last layer has `learning_rate`. A layer is the first number in a name.
+    """
+
+    pattern: str
+    learning_rate: float | None = None
+    weight_decay: float | None = None
+    schedule: Schedule | None = None
+    warmup: float | None = None
+    layer_decay: float | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Stage:
     """How one stage trains: trainable parameters, prompts and hyper-parameters.
@@ -32,8 +59,11 @@ class Stage:
             MM-PT), and the user's text if it asks for a medium to be generated; `chat` uses the
             backbone's chat template; `sentences` uses the assistant's text alone, after the
             positions of a medium that is not encoded.
-        learning_rate: the peak; cosine decay to zero after a linear warm-up.
-        warmup: share of the steps.
+        learning_rate: the peak.
+        weight_decay: of matrices; vectors (biases, norms) do not decay.
+        warmup: share of the steps in which the rate rises linearly.
+        schedule: after that, `cosine` or `linear` decay to zero, or `constant`.
+        groups: other rates, decays and schedules for some of the parameters.
         global_batch: samples per optimizer step over all ranks.
         micro_batch: samples per rank and forward pass.
         max_tokens: longer samples are truncated, but never inside a medium.
@@ -56,6 +86,8 @@ class Stage:
     learning_rate: float
     weight_decay: float = 0.0
     warmup: float = 0.03
+    schedule: Schedule = "cosine"
+    groups: tuple[ParameterGroup, ...] = ()
     epochs: int = 1
     global_batch: int
     micro_batch: int
@@ -105,21 +137,27 @@ class InitStage(Stage):
 
 @dataclass(frozen=True, kw_only=True)
 class System:
-    """A published system: its name, its paper, its model and its stages.
+    """A system: its name, its model and its stages, of which any may be left out.
 
-    `init` holds the stages before MM-PT, one per component, in the order in which they are run.
+    Args:
+        name: of the preset.
+        paper: where it was published; "" for a system of one's own.
+        model: the branches and the backbone.
+        init: the stages before MM-PT, one per component, in the order in which they are run.
+        pt: MM-PT.
+        sft: SFT, the first part of MM-IT.
     """
 
     name: str
-    paper: str
+    paper: str = ""
     model: ModelSpec
     init: tuple[InitStage, ...] = ()
-    pt: Stage
-    sft: Stage
+    pt: Stage | None = None
+    sft: Stage | None = None
 
     def __post_init__(self) -> None:
         """Raise SpecError for stages that the model does not support."""
-        for stage in (self.pt, self.sft):
+        for stage in filter(None, (self.pt, self.sft)):
             if stage.peft is not None:
                 stage.peft.check(self.model.backbone)
             if stage.generation is not None:
@@ -140,8 +178,8 @@ class System:
             self,
             model=self.model.tiny(),
             init=tuple(stage.tiny() for stage in self.init),
-            pt=self.pt.tiny(),
-            sft=self.sft.tiny(),
+            pt=self.pt.tiny() if self.pt else None,
+            sft=self.sft.tiny() if self.sft else None,
         )
 
     def stage(self, name: str, part: str | None = None) -> Stage:
@@ -157,7 +195,10 @@ class System:
         choose(name, ("init", "pt", "sft"), "stage")
         if name == "init":
             return self._init(part)
-        return self.pt if name == "pt" else self.sft
+        stage = self.pt if name == "pt" else self.sft
+        if stage is None:
+            raise SpecError(f"{self.name} has no stage {name!r}; add one to its file")
+        return stage
 
     def _init(self, part: str | None) -> InitStage:
         kinds: list[str] = [stage.objective.kind for stage in self.init]

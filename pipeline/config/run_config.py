@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
-import yaml
 
 from etl.cli import UserError, parse
 from etl.storage.atomic import write_json
-from model.presets import system
 from model.spec import ModelSpec, SpecError, Stage, System
 from model.spec.system import InitStage
 from pipeline.config.decode import decode
+from pipeline.config.files import CONFIG_FILE, leaves, older_file, read_mapping, read_preset
 from pipeline.config.loggers import LoggerName, check_loggers
 from pipeline.config.mix import Mix
 from pipeline.config.older_versions import OlderVersionError, check_files
@@ -26,7 +23,6 @@ from pipeline.config.overrides import override
 StageName = Literal["init", "pt", "sft"]
 Scale = Literal["full", "tiny"]
 REPOSITORY = Path(__file__).parents[2]
-CONFIG_FILE = "config.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,9 +92,9 @@ class RunConfig(RunOptions):
 class PresetOptions:
     """Which system: a preset, its scale, and changes of its fields."""
 
-    preset: tyro.conf.Positional[str]
-    """A preset's name (`python -m pipeline list`), or where a run is wanted, a run's config.json or
-    .yaml."""
+    preset: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PRESET")]
+    """A preset's name (`python -m pipeline list`), or a file: a preset as `show` and `compose`
+    write it, a run's config.json, or what differs from a preset (docs/configuration.md)."""
     scale: Scale = "full"
     """`tiny`: the preset's architecture with small sizes and random weights."""
     set: tuple[str, ...] = ()
@@ -212,21 +208,41 @@ def _names(options: type) -> list[str]:
 
 def _base_config(options: PresetOptions, stage: StageName, part: str | None) -> RunConfig:
     """Return the configuration that `preset`, `scale` and `set` name, before the other options."""
-    if Path(options.preset).suffix in (".json", ".yaml", ".yml"):
-        run = read_config(Path(options.preset))
-        if run.stage != stage:
-            raise UserError(f"{options.preset}: a run of stage {run.stage!r}, not {stage!r}")
-    else:
-        run = RunConfig(stage=stage, system=system(options.preset))
+    base, settings, given = read_preset(options.preset)
+    name = Path(options.preset).name
+    if given.get("stage", stage) != stage:
+        raise UserError(f"{options.preset}: a run of stage {given['stage']!r}, not {stage!r}")
+    try:
+        own = decode(RunOptions, {key: given[key] for key in given if key != "stage"}, name)
+    except OlderVersionError as error:
+        raise older_file(Path(options.preset), error) from None
+    run = RunConfig(
+        stage=stage,
+        system=_changed(base, [*settings, *options.set], options.scale),
+        **{field: getattr(own, field) for field in _names(RunOptions)},
+    )
     if options.scale == "tiny":
-        run = replace(run, system=run.system.tiny(), weights="random")
-    return replace(run, system=override(run.system, options.set), part=part or run.part)
+        run = replace(run, weights="random")
+    return replace(run, part=part or run.part)
 
 
 def changed_preset(preset: str, scale: Scale, settings: Sequence[str]) -> System:
-    """Return a preset at a scale, with fields overridden; SpecError for an unknown preset."""
-    base = system(preset)
-    return override(base.tiny() if scale == "tiny" else base, settings)
+    """Return a preset, of a name or a file, at a scale, with fields overridden.
+
+    Raises:
+        UserError, SpecError: an unknown preset, or a file or a field that does not fit.
+    """
+    base, own, _ = read_preset(preset)
+    return _changed(base, [*own, *settings], scale)
+
+
+def _changed(base: System, settings: Sequence[str], scale: Scale) -> System:
+    """Return a system with fields overridden, at a scale.
+
+    Components that the settings bring become tiny like the others; numbers stay as they were set.
+    """
+    full = override(base, settings)
+    return override(full.tiny(), leaves(settings)) if scale == "tiny" else full
 
 
 def _with_stage(base: System, stage: StageName, settings: Stage) -> System:
@@ -238,35 +254,16 @@ def _with_stage(base: System, stage: StageName, settings: Stage) -> System:
 
 
 def read_config(file: Path) -> RunConfig:
-    """Read a run's configuration from JSON or YAML, strictly.
+    """Read a run's whole configuration from JSON or YAML, strictly.
 
     Raises:
         UserError: no such file, not JSON or YAML, a field that does not fit, or a configuration
             of an older version.
     """
-    if not file.is_file():
-        raise UserError(f"{file}: no such file; want a preset's name or a run's configuration")
     try:
-        value = json.loads(file.read_bytes()) if file.suffix == ".json" else None
-        value = yaml.load(file.read_text(), _YamlLoader) if value is None else value
-    except (json.JSONDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{file}: {error}") from None
-    try:
-        return decode(RunConfig, value, file.name)
+        return decode(RunConfig, read_mapping(file), file.name)
     except OlderVersionError as error:
-        if file.name == CONFIG_FILE:
-            raise OlderVersionError(file.parent, error.old, error.new) from None
-        advice = "rename the key"
-        raise OlderVersionError(file, error.old, error.new, advice=advice) from None
-
-
-class _YamlLoader(yaml.SafeLoader):
-    """Reads 1e-3 as a number, as YAML 1.2 does; PyYAML, of YAML 1.1, as a text."""
-
-
-_YamlLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+"), list("-+0123456789")
-)
+        raise older_file(file, error) from None
 
 
 def check_run_folder(run: Path) -> None:

@@ -12,7 +12,8 @@ from typing import Literal
 from etl.cli import UserError, parse
 from model.spec.system import InitStage
 from pipeline.checkpoint.checkpoints import newest_weights
-from pipeline.config.run_config import CONFIG_FILE, RunConfig, read_config
+from pipeline.config.files import CONFIG_FILE
+from pipeline.config.run_config import RunConfig, read_config
 from pipeline.convert.imported_run import write_imported_run
 from pipeline.convert.model_card import write_model_card
 from pipeline.convert.self_contained import write_self_contained

@@ -15,7 +15,8 @@ from etl.storage.atomic import atomic_file
 from etl.storage.manifest import read_manifest
 from etl.storage.shards import ShardSet
 from model.spec import System
-from pipeline.config.run_config import CONFIG_FILE, RunConfig, read_config
+from pipeline.config.files import CONFIG_FILE
+from pipeline.config.run_config import RunConfig, read_config
 from pipeline.run_folder.evaluation import EVALUATION
 from pipeline.run_folder.metrics_writer import read_metrics
 from pipeline.run_folder.report import loss_charts

@@ -25,7 +25,8 @@ from model.multimodal_lm import MultimodalLM
 from model.spec import ModelSpec, Stage
 from model.spec.system import InitStage
 from model.weights import Weights
-from pipeline.config.run_config import CONFIG_FILE, read_config
+from pipeline.config.files import CONFIG_FILE
+from pipeline.config.run_config import read_config
 from pipeline.data.encode import SampleEncoder
 from pipeline.evaluate.evaluate import load_run
 from pipeline.evaluate.generate_answers import generate_answers

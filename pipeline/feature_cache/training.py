@@ -15,7 +15,8 @@ from etl.storage.shards import ShardSet
 from model.features import is_trainable
 from model.multimodal_lm import MultimodalLM
 from model.pretraining.image_text import ImageTextModel
-from pipeline.config.run_config import CONFIG_FILE, RunConfig
+from pipeline.config.files import CONFIG_FILE
+from pipeline.config.run_config import RunConfig
 from pipeline.feature_cache.cache_key import EncoderId, media_encoder_id, text_encoder_id
 from pipeline.feature_cache.distinct_media import distinct_media
 from pipeline.feature_cache.feature_file import DamagedFileError

@@ -37,6 +37,7 @@ from model.output_branch import OutputBranch
 from model.segments import encode_segments, pool
 from model.spec import Stage
 from model.spec.backbones import T5, Backbone, Palm
+from model.spec.hf_backbones import HfCausal, HfSeq2Seq
 from model.text import TextIds
 
 _EXPERTS = {"expert", "expert_mlp"}
@@ -174,7 +175,7 @@ def token_flops(model: MultimodalLM, stage: Stage) -> tuple[Work, Work]:
     for module in linears:
         trainable = module.weight.requires_grad or experts_train
         (decoder if id(module) in in_decoder else layers).add(module, trainable=trainable)
-    if isinstance(spec, T5):
+    if isinstance(spec, T5 | HfSeq2Seq):
         # Cross-attention computes its keys and values from the encoder's positions.
         keys = spec.layers * 2 * spec.width * spec.heads * spec.head_width
         share = keys / decoder.all if decoder.all else 0.0
@@ -299,6 +300,6 @@ def _linears(module: nn.Module) -> list[tuple[str, nn.Linear]]:
 
 def attention_width(backbone: Backbone) -> int:
     """Return the total width of the queries of all heads."""
-    if isinstance(backbone, Palm | T5):
+    if isinstance(backbone, Palm | T5 | HfCausal | HfSeq2Seq):
         return backbone.heads * backbone.head_width
     return backbone.width

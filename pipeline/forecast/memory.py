@@ -18,6 +18,7 @@ from typing import Any
 
 from model.spec import ClipVision, Llama, Lora, ModelSpec, Stage
 from model.spec.backbones import T5, Backbone, Glm, Palm
+from model.spec.hf_backbones import HfCausal, HfSeq2Seq
 from model.spec.input_branches import Encoder
 from model.spec.peft import Adapter, Peft, Prefix, QLora
 
@@ -228,6 +229,8 @@ def _key_width(backbone: Backbone) -> int:
             return backbone.width // backbone.heads * backbone.kv_heads
         case Palm():
             return backbone.head_width
+        case HfCausal() | HfSeq2Seq():
+            return backbone.head_width * backbone.kv_heads
         case T5():
             return backbone.heads * backbone.head_width
         case _:

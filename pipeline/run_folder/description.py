@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from etl.report.page import Cell, Section
+from pipeline.config.files import CONFIG_FILE
 from pipeline.config.mix import Mix
-from pipeline.config.run_config import CONFIG_FILE, RunConfig, read_config
+from pipeline.config.run_config import RunConfig, read_config
 from pipeline.run_folder.metrics_writer import read_bad_samples
 from pipeline.run_folder.starts import read_starts
 
@@ -66,7 +67,7 @@ def _of_config(config: RunConfig) -> Facts:
     rate = f"{settings.learning_rate:g}, after a warm-up over {settings.warmup:.0%} of the steps"
     batch = f"{settings.global_batch:,} samples per step, {settings.micro_batch:,} per micro-batch"
     return [
-        ("preset", f"{system.name} ({system.paper})"),
+        ("preset", f"{system.name} ({system.paper})" if system.paper else system.name),
         ("stage", f"{config.stage}: {_STAGES[config.stage]}{part}"),
         ("data", ", ".join(config.data)),
         ("mix", _mix(config.mix)),

@@ -1,24 +1,23 @@
-"""The DeepSpeed engine: optimizer, parameter groups and learning rate schedule."""
+"""The DeepSpeed engine: optimizer and learning rate schedules of its parameter groups."""
 
 from __future__ import annotations
 
 import contextlib
 import gc
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
 
 import deepspeed
 import torch
 from deepspeed.ops.adam import DeepSpeedCPUAdam
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from model.spec import Stage
 from pipeline.compat.deepspeed import load_op
 from pipeline.config.deepspeed import ds_config
+from pipeline.train.parameter_groups import OptimizerGroup, lr_factors, parameter_groups
 
 
 def start_engine(
@@ -31,13 +30,22 @@ def start_engine(
     if offloaded:
         load_op("CPUAdamBuilder")
     adam: Callable[..., Optimizer] = DeepSpeedCPUAdam if offloaded else torch.optim.AdamW
-    groups = _parameter_groups(model, settings)
-    optimizer = adam(groups, lr=settings.learning_rate, betas=(0.9, 0.999))
+    groups = parameter_groups(model, settings)
+    options = [
+        {
+            "params": group.parameters,
+            "lr": group.learning_rate,
+            "weight_decay": group.weight_decay,
+            "label": group.label,
+        }
+        for group in groups
+    ]
+    optimizer = adam(options, lr=settings.learning_rate, betas=(0.9, 0.999))
     with _fast_initialize():
         engine, *_ = deepspeed.initialize(
             model=model,
             optimizer=optimizer,
-            lr_scheduler=partial(_lr_schedule, settings=settings, steps=steps),
+            lr_scheduler=partial(_lr_schedule, groups=groups, steps=steps),
             config=config,
         )
     return engine
@@ -58,36 +66,15 @@ def _fast_initialize() -> Iterator[None]:
         torch.set_printoptions(profile="default")
 
 
-def _parameter_groups(model: nn.Module, settings: Stage) -> list[dict[str, Any]]:
-    """Group the trainable parameters by learning rate; vectors (biases, norms) do not decay."""
-    groups: dict[tuple[float, float], list[Tensor]] = {}
-    peft = settings.peft
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        rate = settings.learning_rate
-        if peft is not None and peft.learning_rate is not None and peft.parameter_marker in name:
-            rate = peft.learning_rate
-        decay = settings.weight_decay if parameter.ndim > 1 else 0.0
-        groups.setdefault((rate, decay), []).append(parameter)
-    return [
-        {"params": members, "lr": rate, "weight_decay": decay}
-        for (rate, decay), members in groups.items()
-    ]
+def learning_rates(engine: deepspeed.DeepSpeedEngine) -> dict[str, float]:
+    """Return the current learning rate of each part, by its label; the largest of its groups."""
+    rates: dict[str, float] = {}
+    for group in engine.optimizer.param_groups:
+        rates[group["label"]] = max(group["lr"], rates.get(group["label"], 0.0))
+    return rates
 
 
-def _lr_schedule(optimizer: Optimizer, *, settings: Stage, steps: int) -> LRScheduler:
-    warmup = max(1, round(settings.warmup * steps))
-    return LambdaLR(optimizer, partial(lr_factor, warmup=warmup, steps=steps))
-
-
-def lr_factor(step: int, *, warmup: int, steps: int) -> float:
-    """Return the learning rate as a fraction of its peak: linear warm-up, then cosine decay to 0.
-
-    Loshchilov and Hutter 2017, eq. 5, without restarts. transformers has the same schedule, but
-    importing it also imports its Trainer, which takes as long as importing PyTorch.
-    """
-    if step < warmup:
-        return step / warmup
-    progress = (step - warmup) / max(1, steps - warmup)
-    return max(0.0, 0.5 * (1 + math.cos(math.pi * progress)))
+def _lr_schedule(
+    optimizer: Optimizer, *, groups: Sequence[OptimizerGroup], steps: int
+) -> LRScheduler:
+    return LambdaLR(optimizer, lr_factors(groups, steps))

@@ -21,6 +21,7 @@ from pipeline.data.loader import MicroBatch
 from pipeline.distributed import device
 from pipeline.run_folder.metrics_writer import MetricsWriter
 from pipeline.signals import StopRequest
+from pipeline.train.engine import learning_rates
 from pipeline.train.losses import LossTerm, compute_losses
 from pipeline.train.metrics import MetricsAccumulator, StepMetrics
 from pipeline.train.progress import ProgressLine
@@ -173,6 +174,7 @@ class TrainingLoop:
             loss=sum(term.weight * losses[term.name] for term in self.settings.losses),
             losses=losses,
             lr=max(self.engine.get_lr()),
+            lr_by_group=learning_rates(self.engine),
             grad_norm=float(self.engine.get_global_grad_norm() or 0.0),
             step_seconds=seconds,
             tokens_per_second=sync.tokens / seconds,

@@ -67,6 +67,7 @@ class StepMetrics:
         loss: the weighted sum of `losses`.
         losses: by name, the mean over the global batch.
         lr: the largest learning rate of the parameter groups.
+        lr_by_group: the learning rate of each part that has one of its own, by its pattern.
         grad_norm: before clipping.
         step_seconds: wall time.
         tokens_per_second: over all ranks, without padding.
@@ -82,6 +83,7 @@ class StepMetrics:
     loss: float
     losses: Mapping[str, float]
     lr: float
+    lr_by_group: Mapping[str, float]
     grad_norm: float
     step_seconds: float
     tokens_per_second: float
@@ -91,8 +93,13 @@ class StepMetrics:
     phase_seconds: Mapping[str, float]
 
     def to_json(self) -> dict[str, object]:
-        """Return the object; the fields of `work` are keys of their own, None is left out."""
+        """Return the object; the fields of `work` are keys of their own, None is left out.
+
+        So is `lr_by_group` where all parameters have the same rate.
+        """
         fields = asdict(self)
+        if len(self.lr_by_group) < 2:
+            del fields["lr_by_group"]
         work, phase_seconds = fields.pop("work"), fields.pop("phase_seconds")
         fields |= {name: value for name, value in work.items() if value is not None}
         return fields | {"phase_seconds": phase_seconds}

@@ -17,6 +17,7 @@ from model.presets.templates import CHATGLM_2, CONTINUATION
 from model.segments import encode_segments, pool
 from model.spec import InputBranchSpec, Mlp, ModelSpec, SpecError
 from model.spec.backbones import Glm, Palm
+from model.spec.hf_backbones import HfCausal, HfSeq2Seq
 from model.spec.high_resolution import DocPedia
 from model.spec.image import EvaClip
 from model.spec.image_processor import squash
@@ -30,12 +31,44 @@ from tests.model.examples import default_spec, encoder_specs
 SIZES = {"weights": "", "width": 128, "mlp_width": 256, "layers": 2, "heads": 4}
 GLM = Glm(**SIZES, template=CHATGLM_2)
 PALM = Palm(**SIZES, template=CONTINUATION)
+QWEN_3 = HfCausal(
+    weights="",
+    config={
+        "model_type": "qwen3",
+        "vocab_size": 151_936,
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 128,
+    },
+    supports_packing=True,
+)
+MT5 = HfSeq2Seq(
+    weights="",
+    config={
+        "model_type": "mt5",
+        "vocab_size": 250_112,
+        "d_model": 128,
+        "d_ff": 256,
+        "num_layers": 2,
+        "num_heads": 4,
+        "feed_forward_proj": "gated-gelu",
+    },
+)
 MADE_UP = {
     "glm, LDP": ModelSpec(
         inputs=(InputBranchSpec(encoder=clip_large_224(), projector=Ldp()),), backbone=GLM
     ),
     "palm, LDP v2": ModelSpec(
         inputs=(InputBranchSpec(encoder=Vit(), projector=Ldp(version=2)),), backbone=PALM
+    ),
+    "hf_causal": ModelSpec(
+        inputs=(InputBranchSpec(encoder=clip_large_224(), projector=Mlp()),), backbone=QWEN_3
+    ),
+    "hf_seq2seq": ModelSpec(
+        inputs=(InputBranchSpec(encoder=clip_large_224(), projector=Mlp()),), backbone=MT5
     ),
     "Monkey": ModelSpec(
         inputs=(InputBranchSpec(encoder=monkey(), projector=QwenResampler()),),

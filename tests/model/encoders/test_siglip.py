@@ -47,7 +47,7 @@ def test_weights_of_another_size_are_refused(checkpoint):
     spec = replace(TINY, weights=checkpoint)
     with pytest.raises(SpecError, match="num_hidden_layers is 2, the preset says 3"):
         build(replace(spec, layers=3), weights="pretrained", dtype=torch.float32)
-    with pytest.raises(SpecError, match="image_size is 16, must be 32"):
+    with pytest.raises(SpecError, match="image_size is 16, the preset says 32"):
         build(replace(spec, processor=squash(32)), weights="pretrained", dtype=torch.float32)
 
 

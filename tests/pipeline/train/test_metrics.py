@@ -106,6 +106,7 @@ def test_a_steps_metrics_are_one_flat_object():
         loss=2.0,
         losses={"text": 2.0},
         lr=0.1,
+        lr_by_group={"stage": 0.1},
         grad_norm=1.0,
         step_seconds=0.5,
         tokens_per_second=80.0,
@@ -115,6 +116,7 @@ def test_a_steps_metrics_are_one_flat_object():
         phase_seconds={"data": 0.1},
     )
     written = metrics.to_json()
+    assert "lr_by_group" in replace(metrics, lr_by_group={"stage": 0.1, "peft": 0.2}).to_json()
     contract = "step samples tokens loss losses lr grad_norm step_seconds tokens_per_second"
     assert list(written) == [
         *contract.split(),

@@ -1,0 +1,1 @@
+"""Specs of published parts, from their configurations; and systems composed of them."""

@@ -1,0 +1,91 @@
+"""A system of one's own parts: branches, backbone, and stages as most published systems have them.
+
+PT trains the projectors alone, SFT also adapters in the backbone (survey §3.1 and §3.2); rates and
+LoRA are those of LLaVA-1.5 (Liu et al. 2023, arXiv:2310.03744, table 9, and its LoRA script).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from model.compose.backbones import lora_targets
+from model.presets.blocks import LORA, PROJECTORS
+from model.spec import InputBranchSpec, Lora, ModelSpec, SpecError, Stage, System
+from model.spec.backbones import Backbone
+from model.spec.input_branches import Encoder, Modality, Projector
+from model.spec.projectors import Mlp, TokenConcat
+
+VIDEO_FRAMES = 8
+"""Sampled from a video unless the preset file says otherwise."""
+MAX_TOKENS = 2048
+_LONG = 1000
+"""Tokens of a medium from which adjacent ones are joined by default, such as Whisper's 1,500."""
+_MOST_JOINED = 8
+
+
+def compose(
+    name: str, encoders: Mapping[Modality, Encoder], backbone: Backbone, projector: Projector | None
+) -> System:
+    """Return a system of encoders and a backbone, with stages.
+
+    Args:
+        name: of the system.
+        encoders: by modality; two that are equal become one module.
+        backbone: the language model.
+        projector: of every branch; None for one that suits the number of tokens.
+
+    Raises:
+        SpecError: parts that do not fit each other.
+    """
+    branches: list[InputBranchSpec] = []
+    for modality, encoder in encoders.items():
+        owner = next((b.modality for b in branches if b.encoder == encoder), None)
+        branch = InputBranchSpec(
+            modality=modality,
+            encoder=encoder,
+            encoder_of=owner,
+            projector=projector or default_projector(encoder),
+            frames=VIDEO_FRAMES if modality == "video" else 1,
+        )
+        if branch.tokens >= backbone.max_positions:
+            raise SpecError(
+                f"{modality}: {branch.tokens} tokens do not fit in the {backbone.max_positions} "
+                "positions of the backbone; choose a projector that shortens them"
+            )
+        branches.append(branch)
+    pt = _pt(min(MAX_TOKENS, backbone.max_positions))
+    return System(
+        name=name,
+        model=ModelSpec(inputs=tuple(branches), backbone=backbone),
+        pt=pt,
+        sft=replace(
+            pt,
+            trainable=(PROJECTORS, LORA),
+            peft=Lora(rank=64, alpha=128, targets=lora_targets(backbone), learning_rate=2e-4),
+            prompt="chat",
+            learning_rate=2e-5,
+            global_batch=128,
+            micro_batch=8,
+        ),
+    )
+
+
+def _pt(max_tokens: int) -> Stage:
+    return Stage(
+        trainable=(PROJECTORS,),
+        prompt="plain",
+        learning_rate=1e-3,
+        global_batch=256,
+        micro_batch=16,
+        max_tokens=max_tokens,
+        recompute=True,
+    )
+
+
+def default_projector(encoder: Encoder) -> Projector:
+    """Return two linear layers, or one that joins adjacent tokens where there are many."""
+    if encoder.tokens <= _LONG:
+        return Mlp()
+    joined = [size for size in range(2, _MOST_JOINED + 1) if encoder.tokens % size == 0]
+    return TokenConcat(group_size=joined[-1]) if joined else Mlp()

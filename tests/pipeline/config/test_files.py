@@ -1,0 +1,144 @@
+"""A preset may be a file: as `show` prints it, a run's configuration, or a thin file of changes."""
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from etl.cli import UserError
+from model.presets import PRESETS, system
+from model.spec import Mlp, SpecError
+from model.spec.hf_backbones import HfCausal
+from pipeline.config.run_config import (
+    PresetOptions,
+    RunConfig,
+    changed_preset,
+    default_options,
+    parse_train_options,
+    resolve,
+)
+
+QWEN = {
+    "model_type": "qwen3",
+    "vocab_size": 151_936,
+    "hidden_size": 1024,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "max_position_embeddings": 40_960,
+}
+BACKBONE = {"kind": "hf_causal", "weights": "q", "config": QWEN}
+
+
+def written(folder: Path, value: object, name: str = "own.json") -> str:
+    file = folder / name
+    file.write_text(value if isinstance(value, str) else json.dumps(value))
+    return str(file)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_shown_preset_is_a_preset_file(name: str, tmp_path: Path) -> None:
+    file = written(tmp_path, asdict(system(name)))
+    assert changed_preset(file, "full", ()) == system(name)
+    assert changed_preset(file, "tiny", ()) == system(name).tiny()
+
+
+def test_a_backbone_of_transformers_survives_the_file(tmp_path: Path) -> None:
+    own = changed_preset("llava", "full", [f"model.backbone={json.dumps(BACKBONE)}"])
+    read = changed_preset(written(tmp_path, asdict(own)), "full", ())
+    assert read == own
+    assert isinstance(read.model.backbone, HfCausal)
+    assert (read.model.backbone.width, read.model.backbone.head_width) == (1024, 128)
+
+
+@pytest.mark.parametrize("given", [None, "absent"])
+def test_a_stage_that_is_not_trained_may_be_left_out(given: str | None, tmp_path: Path) -> None:
+    fields = asdict(system("digits"))
+    if given is None:
+        fields["sft"] = None
+    else:
+        del fields["sft"]
+    read = changed_preset(written(tmp_path, fields), "full", ())
+    assert read.tiny().stage("pt") == system("digits").tiny().pt
+    with pytest.raises(SpecError, match="digits has no stage 'sft'; add one to its file"):
+        read.stage("sft")
+
+
+THIN = """\
+preset: digits
+set:
+  model.inputs.image.projector.depth: 3
+pt: {learning_rate: 1e-2, epochs: 7}
+sft:
+  peft: {rank: 4}
+data: [captions, more]
+mix: {shares: [more=10%]}
+seed: 5
+"""
+
+
+def test_a_thin_file_says_what_differs_from_a_preset(tmp_path: Path) -> None:
+    file = written(tmp_path, THIN, "own.yaml")
+    run = resolve(parse_train_options("pt", [file, "--output", "o", "--epochs", "8"]), "pt")
+    pt = system("digits").stage("pt")
+    assert run.settings == replace(pt, learning_rate=1e-2, epochs=8)
+    assert run.system.stage("sft").peft == replace(system("digits").stage("sft").peft, rank=4)
+    assert run.system.model.inputs[0].projector == Mlp(depth=3)
+    assert (run.data, run.seed, run.mix.shares) == (("captions", "more"), 5, ("more=10%",))
+    assert changed_preset(file, "full", ()).pt == replace(pt, learning_rate=1e-2, epochs=7)
+
+
+def test_a_thin_file_may_start_from_a_preset_file_beside_it(tmp_path: Path) -> None:
+    written(tmp_path, asdict(replace(system("digits"), name="mine")), "mine.json")
+    file = written(tmp_path, "preset: mine.json\npt: {epochs: 2}\nsft: null\n", "thin.yml")
+    own = changed_preset(file, "full", ())
+    assert (own.name, own.stage("pt").epochs, own.sft) == ("mine", 2, None)
+
+
+def test_an_object_with_a_kind_replaces_the_presets(tmp_path: Path) -> None:
+    file = written(tmp_path, {"preset": "digits", "sft": {"peft": {"kind": "prefix"}}})
+    peft = changed_preset(file, "full", ()).stage("sft").peft
+    assert peft is not None and peft.kind == "prefix"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"preset": "digitz"}, "did you mean 'digits'"),
+        ({"preset": "none.json"}, "none.json: no such file"),
+        ({"pt": {"epoch": 2}}, "pt.epoch: no such field; want epochs"),
+        ({"pt": {"epochs": "two"}}, "pt.epochs: 'two', want int"),
+        ({"set": {"model.backbone.layer": 1}}, "no such field; want layers"),
+        ({"dat": ["d"]}, "own.json.dat: no such field; did you mean 'data'?"),
+        ({"stage": "sft"}, "a run of stage 'sft', not 'pt'"),
+    ],
+)
+def test_a_mistake_in_a_thin_file_is_one_line(
+    change: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    file = written(tmp_path, {"preset": "digits", "data": ["d"], **change})
+    with pytest.raises((UserError, SpecError)) as error:
+        default_options(PresetOptions(preset=file), "pt", part=None)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_tiny_applies_to_components_that_options_bring_and_numbers_stay() -> None:
+    own = changed_preset(
+        "llava", "tiny", [f"model.backbone={json.dumps(BACKBONE)}", "pt.learning_rate=0.25"]
+    )
+    backbone = own.model.backbone
+    assert (backbone.width, backbone.layers, backbone.vocabulary) == (64, 2, 384)
+    assert own.stage("pt").learning_rate == 0.25
+    assert changed_preset("llava", "tiny", ["model.backbone.layers=3"]).model.backbone.layers == 3
+
+
+def test_a_run_is_repeated_from_its_own_file(tmp_path: Path) -> None:
+    run = RunConfig(stage="pt", system=system("digits"), data=("a",), output="o", seed=3)
+    run.save(tmp_path)
+    file = str(tmp_path / "config.json")
+    assert resolve(parse_train_options("pt", [file]), "pt") == run
+    assert changed_preset(file, "full", ()) == run.system
