@@ -128,8 +128,15 @@ def read_wiring(source: Path, components: Path) -> Wiring:
 
 
 def _with_own_template(wiring: Wiring) -> Wiring:
-    """Return the wiring with the checkpoint's chat template, not the preset's."""
+    """Return the wiring with the checkpoint's chat template, not the preset's.
+
+    BLIP-2's processors have none: they put pictures before the beginning of the sequence, which no
+    template can express.
+    """
     model = wiring.system.model
+    preset = model.backbone.template
+    if preset is not None and preset.media_first:
+        return wiring
     model = replace(model, backbone=replace(model.backbone, template=None))
     return replace(wiring, system=replace(wiring.system, model=model))
 

@@ -227,6 +227,10 @@ class ChatRenderer:
             whole, prompt = self.render(turns), self.render_prompt(turns[:3])
             if len(whole.answers) != 2 or not whole.text.startswith(prompt.text):
                 raise RenderError("the chat template hides where answers are")
+            before, _ = self._render([self._message(turn) for turn in turns[:3]])
+            role = whole.text[len(before) : whole.text.rindex(texts[-1])].strip()
+            if prompt.text == before and role:
+                raise RenderError("the chat template has no prompt for an answer")
         except RenderError as error:
             raise SpecError(
                 f"the chat template of {source} cannot be used ({error}); "

@@ -145,8 +145,7 @@ class SampleTokenizer:
         stop_text: the text that ends an answer, where several tokens do.
 
     Raises:
-        SpecError: a chat template or a tokenizer that cannot be used, or more tokens than the
-            backbone has positions.
+        SpecError: a chat template or a tokenizer that cannot be used.
     """
 
     def __init__(
@@ -165,10 +164,6 @@ class SampleTokenizer:
         self._prompt = prompt
         self._max_tokens = max_tokens
         self._max_positions = _max_positions(spec)
-        if self._max_positions is not None and max_tokens > self._max_positions:
-            raise SpecError(
-                f"max_tokens: {max_tokens}, but the backbone has {self._max_positions} positions"
-            )
         template = spec.backbone.template
         self._media_first = template is not None and template.media_first
         self._renderer = (
@@ -514,6 +509,13 @@ def chat_renderer(spec: ModelSpec, tokenizer: PreTrainedTokenizerBase) -> ChatRe
 def media_of(turns: Sequence[Turn]) -> list[str]:
     """Return the kinds of media of a dialogue, in reading order."""
     return [kind for turn in turns for kind, _ in split_media(turn.text) if kind]
+
+
+def check_max_tokens(spec: ModelSpec, max_tokens: int) -> None:
+    """Raise SpecError where samples of that length are longer than the backbone takes."""
+    positions = _max_positions(spec)
+    if positions is not None and max_tokens > positions:
+        raise SpecError(f"max_tokens: {max_tokens}, but the backbone has {positions} positions")
 
 
 def _max_positions(spec: ModelSpec) -> int | None:
