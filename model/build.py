@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from model import byte_tokenizers
 from model.backbones import chatglm, glm, hf, llama, opt, palm, qwen, t5
@@ -88,7 +87,7 @@ from model.spec.qformer import QFormer, VideoQFormer
 from model.spec.siglip import Siglip
 from model.spec.video import TemporalClip, UniformerEva
 from model.spec.vit import Vit, Vit22B
-from model.weights import Weights, load_transformers, processor_template, source_options
+from model.weights import Weights, load_tokenizer
 
 # Spec class → the file that builds it. A new component is added here.
 ENCODERS: Mapping[type, EncoderFile] = {
@@ -308,11 +307,7 @@ def published_tokenizer(spec: ModelSpec, *, weights: Weights) -> PreTrainedToken
     """Load the backbone's tokenizer unchanged; with random weights, build a byte tokenizer."""
     if weights == "random":
         return byte_tokenizers.plain()
-    name, options = source_options(spec.backbone.weights)
-    tokenizer: PreTrainedTokenizerBase = load_transformers(AutoTokenizer, name, **options)
-    if not tokenizer.chat_template:
-        tokenizer.chat_template = processor_template(Path(name))
-    return tokenizer
+    return load_tokenizer(spec.backbone.weights)
 
 
 def build_tokenizer(spec: ModelSpec, *, weights: Weights) -> PreTrainedTokenizerBase:
@@ -342,7 +337,7 @@ def build_text_tokenizer(spec: ModelSpec, *, weights: Weights) -> PreTrainedToke
         raise SpecError(f"inputs: projectors have tokenizers {sorted(names)}, must share one")
     if weights == "random":
         return byte_tokenizers.bert_style()
-    return load_transformers(AutoTokenizer, names.pop())
+    return load_tokenizer(names.pop())
 
 
 def build_caption_tokenizers(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -14,9 +15,16 @@ from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from model.spec import SpecError
+
+_TOKENIZER_FILES = ("tokenizer.json", "*.model", "vocab.*", "*.gguf", "*.tiktoken", "tekken.json")
 
 Weights = Literal["pretrained", "random"]
 """`pretrained` loads a spec's weights from the hub or a folder, `random` initialises them."""
@@ -70,13 +78,14 @@ def load_transformers(cls: Any, source: str, **options: Any) -> Any:  # noqa: AN
     """Load with `from_pretrained` from a folder or the hub; failures become one-line errors.
 
     Raises:
-        SpecError: there are no such weights.
+        SpecError: there is no such folder, or there are no such weights.
     """
+    check_folder(source)
     try:
         return cls.from_pretrained(source, **options)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        where = "folder" if Path(source).is_absolute() else "hub name"
+        where = "folder" if Path(source).is_dir() else "hub name"
         raise SpecError(
             f"weights of {where} {source!r} cannot be loaded ({reason}); "
             "use --weights random to run without"
@@ -103,6 +112,50 @@ def processor_template(folder: Path) -> str | None:
         if isinstance(found, str):
             return found
     return None
+
+
+def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
+    """Load a tokenizer from a folder or the hub, with the chat template that its processor has.
+
+    Raises:
+        SpecError: there is none. Of a folder without one, transformers makes an empty tokenizer for
+            some models, and gives advice about converting one for others.
+    """
+    name, options = source_options(source)
+    folder = Path(name)
+    if folder.is_dir() and not any(
+        found for pattern in _TOKENIZER_FILES for found in folder.glob(pattern)
+    ):
+        names = ", ".join(_TOKENIZER_FILES)
+        raise SpecError(f"{source}: holds no tokenizer; want one of {names} next to the weights")
+    tokenizer: PreTrainedTokenizerBase = load_transformers(AutoTokenizer, name, **options)
+    if not tokenizer.chat_template:
+        tokenizer.chat_template = processor_template(folder)
+    return tokenizer
+
+
+def check_folder(source: str) -> None:
+    """Raise SpecError for a folder that does not exist, before it is looked for on the hub.
+
+    A name on the hub is `NAME` or `OWNER/NAME`. Anything else is a path, and so is `FOLDER/NAME`
+    where there is such a folder here: the hub is asked for minutes before it gives up.
+    """
+    path = Path(source).expanduser()
+    is_path = (
+        path.is_absolute()
+        or source.startswith((".", "~"))
+        or source.endswith("/")
+        or len(path.parts) > 2
+        or (len(path.parts) == 2 and path.parent.is_dir())
+    )
+    if is_path and not path.exists():
+        near = get_close_matches(path.name, _names_in(path.parent), n=1)
+        hint = f"did you mean {str(path.parent / near[0])!r}?" if near else "was it moved?"
+        raise SpecError(f"weights {source!r}: no such folder; {hint}")
+
+
+def _names_in(folder: Path) -> list[str]:
+    return [each.name for each in folder.iterdir()] if folder.is_dir() else []
 
 
 def cast(module: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
@@ -227,10 +280,14 @@ def names_in(file: Path) -> tuple[str, ...]:
 def assign(model: nn.Module, stored: Mapping[str, Tensor], source: str) -> None:
     """Copy named tensors into a model's parameters.
 
+    The weight of a layer that had no adapter when it was saved goes to the layer below the adapter:
+    VILA trains the whole backbone in MM-PT, and may adapt it in MM-IT.
+
     Raises:
         SpecError: a name or shape does not fit the model; names the source and the tensor.
     """
     own = dict(model.named_parameters())
+    own |= {without_adapter(name): weight for name, weight in own.items()} | own
     for name, tensor in stored.items():
         if name not in own:
             raise SpecError(f"{source}: {name} is no parameter of this model (another preset?)")
@@ -242,6 +299,11 @@ def assign(model: nn.Module, stored: Mapping[str, Tensor], source: str) -> None:
     with torch.no_grad():
         for name, tensor in stored.items():
             own[name].copy_(tensor)
+
+
+def without_adapter(name: str) -> str:
+    """Return the name that a weight has, or would have, in a model without LoRA."""
+    return name.replace(".base_layer.", ".")
 
 
 def rename(name: str, pairs: Iterable[tuple[str, str]]) -> str:

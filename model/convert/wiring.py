@@ -37,11 +37,14 @@ class Wiring:
         system: the preset with the sizes of a published configuration.
         components: folder → frozen component; all other weights are trained ones.
         names: prefixes of tensor names, theirs → ours; the first match applies.
+        elsewhere: prefixes of our names of tensors that the checkpoint need not have: the specs say
+            where they are.
     """
 
     system: System
     components: Mapping[str, Component]
     names: Sequence[tuple[str, str]]
+    elsewhere: tuple[str, ...] = ()
 
     def our_name(self, name: str) -> str:
         """Return our name of one of their tensors; theirs if none is defined."""

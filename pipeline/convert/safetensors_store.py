@@ -1,9 +1,10 @@
-"""Transformers checkpoints in safetensors, read and written one tensor at a time."""
+"""Checkpoints of transformers, read and written one tensor at a time."""
 
 from __future__ import annotations
 
 import json
 import math
+import pickle
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +22,8 @@ from etl.storage.atomic import write_json
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+_TORCH_SINGLE = "pytorch_model.bin"
+_TORCH_INDEX = "pytorch_model.bin.index.json"
 SHARD_BYTES = 5_000_000_000
 """Largest size of a file, and so of the tensors in memory at once."""
 
@@ -37,6 +40,8 @@ DTYPES: Mapping[str, torch.dtype] = {
     "BOOL": torch.bool,
 }
 """Safetensors' names of the dtypes of transformers checkpoints."""
+
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,32 +65,79 @@ class LazyTensor:
     read: Callable[[], Tensor]
 
 
+class _TorchSlice:
+    """A tensor with the interface of a slice of a safetensors file."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor = tensor
+
+    def get_dtype(self) -> str:
+        return _NAMES.get(self._tensor.dtype, str(self._tensor.dtype))
+
+    def get_shape(self) -> list[int]:
+        return list(self._tensor.shape)
+
+
+class _TorchFile:
+    """A file of `torch.save`, memory-mapped, with the interface of a safetensors file."""
+
+    def __init__(self, file: Path) -> None:
+        self._tensors: dict[str, Tensor] = torch.load(
+            file, map_location="cpu", weights_only=True, mmap=True
+        )
+
+    def keys(self) -> list[str]:
+        return list(self._tensors)
+
+    def get_slice(self, name: str) -> _TorchSlice:
+        return _TorchSlice(self._tensors[name])
+
+    def get_tensor(self, name: str) -> Tensor:
+        return self._tensors[name]
+
+
+def _open_file(file: Path) -> Any:  # noqa: ANN401 -- safetensors' file, which has no type
+    try:
+        if file.suffix == ".safetensors":
+            return safe_open(file, framework="pt")
+        return _TorchFile(file)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{file}: not a valid safetensors file ({error})") from None
+    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{file}: cannot be read by torch ({reason})") from None
+
+
 class SafetensorsStore(Mapping[str, Tensor]):
-    """The tensors of safetensors files by name; each is read on access, memory-mapped.
+    """The tensors of checkpoint files by name; each is read on access, memory-mapped.
 
     Args:
         path: of the folder or file, for messages.
-        files: with distinct tensor names.
+        files: with distinct tensor names; safetensors, or torch's format (loaded with
+            `weights_only`).
+        rename: from a file's name of a tensor to the name here.
 
     Raises:
         UserError: a damaged file, or a name in two files.
     """
 
-    def __init__(self, path: Path, files: list[Path]) -> None:
+    def __init__(
+        self, path: Path, files: list[Path], rename: Callable[[str], str] = lambda name: name
+    ) -> None:
         self.path = path
         self.entries: dict[str, Entry] = {}
         self._open: dict[Path, Any] = {}
+        self._stored: dict[str, str] = {}
         for file in files:
-            try:
-                self._open[file] = safe_open(file, framework="pt")
-            except (OSError, SafetensorError) as error:
-                raise UserError(f"{file}: not a valid safetensors file ({error})") from None
-            for name in self._open[file].keys():  # noqa: SIM118 -- no mapping
+            self._open[file] = _open_file(file)
+            for stored in self._open[file].keys():  # noqa: SIM118 -- no mapping
+                name = rename(stored)
                 if name in self.entries:
                     raise UserError(f"{file}: {name} is in another file, too")
-                view = self._open[file].get_slice(name)
+                view = self._open[file].get_slice(stored)
                 if view.get_dtype() not in DTYPES:
                     raise UserError(f"{file}: {name} has the unsupported dtype {view.get_dtype()}")
+                self._stored[name] = stored
                 self.entries[name] = Entry(
                     file=file, shape=tuple(view.get_shape()), dtype=view.get_dtype()
                 )
@@ -97,11 +149,13 @@ class SafetensorsStore(Mapping[str, Tensor]):
         Raises:
             UserError: no checkpoint, or its files do not match its index.
         """
-        index = folder / INDEX
-        if not index.is_file():
-            if not (folder / SINGLE).is_file():
-                raise UserError(f"{folder}: has no {SINGLE} and no {INDEX}")
-            return cls(folder, [folder / SINGLE])
+        pairs = ((INDEX, SINGLE), (_TORCH_INDEX, _TORCH_SINGLE))
+        found = next((folder / n for pair in pairs for n in pair if (folder / n).is_file()), None)
+        if found is None:
+            raise UserError(f"{folder}: has no {SINGLE} and no {INDEX}")
+        if found.name in (SINGLE, _TORCH_SINGLE):
+            return cls(folder, [found])
+        index = found
         try:
             weight_map: Mapping[str, str] = json.loads(index.read_bytes())["weight_map"]
         except (ValueError, KeyError) as error:
@@ -114,7 +168,7 @@ class SafetensorsStore(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         """Read one tensor."""
-        tensor: Tensor = self._open[self.entries[name].file].get_tensor(name)
+        tensor: Tensor = self._open[self.entries[name].file].get_tensor(self._stored[name])
         return tensor
 
     def lazy(self, name: str) -> LazyTensor:

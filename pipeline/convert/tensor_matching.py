@@ -47,7 +47,8 @@ def match_tensors(
         elif _is_copy(ours, first_names[ours], sources, store):
             messages.append(f"left out: {name}, a copy of {sources[first_names[ours]]}")
             matched[name] = first_names[ours]
-    missing = sorted(set(first_names.values()) - {ours for ours in matched.values() if ours})
+    needed = {ours for ours in first_names.values() if not ours.startswith(wiring.elsewhere)}
+    missing = sorted(needed - {ours for ours in matched.values() if ours})
     if missing:
         raise UserError(f"{store.path}: has no tensor for {missing[0]} ({len(missing)} missing)")
     tensors = [

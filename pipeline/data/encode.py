@@ -196,7 +196,7 @@ class SampleEncoder:
             SampleError: as `encode` does, if the last turn is not text of the assistant, or if
                 prompt and answer are longer than the backbone takes.
         """
-        if sample.turns[-1].role != "assistant":
+        if not sample.turns or sample.turns[-1].role != "assistant":
             raise SampleError(f"sample {sample.id}: the last turn is not the assistant's")
         if PLACEHOLDER_PATTERN.search(sample.turns[-1].text):
             raise SampleError(f"sample {sample.id}: its answer holds media, want text")

@@ -97,7 +97,7 @@ class MetricsWriter:
         if not self._writes:
             return
         unwritten = self._unwritten.pop(path, "")
-        text = unwritten + "".join(json.dumps(one) + "\n" for one in objects)
+        text = unwritten + "".join(json.dumps(one, allow_nan=False) + "\n" for one in objects)
         try:
             append_all(path, text.encode())
         except OSError as error:
