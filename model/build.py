@@ -21,6 +21,8 @@ from model.encoders import (
     docpedia,
     eva2_clip,
     eva_clip,
+    hf_audio,
+    hf_vision,
     hubert,
     imagebind,
     monkey,
@@ -66,6 +68,7 @@ from model.spec.backbones import T5, ChatGlm, Glm, Llama, Opt, Palm, Qwen
 from model.spec.fusion import GatedCrossAttention, Splice, VisualExpert
 from model.spec.glu_adapter import GluAdapter
 from model.spec.hf_backbones import HfCausal, HfSeq2Seq
+from model.spec.hf_encoders import HfAudio, HfVision
 from model.spec.high_resolution import DocPedia, Monkey
 from model.spec.image import ClipVision, Eva2Clip, EvaClip
 from model.spec.imagebind import ImageBind
@@ -108,6 +111,8 @@ ENCODERS: Mapping[type, EncoderFile] = {
     CFormer: cformer,
     PointBert: pointbert,
     ImageBind: imagebind,
+    HfVision: hf_vision,
+    HfAudio: hf_audio,
 }
 PROJECTORS: Mapping[type, ProjectorFile] = {
     Mlp: mlp,

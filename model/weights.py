@@ -172,16 +172,17 @@ def cast(module: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     return module
 
 
-def source_options(weights: str) -> tuple[str, dict[str, str]]:
-    """Return a spec's `weights` as transformers takes it: a folder or a hub name, and options.
+def source_options(weights: str) -> tuple[str, dict[str, Any]]:
+    """Return a spec's `weights` as Auto classes take it: a folder or a hub name, and options.
 
-    `FOLDER/FILE.gguf` and `OWNER/NAME:FILE.gguf` name a GGUF file.
+    `FOLDER/FILE.gguf` and `OWNER/NAME:FILE.gguf` name a GGUF file. Code in a repository is never
+    run, nor asked about.
 
     Raises:
         SpecError: a GGUF file without the package that reads it.
     """
     if not weights.endswith(".gguf"):
-        return weights, {}
+        return weights, {"trust_remote_code": False}
     if find_spec("gguf") is None:
         raise SpecError(f"weights {weights!r}: reading GGUF needs pip install mmloom[gguf]")
     name, _, file = weights.rpartition(":") if ":" in weights else weights.rpartition("/")

@@ -42,7 +42,8 @@ def init_distributed(stall_seconds: float) -> None:
         # Each rank on a machine would otherwise start a thread per core. A fixed number of threads
         # also keeps the order of sums the same from run to run.
         local_ranks = int(_first_set("LOCAL_WORLD_SIZE", "LOCAL_SIZE") or "1")
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_ranks))
+        share = max(1, len(os.sched_getaffinity(0)) // local_ranks)
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or share))
         load_op("ShareMemCommBuilder")
     else:
         # Slurm may show each task one GPU of its own: then they all have the number 0. DeepSpeed

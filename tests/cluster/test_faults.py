@@ -33,7 +33,7 @@ def whole(captions: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def words(data: Path, run: Path) -> tuple[object, ...]:
-    return ("pt", "digits", "--data", data, "--output", run, *SMALL)
+    return ("pt", "digits", "--scale", "tiny", "--data", data, "--output", run, *SMALL)
 
 
 def test_a_stopped_rank_is_named_by_the_other_and_nothing_is_lost(
