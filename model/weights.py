@@ -151,7 +151,9 @@ def check_folder(source: str) -> None:
     if is_path and not path.exists():
         near = get_close_matches(path.name, _names_in(path.parent), n=1)
         hint = f"did you mean {str(path.parent / near[0])!r}?" if near else "was it moved?"
-        raise SpecError(f"weights {source!r}: no such folder; {hint}")
+        raise SpecError(
+            f"weights {source!r}: no such folder; {hint} Or use --weights random to run without"
+        )
 
 
 def _names_in(folder: Path) -> list[str]:
