@@ -121,6 +121,15 @@ class InputBranchSpec:
         return self.frames * self.encoder.segments
 
     @property
+    def heard_seconds(self) -> float | None:
+        """How much of a sound's beginning the encoder hears; None for all of it."""
+        encoder = self.encoder
+        if isinstance(encoder, HfAudio):
+            return encoder.clips * encoder.seconds
+        # ImageBind's clips are spread over the whole sound.
+        return encoder.seconds if isinstance(encoder, Whisper | Hubert | Beats | CFormer) else None
+
+    @property
     def feature_shape(self) -> tuple[int, int, int]:
         """Shape of the encoder's features of one medium: segments, tokens per segment, width."""
         if isinstance(self.encoder, UniformerEva):  # its additional token belongs to no frame

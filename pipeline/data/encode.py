@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -26,8 +27,11 @@ from model.spec.qformer import QFormer
 from pipeline.data.chat_template import assistant_text
 from pipeline.data.features import FeatureReader
 from pipeline.data.generation_targets import GenerationTarget, GenerationTargetEncoder
-from pipeline.data.readers import read_medium
+from pipeline.data.readers import AudioEncoderSpec, read_medium
 from pipeline.data.tokenize import SampleTokenizer, TokenizedSample
+
+_UNHEARD_SECONDS = 0.05
+"""At the end of a sound, which are not reported as cut."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +45,7 @@ class MediumInput:
         input_values: the encoder's input (f, *shape); None where features are given.
         text: ids of the instruction, for projectors that read it; None for the others.
         features: the encoder's features (f, n, d) instead of its input.
+        cut: how much of it the encoder does not take; empty if it takes all.
     """
 
     kind: str
@@ -49,6 +54,7 @@ class MediumInput:
     input_values: Tensor | None
     text: tuple[int, ...] | None = None
     features: Tensor | None = None
+    cut: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +84,11 @@ class Example:
     sentence: tuple[int, ...] = ()
     id: str = ""
     source: int = 0
+
+    @property
+    def cut(self) -> str:
+        """Which media the encoders take in part, and how much; empty if they take all of each."""
+        return "; ".join(medium.cut for medium in self.media if medium.cut)
 
 
 class SampleEncoder:
@@ -234,11 +245,15 @@ class SampleEncoder:
         """Return a medium, decoded or as features."""
         branch = self._inputs[medium.kind]
         input_values = features = None
+        seconds = medium.duration
         try:
             if self._features is not None and medium.kind in self._features.kinds:
                 features = self._features.medium(medium)
             else:
-                input_values = preprocess(branch.encoder, read_medium(medium, branch))
+                raw = read_medium(medium, branch)
+                input_values = preprocess(branch.encoder, raw)
+                if isinstance(raw, np.ndarray) and isinstance(branch.encoder, AudioEncoderSpec):
+                    seconds = len(raw) / branch.encoder.sample_rate
         except UserError:  # not of the medium, but of a file of features
             raise
         except (OSError, ValueError) as error:
@@ -253,6 +268,7 @@ class SampleEncoder:
             input_values=input_values,
             text=self._text_ids(branch, instruction),
             features=features,
+            cut=_cut(branch, seconds),
         )
 
     def _text_ids(self, branch: InputBranchSpec, instruction: str) -> tuple[int, ...] | None:
@@ -265,6 +281,14 @@ class SampleEncoder:
             instruction, truncation=True, max_length=projector.max_text
         )["input_ids"]
         return tuple(ids)
+
+
+def _cut(branch: InputBranchSpec, seconds: float | None) -> str:
+    """Return how much of a sound its encoder does not hear; an empty text if it hears all."""
+    heard = branch.heard_seconds
+    if heard is None or seconds is None or seconds <= heard + _UNHEARD_SECONDS:
+        return ""
+    return f"{branch.modality} of {seconds:.1f} s, of which the encoder hears {heard:g} s"
 
 
 def _example(tokenized: TokenizedSample, media: tuple[MediumInput, ...]) -> Example:

@@ -26,6 +26,7 @@ class Prediction:
         truth: the last assistant turn.
         answer: the model's.
         skip_reason: why the question could not be asked; empty if it was.
+        cut: which of its media the model takes in part only, and how much.
     """
 
     id: str
@@ -34,6 +35,7 @@ class Prediction:
     truth: str
     answer: str
     skip_reason: str = ""
+    cut: str = ""
 
     @property
     def correct(self) -> bool:
@@ -72,36 +74,31 @@ def generate_answers(
     Returns:
         A prediction for each sample; one that cannot be a prompt has the reason and no answer.
     """
-    prompts, skip_reasons = _encode_prompts(encoder, samples, max_new_tokens)
+    encoded = [_encode_prompt(encoder, sample, max_new_tokens) for sample in samples]
     answers = iter(
         _answers(
             model,
             tokenizer,
             encoder,
-            prompts,
+            [one for one in encoded if isinstance(one, Example)],
             max_new_tokens=max_new_tokens,
             streamer=streamer,
         )
     )
     return [
-        _prediction(sample, "" if reason else next(answers), reason)
-        for sample, reason in zip(samples, skip_reasons, strict=True)
+        _prediction(sample, one, next(answers) if isinstance(one, Example) else "")
+        for sample, one in zip(samples, encoded, strict=True)
     ]
 
 
-def _encode_prompts(
-    encoder: SampleEncoder, samples: Sequence[Sample], max_new_tokens: int
-) -> tuple[list[Example], list[str]]:
-    """Return the prompts, and for each sample why it has none, or an empty text."""
-    prompts: list[Example] = []
-    reasons: list[str] = []
-    for sample in samples:
-        try:
-            prompts.append(encoder.encode_prompt(sample, max_new_tokens=max_new_tokens))
-            reasons.append("")
-        except SampleError as error:
-            reasons.append(str(error))
-    return prompts, reasons
+def _encode_prompt(
+    encoder: SampleEncoder, sample: Sample, max_new_tokens: int
+) -> Example | SampleError:
+    """Return a sample's prompt, or why it has none."""
+    try:
+        return encoder.encode_prompt(sample, max_new_tokens=max_new_tokens)
+    except SampleError as error:
+        return error
 
 
 def _answers(
@@ -133,7 +130,7 @@ def _answers(
     return [text.partition(end)[0] if end else text for text in texts]
 
 
-def _prediction(sample: Sample, answer: str, skip_reason: str) -> Prediction:
+def _prediction(sample: Sample, prompt: Example | SampleError, answer: str) -> Prediction:
     questions = [turn.text for turn in sample.turns if turn.role == "user"]
     return Prediction(
         id=sample.id,
@@ -141,5 +138,6 @@ def _prediction(sample: Sample, answer: str, skip_reason: str) -> Prediction:
         question=words_of(questions[-1] if questions else "").strip(),
         truth=words_of(sample.turns[-1].text) if sample.turns else "",
         answer=answer.strip(),
-        skip_reason=skip_reason,
+        skip_reason=str(prompt) if isinstance(prompt, SampleError) else "",
+        cut=prompt.cut if isinstance(prompt, Example) else "",
     )
