@@ -82,7 +82,8 @@ class InputBranchSpec:
             et al. 2023, §3.1).
         encoder_of, projector_of: the modality whose encoder or projector this branch shares: one
             module, not a copy. The specs must then be equal.
-        before, after: texts around the medium's tokens, e.g. `<Img>` and `</Img>`.
+        before, after: texts around the medium's tokens, e.g. `<Img>` and `</Img>`; `{number}` is
+            its number among the media of its kind in the dialogue, counted from 1.
     """
 
     modality: Modality = "image"

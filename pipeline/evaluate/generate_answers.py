@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
-from etl.storage.schema import PLACEHOLDER_PATTERN, Sample, SampleError
+from etl.storage.schema import PLACEHOLDER_PATTERN, Sample, SampleError, words_of
 from model.multimodal_lm import MultimodalLM
 from pipeline.data.collate import collate
 from pipeline.data.encode import Example, SampleEncoder
@@ -74,7 +74,7 @@ def generate_answers(
     Returns:
         A prediction for each sample; one that cannot be a prompt has the reason and no answer.
     """
-    encoded = [_encode_prompt(encoder, sample) for sample in samples]
+    encoded = [_encode_prompt(encoder, sample, max_new_tokens) for sample in samples]
     answers = iter(
         _answers(
             model,
@@ -91,10 +91,12 @@ def generate_answers(
     ]
 
 
-def _encode_prompt(encoder: SampleEncoder, sample: Sample) -> Example | SampleError:
+def _encode_prompt(
+    encoder: SampleEncoder, sample: Sample, max_new_tokens: int
+) -> Example | SampleError:
     """Return a sample's prompt, or why it has none."""
     try:
-        return encoder.encode_prompt(sample)
+        return encoder.encode_prompt(sample, max_new_tokens=max_new_tokens)
     except SampleError as error:
         return error
 
@@ -114,17 +116,16 @@ def _answers(
     model.eval()
     device = next(model.parameters()).device
     batch = collate(prompts, pad_id=tokenizer.pad_token_id, side="left").to(device)
-    end_ids = encoder.end_ids
     with torch.no_grad():
         ids_bt = model.generate(
             batch,
             max_new_tokens=max_new_tokens,
             pad_id=tokenizer.pad_token_id,
-            end_id=end_ids[0] if len(end_ids) == 1 else tokenizer.eos_token_id,
+            end_ids=encoder.stop_ids,
             streamer=streamer,
         )
     # An end of several tokens does not stop the generation: the text after it is cut off.
-    end = tokenizer.decode(end_ids) if len(end_ids) > 1 else None
+    end = encoder.stop_text
     texts = tokenizer.batch_decode(ids_bt, skip_special_tokens=True)
     return [text.partition(end)[0] if end else text for text in texts]
 
@@ -134,8 +135,8 @@ def _prediction(sample: Sample, prompt: Example | SampleError, answer: str) -> P
     return Prediction(
         id=sample.id,
         kind=sample.lineage.get("kind", ""),
-        question=PLACEHOLDER_PATTERN.sub("", questions[-1] if questions else "").strip(),
-        truth=sample.turns[-1].text if sample.turns else "",
+        question=words_of(questions[-1] if questions else "").strip(),
+        truth=words_of(sample.turns[-1].text) if sample.turns else "",
         answer=answer.strip(),
         skip_reason=str(prompt) if isinstance(prompt, SampleError) else "",
         cut=prompt.cut if isinstance(prompt, Example) else "",
