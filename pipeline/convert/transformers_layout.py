@@ -1,0 +1,113 @@
+"""A run as a checkpoint of transformers' own class, with its processor: needs nothing of mmloom."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+from etl.storage.schema import PLACEHOLDERS
+from model.build import published_tokenizer
+from model.convert.layouts import Layout
+from model.exported import ADAPTER
+from model.spec import Lora
+from model.weights import Weights
+from pipeline.convert.peft_folder import write_adapters
+from pipeline.convert.processors import write_processor
+from pipeline.convert.safetensors_store import SHARD_BYTES
+from pipeline.convert.trained_model import TrainedModel
+
+IMAGE_TOKEN = PLACEHOLDERS["image"]
+
+
+def write_layout(layout: Layout, model: TrainedModel, output: Path, *, weights: Weights) -> str:
+    """Write a model as a transformers checkpoint with processor, template and generation settings.
+
+    Args:
+        layout: its class, configuration and names.
+        model: the trained one.
+        output: an existing folder.
+        weights: where its tokenizer comes from, as of the run.
+
+    Returns:
+        A line with the number and size of the tensors.
+    """
+    tokenizer = published_tokenizer(model.spec, weights=weights)
+    write_processor(layout, model, tokenizer, output, weights=weights)
+    token = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+    layout.config.image_token_index = token
+    layout.config.text_config.vocab_size = max(model.spec.backbone.vocabulary, token + 1)
+    theirs = _fill(layout, model.tensors(), model.dtype)
+    theirs.generation_config = _generation_config(tokenizer)
+    theirs.save_pretrained(output, max_shard_size=SHARD_BYTES)
+    if isinstance(model.stage.peft, Lora):
+        named = _their_adapters(layout, theirs, model.adapters())
+        write_adapters(
+            output / ADAPTER,
+            model.stage.peft,
+            named,
+            prefix="",
+            targets=sorted({name.rpartition(".lora_")[0] for name in named}),
+            base="..",
+        )
+    tensors = theirs.state_dict().values()
+    return f"{len(tensors)} tensors, {sum(tensor.nbytes for tensor in tensors):,} bytes"
+
+
+def _fill(layout: Layout, ours: Mapping[str, Tensor], dtype: torch.dtype) -> Any:  # noqa: ANN401
+    """Return transformers' model with our weights."""
+    theirs = layout.build()
+    state = {}
+    for name, empty in theirs.state_dict().items():
+        # Of tied weights, only the first name is among ours.
+        if (tensor := ours.get(layout.our_name(name))) is not None:
+            tensor = _with_rows(tensor, len(empty) if empty.ndim else 0)
+            state[name] = tensor.to(dtype) if tensor.is_floating_point() else tensor
+    theirs.load_state_dict(state, strict=False, assign=True)
+    theirs.tie_weights()
+    theirs.config.dtype = dtype
+    return theirs
+
+
+def _with_rows(tensor: Tensor, rows: int) -> Tensor:
+    """Return an embedding, or an output matrix, with further rows: each the mean of its own.
+
+    The logit of such a token is the mean of all logits, so it is never the most likely one.
+    """
+    if tensor.ndim == 0 or len(tensor) >= rows:
+        return tensor
+    mean = tensor.float().mean(0, keepdim=True).to(tensor.dtype)
+    return torch.cat([tensor, mean.expand(rows - len(tensor), *mean.shape[1:])])
+
+
+def _generation_config(tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
+    """Return greedy decoding."""
+    end = tokenizer.eos_token_id
+    pad = tokenizer.pad_token_id
+    return GenerationConfig(
+        do_sample=False,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=end,
+        pad_token_id=end if pad is None else pad,
+    )
+
+
+def _their_adapters(
+    layout: Layout,
+    theirs: Any,  # noqa: ANN401 -- their class
+    adapters: Mapping[str, Tensor],
+) -> dict[str, Tensor]:
+    """Return adapters under the names that their layers have in transformers' model."""
+    layers = {
+        layout.our_name(name).removesuffix(".weight"): name.removesuffix(".weight")
+        for name in theirs.state_dict()
+    }
+    named = {}
+    for name, tensor in adapters.items():
+        layer, marker, rest = name.rpartition(".lora_")
+        named[f"{layers[layer]}{marker}{rest}"] = tensor
+    return named
