@@ -33,7 +33,11 @@ ifeq ($(GPUS),0)
 export DS_ACCELERATOR ?= cpu
 endif
 
-# Cluster tests wait most of their time; see tests/cluster/conftest.py.
+# Several processes test at once: threads of their own would only wait for each other's.
+test test-all test-share: export OMP_NUM_THREADS := 1
+
+# See tests/cluster/conftest.py.
+CLUSTER := tests/cluster tests/etl/runtime/test_executor.py
 SEVERAL := -n 3 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help setup quickstart test test-all test-share check lock clean
@@ -49,7 +53,7 @@ quickstart: setup ## run the whole system on the digits world, into runs/quickst
 test: setup ## formatting, lint and types, then the fast tests, then those on a real cluster
 	$(MAKE) --no-print-directory check
 	$(BIN)/python -m pytest -m "not cluster" -n auto --maxprocesses 8 --dist worksteal $(PYTEST_ARGS)
-	$(BIN)/python -m pytest -m cluster $(SEVERAL) $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m cluster $(SEVERAL) $(PYTEST_ARGS) $(CLUSTER)
 
 test-all: ## the same, and the nightly tests
 	$(MAKE) --no-print-directory test PYTEST_ARGS="--nightly $(PYTEST_ARGS)"

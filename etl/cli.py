@@ -29,6 +29,10 @@ class UserError(ValueError):
     """A user's mistake: one line that says what is wrong, where, and what would be right."""
 
 
+class RankError(UserError):
+    """A mistake that one of several ranks has noticed, and only this one can report."""
+
+
 def parse(
     options: type[Options], *, prog: str, args: Sequence[str], default: Options | None = None
 ) -> Options:
@@ -102,8 +106,9 @@ def main(
 ) -> None:
     """Run a command on `sys.argv` and exit; a mistake gets one line on stderr and exit code 2.
 
-    Under a launcher every rank makes the same mistake, so only rank 0 reports it. A command whose
-    output is piped to one that ends early, such as `head`, ends as quietly as other Unix tools do.
+    Under a launcher every rank makes the same mistake, so only rank 0 reports it, except for a
+    `RankError`. A command whose output is piped to one that ends early, such as `head`, ends as
+    quietly as other Unix tools do.
     """
     is_first = os.environ.get("RANK", "0") == "0"
     level = logging.INFO if is_first else logging.WARNING
@@ -113,7 +118,7 @@ def main(
         try:
             code = run(sys.argv[1:])
         except mistakes as mistake:
-            if is_first:
+            if is_first or isinstance(mistake, RankError):
                 sys.stderr.write(f"error: {' '.join(str(mistake).split())}\n")
             code = 2
         except KeyboardInterrupt:

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from model import byte_tokenizers
 from model.backbones import chatglm, glm, hf, llama, opt, palm, qwen, t5
@@ -21,6 +21,8 @@ from model.encoders import (
     docpedia,
     eva2_clip,
     eva_clip,
+    hf_audio,
+    hf_vision,
     hubert,
     imagebind,
     monkey,
@@ -66,6 +68,7 @@ from model.spec.backbones import T5, ChatGlm, Glm, Llama, Opt, Palm, Qwen
 from model.spec.fusion import GatedCrossAttention, Splice, VisualExpert
 from model.spec.glu_adapter import GluAdapter
 from model.spec.hf_backbones import HfCausal, HfSeq2Seq
+from model.spec.hf_encoders import HfAudio, HfVision
 from model.spec.high_resolution import DocPedia, Monkey
 from model.spec.image import ClipVision, Eva2Clip, EvaClip
 from model.spec.imagebind import ImageBind
@@ -87,7 +90,7 @@ from model.spec.qformer import QFormer, VideoQFormer
 from model.spec.siglip import Siglip
 from model.spec.video import TemporalClip, UniformerEva
 from model.spec.vit import Vit, Vit22B
-from model.weights import Weights, load_transformers, source_options
+from model.weights import Weights, load_tokenizer
 
 # Spec class → the file that builds it. A new component is added here.
 ENCODERS: Mapping[type, EncoderFile] = {
@@ -108,6 +111,8 @@ ENCODERS: Mapping[type, EncoderFile] = {
     CFormer: cformer,
     PointBert: pointbert,
     ImageBind: imagebind,
+    HfVision: hf_vision,
+    HfAudio: hf_audio,
 }
 PROJECTORS: Mapping[type, ProjectorFile] = {
     Mlp: mlp,
@@ -307,9 +312,7 @@ def published_tokenizer(spec: ModelSpec, *, weights: Weights) -> PreTrainedToken
     """Load the backbone's tokenizer unchanged; with random weights, build a byte tokenizer."""
     if weights == "random":
         return byte_tokenizers.plain()
-    name, options = source_options(spec.backbone.weights)
-    tokenizer: PreTrainedTokenizerBase = load_transformers(AutoTokenizer, name, **options)
-    return tokenizer
+    return load_tokenizer(spec.backbone.weights)
 
 
 def build_tokenizer(spec: ModelSpec, *, weights: Weights) -> PreTrainedTokenizerBase:
@@ -339,7 +342,7 @@ def build_text_tokenizer(spec: ModelSpec, *, weights: Weights) -> PreTrainedToke
         raise SpecError(f"inputs: projectors have tokenizers {sorted(names)}, must share one")
     if weights == "random":
         return byte_tokenizers.bert_style()
-    return load_transformers(AutoTokenizer, names.pop())
+    return load_tokenizer(names.pop())
 
 
 def build_caption_tokenizers(

@@ -50,10 +50,13 @@ def attend_by_sample(
             module, query_bhtc, key_bhtc, value_bhtc, attention_mask, **more
         )
         return attended_bthc, None
+    # The gradient of a slice is as long as the whole sequence, that of a split only as its part:
+    # of many slices it would take time in proportion to the square of their number.
+    lengths = [end - first for first, end in pairwise(starts)]
+    states = (states.split(lengths, dim=2) for states in (query_bhtc, key_bhtc, value_bhtc))
     attended = []
-    for first, end in pairwise(starts):
-        sample = (states[:, :, first:end] for states in (query_bhtc, key_bhtc, value_bhtc))
-        mask = _window_mask(end - first, more.get("sliding_window"), query_bhtc.device)
+    for length, sample in zip(lengths, zip(*states, strict=True), strict=True):
+        mask = _window_mask(length, more.get("sliding_window"), query_bhtc.device)
         sample_bthc, _ = sdpa_attention_forward(module, *sample, mask, **more)
         attended.append(sample_bthc)
     return torch.cat(attended, dim=1), None

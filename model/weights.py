@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -13,9 +14,16 @@ from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from model.spec import SpecError
+
+_TOKENIZER_FILES = ("tokenizer.json", "*.model", "vocab.*", "*.gguf", "*.tiktoken", "tekken.json")
 
 Weights = Literal["pretrained", "random"]
 """`pretrained` loads a spec's weights from the hub or a folder, `random` initialises them."""
@@ -69,17 +77,60 @@ def load_transformers(cls: Any, source: str, **options: Any) -> Any:  # noqa: AN
     """Load with `from_pretrained` from a folder or the hub; failures become one-line errors.
 
     Raises:
-        SpecError: there are no such weights.
+        SpecError: there is no such folder, or there are no such weights.
     """
+    check_folder(source)
     try:
         return cls.from_pretrained(source, **options)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        where = "folder" if Path(source).is_absolute() else "hub name"
+        where = "folder" if Path(source).is_dir() else "hub name"
         raise SpecError(
             f"weights of {where} {source!r} cannot be loaded ({reason}); "
             "use --weights random to run without"
         ) from error
+
+
+def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
+    """Load a tokenizer from a folder or the hub.
+
+    Raises:
+        SpecError: there is none. Of a folder without one, transformers makes an empty tokenizer for
+            some models, and gives advice about converting one for others.
+    """
+    name, options = source_options(source)
+    folder = Path(name)
+    if folder.is_dir() and not any(
+        found for pattern in _TOKENIZER_FILES for found in folder.glob(pattern)
+    ):
+        names = ", ".join(_TOKENIZER_FILES)
+        raise SpecError(f"{source}: holds no tokenizer; want one of {names} next to the weights")
+    tokenizer: PreTrainedTokenizerBase = load_transformers(AutoTokenizer, name, **options)
+    return tokenizer
+
+
+def check_folder(source: str) -> None:
+    """Raise SpecError for a folder that does not exist, before it is looked for on the hub.
+
+    A name on the hub is `NAME` or `OWNER/NAME`. Anything else is a path, and so is `FOLDER/NAME`
+    where there is such a folder here: the hub is asked for minutes before it gives up.
+    """
+    path = Path(source).expanduser()
+    is_path = (
+        path.is_absolute()
+        or source.startswith((".", "~"))
+        or source.endswith("/")
+        or len(path.parts) > 2
+        or (len(path.parts) == 2 and path.parent.is_dir())
+    )
+    if is_path and not path.exists():
+        near = get_close_matches(path.name, _names_in(path.parent), n=1)
+        hint = f"did you mean {str(path.parent / near[0])!r}?" if near else "was it moved?"
+        raise SpecError(f"weights {source!r}: no such folder; {hint}")
+
+
+def _names_in(folder: Path) -> list[str]:
+    return [each.name for each in folder.iterdir()] if folder.is_dir() else []
 
 
 def cast(module: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
@@ -96,16 +147,17 @@ def cast(module: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     return module
 
 
-def source_options(weights: str) -> tuple[str, dict[str, str]]:
-    """Return a spec's `weights` as transformers takes it: a folder or a hub name, and options.
+def source_options(weights: str) -> tuple[str, dict[str, Any]]:
+    """Return a spec's `weights` as Auto classes take it: a folder or a hub name, and options.
 
-    `FOLDER/FILE.gguf` and `OWNER/NAME:FILE.gguf` name a GGUF file.
+    `FOLDER/FILE.gguf` and `OWNER/NAME:FILE.gguf` name a GGUF file. Code in a repository is never
+    run, nor asked about.
 
     Raises:
         SpecError: a GGUF file without the package that reads it.
     """
     if not weights.endswith(".gguf"):
-        return weights, {}
+        return weights, {"trust_remote_code": False}
     if find_spec("gguf") is None:
         raise SpecError(f"weights {weights!r}: reading GGUF needs pip install mmloom[gguf]")
     name, _, file = weights.rpartition(":") if ":" in weights else weights.rpartition("/")
@@ -204,10 +256,14 @@ def names_in(file: Path) -> tuple[str, ...]:
 def assign(model: nn.Module, stored: Mapping[str, Tensor], source: str) -> None:
     """Copy named tensors into a model's parameters.
 
+    The weight of a layer that had no adapter when it was saved goes to the layer below the adapter:
+    VILA trains the whole backbone in MM-PT, and may adapt it in MM-IT.
+
     Raises:
         SpecError: a name or shape does not fit the model; names the source and the tensor.
     """
     own = dict(model.named_parameters())
+    own |= {without_adapter(name): weight for name, weight in own.items()} | own
     for name, tensor in stored.items():
         if name not in own:
             raise SpecError(f"{source}: {name} is no parameter of this model (another preset?)")
@@ -219,6 +275,11 @@ def assign(model: nn.Module, stored: Mapping[str, Tensor], source: str) -> None:
     with torch.no_grad():
         for name, tensor in stored.items():
             own[name].copy_(tensor)
+
+
+def without_adapter(name: str) -> str:
+    """Return the name that a weight has, or would have, in a model without LoRA."""
+    return name.replace(".base_layer.", ".")
 
 
 def rename(name: str, pairs: Iterable[tuple[str, str]]) -> str:

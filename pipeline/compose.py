@@ -82,17 +82,22 @@ def _compose(options: ComposeOptions) -> System:
 def _encoder(source: str, modality: Modality) -> Encoder:
     if _is_preset(source):
         return changed_preset(source, "full", ()).model.input_branch(modality).encoder
-    return encoder_from(source, modality)
+    return encoder_from(_absolute(source), modality)
 
 
 def _backbone(source: str) -> Backbone:
     if _is_preset(source):
         return changed_preset(source, "full", ()).model.backbone
-    return backbone_from(source)
+    return backbone_from(_absolute(source))
 
 
 def _is_preset(source: str) -> bool:
     return not Path(source).is_dir() and (source in PRESETS or is_file(source))
+
+
+def _absolute(source: str) -> str:
+    """Return a folder or a file with its whole path, for commands that run elsewhere."""
+    return str(Path(source).resolve()) if Path(source).exists() else source
 
 
 def _projector(text: str | None) -> Projector | None:

@@ -6,11 +6,13 @@ import os
 import resource
 import socket
 import warnings
+from datetime import timedelta
 from pathlib import Path
 
 import torch
 from deepspeed.accelerator import get_accelerator
 
+from etl.cli import UserError
 from pipeline.compat.deepspeed import init_process_group, load_op
 
 
@@ -19,8 +21,15 @@ def rank_and_world_size() -> tuple[int, int]:
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def init_distributed() -> None:
-    """Join the process group; without a launcher this process is the only rank."""
+def init_distributed(stall_seconds: float) -> None:
+    """Join the process group; without a launcher this process is the only rank.
+
+    Args:
+        stall_seconds: of the watchdog, see `collective_timeout`.
+
+    Raises:
+        UserError: the launcher's port is in use, or its address cannot be reached.
+    """
     if "RANK" not in os.environ:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -29,18 +38,45 @@ def init_distributed() -> None:
         os.environ.update({name: str(value) for name, value in single.items()})
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     accelerator = get_accelerator()
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if accelerator.device_name() == "cpu":
         # Each rank on a machine would otherwise start a thread per core. A fixed number of threads
         # also keeps the order of sums the same from run to run.
         local_ranks = int(_first_set("LOCAL_WORLD_SIZE", "LOCAL_SIZE") or "1")
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_ranks))
+        share = max(1, len(os.sched_getaffinity(0)) // local_ranks)
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or share))
         load_op("ShareMemCommBuilder")
     else:
+        # Slurm may show each task one GPU of its own: then they all have the number 0. DeepSpeed
+        # reads the variable, too.
+        local_rank = local_device(
+            int(os.environ.get("LOCAL_RANK", "0")), accelerator.device_count()
+        )
+        os.environ["LOCAL_RANK"] = str(local_rank)
         accelerator.set_device(local_rank)
     # DeepSpeed calls collectives by names that torch has deprecated; a user cannot change that.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
-    init_process_group()
+    try:
+        init_process_group(collective_timeout(stall_seconds))
+    except torch.distributed.DistError as error:
+        where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        if "EADDRINUSE" in str(error):
+            message = f"{where}: the port is in use; choose another, such as --master_port 29600"
+            raise UserError(message) from None
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"{where}: the ranks cannot meet there ({reason})") from None
+
+
+def collective_timeout(stall_seconds: float) -> timedelta:
+    """Return the time-out of a collective: so long that the watchdog reports a stall before it.
+
+    The watchdog reports after `stall_seconds`, and its last resort comes after twice that time.
+    """
+    return timedelta(seconds=2 * stall_seconds + 300)
+
+
+def local_device(local_rank: int, devices: int) -> int:
+    """Return the number of a rank's device among those that are visible to it."""
+    return local_rank % max(1, devices)
 
 
 def _first_set(*names: str) -> str | None:

@@ -14,9 +14,12 @@ left out for that are listed.
 
 from __future__ import annotations
 
+import os
 import time
 
 import pytest
+
+from tests.cluster.warm import OWNER
 
 SHARE_MINUTES = 12.0
 """How long a share takes, on two idle cores."""
@@ -41,6 +44,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    os.environ.setdefault(OWNER, str(os.getpid()))  # inherited by the processes of pytest-xdist
     text = "nightly(minutes): for `make test-all`, and a share for CI; minutes on two idle cores"
     config.addinivalue_line("markers", text)
 

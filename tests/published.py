@@ -35,6 +35,18 @@ LLAMA = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 512,
 }
+LLAMA_3 = LLAMA | {
+    "rope_parameters": {
+        "rope_type": "llama3",
+        "rope_theta": 500_000.0,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    }
+}
+QWEN_2 = LLAMA | {"model_type": "qwen2"}
+MISTRAL = LLAMA | {"model_type": "mistral", "sliding_window": 8}
 OPT = {
     "model_type": "opt",
     "vocab_size": VOCABULARY,
@@ -59,10 +71,10 @@ T5 = {
 }
 
 
-def llava(**fields):
+def llava(text=LLAMA, **fields):
     return _randomised(
         LlavaForConditionalGeneration,
-        LlavaConfig(vision_config=_CLIP, text_config=LLAMA, image_token_index=IMAGE_ID, **fields),
+        LlavaConfig(vision_config=_CLIP, text_config=text, image_token_index=IMAGE_ID, **fields),
     )
 
 

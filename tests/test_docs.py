@@ -188,8 +188,9 @@ def script(path):
 def check_pipeline(words):
     """Parse a command of the pipeline, and resolve the preset with what is set in it."""
     options = options_of(run_pipeline, words)
-    if getattr(options, "preset", None) is None or Path(options.preset).suffix:
-        return  # a run's configuration, which is a file of the reader's
+    preset = getattr(options, "preset", None)
+    if preset is None or (Path(preset).suffix and not (ROOT / preset).is_file()):
+        return  # a file of the reader's
     if isinstance(options, TrainOptions):
         resolve(options, words[0])
     else:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
-import fcntl
 import json
 import shutil
 import time
@@ -26,6 +25,7 @@ import pyarrow as pa
 from etl.cli import UserError
 from etl.filters.base import StepYield
 from etl.storage.atomic import atomic_file, file_sha256, remove_partials, write_json
+from etl.storage.lock import owner_lock
 from etl.storage.manifest import MANIFEST, Shard, read_manifest
 
 STAGED, KEYS, DROPPED, RESULT = "rows.arrow", "keys.arrow", "drops.arrow", "result.json"
@@ -121,21 +121,12 @@ class JobState:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Keep other runs out of the folder; the lock of a killed process is released.
+        """Keep other runs out of the folder; the lock of a killed process is taken over.
 
         Raises:
             UserError: another run holds it, or the folder cannot be written.
         """
-        try:
-            self.work.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            reason = error.strerror
-            raise UserError(f"--output {self.output}: cannot be written ({reason})") from None
-        with (self.work / "lock").open("wb") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(f"--output {self.output}: another run is using it") from None
+        with owner_lock(self.work / "lock", name=f"--output {self.output}"):
             yield
 
     @property

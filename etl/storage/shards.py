@@ -9,21 +9,26 @@ from __future__ import annotations
 import bisect
 import hashlib
 import itertools
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from etl.cli import UserError
+from etl.cli import RankError, UserError
 from etl.storage.atomic import atomic_file, file_sha256
 from etl.storage.fingerprint import FileFingerprint, check_unchanged, file_fingerprint
 from etl.storage.manifest import MANIFEST, Manifest, Shard, read_manifest, write_manifest
 from etl.storage.schema import SCHEMA, SCHEMA_VERSION, Sample, from_row, to_batch
+from etl.storage.verified import VerifiedShards
 
 MAX_BATCH_ROWS = 256
 MAX_BATCH_BYTES = 64 << 20
 """Media bytes after which a record batch is closed early, so that a batch of videos stays small."""
+
+MAX_OPEN_SHARDS = 1024
+"""Shards that a process keeps open, the ones used last; Linux allows 65,530 memory maps."""
 
 
 def write_shard(folder: Path, name: str, samples: Iterable[Sample]) -> Shard:
@@ -119,14 +124,24 @@ class ShardSet:
 
     Args:
         folders: complete folders, in the order in which their samples are numbered.
-        verify: compare every shard's sha256 with its manifest (reads all bytes once). Sizes are
-            always compared.
+        verify: compare the sha256 of shards with their manifest, unless that was done before and
+            is stamped (`etl.storage.verified`). Sizes are always compared.
+        rank, ranks: this process compares every `ranks`-th shard.
+        stamps: where stamps of folders are kept that are not writable.
 
     Raises:
         UserError: a folder is missing, incomplete or empty, or a shard is missing or damaged.
     """
 
-    def __init__(self, folders: Sequence[Path], *, verify: bool = True) -> None:
+    def __init__(
+        self,
+        folders: Sequence[Path],
+        *,
+        verify: bool = True,
+        rank: int = 0,
+        ranks: int = 1,
+        stamps: Path | None = None,
+    ) -> None:
         self._paths: list[Path] = []
         self._digests: list[str] = []
         self._fingerprints: list[FileFingerprint] = []
@@ -138,16 +153,22 @@ class ShardSet:
             if not manifest.rows:
                 raise UserError(f"{folder}: holds no samples (0 rows)")
             for shard in manifest.shards:
-                self._fingerprints.append(_check_shard(folder, shard, verify=verify))
+                self._fingerprints.append(_check_shard(folder, shard))
                 self._digests.append(shard.sha256)
                 self._paths.append(folder / shard.path)
                 ends.append((ends[-1] if ends else 0) + shard.rows)
                 digests.update(shard.sha256.encode())
             self._folder_ends.append(ends[-1])
+            if verify:
+                verified = VerifiedShards(folder, rank=rank, ranks=ranks, fallback=stamps)
+                count = len(manifest.shards)
+                fingerprints = self._fingerprints[-count:]
+                share = list(zip(manifest.shards, fingerprints, strict=True))[rank::ranks]
+                _verify(folder, share, verified, alone=ranks == 1)
         if not ends:
             raise UserError("no data folder given")
         self._ends = ends
-        self._open: dict[int, _OpenShard] = {}
+        self._open: OrderedDict[int, _OpenShard] = OrderedDict()
         self.fingerprint = digests.hexdigest()
         """Identity of the data: sha256 over the shards' sha256s, in order."""
 
@@ -201,12 +222,15 @@ class ShardSet:
             self._fingerprints[number] = current
             self._open.pop(number, None)
         if number not in self._open:
+            if len(self._open) == MAX_OPEN_SHARDS:
+                self._open.popitem(last=False)
             self._open[number] = _OpenShard(self._paths[number])
+        self._open.move_to_end(number)
         return self._open[number]
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the memory maps."""
-        return {**self.__dict__, "_open": {}}
+        return {**self.__dict__, "_open": OrderedDict()}
 
 
 class _OpenShard:
@@ -238,7 +262,8 @@ def read_samples(folder: Path, manifest: Manifest, number: int) -> list[Sample]:
     return samples
 
 
-def _check_shard(folder: Path, shard: Shard, *, verify: bool) -> FileFingerprint:
+def _check_shard(folder: Path, shard: Shard) -> FileFingerprint:
+    """Return the fingerprint of a shard that has the size that its manifest says."""
     path = folder / shard.path
     if not path.is_file():
         raise UserError(f"{path}: shard is missing, though {folder / MANIFEST} lists it")
@@ -247,12 +272,30 @@ def _check_shard(folder: Path, shard: Shard, *, verify: bool) -> FileFingerprint
         raise UserError(
             f"{path}: shard is damaged: {fingerprint.size} bytes, its manifest says {shard.bytes}"
         )
-    if verify and (found := file_sha256(path)) != shard.sha256:
-        raise UserError(
-            f"{path}: shard is damaged: sha256 {found[:12]}…, its manifest says"
-            f" {shard.sha256[:12]}…"
-        )
     return fingerprint
+
+
+def _verify(
+    folder: Path,
+    shards: Sequence[tuple[Shard, FileFingerprint]],
+    verified: VerifiedShards,
+    *,
+    alone: bool,
+) -> None:
+    """Compare the checksums of shards with their manifest, except for those stamped."""
+    try:
+        for shard, fingerprint in shards:
+            if (shard, fingerprint) in verified:
+                continue
+            path = folder / shard.path
+            if (found := file_sha256(path)) != shard.sha256:
+                raise (UserError if alone else RankError)(
+                    f"{path}: shard is damaged: sha256 {found[:12]}…, its manifest says"
+                    f" {shard.sha256[:12]}…"
+                )
+            verified.add(shard, fingerprint)
+    finally:
+        verified.save()
 
 
 def _column(batch: pa.RecordBatch, name: str) -> pa.Array:

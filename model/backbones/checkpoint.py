@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from model.spec import SpecError
-from model.weights import check_config, load_transformers
+from model.weights import check_config, check_folder, load_transformers
 
 
 def load(
@@ -88,6 +88,7 @@ def read(source: str) -> dict[str, Tensor]:
     Raises:
         SpecError: there is no such folder or repository, or it cannot be read.
     """
+    check_folder(source)
     try:
         files = _files(source)
         state: dict[str, Tensor] = {}

@@ -68,7 +68,7 @@ def _load(auto: Any, source: str, config: PretrainedConfig, dtype: torch.dtype) 
     name, options = source_options(source)
     published = load_transformers(AutoConfig, name, **options)
     check_config(published, config, source)
-    if not options:
+    if "gguf_file" not in options:
         options["config"] = config
     loaded, found = load_transformers(auto, name, dtype=dtype, output_loading_info=True, **options)
     if found["missing_keys"]:

@@ -8,6 +8,7 @@ Shapes: b sequences, t positions, d width, v vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -47,21 +48,30 @@ def backbone_from(source: str) -> HfCausal | HfSeq2Seq:
     """
     name, options = source_options(source)
     config = load_transformers(AutoConfig, name, **options)
-    return checked(source, config, published_fields(name, config, options))
+    of_gguf = "gguf_file" in options
+    fields = config.to_dict() if of_gguf else PretrainedConfig.get_config_dict(name)[0]
+    return backbone_of(source, config, fields)
 
 
-def published_fields(
-    name: str, config: PretrainedConfig, options: dict[str, str]
-) -> dict[str, Any]:
-    """Return the fields of a `config.json` as published, and the sizes that it leaves out.
+def backbone_of(
+    source: str, config: PretrainedConfig, fields: Mapping[str, Any]
+) -> HfCausal | HfSeq2Seq:
+    """Return the spec of the language model of a configuration; raises as `backbone_from`.
+
+    Args:
+        source: of its weights.
+        config: transformers' object.
+        fields: the configuration as it was published.
+    """
+    return _probe(_spec(source, config, _fields_of_the_model(config, fields)))
+
+
+def _fields_of_the_model(config: PretrainedConfig, published: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the published fields that make the model, and the sizes that they leave out.
 
     Dropout is zero, as for all backbones here: most are frozen.
     """
-    if options:
-        fields: dict[str, Any] = config.to_dict()
-    else:
-        fields, _ = PretrainedConfig.get_config_dict(name)
-    fields = {key: value for key, value in fields.items() if key not in _NOT_OF_THE_MODEL}
+    fields = {key: value for key, value in published.items() if key not in _NOT_OF_THE_MODEL}
     for names in REQUIRED:
         if not any(isinstance(fields.get(one), int) for one in names):
             known = config.to_dict()
@@ -74,7 +84,7 @@ def _is_dropout(name: str, value: object) -> bool:
     return isinstance(value, float) and ("dropout" in name or name.endswith("_pdrop"))
 
 
-def checked(source: str, config: PretrainedConfig, fields: dict[str, Any]) -> HfCausal | HfSeq2Seq:
+def _spec(source: str, config: PretrainedConfig, fields: dict[str, Any]) -> HfCausal | HfSeq2Seq:
     """Return the spec for a configuration, or raise SpecError with the reason why there is none."""
     kind = config.model_type
     if "quantization_config" in fields:
@@ -96,7 +106,7 @@ def checked(source: str, config: PretrainedConfig, fields: dict[str, Any]) -> Hf
         spec = HfCausal(weights=source, config=fields)
     else:
         raise SpecError(f"{source}: {kind!r} is no language model that transformers can build")
-    return _probe(spec)
+    return spec
 
 
 def _probe(spec: HfCausal | HfSeq2Seq) -> HfCausal | HfSeq2Seq:

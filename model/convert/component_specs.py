@@ -11,6 +11,7 @@ from transformers import PretrainedConfig
 from model.backbones.llama import llama_config
 from model.backbones.opt import opt_config
 from model.backbones.t5 import t5_config
+from model.compose.backbones import backbone_of
 from model.convert.wiring import check_agreement
 from model.encoders.clip import clip_config
 from model.encoders.eva_clip import eva_config
@@ -19,6 +20,7 @@ from model.spec import ChatTemplate, ClipVision, Llama, SpecError
 from model.spec.backbones import T5, Backbone, Opt
 from model.spec.image import EvaClip
 from model.spec.qformer import QFormer
+from model.weights import config_differences
 
 
 def clip_vision(config: PretrainedConfig, like: ClipVision, weights: str) -> ClipVision:
@@ -84,18 +86,17 @@ def qformer(config: PretrainedConfig, like: QFormer, *, queries: int) -> QFormer
 
 
 def backbone(config: PretrainedConfig, template: ChatTemplate, weights: str) -> Backbone:
-    """Return the spec of a backbone from its configuration.
+    """Return the spec of a backbone from its configuration: one of ours where it can express that.
 
     Raises:
-        SpecError: a backbone, or a setting of one, that no spec supports.
+        SpecError: a language model that cannot be a backbone.
     """
-    if config.model_type not in _BACKBONES:
-        supported = ", ".join(_BACKBONES)
-        raise SpecError(f"text_config.model_type: {config.model_type!r}, want one of {supported}")
-    to_spec, to_config = _BACKBONES[config.model_type]
-    spec = to_spec(config, template, weights)
-    check_agreement(config, to_config(spec), "text_config")
-    return spec
+    if config.model_type in _BACKBONES:
+        to_spec, to_config = _BACKBONES[config.model_type]
+        spec = to_spec(config, template, weights)
+        if not any(config_differences(config, to_config(spec))):
+            return spec
+    return replace(backbone_of(weights, config, config.to_dict()), template=template)
 
 
 def _llama(config: PretrainedConfig, template: ChatTemplate, weights: str) -> Llama:

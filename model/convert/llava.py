@@ -7,10 +7,13 @@ from pathlib import Path
 
 from transformers import PretrainedConfig
 
+from model.compose.backbones import lora_targets
 from model.convert import component_specs
 from model.convert.wiring import Component, Wiring, folder_of, require
+from model.presets.blocks import llava_lora
 from model.presets.llava import llava_1_5_7b
 from model.spec import ClipVision, InputBranchSpec, SpecError, System
+from model.spec.hf_backbones import HfCausal
 
 PROJECTOR = "inputs.image.projector.layers."
 ENCODER = "inputs.image.encoder.tower."
@@ -80,7 +83,10 @@ def _system(config: PretrainedConfig, components: Path) -> System:
         config.text_config, backbone.template, folder_of(components, "backbone")
     )
     model = replace(preset.model, inputs=(replace(branch, encoder=tower),), backbone=language)
-    return replace(preset, model=model)
+    sft = preset.stage("sft")
+    if isinstance(language, HfCausal):
+        sft = replace(sft, peft=replace(llava_lora(), targets=lora_targets(language)))
+    return replace(preset, model=model, sft=sft)
 
 
 NAMES = (

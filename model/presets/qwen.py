@@ -7,14 +7,14 @@ from model.presets.templates import CHATML
 from model.spec.backbones import Qwen
 from model.spec.input_branches import InputBranchSpec, ModelSpec
 from model.spec.projectors import QwenResampler
-from model.spec.system import Stage, System
+from model.spec.system import ParameterGroup, Stage, System
 
 
 def qwen_vl() -> System:
     """Qwen-VL and, after SFT, Qwen-VL-Chat (2023, arXiv:2308.12966), at 448 pixels throughout.
 
     PT is its first stage, which it runs at 224 pixels, SFT its third; the second trains everything
-    at once (5e-5, batch size 4096). Layer-wise learning rate decay of the encoder is omitted.
+    at once (5e-5, batch size 4096).
     """
     image = InputBranchSpec(
         encoder=vit_bigg_448(), projector=QwenResampler(), before="<img>", after="</img>"
@@ -38,6 +38,7 @@ def qwen_vl() -> System:
             trainable=(*CLIP_TOWER, PROJECTORS),
             prompt="plain",
             learning_rate=2e-4,
+            groups=(ParameterGroup(pattern="inputs.image.encoder.*", layer_decay=0.95),),
             warmup=0.01,
             global_batch=30_720,
             micro_batch=32,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from model import byte_tokenizers
 from model.build import BACKBONES, DTYPES, build_input_branch, build_reference
@@ -18,7 +18,7 @@ from model.spec import InputBranchSpec, ModelSpec, SpecError, Stage
 from model.spec.init import ImageTextInit, SentenceInit
 from model.spec.qformer import QFormer
 from model.spec.system import InitStage
-from model.weights import Weights, load_transformers
+from model.weights import Weights, load_tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +174,7 @@ def sentence_reader(spec: ModelSpec, stage: Stage, *, weights: Weights) -> Sente
 def build_sentence_tokenizer(source: str, *, weights: Weights) -> PreTrainedTokenizerBase:
     """Load BERT's tokenizer; without a source or with random weights, build a byte tokenizer."""
     if source and weights == "pretrained":
-        tokenizer: PreTrainedTokenizerBase = load_transformers(AutoTokenizer, source)
+        tokenizer = load_tokenizer(source)
     else:
         tokenizer = byte_tokenizers.bert_style()
     tokenizer.split_special_tokens = True  # texts are data

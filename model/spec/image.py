@@ -16,8 +16,8 @@ TINY_PATCH = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class SquarePictures:
-    """What the specs of encoders of square pictures share; frames of videos are pictures.
+class PictureSpec:
+    """What the specs of encoders of pictures share; frames of videos are pictures.
 
     Args:
         processor: how a picture becomes pixels; its size is the encoder's.
@@ -32,17 +32,17 @@ class SquarePictures:
 
     @property
     def image_size(self) -> int:
-        """Side of the square picture, in pixels."""
+        """Side of a square picture, in pixels; raises SpecError if it is not square."""
         return self.processor.side
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the pixels of one picture."""
-        return (3, self.image_size, self.image_size)
+        return (3, *self.processor.size)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClipVision(SquarePictures):
+class ClipVision(PictureSpec):
     """CLIP's vision transformer (Radford et al. 2021); returns the hidden states of one layer.
 
     Args:
@@ -95,7 +95,7 @@ class ClipVision(SquarePictures):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaClip(SquarePictures):
+class EvaClip(PictureSpec):
     """EVA-CLIP ViT-g/14 (Fang et al. 2022; Sun et al. 2023) as in BLIP-2 and its successors.
 
     BLIP-2 (Li et al. 2023, §3) drops the last of 40 layers and adds a layer norm after the 39th; so
@@ -140,7 +140,7 @@ class EvaClip(SquarePictures):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Eva2Clip(SquarePictures):
+class Eva2Clip(PictureSpec):
     """EVA-02-CLIP-E/14 (Sun et al. 2023) as in CogVLM (Wang et al. 2023, §2.1).
 
     CogVLM drops the last of 64 layers, which only the contrastive loss uses, and the norm after it;

@@ -6,6 +6,7 @@ are read and written.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
@@ -117,6 +118,8 @@ class ImageProcessor:
         for suffix in ("FeatureExtractor", "VideoProcessor"):
             name = name.removesuffix(suffix) + "ImageProcessor" if name.endswith(suffix) else name
         name = choose(name, tuple(_CLASSES), "image processor class")
+        if name == "Siglip2ImageProcessor":
+            return _siglip2(config)
         values = _CLASSES[name] | {key: value for key, value in config.items() if value is not None}
         _refuse_other_rules(values)
         normalizes = values.get("do_normalize", True)
@@ -206,6 +209,16 @@ def _sizes(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
     return {"size": cropped, "stretch": None if cropped == resized else resized, "pad": pad}
 
 
+def _siglip2(config: Mapping[str, Any]) -> ImageProcessor:
+    """Return the processor of SigLIP 2's models for native resolutions, for squares of patches.
+
+    As published, it keeps the aspect ratio, with the number of patches as an upper limit.
+    """
+    side = config.get("patch_size", 16) * math.isqrt(config.get("max_num_patches", 256))
+    processor = squash(side, mean=HALF, std=HALF)
+    return replace(processor, resample="bilinear")
+
+
 def _height_and_width(size: Any) -> Size:  # noqa: ANN401 -- JSON
     if isinstance(size, Mapping):
         if "shortest_edge" in size:
@@ -268,6 +281,7 @@ _CLASSES: Mapping[str, dict[str, Any]] = {
     "InstructBlipVideoImageProcessor": _BLIP,
     "LlavaImageProcessor": _CLIP,
     "PvtImageProcessor": _class(224, IMAGENET_MEAN, IMAGENET_STD),
+    "Siglip2ImageProcessor": {},
     "SiglipImageProcessor": _HALF,
     "ViTImageProcessor": _HALF | {"resample": 2},
     "VideoLlavaImageProcessor": _CLIP,

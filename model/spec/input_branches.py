@@ -13,6 +13,7 @@ from model.spec.backbones import Backbone
 from model.spec.base import ProjectorShape, SpecError, choose
 from model.spec.fusion import Fusion, GatedCrossAttention, Splice
 from model.spec.glu_adapter import GluAdapter
+from model.spec.hf_encoders import HfAudio, HfVision
 from model.spec.high_resolution import DocPedia, Monkey
 from model.spec.image import ClipVision, Eva2Clip, EvaClip
 from model.spec.imagebind import ImageBind
@@ -51,6 +52,8 @@ Encoder = (
     | CFormer
     | PointBert
     | ImageBind
+    | HfVision
+    | HfAudio
 )
 Projector = (
     Mlp

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from model.spec.image import SquarePictures
+from model.spec.image import PictureSpec
 from model.spec.image_processor import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -18,7 +18,7 @@ STRIDE = 32
 
 
 @dataclass(frozen=True, kw_only=True)
-class NfNet(SquarePictures):
+class NfNet(PictureSpec):
     """NFNet-F6 (Brock et al. 2021, arXiv:2102.06171), its feature map before pooling.
 
     Flamingo (Alayrac et al. 2022, §3.1) flattens the feature map of a picture of 320 pixels to

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from model.spec.image import TINY_PATCH, SquarePictures
+from model.spec.image import TINY_PATCH, PictureSpec
 from model.spec.image_processor import HALF, ImageProcessor, squash
 
 
 @dataclass(frozen=True, kw_only=True)
-class Siglip(SquarePictures):
+class Siglip(PictureSpec):
     """SigLIP's vision transformer (Zhai et al. 2023, arXiv:2303.15343), without its pooling head.
 
     Defaults: SoViT-400m/14 at 384 pixels. It has no class token.

@@ -64,6 +64,7 @@ class Stage:
         warmup: share of the steps in which the rate rises linearly.
         schedule: after that, `cosine` or `linear` decay to zero, or `constant`.
         groups: other rates, decays and schedules for some of the parameters.
+        gradient_clipping: the gradient's largest norm over all parameters; 0 does not clip.
         global_batch: samples per optimizer step over all ranks.
         micro_batch: samples per rank and forward pass.
         max_tokens: longer samples are truncated, but never inside a medium.
@@ -88,6 +89,7 @@ class Stage:
     warmup: float = 0.03
     schedule: Schedule = "cosine"
     groups: tuple[ParameterGroup, ...] = ()
+    gradient_clipping: float = 1.0
     epochs: int = 1
     global_batch: int
     micro_batch: int

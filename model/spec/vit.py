@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from model.spec.image import TINY_PATCH, SquarePictures
+from model.spec.image import TINY_PATCH, PictureSpec
 from model.spec.image_processor import HALF, ImageProcessor, squash
 
 
 @dataclass(frozen=True, kw_only=True)
-class Vit(SquarePictures):
+class Vit(PictureSpec):
     """A vision transformer (Dosovitskiy et al. 2021) up to its last norm; ViT-L/16 by default.
 
     Args:
@@ -49,7 +49,7 @@ class Vit(SquarePictures):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Vit22B(SquarePictures):
+class Vit22B(PictureSpec):
     """ViT-22B (Dehghani et al. 2023, arXiv:2302.05442, §2), PaLI-X's encoder, without pooling.
 
     Attention and MLP run in parallel on the same normed input; queries and keys are normalised.

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from etl.cli import UserError
 from etl.storage.atomic import write_json
+from pipeline.checkpoint.adapters import ADAPTERS, check_adapters
 from pipeline.checkpoint.async_writer import AsyncWriter, SaveStatus
 from pipeline.checkpoint.files import (
     WEIGHTS,
@@ -65,10 +66,14 @@ class RetentionPolicy:
 
 @dataclass
 class _PendingSave:
-    """A checkpoint that was copied and is being written by all ranks, or published by rank 0."""
+    """A checkpoint that was copied and is being written by all ranks, or published by rank 0.
+
+    It is published only after a step with its weights had a finite loss.
+    """
 
     state: TrainerState
     partial: Path
+    confirmed: bool = False
     written: bool = False
 
 
@@ -78,12 +83,16 @@ class Checkpoints:
     Args:
         run: the run folder.
         identity: what must be equal for a resumed run to continue the same loss curve; a flat
-            mapping of names to JSON values.
+            mapping of names to JSON values. `steps` may be more than they were.
+        complete: returns the identity in a checkpoint with what an older version left out.
         retention: which checkpoints are kept.
         inherited: names of weights from another run; they are saved whether trained or not.
         objective_only: whether only this stage's losses need a weight; such weights are saved in
             a file of their own.
     """
+
+    adapters: Mapping[str, Any] | None = None
+    """Of this run, see `pipeline.checkpoint.adapters`; set once the model is built."""
 
     def __init__(
         self,
@@ -92,10 +101,12 @@ class Checkpoints:
         retention: RetentionPolicy,
         inherited: Collection[str] = (),
         objective_only: Callable[[str], bool] = lambda name: False,
+        complete: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda stored: stored,
     ) -> None:
         self.folder = CheckpointFolder(run / "checkpoints")
         self._run = run
         self._identity = dict(identity)
+        self._complete = complete
         self._retention = retention
         self._inherited = frozenset(inherited)
         self._objective_only = objective_only
@@ -106,12 +117,16 @@ class Checkpoints:
     def save(self, engine: deepspeed.DeepSpeedEngine, state: TrainerState) -> None:
         """Copy a checkpoint and start writing it in the background; a collective.
 
-        Waits for an unfinished earlier one. Older checkpoints stay until the new one is complete.
+        Waits for an unfinished earlier one. Older checkpoints stay until the new one is complete
+        and confirmed.
 
         Raises:
-            UserError: too many consecutive checkpoints could not be written.
+            UserError: a weight is not finite, or too many consecutive checkpoints could not be
+                written.
         """
+        self.confirm()
         self._wait_for_pending()
+        self._check_finite(engine, state.step)
         if dist.get_rank() == 0:
             self.folder.remove_leftovers()  # other ranks write only after the copy's first barrier
         partial = self.folder.partial(state.step)
@@ -120,6 +135,47 @@ class Checkpoints:
         )
         self._pending = _PendingSave(state=state, partial=partial)
         self._writer.start(lambda: self._write(copied, partial))
+
+    def confirm(self) -> None:
+        """Allow the pending checkpoint to replace older ones: its weights gave a finite loss."""
+        if self._pending is not None:
+            self._pending.confirmed = True
+
+    def discard(self) -> None:
+        """Give up a pending checkpoint that was not confirmed; a collective."""
+        if self._pending is not None and not self._pending.confirmed:
+            self._writer.wait()
+            dist.barrier()
+            self._pending = None
+            if dist.get_rank() == 0:
+                self.folder.remove_leftovers()
+
+    def _check_finite(self, engine: deepspeed.DeepSpeedEngine, step: int) -> None:
+        """Raise UserError on all ranks if a trainable weight is not finite on any."""
+        own = (
+            getattr(weight, "ds_tensor", weight)  # this rank's partition, under ZeRO-3
+            for weight in engine.module.parameters()
+            if weight.requires_grad
+        )
+        bad = torch.stack([~torch.isfinite(weight).all().to(device()) for weight in own]).sum()
+        dist.all_reduce(bad)
+        if bad:
+            raise UserError(
+                f"weights are not finite after step {step} and are not saved; lower the learning "
+                f"rate, then resume from {self.newest}"
+            )
+
+    @property
+    def newest(self) -> str:
+        """The checkpoint that a run resumes from, in words."""
+        newest = self.folder.latest()
+        return f"the checkpoint {newest}" if newest else "the beginning"
+
+    @property
+    def newest_step(self) -> int:
+        """The step after which the checkpoint was written that a run resumes from."""
+        newest = self.folder.latest()
+        return step_of(self.folder.path / newest) if newest else 0
 
     @property
     def status(self) -> SaveStatus:
@@ -144,17 +200,18 @@ class Checkpoints:
             self._give_up(pending)
         elif pending.written:
             self._pending, self._failures = None, 0
-        else:
+        elif pending.confirmed:
             pending.written = True
             if dist.get_rank() == 0:
                 self._writer.start(lambda: self._publish(pending))
 
     def finish(self) -> None:
-        """Wait until the pending checkpoint is complete; a collective.
+        """Wait until the pending checkpoint is complete, confirmed or not; a collective.
 
         Raises:
             UserError: it could not be written.
         """
+        self.confirm()
         self._wait_for_pending()
         if self._failures:
             path = self.folder.path
@@ -179,7 +236,11 @@ class Checkpoints:
             path = _checksum_file(pending.partial, rank)
             files |= json.loads(path.read_bytes())
             path.unlink()
-        content = {"trainer_state": asdict(pending.state), "identity": self._identity}
+        content = {
+            "trainer_state": asdict(pending.state),
+            "identity": self._identity,
+            ADAPTERS: self.adapters,
+        }
         self.folder.publish(pending.partial, content, files)
         self.folder.prune(self._retention.newest, self._retention.every)
 
@@ -201,9 +262,7 @@ class Checkpoints:
 
     @property
     def _how_to_resume(self) -> str:
-        newest = self.folder.latest()
-        start = f"from the checkpoint {newest}" if newest else "from the beginning"
-        return f"free some disk space, then the same command resumes {start}"
+        return f"free some disk space, then the same command resumes from {self.newest}"
 
     def choose(self, resume: str) -> Path | None:
         """Return the checkpoint to resume from, or None to start a new run; changes nothing.
@@ -246,16 +305,23 @@ class Checkpoints:
         return chosen
 
     def _check_identity(self, checkpoint: Path) -> None:
-        stored = read_manifest(checkpoint)["identity"]
+        stored = self._complete(read_manifest(checkpoint)["identity"])
         for name, value in self._identity.items():
-            if stored.get(name) != value:
+            if name == "steps":
+                check_steps(checkpoint, stored.get(name, value), value)
+            elif stored.get(name) != value:
                 raise UserError(
                     f"{checkpoint}: belongs to a run with {name} {stored.get(name)!r}, this one "
                     f"has {value!r}; give the same options, or another --output"
                 )
 
     def load(self, engine: deepspeed.DeepSpeedEngine, checkpoint: Path) -> TrainerState:
-        """Load a chosen checkpoint into the engine; a collective. Newer ones are then ignored."""
+        """Load a chosen checkpoint into the engine; a collective. Newer ones are then ignored.
+
+        Raises:
+            UserError: its adapters were trained on another backbone.
+        """
+        check_adapters(checkpoint / WEIGHTS, self.adapters)
         files = checkpoint / ZERO
         saved, ranks = len(list(files.glob("*_optim_states.pt"))), dist.get_world_size()
         if saved in (0, ranks):
@@ -266,6 +332,27 @@ class Checkpoints:
         if dist.get_rank() == 0:
             self.folder.point_latest(checkpoint.name)
         return TrainerState(**read_manifest(checkpoint)["trainer_state"])
+
+
+def check_steps(checkpoint: Path, stored: int, steps: int) -> None:
+    """Check the steps of a run that resumes; there may be more (`--epochs`, `--max-steps` raised).
+
+    The rule for the learning rate is *stretching*: from the resumed step on, it is that of a run
+    that had the new number of steps from the start.
+
+    Raises:
+        UserError: there are fewer than before.
+    """
+    if steps < stored:
+        raise UserError(
+            f"{checkpoint}: belongs to a run of {stored} steps, this one has {steps}; --epochs and "
+            "--max-steps may be raised, not lowered; give the same options, or another --output"
+        )
+    if steps > stored:
+        log.info(
+            "%d steps in place of %d: from here on, the learning rate is that of a run of %d steps",
+            *(steps, stored, steps),
+        )
 
 
 def _checksum_file(partial: Path, rank: int) -> Path:

@@ -22,6 +22,7 @@ from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointEngi
 from safetensors.torch import save_file
 from torch import Tensor
 
+from model.weights import without_adapter
 from pipeline.checkpoint.files import OBJECTIVE_WEIGHTS, WEIGHTS, ZERO, Checksums, checksums
 from pipeline.checkpoint.gather import gather_parameters
 from pipeline.compat.deepspeed import recovery_script_deferred
@@ -112,7 +113,7 @@ def snapshot(
     saved = [
         (name, parameter)
         for name, parameter in engine.module.named_parameters()
-        if parameter.requires_grad or name in inherited
+        if parameter.requires_grad or name in inherited or without_adapter(name) in inherited
     ]
     files: dict[str, dict[str, Tensor]] = {}
     for name, tensor in gather_parameters(saved):

@@ -2,22 +2,24 @@
 
 torch guards the compilation of an extension with a lock file, and waits while that file exists. A
 process that is killed while it compiles leaves the file behind, and every later run on the machine
-would hang. So ops are loaded under a lock that the system releases when its owner dies.
+would hang. So ops are loaded under a lock that is taken over when its owner has died.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import io
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from datetime import timedelta
 from pathlib import Path
 
 import deepspeed
 import torch
 from deepspeed.accelerator import get_accelerator
 from torch.utils.cpp_extension import _get_build_directory
+
+from etl.storage.lock import owner_lock
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +36,7 @@ def load_op(builder_name: str) -> None:
     if builder is None or not builder.is_compatible():
         return
     folder = Path(_get_build_directory(builder.name, verbose=False))
-    with (folder / "mmloom.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with owner_lock(folder / "mmloom-owner.lock", name=str(folder), wait=True):
         # While we hold this lock no process of ours compiles: torch's file is a dead process's.
         stale = folder / "lock"
         if stale.exists():
@@ -44,10 +45,14 @@ def load_op(builder_name: str) -> None:
         builder.load()
 
 
-def init_process_group() -> None:
-    """Initialize DeepSpeed's process group without what it prints about ops to stdout."""
+def init_process_group(timeout: timedelta) -> None:
+    """Initialize DeepSpeed's process group without what it prints about ops to stdout.
+
+    Args:
+        timeout: of a collective.
+    """
     with contextlib.redirect_stdout(io.StringIO()) as printed:
-        deepspeed.init_distributed(verbose=False)
+        deepspeed.init_distributed(verbose=False, timeout=timeout)
     log.debug("%s", printed.getvalue().strip())
 
 

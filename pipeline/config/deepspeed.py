@@ -31,7 +31,7 @@ def ds_config(settings: Stage, world: int) -> dict[str, Any]:
         # The step loop sets the accumulation boundary and scales the losses itself. DeepSpeed only
         # needs to know that gradients accumulate; packing makes the number of micro-steps vary.
         "gradient_accumulation_steps": max(2, accumulation(settings, world)),
-        "gradient_clipping": 1.0,
+        "gradient_clipping": settings.gradient_clipping,
         "bf16": {"enabled": settings.precision == "bf16"},
     }
     zero = config.get("zero_optimization", {}).get("stage", 0)

@@ -53,6 +53,9 @@ class RunOptions:
     """Processes per rank that decode media; 0 decodes in the rank itself."""
     max_bad_fraction: float = 0.01
     """Fraction of undecodable samples above which the run stops."""
+    max_nonfinite_steps: int = 10
+    """Steps in a row whose loss or gradient is not finite, after which the run stops. None of them
+    changes the weights, and no checkpoint is written before a step is finite again."""
     log_every: int = 10
     """Steps between progress lines where there is no terminal."""
     log_to: tuple[LoggerName, ...] = ()
@@ -109,6 +112,8 @@ class StageOptions:
     """How often all samples come."""
     learning_rate: float | None = None
     """The peak."""
+    gradient_clipping: float | None = None
+    """The largest norm of the gradient; a larger one is scaled down to it. 0 does not clip."""
     global_batch: int | None = None
     """Samples per optimizer step, over all ranks."""
     micro_batch: int | None = None
@@ -295,6 +300,7 @@ def _check(run: RunConfig) -> None:
         "--global-batch": settings.global_batch,
         "--micro-batch": settings.micro_batch,
         "--stall-seconds": run.stall_seconds,
+        "--max-nonfinite-steps": run.max_nonfinite_steps,
     }
     for name, number in (("--max-steps", run.max_steps), ("--keep-every", run.keep_every)):
         if number is not None:
@@ -302,6 +308,8 @@ def _check(run: RunConfig) -> None:
     for option, value in positive.items():
         if value < 1:
             raise UserError(f"{option}: {value}, want 1 or more")
+    if not settings.gradient_clipping >= 0:
+        raise UserError(f"--gradient-clipping: {settings.gradient_clipping}, want 0 or more")
     if run.keep_every is not None and run.keep_every % run.save_every:
         near = -(-run.keep_every // run.save_every) * run.save_every
         raise UserError(

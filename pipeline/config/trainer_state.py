@@ -14,9 +14,11 @@ class TrainerState:
         samples: samples delivered to completed steps, without the bad ones.
         bad: samples that were skipped, since they could not be used.
         tokens: tokens delivered to completed steps, without padding.
+        skipped_steps: steps that changed no weight, since loss or gradient was not finite.
     """
 
     step: int = 0
     samples: int = 0
     bad: int = 0
     tokens: int = 0
+    skipped_steps: int = 0

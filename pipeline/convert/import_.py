@@ -20,11 +20,12 @@ from transformers import AutoConfig
 
 from etl.cli import UserError, parse
 from model.build import build_on_meta
+from model.compose.processors import image_processor
 from model.convert import FAMILIES, original_llava
-from model.convert.processors import image_processor
 from model.convert.wiring import Wiring
 from model.presets.blocks import LORA
 from model.spec.image import ClipVision, EvaClip
+from model.spec.image_processor import ImageProcessor
 from model.weights import load_transformers
 from pipeline.checkpoint.checkpoints import write_weights
 from pipeline.config.run_config import RunConfig
@@ -257,16 +258,25 @@ def _with_processors(wiring: Wiring, source: Path) -> tuple[Wiring, list[str]]:
         assert isinstance(encoder, ClipVision | EvaClip)
         processor = image_processor(
             str(source),
-            encoder.image_size,
             default="BlipImageProcessor" if encoder.kind == "eva_clip" else "CLIPImageProcessor",
             video=branch.modality == "video",
         )
+        if processor is not None and processor.size != encoder.processor.size:
+            raise UserError(
+                f"{source}: its processor makes pictures of {_pixels(processor)}, but its encoder "
+                f"takes {_pixels(encoder.processor)}"
+            )
         if processor is None:
             messages.append(f"no preprocessor_config.json: {branch.modality}s as in the preset")
         encoder = replace(encoder, processor=processor or encoder.processor)
         inputs.append(replace(branch, encoder=encoder))
     model = replace(model, inputs=tuple(inputs))
     return replace(wiring, system=replace(wiring.system, model=model)), messages
+
+
+def _pixels(processor: ImageProcessor) -> str:
+    height, width = processor.size
+    return f"{height} x {width} pixels"
 
 
 def _write_components(

@@ -183,7 +183,7 @@ class SampleEncoder:
         Raises:
             SampleError: as `encode` does, or if the last turn is not text of the assistant.
         """
-        if sample.turns[-1].role != "assistant":
+        if not sample.turns or sample.turns[-1].role != "assistant":
             raise SampleError(f"sample {sample.id}: the last turn is not the assistant's")
         if PLACEHOLDER_PATTERN.search(sample.turns[-1].text):
             raise SampleError(f"sample {sample.id}: its answer holds media, want text")

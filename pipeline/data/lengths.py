@@ -9,8 +9,6 @@ before any process group exists, so no collective can time out.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import logging
 import multiprocessing
 import os
@@ -27,6 +25,7 @@ from numpy.typing import NDArray
 
 from etl.cli import UserError
 from etl.storage.atomic import atomic_file
+from etl.storage.lock import owner_lock
 from etl.storage.schema import Turn
 from etl.storage.shards import ShardSet
 from pipeline.data.tokenize import SampleTokenizer
@@ -106,10 +105,9 @@ def _folder_lengths(
         writable = False
     if not writable:
         cache = fallback / _FOLDER
-        cache.mkdir(parents=True, exist_ok=True)
     path = cache / f"{tokenizer.key[:16]}-{shards.fingerprint[:16]}.arrow"
     if not path.is_file():
-        with _lock(path.with_suffix(".lock")):
+        with owner_lock(path.with_suffix(".lock"), name=str(cache), wait=True):
             if not path.is_file():
                 _write_lengths(path, folder, shards, tokenizer, kinds)
     with pa.memory_map(str(path)) as source, pa.ipc.open_file(source) as reader:
@@ -117,13 +115,6 @@ def _folder_lengths(
     if table.num_rows != len(shards):
         raise UserError(f"{path}: {table.num_rows} rows, the data has {len(shards)}; remove it")
     return table
-
-
-@contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    with path.open("wb") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
 
 
 def _write_lengths(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import multiprocessing
-import signal
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from pipeline.data.dataset import BadSample, MultimodalDataset, UnreadableShard
 from pipeline.data.encode import Example
 from pipeline.data.packing import PackedLayout
 from pipeline.data.sampler import BatchSampler, Bin
+from pipeline.signals import stop_signals_blocked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,12 +92,6 @@ class _RankBins:
                 yield bins[self._rank]
 
 
-def _ignore_stop_signals(worker: int) -> None:
-    """Leave the signals that Slurm sends to every process of a job step to the rank."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-
-
 def micro_batches(
     dataset: MultimodalDataset,
     sampler: BatchSampler,
@@ -116,18 +110,18 @@ def micro_batches(
     layout = sampler.layout
     max_samples = None if isinstance(layout, PackedLayout) else layout.max_samples
     before = set(multiprocessing.active_children())
-    loaded = iter(
-        DataLoader(
-            dataset,
-            batch_sampler=bins,
-            collate_fn=_Collator(pad_id, dataset.seq2seq, max_samples),
-            num_workers=num_workers,
-            worker_init_fn=_ignore_stop_signals,
-            # fork would copy the threads of gloo or NCCL in an unknown state
-            multiprocessing_context="spawn" if num_workers else None,
-        )
+    loader = DataLoader(
+        dataset,
+        batch_sampler=bins,
+        collate_fn=_Collator(pad_id, dataset.seq2seq, max_samples),
+        num_workers=num_workers,
+        # fork would copy the threads of gloo or NCCL in an unknown state
+        multiprocessing_context="spawn" if num_workers else None,
     )
-    # A rank that ends with an error would wait for its workers, which ignore its SIGTERM.
+    # Slurm and terminals send signals to every process; the workers leave them to the rank.
+    with stop_signals_blocked():
+        loaded = iter(loader)
+    # A rank that ends with an error would wait for its workers, which do not get its SIGTERM.
     for worker in set(multiprocessing.active_children()) - before:
         atexit.register(worker.kill)
     for first in loaded:

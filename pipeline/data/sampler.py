@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
+from etl.cli import UserError
 from etl.storage.manifest import read_manifest
 from model.spec.system import InitStage
 from pipeline.config.run_config import RunConfig, packs
@@ -125,7 +126,7 @@ def build_sampler(run: RunConfig, tokenizer: PreTrainedTokenizerBase) -> BatchSa
     """Build the sampler of a run; reads all texts where lengths are not cached, and no medium.
 
     Raises:
-        UserError: a mistake in the data or the mix.
+        UserError: a mistake in the data or the mix, or no sample that can be used.
     """
     settings = run.settings
     folders = [Path(folder) for folder in run.data]
@@ -145,6 +146,9 @@ def build_sampler(run: RunConfig, tokenizer: PreTrainedTokenizerBase) -> BatchSa
         )
         kinds = settings.kinds(run.system.model)
         lengths = read_lengths(folders, sample_tokenizer, kinds, fallback=Path(run.output))
+        if len(lengths.skip_reasons) == len(lengths):
+            _, first = min(lengths.skip_reasons.items())
+            raise UserError(f"--data: all {len(lengths)} samples are unusable; first: {first}")
         cost_model = (
             _cost_model(run)
             if isinstance(layout, PackedLayout)

@@ -14,7 +14,6 @@ from etl.storage.schema import (
     PLACEHOLDERS,
     Medium,
     Sample,
-    SampleError,
     Turn,
     sha256,
 )
@@ -28,6 +27,7 @@ from model.weights import Weights
 from pipeline.config.files import CONFIG_FILE
 from pipeline.config.run_config import read_config
 from pipeline.data.encode import SampleEncoder
+from pipeline.evaluate.device import inference_device
 from pipeline.evaluate.evaluate import load_run
 from pipeline.evaluate.generate_answers import generate_answers
 
@@ -76,6 +76,7 @@ class Assistant:
             raise UserError(f"{folder}: no such folder; want a trained run, or an exported one")
         if (folder / SPEC_FILE).is_file():
             spec, module, tokenizer = load(folder)
+            module = module.to(inference_device())
             return cls(module, tokenizer, spec.stage, weights="pretrained", name=str(folder))
         config = read_config(folder / CONFIG_FILE)
         if isinstance(config.settings, InitStage):
@@ -123,18 +124,17 @@ class Assistant:
         given = {kind: Path(file) for kind, file in files.items() if file is not None}
         sample = self._sample(text, given)
         streamer = None if on_text is None else _Streamer(self._tokenizer, on_text)
-        try:
-            [prediction] = generate_answers(
-                self._model,
-                self._tokenizer,
-                self._encoder,
-                [sample],
-                max_new_tokens=max_new_tokens,
-                streamer=streamer,
-            )
-        except SampleError as error:
+        [prediction] = generate_answers(
+            self._model,
+            self._tokenizer,
+            self._encoder,
+            [sample],
+            max_new_tokens=max_new_tokens,
+            streamer=streamer,
+        )
+        if prediction.skip_reason:
             where = ", ".join(map(str, given.values())) or "the question"
-            raise UserError(str(error).replace("sample asked", where, 1)) from None
+            raise UserError(prediction.skip_reason.replace("sample asked", where, 1))
         return prediction.answer
 
     def _sample(self, text: str, files: Mapping[str, Path]) -> Sample:

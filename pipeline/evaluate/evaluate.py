@@ -7,6 +7,7 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,20 @@ from rich.console import Console, RenderableType
 from rich.progress import Progress
 
 from etl.cli import UserError, parse
-from etl.storage.atomic import file_sha256, write_json
-from etl.storage.schema import Sample, SampleError
+from etl.storage.atomic import atomic_file, file_sha256, write_json
+from etl.storage.schema import Sample
 from etl.storage.shards import ShardSet
 from model.build import build, build_text_tokenizer, build_tokenizer
 from model.multimodal_lm import MultimodalLM
 from model.spec.system import InitStage
 from model.weights import load_trained
+from pipeline.checkpoint.adapters import adapter_record, check_adapters
 from pipeline.checkpoint.checkpoints import newest_weights
 from pipeline.config.run_config import RunConfig, read_config
 from pipeline.data.encode import SampleEncoder
 from pipeline.evaluate.benchmark import BenchmarkSamples, benchmark_table
 from pipeline.evaluate.benchmarks import find_benchmark
+from pipeline.evaluate.device import FittingBatches, inference_device
 from pipeline.evaluate.exact_match import exact_match_table, score_exact_match
 from pipeline.evaluate.examples import examples_table, write_examples
 from pipeline.evaluate.generate_answers import Prediction, generate_answers, without_media
@@ -35,6 +38,9 @@ from pipeline.run_folder.report import run_report
 from pipeline.signals import STOPPED, StopRequest
 
 log = logging.getLogger(__name__)
+
+BAD_SAMPLES = "bad_samples.jsonl"
+"""Of an evaluation: the id of each sample that could not be asked, and the reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +57,7 @@ class EvaluateOptions:
     output: Path | None = None
     """Folder for predictions, scores and a page. Default: RUN/evaluation, and the run's page."""
     batch: int = 64
-    """Questions per batch."""
+    """Questions per batch; answered in smaller ones where they do not fit into memory."""
     max_new_tokens: int = 32
     """Longest answer in tokens."""
     limit: int | None = None
@@ -99,10 +105,15 @@ def evaluate(args: Sequence[str]) -> int:
             log.info("stopped on request after %d of %d answers; saved", done, 2 * number)
             return STOPPED
         predictions.finish()
-    scores, table = _score(samples, seeing.predictions, blind.predictions)
+    asked = _asked(options, samples, seeing.predictions, blind.predictions)
+    scores, table = _score(
+        samples, [seeing.predictions[i] for i in asked], [blind.predictions[i] for i in asked]
+    )
+    if isinstance(samples, ShardSet):
+        scores["skipped"] = number - len(asked)
     with writing(output / "scores.json"):
         write_json(output / "scores.json", scores)
-    answers = list(zip(seeing.predictions, blind.predictions, strict=True))
+    answers = {i: (seeing.predictions[i], blind.predictions[i]) for i in asked}
     with writing(output / EXAMPLES):
         source = f"{weights.parent.name} on {', '.join(map(str, options.data))}"
         write_examples(output / EXAMPLES, samples, answers, source=source)
@@ -118,11 +129,45 @@ def evaluate(args: Sequence[str]) -> int:
 
 def _open_samples(options: EvaluateOptions) -> ShardSet | BenchmarkSamples:
     if options.benchmark is None:
-        return ShardSet(options.data)
+        return ShardSet(options.data, stamps=options.output or options.run)
     benchmark = find_benchmark(options.benchmark)
     if len(options.data) != 1:
         raise UserError(f"--data: {len(options.data)} folders, want one for --benchmark")
     return BenchmarkSamples(benchmark, options.data[0], options.limit)
+
+
+def _asked(
+    options: EvaluateOptions,
+    samples: ShardSet | BenchmarkSamples,
+    seeing: Sequence[Prediction],
+    blind: Sequence[Prediction],
+) -> list[int]:
+    """Return which samples were asked in both passes; write down and log the others.
+
+    Raises:
+        UserError: none was, or a benchmark's question was not: its score is of all.
+    """
+    reasons = {
+        index: one.skip_reason or other.skip_reason
+        for index, (one, other) in enumerate(zip(seeing, blind, strict=True))
+    }
+    if isinstance(samples, ShardSet):
+        for index, one in enumerate(seeing):
+            if not one.truth.strip():
+                reasons[index] = reasons[index] or f"sample {one.id}: has no answer"
+    skipped = [(index, reason) for index, reason in reasons.items() if reason]
+    data = ", ".join(map(str, options.data))
+    if skipped and (isinstance(samples, BenchmarkSamples) or len(skipped) == len(seeing)):
+        raise UserError(f"{data}: {skipped[0][1]} ({len(skipped)} of {len(seeing)} samples)")
+    path = (options.output or options.run / EVALUATION) / BAD_SAMPLES
+    with writing(path), atomic_file(path) as stream:
+        for index, reason in skipped:
+            line = {"id": seeing[index].id, "reason": reason}
+            stream.write(json.dumps(line).encode() + b"\n")
+    if skipped:
+        total = f"{len(skipped)} of {len(seeing)}"
+        log.warning("%s samples skipped, see %s; the first: %s", total, path, skipped[0][1])
+    return [index for index, reason in reasons.items() if not reason]
 
 
 def _score(
@@ -180,8 +225,9 @@ def load_run(config: RunConfig, run: Path) -> MultimodalLM:
 
 def _load(config: RunConfig, weights: Path) -> MultimodalLM:
     model = build(config.system.model, config.settings, weights=config.weights, seed=config.seed)
+    check_adapters(weights, adapter_record(config, model))
     load_trained(model, weights)
-    return model
+    return model.to(inference_device())
 
 
 def _answer(
@@ -201,18 +247,16 @@ def _answer(
         max_tokens=config.settings.max_tokens,
         text_tokenizer=build_text_tokenizer(config.system.model, weights=config.weights),
     )
+    answer = partial(
+        generate_answers, model, tokenizer, encoder, max_new_tokens=options.max_new_tokens
+    )
+    fitting = FittingBatches(options.batch)
     with Progress(console=Console(stderr=True)) as progress:
         done = len(predictions.predictions)
         task = progress.add_task(predictions.path.stem, total=len(questions), completed=done)
         for first in range(done, len(questions), options.batch):
             if stop.asked:
                 return
-            samples = questions.batch(first, options.batch)
-            try:
-                answered = generate_answers(
-                    model, tokenizer, encoder, samples, max_new_tokens=options.max_new_tokens
-                )
-            except SampleError as error:
-                raise UserError(f"{', '.join(map(str, options.data))}: {error}") from None
+            answered = fitting.map(answer, questions.batch(first, options.batch))
             predictions.add(answered)
             progress.update(task, advance=len(answered))

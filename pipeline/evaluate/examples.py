@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,6 +17,9 @@ from etl.storage.shards import ShardSet
 from pipeline.evaluate.benchmark import BenchmarkSamples
 from pipeline.evaluate.generate_answers import Prediction
 
+Answers = Mapping[int, tuple[Prediction, Prediction]]
+"""By number of the sample: the answer with its media, and without."""
+
 _EXAMPLES = 24
 _PRINTED = 8
 
@@ -24,7 +27,7 @@ _PRINTED = 8
 def write_examples(
     path: Path,
     samples: ShardSet | BenchmarkSamples,
-    answers: Sequence[tuple[Prediction, Prediction]],
+    answers: Answers,
     *,
     source: str,
 ) -> None:
@@ -33,34 +36,34 @@ def write_examples(
     Args:
         path: of the JSON file.
         samples: of the data set.
-        answers: to each sample, in their order: with its media, and without.
+        answers: by number of the sample: with its media, and without.
         source: which model and data they are of, in words.
     """
-    chosen = _choose([seeing for seeing, _ in answers], _EXAMPLES)
+    chosen = _choose(answers, _EXAMPLES)
     # A benchmark's official score may accept more than the very truth.
     exact = isinstance(samples, ShardSet)
     cards = [asdict(_card(samples[index], *answers[index], exact=exact)) for index in chosen]
     write_json(path, {"source": source, "cards": cards})
 
 
-def examples_table(answers: Sequence[tuple[Prediction, Prediction]]) -> Table:
+def examples_table(answers: Answers) -> Table:
     """Return the first answers to each kind of question as a table.
 
     Args:
-        answers: to each sample, in their order: with its media, and without.
+        answers: as of `write_examples`.
     """
     table = Table("sample", "question", "truth", "answer", "without media")
-    for index in _choose([seeing for seeing, _ in answers], _PRINTED):
+    for index in _choose(answers, _PRINTED):
         seeing, blind = answers[index]
         texts = (seeing.id, seeing.question, seeing.truth, seeing.answer, blind.answer)
         table.add_row(*map(escape, texts))
     return table
 
 
-def _choose(predictions: Sequence[Prediction], number: int) -> list[int]:
-    """Return the indices of the first of each kind, then of the second of each, and so on."""
+def _choose(answers: Answers, number: int) -> list[int]:
+    """Return the numbers of the first of each kind, then of the second of each, and so on."""
     kinds: dict[str, list[int]] = {}
-    for index, prediction in enumerate(predictions):
+    for index, (prediction, _) in answers.items():
         kinds.setdefault(prediction.kind, []).append(index)
     by_rank = sorted(
         (rank, index) for of_kind in kinds.values() for rank, index in enumerate(of_kind)

@@ -9,10 +9,10 @@ import torch
 from transformers import PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
-from etl.storage.schema import PLACEHOLDER_PATTERN, Sample
+from etl.storage.schema import PLACEHOLDER_PATTERN, Sample, SampleError
 from model.multimodal_lm import MultimodalLM
 from pipeline.data.collate import collate
-from pipeline.data.encode import SampleEncoder
+from pipeline.data.encode import Example, SampleEncoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +25,7 @@ class Prediction:
         question: the last user turn, without placeholders.
         truth: the last assistant turn.
         answer: the model's.
+        skip_reason: why the question could not be asked; empty if it was.
     """
 
     id: str
@@ -32,6 +33,7 @@ class Prediction:
     question: str
     truth: str
     answer: str
+    skip_reason: str = ""
 
     @property
     def correct(self) -> bool:
@@ -67,12 +69,55 @@ def generate_answers(
         max_new_tokens: longest answer.
         streamer: gets the tokens of a single sample's answer as they are generated.
 
-    Raises:
-        SampleError: a sample that cannot be encoded as a prompt.
+    Returns:
+        A prediction for each sample; one that cannot be a prompt has the reason and no answer.
     """
+    prompts, skip_reasons = _encode_prompts(encoder, samples)
+    answers = iter(
+        _answers(
+            model,
+            tokenizer,
+            encoder,
+            prompts,
+            max_new_tokens=max_new_tokens,
+            streamer=streamer,
+        )
+    )
+    return [
+        _prediction(sample, "" if reason else next(answers), reason)
+        for sample, reason in zip(samples, skip_reasons, strict=True)
+    ]
+
+
+def _encode_prompts(
+    encoder: SampleEncoder, samples: Sequence[Sample]
+) -> tuple[list[Example], list[str]]:
+    """Return the prompts, and for each sample why it has none, or an empty text."""
+    prompts: list[Example] = []
+    reasons: list[str] = []
+    for sample in samples:
+        try:
+            prompts.append(encoder.encode_prompt(sample))
+            reasons.append("")
+        except SampleError as error:
+            reasons.append(str(error))
+    return prompts, reasons
+
+
+def _answers(
+    model: MultimodalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    encoder: SampleEncoder,
+    prompts: Sequence[Example],
+    *,
+    max_new_tokens: int,
+    streamer: BaseStreamer | None,
+) -> list[str]:
+    """Return the model's answers to prompts, in one batch."""
+    if not prompts:
+        return []
     model.eval()
     device = next(model.parameters()).device
-    prompts = [encoder.encode_prompt(sample) for sample in samples]
     batch = collate(prompts, pad_id=tokenizer.pad_token_id, side="left").to(device)
     end_ids = encoder.end_ids
     with torch.no_grad():
@@ -86,16 +131,16 @@ def generate_answers(
     # An end of several tokens does not stop the generation: the text after it is cut off.
     end = tokenizer.decode(end_ids) if len(end_ids) > 1 else None
     texts = tokenizer.batch_decode(ids_bt, skip_special_tokens=True)
-    texts = [text.partition(end)[0] if end else text for text in texts]
-    return [_prediction(sample, text) for sample, text in zip(samples, texts, strict=True)]
+    return [text.partition(end)[0] if end else text for text in texts]
 
 
-def _prediction(sample: Sample, answer: str) -> Prediction:
+def _prediction(sample: Sample, answer: str, skip_reason: str) -> Prediction:
     questions = [turn.text for turn in sample.turns if turn.role == "user"]
     return Prediction(
         id=sample.id,
         kind=sample.lineage.get("kind", ""),
         question=PLACEHOLDER_PATTERN.sub("", questions[-1] if questions else "").strip(),
-        truth=sample.turns[-1].text,
+        truth=sample.turns[-1].text if sample.turns else "",
         answer=answer.strip(),
+        skip_reason=skip_reason,
     )

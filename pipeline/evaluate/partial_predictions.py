@@ -65,9 +65,10 @@ class PartialPredictions:
         self.predictions.extend(predictions)
 
     def finish(self) -> None:
-        """Write the complete file."""
+        """Write the complete file: the predictions, without skipped questions."""
+        asked = [prediction for prediction in self.predictions if not prediction.skip_reason]
         with writing(self.path), atomic_file(self.path) as stream:
-            _write(stream, "", self.predictions)
+            _write(stream, "", asked)
 
     def remove_partial(self) -> None:
         """Remove the partial file, once the whole evaluation is complete."""
@@ -109,6 +110,8 @@ def _write(stream: IO[bytes], head: str, predictions: Sequence[Prediction]) -> N
     stream.write(head.encode())
     for prediction in predictions:
         line = {**asdict(prediction), "correct": prediction.correct}
+        if not prediction.skip_reason:
+            del line["skip_reason"]
         stream.write(json.dumps(line).encode() + b"\n")
 
 

@@ -22,7 +22,7 @@ from pipeline.config.run_config import StageName, accumulation, packs
 from pipeline.forecast import memory
 
 _GIB = 2**30
-_FUSED = {"gated", "expert", "expert_mlp"}
+FUSED = frozenset({"gated", "expert", "expert_mlp"})
 """Names of modules that fusion adds to a backbone's layers."""
 _OUTPUT_COMPONENTS = {"projector": "output projector", "generator": "generator"}
 """Module of an output branch → component; all its other parameters belong to its signal tokens."""
@@ -223,7 +223,7 @@ def _component(name: str, stage: Stage) -> str:
     if first == "backbone":
         if stage.peft is not None and stage.peft.parameter_marker in name:
             return "adapters"
-        return "fusion" if _FUSED.intersection(rest) else "backbone"
+        return "fusion" if FUSED.intersection(rest) else "backbone"
     return first
 
 

@@ -47,9 +47,12 @@ def _exact_scores(scores: Mapping[str, Any]) -> Section:
         for kind, one in scores["kinds"].items()
     ]
     tiles = [(title, f"{scores[name]:.1%}") for name, title in names.items()]
+    tiles.append(("questions", scores["questions"]))
+    if scores.get("skipped"):
+        tiles.append(("skipped", scores["skipped"]))
     return Section(
         heading="Evaluation: exact answers",
-        tiles=[*tiles, ("questions", scores["questions"])],
+        tiles=tiles,
         columns=("kind", *names.values(), "questions"),
         rows=rows if len(rows) > 1 else (),
         note="Blind is the same model without the media; chance is always giving the most frequent "

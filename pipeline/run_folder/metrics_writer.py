@@ -42,6 +42,7 @@ class MetricsWriter:
         self._metrics = run / METRICS
         self._bad = run / "bad_samples.jsonl"
         self._writes = rank == 0
+        self._first_reason: str | None = None
         self._unwritten: dict[Path, str] = {}
         self._loggers: tuple[Logger, ...] = ()
 
@@ -80,16 +81,20 @@ class MetricsWriter:
             logger.log(step, flat(metrics))
 
     def bad(self, step: int, samples: Iterable[Mapping[str, object]]) -> None:
-        """Append the samples that were skipped in a step."""
+        """Append the samples that were skipped in a step; called on every rank."""
+        samples = list(samples)
+        if samples and self._first_reason is None:
+            self._first_reason = str(samples[0].get("reason"))
         self._append(self._bad, [{"step": step, **sample} for sample in samples])
 
     def check_bad(self, state: TrainerState, max_fraction: float) -> None:
         """Raise UserError if too many samples are bad; the same on every rank."""
         samples = state.samples + state.bad
         if state.bad > max_fraction * max(samples, _MIN_SAMPLES):
+            first = f"; first: {self._first_reason}" if self._first_reason else ""
             raise UserError(
-                f"{state.bad} of {samples} samples cannot be used, more than "
-                f"--max-bad-fraction {max_fraction}; {self._bad} names each with its reason"
+                f"{state.bad} of {samples} samples cannot be used, more than --max-bad-fraction "
+                f"{max_fraction}{first}; {self._bad} names each with its reason"
             )
 
     def _append(self, path: Path, objects: Iterable[Mapping[str, object]]) -> None:
@@ -97,7 +102,7 @@ class MetricsWriter:
         if not self._writes:
             return
         unwritten = self._unwritten.pop(path, "")
-        text = unwritten + "".join(json.dumps(one) + "\n" for one in objects)
+        text = unwritten + "".join(json.dumps(one, allow_nan=False) + "\n" for one in objects)
         try:
             append_all(path, text.encode())
         except OSError as error:

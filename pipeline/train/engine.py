@@ -78,3 +78,15 @@ def _lr_schedule(
     optimizer: Optimizer, *, groups: Sequence[OptimizerGroup], steps: int
 ) -> LRScheduler:
     return LambdaLR(optimizer, lr_factors(groups, steps))
+
+
+def follow_schedule(engine: deepspeed.DeepSpeedEngine) -> None:
+    """Set the learning rate of the next step as the schedule has it, after loading a checkpoint.
+
+    It differs from the checkpoint's if the run has become longer.
+    """
+    schedule = engine.lr_scheduler
+    for group, peak, factor in zip(
+        schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True
+    ):
+        group["lr"] = peak * factor(schedule.last_epoch)

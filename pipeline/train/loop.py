@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import deepspeed
 import numpy as np
 import torch
 import torch.distributed as dist
 from rich.console import Console
+from torch import Tensor
 
 from etl.cli import UserError
 from pipeline.checkpoint.checkpoints import Checkpoints
@@ -28,6 +30,8 @@ from pipeline.train.progress import ProgressLine
 from pipeline.train.step_sync import StepSync, sync_step
 from pipeline.train.watchdog import PhaseTracker
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, kw_only=True)
 class LoopSettings:
@@ -42,6 +46,7 @@ class LoopSettings:
         log_every: steps between progress lines where there is no terminal.
         seed: of the random numbers of a step.
         max_bad_fraction: the fraction of unusable samples above which the run stops.
+        max_nonfinite_steps: steps in a row without a finite loss and gradient that end the run.
     """
 
     name: str
@@ -52,6 +57,7 @@ class LoopSettings:
     log_every: int
     seed: int
     max_bad_fraction: float
+    max_nonfinite_steps: int
 
 
 @dataclass(kw_only=True)
@@ -84,13 +90,15 @@ class TrainingLoop:
             state: the progress so far.
 
         Returns:
-            The progress made, which is saved; short of the last step after a stop request.
+            The progress that is saved: short of the last step after a stop request.
 
         Raises:
-            UserError: too many samples are unusable, or a shard cannot be read.
+            UserError: too many samples are unusable, too many steps are not finite, or a shard
+                cannot be read.
         """
         self.engine.train()
         saved_step, stopping = state.step, False
+        nonfinite = 0  # steps in a row
         with self._progress(state) as progress:
             self.phases.take_seconds()  # the time before the first step belongs to no step
             while state.step < self.settings.steps and not stopping:
@@ -100,14 +108,14 @@ class TrainingLoop:
                 data_wait = time.perf_counter() - started
                 sync = self._sync(items)
                 if sync.unreadable:
-                    self._save_and_raise(items, state, saved_step)
+                    self._save_and_raise(items, state, state.step if nonfinite else saved_step)
                 if sync.bad:
                     self.writer.bad(state.step + 1, _gather_bad(items))
                 seed_step(self.settings.seed, state.step, dist.get_rank())
                 self._train_step(items, sync)
                 self.phases.enter_phase("metrics")
                 losses = _means(self.accumulator.gather(), sync)
-                state = _advance(state, sync)
+                state = _advance(state, sync, skipped=not self.engine.was_step_applied())
                 seconds = time.perf_counter() - started
                 metrics = self._metrics(state, sync, losses, seconds, data_wait)
                 self.writer.step(metrics.to_json())
@@ -116,9 +124,35 @@ class TrainingLoop:
                 )
                 self.writer.check_bad(state, self.settings.max_bad_fraction)
                 stopping = sync.stop
-                if self._save_if_due(state, stopping=stopping):
+                nonfinite = 0 if metrics.is_finite else nonfinite + 1
+                if nonfinite:
+                    self._report_nonfinite(metrics, nonfinite, stopping=stopping)
+                elif self._save_if_due(state, stopping=stopping):
                     saved_step = state.step
-        return state
+        return replace(state, step=self.checkpoints.newest_step) if nonfinite else state
+
+    def _report_nonfinite(self, metrics: StepMetrics, count: int, *, stopping: bool) -> None:
+        """Log a step that is not finite, alike on all ranks; no checkpoint is written after it.
+
+        Raises:
+            UserError: it is one too many, or the last step of the run.
+        """
+        settings, step = self.settings, metrics.step
+        if dist.get_rank() == 0:
+            log.warning(
+                "step %d: loss %s, gradient norm %s: not finite, the weights stay as they are "
+                "(%d in a row, --max-nonfinite-steps %d)",
+                *(step, metrics.loss, metrics.grad_norm, count, settings.max_nonfinite_steps),
+            )
+        last = step == settings.steps
+        if stopping or last or count == settings.max_nonfinite_steps:
+            self.checkpoints.discard()
+        if last or count == settings.max_nonfinite_steps:
+            raise UserError(
+                f"step {step}: loss or gradient was not finite in {count} steps in a row; the "
+                f"last good state is {self.checkpoints.newest}: lower the learning rate, or look "
+                f"at the samples of step {step - count + 1}"
+            )
 
     def _sync(self, items: list[MicroBatch]) -> StepSync:
         """Agree with the other ranks on the step, and advance the checkpoint being written."""
@@ -154,7 +188,8 @@ class TrainingLoop:
             losses = compute_losses(terms, self.engine(item.batch.to(device()), used))
             scaled = [losses[name].total * scale for name, scale in scales.items()]
             self.phases.enter_phase("backward", samples=item.ids)
-            self.engine.backward(torch.stack(scaled).sum(), scale_wrt_gas=False)
+            loss = _with_gradient_of_nan(torch.stack(scaled).sum())
+            self.engine.backward(loss, scale_wrt_gas=False)
             self.phases.enter_phase("step", samples=item.ids)
             self.engine.step()
             self.accumulator.add(item, losses)
@@ -171,6 +206,7 @@ class TrainingLoop:
             step=state.step,
             samples=state.samples,
             tokens=state.tokens,
+            skipped_steps=state.skipped_steps,
             loss=sum(term.weight * losses[term.name] for term in self.settings.losses),
             losses=losses,
             lr=max(self.engine.get_lr()),
@@ -186,6 +222,7 @@ class TrainingLoop:
 
     def _save_if_due(self, state: TrainerState, *, stopping: bool) -> bool:
         """Save where a checkpoint is due; wait until it is complete if no step follows."""
+        self.checkpoints.confirm()
         last = stopping or state.step == self.settings.steps
         if not last and state.step % self.settings.save_every:
             return False
@@ -234,13 +271,24 @@ def _means(totals: Mapping[str, tuple[float, float]], sync: StepSync) -> dict[st
     return means
 
 
-def _advance(state: TrainerState, sync: StepSync) -> TrainerState:
+def _with_gradient_of_nan(loss: Tensor) -> Tensor:
+    """Return a loss; if it is not finite, with a gradient that is not, so that no rank applies it.
+
+    DeepSpeed skips the step on all ranks if the norm of their gradients is not finite. This costs
+    no synchronization with the device.
+    """
+    finite = torch.isfinite(loss.detach())
+    return loss * torch.where(finite, 1.0, torch.nan).to(loss.dtype)
+
+
+def _advance(state: TrainerState, sync: StepSync, *, skipped: bool) -> TrainerState:
     """Return the state after one more step."""
     return TrainerState(
         step=state.step + 1,
         samples=state.samples + sync.samples,
         bad=state.bad + sync.bad,
         tokens=state.tokens + sync.tokens,
+        skipped_steps=state.skipped_steps + skipped,
     )
 
 

@@ -5,9 +5,11 @@ Shapes: s sources, o targets of a micro-batch, b rows, t positions, n samples, r
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -64,6 +66,7 @@ class StepMetrics:
 
     Args:
         step, samples, tokens: of the run up to and including this step.
+        skipped_steps: of these, those that changed no weight, see `TrainerState`.
         loss: the weighted sum of `losses`.
         losses: by name, the mean over the global batch.
         lr: the largest learning rate of the parameter groups.
@@ -80,6 +83,7 @@ class StepMetrics:
     step: int
     samples: int
     tokens: int
+    skipped_steps: int
     loss: float
     losses: Mapping[str, float]
     lr: float
@@ -92,17 +96,33 @@ class StepMetrics:
     work: WorkMetrics
     phase_seconds: Mapping[str, float]
 
-    def to_json(self) -> dict[str, object]:
-        """Return the object; the fields of `work` are keys of their own, None is left out.
+    @property
+    def is_finite(self) -> bool:
+        """Whether loss and gradient are numbers: the same on every rank."""
+        return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
 
-        So is `lr_by_group` where all parameters have the same rate.
+    def to_json(self) -> dict[str, object]:
+        """Return the object, with null in place of numbers that are not finite.
+
+        The fields of `work` are keys of their own, None is left out of them; `lr_by_group` is left
+        out where all parameters have the same rate.
         """
         fields = asdict(self)
         if len(self.lr_by_group) < 2:
             del fields["lr_by_group"]
         work, phase_seconds = fields.pop("work"), fields.pop("phase_seconds")
         fields |= {name: value for name, value in work.items() if value is not None}
-        return fields | {"phase_seconds": phase_seconds}
+        valid: dict[str, object] = _finite_or_none(fields | {"phase_seconds": phase_seconds})
+        return valid
+
+
+def _finite_or_none(value: Any) -> Any:  # noqa: ANN401 -- any JSON
+    """Return a JSON value with None for every number that JSON does not have: NaN and infinity."""
+    if isinstance(value, dict):
+        return {name: _finite_or_none(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite_or_none(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def samples_bt(batch: Batch) -> Tensor:

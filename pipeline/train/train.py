@@ -17,9 +17,9 @@ The stages differ in the modules that they train and in their losses, which a pr
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,7 @@ import torch.distributed as dist
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from etl.storage.atomic import file_sha256
+from etl.storage.lock import owner_lock
 from etl.storage.shards import ShardSet
 from model.build import (
     build,
@@ -41,8 +41,10 @@ from model.freeze import count_parameters, set_trainable
 from model.pretraining.build import build_init, is_stage_only, sentence_reader
 from model.spec.system import InitStage
 from model.weights import load_trained, names_in
+from pipeline.checkpoint.adapters import adapter_record, check_adapters
 from pipeline.checkpoint.checkpoints import Checkpoints, RetentionPolicy, newest_weights
 from pipeline.checkpoint.files import step_of
+from pipeline.compat.torch import set_group_timeouts
 from pipeline.config.deepspeed import ds_config
 from pipeline.config.run_config import RunConfig, accumulation
 from pipeline.config.trainer_state import TrainerState
@@ -53,7 +55,12 @@ from pipeline.data.generation_targets import GenerationTargetEncoder
 from pipeline.data.loader import MicroBatch, micro_batches
 from pipeline.data.sampler import BatchSampler, build_sampler
 from pipeline.data.worker_status import WorkerStatus
-from pipeline.distributed import init_distributed, memory_in_use, rank_and_world_size
+from pipeline.distributed import (
+    collective_timeout,
+    init_distributed,
+    memory_in_use,
+    rank_and_world_size,
+)
 from pipeline.feature_cache.training import open_feature_cache
 from pipeline.forecast.forecast import stage_costs, typical_product
 from pipeline.forecast.peak_flops import of_this_device
@@ -64,7 +71,8 @@ from pipeline.run_folder.metrics_writer import MetricsWriter
 from pipeline.run_folder.report import run_report
 from pipeline.run_folder.starts import record_end, record_start, recording_failure
 from pipeline.signals import STOPPED, StopRequest
-from pipeline.train.engine import start_engine
+from pipeline.train.engine import follow_schedule, start_engine
+from pipeline.train.identity import complete_identity, run_identity
 from pipeline.train.loop import LoopSettings, TrainingLoop
 from pipeline.train.losses import loss_terms
 from pipeline.train.metrics import MetricsAccumulator, source_names
@@ -106,6 +114,22 @@ def train_stage(run: RunConfig, resume: str) -> int:
         log.info("already complete: %s (step %d of %d)", run.output, inputs.steps, inputs.steps)
         return 0
 
+    rank, _ = rank_and_world_size()
+    with run_lock(run) if rank == 0 else nullcontext():
+        return _train(run, inputs, stop)
+
+
+def run_lock(run: RunConfig) -> AbstractContextManager[None]:
+    """Hold the run folder against other trainings.
+
+    Raises:
+        UserError: another process uses it, or it cannot be written.
+    """
+    return owner_lock(Path(run.output) / "in-use.json", name=f"--output {run.output}")
+
+
+def _train(run: RunConfig, inputs: Inputs, stop: StopRequest) -> int:
+    """Train from checked inputs; returns the process's exit code."""
     writer = create_run_folder(run)
     memory_before = memory_in_use()
     model = build_model(run, inputs)
@@ -113,6 +137,7 @@ def train_stage(run: RunConfig, resume: str) -> int:
     rank, world = rank_and_world_size()
     write_start(run, inputs, model)
     engine = start_engine(model, run.settings, steps=inputs.steps, world=world)
+    set_group_timeouts(collective_timeout(run.stall_seconds))
     state = restore(engine, inputs, writer)
 
     tracker = PhaseTracker(WorkerStatus(run.num_workers))
@@ -159,18 +184,19 @@ def open_inputs(run: RunConfig, resume: str) -> Inputs:
     rank, world = rank_and_world_size()
     accumulation(settings, world)
     ds_config(settings, world)
-    # One rank reads all bytes to verify the checksums; all ranks compare sizes.
-    shards = ShardSet([Path(folder) for folder in run.data], verify=rank == 0)
+    folders = [Path(folder) for folder in run.data]
+    shards = ShardSet(folders, rank=rank, ranks=world, stamps=Path(run.output))
     tokenizer = build_tokenizer(run.system.model, weights=run.weights)
     sampler = build_sampler(run, tokenizer)
     steps = min(sampler.steps, run.max_steps or sampler.steps)
     initial = newest_weights(Path(run.init_from)) if run.init_from else None
     checkpoints = Checkpoints(
         Path(run.output),
-        _identity(run, shards, initial, steps=steps, world=world),
+        run_identity(run, shards.fingerprint, initial, steps=steps, world=world),
         RetentionPolicy(newest=run.keep_last, every=run.keep_every),
         inherited=names_in(initial) if initial else (),
         objective_only=partial(is_stage_only, run.system.model, settings),
+        complete=partial(complete_identity, run),
     )
     return Inputs(
         shards=shards,
@@ -183,37 +209,16 @@ def open_inputs(run: RunConfig, resume: str) -> Inputs:
     )
 
 
-def _identity(
-    run: RunConfig, shards: ShardSet, initial: Path | None, *, steps: int, world: int
-) -> dict[str, object]:
-    """Return what must be equal for a resumed run to continue the same loss curve."""
-    return {
-        "preset": run.system.name,
-        "stage": run.stage,
-        "data": shards.fingerprint,
-        "seed": run.seed,
-        "mix": json.loads(json.dumps(asdict(run.mix))),
-        "weights": run.weights,
-        "initial weights": file_sha256(initial) if initial else None,
-        "steps": steps,
-        # Losses that compare samples see those of one micro-step of all ranks.
-        **({"ranks": world} if isinstance(run.settings, InitStage) else {}),
-        "model": json.loads(json.dumps(asdict(run.system.model))),
-        **{name: json.loads(json.dumps(value)) for name, value in asdict(run.settings).items()},
-    }
-
-
 def _is_complete(inputs: Inputs) -> bool:
     return inputs.checkpoint is not None and step_of(inputs.checkpoint) == inputs.steps
 
 
 def create_run_folder(run: RunConfig) -> MetricsWriter:
     """Initialize the process group, and create the run folder with its `config.json`."""
-    init_distributed()
+    init_distributed(run.stall_seconds)
     rank, _ = rank_and_world_size()
     folder = Path(run.output)
     if rank == 0:
-        folder.mkdir(parents=True, exist_ok=True)
         run.save(folder)
     dist.barrier()
     return MetricsWriter(folder, rank)
@@ -227,7 +232,9 @@ def build_model(run: RunConfig, inputs: Inputs) -> nn.Module:
         model = build_init(run.system.model, settings, weights=run.weights, seed=run.seed)
     else:
         model = build(run.system.model, settings, weights=run.weights, seed=run.seed)
+    inputs.checkpoints.adapters = adapter_record(run, model)
     if inputs.initial_weights is not None:
+        check_adapters(inputs.initial_weights, inputs.checkpoints.adapters)
         load_trained(model, inputs.initial_weights)
     names = set_trainable(model, settings.trainable)
     trainable, total = count_parameters(model)
@@ -251,6 +258,7 @@ def restore(
     state = TrainerState()
     if inputs.checkpoint is not None:
         state = inputs.checkpoints.load(engine, inputs.checkpoint)
+        follow_schedule(engine)
         log.info("resuming from %s", inputs.checkpoint)
     writer.rewind(state.step)
     return state
@@ -315,6 +323,7 @@ def loop_settings(run: RunConfig, inputs: Inputs) -> LoopSettings:
         log_every=run.log_every,
         seed=run.seed,
         max_bad_fraction=run.max_bad_fraction,
+        max_nonfinite_steps=run.max_nonfinite_steps,
     )
 
 

@@ -2,8 +2,8 @@
 
     RANK=0 WORLD_SIZE=2 … python -m tests.cluster.presets_worker FOLDER PRESET …
 
-The presets are trained one after the other. FOLDER holds shards, `KIND/STAGE`, and gets
-`runs/PRESET/STAGE.json`.
+The presets are trained one after the other; each is a name or a file. FOLDER holds shards,
+`KIND/STAGE`, and gets `runs/PRESET/STAGE.json`.
 """
 
 from __future__ import annotations
@@ -22,11 +22,10 @@ from etl.storage.shards import ShardSet
 from model.batch import Batch
 from model.build import build, build_text_tokenizer, build_tokenizer
 from model.multimodal_lm import MultimodalLM
-from model.presets import system
 from model.weights import load_trained
 from pipeline.checkpoint.checkpoints import newest_weights
 from pipeline.checkpoint.gather import gather_parameters
-from pipeline.config.run_config import RunConfig, TrainOptions, resolve
+from pipeline.config.run_config import RunConfig, TrainOptions, changed_preset, resolve
 from pipeline.data.collate import collate
 from pipeline.data.encode import SampleEncoder
 from pipeline.train import train as common
@@ -46,9 +45,10 @@ def main(folder: Path, names: list[str]) -> None:
 
     common.start_engine = remember
     for name in names:
-        kinds = [kind for kind in system(name).model.modalities if (folder / kind).is_dir()]
+        modalities = changed_preset(name, "tiny", ()).model.modalities
+        kinds = [kind for kind in modalities if (folder / kind).is_dir()]
         for stage in STAGES:
-            run = folder / "runs" / name
+            run = folder / "runs" / Path(name).stem
             started = time.perf_counter()
             options = TrainOptions(
                 preset=name,

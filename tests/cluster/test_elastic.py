@@ -19,7 +19,17 @@ STOPS = (3, 6, 9)
 SMALL = ("--global-batch", 8, "--micro-batch", 2, "--max-steps", STEPS, "--save-every", 100)
 CLOSE = {"fp32": 1e-5, "bf16": 2**-8}
 """Other ranks sum the same gradients in another order; bf16 keeps eight bits of each sum."""
-GROUPS = ("--set", "sft.peft.learning_rate=5e-4", "--set", "sft.weight_decay=0.1")
+PROJECTOR = {
+    "pattern": "inputs.image.projector.*",
+    "learning_rate": 1e-3,
+    "weight_decay": 0.2,
+    "schedule": "linear",
+    "warmup": 0.5,
+}
+GROUPS = (
+    *("--set", "sft.peft.learning_rate=5e-4", "--set", "sft.weight_decay=0.1"),
+    *("--set", f"sft.groups={json.dumps([PROJECTOR])}"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +54,21 @@ def test_the_curve_is_the_uninterrupted_one(
 ) -> None:
     """PackedLayout, mixed, over three epochs; a single rank has a worker, which reads ahead.
 
-    Adapters and projector learn at rates of their own; matrices decay and vectors do not.
+    Adapters and projector learn at rates and on schedules of their own; matrices decay and vectors
+    do not.
     """
-    words = ("sft", "digits", "--data", *data, "--mix", "text=20%", *SMALL, *GROUPS)
+    words = (
+        "sft",
+        "digits",
+        "--scale",
+        "tiny",
+        "--data",
+        *data,
+        "--mix",
+        "text=20%",
+        *SMALL,
+        *GROUPS,
+    )
     words = (*words, "--epochs", 3, "--ds-config", zero, "--precision", precision)
     outcome = run_ranks(2, *words, "--output", tmp_path / "whole")
     assert outcome.code == 0, outcome.stderr
@@ -62,6 +84,9 @@ def test_the_curve_is_the_uninterrupted_one(
             assert f"written by {numbers[turn - 1]} ranks, resharded to {ranks}" in outcome.stderr
     assert losses(run) == pytest.approx(losses(tmp_path / "whole"), rel=CLOSE[precision])
     assert samples(run) == [8 * step for step in range(1, STEPS + 1)]
+    assert rates(run) == rates(tmp_path / "whole")
+    peaks = {name: max(rate[name] for rate in rates(run)) for name in rates(run)[0]}
+    assert peaks == {"inputs.image.projector.*": 1e-3, "peft": 5e-4}
 
 
 def stop_after(steps: int, run: Path, ranks: Ranks) -> None:
@@ -77,6 +102,10 @@ def stop_after(steps: int, run: Path, ranks: Ranks) -> None:
 
 def samples(run: Path) -> list[int]:
     return [json.loads(line)["samples"] for line in _lines(run)]
+
+
+def rates(run: Path) -> list[dict[str, float]]:
+    return [json.loads(line)["lr_by_group"] for line in _lines(run)]
 
 
 def _lines(run: Path) -> list[str]:

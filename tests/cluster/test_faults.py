@@ -33,7 +33,7 @@ def whole(captions: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def words(data: Path, run: Path) -> tuple[object, ...]:
-    return ("pt", "digits", "--data", data, "--output", run, *SMALL)
+    return ("pt", "digits", "--scale", "tiny", "--data", data, "--output", run, *SMALL)
 
 
 def test_a_stopped_rank_is_named_by_the_other_and_nothing_is_lost(
@@ -43,6 +43,10 @@ def test_a_stopped_rank_is_named_by_the_other_and_nothing_is_lost(
     ranks = Ranks(2, (*words(captions, run), "--stall-seconds", 12))
     wait_for(run / "checkpoints" / "step-00000002", ranks)
     os.kill(ranks.processes[1].pid, signal.SIGSTOP)
+    second = run_ranks(1, *words(captions, run))  # the same command once more
+    assert second.code == 2
+    in_use = f"error: --output {run}: in use by process {ranks.processes[0].pid} on host "
+    assert second.stderr.splitlines()[-1].startswith(in_use)
     outcome = ranks.wait()
     assert outcome.code == STALLED, outcome.stderr
     report = json.loads((run / "stalled-rank-0.json").read_text())
@@ -87,3 +91,28 @@ def test_a_shard_that_changes_in_mid_run_ends_in_one_line(
     shard.write_bytes(kept)
     assert run_ranks(2, *told).code == 0
     assert losses(run) == losses(whole)
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_last_good_checkpoint(
+    captions: Path, tmp_path: Path
+) -> None:
+    """The first step's learning rate is 0, the second one's ruins the weights; they are finite."""
+    run = tmp_path / "run"
+    often = ("--save-every", 1, "--keep-last", 1, "--max-nonfinite-steps", 3)
+    outcome = run_ranks(2, *words(captions, run), "--learning-rate", 1e25, *often)
+    assert outcome.code == 2, outcome.stderr
+    assert outcome.stderr.splitlines()[-1] == (
+        "error: step 5: loss or gradient was not finite in 3 steps in a row; the last good state "
+        "is the checkpoint step-00000001: lower the learning rate, or look at the samples of step 3"
+    )
+    assert "step 3: loss nan, gradient norm inf: not finite" in outcome.stderr
+    checkpoints = run / "checkpoints"
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["latest", "step-00000001"]
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    entries = [json.loads(line, parse_constant=refuse) for line in lines]
+    assert [entry["loss"] is None for entry in entries] == [False, False, True, True, True]
+    assert [entry["skipped_steps"] for entry in entries] == [0, 0, 1, 2, 3]

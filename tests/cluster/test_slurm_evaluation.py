@@ -36,7 +36,7 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
     folder = tmp_path_factory.mktemp("evaluation")
     data = instruct_shards(folder / "dialogues", 8)
     run = folder / "run"
-    train = ("sft", "digits", "--data", data, "--output", run, "--max-steps", 1)
+    train = ("sft", "digits", "--scale", "tiny", "--data", data, "--output", run, "--max-steps", 1)
     outcome = run_ranks(1, *train, "--global-batch", 2, "--micro-batch", 2)
     assert outcome.code == 0, outcome.stderr
     questions = question_shards(folder / "questions", ASKED)

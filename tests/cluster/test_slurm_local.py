@@ -85,8 +85,10 @@ def test_up_a_job_and_down(folder: Path) -> None:
 
 def test_what_a_crash_has_left_is_cleared_away(folder: Path) -> None:
     local("up", "--nodes", "1", folder=folder)
-    for pid in daemons(folder):
+    pids = daemons(folder)
+    for pid in pids:
         os.kill(pid, 9)
+    await_that("their end", lambda: not any(Path(f"/proc/{pid}/exe").exists() for pid in pids))
     assert (
         ": node1, CPUs of each: 2\n"
         in local("up", "--nodes", "1", "--cpus", "2", folder=folder).stdout

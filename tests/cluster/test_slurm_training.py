@@ -49,7 +49,7 @@ def whole(slurm: SlurmCluster, folder: Path, captions: Path) -> Path:
 
 def submit(slurm: SlurmCluster, stage: str, data: Path, run: Path, *more: object) -> str:
     script = REPOSITORY / "slurm" / f"{stage}.sh"
-    words = (script, "digits", "--data", data, "--output", run, *SMALL, *more)
+    words = (script, "digits", "--scale", "tiny", "--data", data, "--output", run, *SMALL, *more)
     return slurm.submit(*map(str, words), cwd=run.parent)
 
 

@@ -19,6 +19,7 @@ from etl.storage.schema import Sample, Turn
 from etl.storage.shards import ShardSet, write_folder
 from model.build import build
 from model.presets import system
+from pipeline.train.parameter_groups import lr_factor
 from tests.cluster.ranks import REPOSITORY, Ranks, free_port, losses, run_ranks, wait_for
 from tests.worlds import caption_shards, instruct_shards
 
@@ -115,6 +116,28 @@ def test_the_split_of_a_batch_does_not_change_the_curve(
     words = ("pt", "digits", "--data", captions, "--output", tmp_path / "run", *SMALL)
     assert run_ranks(ranks, *words, "--micro-batch", micro).code == 0
     assert losses(tmp_path / "run") == pytest.approx(losses(whole), rel=1e-5)
+
+
+def test_a_longer_run_goes_on_with_a_smaller_micro_batch_on_its_own_schedule(
+    captions: Path, whole: Path, tmp_path: Path
+) -> None:
+    """Raised `--epochs` and `--max-steps` stretch the schedule from the resumed step on."""
+    run = tmp_path / "run"
+    subprocess.run(["cp", "-r", str(whole), str(run)], check=True)
+    words = ("pt", "digits", "--data", captions, "--output", run, *SMALL)
+    longer = ("--epochs", 2, "--max-steps", STEPS + 3, "--micro-batch", 1)
+    outcome = run_ranks(2, *words, *longer)
+    assert outcome.code == 0, outcome.stderr
+    assert losses(run)[:STEPS] == losses(whole)
+    entries = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert len(entries) == STEPS + 3
+    peak = system("digits").pt.learning_rate
+    # The rate that an entry has is that of the step after it.
+    expected = [peak * lr_factor(step, warmup=1, steps=STEPS + 3) for step in range(1, STEPS + 4)]
+    assert [entry["lr"] for entry in entries[STEPS:]] == pytest.approx(expected[STEPS:])
+    outcome = run_ranks(2, *words)
+    assert outcome.code == 2
+    assert "a run of 9 steps, this one has 6; --epochs and --max-steps may be" in outcome.stderr
 
 
 def test_sft_with_adapters_on_a_mix_of_pictures_and_text(whole: Path, tmp_path: Path) -> None:

@@ -6,14 +6,14 @@ module as `python -m` does and exits as the interpreter does. The server itself 
 never draws a random number and has one thread, so a fork starts where a fresh process would be
 after its imports. `test_training` compares losses of warm ranks bit by bit with those of cold ones.
 
-    python -m tests.cluster.warm FD     the server; requests come over the socket FD
+    python -m tests.cluster.warm FD PID     the server; requests come over the socket FD
 """
 
 from __future__ import annotations
 
 import array
-import atexit
 import contextlib
+import fcntl
 import functools
 import gc
 import importlib
@@ -22,12 +22,14 @@ import os
 import random
 import runpy
 import selectors
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[2]
@@ -53,6 +55,10 @@ LIBRARIES = {
 }
 """Environment of the servers; libraries read it as they are loaded."""
 
+OWNER = "WARM_RANKS_OWNER"
+"""Variable with the id of the process whose servers these are: all processes of one test run share
+them, and they end with it."""
+
 SERVERS = 2
 """Neighbouring ranks come from different servers, since real ranks hash strings differently."""
 
@@ -77,7 +83,8 @@ class WarmProcess:
         self._status, forks_end = os.pipe()
         request = {"module": module, "words": list(words), "env": dict(env)}
         files = [*(file.fileno() for file in self._output), forks_end]
-        _servers()[server % SERVERS].send(request, files)
+        rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", files))
+        _server(server % SERVERS).sendmsg([json.dumps(request).encode()], [rights])
         os.close(forks_end)
         self.returncode: int | None = None
         self.pid = self._next_number(None)
@@ -122,64 +129,95 @@ class WarmProcess:
         self.send_signal(signal.SIGKILL)
 
 
-class _Server:
-    """The test's end of a server; it ends with this process, since their socket closes."""
-
-    def __init__(self) -> None:
-        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        for end in (self._socket, theirs):
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _MESSAGE_BYTES)
-        number = str(theirs.fileno())
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.cluster.warm", number],
-            env={**os.environ, "DS_ACCELERATOR": "cpu", **LIBRARIES},
-            stdin=subprocess.DEVNULL,
-            cwd=REPOSITORY,
-            pass_fds=[theirs.fileno()],
-        )
-        theirs.close()
-
-    def send(self, request: Mapping[str, object], files: Sequence[int]) -> None:
-        rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", files))
-        self._socket.sendmsg([json.dumps(request).encode()], [rights])
-
-    def close(self) -> None:
-        self._socket.close()
-        self._process.wait()
+_started: list[subprocess.Popen[bytes]] = []
 
 
 @functools.cache
-def _servers() -> list[_Server]:
-    servers = [_Server() for _ in range(SERVERS)]
-    for server in servers:
-        atexit.register(server.close)
-    return servers
+def _server(number: int) -> socket.socket:
+    """Return this process's connection to a server, which the first to ask for it starts."""
+    owner = os.environ.get(OWNER, str(os.getpid()))
+    folder = Path(tempfile.gettempdir(), f"warm-ranks-{owner}")
+    folder.mkdir(exist_ok=True)
+    address = folder / str(number)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not address.exists():
+            _start(address, owner)
+    connection = _socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _MESSAGE_BYTES)
+    connection.connect(str(address))
+    return connection
+
+
+def _start(address: Path, owner: str) -> None:
+    with _socket() as listener:
+        listener.bind(str(address))
+        listener.listen()
+        number = str(listener.fileno())
+        server = subprocess.Popen(
+            [sys.executable, "-m", "tests.cluster.warm", number, owner],
+            env={**os.environ, "DS_ACCELERATOR": "cpu", **LIBRARIES},
+            stdin=subprocess.DEVNULL,
+            cwd=REPOSITORY,
+            pass_fds=[listener.fileno()],
+        )
+    _started.append(server)
+
+
+def _socket() -> socket.socket:
+    return socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Child:
+    """A fork: its id, the connection that asked for it, and where its exit code goes."""
+
+    pid: int
+    client: socket.socket
+    status: int
 
 
 class _Forks:
-    """The server's loop: one child for each request, and its exit code to whoever asked."""
+    """The server's loop: one child for each request, and its exit code to whoever asked.
 
-    def __init__(self, requests: socket.socket) -> None:
-        self._requests = requests
+    It ends with the owner of the servers; the children of a process that ends are killed.
+    """
+
+    def __init__(self, listener: socket.socket, owner: int) -> None:
         self._selector = selectors.DefaultSelector()
-        self._selector.register(requests, selectors.EVENT_READ)
-        self._children: dict[int, tuple[int, int]] = {}
-        """By a descriptor that tells the child's end: its id, and where its exit code goes."""
+        self._selector.register(listener, selectors.EVENT_READ, self._accept)
+        self._address = Path(listener.getsockname())
+        self._owner = os.pidfd_open(owner)
+        self._selector.register(self._owner, selectors.EVENT_READ, None)
+        self._children: dict[int, _Child] = {}
+        """By a descriptor that tells the child's end."""
 
     def serve(self) -> dict[str, object] | None:
         """Fork for every request: return it in the child, and None in the server at the end."""
         while True:
             for key, _ in self._selector.select():
-                if key.fd != self._requests.fileno():
-                    self._reap(key.fd)
-                    continue
-                message, files, *_ = socket.recv_fds(self._requests, _MESSAGE_BYTES, 3)
-                if not message:
+                if key.fd == self._owner:
                     return self._end()
-                if self._fork(*files):
-                    return dict(json.loads(message))
+                if key.data is not None:
+                    request = key.data(key.fileobj)
+                    if request is not None:
+                        return request
 
-    def _fork(self, stdout: int, stderr: int, status: int) -> bool:
+    def _accept(self, listener: socket.socket) -> None:
+        client, _ = listener.accept()
+        self._selector.register(client, selectors.EVENT_READ, self._answer)
+
+    def _answer(self, client: socket.socket) -> dict[str, object] | None:
+        """Fork for a request; return it in the child."""
+        message, files, *_ = socket.recv_fds(client, _MESSAGE_BYTES, 3)
+        if message:
+            return dict(json.loads(message)) if self._fork(client, *files) else None
+        self._kill([child for child in self._children.values() if child.client is client])
+        self._selector.unregister(client)
+        client.close()
+        return None
+
+    def _fork(self, client: socket.socket, stdout: int, stderr: int, status: int) -> bool:
         """Return whether this is the child."""
         threads = len(list(Path("/proc/self/task").iterdir()))
         if threads != 1:
@@ -196,39 +234,44 @@ class _Forks:
         os.close(stderr)
         os.write(status, b"%-16d" % child)
         watch = os.pidfd_open(child)
-        self._children[watch] = child, status
-        self._selector.register(watch, selectors.EVENT_READ)
+        self._children[watch] = _Child(pid=child, client=client, status=status)
+        self._selector.register(watch, selectors.EVENT_READ, self._reap)
         return False
 
     def _reap(self, watch: int) -> None:
-        child, status = self._children.pop(watch)
-        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        child = self._children.pop(watch)
+        code = os.waitstatus_to_exitcode(os.waitpid(child.pid, 0)[1])
         with contextlib.suppress(BrokenPipeError):  # the test has given it up
-            os.write(status, b"%-16d" % code)
+            os.write(child.status, b"%-16d" % code)
         self._selector.unregister(watch)
         os.close(watch)
-        os.close(status)
+        os.close(child.status)
 
     def _close(self, *more: int) -> None:
         """Close all that is the server's, in a child."""
-        for watch, (_, status) in self._children.items():
-            os.close(watch)
-            os.close(status)
+        for key in list(self._selector.get_map().values()):
+            os.close(key.fd)
+        for child in self._children.values():
+            os.close(child.status)
         for file in more:
             os.close(file)
         self._selector.close()
-        self._requests.close()
 
     def _end(self) -> None:
-        for child, _ in self._children.values():
-            os.kill(child, signal.SIGKILL)
+        self._kill(list(self._children.values()))
+        shutil.rmtree(self._address.parent, ignore_errors=True)
+
+    @staticmethod
+    def _kill(children: Sequence[_Child]) -> None:
+        for child in children:
+            os.kill(child.pid, signal.SIGKILL)
 
 
-def main(socket_fd: int) -> None:
+def main(socket_fd: int, owner: int) -> None:
     for name in PRELOADED:
         importlib.import_module(name)
     gc.freeze()  # or a child's first collection would copy everything that was imported
-    request = _Forks(socket.socket(fileno=socket_fd)).serve()
+    request = _Forks(socket.socket(fileno=socket_fd), owner).serve()
     if request is not None:
         _become(**request)
 
@@ -244,4 +287,4 @@ def _become(module: str, words: list[str], env: dict[str, str]) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(*map(int, sys.argv[1:]))

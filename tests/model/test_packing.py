@@ -7,11 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from etl.storage.shards import ShardSet
 from model.build import build, build_tokenizer
 from model.freeze import set_trainable
 from model.multimodal_lm import MultimodalLM
+from model.packing import attend_by_sample
 from model.presets import system
 from model.spec import ModelSpec, Stage
 from model.spec.backbones import Backbone, Glm, Llama, Palm, Qwen
@@ -132,3 +134,30 @@ def test_packed_samples_are_passed_to_the_kernel_one_by_one_without_a_mask(
     model.compute_logits(batch, projected)
     assert [length for length, _ in seen] == [len(row.ids) for row in rows] * 2  # layers
     assert all(mask is None for _, mask in seen)
+
+
+class Elements(TorchDispatchMode):
+    """Counts the elements of all tensors that operations return."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        result = func(*args, **(kwargs or {}))
+        for each in result if isinstance(result, tuple | list) else [result]:
+            self.count += each.numel() if isinstance(each, Tensor) else 0
+        return result
+
+
+def test_the_backward_pass_of_packed_samples_is_linear_in_their_number() -> None:
+    """Each slice of a sequence has a gradient as long as the whole: quadratic in the samples."""
+    written = {}
+    for samples in (8, 16):
+        states = [torch.randn(1, 2, 4 * samples, 8, requires_grad=True) for _ in range(3)]
+        starts = tuple(range(0, 4 * samples + 1, 4))
+        module = torch.nn.Module()
+        module.is_causal = True  # type: ignore[assignment]
+        attended_bthc, _ = attend_by_sample(module, *states, None, starts)
+        with Elements() as elements:
+            attended_bthc.sum().backward()
+        written[samples] = elements.count
+    assert written[16] < 2.2 * written[8]

@@ -141,6 +141,16 @@ def test_invalid_options(captions: Path, tmp_path: Path, error_line: Callable[..
     assert not output.exists()
 
 
+def test_data_of_which_no_sample_can_be_used(
+    captions: Path, tmp_path: Path, error_line: Callable[..., str]
+) -> None:
+    line = error_line(
+        "pt", "digits", "--data", captions, "--output", tmp_path / "run", "--set", "pt.max_tokens=5"
+    )
+    assert "--data: all 16 samples are unusable; first: sample " in line
+    assert line.endswith("its media do not fit in 5 tokens")
+
+
 def test_a_run_of_the_stage_init_cannot_be_evaluated(
     captions: Path, tmp_path: Path, error_line: Callable[..., str]
 ) -> None:

@@ -23,7 +23,7 @@ from model.freeze import set_trainable
 from model.presets import PRESETS, system
 from model.pretraining.build import sentence_reader
 from model.spec import ModelSpec, Stage
-from model.weights import load_trained, names_in
+from model.weights import Weights, load_trained, names_in
 from pipeline.checkpoint.files import WEIGHTS
 from pipeline.checkpoint.snapshot import snapshot
 from pipeline.config.run_config import packs
@@ -91,10 +91,17 @@ class Learnt:
     saved: Path
 
 
-def learn(spec: ModelSpec, stage: Stage, data: list[Path], start: Path | None, to: Path) -> Learnt:
+def learn(
+    spec: ModelSpec,
+    stage: Stage,
+    data: list[Path],
+    start: Path | None,
+    to: Path,
+    weights: Weights = "random",
+) -> Learnt:
     """Train a stage on one batch, from another stage's saved weights if there are any."""
-    batch = first_samples(spec, stage, data)
-    model = build(spec, stage, weights="random", seed=0)
+    batch = first_samples(spec, stage, data, weights)
+    model = build(spec, stage, weights=weights, seed=0)
     if start is not None:
         load_trained(model, start / WEIGHTS)
     trains = set_trainable(model, stage.trainable)
@@ -120,15 +127,15 @@ def learn(spec: ModelSpec, stage: Stage, data: list[Path], start: Path | None, t
     return Learnt(model=model, before=before, losses=losses, trainable=trains, saved=to)
 
 
-def first_samples(spec: ModelSpec, stage: Stage, data: list[Path]) -> Batch:
-    tokenizer = build_tokenizer(spec, weights="random")
+def first_samples(spec: ModelSpec, stage: Stage, data: list[Path], weights: Weights) -> Batch:
+    tokenizer = build_tokenizer(spec, weights=weights)
     encoder = SampleEncoder(
         spec,
         tokenizer,
         prompt=stage.prompt,
         max_tokens=stage.max_tokens,
-        text_tokenizer=build_text_tokenizer(spec, weights="random"),
-        sentences=sentence_reader(spec, stage, weights="random"),
+        text_tokenizer=build_text_tokenizer(spec, weights=weights),
+        sentences=sentence_reader(spec, stage, weights=weights),
     )
     folders = [ShardSet([folder]) for folder in data]
     rows = [encoder.encode(folder[number]) for folder in folders for number in range(SAMPLES)]

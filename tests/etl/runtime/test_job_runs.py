@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -240,7 +241,7 @@ def test_foreign_shards_are_refused(listing: Path, tmp_path: Path) -> None:
 def test_two_runs_cannot_use_one_folder(tmp_path: Path) -> None:
     state = JobState(tmp_path / "out")
     second = JobState(tmp_path / "out").lock()
-    with state.lock(), pytest.raises(UserError, match="another run is using it"):
+    with state.lock(), pytest.raises(UserError, match=f"in use by process {os.getpid()} on"):
         second.__enter__()
     with state.lock():
         pass

@@ -9,11 +9,12 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from etl.cli import UserError
-from etl.storage.atomic import atomic_file, remove_partials
+from etl.cli import RankError, UserError
+from etl.storage import shards
+from etl.storage.atomic import atomic_file, file_sha256, remove_partials
 from etl.storage.manifest import Manifest, Shard, read_manifest
 from etl.storage.schema import Medium, Sample, Turn, sha256
-from etl.storage.shards import MAX_BATCH_ROWS, ShardSet, write_folder, write_shard
+from etl.storage.shards import MAX_BATCH_ROWS, ShardSet, shard_name, write_folder, write_shard
 
 
 def sample(number: int) -> Sample:
@@ -265,3 +266,69 @@ def test_an_unreadable_shard_is_reported(folder: Path) -> None:
     folder.write_text("no folder")
     with pytest.raises(UserError, match=r"shard-00000\.arrow: cannot be read \(Not a directory\)"):
         _ = samples[0]
+
+
+def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return the names of the shards whose bytes are read from now on, as they are."""
+    names: list[str] = []
+
+    def read(path: Path) -> str:
+        names.append(path.name)
+        return file_sha256(path)
+
+    monkeypatch.setattr(shards, "file_sha256", read)
+    return names
+
+
+def test_each_rank_verifies_its_share_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_folder(tmp_path, map(sample, range(10)), job="test", rows_per_shard=2)
+    read = hashed(monkeypatch)
+    for rank in range(2):
+        ShardSet([folder], rank=rank, ranks=2)
+    assert read == [shard_name(number) for number in (0, 2, 4, 1, 3)]
+    read.clear()
+    for rank in range(3):  # the stamps are those of the data, whatever the ranks
+        ShardSet([folder], rank=rank, ranks=3)
+    assert read == []
+    os.utime(folder / shard_name(3), (0, 0))
+    ShardSet([folder])
+    ShardSet([folder])
+    assert read == [shard_name(3)]
+
+
+def test_a_damaged_shard_is_noticed_by_one_rank_and_is_not_stamped(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path, map(sample, range(4)), job="test", rows_per_shard=2)
+    path = folder / shard_name(1)
+    good = path.read_bytes()
+    path.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    ShardSet([folder], rank=0, ranks=2)
+    for _ in range(2):
+        with pytest.raises(RankError, match=rf"{path}: shard is damaged: sha256"):
+            ShardSet([folder], rank=1, ranks=2)
+    path.write_bytes(good)
+    ShardSet([folder], rank=1, ranks=2)
+
+
+def test_stamps_of_data_that_cannot_be_written_are_kept_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_folder(tmp_path / "data", map(sample, range(4)), job="test", rows_per_shard=2)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    read = hashed(monkeypatch)
+    for _ in range(2):
+        ShardSet([folder], stamps=tmp_path / "run")
+    assert read == [shard_name(0), shard_name(1)]
+    ShardSet([folder])
+    assert len(read) == 4
+    assert not (folder / ".verified").exists()
+
+
+def test_few_shards_are_open_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process may hold 65,530 memory maps; a corpus may have more shards."""
+    folder = write_folder(tmp_path, map(sample, range(12)), job="test", rows_per_shard=1)
+    monkeypatch.setattr(shards, "MAX_OPEN_SHARDS", 3)
+    opened = ShardSet([folder], verify=False)
+    order = [*range(12), 11, 10, *range(12)]
+    assert [opened[index].id for index in order] == [f"sample-{index}" for index in order]
+    maps = Path("/proc/self/maps").read_text()
+    assert sum(str(folder / shard_name(number)) in maps for number in range(12)) == 3

@@ -102,6 +102,21 @@ def test_a_quantized_checkpoint_is_refused(saved):
         backbone_from(str(file.parent))
 
 
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"model_type": "own"}, "model type `own`"),
+        ({"model_type": "own", "auto_map": {"AutoConfig": "own.Config"}}, "contains custom code"),
+    ],
+)
+def test_an_unknown_class_is_refused_and_its_code_not_run(fields, reason, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    (tmp_path / "own.py").write_text("raise SystemExit")
+    with pytest.raises(SpecError, match=reason) as error:
+        backbone_from(str(tmp_path))
+    assert "\n" not in str(error.value)
+
+
 def test_gpt2_has_no_linear_layers_for_lora_but_is_a_backbone(tmp_path):
     sizes = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64, "vocab_size": VOCABULARY}
     GPT2LMHeadModel(GPT2Config(**sizes)).save_pretrained(tmp_path)

@@ -7,17 +7,22 @@ from pathlib import Path
 import pytest
 
 from etl.cli import UserError
+from model.build import build
+from model.freeze import set_trainable
 from model.presets import PRESETS, system
 from model.spec import Mlp, SpecError
 from model.spec.hf_backbones import HfCausal
 from pipeline.config.run_config import (
+    REPOSITORY,
     PresetOptions,
     RunConfig,
+    StageName,
     changed_preset,
     default_options,
     parse_train_options,
     resolve,
 )
+from pipeline.train.parameter_groups import parameter_groups
 
 QWEN = {
     "model_type": "qwen3",
@@ -142,3 +147,25 @@ def test_a_run_is_repeated_from_its_own_file(tmp_path: Path) -> None:
     file = str(tmp_path / "config.json")
     assert resolve(parse_train_options("pt", [file]), "pt") == run
     assert changed_preset(file, "full", ()) == run.system
+
+
+EXAMPLES = sorted((REPOSITORY / "docs" / "examples").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: file.name)
+def test_the_examples_are_runs_whose_patterns_match(file: Path) -> None:
+    words = (str(file), "--output", "o", "--scale", "tiny")
+    stage: StageName = "sft" if "stage: sft" in file.read_text() else "pt"
+    data = () if "data:" in file.read_text() else ("--data", "d")
+    run = resolve(parse_train_options(stage, [*words, *data]), stage)
+    for name in ("pt", "sft"):
+        settings = run.system.stage(name)
+        model = build(run.system.model, settings, weights="random")
+        set_trainable(model, settings.trainable)
+        assert {group.label for group in parameter_groups(model, settings)} >= {
+            group.pattern for group in settings.groups
+        }
+
+
+def test_there_are_examples() -> None:
+    assert len(EXAMPLES) == 3

@@ -12,6 +12,7 @@ from etl.cli import UserError
 from model.presets import PRESETS, system
 from model.spec import SpecError
 from pipeline.config.decode import decode
+from pipeline.config.deepspeed import ds_config
 from pipeline.config.run_config import (
     RunConfig,
     StageName,
@@ -35,6 +36,15 @@ def test_options_override_the_fields_of_one_stage_only() -> None:
     assert run.settings == replace(system("digits").pt, learning_rate=0.5)
     assert run.system.sft == system("digits").sft
     assert (run.max_steps, run.seed) == (7, 3)
+
+
+def test_gradient_clipping_is_an_option_of_the_stage() -> None:
+    assert ds_config(minimal().settings, 1)["gradient_clipping"] == 1.0
+    for value in ("0.25", "0"):
+        run = minimal("--gradient-clipping", value)
+        assert ds_config(run.settings, 1)["gradient_clipping"] == float(value)
+    with pytest.raises(UserError, match=r"--gradient-clipping: -1\.0, want 0 or more"):
+        minimal("--gradient-clipping=-1")
 
 
 def test_a_pre_trained_part_has_settings_of_its_own() -> None:

@@ -17,7 +17,7 @@ def prediction(index: int, answer: str) -> Prediction:
 def test_every_kind_of_question_is_shown_with_its_media(tmp_path: Path) -> None:
     samples = ShardSet([question_shards(tmp_path / "questions", 30)], verify=False)
     answers = [(prediction(i, "7" if i else "8"), prediction(i, "")) for i in range(30)]
-    write_examples(tmp_path / "examples.json", samples, answers, source="here")
+    write_examples(tmp_path / "examples.json", samples, dict(enumerate(answers)), source="here")
     content = json.loads((tmp_path / "examples.json").read_text())
     assert content["source"] == "here"
     cards = content["cards"]

@@ -36,6 +36,12 @@ def test_too_many_bad_samples_stop_the_run(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="11 of 111 samples cannot be used"):
         writer.check_bad(TrainerState(samples=100, bad=11), 0.01)
     writer.check_bad(TrainerState(samples=9900, bad=100), 0.01)
+    for name in ("first", "second"):
+        writer.bad(1, [{"id": name, "reason": f"{name} is broken"}])
+    with pytest.raises(
+        UserError, match=r"0\.01; first: first is broken; .*bad_samples.jsonl names"
+    ):
+        writer.check_bad(TrainerState(samples=100, bad=11), 0.01)
 
 
 def test_lines_that_a_full_disk_rejects_are_written_with_the_next_ones(

@@ -1,5 +1,7 @@
 """Metrics of a step by source, the same for padded and for packed batches."""
 
+import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -103,6 +105,7 @@ def test_a_steps_metrics_are_one_flat_object():
         step=1,
         samples=8,
         tokens=40,
+        skipped_steps=0,
         loss=2.0,
         losses={"text": 2.0},
         lr=0.1,
@@ -117,14 +120,26 @@ def test_a_steps_metrics_are_one_flat_object():
     )
     written = metrics.to_json()
     assert "lr_by_group" in replace(metrics, lr_by_group={"stage": 0.1, "peft": 0.2}).to_json()
-    contract = "step samples tokens loss losses lr grad_norm step_seconds tokens_per_second"
+    contract = "step samples tokens skipped_steps loss losses lr grad_norm step_seconds"
     assert list(written) == [
         *contract.split(),
+        "tokens_per_second",
         *("padding_share", "data_wait_share", "sources", "memory_bytes", "phase_seconds"),
     ]
     assert written["sources"] == {
         "captions": {"samples": 1, "tokens": 5, "targets": 2, "loss": None}
     }
+    assert metrics.is_finite
+    bad = replace(
+        metrics,
+        loss=math.nan,
+        losses={"text": math.nan},
+        grad_norm=math.inf,
+        work=replace(metrics.work, sources={"captions": replace(source, loss=math.nan)}),
+    )
+    assert not bad.is_finite
+    expected = written | {"loss": None, "losses": {"text": None}, "grad_norm": None}
+    assert json.loads(json.dumps(bad.to_json(), allow_nan=False)) == expected
 
 
 def test_source_names_are_the_shortest_different_path_suffixes():

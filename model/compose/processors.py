@@ -40,32 +40,32 @@ def read_processor(source: str, part: Part) -> dict[str, Any] | None:
 
 
 def image_processor(
-    source: str, side: int, *, default: str, video: bool = False
+    source: str, *, default: str = "CLIPImageProcessor", video: bool = False
 ) -> ImageProcessor | None:
     """Return how a published checkpoint makes pixels of pictures; None if it does not say.
 
     Args:
         source: a hub name or a folder.
-        side: of the pictures that its encoder takes, in pixels.
         default: transformers' class where the file names none.
         video: whether of a video's frames; otherwise of pictures.
 
     Raises:
-        SpecError: rules that cannot be expressed, or pictures of another size than the encoder
-            takes.
+        SpecError: rules that cannot be expressed.
     """
     config = read_processor(source, "video_processor" if video else "image_processor")
-    if config is None:
-        return None
     try:
-        processor = ImageProcessor.from_config(config, default)
+        return None if config is None else ImageProcessor.from_config(config, default)
     except SpecError as error:
         raise SpecError(f"{source}: {error}") from None
-    if processor.size != (side, side):
-        height, width = processor.size
+
+
+def required_image_processor(source: str) -> ImageProcessor:
+    """Return the image processor of a checkpoint; raises SpecError if it has none."""
+    processor = image_processor(source)
+    if processor is None:
         raise SpecError(
-            f"{source}: its processor makes pictures of {height} x {width} pixels, but its encoder "
-            f"takes {side} x {side}"
+            f"{source}: has no preprocessor_config.json and no processor_config.json, one of which "
+            "says how pictures become pixels"
         )
     return processor
 

@@ -1,0 +1,166 @@
+"""Encoders of transformers by their configuration alone: which class, how built, how loaded."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from torch import Tensor
+from transformers import MODEL_MAPPING, AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from model.spec import SpecError
+from model.weights import Weights, cast, load_transformers
+
+Resize = Callable[[Tensor, tuple[int, ...]], Tensor]
+"""From a checkpoint's position embeddings to those of another input size, given their shape."""
+
+BACKBONE_STAGES = frozenset({"out_features", "out_indices", "stage_names"})
+"""Fields of vision models as backbones of other models; they follow from the number of layers."""
+_IRRELEVANT = BACKBONE_STAGES | frozenset(
+    {
+        "_name_or_path",
+        "architectures",
+        "bos_token_id",
+        "dtype",
+        "eos_token_id",
+        "id2label",
+        "label2id",
+        "pad_token_id",
+        "transformers_version",
+    }
+)
+"""Fields of a configuration that do not change the features."""
+INPUT_SIZES = frozenset({"image_size", "num_patches", "max_source_positions", "max_length"})
+"""Fields that say how many position embeddings there are."""
+
+
+def config_of(fields: Mapping[str, Any]) -> PretrainedConfig:
+    """Return transformers' configuration from its fields, `model_type` among them.
+
+    Raises:
+        SpecError: an architecture that transformers does not know, or fields that it refuses.
+    """
+    options = dict(fields)
+    kind = options.pop("model_type")
+    if kind not in CONFIG_MAPPING:
+        raise SpecError(f"model_type {kind!r} is not known to this version of transformers")
+    try:
+        return AutoConfig.for_model(kind, **options)
+    except (TypeError, ValueError, StrictDataclassError) as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise SpecError(f"config of model_type {kind!r}: {reason}") from None
+
+
+def own_config(config: PretrainedConfig) -> PretrainedConfig:
+    """Return the configuration of the image tower of a model with two towers; else the same."""
+    tower: PretrainedConfig = getattr(config, "vision_config", config)
+    return tower
+
+
+def tower_class(config: PretrainedConfig) -> type[PreTrainedModel]:
+    """Return the class that AutoModel builds.
+
+    Raises:
+        SpecError: there is none.
+    """
+    try:
+        found: Any = MODEL_MAPPING[type(config)]
+    except KeyError:
+        raise SpecError(
+            f"{config.model_type!r} has no encoder in transformers' AutoModel"
+        ) from None
+    cls: type[PreTrainedModel] = found[0] if isinstance(found, tuple) else found
+    return cls
+
+
+def build_tower(
+    source: str,
+    fields: Mapping[str, Any],
+    *,
+    weights: Weights,
+    dtype: torch.dtype,
+    resize: Resize,
+) -> PreTrainedModel:
+    """Return an encoder with published or random weights; of an encoder-decoder, the encoder.
+
+    Args:
+        source: a hub name or a folder.
+        fields: of the encoder's configuration.
+        weights: `pretrained` loads, `random` initialises.
+        dtype: of the weights.
+        resize: for position embeddings, where only their number differs from the checkpoint's.
+
+    Raises:
+        SpecError: weights that cannot be loaded, are incomplete, or do not fit the configuration.
+    """
+    # Pooling layers after the features are not used, and many checkpoints lack them.
+    config = config_of(fields)
+    config.vision_use_head = False
+    cls = tower_class(config)
+    pools = "add_pooling_layer" in inspect.signature(cls.__init__).parameters
+    options: dict[str, Any] = {"add_pooling_layer": False} if pools else {}
+    if weights == "random":
+        return _encoder(cast(cls(config, **options), dtype))
+    published = own_config(load_transformers(AutoConfig, source))
+    published.vision_use_head = False
+    _check_fields(published, config, source)
+    tower, info = load_transformers(
+        cls, source, config=published, dtype=dtype, output_loading_info=True, **options
+    )
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise SpecError(f"weights {source!r}: {missing[0]} is missing ({len(missing)} in all)")
+    return _resized(_encoder(tower), config, options, source, resize)
+
+
+def _encoder(model: PreTrainedModel) -> PreTrainedModel:
+    if not model.config.is_encoder_decoder:
+        return model
+    encoder: PreTrainedModel = model.get_encoder()
+    return encoder
+
+
+def _check_fields(published: PretrainedConfig, config: PretrainedConfig, source: str) -> None:
+    """Raise SpecError where a checkpoint's configuration differs from the spec's.
+
+    Numbers of position embeddings may differ: those are resized.
+    """
+    theirs, ours = published.to_dict(), config.to_dict()
+    for name in sorted((theirs.keys() | ours.keys()) - _IRRELEVANT - INPUT_SIZES):
+        if theirs.get(name) != ours.get(name):
+            raise SpecError(
+                f"weights {source!r}: {name} is {theirs.get(name)}, the preset says "
+                f"{ours.get(name)}"
+            )
+
+
+def _resized(
+    tower: PreTrainedModel,
+    config: PretrainedConfig,
+    options: Mapping[str, Any],
+    source: str,
+    resize: Resize,
+) -> PreTrainedModel:
+    """Return the encoder with as many position embeddings as the configuration says."""
+    with torch.device("meta"):
+        shapes = {
+            name: tuple(t.shape) for name, t in type(tower)(config, **options).state_dict().items()
+        }
+    state = tower.state_dict()
+    different = [name for name, shape in shapes.items() if tuple(state[name].shape) != shape]
+    if not different and tower.config.to_dict() == config.to_dict():
+        return tower
+    for name in different:
+        if len(different) > 1 or "pos" not in name:
+            raise SpecError(
+                f"weights {source!r}: {name} is {tuple(state[name].shape)}, for this size of input "
+                f"{shapes[name]}; {config.model_type!r} takes that of its checkpoint alone"
+            )
+        state[name] = resize(state[name], shapes[name])
+    resized = type(tower)(config, **options)
+    resized.load_state_dict(state)
+    return cast(resized, tower.dtype)

@@ -1,0 +1,84 @@
+"""What the adapters of a checkpoint were trained on: they mean nothing on another base.
+
+A checkpoint's manifest has, as `adapters`, their settings and the base: where its weights come from
+and a fingerprint of them, since a folder may get other weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from etl.cli import UserError
+from model.weights import without_adapter
+from pipeline.checkpoint.files import read_manifest
+from pipeline.config.run_config import RunConfig
+from pipeline.forecast.plan import FUSED
+
+ADAPTERS = "adapters"
+"""The key of a manifest."""
+
+_SETTINGS = ("kind", "rank", "alpha", "length", "bottleneck")
+_VALUES = 64
+"""Values of each weight that the fingerprint covers."""
+
+
+def adapter_record(run: RunConfig, model: nn.Module) -> dict[str, Any] | None:
+    """Return what a run's adapters are and are trained on; None for a stage without adapters.
+
+    Args:
+        run: the configuration.
+        model: built, before trained weights are loaded.
+    """
+    peft = run.settings.peft
+    if peft is None:
+        return None
+    backbone = model.get_submodule("backbone")
+    return {
+        **{name: getattr(peft, name) for name in _SETTINGS if hasattr(peft, name)},
+        "base": "random weights" if run.weights == "random" else run.system.model.backbone.weights,
+        "fingerprint": _fingerprint(backbone, peft.parameter_marker),
+    }
+
+
+def _fingerprint(backbone: nn.Module, marker: str) -> str:
+    """Return a hash over samples of a backbone's own weights, the same in float32 and bfloat16."""
+    digest = hashlib.sha256()
+    for name, weight in backbone.named_parameters():
+        if marker in name or FUSED.intersection(name.split(".")):
+            continue
+        flat = weight.detach().flatten()
+        values = flat[:: max(1, flat.numel() // _VALUES)][:_VALUES]
+        digest.update(f"{without_adapter(name)} {tuple(weight.shape)}\n".encode())
+        if weight.is_floating_point():
+            digest.update(values.bfloat16().view(torch.int16).cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def check_adapters(weights: Path, own: Mapping[str, Any] | None) -> None:
+    """Raise UserError where the adapters of a checkpoint do not fit a stage and its backbone.
+
+    Args:
+        weights: a checkpoint's file of trained weights.
+        own: the result of `adapter_record`.
+    """
+    stored = read_manifest(weights.parent).get(ADAPTERS)
+    if stored is None or own is None or stored == own:
+        return
+    where = ""
+    if {**stored, "fingerprint": ""} == {**own, "fingerprint": ""}:
+        where = ", whose content is another now"
+    raise UserError(
+        f"{weights}: its adapters were trained on {_text(stored)}; "
+        f"this stage has {_text(own)}{where}"
+    )
+
+
+def _text(record: Mapping[str, Any]) -> str:
+    settings = ", ".join(f"{name} {record[name]}" for name in _SETTINGS if name in record)
+    return f"{record['base']} ({settings})"

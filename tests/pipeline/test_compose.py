@@ -1,0 +1,140 @@
+"""Systems composed of published parts: their files, and that they train and answer.
+
+In this process and without DeepSpeed; `tests/cluster/test_own_parts.py` runs the commands.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from etl.cli import UserError
+from etl.storage.shards import ShardSet
+from model.build import build_tokenizer
+from model.spec import Mlp, SpecError, System
+from model.spec.hf_backbones import HfCausal
+from pipeline.cli import run
+from pipeline.config.run_config import REPOSITORY, changed_preset
+from pipeline.data.encode import SampleEncoder
+from pipeline.evaluate.generate_answers import generate_answers
+from tests.pipeline.test_presets_train import learn
+from tests.worlds import preset_shards
+
+SCRIPT = REPOSITORY / "docs" / "examples" / "make_tiny_parts.py"
+SYSTEMS = {
+    "siglip2 and qwen3": ("--image", "parts/siglip2", "--llm", "parts/qwen3"),
+    "whisper and smollm2": ("--audio", "parts/whisper", "--llm", "parts/smollm2"),
+    "dinov2 and gemma3": (
+        *("--image", "parts/dinov2", "--video", "parts/dinov2", "--llm", "parts/gemma3"),
+        *("--projector", "mlp"),
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with `parts`, as the page's script makes them, and data in `world`."""
+    folder = tmp_path_factory.mktemp("own")
+    spec = importlib.util.spec_from_file_location("make_tiny_parts", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", [str(SCRIPT), str(folder / "parts")])
+        module.main()
+    preset_shards(folder / "world", rows=8)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def inside(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+
+
+def composed(*words: str) -> System:
+    assert run(["compose", *words, "--output", "own.json"]) == 0
+    return changed_preset("own.json", "full", ())
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("words", SYSTEMS.values(), ids=SYSTEMS)
+def test_a_composed_system_trains_in_both_stages_and_answers(
+    words: tuple[str, ...], tmp_path: Path
+) -> None:
+    system = composed(*words)
+    torch.set_num_threads(1)
+    start = None
+    for name in ("pt", "sft"):
+        stage = system.stage(name).tiny()  # its batches and rates, the parts as they are
+        data = [Path("world") / kind / name for kind in (*system.model.modalities, "text")]
+        learnt = learn(system.model, stage, data, start, tmp_path / name, "pretrained")
+        assert learnt.losses[-1] < learnt.losses[0]
+        now = dict(learnt.model.named_parameters())
+        moved = {one for one in now if not torch.equal(now[one], learnt.before[one])}
+        assert moved == set(learnt.trainable)
+        start = learnt.saved
+    assert any("lora" in one for one in moved)
+    tokenizer = build_tokenizer(system.model, weights="pretrained")
+    encoder = SampleEncoder(
+        system.model, tokenizer, prompt=stage.prompt, max_tokens=stage.max_tokens
+    )
+    samples = [ShardSet([data[0]])[row] for row in range(3)]
+    answers = generate_answers(learnt.model, tokenizer, encoder, samples, max_new_tokens=4)
+    assert [answer.id for answer in answers] == [sample.id for sample in samples]
+
+
+def test_a_composed_file_is_what_show_prints_and_can_be_edited(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    composed(*SYSTEMS["siglip2 and qwen3"])
+    capsys.readouterr()
+    run(["show", "own.json"])
+    assert capsys.readouterr().out == Path("own.json").read_text() + "\n"
+    fields = json.loads(Path("own.json").read_text())
+    fields["model"]["inputs"][0]["projector"] = {"kind": "mlp", "depth": 4}
+    del fields["sft"]
+    Path("edited.json").write_text(json.dumps(fields))
+    run(["show", "edited.json", "--set", "pt.epochs=3"])
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["model"]["inputs"][0]["projector"]["depth"] == 4
+    assert (shown["pt"]["epochs"], shown["sft"]) == (3, None)
+
+
+def test_paths_are_absolute_so_that_commands_may_run_elsewhere() -> None:
+    system = composed(*SYSTEMS["whisper and smollm2"])
+    assert system.model.backbone.weights == str(Path("parts/smollm2").resolve())
+    assert system.model.inputs[0].encoder.weights == str(Path("parts/whisper").resolve())
+
+
+def test_parts_of_presets_may_be_used_and_equal_encoders_are_shared() -> None:
+    system = composed("--points", "digits_points", "--llm", "parts/qwen3", "--name", "clouds")
+    assert system.name == "clouds"
+    assert system.model.inputs[0].encoder.kind == "point_bert"
+    assert isinstance(system.model.backbone, HfCausal)
+    system = composed(*SYSTEMS["dinov2 and gemma3"])
+    image, video = system.model.inputs
+    assert (video.encoder_of, video.frames) == ("image", 8)
+    assert image.projector == video.projector == Mlp()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--llm", "parts/qwen3"), "name at least one encoder, such as --image FOLDER"),
+        (("--image", "parts/siglip2", "--llm", "parts/whisper"), "no language model"),
+        (
+            ("--image", "parts/siglip2", "--llm", "parts/qwen3", "--projector", "mpl"),
+            "--projector.kind: 'mpl', want one of",
+        ),
+        (("--image", "parts/siglip2", "--llm", "parts/none"), "parts/none"),
+    ],
+)
+def test_a_mistake_is_one_line(words: tuple[str, ...], message: str) -> None:
+    with pytest.raises((UserError, SpecError)) as error:
+        composed(*words)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)

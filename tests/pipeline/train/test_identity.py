@@ -1,0 +1,96 @@
+"""Which changes of a command a resumed run accepts."""
+
+import json
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from etl.cli import UserError
+from etl.storage.atomic import write_json
+from model.presets import system
+from model.spec import Stage
+from pipeline.checkpoint.checkpoints import Checkpoints, RetentionPolicy
+from pipeline.config.run_config import RunConfig, StageName
+from pipeline.train.identity import complete_identity, run_identity
+
+
+def run_of(stage: StageName = "pt", **changes: Any) -> RunConfig:
+    """Return a run of which fields of the stage are changed."""
+    preset = system("dlp" if stage == "init" else "digits")
+    settings = replace(preset.stage(stage, "qformer" if stage == "init" else None), **changes)
+    if stage == "init":
+        preset = replace(preset, init=(settings,))  # type: ignore[arg-type]
+    else:
+        preset = replace(preset, **{stage: settings})
+    return RunConfig(stage=stage, system=preset, data=("data",), output="run")
+
+
+def identity(run: RunConfig, *, steps: int = 10, world: int = 2) -> dict[str, object]:
+    return run_identity(run, "data", None, steps=steps, world=world)
+
+
+def resumes(folder: Path, stored: dict[str, object], run: RunConfig, *, steps: int = 10) -> bool:
+    """Return whether a run resumes from a checkpoint with an identity."""
+    checkpoint = folder / "checkpoints" / "step-00000005"
+    manifest = {"trainer_state": {"step": 5}, "identity": stored, "files": {}}
+    write_json(checkpoint / "manifest.json", json.loads(json.dumps(manifest)))
+    checkpoints = Checkpoints(
+        folder,
+        identity(run, steps=steps),
+        RetentionPolicy(),
+        complete=lambda old: complete_identity(run, old),
+    )
+    return checkpoints.choose("auto") == checkpoint
+
+
+@pytest.mark.parametrize(
+    "changes", [{"micro_batch": 1}, {"epochs": 3}, {"recompute": True}, {"pack_media": 1}]
+)
+def test_how_a_step_is_computed_may_change(changes: dict[str, Any], tmp_path: Path) -> None:
+    assert resumes(tmp_path, identity(run_of()), run_of(**changes))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"learning_rate": 0.5}, {"global_batch": 4}, {"gradient_clipping": 0.1}]
+)
+def test_what_a_step_learns_may_not(changes: dict[str, Any], tmp_path: Path) -> None:
+    [name] = changes
+    with pytest.raises(UserError, match=f"belongs to a run with {name} "):
+        resumes(tmp_path, identity(run_of()), run_of(**changes))
+
+
+def test_a_micro_batch_may_not_change_where_its_samples_are_compared(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="micro_batch"):
+        resumes(tmp_path, identity(run_of("init")), run_of("init", micro_batch=1))
+
+
+def test_there_may_be_more_steps_but_not_fewer(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    stored = identity(run_of(), steps=10)
+    with caplog.at_level(logging.INFO):
+        assert resumes(tmp_path, stored, run_of(), steps=10)
+        assert caplog.messages == []
+        assert resumes(tmp_path, stored, run_of(epochs=2), steps=20)
+    [line] = caplog.messages
+    assert line == (
+        "20 steps in place of 10: from here on, the learning rate is that of a run of 20 steps"
+    )
+    with pytest.raises(UserError, match="a run of 10 steps, this one has 9; --epochs and"):
+        resumes(tmp_path, stored, run_of(), steps=9)
+
+
+def test_a_field_that_an_older_version_lacked_has_its_default(tmp_path: Path) -> None:
+    stored = json.loads(json.dumps(identity(run_of())))
+    del stored["gradient_clipping"], stored["z_loss"], stored["model"]["backbone"]["weights"]
+    with pytest.raises(UserError, match="model"):
+        resumes(tmp_path, stored, run_of())  # a field without a default
+    stored = json.loads(json.dumps(identity(run_of())))
+    del stored["gradient_clipping"], stored["z_loss"], stored["model"]["fusion"]
+    assert resumes(tmp_path, stored, run_of())
+    with pytest.raises(UserError, match=r"gradient_clipping 1\.0, this one has 0\.5"):
+        resumes(tmp_path, stored, run_of(gradient_clipping=0.5))
+    assert isinstance(run_of().settings, Stage)
