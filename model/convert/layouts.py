@@ -45,6 +45,8 @@ class Layout:
         architecture: the class.
         config: of its model. The placeholder's id is set when it is written.
         names: prefixes of tensor names, theirs → ours; the first match applies.
+        published: the same, theirs → published. transformers 5 renames a published checkpoint's
+            tensors when it loads them, and other programs (vLLM) know the published names alone.
         processor: class of its processor.
         processor_fields: further arguments of the processor.
         pictures: how a picture becomes pixels.
@@ -53,6 +55,7 @@ class Layout:
     architecture: str
     config: PretrainedConfig
     names: Sequence[tuple[str, str]]
+    published: Sequence[tuple[str, str]]
     processor: str
     processor_fields: Mapping[str, Any]
     pictures: ImageProcessor
@@ -60,6 +63,10 @@ class Layout:
     def our_name(self, name: str) -> str:
         """Return our name of one of their tensors."""
         return our_name(self.names, name)
+
+    def published_name(self, name: str) -> str:
+        """Return the name that one of their tensors has in a checkpoint."""
+        return our_name(self.published, name)
 
     def build(self) -> Any:  # noqa: ANN401 -- their class
         """Return their model on the meta device."""
@@ -129,6 +136,12 @@ def _llava(spec: ModelSpec, images: InputBranchSpec) -> Layout | None:
             ("model.language_model.", f"backbone.{_decoder_name(text)}."),
             *llava.NAMES,
         ),
+        published=(
+            ("model.vision_tower.", f"vision_tower.{tower.published}"),
+            ("model.multi_modal_projector.", "multi_modal_projector."),
+            ("model.language_model.", "language_model.model."),
+            ("lm_head.", "language_model.lm_head."),
+        ),
         processor="LlavaProcessor",
         processor_fields={
             "patch_size": tower.patch_size,
@@ -137,6 +150,10 @@ def _llava(spec: ModelSpec, images: InputBranchSpec) -> Layout | None:
         },
         pictures=tower.pictures,
     )
+
+
+_WRAPPED = ("clip_vision_model", "siglip_vision_model")
+"""Encoders whose published tensors have names with `vision_model.`."""
 
 
 class _Tower(NamedTuple):
@@ -149,6 +166,7 @@ class _Tower(NamedTuple):
         patch_size: side of a patch in pixels.
         prefix: tokens before the patches.
         pictures: how a picture becomes pixels.
+        published: what its names begin with in published checkpoints.
     """
 
     config: PretrainedConfig
@@ -157,6 +175,7 @@ class _Tower(NamedTuple):
     patch_size: int
     prefix: int
     pictures: ImageProcessor
+    published: str = "vision_model."
 
 
 def _tower(encoder: Encoder) -> _Tower | None:
@@ -191,6 +210,7 @@ def _tower(encoder: Encoder) -> _Tower | None:
         patch_size=encoder.config["patch_size"],
         prefix=encoder.prefix,
         pictures=encoder.processor,
+        published="vision_model." if encoder.model_type in _WRAPPED else "",
     )
 
 
@@ -213,6 +233,7 @@ def _blip(spec: ModelSpec, images: InputBranchSpec) -> Layout | None:
         architecture=f"{name}ForConditionalGeneration",
         config=config,
         names=blip.NAMES,
+        published=(),
         processor=f"{name}Processor",
         processor_fields={"num_query_tokens": projector.queries},
         pictures=encoder.processor,

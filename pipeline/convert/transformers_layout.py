@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,9 @@ from model.spec import Lora
 from model.weights import Weights
 from pipeline.convert.peft_folder import write_adapters
 from pipeline.convert.processors import write_processor
-from pipeline.convert.safetensors_store import SHARD_BYTES
+from pipeline.convert.safetensors_store import LazyTensor, write_tensors
 from pipeline.convert.trained_model import TrainedModel
+from pipeline.data.encode import SampleEncoder
 
 IMAGE_TOKEN = PLACEHOLDERS["image"]
 
@@ -41,9 +42,12 @@ def write_layout(layout: Layout, model: TrainedModel, output: Path, *, weights: 
     token = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
     layout.config.image_token_index = token
     layout.config.text_config.vocab_size = max(model.spec.backbone.vocabulary, token + 1)
-    theirs = _fill(layout, model.tensors(), model.dtype)
-    theirs.generation_config = _generation_config(tokenizer)
-    theirs.save_pretrained(output, max_shard_size=SHARD_BYTES)
+    theirs = layout.build()
+    tensors = dict(_tensors(layout, theirs, model))
+    size = write_tensors(output, tensors)
+    layout.config.architectures, layout.config.dtype = [layout.architecture], model.dtype
+    layout.config.save_pretrained(output)
+    _generation_config(model, tokenizer).save_pretrained(output)
     if isinstance(model.stage.peft, Lora):
         named = _their_adapters(layout, theirs, model.adapters())
         write_adapters(
@@ -54,23 +58,37 @@ def write_layout(layout: Layout, model: TrainedModel, output: Path, *, weights: 
             targets=sorted({name.rpartition(".lora_")[0] for name in named}),
             base="..",
         )
-    tensors = theirs.state_dict().values()
-    return f"{len(tensors)} tensors, {sum(tensor.nbytes for tensor in tensors):,} bytes"
+    return f"{len(tensors)} tensors, {size:,} bytes"
 
 
-def _fill(layout: Layout, ours: Mapping[str, Tensor], dtype: torch.dtype) -> Any:  # noqa: ANN401
-    """Return transformers' model with our weights."""
-    theirs = layout.build()
-    state = {}
+def _tensors(
+    layout: Layout,
+    theirs: Any,  # noqa: ANN401 -- their class
+    model: TrainedModel,
+) -> Iterator[tuple[str, LazyTensor]]:
+    """Yield the published name of each tensor, and the tensor, to be read when it is written.
+
+    Args:
+        layout: of the checkpoint.
+        theirs: transformers' model, without weights.
+        model: ours.
+    """
+    ours = model.tensors()
     for name, empty in theirs.state_dict().items():
-        # Of tied weights, only the first name is among ours.
-        if (tensor := ours.get(layout.our_name(name))) is not None:
-            tensor = _with_rows(tensor, len(empty) if empty.ndim else 0)
-            state[name] = tensor.to(dtype) if tensor.is_floating_point() else tensor
-    theirs.load_state_dict(state, strict=False, assign=True)
-    theirs.tie_weights()
-    theirs.config.dtype = dtype
-    return theirs
+        tensor = ours.get(layout.our_name(name))
+        if tensor is None:
+            continue  # one of two tied ones: the other is among ours
+        rows = len(empty) if empty.ndim else 0
+        dtype = model.dtype if tensor.is_floating_point() else tensor.dtype
+        yield (
+            layout.published_name(name),
+            LazyTensor(
+                size=empty.numel() * dtype.itemsize,
+                read=lambda tensor=tensor, rows=rows, dtype=dtype: _with_rows(tensor, rows).to(
+                    dtype
+                ),
+            ),
+        )
 
 
 def _with_rows(tensor: Tensor, rows: int) -> Tensor:
@@ -84,15 +102,22 @@ def _with_rows(tensor: Tensor, rows: int) -> Tensor:
     return torch.cat([tensor, mean.expand(rows - len(tensor), *mean.shape[1:])])
 
 
-def _generation_config(tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
-    """Return greedy decoding."""
-    end = tokenizer.eos_token_id
+def _generation_config(
+    model: TrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> GenerationConfig:
+    """Return greedy decoding that ends where our answers end."""
+    stage = model.stage
+    prompts = SampleEncoder(
+        model.spec, tokenizer, prompt=stage.prompt, max_tokens=stage.max_tokens
+    )
     pad = tokenizer.pad_token_id
+    starts = {"decoder_start_token_id": pad} if model.spec.backbone.seq2seq else {}
     return GenerationConfig(
         do_sample=False,
         bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=end,
-        pad_token_id=end if pad is None else pad,
+        eos_token_id=list(prompts.stop_ids) or None,
+        pad_token_id=tokenizer.eos_token_id if pad is None else pad,
+        **starts,
     )
 
 
