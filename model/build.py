@@ -318,8 +318,8 @@ def published_tokenizer(spec: ModelSpec, *, weights: Weights) -> PreTrainedToken
 def build_tokenizer(spec: ModelSpec, *, weights: Weights) -> PreTrainedTokenizerBase:
     """Return the backbone's tokenizer, set up for texts that are data."""
     tokenizer = published_tokenizer(spec, weights=weights)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token  # padding is masked, so its id is irrelevant
+    if tokenizer.pad_token_id is None:  # padding is masked, so its id is irrelevant
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
     # Texts are data: "</s>" in a web page's caption must not end a sequence.
     tokenizer.split_special_tokens = True
     return tokenizer

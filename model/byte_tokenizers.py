@@ -5,16 +5,26 @@ from __future__ import annotations
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from model.spec import ChatTemplate
+
 _CLIP_ENDS = ("<|startoftext|>", "<|endoftext|>")
 
 
 def plain() -> PreTrainedTokenizerFast:
-    """Return a tokenizer with one token per byte and `<pad>`, `<s>` and `</s>`."""
+    """Return a tokenizer with one token per byte and `<pad>`, `<s>` and `</s>`.
+
+    Like LLaMA's it begins each text with `<s>`; it has a chat template.
+    """
+    tokenizer = _bytes("<pad>", "<s>", "</s>")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
+    )
     return PreTrainedTokenizerFast(
-        tokenizer_object=_bytes("<pad>", "<s>", "</s>"),
+        tokenizer_object=tokenizer,
         pad_token="<pad>",
         bos_token="<s>",
         eos_token="</s>",
+        chat_template=ChatTemplate().jinja,
     )
 
 

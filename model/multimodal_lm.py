@@ -7,7 +7,7 @@ target, v vocabulary (followed by the signal tokens, if there are output branche
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 from typing import NamedTuple
@@ -334,7 +334,7 @@ class MultimodalLM(nn.Module):
         *,
         max_new_tokens: int,
         pad_id: int,
-        end_id: int,
+        end_ids: Sequence[int],
         streamer: BaseStreamer | None = None,
     ) -> Tensor:
         """Return the new ids (b, ≤ max_new_tokens) of greedy decoding from left-padded prompts.
@@ -343,7 +343,7 @@ class MultimodalLM(nn.Module):
             batch: the prompts.
             max_new_tokens: longest answer.
             pad_id: after the end of an answer.
-            end_id: ends an answer.
+            end_ids: of which any ends an answer.
             streamer: gets the ids of a single prompt's answer as they are generated.
         """
         embeddings_btd, kwargs = self.embed(batch, self.media_tokens(batch))
@@ -355,7 +355,8 @@ class MultimodalLM(nn.Module):
                 do_sample=False,
                 use_cache=True,
                 pad_token_id=pad_id,
-                eos_token_id=end_id,
+                decoder_start_token_id=pad_id if self.spec.backbone.seq2seq else None,
+                eos_token_id=list(end_ids) or None,
                 streamer=streamer,
             )
         # A seq2seq decoder's start token is not part of the answer.

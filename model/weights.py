@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from difflib import get_close_matches
@@ -91,8 +92,30 @@ def load_transformers(cls: Any, source: str, **options: Any) -> Any:  # noqa: AN
         ) from error
 
 
+def processor_template(folder: Path) -> str | None:
+    """Return the chat template that a checkpoint's processor has, in any of its forms, if any.
+
+    Raises:
+        SpecError: a file that is not JSON.
+    """
+    if (folder / "chat_template.jinja").is_file():
+        return (folder / "chat_template.jinja").read_text()
+    for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
+        if not (folder / name).is_file():
+            continue
+        try:
+            found = json.loads((folder / name).read_bytes()).get("chat_template")
+        except ValueError as error:
+            raise SpecError(f"{folder / name}: {error}") from error
+        if isinstance(found, list):  # several by name
+            found = next((one["template"] for one in found if one["name"] == "default"), None)
+        if isinstance(found, str):
+            return found
+    return None
+
+
 def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
-    """Load a tokenizer from a folder or the hub.
+    """Load a tokenizer from a folder or the hub, with the chat template that its processor has.
 
     Raises:
         SpecError: there is none. Of a folder without one, transformers makes an empty tokenizer for
@@ -106,6 +129,8 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
         names = ", ".join(_TOKENIZER_FILES)
         raise SpecError(f"{source}: holds no tokenizer; want one of {names} next to the weights")
     tokenizer: PreTrainedTokenizerBase = load_transformers(AutoTokenizer, name, **options)
+    if not tokenizer.chat_template:
+        tokenizer.chat_template = processor_template(folder)
     return tokenizer
 
 
@@ -126,7 +151,9 @@ def check_folder(source: str) -> None:
     if is_path and not path.exists():
         near = get_close_matches(path.name, _names_in(path.parent), n=1)
         hint = f"did you mean {str(path.parent / near[0])!r}?" if near else "was it moved?"
-        raise SpecError(f"weights {source!r}: no such folder; {hint}")
+        raise SpecError(
+            f"weights {source!r}: no such folder; {hint} Or use --weights random to run without"
+        )
 
 
 def _names_in(folder: Path) -> list[str]:

@@ -68,6 +68,7 @@ T5 = {
     "num_heads": 3,
     "feed_forward_proj": "gated-gelu",
     "tie_word_embeddings": False,
+    "decoder_start_token_id": 0,
 }
 
 

@@ -1,14 +1,18 @@
 """Shards of the digits world, written in a moment, for tests that need data but no download."""
 
+import io
 import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+import soundfile
+
 from etl.digits.records import dialogue_sample, pair_sample, question_sample
 from etl.digits.subjects import sample as subject_sample
-from etl.storage.schema import Sample, Turn
+from etl.storage.schema import Medium, Sample, Turn, sha256
 from etl.storage.shards import write_folder
 from model.spec import Stage, System
 from model.spec.output_branches import Generation, OutputBranchSpec
@@ -45,6 +49,23 @@ def text_sample(seed: int, number: int) -> Sample:
         Turn(role="assistant", text=str(number + 1)),
     )
     return Sample(id=f"text-{seed}-{number:06d}", source="worlds", turns=turns)
+
+
+def sound_question(seconds: float, duration: float | None = None) -> Sample:
+    """Return a question about silence, at another sample rate than encoders have.
+
+    Args:
+        seconds: of the sound.
+        duration: what the medium's column says.
+    """
+    stream = io.BytesIO()
+    soundfile.write(stream, np.zeros(round(8_000 * seconds), np.float32), 8_000, format="WAV")
+    data = stream.getvalue()
+    medium = Medium(
+        kind="audio", data=data, mime="audio/wav", sha256=sha256(data), duration=duration
+    )
+    turns = (Turn(role="user", text="<audio>\nWhich digit?"), Turn(role="assistant", text="3"))
+    return Sample(id=f"sound-{seconds}", source="test", turns=turns, media=(medium,))
 
 
 def with_outputs(preset: System) -> System:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from etl.dedup.hamming import ranges
-from etl.storage.schema import PLACEHOLDER_PATTERN
+from etl.storage.schema import words_of
 
 _CJK = r"\u3040-\u30ff\u3400-\u9fff"  # written without blanks: each character is a word
 _WORD = re.compile(rf"[{_CJK}]|[^\W{_CJK}]+")
@@ -20,7 +20,7 @@ _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 
 def words(text: str) -> list[str]:
     """A text's words in lower case, without punctuation and media placeholders."""
-    return _WORD.findall(PLACEHOLDER_PATTERN.sub(" ", text).lower())
+    return _WORD.findall(words_of(text, " ").lower())
 
 
 def all_text(turns: Sequence[Mapping[str, str]]) -> str:

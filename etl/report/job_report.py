@@ -20,7 +20,7 @@ from etl.report.media import embed
 from etl.report.page import Card, Cell, Section, write_page
 from etl.report.statistics import download_yield, spread
 from etl.storage.manifest import Manifest
-from etl.storage.schema import PLACEHOLDER_PATTERN, Sample
+from etl.storage.schema import Sample, words_of
 from etl.storage.shards import read_samples
 
 DROPS_FILE = "drops.parquet"
@@ -199,6 +199,6 @@ def _drops(folder: Path) -> list[tuple[str, ...]]:
 
 
 def _card(sample: Sample) -> Card:
-    texts = [PLACEHOLDER_PATTERN.sub("", turn.text).strip() for turn in sample.turns]
+    texts = [words_of(turn.text).strip() for turn in sample.turns]
     text = "\n".join(filter(None, texts))[:400]
     return Card(media=[embed(medium) for medium in sample.media], text=text)

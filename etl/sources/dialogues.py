@@ -21,8 +21,10 @@ _FIELDS = {
 }
 """Field that names media (a string, or a list of strings) → their kind."""
 
-_TOKENS = re.compile(r"<(?:image|video|audio|point|points|pcl|pointcloud|point_cloud)>", re.I)
-"""The placeholder spellings in these files."""
+_TOKENS = re.compile(
+    r"(?<!\\)<(?:image|video|audio|point|points|pcl|pointcloud|point_cloud)>", re.IGNORECASE
+)
+"""The placeholder spellings in these files; with a backslash before it, one is plain text."""
 
 _KINDS = {"point": "points", "pcl": "points", "pointcloud": "points", "point_cloud": "points"}
 

@@ -28,7 +28,34 @@ PLACEHOLDERS: Mapping[str, str] = {
 ROLES = ("system", "user", "assistant")
 
 _KIND_OF = {placeholder: kind for kind, placeholder in PLACEHOLDERS.items()}
-PLACEHOLDER_PATTERN = re.compile("|".join(map(re.escape, _KIND_OF)))
+_ANY = "|".join(map(re.escape, _KIND_OF))
+PLACEHOLDER_PATTERN = re.compile(rf"(?<!\\)(?:{_ANY})")
+"""A placeholder of a medium; with a backslash before it (`\\<image>`) it is plain text."""
+_ESCAPED = re.compile(rf"\\({_ANY})")
+
+
+def unescape(text: str) -> str:
+    r"""Return a turn's text as it reads: `\<image>` is `<image>`."""
+    return _ESCAPED.sub(r"\1", text)
+
+
+def words_of(text: str, medium: str = "") -> str:
+    """Return a turn's text as it reads, with `medium` in place of each placeholder."""
+    return unescape(PLACEHOLDER_PATTERN.sub(medium, text))
+
+
+def split_media(text: str) -> list[tuple[str, str]]:
+    """Split a turn's text at its placeholders: (kind, "") for a medium, ("", words) for text."""
+    split: list[tuple[str, str]] = []
+    end = 0
+    for found in PLACEHOLDER_PATTERN.finditer(text):
+        if found.start() > end:
+            split.append(("", unescape(text[end : found.start()])))
+        split.append((_KIND_OF[found[0]], ""))
+        end = found.end()
+    if end < len(text):
+        split.append(("", unescape(text[end:])))
+    return split
 
 
 class SampleError(ValueError):
@@ -37,7 +64,11 @@ class SampleError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Turn:
-    """One utterance. `text` has one placeholder per medium, at the medium's position."""
+    r"""One utterance.
+
+    `text` has one placeholder per medium, at the medium's position. `\<image>` is no placeholder
+    but the text `<image>`.
+    """
 
     role: str
     text: str

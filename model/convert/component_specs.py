@@ -85,7 +85,7 @@ def qformer(config: PretrainedConfig, like: QFormer, *, queries: int) -> QFormer
     return spec
 
 
-def backbone(config: PretrainedConfig, template: ChatTemplate, weights: str) -> Backbone:
+def backbone(config: PretrainedConfig, template: ChatTemplate | None, weights: str) -> Backbone:
     """Return the spec of a backbone from its configuration: one of ours where it can express that.
 
     Raises:
@@ -99,7 +99,7 @@ def backbone(config: PretrainedConfig, template: ChatTemplate, weights: str) -> 
     return replace(backbone_of(weights, config, config.to_dict()), template=template)
 
 
-def _llama(config: PretrainedConfig, template: ChatTemplate, weights: str) -> Llama:
+def _llama(config: PretrainedConfig, template: ChatTemplate | None, weights: str) -> Llama:
     return Llama(
         weights=weights,
         vocabulary=config.vocab_size,
@@ -116,7 +116,7 @@ def _llama(config: PretrainedConfig, template: ChatTemplate, weights: str) -> Ll
     )
 
 
-def _opt(config: PretrainedConfig, template: ChatTemplate, weights: str) -> Opt:
+def _opt(config: PretrainedConfig, template: ChatTemplate | None, weights: str) -> Opt:
     return Opt(
         weights=weights,
         vocabulary=config.vocab_size,
@@ -129,7 +129,7 @@ def _opt(config: PretrainedConfig, template: ChatTemplate, weights: str) -> Opt:
     )
 
 
-def _t5(config: PretrainedConfig, template: ChatTemplate, weights: str) -> T5:
+def _t5(config: PretrainedConfig, template: ChatTemplate | None, weights: str) -> T5:
     return T5(
         weights=weights,
         vocabulary=config.vocab_size,

@@ -114,7 +114,7 @@ def build_tower(
     missing = sorted(info["missing_keys"])
     if missing:
         raise SpecError(f"weights {source!r}: {missing[0]} is missing ({len(missing)} in all)")
-    return _resized(_encoder(tower), config, options, source, resize)
+    return resized(_encoder(tower), config, options, source, resize)
 
 
 def _encoder(model: PreTrainedModel) -> PreTrainedModel:
@@ -138,7 +138,7 @@ def _check_fields(published: PretrainedConfig, config: PretrainedConfig, source:
             )
 
 
-def _resized(
+def resized(
     tower: PreTrainedModel,
     config: PretrainedConfig,
     options: Mapping[str, Any],
@@ -152,7 +152,8 @@ def _resized(
         }
     state = tower.state_dict()
     different = [name for name, shape in shapes.items() if tuple(state[name].shape) != shape]
-    if not different and tower.config.to_dict() == config.to_dict():
+    ours, theirs = config.to_dict(), tower.config.to_dict()
+    if not different and all(ours.get(name) == theirs.get(name) for name in INPUT_SIZES):
         return tower
     for name in different:
         if len(different) > 1 or "pos" not in name:
@@ -161,6 +162,6 @@ def _resized(
                 f"{shapes[name]}; {config.model_type!r} takes that of its checkpoint alone"
             )
         state[name] = resize(state[name], shapes[name])
-    resized = type(tower)(config, **options)
-    resized.load_state_dict(state)
-    return cast(resized, tower.dtype)
+    fitted = type(tower)(config, **options)
+    fitted.load_state_dict(state)
+    return cast(fitted, tower.dtype)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperModel
 from transformers.models.whisper.modeling_whisper import WhisperEncoder as Tower
 
+from model.encoders.hf_tower import resized
 from model.spec import SpecError
 from model.spec.audio import Whisper
 from model.weights import Weights, load_transformers
@@ -47,7 +48,13 @@ class WhisperEncoder(nn.Module):
 
 
 def build(spec: Whisper, *, weights: Weights, dtype: torch.dtype) -> WhisperEncoder:
-    """Return the encoder with published or random weights."""
+    """Return the encoder with published or random weights.
+
+    Of weights for longer sounds, the first position embeddings are used, which are sinusoids.
+
+    Raises:
+        SpecError: weights that cannot be loaded, of other sizes, or for shorter sounds.
+    """
     config = whisper_config(spec)
     if weights == "random":
         return WhisperEncoder(Tower(config).to(dtype))
@@ -58,14 +65,20 @@ def build(spec: Whisper, *, weights: Weights, dtype: torch.dtype) -> WhisperEnco
         "encoder_layers",
         "encoder_attention_heads",
         "num_mel_bins",
-        "max_source_positions",
     ):
         expected, loaded = getattr(config, name), getattr(tower.config, name)
         if expected != loaded:
             raise SpecError(
                 f"weights {spec.weights!r}: {name} is {loaded}, the preset says {expected}"
             )
-    return WhisperEncoder(tower)
+    if tower.config.max_source_positions < spec.tokens:
+        raise SpecError(
+            f"weights {spec.weights!r}: hear {tower.config.max_source_positions / 50:g} seconds, "
+            f"the preset says {spec.seconds}"
+        )
+    return WhisperEncoder(
+        resized(tower, config, {}, spec.weights, lambda positions, shape: positions[: shape[0]])
+    )
 
 
 def preprocess(spec: Whisper, waveform: NDArray[np.float32]) -> Tensor:

@@ -16,9 +16,10 @@ from model.presets.blocks import (
     opt_6_7b,
     vicuna_13b,
 )
-from model.presets.templates import CONTINUATION
+from model.presets.templates import INSTRUCTBLIP, X_INSTRUCTBLIP
 from model.spec.audio import Beats
 from model.spec.backbones import T5, Llama, Opt
+from model.spec.chat_template import ChatTemplate
 from model.spec.image import EvaClip
 from model.spec.init import ImageTextInit, SentenceInit
 from model.spec.input_branches import InputBranchSpec, ModelSpec
@@ -117,17 +118,17 @@ def instructblip() -> System:
 
     Videos are four frames, each encoded and projected like a picture.
     """
-    return _instructblip("instructblip", _vicuna_1_1(), batch=128)
+    return _instructblip("instructblip", _vicuna_1_1(INSTRUCTBLIP), batch=128)
 
 
 def instructblip_flan_t5_xl() -> System:
     """InstructBLIP (2023, arXiv:2305.06500) with Flan-T5 XL; see `instructblip`."""
-    backbone = replace(flan_t5_xl(), template=CONTINUATION)
+    backbone = replace(flan_t5_xl(), template=INSTRUCTBLIP)
     return _instructblip("instructblip_flan_t5_xl", backbone, batch=192)
 
 
-def _vicuna_1_1() -> Llama:
-    return llama_7b("lmsys/vicuna-7b-v1.1", CONTINUATION)
+def _vicuna_1_1(template: ChatTemplate) -> Llama:
+    return llama_7b("lmsys/vicuna-7b-v1.1", template)
 
 
 def _instructblip(name: str, backbone: Llama | T5, *, batch: int) -> System:
@@ -210,7 +211,7 @@ def x_instructblip() -> System:
                     before="3d: ",
                 ),
             ),
-            backbone=_vicuna_1_1(),
+            backbone=_vicuna_1_1(X_INSTRUCTBLIP),
         ),
         pt=stage,
         sft=stage,

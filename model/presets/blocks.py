@@ -35,9 +35,6 @@ BLIP_2_QFORMER = "Salesforce/blip2-flan-t5-xxl:model-00001-of-00005.safetensors"
 IMAGEBIND = "imagebind_huge.pth"
 """File of the published checkpoint, which is not on the hub but on a site of its own."""
 
-MINIGPT_CHAT = ChatTemplate(user="###Human: {text} ", assistant="###Assistant: {text}", end="###")
-"""Vicuna v0's prompt as in MiniGPT-4 and its successors (their `prompt_template`)."""
-
 
 def clip_large_336() -> ClipVision:
     """Return CLIP ViT-L/14 at 336 pixels: 576 patches of width 1024 (Radford et al. 2021).

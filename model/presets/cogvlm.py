@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from model.presets.blocks import vicuna_7b
-from model.presets.templates import LLAMA_2_CHAT
+from model.presets.templates import COGVLM
 from model.spec.fusion import VisualExpert
 from model.spec.glu_adapter import GluAdapter
 from model.spec.image import Eva2Clip
@@ -26,13 +26,12 @@ def cogvlm() -> System:
         micro_batch=8,
         recompute=True,
     )
-    chat = replace(LLAMA_2_CHAT, after="")
     return System(
         name="cogvlm",
         paper="arXiv:2311.03079",
         model=ModelSpec(
             inputs=(InputBranchSpec(encoder=Eva2Clip(), projector=GluAdapter()),),
-            backbone=replace(vicuna_7b(), template=chat),
+            backbone=replace(vicuna_7b(), template=COGVLM),
             fusion=VisualExpert(),
         ),
         pt=replace(

@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
+from model.presets.templates import FLAMINGO_QA
 from model.spec.backbones import Llama
-from model.spec.chat_template import ChatTemplate
 from model.spec.fusion import GatedCrossAttention
 from model.spec.input_branches import InputBranchSpec, ModelSpec
 from model.spec.nfnet import NfNet
@@ -11,9 +11,6 @@ from model.spec.projectors import PerceiverResampler
 from model.spec.system import Stage, System
 
 HEAD_WIDTH = 128
-
-_QUESTION = ChatTemplate(user="Question: {text} ", assistant="Answer: {text}")
-"""Flamingo's question format (figure 8); its `<EOC>` is the tokenizer's end-of-sequence token."""
 
 
 def flamingo_3b() -> System:
@@ -89,5 +86,5 @@ def _chinchilla(size: str, width: int, layers: int, *, mlp_width: int) -> Llama:
         heads=width // HEAD_WIDTH,
         kv_heads=width // HEAD_WIDTH,
         max_positions=2048,
-        template=_QUESTION,
+        template=FLAMINGO_QA,
     )

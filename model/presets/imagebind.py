@@ -15,7 +15,7 @@ from model.presets.blocks import (
     vicuna_v0_7b,
     vicuna_v0_13b,
 )
-from model.presets.templates import LLAMA_2_CHAT, VICUNA_V0
+from model.presets.templates import CODI_2, PANDAGPT
 from model.spec.imagebind import ImageBind
 from model.spec.input_branches import InputBranchSpec, Modality, ModelSpec
 from model.spec.peft import Lora
@@ -56,7 +56,7 @@ def pandagpt() -> System:
         paper="arXiv:2305.16355",
         model=ModelSpec(
             inputs=_input_branches(encoders, Mlp(depth=1), _DELIMITERS),
-            backbone=vicuna_v0_13b(replace(VICUNA_V0, system="")),
+            backbone=vicuna_v0_13b(PANDAGPT),
         ),
         pt=replace(stage, trainable=(PROJECTORS,), peft=None, prompt="plain", epochs=1),
         sft=stage,
@@ -91,7 +91,7 @@ def next_gpt() -> System:
         paper="arXiv:2309.05519",
         model=ModelSpec(
             inputs=_input_branches(encoders, Mlp(depth=1), _DELIMITERS),
-            backbone=vicuna_v0_7b(replace(VICUNA_V0, system="")),
+            backbone=vicuna_v0_7b(PANDAGPT),
         ),
         pt=replace(stage, trainable=(PROJECTORS,), peft=None, prompt="plain", learning_rate=4e-4),
         sft=stage,
@@ -125,7 +125,7 @@ def codi_2() -> System:
             inputs=_input_branches(
                 encoders, Mlp(depth=2, norm=True), ("<Perception>", "</Perception>")
             ),
-            backbone=llama_2_7b("meta-llama/Llama-2-7b-chat-hf", LLAMA_2_CHAT),
+            backbone=llama_2_7b("meta-llama/Llama-2-7b-chat-hf", CODI_2),
         ),
         pt=replace(stage, prompt="plain"),
         sft=stage,

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 from model.presets.blocks import (
     LORA,
-    MINIGPT_CHAT,
     PROJECTORS,
     blip_2_qformer,
     eva_clip_448,
@@ -16,7 +15,7 @@ from model.presets.blocks import (
     vicuna_v0_7b,
     vicuna_v0_13b,
 )
-from model.presets.templates import LLAMA_2_CHAT
+from model.presets.templates import MINIGPT_4, MINIGPT_V2
 from model.spec.backbones import Llama
 from model.spec.image import EvaClip
 from model.spec.input_branches import InputBranchSpec, ModelSpec
@@ -32,7 +31,7 @@ def minigpt_4() -> System:
     return System(
         name="minigpt_4",
         paper="arXiv:2304.10592",
-        model=_minigpt_4_model(vicuna_v0_13b(MINIGPT_CHAT)),
+        model=_minigpt_4_model(vicuna_v0_13b(MINIGPT_4)),
         pt=_minigpt_4_pt(),
         sft=Stage(
             trainable=(_HEAD,),
@@ -56,7 +55,7 @@ def minigpt_5() -> System:
     return System(
         name="minigpt_5",
         paper="arXiv:2310.02239",
-        model=_minigpt_4_model(vicuna_v0_7b(MINIGPT_CHAT)),
+        model=_minigpt_4_model(vicuna_v0_7b(MINIGPT_4)),
         pt=_minigpt_4_pt(),
         sft=Stage(
             trainable=(LORA,),
@@ -119,7 +118,7 @@ def minigpt_v2() -> System:
         name="minigpt_v2",
         paper="arXiv:2310.09478",
         model=ModelSpec(
-            inputs=(image,), backbone=llama_2_7b("meta-llama/Llama-2-7b-chat-hf", LLAMA_2_CHAT)
+            inputs=(image,), backbone=llama_2_7b("meta-llama/Llama-2-7b-chat-hf", MINIGPT_V2)
         ),
         pt=replace(stage, learning_rate=1e-4, global_batch=96, micro_batch=12),
         sft=stage,
@@ -164,7 +163,7 @@ def bubogpt() -> System:
                     after="</Audio>",
                 ),
             ),
-            backbone=vicuna_v0_7b(MINIGPT_CHAT),
+            backbone=vicuna_v0_7b(MINIGPT_4),
         ),
         pt=replace(
             stage,

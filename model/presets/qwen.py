@@ -17,7 +17,10 @@ def qwen_vl() -> System:
     at once (5e-5, batch size 4096).
     """
     image = InputBranchSpec(
-        encoder=vit_bigg_448(), projector=QwenResampler(), before="<img>", after="</img>"
+        encoder=vit_bigg_448(),
+        projector=QwenResampler(),
+        before="Picture {number}: <img>",
+        after="</img>",
     )
     stage = Stage(
         trainable=(PROJECTORS, BACKBONE),

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 from model.presets.blocks import (
     LORA,
-    MINIGPT_CHAT,
     PROJECTORS,
     blip_2_qformer,
     clip_large_224,
@@ -15,8 +14,7 @@ from model.presets.blocks import (
     llama_7b,
     vicuna_v0_7b,
 )
-from model.presets.templates import VICUNA_V1
-from model.spec.chat_template import ChatTemplate
+from model.presets.templates import MPLUG_OWL, VIDEO_CHATGPT, VIDEO_LLAMA, VIDEOCHAT
 from model.spec.image import EvaClip
 from model.spec.image_processor import squash
 from model.spec.input_branches import InputBranchSpec, ModelSpec
@@ -25,18 +23,6 @@ from model.spec.projectors import Abstractor, Mlp
 from model.spec.qformer import QFormer, VideoQFormer
 from model.spec.system import Stage, System
 from model.spec.video import TemporalClip, UniformerEva
-
-_OWL = ChatTemplate(
-    system=(
-        "The following is a conversation between a curious human and AI assistant. "
-        "The assistant gives helpful, detailed, and polite answers to the user's questions."
-    ),
-    around_system="{text}\n",
-    user="Human: {text}\n",
-    assistant="AI: {text}",
-    after="\n",
-)
-"""mPLUG-Owl's prompt (X-PLUG/mPLUG-Owl, README.md)."""
 
 
 def mplug_owl() -> System:
@@ -55,7 +41,7 @@ def mplug_owl() -> System:
         paper="arXiv:2304.14178",
         model=ModelSpec(
             inputs=(image, video),
-            backbone=llama_7b(template=_OWL),
+            backbone=llama_7b(template=MPLUG_OWL),
         ),
         pt=Stage(
             trainable=("inputs.*.encoder.*", PROJECTORS),
@@ -113,7 +99,7 @@ def videochat() -> System:
         paper="arXiv:2305.06355",
         model=ModelSpec(
             inputs=_video_and_image(UniformerEva(), projector),
-            backbone=vicuna_v0_7b(MINIGPT_CHAT),
+            backbone=vicuna_v0_7b(VIDEOCHAT),
         ),
         pt=replace(
             stage,
@@ -164,7 +150,7 @@ def video_llama() -> System:
                     modality="audio", encoder=imagebind_audio(clips=8), projector=audio
                 ),
             ),
-            backbone=vicuna_v0_7b(MINIGPT_CHAT),
+            backbone=vicuna_v0_7b(VIDEO_LLAMA),
         ),
         pt=replace(
             stage,
@@ -233,7 +219,7 @@ def video_chatgpt() -> System:
                     after="<vid_end>",
                 ),
             ),
-            backbone=llama_7b("lmsys/vicuna-7b-v1.1", VICUNA_V1),
+            backbone=llama_7b("lmsys/vicuna-7b-v1.1", VIDEO_CHATGPT),
         ),
         pt=replace(stage, prompt="plain", learning_rate=2e-3, epochs=1, global_batch=128),
         sft=stage,

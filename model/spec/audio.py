@@ -14,7 +14,7 @@ class Whisper:
 
     Args:
         weights: a hub name or a folder of a transformers checkpoint.
-        seconds: duration of the input; 30 for the published weights.
+        seconds: duration of the input; at most 30 for the published weights.
         mel_bins: 80; large-v3 has 128.
     """
 

@@ -2,7 +2,9 @@
 
 Every spec says whether it is an encoder-decoder (`seq2seq`), whether it is a prefix LM, whose
 context is bidirectional and passed as a mask (`prefix_lm`), and whether several samples may be
-packed into one sequence and separated by their position ids (`supports_packing`).
+packed into one sequence and separated by their position ids (`supports_packing`). Sequences may be
+longer than `max_positions` only with `relative_positions`. `template` is the format of dialogues;
+None is the chat template of the checkpoint that `weights` names.
 """
 
 from __future__ import annotations
@@ -34,11 +36,12 @@ class Llama:
     norm_eps: float = 1e-5
     rope_theta: float = 10_000.0
     tied_embeddings: bool = False
-    template: ChatTemplate
+    template: ChatTemplate | None = None
 
     seq2seq: ClassVar[bool] = False
     prefix_lm: ClassVar[bool] = False
     supports_packing: ClassVar[bool] = True
+    relative_positions: ClassVar[bool] = False
 
     def tiny(self) -> Llama:
         """Return the same architecture with small sizes."""
@@ -72,11 +75,12 @@ class Opt:
     heads: int
     max_positions: int = 2048
     dropout: float = 0.0
-    template: ChatTemplate
+    template: ChatTemplate | None = None
 
     seq2seq: ClassVar[bool] = False
     prefix_lm: ClassVar[bool] = False
     supports_packing: ClassVar[bool] = False  # transformers ignores its position ids in masks
+    relative_positions: ClassVar[bool] = False
 
     def tiny(self) -> Opt:
         """Return the same architecture with small sizes."""
@@ -118,11 +122,12 @@ class T5:
     activation: Literal["gelu_new", "gelu", "silu"] = "gelu_new"
     max_positions: int = 512
     dropout: float = 0.0
-    template: ChatTemplate
+    template: ChatTemplate | None = None
 
     seq2seq: ClassVar[bool] = True
     prefix_lm: ClassVar[bool] = False
     supports_packing: ClassVar[bool] = False
+    relative_positions: ClassVar[bool] = True
 
     def tiny(self) -> T5:
         """Return the same architecture with small sizes."""
@@ -158,11 +163,12 @@ class Qwen:
     max_positions: int = 8192
     norm_eps: float = 1e-6
     rope_theta: float = 10_000.0
-    template: ChatTemplate
+    template: ChatTemplate | None = None
 
     seq2seq: ClassVar[bool] = False
     prefix_lm: ClassVar[bool] = False
     supports_packing: ClassVar[bool] = True
+    relative_positions: ClassVar[bool] = False
 
     def tiny(self) -> Qwen:
         """Return the same architecture with small sizes."""
@@ -196,11 +202,12 @@ class Glm:
     kv_heads: int = 2
     max_positions: int = 32_768
     norm_eps: float = 1e-5
-    template: ChatTemplate
+    template: ChatTemplate | None = None
 
     seq2seq: ClassVar[bool] = False
     prefix_lm: ClassVar[bool] = False
     supports_packing: ClassVar[bool] = True
+    relative_positions: ClassVar[bool] = False
 
     def tiny(self) -> Glm:
         """Return the same architecture with small sizes."""
@@ -233,11 +240,12 @@ class ChatGlm:
     heads: int = 32
     max_positions: int = 2048
     norm_eps: float = 1e-5
-    template: ChatTemplate
+    template: ChatTemplate | None = None
 
     seq2seq: ClassVar[bool] = False
     prefix_lm: ClassVar[bool] = True
     supports_packing: ClassVar[bool] = False
+    relative_positions: ClassVar[bool] = False
 
     def tiny(self) -> ChatGlm:
         """Return the same architecture with small sizes."""
@@ -269,11 +277,12 @@ class Palm:
     heads: int
     head_width: int = 256
     max_positions: int = 2048
-    template: ChatTemplate
+    template: ChatTemplate | None = None
 
     seq2seq: ClassVar[bool] = False
     prefix_lm: ClassVar[bool] = False
     supports_packing: ClassVar[bool] = True
+    relative_positions: ClassVar[bool] = False
 
     def tiny(self) -> Palm:
         """Return the same architecture with small sizes."""

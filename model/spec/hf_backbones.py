@@ -75,13 +75,13 @@ class _Configured:
         weights: a hub name or a folder of a transformers checkpoint; `FOLDER/FILE.gguf` or
             `OWNER/NAME:FILE.gguf` for a GGUF file.
         config: the fields of its `config.json`, `model_type` among them.
-        template: the chat template.
+        template: the chat template; None for the checkpoint's own.
     """
 
     kind: str
     weights: str
     config: dict[str, Any] = field(hash=False)
-    template: ChatTemplate = field(default_factory=ChatTemplate)
+    template: ChatTemplate | None = None
 
     prefix_lm: ClassVar[bool] = False
 
@@ -164,6 +164,7 @@ class HfCausal(_Configured):
     supports_packing: bool = False
 
     seq2seq: ClassVar[bool] = False
+    relative_positions: ClassVar[bool] = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,6 +179,7 @@ class HfSeq2Seq(_Configured):
 
     seq2seq: ClassVar[bool] = True
     supports_packing: ClassVar[bool] = False
+    relative_positions: ClassVar[bool] = True
 
 
 def tiny_config(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -82,7 +82,8 @@ class InputBranchSpec:
             et al. 2023, §3.1).
         encoder_of, projector_of: the modality whose encoder or projector this branch shares: one
             module, not a copy. The specs must then be equal.
-        before, after: texts around the medium's tokens, e.g. `<Img>` and `</Img>`.
+        before, after: texts around the medium's tokens, e.g. `<Img>` and `</Img>`; `{number}` is
+            its number among the media of its kind in the dialogue, counted from 1.
     """
 
     modality: Modality = "image"
@@ -118,6 +119,15 @@ class InputBranchSpec:
     def segments(self) -> int:
         """Segments of one medium that the encoder receives."""
         return self.frames * self.encoder.segments
+
+    @property
+    def heard_seconds(self) -> float | None:
+        """How much of a sound's beginning the encoder hears; None for all of it."""
+        encoder = self.encoder
+        if isinstance(encoder, HfAudio):
+            return encoder.clips * encoder.seconds
+        # ImageBind's clips are spread over the whole sound.
+        return encoder.seconds if isinstance(encoder, Whisper | Hubert | Beats | CFormer) else None
 
     @property
     def feature_shape(self) -> tuple[int, int, int]:

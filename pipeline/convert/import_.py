@@ -26,7 +26,7 @@ from model.convert.wiring import Wiring
 from model.presets.blocks import LORA
 from model.spec.image import ClipVision, EvaClip
 from model.spec.image_processor import ImageProcessor
-from model.weights import load_transformers
+from model.weights import load_transformers, processor_template
 from pipeline.checkpoint.checkpoints import write_weights
 from pipeline.config.run_config import RunConfig
 from pipeline.convert.peft_import import (
@@ -247,7 +247,22 @@ def read_wiring(
         supported = ", ".join([*FAMILIES, original_llava.ARCHITECTURES[0]])
         file = source / "config.json"
         raise UserError(f"{file}: a checkpoint of {architecture}, want one of {supported}")
-    return FAMILIES[architecture](load_transformers(AutoConfig, str(source)), components)
+    wiring = FAMILIES[architecture](load_transformers(AutoConfig, str(source)), components)
+    return wiring if processor_template(source) is None else _with_own_template(wiring)
+
+
+def _with_own_template(wiring: Wiring) -> Wiring:
+    """Return the wiring with the checkpoint's chat template, not the preset's.
+
+    BLIP-2's processors have none: they put pictures before the beginning of the sequence, which no
+    template can express.
+    """
+    model = wiring.system.model
+    preset = model.backbone.template
+    if preset is not None and preset.media_first:
+        return wiring
+    model = replace(model, backbone=replace(model.backbone, template=None))
+    return replace(wiring, system=replace(wiring.system, model=model))
 
 
 def _with_processors(wiring: Wiring, source: Path) -> tuple[Wiring, list[str]]:
@@ -326,6 +341,9 @@ def _copy_config_files(source: Path, components: Path) -> None:
         shutil.copy(path, components / SOURCE)
         if path.name not in _CONFIGURATIONS:
             shutil.copy(path, components / "backbone")
+    # A processor's template, in whatever file it was, is the tokenizer's here.
+    if (template := processor_template(source)) is not None:
+        (components / "backbone" / "chat_template.jinja").write_text(template)
     if (source / _TEXT_TOKENIZER).is_dir():
         shutil.copytree(source / _TEXT_TOKENIZER, components / SOURCE / _TEXT_TOKENIZER)
         shutil.copytree(source / _TEXT_TOKENIZER, components / TEXT)

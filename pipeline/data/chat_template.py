@@ -1,39 +1,245 @@
-"""Chat templates: a dialogue becomes spans of text, each a target of the loss or not."""
+"""Rendering of dialogues: a chat template turns all turns into one text, with the answers marked.
+
+transformers renders every template: a preset's (`ChatTemplate.jinja`) and a checkpoint's own.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+import re
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from etl.storage.schema import PLACEHOLDER_PATTERN, Turn
-from model.spec import ChatTemplate
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from etl.storage.schema import PLACEHOLDER_PATTERN, PLACEHOLDERS, Turn, split_media, words_of
+from model.spec import ChatTemplate, SpecError
+
+_ESCAPE, _END = "\ufdd0", "\ufdd1"
+_NONCHARACTERS = re.compile("[\ufdd0-\ufdef]")  # Unicode reserves them for programs (§23.7)
+
+_MARKS_ANSWERS = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_PROBE = "mmloom"
+_PARTS_AS_PYTHON = "{'type': "
+
+PLAIN = ChatTemplate(user="{text}", assistant="{text}", end_empty=False)
+"""No template (MM-PT): placeholders and the assistant's texts, each with an end of sequence."""
+
+
+class RenderError(ValueError):
+    """Why a template does not render a dialogue, or where its answers cannot be found."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Segment:
-    """A text; only one that comes `from_template` may contain special tokens."""
-
-    text: str
-    from_template: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class Span:
-    """Segments that are tokenized together.
+class Rendered:
+    """A dialogue as one text.
 
     Args:
-        segments: the texts.
-        is_answer: whether it is a turn of the assistant.
-        is_target: whether its tokens are targets of the loss.
+        text: with the template's special tokens and the placeholders of media by name.
+        literal: where such a name starts that is plain text of a turn.
+        answers: start and end of what the assistant says, including the end of an answer.
     """
 
-    segments: tuple[Segment, ...]
-    is_answer: bool
-    is_target: bool
+    text: str
+    literal: frozenset[int]
+    answers: tuple[tuple[int, int], ...] = ()
 
 
-def apply_plain_template(turns: Sequence[Turn], generated: Collection[str] = ()) -> list[Span]:
-    """Return the placeholders and the assistant's texts, without any template (MM-PT).
+class ChatRenderer:
+    """Renders dialogues with one chat template.
+
+    Args:
+        template: of a preset, or the Jinja text of a checkpoint.
+        tokenizer: the template may use its special tokens.
+        kinds: of media that dialogues may hold.
+        source: of the template, for error messages.
+
+    Attributes:
+        jinja: the template's text.
+        placeholders: kind of medium → its placeholder in rendered texts.
+        special: the names of the special tokens.
+
+    Raises:
+        SpecError: the template cannot be used for dialogues with such media.
+    """
+
+    def __init__(
+        self,
+        template: ChatTemplate | str,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        kinds: Sequence[str],
+        source: str,
+    ) -> None:
+        self._own = isinstance(template, ChatTemplate)
+        self.jinja = template.jinja if isinstance(template, ChatTemplate) else template
+        self._marks_answers = bool(_MARKS_ANSWERS.search(self.jinja))
+        self._names = {
+            name: token
+            for name, token in tokenizer.special_tokens_map.items()
+            if isinstance(token, str)
+        }
+        added = [str(t) for t in tokenizer.added_tokens_decoder.values() if t.special]
+        self.special = tuple(sorted({*tokenizer.all_special_tokens, *added}))
+        self._as_parts, self.placeholders = True, {kind: PLACEHOLDERS[kind] for kind in kinds}
+        self._escaped = any_of([*self.special, *PLACEHOLDERS.values()])
+        if not self._own:
+            self._choose_contents(tokenizer)
+            self._check(source)
+
+    def render(self, turns: Sequence[Turn]) -> Rendered:
+        """Render a whole dialogue.
+
+        Raises:
+            RenderError: the template refuses it, leaves out a turn, or hides where answers are.
+        """
+        messages = [self._message(turn, mark=not self._marks_answers) for turn in turns]
+        text, answers = self._render(messages)
+        self._check_complete(turns, text)
+        if not self._marks_answers:
+            answers = self._find_answers(turns, messages, text)
+        return _clear(text, answers)
+
+    def render_prompt(self, turns: Sequence[Turn]) -> Rendered:
+        """Render a dialogue that the assistant is to continue with an answer; raises as above."""
+        text, _ = self._render([self._message(turn) for turn in turns], prompt=True)
+        self._check_complete(turns, text)
+        return _clear(text)
+
+    def _render(
+        self, messages: Sequence[Mapping[str, Any]], *, prompt: bool = False
+    ) -> tuple[str, list[tuple[int, int]]]:
+        """Return the text, and the answers where the template marks them."""
+        try:
+            texts, answers = render_jinja_template(
+                [[dict(message) for message in messages]],
+                chat_template=self.jinja,
+                add_generation_prompt=prompt,
+                return_assistant_tokens_mask=self._marks_answers,
+                **self._names,
+            )
+        except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise RenderError(f"the chat template refuses it: {reason}") from error
+        text = str(texts[0])
+        if self._as_parts and not self._own and _PARTS_AS_PYTHON in text:
+            raise RenderError("the chat template takes texts, not lists of parts")
+        return text, [(start, end) for start, end in answers[0]] if self._marks_answers else []
+
+    def _message(self, turn: Turn, *, mark: bool = False) -> dict[str, Any]:
+        """Return a turn as a message, with its special tokens escaped and its answer's end marked.
+
+        The mark is put before trailing whitespace, which a template may strip.
+        """
+        parts = [
+            {"type": kind} if kind else {"type": "text", "text": self._escape(text)}
+            for kind, text in split_media(turn.text)
+        ]
+        if not self._own and self._as_parts:
+            parts = _without_line_breaks(parts)
+        if mark and turn.role == "assistant" and parts:
+            text = parts.pop()["text"] if "text" in parts[-1] else ""
+            bare = text.rstrip()
+            text = bare + _END * bool(bare or parts) + text[len(bare) :]
+            parts.append({"type": "text", "text": text})
+        if self._as_parts and not (self._own and len(parts) == 1 and "text" in parts[0]):
+            return {"role": turn.role, "content": parts or [{"type": "text", "text": ""}]}
+        texts = (part.get("text") or PLACEHOLDERS[part["type"]] for part in parts)
+        return {"role": turn.role, "content": "".join(texts)}
+
+    def _escape(self, text: str) -> str:
+        if _NONCHARACTERS.search(text):
+            raise RenderError("its text contains a noncharacter (U+FDD0 to U+FDEF)")
+        return self._escaped.sub(lambda found: _ESCAPE + found[0], text)
+
+    def _find_answers(
+        self, turns: Sequence[Turn], messages: Sequence[Mapping[str, Any]], text: str
+    ) -> list[tuple[int, int]]:
+        """Return where answers are: each starts where the prompt for it ends.
+
+        It goes on to the mark of its end, and includes a special token that follows.
+        """
+        answers = []
+        end_token = re.compile(rf"{_END}?\s*(?:{any_of(self.special).pattern})")
+        for number, turn in enumerate(turns):
+            if turn.role != "assistant":
+                continue
+            if not number:
+                raise RenderError("the chat template hides where a first turn's answer starts")
+            prompt, _ = self._render(messages[:number], prompt=True)
+            if not text.startswith(prompt):
+                raise RenderError(
+                    "the chat template hides where an answer starts: the prompt for it ends with "
+                    f"{_clear(prompt).text[-30:]!r}, which the dialogue with the answer has not"
+                )
+            start = len(prompt)
+            end = text.find(_END, start) if turn.text.strip() else start
+            if end < 0:
+                raise RenderError("the chat template leaves out an answer or its end")
+            found = end_token.match(text, end)
+            answers.append((start, found.end() if found else end))
+        return answers
+
+    def _check_complete(self, turns: Sequence[Turn], text: str) -> None:
+        """Raise RenderError where a turn that is not an answer is not in the text."""
+        for turn in turns:
+            if turn.role == "assistant":  # of which some templates leave out the reasoning
+                continue
+            for kind, words in split_media(turn.text):
+                if not kind and self._escape(words).strip() not in text:
+                    raise RenderError(f"the chat template leaves out a turn of the {turn.role}")
+
+    def _choose_contents(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Find out whether the template takes texts, or lists of parts as a processor's does.
+
+        Where it writes the placeholders of all media itself, that is left to it.
+        """
+        own = {kind: getattr(tokenizer, f"{kind}_token", None) for kind in self.placeholders}
+        named = {kind: token or PLACEHOLDERS[kind] for kind, token in own.items()}
+        parts = [{"type": kind} for kind in named]
+        written = self._writes([*parts, {"type": "text", "text": _PROBE}])
+        writes_media = bool(named) and all(token in written for token in named.values())
+        self._as_parts = writes_media or not self._writes(_PROBE)
+        if self._as_parts:
+            self.placeholders = named
+            self._escaped = any_of([*self.special, *PLACEHOLDERS.values(), *named.values()])
+
+    def _writes(self, content: str | list[dict[str, str]]) -> str:
+        """Return how a user's turn is written; empty if it cannot be."""
+        self._as_parts = not isinstance(content, str)
+        try:
+            text, _ = self._render([{"role": "user", "content": content}])
+        except RenderError:
+            return ""
+        return text if _PROBE in text else ""
+
+    def _check(self, source: str) -> None:
+        """Raise SpecError for a template that does not render a simple dialogue."""
+        texts = (f"{_PROBE}?", "yes", "sure?", "no")
+        turns = [
+            Turn(role=role, text=text)
+            for role, text in zip(("user", "assistant") * 2, texts, strict=True)
+        ]
+        try:
+            whole, prompt = self.render(turns), self.render_prompt(turns[:3])
+            if len(whole.answers) != 2 or not whole.text.startswith(prompt.text):
+                raise RenderError("the chat template hides where answers are")
+            before, _ = self._render([self._message(turn) for turn in turns[:3]])
+            role = whole.text[len(before) : whole.text.rindex(texts[-1])].strip()
+            if prompt.text == before and role:
+                raise RenderError("the chat template has no prompt for an answer")
+        except RenderError as error:
+            raise SpecError(
+                f"the chat template of {source} cannot be used ({error}); "
+                "set model.backbone.template"
+            ) from error
+
+
+def plain_turns(turns: Sequence[Turn], generated: Sequence[str] = ()) -> list[Turn]:
+    """Return dialogues without the user's texts, for `PLAIN`.
 
     A user turn that asks for a medium to be generated, for example its caption, keeps its text:
     nothing else tells the model what to generate.
@@ -42,105 +248,52 @@ def apply_plain_template(turns: Sequence[Turn], generated: Collection[str] = ())
         turns: of the dialogue.
         generated: placeholders of the media that the assistant generates.
     """
-    spans = []
+    plain = []
     for turn, following in zip(turns, [*turns[1:], None], strict=True):
         if turn.role == "assistant":
-            spans.append(_span([_plain_text(turn.text)], is_answer=True))
+            plain.append(turn)
             continue
         answer = following.text if following and following.role == "assistant" else ""
-        asks = any(placeholder in answer for placeholder in generated)
-        text = turn.text if asks else "".join(PLACEHOLDER_PATTERN.findall(turn.text))
-        spans.append(_span([_plain_text(text)], is_answer=False))
-    return spans
+        asked = set(PLACEHOLDER_PATTERN.findall(answer)) & set(generated)
+        text = turn.text if asked else "".join(PLACEHOLDER_PATTERN.findall(turn.text))
+        plain.append(Turn(role="user", text=text))
+    return plain
 
 
 def assistant_text(turns: Sequence[Turn]) -> str:
     """Return the assistant's texts joined into one, without placeholders."""
-    texts = (turn.text for turn in turns if turn.role == "assistant")
-    return " ".join(PLACEHOLDER_PATTERN.sub("", " ".join(texts)).split())
+    texts = (words_of(turn.text) for turn in turns if turn.role == "assistant")
+    return " ".join(" ".join(texts).split())
 
 
-def apply_chat_template(turns: Sequence[Turn], template: ChatTemplate) -> list[Span]:
-    """Return a dialogue in a backbone's template; only the assistant's texts are targets.
-
-    The space before an answer belongs to the answer: a byte-level tokenizer joins it to the
-    first word, and generation continues a prompt that ends without a space.
-    """
-    spans: list[Span] = []
-    system, rounds = template.system, 0
-    prompt: list[Segment] = []
-    for turn in turns:
-        if turn.role == "system":
-            system = turn.text
-        elif turn.role == "user":
-            rounds += 1
-            first = rounds == 1
-            if first and system:
-                prompt += _fill(template.around_system, system)
-            after_system = template.user_after_system if first and system else None
-            user = template.user if after_system is None else after_system
-            prompt += _fill(user.replace("{round}", str(rounds)), turn.text)
-        else:
-            opening, _, closing = template.assistant.partition("{text}")
-            lead = opening[len(opening.rstrip()) :]
-            spans.append(_span([*prompt, _template_text(opening.rstrip())], is_answer=False))
-            answer = [_template_text(lead), _plain_text(turn.text), _template_text(closing)]
-            spans.append(_span(answer if turn.text else [], is_answer=True))
-            prompt = [_template_text(template.after)]
-    return spans
+def _without_line_breaks(parts: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Drop the line break between a medium and a text: there a template decides what stands."""
+    kept = []
+    for before, part, after in zip([None, *parts], parts, [*parts[1:], None], strict=False):
+        text = part.get("text")
+        if text is not None:
+            text = text.removeprefix("\n") if before and "text" not in before else text
+            text = text.removesuffix("\n") if after and "text" not in after else text
+        if text != "":
+            kept.append(part if text is None else part | {"text": text})
+    return kept
 
 
-def _fill(template: str, text: str) -> list[Segment]:
-    opening, _, closing = template.partition("{text}")
-    return [_template_text(opening), _plain_text(text), _template_text(closing)]
+def any_of(names: Sequence[str]) -> re.Pattern[str]:
+    """Return a pattern of any of these names, of several at one place the longest."""
+    ordered = sorted(set(names), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, ordered)) or "(?!)")
 
 
-def _template_text(text: str) -> Segment:
-    return Segment(text=text, from_template=True)
+def _clear(text: str, answers: Sequence[tuple[int, int]] = ()) -> Rendered:
+    """Return a rendered text without marks and escapes."""
+    marks = [found.start() for found in re.finditer(f"[{_ESCAPE}{_END}]", text)]
 
+    def place(position: int) -> int:
+        return position - bisect_left(marks, position)
 
-def _plain_text(text: str) -> Segment:
-    return Segment(text=text, from_template=False)
-
-
-def _span(segments: Sequence[Segment], *, is_answer: bool) -> Span:
-    nonempty = tuple(segment for segment in segments if segment.text)
-    return Span(segments=nonempty, is_answer=is_answer, is_target=is_answer)
-
-
-def split_special_tokens(span: Span, special_tokens: Sequence[str]) -> list[Segment]:
-    """Split a span at the special tokens of its template; join the texts between them.
-
-    Returns:
-        Segments: those with `from_template` are one special token each, the others are text.
-    """
-    split: list[Segment] = []
-    for segment in span.segments:
-        pieces = (
-            _split(segment.text, special_tokens)
-            if segment.from_template
-            else [_plain_text(segment.text)]
-        )
-        for piece in pieces:
-            if split and not piece.from_template and not split[-1].from_template:
-                split[-1] = replace(split[-1], text=split[-1].text + piece.text)
-            else:
-                split.append(piece)
-    return split
-
-
-def _split(text: str, special_tokens: Sequence[str]) -> list[Segment]:
-    """Split a text at special tokens: at the earliest, and of two there, at the longer one."""
-    split: list[Segment] = []
-    while text:
-        found = [
-            (text.find(token), -len(token), token) for token in special_tokens if token in text
-        ]
-        if not found:
-            return [*split, _plain_text(text)]
-        start, _, token = min(found)
-        if start:
-            split.append(_plain_text(text[:start]))
-        split.append(_template_text(token))
-        text = text[start + len(token) :]
-    return split
+    return Rendered(
+        text=re.sub(f"[{_ESCAPE}{_END}]", "", text),
+        literal=frozenset(place(mark) for mark in marks if text[mark] == _ESCAPE),
+        answers=tuple((place(start), place(end)) for start, end in answers),
+    )

@@ -26,6 +26,14 @@ class BadSample:
     reason: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class CutSample:
+    """A sample of whose media the encoders take only a part; a line of `cut_samples.jsonl`."""
+
+    id: str
+    reason: str
+
+
 @dataclass(frozen=True)
 class UnreadableShard:
     """An unreadable shard or file of features; unlike with a bad sample, the run must end."""

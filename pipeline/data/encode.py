@@ -5,12 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from etl.cli import UserError
-from etl.storage.schema import PLACEHOLDER_PATTERN, PLACEHOLDERS, Medium, Sample, SampleError, Turn
+from etl.storage.schema import (
+    PLACEHOLDER_PATTERN,
+    PLACEHOLDERS,
+    Medium,
+    Sample,
+    SampleError,
+    Turn,
+    words_of,
+)
 from model.build import preprocess
 from model.pretraining.build import SentenceReader
 from model.spec import InputBranchSpec, ModelSpec
@@ -18,8 +27,11 @@ from model.spec.qformer import QFormer
 from pipeline.data.chat_template import assistant_text
 from pipeline.data.features import FeatureReader
 from pipeline.data.generation_targets import GenerationTarget, GenerationTargetEncoder
-from pipeline.data.readers import read_medium
+from pipeline.data.readers import AudioEncoderSpec, read_medium
 from pipeline.data.tokenize import SampleTokenizer, TokenizedSample
+
+_UNHEARD_SECONDS = 0.05
+"""At the end of a sound, which are not reported as cut."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +45,7 @@ class MediumInput:
         input_values: the encoder's input (f, *shape); None where features are given.
         text: ids of the instruction, for projectors that read it; None for the others.
         features: the encoder's features (f, n, d) instead of its input.
+        cut: how much of it the encoder does not take; empty if it takes all.
     """
 
     kind: str
@@ -41,6 +54,7 @@ class MediumInput:
     input_values: Tensor | None
     text: tuple[int, ...] | None = None
     features: Tensor | None = None
+    cut: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +85,11 @@ class Example:
     id: str = ""
     source: int = 0
 
+    @property
+    def cut(self) -> str:
+        """Which media the encoders take in part, and how much; empty if they take all of each."""
+        return "; ".join(medium.cut for medium in self.media if medium.cut)
+
 
 class SampleEncoder:
     """Encodes samples for one model and one kind of prompt.
@@ -88,7 +107,7 @@ class SampleEncoder:
             generation.
 
     Attributes:
-        end_ids: the tokens that end an answer.
+        stop_ids, stop_text: what ends an answer, see `SampleTokenizer`.
         seq2seq: whether the backbone has a decoder, which answers only the last turn.
     """
 
@@ -115,7 +134,7 @@ class SampleEncoder:
         self._sentences = sentences
         self._prompt = prompt
         self.seq2seq = self._tokenizer.seq2seq
-        self.end_ids = self._tokenizer.end_ids
+        self.stop_ids, self.stop_text = self._tokenizer.stop_ids, self._tokenizer.stop_text
 
     def tokenize(self, sample: Sample) -> TokenizedSample | None:
         """Tokenize a sample for `encode`; None with sentences, which `encode` tokenizes itself.
@@ -125,7 +144,7 @@ class SampleEncoder:
         """
         if self._sentences is not None:
             return None
-        return self._tokenize(sample, sample.turns, truncate=True)
+        return self._tokenize(sample)
 
     def encode(
         self, sample: Sample, tokenized: TokenizedSample | None = None, *, position: int = 0
@@ -143,7 +162,7 @@ class SampleEncoder:
                 not a pair of a medium and a sentence.
         """
         if self._sentences is None:
-            tokenized = tokenized or self._tokenize(sample, sample.turns, truncate=True)
+            tokenized = tokenized or self._tokenize(sample)
             return self._encode(sample, tokenized, position=position)
         if self._prompt == "sentences":
             return self._encode_sentence(sample, self._sentences)
@@ -154,7 +173,7 @@ class SampleEncoder:
         text = _sentence(sample)
         user = Turn(role="user", text=PLACEHOLDERS[reader.kind])
         turns = (user, Turn(role="assistant", text=text))
-        tokenized = self._tokenizer.tokenize(sample.id, turns, [reader.kind], truncate=True)
+        tokenized = self._tokenizer.tokenize(sample.id, turns, [reader.kind])
         [(start, first)] = tokenized.media_starts
         empty = torch.zeros(0)
         media = MediumInput(kind=reader.kind, start=start, first=first, input_values=empty)
@@ -164,7 +183,7 @@ class SampleEncoder:
         """Encode a medium and its sentence; a sample whose media are all generated has none."""
         if self._generation_targets is None:
             _sentence(sample)  # said before anything else that tokenization may find
-        tokenized = self._tokenize(sample, sample.turns, truncate=True)
+        tokenized = self._tokenize(sample)
         pairs = zip(sample.media, tokenized.branch_kinds, strict=True)
         kinds = [medium.kind for medium, branch_kind in pairs if branch_kind == medium.kind]
         if sample.media and not kinds:
@@ -177,24 +196,28 @@ class SampleEncoder:
         example = self._encode(sample, tokenized, position=position)
         return replace(example, sentence=reader.ids(text))
 
-    def encode_prompt(self, sample: Sample) -> Example:
+    def encode_prompt(self, sample: Sample, *, max_new_tokens: int = 0) -> Example:
         """Encode everything before the last answer, for generation.
 
+        Args:
+            sample: to answer.
+            max_new_tokens: the longest answer.
+
         Raises:
-            SampleError: as `encode` does, or if the last turn is not text of the assistant.
+            SampleError: as `encode` does, if the last turn is not text of the assistant, or if
+                prompt and answer are longer than the backbone takes.
         """
         if not sample.turns or sample.turns[-1].role != "assistant":
             raise SampleError(f"sample {sample.id}: the last turn is not the assistant's")
         if PLACEHOLDER_PATTERN.search(sample.turns[-1].text):
             raise SampleError(f"sample {sample.id}: its answer holds media, want text")
-        turns = (*sample.turns[:-1], Turn(role="assistant", text=""))
-        return self._encode(sample, self._tokenize(sample, turns, truncate=False))
+        tokenized = self._tokenizer.tokenize_prompt(
+            sample.id, sample.turns[:-1], _kinds(sample), max_new_tokens=max_new_tokens
+        )
+        return self._encode(sample, tokenized)
 
-    def _tokenize(
-        self, sample: Sample, turns: Sequence[Turn], *, truncate: bool
-    ) -> TokenizedSample:
-        kinds = [medium.kind for medium in sample.media]
-        return self._tokenizer.tokenize(sample.id, turns, kinds, truncate=truncate)
+    def _tokenize(self, sample: Sample) -> TokenizedSample:
+        return self._tokenizer.tokenize(sample.id, sample.turns, _kinds(sample))
 
     def _encode(self, sample: Sample, tokenized: TokenizedSample, *, position: int = 0) -> Example:
         media: list[MediumInput] = []
@@ -222,11 +245,15 @@ class SampleEncoder:
         """Return a medium, decoded or as features."""
         branch = self._inputs[medium.kind]
         input_values = features = None
+        seconds = medium.duration
         try:
             if self._features is not None and medium.kind in self._features.kinds:
                 features = self._features.medium(medium)
             else:
-                input_values = preprocess(branch.encoder, read_medium(medium, branch))
+                raw = read_medium(medium, branch)
+                input_values = preprocess(branch.encoder, raw)
+                if isinstance(raw, np.ndarray) and isinstance(branch.encoder, AudioEncoderSpec):
+                    seconds = len(raw) / branch.encoder.sample_rate
         except UserError:  # not of the medium, but of a file of features
             raise
         except (OSError, ValueError) as error:
@@ -241,6 +268,7 @@ class SampleEncoder:
             input_values=input_values,
             text=self._text_ids(branch, instruction),
             features=features,
+            cut=_cut(branch, seconds),
         )
 
     def _text_ids(self, branch: InputBranchSpec, instruction: str) -> tuple[int, ...] | None:
@@ -255,6 +283,14 @@ class SampleEncoder:
         return tuple(ids)
 
 
+def _cut(branch: InputBranchSpec, seconds: float | None) -> str:
+    """Return how much of a sound its encoder does not hear; an empty text if it hears all."""
+    heard = branch.heard_seconds
+    if heard is None or seconds is None or seconds <= heard + _UNHEARD_SECONDS:
+        return ""
+    return f"{branch.modality} of {seconds:.1f} s, of which the encoder hears {heard:g} s"
+
+
 def _example(tokenized: TokenizedSample, media: tuple[MediumInput, ...]) -> Example:
     return Example(
         ids=tokenized.ids,
@@ -266,10 +302,14 @@ def _example(tokenized: TokenizedSample, media: tuple[MediumInput, ...]) -> Exam
     )
 
 
+def _kinds(sample: Sample) -> list[str]:
+    return [medium.kind for medium in sample.media]
+
+
 def _instructions(turns: Sequence[Turn]) -> list[str]:
     """Return, per medium in reading order, the text of its turn."""
     return [
-        PLACEHOLDER_PATTERN.sub("", turn.text).strip()
+        words_of(turn.text).strip()
         for turn in turns
         for _ in PLACEHOLDER_PATTERN.findall(turn.text)
     ]

@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from etl.storage.schema import PLACEHOLDER_PATTERN, Medium, Sample, SampleError, Turn
+from etl.storage.schema import PLACEHOLDER_PATTERN, Medium, Sample, SampleError, Turn, words_of
 from model.build import preprocess_target
 from model.spec.output_branches import OutputBranchSpec
 from pipeline.data.features import FeatureReader
@@ -119,7 +119,7 @@ def captions(turns: Sequence[Turn], lineage: Mapping[str, str]) -> list[str]:
     found: list[str] = []
     before = ""
     for turn in turns:
-        text = " ".join(PLACEHOLDER_PATTERN.sub(" ", turn.text).split())
+        text = " ".join(words_of(turn.text, " ").split())
         for _ in PLACEHOLDER_PATTERN.findall(turn.text):
             own = given[len(found)] if len(found) < len(given) else ""
             found.append(own or text or before)

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from model.batch import Batch
 from pipeline.data.collate import collate, dummy_example, pack
-from pipeline.data.dataset import BadSample, MultimodalDataset, UnreadableShard
+from pipeline.data.dataset import BadSample, CutSample, MultimodalDataset, UnreadableShard
 from pipeline.data.encode import Example
 from pipeline.data.packing import PackedLayout
 from pipeline.data.sampler import BatchSampler, Bin
@@ -27,6 +27,7 @@ class MicroBatch:
         batch: padded or packed.
         samples: the number of samples, without dummy examples.
         bad: the skipped samples.
+        cut: the samples of whose media the encoders take only a part.
         ids: of the samples, for log lines.
         sources: the index of each sample's data folder, in the order of the samples.
         unreadable_shard: the error of a shard that could not be read; None if there was none.
@@ -35,6 +36,7 @@ class MicroBatch:
     batch: Batch
     samples: int
     bad: tuple[BadSample, ...] = ()
+    cut: tuple[CutSample, ...] = ()
     ids: tuple[str, ...] = ()
     sources: tuple[int, ...] = ()
     unreadable_shard: str | None = None
@@ -70,6 +72,7 @@ class _Collator:
             batch=batch,
             samples=samples,
             bad=tuple(item for item in items if isinstance(item, BadSample)),
+            cut=tuple(CutSample(id=one.id, reason=one.cut) for one in examples if one.cut),
             ids=tuple(example.id for example in examples),
             sources=tuple(example.source for example in examples),
             unreadable_shard=next(errors, None),

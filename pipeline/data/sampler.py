@@ -23,7 +23,7 @@ from pipeline.data.lengths import Lengths, read_lengths
 from pipeline.data.mixture import build_sources
 from pipeline.data.packing import Layout, PackedLayout, PaddedLayout, SampleSizes, assign_to_ranks
 from pipeline.data.shuffle import ShuffledStream
-from pipeline.data.tokenize import SampleTokenizer
+from pipeline.data.tokenize import SampleTokenizer, check_max_tokens
 from pipeline.forecast.forecast import stage_costs
 
 
@@ -126,9 +126,11 @@ def build_sampler(run: RunConfig, tokenizer: PreTrainedTokenizerBase) -> BatchSa
     """Build the sampler of a run; reads all texts where lengths are not cached, and no medium.
 
     Raises:
-        UserError: a mistake in the data or the mix, or no sample that can be used.
+        UserError, SpecError: a mistake in the data or the mix, no sample that can be used, a chat
+            template that cannot be used, or longer samples than the backbone takes.
     """
     settings = run.settings
+    check_max_tokens(run.system.model, settings.max_tokens)
     folders = [Path(folder) for folder in run.data]
     rows = [read_manifest(folder).rows for folder in folders]
     stream = ShuffledStream(

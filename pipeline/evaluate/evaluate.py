@@ -106,11 +106,21 @@ def evaluate(args: Sequence[str]) -> int:
             return STOPPED
         predictions.finish()
     asked = _asked(options, samples, seeing.predictions, blind.predictions)
+    cut = [seeing.predictions[i] for i in asked if seeing.predictions[i].cut]
+    if cut:
+        total = f"{len(cut)} of {len(asked)}"
+        log.warning(
+            "%s samples have media longer than the encoder takes; the first: sample %s, %s",
+            total,
+            cut[0].id,
+            cut[0].cut,
+        )
     scores, table = _score(
         samples, [seeing.predictions[i] for i in asked], [blind.predictions[i] for i in asked]
     )
     if isinstance(samples, ShardSet):
         scores["skipped"] = number - len(asked)
+        scores["cut"] = len(cut)
     with writing(output / "scores.json"):
         write_json(output / "scores.json", scores)
     answers = {i: (seeing.predictions[i], blind.predictions[i]) for i in asked}

@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
-from etl.storage.schema import PLACEHOLDER_PATTERN, Sample, SampleError
+from etl.storage.schema import PLACEHOLDER_PATTERN, Sample, SampleError, words_of
 from model.multimodal_lm import MultimodalLM
 from pipeline.data.collate import collate
 from pipeline.data.encode import Example, SampleEncoder
@@ -26,6 +26,7 @@ class Prediction:
         truth: the last assistant turn.
         answer: the model's.
         skip_reason: why the question could not be asked; empty if it was.
+        cut: which of its media the model takes in part only, and how much.
     """
 
     id: str
@@ -34,6 +35,7 @@ class Prediction:
     truth: str
     answer: str
     skip_reason: str = ""
+    cut: str = ""
 
     @property
     def correct(self) -> bool:
@@ -72,36 +74,31 @@ def generate_answers(
     Returns:
         A prediction for each sample; one that cannot be a prompt has the reason and no answer.
     """
-    prompts, skip_reasons = _encode_prompts(encoder, samples)
+    encoded = [_encode_prompt(encoder, sample, max_new_tokens) for sample in samples]
     answers = iter(
         _answers(
             model,
             tokenizer,
             encoder,
-            prompts,
+            [one for one in encoded if isinstance(one, Example)],
             max_new_tokens=max_new_tokens,
             streamer=streamer,
         )
     )
     return [
-        _prediction(sample, "" if reason else next(answers), reason)
-        for sample, reason in zip(samples, skip_reasons, strict=True)
+        _prediction(sample, one, next(answers) if isinstance(one, Example) else "")
+        for sample, one in zip(samples, encoded, strict=True)
     ]
 
 
-def _encode_prompts(
-    encoder: SampleEncoder, samples: Sequence[Sample]
-) -> tuple[list[Example], list[str]]:
-    """Return the prompts, and for each sample why it has none, or an empty text."""
-    prompts: list[Example] = []
-    reasons: list[str] = []
-    for sample in samples:
-        try:
-            prompts.append(encoder.encode_prompt(sample))
-            reasons.append("")
-        except SampleError as error:
-            reasons.append(str(error))
-    return prompts, reasons
+def _encode_prompt(
+    encoder: SampleEncoder, sample: Sample, max_new_tokens: int
+) -> Example | SampleError:
+    """Return a sample's prompt, or why it has none."""
+    try:
+        return encoder.encode_prompt(sample, max_new_tokens=max_new_tokens)
+    except SampleError as error:
+        return error
 
 
 def _answers(
@@ -119,28 +116,28 @@ def _answers(
     model.eval()
     device = next(model.parameters()).device
     batch = collate(prompts, pad_id=tokenizer.pad_token_id, side="left").to(device)
-    end_ids = encoder.end_ids
     with torch.no_grad():
         ids_bt = model.generate(
             batch,
             max_new_tokens=max_new_tokens,
             pad_id=tokenizer.pad_token_id,
-            end_id=end_ids[0] if len(end_ids) == 1 else tokenizer.eos_token_id,
+            end_ids=encoder.stop_ids,
             streamer=streamer,
         )
     # An end of several tokens does not stop the generation: the text after it is cut off.
-    end = tokenizer.decode(end_ids) if len(end_ids) > 1 else None
+    end = encoder.stop_text
     texts = tokenizer.batch_decode(ids_bt, skip_special_tokens=True)
     return [text.partition(end)[0] if end else text for text in texts]
 
 
-def _prediction(sample: Sample, answer: str, skip_reason: str) -> Prediction:
+def _prediction(sample: Sample, prompt: Example | SampleError, answer: str) -> Prediction:
     questions = [turn.text for turn in sample.turns if turn.role == "user"]
     return Prediction(
         id=sample.id,
         kind=sample.lineage.get("kind", ""),
-        question=PLACEHOLDER_PATTERN.sub("", questions[-1] if questions else "").strip(),
-        truth=sample.turns[-1].text if sample.turns else "",
+        question=words_of(questions[-1] if questions else "").strip(),
+        truth=words_of(sample.turns[-1].text) if sample.turns else "",
         answer=answer.strip(),
-        skip_reason=skip_reason,
+        skip_reason=str(prompt) if isinstance(prompt, SampleError) else "",
+        cut=prompt.cut if isinstance(prompt, Example) else "",
     )

@@ -24,7 +24,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from etl.cli import main, parse
 from etl.storage.atomic import atomic_file
-from etl.storage.schema import PLACEHOLDER_PATTERN, Sample
+from etl.storage.schema import Sample, words_of
 from etl.storage.shards import ShardSet
 from model.encoders import pointbert
 from model.presets.digits import points_encoder
@@ -130,7 +130,7 @@ def _answers_by_question(samples: Sequence[Sample]) -> dict[str, list[str]]:
 
 
 def _questions(sample: Sample) -> list[tuple[str, str]]:
-    texts = [PLACEHOLDER_PATTERN.sub("", turn.text).strip() for turn in sample.turns]
+    texts = [words_of(turn.text).strip() for turn in sample.turns]
     return list(zip(texts[::2], texts[1::2], strict=True))
 
 

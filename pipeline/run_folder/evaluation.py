@@ -50,6 +50,8 @@ def _exact_scores(scores: Mapping[str, Any]) -> Section:
     tiles.append(("questions", scores["questions"]))
     if scores.get("skipped"):
         tiles.append(("skipped", scores["skipped"]))
+    if scores.get("cut"):
+        tiles.append(("media longer than the encoder takes", scores["cut"]))
     return Section(
         heading="Evaluation: exact answers",
         tiles=tiles,

@@ -2,6 +2,7 @@
 
 RUN/metrics.jsonl       one object per step
 RUN/bad_samples.jsonl   one object per skipped sample
+RUN/cut_samples.jsonl   one object per sample of whose media the encoders take only a part
 RUN/starts.jsonl        when and how the run was started, and how it ended (`starts.py`)
 RUN/forecast.json       forecast against actual: step time, memory, checkpoint size
 """
@@ -41,6 +42,7 @@ class MetricsWriter:
     def __init__(self, run: Path, rank: int) -> None:
         self._metrics = run / METRICS
         self._bad = run / "bad_samples.jsonl"
+        self._cut = run / "cut_samples.jsonl"
         self._writes = rank == 0
         self._first_reason: str | None = None
         self._unwritten: dict[Path, str] = {}
@@ -66,7 +68,7 @@ class MetricsWriter:
 
     def rewind(self, step: int) -> None:
         """Remove the lines after a checkpoint's step, so that every step is in the files once."""
-        for path in (self._metrics, self._bad):
+        for path in (self._metrics, self._bad, self._cut):
             if self._writes and path.is_file():
                 lines = [line for line in whole_lines(path) if json.loads(line)["step"] <= step]
                 with atomic_file(path) as stream:
@@ -86,6 +88,10 @@ class MetricsWriter:
         if samples and self._first_reason is None:
             self._first_reason = str(samples[0].get("reason"))
         self._append(self._bad, [{"step": step, **sample} for sample in samples])
+
+    def cut(self, step: int, samples: Iterable[Mapping[str, object]]) -> None:
+        """Append the samples of a step of whose media the encoders take only a part."""
+        self._append(self._cut, [{"step": step, **sample} for sample in samples])
 
     def check_bad(self, state: TrainerState, max_fraction: float) -> None:
         """Raise UserError if too many samples are bad; the same on every rank."""
@@ -140,6 +146,11 @@ def last_step(run: Path) -> int:
 def read_bad_samples(run: Path) -> list[dict[str, object]]:
     """Return the skipped samples, each with its step and the reason."""
     return [json.loads(line) for line in whole_lines(run / "bad_samples.jsonl")]
+
+
+def read_cut_samples(run: Path) -> list[dict[str, object]]:
+    """Return the samples of whose media the encoders take only a part, each with its step."""
+    return [json.loads(line) for line in whole_lines(run / "cut_samples.jsonl")]
 
 
 def write_forecast(run: Path, rows: list[dict[str, object]], notes: list[str]) -> None:

@@ -19,6 +19,7 @@ from pipeline.run_folder.description import description
 from pipeline.run_folder.evaluation import EVALUATION, evaluation_sections
 from pipeline.run_folder.metrics_writer import (
     read_bad_samples,
+    read_cut_samples,
     read_forecast,
     read_metrics,
 )
@@ -64,6 +65,7 @@ def run_report(run: Path, evaluation: Path | None = None) -> Path:
     sections = [
         *description(run, metrics),
         _bad_samples(run),
+        *_cut_samples(run),
         _training(metrics),
         _speed(metrics),
         _forecast(run),
@@ -151,6 +153,23 @@ def _forecast(run: Path) -> Section:
         rows=[tuple(row[column] for column in columns) for row in content["rows"]],
         note=" ".join(content["notes"]),
     )
+
+
+def _cut_samples(run: Path) -> list[Section]:
+    """Show the last samples of whose media the encoders take only a part, if there are any."""
+    cut = read_cut_samples(run)
+    if not cut:
+        return []
+    shown = [(str(one["step"]), str(one["id"]), str(one["reason"])) for one in cut[-_BAD_SHOWN:]]
+    return [
+        Section(
+            heading=f"Samples with media longer than the encoder takes: {len(cut):,}",
+            columns=("step", "sample", "medium"),
+            rows=shown,
+            note="They are trained on what the encoder takes."
+            + (f" The last {_BAD_SHOWN} of them." if len(cut) > _BAD_SHOWN else ""),
+        )
+    ]
 
 
 def _bad_samples(run: Path) -> Section:

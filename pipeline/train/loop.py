@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import deepspeed
 import numpy as np
@@ -110,7 +111,9 @@ class TrainingLoop:
                 if sync.unreadable:
                     self._save_and_raise(items, state, state.step if nonfinite else saved_step)
                 if sync.bad:
-                    self.writer.bad(state.step + 1, _gather_bad(items))
+                    self.writer.bad(state.step + 1, _gather(items, "bad"))
+                if sync.cut:
+                    self.writer.cut(state.step + 1, _gather(items, "cut"))
                 seed_step(self.settings.seed, state.step, dist.get_rank())
                 self._train_step(items, sync)
                 self.phases.enter_phase("metrics")
@@ -300,8 +303,9 @@ def seed_step(seed: int, step: int, rank: int) -> None:
     torch.manual_seed(state)
 
 
-def _gather_bad(items: list[MicroBatch]) -> list[dict[str, object]]:
-    own = [vars(bad) for item in items for bad in item.bad]
+def _gather(items: list[MicroBatch], name: Literal["bad", "cut"]) -> list[dict[str, object]]:
+    """Return the samples under that name of the micro-batches of all ranks."""
+    own = [vars(one) for item in items for one in getattr(item, name)]
     gathered: list[list[dict[str, object]]] = [[] for _ in range(dist.get_world_size())]
     dist.all_gather_object(gathered, own)
-    return [bad for bad_of_rank in gathered for bad in bad_of_rank]
+    return [one for of_rank in gathered for one in of_rank]

@@ -26,6 +26,7 @@ class StepSync:
         used: per micro-batch, the kinds of media, input and output, that any rank has in it.
         counts: by loss, the denominator: its count in the global batch.
         samples, bad: usable and skipped samples of the global batch.
+        cut: samples of whose media the encoders take only a part.
         tokens: tokens of the global batch, without padding.
         positions: with padding.
         stop: whether any rank was asked to stop.
@@ -37,6 +38,7 @@ class StepSync:
     counts: Mapping[str, int]
     samples: int
     bad: int
+    cut: int
     tokens: int
     positions: int
     stop: bool
@@ -74,6 +76,7 @@ def sync_step(
         sum(item.unreadable_shard is not None for item in batches),
         save_status.busy,
         save_status.failed,
+        sum(len(item.cut) for item in batches),
         *(sum(counts[term.name] for counts in loss_counts) for term in losses),
     ]
     own = torch.tensor([*numbers, *flags], device=device)
@@ -87,9 +90,10 @@ def sync_step(
     )
     return StepSync(
         used=tuple(used),
-        counts={term.name: count for term, count in zip(losses, total[8:], strict=False)},
+        counts={term.name: count for term, count in zip(losses, total[9:], strict=False)},
         samples=total[0],
         bad=total[1],
+        cut=total[8],
         tokens=total[2],
         positions=total[3],
         stop=total[4] > 0,

@@ -149,7 +149,7 @@ def test_a_frozen_encoder_keeps_no_graph(model, make_batch):
 
 def test_greedy_decoding_equals_full_forward_passes(model, make_batch):
     batch = make_batch([45])
-    answer = model.generate(batch, max_new_tokens=4, pad_id=0, end_id=2)
+    answer = model.generate(batch, max_new_tokens=4, pad_id=0, end_ids=[2])
     ids = batch.ids_bt
     image = batch.media["image"]
     places = image.media_mask_bt

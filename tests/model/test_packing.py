@@ -17,20 +17,18 @@ from model.packing import attend_by_sample
 from model.presets import system
 from model.spec import ModelSpec, Stage
 from model.spec.backbones import Backbone, Glm, Llama, Palm, Qwen
-from model.spec.chat_template import ChatTemplate
 from model.spec.peft import Lora, Peft, Prefix
 from pipeline.data.collate import collate, pack
 from pipeline.data.encode import Example, SampleEncoder
 from tests.worlds import instruct_shards, text_sample
 
 SIZES = {"weights": "", "width": 64, "mlp_width": 128, "layers": 2, "heads": 4}
-TEMPLATE = {"template": ChatTemplate()}
 LLAMA = system("llava").tiny().model.backbone
 BACKBONES: dict[str, Backbone] = {
     "llama": LLAMA,
-    "qwen": Qwen(**SIZES, **TEMPLATE).tiny(),
-    "glm": Glm(**SIZES, **TEMPLATE).tiny(),
-    "palm": Palm(**SIZES, **TEMPLATE).tiny(),
+    "qwen": Qwen(**SIZES).tiny(),
+    "glm": Glm(**SIZES).tiny(),
+    "palm": Palm(**SIZES).tiny(),
 }
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -134,6 +134,9 @@ def train_tokenizer(rng: np.random.Generator) -> PreTrainedTokenizerFast:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
     tokenizer.train_from_iterator((_sample_text(rng) for _ in range(5000)), trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(  # it begins a sequence, as LLaMA's
+        single=f"{_START} $A", special_tokens=[(_START, tokenizer.token_to_id(_START))]
+    )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token=_PAD, bos_token=_START, eos_token=_END
     )

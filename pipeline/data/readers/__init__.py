@@ -21,7 +21,15 @@ from pipeline.data.readers.video import read_video
 
 RawMedium = Image.Image | list[Image.Image] | NDArray[np.float32]
 
-__all__ = ["RawMedium", "read_audio", "read_image", "read_medium", "read_points", "read_video"]
+__all__ = [
+    "AudioEncoderSpec",
+    "RawMedium",
+    "read_audio",
+    "read_image",
+    "read_medium",
+    "read_points",
+    "read_video",
+]
 
 
 @runtime_checkable

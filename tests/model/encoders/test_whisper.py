@@ -1,5 +1,7 @@
 """Whisper's encoder: equal to transformers, and waveforms of any length."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from model.spec import SpecError
 from model.spec.audio import Whisper
 
 PUBLISHED = Whisper(weights="openai/whisper-large-v2")
-TINY = PUBLISHED.tiny()
+TINY = replace(PUBLISHED.tiny(), seconds=3)
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +37,22 @@ def test_published_weights_give_the_same_tokens_as_transformers(folder):
     assert tokens.shape == (2, spec.tokens, spec.width)
 
 
-def test_weights_of_another_duration_are_refused(folder):
-    spec = Whisper(**{**vars(TINY), "weights": folder, "seconds": 3})
-    with pytest.raises(SpecError, match="max_source_positions is 50, the preset says 150"):
+@torch.no_grad()
+def test_of_weights_for_longer_sounds_the_first_positions_are_used(folder):
+    whole = WhisperModel.from_pretrained(folder).get_encoder()
+    spec = Whisper(**{**vars(TINY), "weights": folder, "seconds": 1})
+    encoder = build(spec, weights="pretrained", dtype=torch.float32)
+    assert torch.equal(encoder.tower.embed_positions.weight, whole.embed_positions.weight[:50])
+    # What transformers' encoder returns for the sound and its first positions.
+    mel = torch.randn(2, *spec.shape)
+    whole.embed_positions.weight.data = whole.embed_positions.weight[:50]
+    whole.embed_positions.num_embeddings = whole.config.max_source_positions = 50
+    assert torch.equal(encoder(mel), whole(mel).last_hidden_state)
+
+
+def test_weights_for_shorter_sounds_are_refused(folder):
+    spec = Whisper(**{**vars(TINY), "weights": folder, "seconds": 4})
+    with pytest.raises(SpecError, match="hear 3 seconds, the preset says 4"):
         build(spec, weights="pretrained", dtype=torch.float32)
 
 

@@ -1,90 +1,233 @@
-"""Dialogues in the chat templates of different backbones."""
+"""Dialogues in the chat templates of presets and of checkpoints.
+
+`python -m tests.pipeline.data.test_chat_template` rewrites the golden file of the presets' formats.
+"""
+
+from pathlib import Path
+
+import pytest
 
 from etl.storage.schema import Turn
-from model.spec import ChatTemplate
+from model import byte_tokenizers
+from model.presets import PRESETS, system
+from model.presets.templates import (
+    CHATGLM_3,
+    CHATML,
+    COGVLM,
+    LLAMA_2_CHAT,
+    MINIGPT_4,
+    VICUNA_V0,
+    VICUNA_V1,
+)
+from model.spec import ChatTemplate, SpecError
 from pipeline.data.chat_template import (
-    Span,
-    apply_chat_template,
-    apply_plain_template,
-    split_special_tokens,
+    PLAIN,
+    ChatRenderer,
+    Rendered,
+    RenderError,
+    assistant_text,
+    plain_turns,
 )
+from pipeline.data.tokenize import chat_renderer
+from tests.published_processors import CHATML_TEMPLATE, LLAMA_3_TEMPLATE, LLAVA_TEMPLATE
 
-LLAMA_2 = ChatTemplate(
-    system="Be brief.",
-    around_system="[INST] <<SYS>>\n{text}\n<</SYS>>\n\n",
-    user="[INST] {text} ",
-    user_after_system="{text} ",
-    assistant="[/INST] {text} ",
-)
-CHATML = ChatTemplate(
-    user="<|im_start|>user\n{text}<|im_end|>\n",
-    assistant="<|im_start|>assistant\n{text}",
-    end="<|im_end|>",
-    after="\n",
-)
-NUMBERED = ChatTemplate(user="[Round {round}] Q: {text}\n", assistant="A: {text}", after="\n\n")
+GOLDEN = Path(__file__).parent / "golden" / "prompts.txt"
+TOKENIZER = byte_tokenizers.plain()
 
 
-def turns(*texts: str, system: str | None = None) -> list[Turn]:
-    roles = ("user", "assistant") * len(texts)
-    dialogue = [Turn(role=role, text=text) for role, text in zip(roles, texts, strict=False)]
+def turns(*texts: str, system: str | None = None, first: str = "user") -> list[Turn]:
+    """Return turns of both speakers in alternation."""
+    roles = ("user", "assistant") if first == "user" else ("assistant", "user")
+    dialogue = [Turn(role=roles[number % 2], text=text) for number, text in enumerate(texts)]
     return dialogue if system is None else [Turn(role="system", text=system), *dialogue]
 
 
-def texts_of(spans: list[Span]) -> list[tuple[str, bool]]:
-    return [("".join(segment.text for segment in s.segments), s.is_target) for s in spans]
+def renderer(template: ChatTemplate | str) -> ChatRenderer:
+    return ChatRenderer(template, TOKENIZER, kinds=["image"], source="FOLDER")
+
+
+def marked(rendered: Rendered) -> str:
+    """Return a rendered text with its answers in brackets."""
+    text = rendered.text
+    for start, end in reversed(rendered.answers):
+        text = f"{text[:start]}⟦{text[start:end]}⟧{text[end:]}"
+    return text
+
+
+def render(template: ChatTemplate | str, dialogue: list[Turn]) -> str:
+    return marked(renderer(template).render(dialogue))
+
+
+def golden() -> str:
+    """Return a dialogue in the format of each preset, without texts around its media."""
+    sections = []
+    for name in PRESETS:
+        model = system(name).model
+        kind = model.inputs[0].modality
+        dialogue = turns(f"<{kind}>\nWhat is it?", "A cat.", "Sure?", "Yes.")
+        found = chat_renderer(model, TOKENIZER)
+        prompt = found.render_prompt(dialogue[:3]).text
+        assert found.render(dialogue).text.startswith(prompt)
+        sections.append(f"=== {name}\n{marked(found.render(dialogue))}\n")
+    return "".join(sections)
+
+
+def test_the_formats_of_all_presets_equal_the_golden_file() -> None:
+    assert golden() == GOLDEN.read_text()
 
 
 def test_a_system_prompt_may_be_inside_the_first_turn() -> None:
-    assert texts_of(apply_chat_template(turns("a?", "b", "c?", "d"), LLAMA_2)) == [
-        ("[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\na? [/INST]", False),
-        (" b ", True),
-        ("[INST] c? [/INST]", False),
-        (" d ", True),
-    ]
+    assert render(LLAMA_2_CHAT, turns("a?", "b", "c?", "d", system="Be brief.")) == (
+        "[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\na? [/INST]⟦ b </s>⟧<s>[INST] c? [/INST]⟦ d </s>⟧"
+    )
+    with pytest.raises(RenderError, match="belongs to a first turn of the user"):
+        render(LLAMA_2_CHAT, turns("b", "c?", "d", system="Be brief.", first="assistant"))
 
 
-def test_a_sample_s_own_system_prompt_replaces_the_template_s() -> None:
-    spans = texts_of(apply_chat_template(turns("a?", "b", system="Rhyme."), LLAMA_2))
-    assert spans[0][0] == "[INST] <<SYS>>\nRhyme.\n<</SYS>>\n\na? [/INST]"
+def test_a_sample_s_own_system_prompt_replaces_the_template_s_and_keeps_its_blank() -> None:
+    assert render(VICUNA_V1, turns("a?", "b", system="Rhyme.")) == (
+        "Rhyme. USER: a? ASSISTANT:⟦ b</s>⟧"
+    )
+    assert render(VICUNA_V1, turns("a?", "b", system="")) == "USER: a? ASSISTANT:⟦ b</s>⟧"
 
 
-def test_without_a_system_prompt_its_delimiters_are_left_out() -> None:
-    assert (
-        texts_of(apply_chat_template(turns("a?", "b", system=""), LLAMA_2))[0][0]
-        == "[INST] a? [/INST]"
+def test_a_system_turn_in_mid_dialogue_is_refused() -> None:
+    dialogue = turns("a?", "b") + turns("c?", "d", system="Be brief.")
+    with pytest.raises(RenderError, match="refuses it: it has a system turn that is not the first"):
+        render(VICUNA_V1, dialogue)
+
+
+def test_a_dialogue_may_begin_with_the_assistant() -> None:
+    assert render(VICUNA_V1, turns("Hello.", "a?", "b", system="", first="assistant")) == (
+        "ASSISTANT:⟦ Hello.</s>⟧USER: a? ASSISTANT:⟦ b</s>⟧"
     )
 
 
-def test_rounds_may_be_numbered_and_separated() -> None:
-    assert texts_of(apply_chat_template(turns("a?", "b", "c?", "d"), NUMBERED)) == [
-        ("[Round 1] Q: a?\nA:", False),
-        (" b", True),
-        ("\n\n[Round 2] Q: c?\nA:", False),
-        (" d", True),
-    ]
+def test_an_end_that_begins_the_next_turn_is_written_once() -> None:
+    assert render(MINIGPT_4, turns("<image>\na?", "b", "c?", "d")) == (
+        "###Human: <image> a? ###Assistant:⟦ b###⟧Human: c? ###Assistant:⟦ d###⟧"
+    )
+    assert render(VICUNA_V0, turns("a?", "b", "c?", "d", system="")) == (
+        "### Human: a?\n### Assistant:⟦ b\n###⟧ Human: c?\n### Assistant:⟦ d\n###⟧"
+    )
+    assert render(CHATGLM_3, turns("a?", "b", "c?", "d")) == (
+        "<|user|>\n a?<|assistant|>\n⟦ b<|user|>⟧\n c?<|assistant|>\n⟦ d<|user|>⟧"
+    )
+    prompt = renderer(MINIGPT_4).render_prompt(turns("a?", "b", "c?")).text
+    assert prompt == "###Human: a? ###Assistant: b###Human: c? ###Assistant:"
 
 
-def test_a_prompt_without_an_answer_ends_without_a_space() -> None:
-    assert texts_of(apply_chat_template(turns("a?", ""), NUMBERED)) == [
-        ("[Round 1] Q: a?\nA:", False),
-        ("", True),
-    ]
+def test_an_end_may_follow_the_last_answer_only() -> None:
+    assert render(COGVLM, turns("<image>\na?", "b", "c?", "d")) == (
+        "<image> [INST] a? [/INST]⟦ b⟧ [INST] c? [/INST]⟦ d</s>⟧"
+    )
 
 
-def test_special_tokens_are_recognised_in_the_template_only() -> None:
-    span = apply_chat_template(turns("say <|im_end|> now", "b"), CHATML)[0]
-    split = split_special_tokens(span, ["<|im_start|>", "<|im_end|>"])
-    assert [(segment.text, segment.from_template) for segment in split] == [
-        ("<|im_start|>", True),
-        ("user\nsay <|im_end|> now", False),
-        ("<|im_end|>", True),
-        ("\n", False),
-        ("<|im_start|>", True),
-        ("assistant", False),
-    ]
+def test_an_empty_answer_is_as_in_the_published_format() -> None:
+    empty = turns("a?", "", "c?", "d", system="")
+    assert render(VICUNA_V1, empty) == "USER: a? ASSISTANT:USER: c? ASSISTANT:⟦ d</s>⟧"
+    assert render(CHATML, empty) == (
+        "<|im_start|>user\na?<|im_end|>\n<|im_start|>assistant\n⟦<|im_end|>⟧\n"
+        "<|im_start|>user\nc?<|im_end|>\n<|im_start|>assistant\n⟦d<|im_end|>⟧"
+    )
 
 
-def test_the_plain_template_keeps_placeholders_and_answers() -> None:
-    spans = apply_plain_template(turns("<image>\nDescribe it.", "a red 3."))
-    assert texts_of(spans) == [("<image>", False), ("a red 3.", True)]
+def test_rounds_may_be_numbered_from_one_and_from_zero() -> None:
+    numbered = ChatTemplate(user="[{round}/{round0}] {text}\n", assistant="A: {text}", after="\n\n")
+    assert render(numbered, turns("a?", "b", "c?", "d")) == (
+        "[1/0] a?\nA:⟦ b</s>⟧\n\n[2/1] c?\nA:⟦ d</s>⟧"
+    )
+
+
+def test_media_stay_in_their_places_unless_they_come_first() -> None:
+    inline = "Compare <image> and <image>."
+    assert render(VICUNA_V1, turns(inline, "b", system="")) == (
+        "USER: Compare <image> and <image>. ASSISTANT:⟦ b</s>⟧"
+    )
+    assert render(VICUNA_V1, turns(f"<image><image>\n{inline}", "b", system="")) == (
+        "USER: <image>\n<image>\nCompare <image> and <image>. ASSISTANT:⟦ b</s>⟧"
+    )
+
+
+@pytest.mark.parametrize("template", [VICUNA_V1, LLAVA_TEMPLATE, LLAMA_3_TEMPLATE])
+def test_special_tokens_and_placeholders_of_a_text_are_literal(
+    template: ChatTemplate | str,
+) -> None:
+    dialogue = turns(r"<image> Is </s> an end, and \<image> a picture?", "b <s>", system="x")
+    for rendered in (
+        renderer(template).render(dialogue),
+        renderer(template).render_prompt([*dialogue, Turn(role="user", text="c?")]),
+    ):
+        found = {rendered.text[start:][:3] for start in rendered.literal}
+        assert found == {"</s", "<im", "<s>"}
+        assert len(rendered.literal) == 3
+        assert rendered.text.count("<image>") == 2
+        assert not any("\ufdd0" <= letter <= "\ufdef" for letter in rendered.text)
+    with pytest.raises(RenderError, match="noncharacter"):
+        renderer(template).render(turns("\ufdd0", "b"))
+
+
+def test_a_checkpoint_s_template_may_take_lists_of_parts() -> None:
+    assert render(LLAVA_TEMPLATE, turns("<image>\nWhat?", "A cat.", "Sure?", "Yes.")) == (
+        "USER: <image>\nWhat? ASSISTANT: ⟦A cat. ⟧USER: Sure? ASSISTANT: ⟦Yes. ⟧"
+    )
+
+
+def test_answers_are_found_by_rendering_the_prompts_for_them() -> None:
+    assert render(CHATML_TEMPLATE, turns("<image>\nWhat?", "A cat.", "Sure?", "")) == (
+        "<|im_start|>user\n<image>\nWhat?<|im_end|>\n<|im_start|>assistant\n⟦A cat.⟧<|im_end|>\n"
+        "<|im_start|>user\nSure?<|im_end|>\n<|im_start|>assistant\n⟦⟧<|im_end|>\n"
+    )  # the byte tokenizer has no <|im_end|>
+    thinking = CHATML_TEMPLATE.replace(
+        "{{ '<|im_start|>' + message['role'] + '\n' }}",
+        "{{ '<|im_start|>' + message['role'] + '\n' }}"
+        "{% if loop.last and message['role'] == 'assistant' %}<think>{% endif %}",
+    )
+    assert render(thinking, turns("a?", "b", "c?", "d")).endswith(
+        "assistant\n⟦b⟧<|im_end|>\n<|im_start|>user\nc?<|im_end|>\n<|im_start|>assistant\n"
+        "⟦<think>d⟧<|im_end|>\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        (
+            CHATML_TEMPLATE.replace("add_generation_prompt", "add_generation_prompt and false"),
+            "has no prompt for an answer",
+        ),
+        (
+            CHATML_TEMPLATE.replace("assistant\n' }}{% endif", "assistant\nSure: ' }}{% endif"),
+            "hides where an answer starts: the prompt for it ends with",
+        ),
+        (
+            LLAMA_3_TEMPLATE.replace("messages %}{% for", "messages[-1:] %}{% for"),
+            "leaves out a turn of the user",
+        ),
+        ("{{ messages[0].content.missing() }}", "refuses it: 'list object' has no attribute"),
+        ("{% for m in messages %}", "refuses it: Unexpected end of template"),
+    ],
+)
+def test_a_template_that_hides_answers_is_refused_with_the_reason(
+    template: str, reason: str
+) -> None:
+    with pytest.raises(SpecError, match="the chat template of FOLDER cannot be used") as caught:
+        renderer(template)
+    assert reason in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_plain_prompt_keeps_placeholders_and_answers() -> None:
+    dialogue = plain_turns(turns("<image>\nDescribe it.", "a red 3.", system="Be brief."))
+    assert render(PLAIN, dialogue) == "<image>⟦a red 3.</s>⟧"
+    asked = turns("a red 3", "<image>")
+    assert render(PLAIN, plain_turns(asked, ["<image>"])) == "a red 3⟦<image></s>⟧"
+
+
+def test_the_assistant_s_text_reads_without_escapes() -> None:
+    assert assistant_text(turns("<image>", r"a <image> is \<image>")) == "a is <image>"
+
+
+if __name__ == "__main__":
+    GOLDEN.parent.mkdir(exist_ok=True)
+    GOLDEN.write_text(golden())

@@ -9,10 +9,12 @@ from transformers import PreTrainedTokenizerBase
 from etl.storage.schema import Medium, Sample, SampleError, Turn
 from etl.storage.shards import ShardSet
 from model.batch import IGNORED
+from model.presets import system
 from model.pretraining.build import SentenceReader, build_sentence_tokenizer
 from model.spec import ModelSpec
 from pipeline.data.collate import collate, dummy_example
 from pipeline.data.encode import Example, SampleEncoder
+from tests.worlds import sound_question
 
 
 def dialogue(captions: ShardSet, *texts: str) -> Sample:
@@ -212,3 +214,28 @@ def test_text_alone_is_enough_for_a_reader_without_pairs(
     example = encoder.encode(replace(dialogue(captions, "Describe.", "a red 3."), media=()))
     assert not example.media
     assert example.sentence == reader.ids("a red 3.")
+
+
+class Features:
+    """Features of sounds instead of the sounds."""
+
+    kinds = ("audio",)
+
+    def medium(self, medium: Medium) -> torch.Tensor:
+        return torch.zeros(1, 100, 128)
+
+
+def test_a_sound_longer_than_the_encoder_hears_is_reported(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    spec = system("digits_audio").model  # which hears two seconds
+    encoder = SampleEncoder(spec, tokenizer, prompt="chat", max_tokens=200)
+    assert encoder.encode(sound_question(2.0)).cut == ""
+    assert encoder.encode(sound_question(0.3)).cut == ""
+    reason = "audio of 3.5 s, of which the encoder hears 2 s"
+    assert encoder.encode(sound_question(3.5)).cut == reason
+    assert encoder.encode_prompt(sound_question(3.5)).cut == reason
+    # With features the sound is not decoded: its column says how long it is.
+    cached = SampleEncoder(spec, tokenizer, prompt="chat", max_tokens=200, features=Features())  # type: ignore[arg-type]
+    assert cached.encode(sound_question(0.1, duration=3.5)).cut == reason
+    assert cached.encode(sound_question(3.5)).cut == ""

@@ -9,8 +9,9 @@ from transformers import PreTrainedTokenizerBase
 
 from etl.storage.shards import ShardSet, write_folder
 from model.batch import IGNORED
+from model.presets import system
 from model.spec import ModelSpec
-from pipeline.data.dataset import MultimodalDataset
+from pipeline.data.dataset import CutSample, MultimodalDataset
 from pipeline.data.encode import SampleEncoder
 from pipeline.data.lengths import read_lengths
 from pipeline.data.loader import MicroBatch, micro_batches
@@ -18,7 +19,7 @@ from pipeline.data.packing import Layout, PackedLayout, PaddedLayout
 from pipeline.data.sampler import BatchSampler, CostModel
 from pipeline.data.shuffle import ShuffledStream, Source
 from pipeline.data.tokenize import SampleTokenizer
-from tests.worlds import caption_shards
+from tests.worlds import caption_shards, sound_question
 
 LAYOUTS = [PaddedLayout(max_samples=3, order="length"), PackedLayout(max_tokens=128, max_media=8)]
 
@@ -52,7 +53,7 @@ class Data:
             global_batch=batch,
             layout=layout,
             lengths=self.lengths,
-            cost_model=CostModel(per_medium={"image": 10.0}),
+            cost_model=CostModel(per_medium={"image": 10.0, "audio": 10.0}),
         )
         return list(
             micro_batches(
@@ -151,6 +152,19 @@ def test_a_bad_sample_is_reported_and_skipped(
     assert (bad.row, bad.id) == (5, samples[5].id)
     assert "cannot be decoded" in bad.reason
     assert item.batch.media["image"].input_values.shape[0] == 11
+
+
+def test_a_sound_that_is_cut_is_kept_and_reported(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    samples = [sound_question(1.0), sound_question(3.5)]
+    folder = write_folder(tmp_path / "sounds", samples, job="test")
+    data = Data(folder, system("digits_audio").model, tokenizer)
+    layout = PackedLayout(max_tokens=9000, max_media=99)
+    ((item,),) = data.load(layout, range(1), ranks=1, batch=2)
+    assert (item.samples, item.bad) == (2, ())
+    reason = "audio of 3.5 s, of which the encoder hears 2 s"
+    assert item.cut == (CutSample(id="sound-3.5", reason=reason),)
 
 
 def test_a_sample_skipped_for_its_text_is_reported_without_decoding(

@@ -18,7 +18,7 @@ from pipeline.checkpoint.checkpoints import write_weights
 from pipeline.config.run_config import RunConfig, read_config
 from pipeline.evaluate import evaluate as evaluation
 from pipeline.evaluate.evaluate import EvaluateOptions
-from tests.worlds import question_shards
+from tests.worlds import question_shards, sound_question
 
 
 @pytest.mark.parametrize("option", ["--batch", "--max-new-tokens", "--limit"])
@@ -32,9 +32,12 @@ def test_a_number_below_one_is_an_error(option: str, value: str) -> None:
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """A run whose weights are those of the first step."""
-    folder = tmp_path / "run"
+    return run_of("digits", tmp_path / "run")
+
+
+def run_of(name: str, folder: Path) -> Path:
     folder.mkdir()
-    preset = system("digits")
+    preset = system(name)
     sft = replace(preset.sft, precision="bf16")
     config = RunConfig(
         stage="sft", system=replace(preset, sft=sft), data=("data",), output=str(folder)
@@ -75,6 +78,23 @@ def test_samples_without_an_answer_are_reported_and_skipped(
     scores = json.loads((folder / "scores.json").read_text())
     assert (scores["questions"], scores["skipped"]) == (2, 2)
     assert "2 of 4 samples skipped, see" in caplog.text
+
+
+def test_sounds_that_are_cut_are_answered_and_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = run_of("digits_audio", tmp_path / "run")
+    data = write_folder(tmp_path / "data", [sound_question(1.0), sound_question(3.5)], job="test")
+    monkeypatch.setattr(evaluation, "StopRequest", lambda: SimpleNamespace(asked=False))
+    words = ["--run", run, "--data", data, "--max-new-tokens", 2]
+    assert evaluation.evaluate(list(map(str, words))) == 0
+    folder = run / "evaluation"
+    lines = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+    reason = "audio of 3.5 s, of which the encoder hears 2 s"
+    assert [line["cut"] for line in lines] == ["", reason]
+    assert json.loads((folder / "scores.json").read_text())["cut"] == 1
+    assert "1 of 2 samples have media longer than the encoder takes" in caplog.text
+    assert f"the first: sample sound-3.5, {reason}" in caplog.text
 
 
 def test_nothing_to_ask_is_one_line(

@@ -8,7 +8,7 @@ import pytest
 
 from etl.cli import UserError
 from pipeline.config.trainer_state import TrainerState
-from pipeline.run_folder.metrics_writer import MetricsWriter, read_metrics
+from pipeline.run_folder.metrics_writer import MetricsWriter, read_cut_samples, read_metrics
 from tests.disks import make_room, small_disk
 
 
@@ -17,12 +17,14 @@ def test_rewinding_removes_the_lines_after_the_checkpoint(tmp_path: Path) -> Non
     for step in range(1, 6):
         writer.step({"step": step, "loss": 1 / step})
         writer.bad(step, [{"id": f"s{step}"}])
+        writer.cut(step, [{"id": f"long{step}"}])
     with (tmp_path / "metrics.jsonl").open("a") as stream:
         stream.write('{"step": 6, "lo')  # as a killed run leaves it
     writer.rewind(3)
     assert [entry["step"] for entry in read_metrics(tmp_path)] == [1, 2, 3]
     lines = (tmp_path / "bad_samples.jsonl").read_text().splitlines()
     assert [json.loads(line)["id"] for line in lines] == ["s1", "s2", "s3"]
+    assert [one["id"] for one in read_cut_samples(tmp_path)] == ["long1", "long2", "long3"]
 
 
 def test_only_rank_0_writes(tmp_path: Path) -> None:

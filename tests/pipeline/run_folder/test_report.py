@@ -163,6 +163,16 @@ def test_skipped_samples_are_counted_by_reason(tmp_path):
     assert "web-3" not in page.texts  # the last twenty are shown
 
 
+def test_cut_samples_are_shown(tmp_path):
+    reason = f"audio of 41.2 s {NASTY}"
+    lines = [{"step": step, "id": f"web-{step}", "reason": reason} for step in range(30)]
+    write_lines(tmp_path / "cut_samples.jsonl", lines)
+    page = report(tmp_path, metrics(2))
+    assert "Samples with media longer than the encoder takes: 30" in page.texts
+    assert {reason, "web-29"} <= set(page.texts)
+    assert "web-3" not in page.texts  # the last twenty are shown
+
+
 def write_evaluation(folder: Path) -> None:
     kinds = {
         kind: {"questions": 2, "accuracy": 0.5, "blind": 0.25, "chance": 0.125} for kind in "ab"

@@ -5,6 +5,7 @@ import torch
 from model.presets import system
 from pipeline.checkpoint.async_writer import SaveStatus
 from pipeline.data.collate import pack
+from pipeline.data.dataset import CutSample
 from pipeline.data.encode import Example, MediumInput
 from pipeline.data.loader import MicroBatch
 from pipeline.train.losses import loss_terms
@@ -26,7 +27,8 @@ def item(*kinds: str) -> MicroBatch:
         for kind in kinds
     )
     example = Example(ids=[1, 2], labels=[1, 2], kinds=["", ""], media=inputs)
-    return MicroBatch(batch=pack([example]), samples=1)
+    cut = tuple(CutSample(id=kind, reason="long") for kind in kinds if kind == "audio")
+    return MicroBatch(batch=pack([example]), samples=1, cut=cut)
 
 
 def test_a_kind_is_used_whether_as_features_or_as_values(alone: None) -> None:
@@ -36,7 +38,7 @@ def test_a_kind_is_used_whether_as_features_or_as_values(alone: None) -> None:
     losses = loss_terms(preset.model, preset.pt)
     sync = sync_step(items, KINDS, losses, stop=False, save_status=status, device="cpu")
     assert sync.used == (("image", "audio"), ("image",), ())
-    assert sync.samples == 3
+    assert (sync.samples, sync.bad, sync.cut) == (3, 0, 1)
     assert sync.counts == {"text": 3}
     assert sync.save_status == status
     assert not sync.unreadable
