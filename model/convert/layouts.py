@@ -101,13 +101,13 @@ def find_layout(spec: ModelSpec, stage: Stage) -> Layout:
 
 
 def _check_tensors(layout: Layout, spec: ModelSpec, stage: Stage) -> None:
-    """Raise SpecError unless both models have the same tensors, but for names and vocabulary."""
+    """Raise SpecError unless both models have the same tensors, but for their names."""
     plain = replace(stage, peft=None, recompute=False, reference=None)
     ours = build_on_meta(spec, plain).state_dict()
     unused = set(ours)
     for name, tensor in layout.build().state_dict().items():
         own = layout.our_name(name)
-        if own not in ours or ours[own].shape[1:] != tensor.shape[1:]:
+        if own not in ours or ours[own].shape != tensor.shape:
             raise SpecError(f"{layout.architecture} of transformers has {name}, the model has not")
         unused.discard(own)
     if unused:
@@ -203,8 +203,12 @@ def _tower(encoder: Encoder) -> _Tower | None:
             "LLaVA of transformers takes a hidden state before the encoder's last norm; set "
             "model.inputs.image.encoder.feature_layer=-1 before training for its layout"
         )
+    config = config_of(encoder.config)
+    config.vision_use_head = False  # SigLIP's, of which our tower has no weights
+    if "image_size" in encoder.config:
+        config.image_size = encoder.processor.side
     return _Tower(
-        config=config_of(encoder.config),
+        config=config,
         layer=-1 if encoder.feature_layer is None else encoder.feature_layer,
         select="default" if drops else "full",
         patch_size=encoder.config["patch_size"],

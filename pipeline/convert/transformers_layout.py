@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,36 +81,29 @@ def _tensors(
             continue  # one of two tied ones: the other is among ours
         rows = len(empty) if empty.ndim else 0
         dtype = model.dtype if tensor.is_floating_point() else tensor.dtype
+        read = partial(_with_rows, tensor, rows, dtype)
         yield (
             layout.published_name(name),
-            LazyTensor(
-                size=empty.numel() * dtype.itemsize,
-                read=lambda tensor=tensor, rows=rows, dtype=dtype: _with_rows(tensor, rows).to(
-                    dtype
-                ),
-            ),
+            LazyTensor(size=empty.numel() * dtype.itemsize, read=read),
         )
 
 
-def _with_rows(tensor: Tensor, rows: int) -> Tensor:
-    """Return an embedding, or an output matrix, with further rows: each the mean of its own.
+def _with_rows(tensor: Tensor, rows: int, dtype: torch.dtype) -> Tensor:
+    """Return a tensor as it is written: an embedding or an output matrix may have further rows.
 
-    The logit of such a token is the mean of all logits, so it is never the most likely one.
+    Each is the mean of its own rows. The logit of such a token is the mean of all logits, so it is
+    never the most likely one.
     """
-    if tensor.ndim == 0 or len(tensor) >= rows:
-        return tensor
-    mean = tensor.float().mean(0, keepdim=True).to(tensor.dtype)
-    return torch.cat([tensor, mean.expand(rows - len(tensor), *mean.shape[1:])])
+    if tensor.ndim and len(tensor) < rows:
+        mean = tensor.float().mean(0, keepdim=True).to(tensor.dtype)
+        tensor = torch.cat([tensor, mean.expand(rows - len(tensor), *mean.shape[1:])])
+    return tensor.to(dtype)
 
 
-def _generation_config(
-    model: TrainedModel, tokenizer: PreTrainedTokenizerBase
-) -> GenerationConfig:
+def _generation_config(model: TrainedModel, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
     """Return greedy decoding that ends where our answers end."""
     stage = model.stage
-    prompts = SampleEncoder(
-        model.spec, tokenizer, prompt=stage.prompt, max_tokens=stage.max_tokens
-    )
+    prompts = SampleEncoder(model.spec, tokenizer, prompt=stage.prompt, max_tokens=stage.max_tokens)
     pad = tokenizer.pad_token_id
     starts = {"decoder_start_token_id": pad} if model.spec.backbone.seq2seq else {}
     return GenerationConfig(
