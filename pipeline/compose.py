@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from etl.cli import UserError, parse
@@ -14,9 +14,10 @@ from model.compose.backbones import backbone_from
 from model.compose.encoders import encoder_from
 from model.compose.system import compose
 from model.presets import PRESETS
-from model.spec import System
+from model.spec import ChatTemplate, System
 from model.spec.backbones import Backbone
 from model.spec.input_branches import Encoder, Modality, Projector
+from model.weights import load_tokenizer
 from pipeline.config.decode import decode
 from pipeline.config.files import is_file
 from pipeline.config.run_config import changed_preset
@@ -88,7 +89,9 @@ def _encoder(source: str, modality: Modality) -> Encoder:
 def _backbone(source: str) -> Backbone:
     if _is_preset(source):
         return changed_preset(source, "full", ()).model.backbone
-    return backbone_from(_absolute(source))
+    backbone = backbone_from(_absolute(source))
+    own = load_tokenizer(backbone.weights).chat_template
+    return backbone if own else replace(backbone, template=ChatTemplate())
 
 
 def _is_preset(source: str) -> bool:
@@ -120,10 +123,14 @@ def _summary(system: System, output: Path) -> list[str]:
         for branch in system.model.inputs
     ]
     packed = "packed" if system.model.supports_packing else "padded: its class cannot pack them"
+    template = "the checkpoint's chat template"
+    if backbone.template is not None:
+        opening = backbone.template.user.partition("{")[0].strip()
+        template = f"no chat template there, so one of mmloom's: {opening} …"
     return [
         *lines,
         f"backbone: {backbone.kind}, {backbone.layers} layers of width {backbone.width}; "
-        f"samples are {packed}",
+        f"samples are {packed}; {template}",
         f"{output}: next, `python -m pipeline plan {output} --stage pt --gpus 1`, then "
         f"`python -m pipeline pt {output} --data DIR --output RUN`",
     ]

@@ -93,7 +93,7 @@ def test_a_composed_file_is_what_show_prints_and_can_be_edited(
     composed(*SYSTEMS["siglip2 and qwen3"])
     capsys.readouterr()
     run(["show", "own.json"])
-    assert capsys.readouterr().out == Path("own.json").read_text() + "\n"
+    assert capsys.readouterr().out == Path("own.json").read_text()
     fields = json.loads(Path("own.json").read_text())
     fields["model"]["inputs"][0]["projector"] = {"kind": "mlp", "depth": 4}
     del fields["sft"]
