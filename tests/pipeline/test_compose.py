@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,27 @@ def test_a_composed_file_is_what_show_prints_and_can_be_edited(
     shown = json.loads(capsys.readouterr().out)
     assert shown["model"]["inputs"][0]["projector"]["depth"] == 4
     assert (shown["pt"]["epochs"], shown["sft"]) == (3, None)
+
+
+def test_a_part_may_be_given_by_its_kind_and_its_weights_alone() -> None:
+    system = composed(*SYSTEMS["siglip2 and qwen3"])
+    (branch,), backbone = system.model.inputs, system.model.backbone
+    encoder = {"kind": "hf_vision", "weights": branch.encoder.weights}
+    llm = {"kind": "hf_causal", "weights": backbone.weights}
+    fields = json.loads(Path("own.json").read_text())
+    fields["model"]["inputs"][0]["encoder"] = encoder
+    fields["model"]["backbone"] = llm | {"supports_packing": False}
+    Path("short.json").write_text(json.dumps(fields))
+    short = changed_preset("short.json", "full", ())
+    assert short.model.inputs == system.model.inputs
+    assert short.model.backbone == replace(backbone, supports_packing=False)
+    by_options = changed_preset(
+        "llava",
+        "full",
+        [f"model.backbone={json.dumps(llm)}", f"model.inputs.image.encoder={json.dumps(encoder)}"],
+    )
+    assert by_options.model.backbone == backbone
+    assert by_options.model.inputs[0].encoder == branch.encoder
 
 
 def test_paths_are_absolute_so_that_commands_may_run_elsewhere() -> None:
