@@ -12,10 +12,12 @@ from dataclasses import replace
 
 from model.compose.backbones import lora_targets
 from model.presets.blocks import LORA, PROJECTORS
+from model.presets.templates import CONTINUATION
 from model.spec import InputBranchSpec, Lora, ModelSpec, SpecError, Stage, System
 from model.spec.backbones import Backbone
 from model.spec.input_branches import Encoder, Modality, Projector
 from model.spec.projectors import Mlp
+from model.weights import load_tokenizer
 
 VIDEO_FRAMES = 8
 """Sampled from a video unless the preset file says otherwise."""
@@ -83,6 +85,17 @@ def _pt(max_tokens: int) -> Stage:
         max_tokens=max_tokens,
         recompute=True,
     )
+
+
+def with_template(backbone: Backbone) -> Backbone:
+    """Return a backbone with a format of dialogues: a base model has none of its own.
+
+    Raises:
+        SpecError: there is no tokenizer.
+    """
+    if backbone.template is not None or load_tokenizer(backbone.weights).chat_template:
+        return backbone
+    return replace(backbone, template=CONTINUATION)
 
 
 def default_projector(encoder: Encoder) -> Projector:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import torch
 from etl.cli import UserError
 from etl.storage.shards import ShardSet
 from model.build import build_tokenizer
+from model.presets.templates import CONTINUATION
 from model.spec import Mlp, SpecError, System
 from model.spec.hf_backbones import HfCausal
 from pipeline.cli import run
@@ -124,6 +126,20 @@ def test_a_part_may_be_given_by_its_kind_and_its_weights_alone() -> None:
     )
     assert by_options.model.backbone == backbone
     assert by_options.model.inputs[0].encoder == branch.encoder
+
+
+def test_a_base_model_without_a_chat_template_continues_the_question(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = shutil.copytree(folder / "parts" / "qwen3", tmp_path / "base")
+    (base / "chat_template.jinja").unlink()
+    system = composed("--image", "parts/siglip2", "--llm", str(base))
+    assert system.model.backbone.template == CONTINUATION
+    assert "no chat template, so none is used" in capsys.readouterr().out
+    (base / "tokenizer.json").unlink()
+    (base / "tokenizer_config.json").unlink()
+    with pytest.raises(SpecError, match="holds no tokenizer"):
+        composed("--image", "parts/siglip2", "--llm", str(base))
 
 
 def test_paths_are_absolute_so_that_commands_may_run_elsewhere() -> None:
