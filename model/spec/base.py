@@ -15,6 +15,33 @@ class SpecError(ValueError):
     """An invalid specification: one line that says what is wrong and what would be right."""
 
 
+class FieldError(SpecError):
+    """A field's value that is out of its range; `field` is its name, `reason` what is wrong.
+
+    The decoder puts before it the name of what it decodes.
+    """
+
+    def __init__(self, field: str, reason: str) -> None:
+        super().__init__(f"{field}: {reason}")
+        self.field, self.reason = field, reason
+
+
+def check_at_least(spec: object, least: float, *fields: str) -> None:
+    """Raise FieldError for a field below `least` that is not None, or that is not a number."""
+    for field in fields:
+        value = getattr(spec, field)
+        if value is not None and not value >= least:
+            raise FieldError(field, f"{value}, want {least} or more")
+
+
+def check_fraction(spec: object, *fields: str) -> None:
+    """Raise FieldError for a field that is not None and not in [0, 1]."""
+    for field in fields:
+        value = getattr(spec, field)
+        if value is not None and not 0 <= value <= 1:
+            raise FieldError(field, f"{value}, want a number from 0 to 1")
+
+
 def choose(name: str, choices: Sequence[str], what: str) -> str:
     """Return `name` if it is among the choices.
 

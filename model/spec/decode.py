@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Mapping
 from difflib import get_close_matches
 from typing import Any, TypeVar
 
-from model.spec.base import SpecError
+from model.spec.base import FieldError, SpecError
 
 T = TypeVar("T")
 CheckKey = Callable[[str, str, Collection[str]], None]
@@ -80,9 +80,13 @@ class _Decoder:
             required = field.default is dataclasses.MISSING is field.default_factory
             if required and name not in value:
                 raise DecodeError(f"{where}.{name}: missing")
-        return cls(
-            **{key: self.decode(hints[key], item, f"{where}.{key}") for key, item in value.items()}
-        )
+        items = {
+            key: self.decode(hints[key], item, f"{where}.{key}") for key, item in value.items()
+        }
+        try:
+            return cls(**items)
+        except FieldError as error:
+            raise DecodeError(f"{where}.{error}") from None
 
     def _union(self, kinds: tuple[Any, ...], value: object, where: str) -> object:
         if value is None and type(None) in kinds:

@@ -10,7 +10,7 @@ from typing import Literal
 
 from model.spec.audio import Beats, CFormer, Hubert, Whisper
 from model.spec.backbones import Backbone
-from model.spec.base import ProjectorShape, SpecError, choose
+from model.spec.base import FieldError, ProjectorShape, SpecError, check_at_least, choose
 from model.spec.fusion import Fusion, GatedCrossAttention, Splice
 from model.spec.glu_adapter import GluAdapter
 from model.spec.hf_encoders import HfAudio, HfVision
@@ -168,6 +168,20 @@ class InputBranchSpec:
         )
 
 
+_SIZES = ("layers", "width", "mlp_width", "heads", "kv_heads", "vocabulary", "max_positions")
+
+
+def _check_sizes(spec: object, where: str) -> None:
+    """Raise SpecError for a size that is not positive, or heads that do not divide the width."""
+    try:
+        check_at_least(spec, 1, *(name for name in _SIZES if hasattr(spec, name)))
+    except FieldError as error:
+        raise SpecError(f"{where}.{error}") from None
+    width, heads = getattr(spec, "width", None), getattr(spec, "heads", None)
+    if width and heads and not hasattr(spec, "head_width") and width % heads:
+        raise SpecError(f"{where}.heads: {heads}, want a divisor of the width {width}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
     """One model: input branches, backbone, fusion of the two, and output branches."""
@@ -186,7 +200,9 @@ class ModelSpec:
                     f"inputs: {names.count(name)} branches for {name!r}, at most one allowed"
                 )
         self._check_outputs()
+        _check_sizes(self.backbone, "backbone")
         for branch in self.inputs:
+            _check_sizes(branch.encoder, "encoder")
             self._check_shared(branch, "encoder", branch.encoder_of)
             self._check_shared(branch, "projector", branch.projector_of)
             branch.projector.tokens(branch.projector_shape(self.projected_width))

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from model.spec.backbones import Backbone
-from model.spec.base import SpecError
+from model.spec.base import SpecError, check_at_least, check_fraction
 
 LLAMA_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 OPT_LINEAR = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
@@ -48,6 +48,12 @@ class Lora:
 
     parameter_marker: ClassVar[str] = "lora_"
     zero3: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        """Raise SpecError for a value out of its range."""
+        check_at_least(self, 1, "rank", "alpha")
+        check_at_least(self, 0, "learning_rate")
+        check_fraction(self, "dropout")
 
     def check(self, backbone: Backbone) -> None:
         """Do nothing: any backbone has linear layers."""
@@ -79,6 +85,12 @@ class QLora:
     parameter_marker: ClassVar[str] = "lora_"
     zero3: ClassVar[bool] = False
 
+    def __post_init__(self) -> None:
+        """Raise SpecError for a value out of its range."""
+        check_at_least(self, 1, "rank", "alpha")
+        check_at_least(self, 0, "learning_rate")
+        check_fraction(self, "dropout")
+
     def check(self, backbone: Backbone) -> None:
         """Do nothing: any backbone has linear layers."""
 
@@ -103,6 +115,11 @@ class Prefix:
 
     parameter_marker: ClassVar[str] = "prefix"
     zero3: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        """Raise SpecError for a value out of its range."""
+        check_at_least(self, 1, "length", "hidden")
+        check_at_least(self, 0, "learning_rate")
 
     def check(self, backbone: Backbone) -> None:
         """Raise SpecError unless the backbone is causal: T5's positions do not allow a prefix."""
@@ -131,6 +148,11 @@ class Adapter:
 
     parameter_marker: ClassVar[str] = "adapter"
     zero3: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        """Raise SpecError for a value out of its range."""
+        check_at_least(self, 1, "bottleneck")
+        check_at_least(self, 0, "learning_rate")
 
     def check(self, backbone: Backbone) -> None:
         """Do nothing: any backbone has linear layers."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal, Self
 
-from model.spec.base import SpecError, choose
+from model.spec.base import SpecError, check_at_least, check_fraction, choose
 from model.spec.init import ImageTextInit, SentenceInit
 from model.spec.input_branches import ModelSpec
 from model.spec.output_branches import Generation, OutputBranchSpec
@@ -44,6 +44,11 @@ class ParameterGroup:
     schedule: Schedule | None = None
     warmup: float | None = None
     layer_decay: float | None = None
+
+    def __post_init__(self) -> None:
+        """Raise SpecError for a value out of its range."""
+        check_at_least(self, 0, "learning_rate", "weight_decay")
+        check_fraction(self, "warmup", "layer_decay")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +105,12 @@ class Stage:
     packing: Literal["auto", "off"] = "auto"
     pack_media: int = 4
     z_loss: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Raise SpecError for a value out of its range."""
+        check_at_least(self, 1, "epochs", "global_batch", "micro_batch", "max_tokens", "pack_media")
+        check_at_least(self, 0, "learning_rate", "weight_decay", "gradient_clipping", "z_loss")
+        check_fraction(self, "warmup")
 
     def tiny(self) -> Self:
         """Return the same stage for a tiny model: same parameters and losses, small sizes."""

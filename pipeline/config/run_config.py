@@ -12,6 +12,7 @@ import tyro
 from etl.cli import UserError, parse
 from etl.storage.atomic import write_json
 from model.spec import ModelSpec, SpecError, Stage, System
+from model.spec.base import FieldError
 from model.spec.system import InitStage
 from pipeline.config.decode import decode
 from pipeline.config.files import CONFIG_FILE, leaves, older_file, read_mapping, read_preset
@@ -186,10 +187,11 @@ def resolve(options: TrainOptions, stage: StageName) -> RunConfig:
     """
     base = _base_config(options, stage, options.part)
     changed = {name: getattr(options, name) for name in _names(StageOptions)}
-    settings = replace(
-        base.settings,
-        **{name: value for name, value in changed.items() if value is not None},
-    )
+    given = {name: value for name, value in changed.items() if value is not None}
+    try:
+        settings = replace(base.settings, **given)
+    except FieldError as error:
+        raise UserError(f"--{error.field.replace('_', '-')}: {error.reason}") from None
     run = RunConfig(
         stage=stage,
         system=_with_stage(base.system, stage, settings),
@@ -291,14 +293,10 @@ def _check(run: RunConfig) -> None:
         raise UserError("--data: name at least one folder of shards")
     if not run.output:
         raise UserError("--output: name the run folder")
-    settings = run.settings
     positive: dict[str, float] = {
         "--save-every": run.save_every,
         "--keep-last": run.keep_last,
         "--log-every": run.log_every,
-        "--epochs": settings.epochs,
-        "--global-batch": settings.global_batch,
-        "--micro-batch": settings.micro_batch,
         "--stall-seconds": run.stall_seconds,
         "--max-nonfinite-steps": run.max_nonfinite_steps,
     }
@@ -308,8 +306,6 @@ def _check(run: RunConfig) -> None:
     for option, value in positive.items():
         if value < 1:
             raise UserError(f"{option}: {value}, want 1 or more")
-    if not settings.gradient_clipping >= 0:
-        raise UserError(f"--gradient-clipping: {settings.gradient_clipping}, want 0 or more")
     if run.keep_every is not None and run.keep_every % run.save_every:
         near = -(-run.keep_every // run.save_every) * run.save_every
         raise UserError(

@@ -47,6 +47,29 @@ def test_gradient_clipping_is_an_option_of_the_stage() -> None:
         minimal("--gradient-clipping=-1")
 
 
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("pt.micro_batch=0", r"pt\.micro_batch: 0, want 1 or more"),
+        ("pt.global_batch=-8", r"pt\.global_batch: -8, want 1 or more"),
+        ("pt.learning_rate=-1", r"pt\.learning_rate: -1\.0, want 0 or more"),
+        ("pt.epochs=0", r"pt\.epochs: 0, want 1 or more"),
+        ("pt.max_tokens=0", r"pt\.max_tokens: 0, want 1 or more"),
+        ("pt.warmup=5", r"pt\.warmup: 5\.0, want a number from 0 to 1"),
+        ("pt.learning_rate=NaN", r"pt\.learning_rate: nan, want 0 or more"),
+        ("sft.peft.rank=0", r"sft\.peft\.rank: 0, want 1 or more"),
+        ("sft.peft.alpha=0", r"sft\.peft\.alpha: 0, want 1 or more"),
+        ("sft.peft.dropout=2", r"sft\.peft\.dropout: 2\.0, want a number from 0 to 1"),
+        ("model.backbone.layers=0", r"backbone\.layers: 0, want 1 or more"),
+        ("model.backbone.heads=3", r"backbone\.heads: 3, want a divisor of the width \d+"),
+        ("model.inputs.image.encoder.layers=0", r"encoder\.layers: 0, want 1 or more"),
+    ],
+)
+def test_a_value_out_of_its_range_is_one_line(setting: str, message: str) -> None:
+    with pytest.raises((UserError, SpecError), match=message):
+        minimal("--set", setting)
+
+
 def test_a_pre_trained_part_has_settings_of_its_own() -> None:
     words = ("--data", "d", "--output", "o", "--part", "pformer", "--epochs", "7")
     run = resolved("dlp", *words, stage="init")
