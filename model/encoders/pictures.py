@@ -65,7 +65,7 @@ def _padded(
     mean = tuple(int(255 * value) for value in processor.mean)
     colour = mean if processor.pad == "mean" else (255, 255, 255)
     left = (longer - picture.width) // 2
-    if 0 < left and longer**2 <= BAND_PIXELS:
+    if left > 0 and longer**2 <= BAND_PIXELS:
         square = Image.new("RGB", (longer, longer), colour)
         square.paste(picture, (left, 0))
         return square
