@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
 from model import packing
@@ -336,6 +336,7 @@ class MultimodalLM(nn.Module):
         pad_id: int,
         end_ids: Sequence[int],
         streamer: BaseStreamer | None = None,
+        stop: StoppingCriteria | None = None,
     ) -> Tensor:
         """Return the new ids (b, ≤ max_new_tokens) of greedy decoding from left-padded prompts.
 
@@ -345,6 +346,7 @@ class MultimodalLM(nn.Module):
             pad_id: after the end of an answer.
             end_ids: of which any ends an answer.
             streamer: gets the ids of a single prompt's answer as they are generated.
+            stop: says which answers are complete otherwise.
         """
         embeddings_btd, kwargs = self.embed(batch, self.media_tokens(batch))
         with inject_decoder_kwargs(self.backbone.get_decoder(), kwargs):
@@ -358,6 +360,7 @@ class MultimodalLM(nn.Module):
                 decoder_start_token_id=pad_id if self.spec.backbone.seq2seq else None,
                 eos_token_id=list(end_ids) or None,
                 streamer=streamer,
+                stopping_criteria=StoppingCriteriaList([] if stop is None else [stop]),
             )
         # A seq2seq decoder's start token is not part of the answer.
         return ids_bt[:, 1:] if self.spec.backbone.seq2seq else ids_bt

@@ -123,8 +123,10 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     """
     name, options = source_options(source)
     folder = Path(name)
-    if folder.is_dir() and not any(
-        found for pattern in _TOKENIZER_FILES for found in folder.glob(pattern)
+    if (
+        folder.is_dir()
+        and "gguf_file" not in options
+        and not any(found for pattern in _TOKENIZER_FILES for found in folder.glob(pattern))
     ):
         names = ", ".join(_TOKENIZER_FILES)
         raise SpecError(f"{source}: holds no tokenizer; want one of {names} next to the weights")

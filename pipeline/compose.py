@@ -12,8 +12,9 @@ from etl.cli import UserError, parse
 from etl.storage.atomic import write_json
 from model.compose.backbones import backbone_from
 from model.compose.encoders import encoder_from
-from model.compose.system import compose
+from model.compose.system import compose, with_template
 from model.presets import PRESETS
+from model.presets.templates import CONTINUATION
 from model.spec import System
 from model.spec.backbones import Backbone
 from model.spec.input_branches import Encoder, Modality, Projector
@@ -88,7 +89,7 @@ def _encoder(source: str, modality: Modality) -> Encoder:
 def _backbone(source: str) -> Backbone:
     if _is_preset(source):
         return changed_preset(source, "full", ()).model.backbone
-    return backbone_from(_absolute(source))
+    return with_template(backbone_from(_absolute(source)))
 
 
 def _is_preset(source: str) -> bool:
@@ -119,11 +120,14 @@ def _summary(system: System, output: Path) -> list[str]:
         f"{branch.tokens} tokens of the backbone's {backbone.max_positions} positions"
         for branch in system.model.inputs
     ]
+    chat = "its own chat template" if backbone.template is None else "a preset's chat template"
+    if backbone.template == CONTINUATION:
+        chat = "no chat template, so none is used"
     packed = "packed" if system.model.supports_packing else "padded: its class cannot pack them"
     return [
         *lines,
         f"backbone: {backbone.kind}, {backbone.layers} layers of width {backbone.width}; "
-        f"samples are {packed}",
+        f"{chat}; samples are {packed}",
         f"{output}: next, `python -m pipeline plan {output} --stage pt --gpus 1`, then "
         f"`python -m pipeline pt {output} --data DIR --output RUN`",
     ]

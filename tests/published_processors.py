@@ -128,6 +128,16 @@ class Comparison:
     answers: int = 0
     compared: int = 0
 
+    def __add__(self, other: "Comparison") -> "Comparison":
+        return Comparison(
+            *(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True))
+        )
+
+    @property
+    def equal(self) -> bool:
+        """Whether all were."""
+        return set(vars(self).values()) == {self.compared}
+
 
 def llama_3() -> PreTrainedTokenizerBase:
     names = ["<|begin_of_text|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>"]
@@ -286,13 +296,8 @@ class Oracle:
 
     def compare(self, image: Path) -> Comparison:
         """Compare all dialogues about an image file."""
-        total = Comparison()
-        for texts in self.case.dialogues():
-            found = self.compare_dialogue(texts, image)
-            total = Comparison(
-                *(a + b for a, b in zip(vars(total).values(), vars(found).values(), strict=True))
-            )
-        return total
+        found = (self.compare_dialogue(texts, image) for texts in self.case.dialogues())
+        return sum(found, start=Comparison())
 
     def compare_dialogue(self, texts: Sequence[str], image: Path) -> Comparison:
         """Compare the ids and targets of a dialogue, its pixels, and the answer to its end."""

@@ -14,13 +14,17 @@ from pipeline.config.run_config import RunConfig
 
 
 def random_run(folder: Path, preset: System | str, **changes: object) -> RunConfig:
-    """Write a run of stage SFT; the digits presets keep their toy checkpoints, others are tiny.
+    """Write a run of stage SFT whose trained weights are random, also those initially zero.
 
-    All that the stage trains is random, also what is initially zero, such as half of LoRA.
+    Args:
+        folder: the run's.
+        preset: a name: the digits presets keep their toy checkpoints, others are tiny with random
+            weights; or a system of any size, with random weights.
+        changes: of the stage.
     """
-    base = system(preset) if isinstance(preset, str) else preset
-    toy = base.name.startswith("digits")
-    base = base if toy else base.tiny()
+    toy = isinstance(preset, str) and preset.startswith("digits")
+    base = preset if isinstance(preset, System) else system(preset)
+    base = base if toy or isinstance(preset, System) else base.tiny()
     base = replace(base, sft=replace(base.sft, precision="fp32", **changes))
     weights = "pretrained" if toy else "random"
     config = RunConfig(stage="sft", system=base, weights=weights, data=(), output=str(folder))

@@ -416,7 +416,7 @@ def test_the_sample_of_the_readme_is_what_the_code_makes_of_it():
     tokenize = SampleTokenizer(
         spec.model, tokenizer, prompt=spec.sft.prompt, max_tokens=spec.sft.max_tokens
     ).tokenize
-    tokens = tokenize(sample.id, sample.turns, ["image"], truncate=True)
+    tokens = tokenize(sample.id, sample.turns, ["image"])
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     rows = {
         name: re.search(rf"^{name} +(.*)$", text, re.MULTILINE)[1].replace("0 ×36", "0×36").split()

@@ -102,7 +102,7 @@ def _spec(source: str, config: PretrainedConfig, fields: dict[str, Any]) -> HfCa
                 f"{source}: {kind!r} starts answers with token {config.decoder_start_token_id}, "
                 f"not with padding ({config.pad_token_id}) as T5 does, which is not supported"
             )
-    elif kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+    elif kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not config.is_encoder_decoder:
         spec = HfCausal(weights=source, config=fields)
     else:
         raise SpecError(f"{source}: {kind!r} is no language model that transformers can build")

@@ -6,22 +6,26 @@ LoRA are those of LLaVA-1.5 (Liu et al. 2023, arXiv:2310.03744, table 9, and its
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
 from model.compose.backbones import lora_targets
 from model.presets.blocks import LORA, PROJECTORS
+from model.presets.templates import CONTINUATION
 from model.spec import InputBranchSpec, Lora, ModelSpec, SpecError, Stage, System
 from model.spec.backbones import Backbone
 from model.spec.input_branches import Encoder, Modality, Projector
-from model.spec.projectors import Mlp, TokenConcat
+from model.spec.projectors import Mlp
+from model.weights import load_tokenizer
 
 VIDEO_FRAMES = 8
 """Sampled from a video unless the preset file says otherwise."""
 MAX_TOKENS = 2048
-_LONG = 1000
-"""Tokens of a medium from which adjacent ones are joined by default, such as Whisper's 1,500."""
-_MOST_JOINED = 8
+_MANY_FRAMES, _FRAMES = 150, 5
+"""Tokens of a sound above which five become one: three seconds of Whisper's or wav2vec 2.0's."""
+_MANY_PATCHES = 1000
+"""Tokens of a picture above which four become one."""
 
 
 def compose(
@@ -83,9 +87,25 @@ def _pt(max_tokens: int) -> Stage:
     )
 
 
+def with_template(backbone: Backbone) -> Backbone:
+    """Return a backbone with a format of dialogues: a base model has none of its own.
+
+    Raises:
+        SpecError: there is no tokenizer.
+    """
+    if backbone.template is not None or load_tokenizer(backbone.weights).chat_template:
+        return backbone
+    return replace(backbone, template=CONTINUATION)
+
+
 def default_projector(encoder: Encoder) -> Projector:
-    """Return two linear layers, or one that joins adjacent tokens where there are many."""
-    if encoder.tokens <= _LONG:
-        return Mlp()
-    joined = [size for size in range(2, _MOST_JOINED + 1) if encoder.tokens % size == 0]
-    return TokenConcat(group_size=joined[-1]) if joined else Mlp()
+    """Return two linear layers; behind a merging of tokens where there are many.
+
+    Sounds are shortened as in SLAM-LLM, pictures of an even grid as in InternVL 1.5 (see `Mlp`).
+    """
+    if "audio" in encoder.media:
+        return Mlp(shorten="stack", factor=_FRAMES) if encoder.tokens > _MANY_FRAMES else Mlp()
+    side = math.isqrt(encoder.tokens)
+    square = side**2 == encoder.tokens and side % 2 == 0
+    many = encoder.tokens > _MANY_PATCHES and square
+    return Mlp(shorten="pixel_shuffle", factor=2, norm_input=True) if many else Mlp()

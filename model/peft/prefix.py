@@ -82,12 +82,22 @@ def add(backbone: PreTrainedModel, spec: Prefix) -> None:
     attention = attention_implementation(config)
     if attention not in ("sdpa", "eager"):
         raise SpecError(f"peft: 'prefix' does not support {attention} attention")
-    layers = [module for module in decoder.modules() if hasattr(module, "layer_idx")]
+    layers = _attention_layers(decoder)
     encoder = PrefixEncoder(spec, (len(layers), 2, *_heads(config)), config.hidden_size)
     decoder.prefix = encoder.to(next(backbone.parameters()).dtype)
     decoder.register_forward_pre_hook(_compute_prefix, with_kwargs=True)
     for layer in layers:
         layer.register_forward_pre_hook(_prepend_prefix, with_kwargs=True)
+
+
+def _attention_layers(decoder: nn.Module) -> list[nn.Module]:
+    """Return the modules that use the cache: in some classes a whole layer has an index, too."""
+    indexed = [module for module in decoder.modules() if hasattr(module, "layer_idx")]
+    return [
+        module
+        for module in indexed
+        if not any(hasattr(inner, "layer_idx") for inner in list(module.modules())[1:])
+    ]
 
 
 def _heads(config: PretrainedConfig) -> tuple[int, int]:

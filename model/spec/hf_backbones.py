@@ -64,6 +64,14 @@ _TINY_LIMITS: Mapping[str, int] = {
     "num_experts_per_tok": 2,
 }
 
+_TINY_TOKENS: Mapping[str, int] = {
+    "pad_token_id": 0,
+    "decoder_start_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+"""Of the byte tokenizer."""
+
 _PER_LAYER = ("layer_types", "mlp_layer_types", "no_rope_layers")
 
 
@@ -199,10 +207,8 @@ def tiny_config(config: Mapping[str, Any]) -> dict[str, Any]:
                 tiny[name] = min(value, _TINY_LIMITS[name])
             elif name in KEY_VALUE_HEADS:
                 tiny[name] = 4 if value == heads else min(value, 2)
-        if name.endswith("token_id"):  # beyond the tiny vocabulary there is no such token
-            ids = value if isinstance(value, list) else [value]
-            fits = all(isinstance(one, int) and one < TINY_VOCABULARY for one in ids)
-            tiny[name] = value if fits else None
+        if name in _TINY_TOKENS:  # others may be beyond the tiny vocabulary
+            tiny[name] = None if value is None else _TINY_TOKENS[name]
         elif isinstance(value, list) and name in _PER_LAYER:
             tiny[name] = [value[0], value[-1]]
         elif name in ("rope_parameters", "rope_scaling"):

@@ -8,6 +8,10 @@ from typing import ClassVar, Literal
 
 from model.spec.base import ProjectorShape, SpecError
 
+Shorten = Literal["none", "stack", "pool", "pool_grid", "pixel_shuffle"]
+GRIDS = ("pool_grid", "pixel_shuffle")
+"""Ways to shorten that merge squares of patches."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Mlp:
@@ -16,17 +20,48 @@ class Mlp:
     Args:
         depth: number of linear layers.
         norm: whether a layer norm follows each GELU (CoDi-2, Tang et al. 2023).
+        shorten: how tokens of a segment are merged before the first layer. `stack` concatenates
+            adjacent ones (SLAM-LLM, Ma et al. 2024, arXiv:2402.08846: five frames of a
+            sound); `pool` averages them (Qwen2-Audio, Chu et al. 2024, arXiv:2407.10759, §2: two);
+            `pool_grid` averages squares of patches (Gemma 3, 2025, arXiv:2503.19786: 4 x 4);
+            `pixel_shuffle` concatenates squares of patches (InternVL 1.5, Chen et al. 2024,
+            arXiv:2404.16821: 2 x 2).
+        factor: number of tokens that become one, or the side of their square. A group at the end
+            that is not full is filled with zeros by `stack`, and averaged without them by `pool`.
+        norm_input: whether a layer norm precedes the first layer (InternVL 1.5).
     """
 
     kind: Literal["mlp"] = "mlp"
     depth: int = 2
     norm: bool = False
+    shorten: Shorten = "none"
+    factor: int = 1
+    norm_input: bool = False
 
     reads_text: ClassVar[bool] = False
 
+    def __post_init__(self) -> None:
+        """Raise SpecError unless tokens are merged exactly where `factor` is above one."""
+        if (self.factor > 1) != (self.shorten != "none"):
+            raise SpecError(
+                f"projector 'mlp': shorten {self.shorten!r} with factor {self.factor}; want "
+                "'stack', 'pool', 'pool_grid' or 'pixel_shuffle' and a factor of at least 2"
+            )
+
+    @property
+    def merged(self) -> int:
+        """Number of tokens whose features are concatenated."""
+        return {"stack": self.factor, "pixel_shuffle": self.factor**2}.get(self.shorten, 1)
+
     def tokens(self, shape: ProjectorShape) -> int:
-        """Tokens per medium that the backbone receives: as many as the encoder returns."""
-        return shape.segments * shape.tokens
+        """Tokens per medium that the backbone receives.
+
+        Raises:
+            SpecError: the tokens of a segment form no square grid that `factor` divides.
+        """
+        if self.shorten not in GRIDS:
+            return shape.segments * math.ceil(shape.tokens / self.factor)
+        return shape.segments * (divided_side(shape.tokens, self.factor, self.kind) ** 2)
 
     def tiny(self) -> Mlp:
         """Return itself: its widths are those of encoder and backbone."""
@@ -90,13 +125,7 @@ class Ldp:
         Raises:
             SpecError: a segment's tokens form no square grid that the stride divides.
         """
-        side = square_side(shape.tokens, self.kind)
-        if side % self.stride:
-            raise SpecError(
-                f"projector {self.kind!r}: a grid side of {side} tokens must be a multiple of "
-                f"the stride {self.stride}"
-            )
-        return shape.segments * (side // self.stride) ** 2
+        return shape.segments * divided_side(shape.tokens, self.stride, self.kind) ** 2
 
     def tiny(self) -> Ldp:
         """Return itself: its widths are those of encoder and backbone."""
@@ -226,6 +255,20 @@ def square_side(tokens: int, kind: str) -> int:
             "its class token"
         )
     return side
+
+
+def divided_side(tokens: int, factor: int, kind: str) -> int:
+    """Return the side of a square grid of tokens, divided by a factor.
+
+    Raises:
+        SpecError: they form no such grid.
+    """
+    side = square_side(tokens, kind)
+    if side % factor:
+        raise SpecError(
+            f"projector {kind!r}: a grid side of {side} tokens must be a multiple of {factor}"
+        )
+    return side // factor
 
 
 def check_segments(segments: int, limit: int, kind: str) -> None:

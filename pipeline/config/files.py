@@ -24,6 +24,7 @@ from model.presets import system
 from model.spec import System
 from pipeline.config.decode import decode
 from pipeline.config.older_versions import OlderVersionError
+from pipeline.config.parts import complete_parts
 
 CONFIG_FILE = "config.json"
 SUFFIXES = (".json", ".yaml", ".yml")
@@ -83,7 +84,7 @@ def read_preset(preset: str) -> tuple[System, list[str], dict[str, Any]]:
         run = {name: item for name, item in value.items() if name != "system"}
         value, where = value["system"], f"{where}.system"
     try:
-        return decode(System, value, where), [], run
+        return decode(System, complete_parts(value), where), [], run
     except OlderVersionError as error:
         raise older_file(file, error) from None
 

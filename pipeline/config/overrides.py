@@ -15,6 +15,7 @@ from typing import Any
 from etl.cli import UserError
 from model.spec import System
 from pipeline.config.decode import decode
+from pipeline.config.parts import complete_parts
 
 
 def override(system: System, settings: Sequence[str]) -> System:
@@ -40,7 +41,7 @@ def override(system: System, settings: Sequence[str]) -> System:
         for depth, name in enumerate(parents):
             node = node[_key(node, name, ".".join(parents[: depth + 1]))]
         node[_key(node, last, path)] = _value(text)
-    return decode(System, fields, system.name)
+    return decode(System, complete_parts(fields), system.name)
 
 
 def _key(node: object, name: str, path: str) -> str | int:

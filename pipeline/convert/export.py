@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Literal
 
 from etl.cli import UserError, parse
+from model.convert.layouts import find_layout
+from model.spec import SpecError
 from model.spec.system import InitStage
 from pipeline.checkpoint.checkpoints import newest_weights
 from pipeline.config.files import CONFIG_FILE
@@ -19,6 +21,7 @@ from pipeline.convert.model_card import write_model_card
 from pipeline.convert.self_contained import write_self_contained
 from pipeline.convert.source_record import imported_components
 from pipeline.convert.trained_model import Adapters, load_trained_model
+from pipeline.convert.transformers_layout import write_layout
 
 Layout = Literal["auto", "transformers", "mmloom"]
 
@@ -82,9 +85,21 @@ def _write(run: Path, config: RunConfig, output: Path, layout: Layout, adapters:
     components = imported_components(config)
     if components is not None and layout != "mmloom" and adapters == "merged":
         return "as imported: " + write_imported_run(config, components, weights, output)
+    found, reason = None, ""
+    if layout != "mmloom":
+        try:
+            found = find_layout(config.system.model, config.settings)
+        except SpecError as error:
+            if layout == "transformers":
+                raise
+            reason = f" ({error})"
     model = load_trained_model(config, weights, adapters)
+    if found is not None:
+        written = write_layout(found, model, output, weights=config.weights)
+        without = f" (it takes no {', '.join(found.left_out)})" if found.left_out else ""
+        return f"as {found.architecture}{without}: {written}"
     written = write_self_contained(model, output, weights=config.weights)
-    return f"self-contained: {written}"
+    return f"self-contained{reason}: {written}"
 
 
 def _usage(output: Path, line: str) -> str:

@@ -81,9 +81,9 @@ def _chain(run: Path, config: RunConfig) -> list[StageRun]:
 
 
 def _front_matter(system: System) -> str:
-    inputs = "-".join(system.model.modalities or ("text",))
-    pipeline = "image-text-to-text" if "image" in inputs else "text-generation"
-    lines = ["---", "tags:", "- mmloom", "- multimodal", f"pipeline_tag: {pipeline}", "---"]
+    kinds = [kind for kind in system.model.modalities if kind in ("image", "video", "audio")]
+    task = f"{kinds[0]}-text-to-text" if kinds else "text-generation"
+    lines = ["---", "tags:", "- mmloom", "- multimodal", f"pipeline_tag: {task}", "---"]
     return "\n".join(lines)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ from model.batch import IGNORED
 from model.output_branch import signal_ids
 from model.spec import ChatTemplate, InputBranchSpec, ModelSpec, SpecError
 from model.spec.output_branches import OutputBranchSpec
+from pipeline.config.run_config import RunConfig
 from pipeline.data.chat_template import (
     PLAIN,
     ChatRenderer,
@@ -29,6 +31,8 @@ from pipeline.data.chat_template import (
     plain_turns,
 )
 from pipeline.data.text_encoding import TextEncoder
+
+log = logging.getLogger(__name__)
 
 _VERSION = 3
 """Increase it whenever the same text gives other tokens, so that no stale lengths are used."""
@@ -509,6 +513,40 @@ def chat_renderer(spec: ModelSpec, tokenizer: PreTrainedTokenizerBase) -> ChatRe
 def media_of(turns: Sequence[Turn]) -> list[str]:
     """Return the kinds of media of a dialogue, in reading order."""
     return [kind for turn in turns for kind, _ in split_media(turn.text) if kind]
+
+
+def other_template(spec: ModelSpec, tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """Return a line about a configured chat template that differs from the checkpoint's own.
+
+    None where they write the same dialogue, or where one of the two is missing.
+    """
+    template, source = spec.backbone.template, spec.backbone.weights
+    if template is None or not tokenizer.chat_template:
+        return None
+    turns = [
+        Turn(role=("user", "assistant")[number % 2], text=text)
+        for number, text in enumerate(("Where?", "There.", "Sure?", "Yes."))
+    ]
+    own = ChatRenderer(str(tokenizer.get_chat_template()), tokenizer, kinds=(), source=source)
+    theirs, ours = (
+        renderer.render(turns).text.removeprefix(tokenizer.bos_token or "")
+        for renderer in (own, ChatRenderer(template, tokenizer, kinds=(), source=source))
+    )
+    if theirs.rstrip() == ours.rstrip():
+        return None
+    here = next((n for n, (a, b) in enumerate(zip(theirs, ours, strict=False)) if a != b), 0)
+    return (
+        f"model.backbone.template is not the chat template of {source}: there "
+        f"{theirs[here : here + 40]!r}, here {ours[here : here + 40]!r}; null stands for theirs"
+    )
+
+
+def warn_of_other_template(run: RunConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Log a warning where a run's chat template is not that of its published weights."""
+    if run.settings.prompt == "chat" and run.weights == "pretrained":
+        line = other_template(run.system.model, tokenizer)
+        if line is not None:
+            log.warning(line)
 
 
 def check_max_tokens(spec: ModelSpec, max_tokens: int) -> None:

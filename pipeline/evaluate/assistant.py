@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import mimetypes
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase, TextStreamer
@@ -78,6 +79,11 @@ class Assistant:
             spec, module, tokenizer = load(folder)
             module = module.to(inference_device())
             return cls(module, tokenizer, spec.stage, weights="pretrained", name=str(folder))
+        if "architectures" in _fields(folder / CONFIG_FILE):
+            raise UserError(
+                f"{folder}: a checkpoint of transformers; open it with AutoProcessor and "
+                "AutoModelForImageTextToText, or import it first"
+            )
         config = read_config(folder / CONFIG_FILE)
         if isinstance(config.settings, InitStage):
             raise UserError(f"{folder}: a run of stage init gives no answers; want pt or sft")
@@ -123,7 +129,11 @@ class Assistant:
         files = {"image": image, "video": video, "audio": audio, "points": points}
         given = {kind: Path(file) for kind, file in files.items() if file is not None}
         sample = self._sample(text, given)
-        streamer = None if on_text is None else _Streamer(self._tokenizer, on_text)
+        streamer = (
+            None
+            if on_text is None
+            else _Streamer(self._tokenizer, on_text, self._encoder.stop_text)
+        )
         [prediction] = generate_answers(
             self._model,
             self._tokenizer,
@@ -156,6 +166,15 @@ class Assistant:
         return Sample(id="asked", source="", turns=turns, media=tuple(media))
 
 
+def _fields(file: Path) -> Collection[str]:
+    """Return the names of a configuration's fields; none if it is not a JSON object."""
+    try:
+        value = json.loads(file.read_bytes())
+    except (OSError, ValueError):
+        return ()
+    return value.keys() if isinstance(value, dict) else ()
+
+
 def _read(kind: str, file: Path) -> Medium:
     try:
         data = file.read_bytes()
@@ -168,14 +187,27 @@ def _read(kind: str, file: Path) -> Medium:
 
 
 class _Streamer(TextStreamer):
-    """Passes on the answer's text as it is generated, a few words at a time."""
+    """Passes on the answer's text as it is generated, a few words at a time, without its end."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, write: WriteText) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, write: WriteText, stop_text: str | None
+    ) -> None:
         # The prompt, of which `generate` knows only embeddings, is an empty first call.
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
         self._write = write
+        self._stop_text = stop_text
+        self._text = ""
+        self._written = 0
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        """Pass on a text."""
-        if text:
-            self._write(text)
+        """Pass on a text, except for what is or may become the text that ends the answer."""
+        self._text += text
+        answer = self._text
+        if self._stop_text:
+            answer, found, _ = answer.partition(self._stop_text)
+            if not found and not stream_end:
+                starts = (self._stop_text[:n] for n in range(len(self._stop_text), 0, -1))
+                answer = answer.removesuffix(next(filter(answer.endswith, starts), ""))
+        if new := answer[self._written :]:
+            self._write(new)
+            self._written = len(answer)

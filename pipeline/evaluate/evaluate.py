@@ -13,6 +13,7 @@ from typing import Any
 
 from rich.console import Console, RenderableType
 from rich.progress import Progress
+from transformers import PreTrainedTokenizerBase
 
 from etl.cli import UserError, parse
 from etl.storage.atomic import atomic_file, file_sha256, write_json
@@ -26,6 +27,7 @@ from pipeline.checkpoint.adapters import adapter_record, check_adapters
 from pipeline.checkpoint.checkpoints import newest_weights
 from pipeline.config.run_config import RunConfig, read_config
 from pipeline.data.encode import SampleEncoder
+from pipeline.data.tokenize import warn_of_other_template
 from pipeline.evaluate.benchmark import BenchmarkSamples, benchmark_table
 from pipeline.evaluate.benchmarks import find_benchmark
 from pipeline.evaluate.device import FittingBatches, inference_device
@@ -92,6 +94,8 @@ def evaluate(args: Sequence[str]) -> int:
         "batch": options.batch,
         "max_new_tokens": options.max_new_tokens,
     }
+    tokenizer = build_tokenizer(config.system.model, weights=config.weights)
+    warn_of_other_template(config, tokenizer)
     model = _load(config, weights)
     seeing, blind = (
         PartialPredictions(output / f"{name}.jsonl", identity | {"file": name}, options.batch)
@@ -99,7 +103,7 @@ def evaluate(args: Sequence[str]) -> int:
     )
     for predictions, view in ((seeing, lambda sample: sample), (blind, without_media)):
         questions = Questions(samples, number, view)
-        _answer(config, model, questions, predictions, options, stop)
+        _answer(config, model, tokenizer, questions, predictions, options, stop)
         if stop.asked:
             done = len(seeing.predictions) + len(blind.predictions)
             log.info("stopped on request after %d of %d answers; saved", done, 2 * number)
@@ -243,13 +247,13 @@ def _load(config: RunConfig, weights: Path) -> MultimodalLM:
 def _answer(
     config: RunConfig,
     model: MultimodalLM,
+    tokenizer: PreTrainedTokenizerBase,
     questions: Questions,
     predictions: PartialPredictions,
     options: EvaluateOptions,
     stop: StopRequest,
 ) -> None:
     """Answer the remaining questions, a batch at a time, until done or stopped."""
-    tokenizer = build_tokenizer(config.system.model, weights=config.weights)
     encoder = SampleEncoder(
         config.system.model,
         tokenizer,

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase, StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
 from etl.storage.schema import PLACEHOLDER_PATTERN, Sample, SampleError, words_of
@@ -50,6 +51,20 @@ def without_media(sample: Sample) -> Sample:
         for turn in sample.turns
     )
     return replace(sample, turns=turns, media=())
+
+
+class StopText(StoppingCriteria):
+    """Stops answers that end with a text of several tokens, such as `###`."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, text: str) -> None:
+        self._tokenizer, self._text = tokenizer, text
+        # The text may begin within a token, and a character may be several of them.
+        self._last = 4 * len(text.encode()) + 1
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **_: object) -> Tensor:
+        """Return for each row (b,) of generated ids whether it is complete."""
+        texts = self._tokenizer.batch_decode(input_ids[:, -self._last :])
+        return torch.tensor([self._text in text for text in texts], device=input_ids.device)
 
 
 def generate_answers(
@@ -123,8 +138,8 @@ def _answers(
             pad_id=tokenizer.pad_token_id,
             end_ids=encoder.stop_ids,
             streamer=streamer,
+            stop=StopText(tokenizer, encoder.stop_text) if encoder.stop_text else None,
         )
-    # An end of several tokens does not stop the generation: the text after it is cut off.
     end = encoder.stop_text
     texts = tokenizer.batch_decode(ids_bt, skip_special_tokens=True)
     return [text.partition(end)[0] if end else text for text in texts]

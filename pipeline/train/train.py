@@ -54,6 +54,7 @@ from pipeline.data.features import FeatureReader
 from pipeline.data.generation_targets import GenerationTargetEncoder
 from pipeline.data.loader import MicroBatch, micro_batches
 from pipeline.data.sampler import BatchSampler, build_sampler
+from pipeline.data.tokenize import warn_of_other_template
 from pipeline.data.worker_status import WorkerStatus
 from pipeline.distributed import (
     collective_timeout,
@@ -187,6 +188,8 @@ def open_inputs(run: RunConfig, resume: str) -> Inputs:
     folders = [Path(folder) for folder in run.data]
     shards = ShardSet(folders, rank=rank, ranks=world, stamps=Path(run.output))
     tokenizer = build_tokenizer(run.system.model, weights=run.weights)
+    if rank == 0:
+        warn_of_other_template(run, tokenizer)
     sampler = build_sampler(run, tokenizer)
     steps = min(sampler.steps, run.max_steps or sampler.steps)
     initial = newest_weights(Path(run.init_from)) if run.init_from else None

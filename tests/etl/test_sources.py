@@ -165,3 +165,18 @@ def test_bad_dialogues_are_reported(tmp_path: Path, text: str, message: str) -> 
     path = write_text(tmp_path / "list.json", text)
     with pytest.raises(UserError, match=message):
         list(RecordReader("instruct", path, LLAVA).read(10))
+
+
+def test_an_escaped_placeholder_is_a_text_s_own() -> None:
+    texts = [r"What does \<Image> mean next to <Image>?", r"\<image> is a tag."]
+    turns = [
+        {"from": who, "value": text} for who, text in zip(("human", "gpt"), texts, strict=True)
+    ]
+    (found,) = LLAVA.parse({"image": "a.jpg", "conversations": turns})
+    assert [turn.text for turn in found.turns] == [
+        r"What does \<Image> mean next to <image>?",
+        r"\<image> is a tag.",
+    ]
+    assert [medium.url for medium in found.media] == ["a.jpg"]
+    (text,) = LLAVA.parse({"conversations": [turns[1] | {"from": "human"}, turns[1]]})
+    assert not text.media

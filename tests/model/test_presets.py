@@ -45,7 +45,10 @@ def test_trainable_patterns_match_parameters(name):
     for stage in (tiny.pt, tiny.sft):
         model = build_on_meta(tiny.model, stage)
         trained = set_trainable(model, stage.trainable)
-        assert 0 < len(trained) < len(list(model.parameters()))
+        assert trained
+        # Something is frozen, except in CogVLM's fine-tuning.
+        everything = len(trained) == len(list(model.parameters()))
+        assert everything == (name == "cogvlm" and stage is tiny.sft)
 
 
 @pytest.mark.parametrize("name", [name for name in PRESETS if PRESETS[name]().init])

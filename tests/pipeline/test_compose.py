@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ import torch
 from etl.cli import UserError
 from etl.storage.shards import ShardSet
 from model.build import build_tokenizer
+from model.presets.templates import CONTINUATION
 from model.spec import Mlp, SpecError, System
 from model.spec.hf_backbones import HfCausal
 from pipeline.cli import run
@@ -93,7 +96,7 @@ def test_a_composed_file_is_what_show_prints_and_can_be_edited(
     composed(*SYSTEMS["siglip2 and qwen3"])
     capsys.readouterr()
     run(["show", "own.json"])
-    assert capsys.readouterr().out == Path("own.json").read_text() + "\n"
+    assert capsys.readouterr().out == Path("own.json").read_text()
     fields = json.loads(Path("own.json").read_text())
     fields["model"]["inputs"][0]["projector"] = {"kind": "mlp", "depth": 4}
     del fields["sft"]
@@ -102,6 +105,41 @@ def test_a_composed_file_is_what_show_prints_and_can_be_edited(
     shown = json.loads(capsys.readouterr().out)
     assert shown["model"]["inputs"][0]["projector"]["depth"] == 4
     assert (shown["pt"]["epochs"], shown["sft"]) == (3, None)
+
+
+def test_a_part_may_be_given_by_its_kind_and_its_weights_alone() -> None:
+    system = composed(*SYSTEMS["siglip2 and qwen3"])
+    (branch,), backbone = system.model.inputs, system.model.backbone
+    encoder = {"kind": "hf_vision", "weights": branch.encoder.weights}
+    llm = {"kind": "hf_causal", "weights": backbone.weights}
+    fields = json.loads(Path("own.json").read_text())
+    fields["model"]["inputs"][0]["encoder"] = encoder
+    fields["model"]["backbone"] = llm | {"supports_packing": False}
+    Path("short.json").write_text(json.dumps(fields))
+    short = changed_preset("short.json", "full", ())
+    assert short.model.inputs == system.model.inputs
+    assert short.model.backbone == replace(backbone, supports_packing=False)
+    by_options = changed_preset(
+        "llava",
+        "full",
+        [f"model.backbone={json.dumps(llm)}", f"model.inputs.image.encoder={json.dumps(encoder)}"],
+    )
+    assert by_options.model.backbone == backbone
+    assert by_options.model.inputs[0].encoder == branch.encoder
+
+
+def test_a_base_model_without_a_chat_template_continues_the_question(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = shutil.copytree(folder / "parts" / "qwen3", tmp_path / "base")
+    (base / "chat_template.jinja").unlink()
+    system = composed("--image", "parts/siglip2", "--llm", str(base))
+    assert system.model.backbone.template == CONTINUATION
+    assert "no chat template, so none is used" in capsys.readouterr().out
+    (base / "tokenizer.json").unlink()
+    (base / "tokenizer_config.json").unlink()
+    with pytest.raises(SpecError, match="holds no tokenizer"):
+        composed("--image", "parts/siglip2", "--llm", str(base))
 
 
 def test_paths_are_absolute_so_that_commands_may_run_elsewhere() -> None:

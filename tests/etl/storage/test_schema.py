@@ -11,7 +11,9 @@ from etl.storage.schema import (
     check,
     from_row,
     sha256,
+    split_media,
     to_batch,
+    words_of,
 )
 
 
@@ -28,6 +30,12 @@ def dialogue(*texts: str, kinds: tuple[str, ...] = ()) -> Sample:
 def test_every_kind_has_a_placeholder_and_passes() -> None:
     text = " then ".join(PLACEHOLDERS.values())
     check(dialogue(text, "answer", kinds=tuple(PLACEHOLDERS)))
+
+
+def test_a_placeholder_after_a_backslash_is_text() -> None:
+    check(dialogue(r"Is \<image> or <image> a tag?", r"\<image>", kinds=("image",)))
+    assert split_media(r"a\<image>b<image>c") == [("", "a<image>b"), ("image", ""), ("", "c")]
+    assert words_of(r"\<video> <video>", "…") == "<video> …"
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from model.freeze import set_trainable
 from model.presets import system
 from model.spec import Lora, ModelSpec, SpecError
 from model.spec.fusion import GatedCrossAttention, VisualExpert
+from model.spec.peft import Adapter, Prefix
 from tests.published_backbones import CAUSAL, SEQ2SEQ, VOCABULARY, save_backbone
 
 LENGTHS = (3, 9, 2)
@@ -151,6 +152,30 @@ def test_all_linear_layers_of_the_blocks_learn_by_lora(name, spec_of):
     our_logits(spec, backbone, ids_bt, torch.ones_like(ids_bt)).logsumexp(-1).sum().backward()
     grads = {n: p.grad for n, p in backbone.named_parameters() if p.requires_grad}
     assert all(g.abs().max() > 0 for n, g in grads.items() if "lora_B" in n)
+
+
+@pytest.mark.parametrize("name", ["qwen2.5", "gemma-3", "phi-2"])
+@pytest.mark.parametrize(
+    "peft", [Prefix(length=3, hidden=None), Adapter(bottleneck=4)], ids=lambda peft: peft.kind
+)
+def test_other_adapters_learn_and_generation_with_a_cache_equals_that_without(name, peft, spec_of):
+    spec = spec_of(name)
+    if isinstance(peft, Adapter):
+        peft = replace(peft, targets=lora_targets(spec)[-1:])
+    backbone = ours(spec)
+    add_peft(backbone, peft)
+    names = set_trainable(backbone, [f"*{peft.parameter_marker}*"])
+    ids_bt = ids()
+    mask_bt = torch.ones_like(ids_bt)
+    our_logits(spec, backbone, ids_bt, mask_bt).logsumexp(-1).sum().backward()
+    assert all(dict(backbone.named_parameters())[one].grad.abs().max() > 0 for one in names)
+    inputs = {"inputs_embeds": backbone.get_input_embeddings()(ids_bt), "attention_mask": mask_bt}
+    options = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    with torch.no_grad():
+        cached, full = (
+            backbone.generate(**inputs, **options, use_cache=use) for use in (True, False)
+        )
+    assert cached.equal(full)
 
 
 @EVERY

@@ -55,7 +55,7 @@ def test_each_segment_is_downsampled_separately(version):
 
 
 @pytest.mark.parametrize(
-    ("tokens", "message"), [(577, "no square grid"), (9, "multiple of the stride")]
+    ("tokens", "message"), [(577, "no square grid"), (9, "must be a multiple of 2")]
 )
 def test_a_grid_that_cannot_be_downsampled_is_refused(tokens, message):
     with pytest.raises(SpecError, match=message):

@@ -89,7 +89,7 @@ def test_adapters_that_cannot_be_merged_are_parts_of_the_module(peft, tmp_path: 
 
 
 def test_output_branches_are_exported_too(tmp_path: Path) -> None:
-    preset = with_outputs(replace(PRESETS["digits"](), name="generative"))
+    preset = with_outputs(PRESETS["digits"]()).tiny()
     config = random_run(tmp_path / "run", preset)
     state = load(export(tmp_path / "run")).module.state_dict()
     expected = load_run(config, tmp_path / "run").outputs.state_dict(prefix="outputs.")

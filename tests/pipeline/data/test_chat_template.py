@@ -35,6 +35,47 @@ GOLDEN = Path(__file__).parent / "golden" / "prompts.txt"
 TOKENIZER = byte_tokenizers.plain()
 
 
+_VICUNA = "lm-sys/FastChat, fastchat/conversation.py, vicuna_v1.1"
+_MINIGPT = "Vision-CAIR/MiniGPT-4, train_configs/minigpt4_stage2_finetune.yaml and conversation.py"
+_BLIP = "Li et al. 2023, section 4.2; salesforce/LAVIS, lavis/models/blip2_models"
+_DIGITS = "etl/digits/checkpoints/language.py"
+SOURCES = {
+    **dict.fromkeys((name for name in PRESETS if name.startswith("digits")), _DIGITS),
+    **dict.fromkeys(
+        ("flamingo_3b", "flamingo_9b", "flamingo_80b"), "Alayrac et al. 2022, figure 8"
+    ),
+    **dict.fromkeys(("blip_2", "blip_2_flan_t5_xxl"), _BLIP),
+    "llava": "haotian-liu/LLaVA, llava/train/train.py, preprocess",
+    "minigpt_4": _MINIGPT,
+    "mplug_owl": "X-PLUG/mPLUG-Owl, README.md and pipeline/data_utils/xgpt3_dataset.py",
+    "x_llm": "phellonchen/X-LLM, xllm/datasets/datasets/vsd_instruction.py",
+    "videochat": "OpenGVLab/Ask-Anything, video_chat/dataset/it_dataset.py, process_qa",
+    "instructblip": "salesforce/LAVIS, blip2_vicuna_instruct.py",
+    "instructblip_flan_t5_xl": "salesforce/LAVIS, blip2_t5_instruct.py",
+    "pandagpt": "yxuansu/PandaGPT, code/model/openllama.py, build_one_instance",
+    "pali_x": "not published; the question after the picture (Chen et al. 2023)",
+    "video_llama": "DAMO-NLP-SG/Video-LLaMA, video_instruct_dataset.py, preprocess",
+    "video_chatgpt": "mbzuai-oryx/Video-ChatGPT, video_conversation.py, conv_video_chatgpt_v1",
+    "shikra": "shikras/shikra, mllm/conversation/base_conversation.py, vicuna_v1.1",
+    "dlp": f"as BLIP-2: {_BLIP}",
+    "bubogpt": "magic-research/bubogpt, train_configs/mmgpt4_stage2_mm.yaml",
+    "chatspot": f"not published; Vicuna's: {_VICUNA}",
+    "qwen_vl": "QwenLM/Qwen-VL, finetune.py, preprocess",
+    "next_gpt": "NExT-GPT/NExT-GPT, NExT-GPT-Lagacy/code/model/common/utils.py",
+    "minigpt_5": f"eric-ai-lab/MiniGPT-5, config/minigpt4.yaml; {_MINIGPT}",
+    **dict.fromkeys(
+        ("llava_1_5_7b", "llava_1_5_13b"), "haotian-liu/LLaVA, conversation.py, conv_vicuna_v1"
+    ),
+    "minigpt_v2": "Vision-CAIR/MiniGPT-4, conversation.py, CONV_VISION_minigptv2",
+    "cogvlm": "THUDM/CogVLM, utils/utils/language.py, chat_history_to_prompt",
+    "dress": f"not published; Vicuna's: {_VICUNA}",
+    "x_instructblip": "salesforce/LAVIS, blip2_vicuna_xinstruct.py",
+    "codi_2": "microsoft/i-Code, CoDi-2/core/models/mmllama/openllama.py, build_one_instance",
+    **dict.fromkeys(("vila_7b", "vila_13b"), "NVlabs/VILA, llava/conversation.py, conv_vicuna_v1"),
+}
+"""Preset → where its format is published, as read on 2026-11-29."""
+
+
 def turns(*texts: str, system: str | None = None, first: str = "user") -> list[Turn]:
     """Return turns of both speakers in alternation."""
     roles = ("user", "assistant") if first == "user" else ("assistant", "user")
@@ -68,7 +109,7 @@ def golden() -> str:
         found = chat_renderer(model, TOKENIZER)
         prompt = found.render_prompt(dialogue[:3]).text
         assert found.render(dialogue).text.startswith(prompt)
-        sections.append(f"=== {name}\n{marked(found.render(dialogue))}\n")
+        sections.append(f"=== {name}: {SOURCES[name]}\n{marked(found.render(dialogue))}\n")
     return "".join(sections)
 
 

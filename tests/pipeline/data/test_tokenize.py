@@ -13,9 +13,14 @@ from model.presets import system
 from model.presets.templates import CHATML, OPT_QA, T5_QA, VICUNA_V1, X_INSTRUCTBLIP
 from model.spec import ChatTemplate, ModelSpec, SpecError
 from pipeline.data.text_encoding import TextEncoder, added_ids
-from pipeline.data.tokenize import SampleTokenizer, TokenizedSample, check_max_tokens
+from pipeline.data.tokenize import (
+    SampleTokenizer,
+    TokenizedSample,
+    check_max_tokens,
+    other_template,
+)
 from tests import published_tokenizers
-from tests.published_processors import LLAVA_TEMPLATE, llama_3
+from tests.published_processors import CHATML_TEMPLATE, LLAVA_TEMPLATE, llama_3
 
 TINY = system("llava_1_5_7b").tiny().model
 SMOLLM = published_tokenizers.chatml(bos_token="<|im_start|>")
@@ -148,6 +153,18 @@ def test_without_an_end_in_the_template_the_tokenizer_s_is_the_last_target() -> 
     tokenizer.chat_template = None
     with pytest.raises(SpecError, match=r"none, and .* has no chat template"):
         tokenizer_of(None, tokenizer)
+
+
+def test_a_template_that_is_not_the_checkpoint_s_is_reported() -> None:
+    tokenizer = published_tokenizers.chatml()
+    tokenizer.chat_template = CHATML_TEMPLATE
+    assert other_template(spec_with(None), tokenizer) is None
+    assert other_template(spec_with(replace(CHATML, system="")), tokenizer) is None
+    line = other_template(spec_with(VICUNA_V1), tokenizer)
+    assert line is not None
+    assert "there '<|im_start|>user\\nWhere?" in line
+    assert f"here {VICUNA_V1.system[:10]!r}"[:-1] in line
+    assert "\n" not in line
 
 
 def test_what_ends_an_answer() -> None:

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 
 from etl.cli import UserError
 from etl.digits.records import pair_sample
@@ -13,9 +14,10 @@ from model.build import build_tokenizer
 from pipeline.cli import run as run_pipeline
 from pipeline.config.run_config import read_config
 from pipeline.data.encode import SampleEncoder
-from pipeline.evaluate.assistant import Assistant
+from pipeline.evaluate.assistant import Assistant, _Streamer
 from pipeline.evaluate.evaluate import load_run
 from pipeline.evaluate.generate_answers import generate_answers
+from tests import published_tokenizers
 from tests.runs import random_run
 
 SUFFIXES = {"image": ".png", "video": ".avi", "audio": ".wav", "points": ".npy"}
@@ -115,3 +117,15 @@ def test_a_run_trained_without_questions_says_so(tmp_path, media, capsys, caplog
     command = ["ask", "--run", str(tmp_path / "run"), "--image", str(media["image"]), "What"]
     assert run_pipeline(command) == 0
     assert "trained without questions" in caplog.text
+
+
+def test_a_text_that_ends_an_answer_is_not_streamed() -> None:
+    tokenizer = published_tokenizers.llama(legacy=False)
+    written: list[str] = []
+    streamer = _Streamer(tokenizer, written.append, "###")
+    streamer.put(torch.tensor([[]]))
+    for number in tokenizer.encode("It is ## or 7 ### Human: no", add_special_tokens=False):
+        streamer.put(torch.tensor([number]))
+    streamer.end()
+    assert "".join(written) == "It is ## or 7 "
+    assert len(written) > 2

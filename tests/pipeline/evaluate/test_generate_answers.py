@@ -1,12 +1,16 @@
-"""Generated answers do not depend on the batches."""
+"""Generated answers: in any batches, of prompts without a token, and up to any kind of end."""
 
+from dataclasses import replace
 from pathlib import Path
+
+import torch
 
 from etl.storage.shards import ShardSet
 from model.build import build, build_tokenizer
 from model.presets import system
 from pipeline.data.encode import SampleEncoder
-from pipeline.evaluate.generate_answers import generate_answers, without_media
+from pipeline.evaluate.generate_answers import StopText, generate_answers, without_media
+from tests import published_tokenizers
 from tests.worlds import question_shards
 
 
@@ -29,3 +33,28 @@ def test_answers_do_not_depend_on_the_batch_size(tmp_path: Path) -> None:
     )
     assert whole == single
     assert [p.truth for p in whole] == [sample.turns[-1].text for sample in samples]
+
+
+def test_a_prompt_without_a_token_is_answered(tmp_path: Path) -> None:
+    preset = system("digits").tiny()
+    model = build(preset.model, preset.sft, weights="random")
+    tokenizer = published_tokenizers.gpt2(
+        ["<none>"], bos_token=None, eos_token=None, unk_token=None
+    )
+    tokenizer.pad_token = "<none>"
+    encoder = SampleEncoder(preset.model, tokenizer, prompt="chat", max_tokens=128)
+    (sample,) = [ShardSet([question_shards(tmp_path, 1)])[0]]
+    turns = (replace(sample.turns[0], text="<image>"), sample.turns[-1])
+    blind = without_media(replace(sample, turns=turns))
+    assert blind.turns[0].text == ""
+    (found,) = generate_answers(model, tokenizer, encoder, [blind], max_new_tokens=3)
+    assert not found.skip_reason
+
+
+def test_an_answer_may_end_with_a_text_of_several_tokens() -> None:
+    tokenizer = published_tokenizers.llama(legacy=False)
+    rows = [tokenizer.encode(text, add_special_tokens=False) for text in ("it is 7###", "it is##")]
+    length = min(map(len, rows))
+    ids_bt = torch.tensor([row[-length:] for row in rows])
+    stop = StopText(tokenizer, "###")
+    assert stop(ids_bt, torch.empty(0)).tolist() == [True, False]
