@@ -172,14 +172,11 @@ _SIZES = ("layers", "width", "mlp_width", "heads", "kv_heads", "vocabulary", "ma
 
 
 def _check_sizes(spec: object, where: str) -> None:
-    """Raise SpecError for a size that is not positive, or heads that do not divide the width."""
+    """Raise SpecError for a size that is not positive."""
     try:
         check_at_least(spec, 1, *(name for name in _SIZES if hasattr(spec, name)))
     except FieldError as error:
         raise SpecError(f"{where}.{error}") from None
-    width, heads = getattr(spec, "width", None), getattr(spec, "heads", None)
-    if width and heads and not hasattr(spec, "head_width") and width % heads:
-        raise SpecError(f"{where}.heads: {heads}, want a divisor of the width {width}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -107,7 +107,7 @@ def _read_thin(file: Path, value: Mapping[str, Any]) -> tuple[System, list[str],
         )
     for name, item in value.items():
         if name in sections:
-            settings += _settings(name, item, own[name])
+            settings += _settings(name, item, own[name], file)
         elif name not in ("preset", "set"):
             run[name] = item
     settings += [f"{path}={json.dumps(item)}" for path, item in changes.items()]
@@ -121,7 +121,7 @@ def _relative(file: Path, preset: object) -> str:
     return str(file.parent / preset) if is_file(preset) else preset
 
 
-def _settings(path: str, value: object, own: object) -> list[str]:
+def _settings(path: str, value: object, own: object, file: Path) -> list[str]:
     """Return a section of a thin file as `--set` takes it, field by field.
 
     An object that names its `kind`, or that has no counterpart, replaces the preset's.
@@ -131,9 +131,8 @@ def _settings(path: str, value: object, own: object) -> list[str]:
     nested: list[str] = []
     for name, item in value.items():
         if name not in own:
-            near = get_close_matches(str(name), list(own), n=1) or list(own)
-            raise UserError(f"{path}.{name}: no such field; want {' or '.join(near)}")
-        nested += _settings(f"{path}.{name}", item, own[name])
+            raise UserError(f"{file.name}: {path}.{name}: no such field; {suggest(name, own)}")
+        nested += _settings(f"{path}.{name}", item, own[name], file)
     return nested
 
 

@@ -61,7 +61,6 @@ def test_gradient_clipping_is_an_option_of_the_stage() -> None:
         ("sft.peft.alpha=0", r"sft\.peft\.alpha: 0, want 1 or more"),
         ("sft.peft.dropout=2", r"sft\.peft\.dropout: 2\.0, want a number from 0 to 1"),
         ("model.backbone.layers=0", r"backbone\.layers: 0, want 1 or more"),
-        ("model.backbone.heads=3", r"backbone\.heads: 3, want a divisor of the width \d+"),
         ("model.inputs.image.encoder.layers=0", r"encoder\.layers: 0, want 1 or more"),
     ],
 )
