@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import (
+    AutoConfig,
     AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
@@ -80,15 +81,17 @@ def load_transformers(cls: Any, source: str, **options: Any) -> Any:  # noqa: AN
     Raises:
         SpecError: there is no such folder, or there are no such weights.
     """
-    check_folder(source)
+    what, way_out = "weights", "; use --weights random to run without"
+    if cls is AutoConfig:
+        what, way_out = "configuration", ""
+    check_folder(source, way_out)
     try:
         return cls.from_pretrained(source, **options)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         where = "folder" if Path(source).is_dir() else "hub name"
         raise SpecError(
-            f"weights of {where} {source!r} cannot be loaded ({reason}); "
-            "use --weights random to run without"
+            f"{what} of {where} {source!r} cannot be loaded ({reason}){way_out}"
         ) from error
 
 
@@ -136,7 +139,7 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def check_folder(source: str) -> None:
+def check_folder(source: str, way_out: str = "") -> None:
     """Raise SpecError for a folder that does not exist, before it is looked for on the hub.
 
     A name on the hub is `NAME` or `OWNER/NAME`. Anything else is a path, and so is `FOLDER/NAME`
@@ -153,9 +156,7 @@ def check_folder(source: str) -> None:
     if is_path and not path.exists():
         near = get_close_matches(path.name, _names_in(path.parent), n=1)
         hint = f"did you mean {str(path.parent / near[0])!r}?" if near else "was it moved?"
-        raise SpecError(
-            f"weights {source!r}: no such folder; {hint} Or use --weights random to run without"
-        )
+        raise SpecError(f"{source!r}: no such folder; {hint}{way_out}")
 
 
 def _names_in(folder: Path) -> list[str]:

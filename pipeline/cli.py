@@ -13,7 +13,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from difflib import get_close_matches
 from importlib import import_module
 from typing import TYPE_CHECKING, Literal
 
@@ -22,6 +21,7 @@ from rich.console import Console, Group
 from etl.cli import UserError, parse
 from model.presets import PRESETS
 from model.spec import System
+from model.spec.base import suggest
 from pipeline.config.run_config import (
     PresetOptions,
     RunConfig,
@@ -236,7 +236,7 @@ COMMANDS: Mapping[str, tuple[Command, str]] = {
     ),
     "export": (
         _command("pipeline.convert.export", "export"),
-        "write an imported run, trained or not, as a transformers checkpoint",
+        "write a run as a transformers checkpoint, or as a self-contained folder",
     ),
     "compose": (
         _command("pipeline.compose", "compose_command"),
@@ -258,7 +258,5 @@ def run(args: Sequence[str]) -> int:
         sys.stdout.write("\n".join([usage, "", *lines, ""]))
         return 0
     if args[0] not in COMMANDS:
-        near = get_close_matches(args[0], list(COMMANDS), n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"want one of {', '.join(COMMANDS)}"
-        raise UserError(f"unknown command {args[0]!r}: {hint}")
+        raise UserError(f"unknown command {args[0]!r}: {suggest(args[0], COMMANDS)}")
     return COMMANDS[args[0]][0](args[1:])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 
@@ -50,9 +50,13 @@ def choose(name: str, choices: Sequence[str], what: str) -> str:
     """
     if name in choices:
         return name
+    raise SpecError(f"unknown {what} {name!r}: {suggest(name, choices)}")
+
+
+def suggest(name: str, choices: Collection[str]) -> str:
+    """Return the end of an error message about an unknown name: the nearest choice, or all."""
     near = get_close_matches(name, choices, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"want one of {', '.join(choices)}"
-    raise SpecError(f"unknown {what} {name!r}: {hint}")
+    return f"did you mean {near[0]!r}?" if near else f"want one of {', '.join(choices)}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,10 +11,9 @@ import dataclasses
 import types
 import typing
 from collections.abc import Callable, Collection, Mapping
-from difflib import get_close_matches
 from typing import Any, TypeVar
 
-from model.spec.base import FieldError, SpecError
+from model.spec.base import FieldError, SpecError, suggest
 
 T = TypeVar("T")
 CheckKey = Callable[[str, str, Collection[str]], None]
@@ -73,9 +72,7 @@ class _Decoder:
         for key in value:
             if key not in fields:
                 self._check_key(where, str(key), fields)
-                near = get_close_matches(str(key), list(fields), n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"want {', '.join(fields)}"
-                raise DecodeError(f"{where}.{key}: no such field; {hint}")
+                raise DecodeError(f"{where}.{key}: no such field; {suggest(str(key), fields)}")
         for name, field in fields.items():
             required = field.default is dataclasses.MISSING is field.default_factory
             if required and name not in value:

@@ -13,7 +13,6 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ import yaml
 from etl.cli import UserError
 from model.presets import system
 from model.spec import System
+from model.spec.base import suggest
 from pipeline.config.decode import decode
 from pipeline.config.older_versions import OlderVersionError
 from pipeline.config.parts import complete_parts
@@ -131,7 +131,7 @@ def _settings(path: str, value: object, own: object, file: Path) -> list[str]:
     nested: list[str] = []
     for name, item in value.items():
         if name not in own:
-            raise UserError(f"{file.name}: {path}.{name}: no such field; {suggest(name, own)}")
+            raise UserError(f"{file.name}: {path}.{name}: no such field; {suggest(str(name), own)}")
         nested += _settings(f"{path}.{name}", item, own[name], file)
     return nested
 

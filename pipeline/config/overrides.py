@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from difflib import get_close_matches
 from typing import Any
 
 from etl.cli import UserError
 from model.spec import System
+from model.spec.base import suggest
 from pipeline.config.decode import decode
 from pipeline.config.parts import complete_parts
 
@@ -57,8 +57,8 @@ def _key(node: object, name: str, path: str) -> str | int:
         choices = [*filter(None, names), *map(str, range(len(node)))]
     else:
         choices = list(node) if isinstance(node, dict) else []
-    near = get_close_matches(name, choices, n=1) or choices
-    raise UserError(f"--set {path}: no such field; want {' or '.join(near) or 'a shorter path'}")
+    hint = suggest(name, choices) if choices else "want a shorter path"
+    raise UserError(f"--set {path}: no such field; {hint}")
 
 
 def _value(text: str) -> object:

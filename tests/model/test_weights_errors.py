@@ -33,7 +33,7 @@ def test_a_mistyped_folder_is_not_looked_for_on_the_hub(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "models" / "vicuna-7b").mkdir(parents=True)
     source = source.format(tmp_path)
-    with pytest.raises(SpecError, match=f"^weights '{source}': no such folder; ") as error:
+    with pytest.raises(SpecError, match=f"^'{source}': no such folder; ") as error:
         load_transformers(Hub, source)
     hint = "did you mean" if source.endswith("models/vicuna-8b") else "was it moved?"
     assert hint in str(error.value)

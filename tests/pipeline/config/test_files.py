@@ -114,9 +114,9 @@ def test_an_object_with_a_kind_replaces_the_presets(tmp_path: Path) -> None:
     [
         ({"preset": "digitz"}, "did you mean 'digits'"),
         ({"preset": "none.json"}, "none.json: no such file"),
-        ({"pt": {"epoch": 2}}, "pt.epoch: no such field; want epochs"),
+        ({"pt": {"epoch": 2}}, "pt.epoch: no such field; did you mean 'epochs'?"),
         ({"pt": {"epochs": "two"}}, "pt.epochs: 'two', want int"),
-        ({"set": {"model.backbone.layer": 1}}, "no such field; want layers"),
+        ({"set": {"model.backbone.layer": 1}}, "no such field; did you mean 'layers'?"),
         ({"dat": ["d"]}, "own.json.dat: no such field; did you mean 'data'?"),
         ({"stage": "sft"}, "a run of stage 'sft', not 'pt'"),
     ],

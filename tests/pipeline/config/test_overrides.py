@@ -27,8 +27,8 @@ def test_a_branch_is_given_by_its_index_or_modality():
 @pytest.mark.parametrize(
     ("preset", "setting", "message"),
     [
-        ("digits", "model.backbone.layer=8", "no such field; want layers"),
-        ("digits", "model.inputs.video.frames=2", "no such field; want image or 0"),
+        ("digits", "model.backbone.layer=8", "no such field; did you mean 'layers'?"),
+        ("digits", "model.inputs.video.frames=2", "no such field; want one of image, 0"),
         ("digits", "model.backbone.layers=many", "layers: 'many', want int"),
         ("digits", "model.backbone.layers", "want PATH=VALUE"),
         ("digits", 'model.inputs.image.projector={"kind": "mpl"}', "kind: 'mpl', want one of"),
