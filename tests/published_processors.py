@@ -285,26 +285,23 @@ class Oracle:
             settings.eos_token_id = tokenizer.encode(case.end, add_special_tokens=False)[-1]
         self._publish(folder / "source")
         import_run(folder / "source", folder / "run", "sft")
-        self.run = read_config(folder / "run" / "config.json")
+        run = read_config(folder / "run" / "config.json")
+        settings = replace(run.system.sft, peft=None, precision="fp32")
+        self.run = replace(run, system=replace(run.system, sft=settings))
         self.placeholders = published.TOKENS
         self._open(folder)
 
     def _open(self, folder: Path) -> None:
         """Load our side of the comparison from `folder/run`."""
-        run = self.run
-        run = replace(
-            run,
-            system=replace(run.system, sft=replace(run.system.sft, peft=None, precision="fp32")),
-        )
-        self.run = run
-        self.ours = load_run(run, folder / "run").eval()
-        self.our_tokenizer = build_tokenizer(run.system.model, weights="pretrained")
+        spec, weights = self.run.system.model, self.run.weights
+        self.ours = load_run(self.run, folder / "run").eval()
+        self.our_tokenizer = build_tokenizer(spec, weights=weights)
         self.encoder = SampleEncoder(
-            run.system.model,
+            spec,
             self.our_tokenizer,
             prompt="chat",
-            max_tokens=256,
-            text_tokenizer=build_text_tokenizer(run.system.model, weights="pretrained"),
+            max_tokens=400,
+            text_tokenizer=build_text_tokenizer(spec, weights=weights),
         )
 
     def _publish(self, folder: Path) -> None:
