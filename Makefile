@@ -6,6 +6,7 @@
 #   PYTEST_ARGS      options for pytest, e.g. -x
 #   COMMIT           whose share of the nightly tests `make test-share` runs (default: HEAD)
 #   QUICKSTART_ARGS  options for the quickstart
+#   REAL_ARGS        options for benchmarks/real_speech.py
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -23,6 +24,7 @@ TORCH_PIP_ARGS ?=
 PYTEST_ARGS ?=
 COMMIT ?= $(shell git rev-parse HEAD 2>/dev/null || date +%j)
 QUICKSTART_ARGS ?=
+REAL_ARGS ?=
 
 # ninja, ray and deepspeed are called by name, also by what we start.
 export PATH := $(BIN):$(PATH)
@@ -40,7 +42,7 @@ test test-all test-share: export OMP_NUM_THREADS := 1
 CLUSTER := tests/cluster tests/etl/runtime/test_executor.py
 SEVERAL := -n 3 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help setup quickstart test test-all test-share check lock clean
+.PHONY: help setup quickstart real test test-all test-share check lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +51,9 @@ setup: $(INSTALLED) $(COMPILED) ## set up .venv; the other targets do it by them
 
 quickstart: setup ## run the whole system on the digits world, into runs/quickstart
 	$(BIN)/python -m pipeline.quickstart --output runs/quickstart $(QUICKSTART_ARGS)
+
+real: setup ## teach a real language model to hear, into runs/real_speech; needs espeak-ng
+	$(BIN)/python benchmarks/real_speech.py $(REAL_ARGS)
 
 test: setup ## formatting, lint and types, then the fast tests, then those on a real cluster
 	$(MAKE) --no-print-directory check

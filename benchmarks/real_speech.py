@@ -53,9 +53,9 @@ class Options:
     """Training sentences."""
     held_out: int = 100
     """Sentences of each held-out list; three questions each, or two."""
-    pt_steps: int = 180
+    pt_steps: int = 150
     """Steps of MM-PT, of 16 sounds with their transcripts."""
-    sft_steps: int = 100
+    sft_steps: int = 80
     """Steps of SFT, of 16 dialogues."""
     ranks: int = 2
     """Ranks of the DeepSpeed runs."""
@@ -170,7 +170,8 @@ def train(stage: str, out: Path, options: Options, *more: object) -> None:
         options.precision,
     ]
     command += ["--data", out / "shards" / stage, "--output", out / stage, "--epochs", 9]
-    command += ["--global-batch", 16, "--micro-batch", 8, *more]
+    # Nothing of so small a model needs to be partitioned over the ranks.
+    command += ["--global-batch", 16, "--micro-batch", 8, "--ds-config", "zero2", *more]
     command += ["--feature-cache", out / "features"]
     call([*command, *(["--init-from", out / "pt"] if stage == "sft" else [])])
 

@@ -50,6 +50,7 @@ class Layout:
         processor: class of its processor.
         processor_fields: further arguments of the processor.
         pictures: how a picture becomes pixels.
+        left_out: modalities without modules of their own, which the class does not take.
     """
 
     architecture: str
@@ -59,6 +60,7 @@ class Layout:
     processor: str
     processor_fields: Mapping[str, Any]
     pictures: ImageProcessor
+    left_out: tuple[str, ...] = ()
 
     def our_name(self, name: str) -> str:
         """Return our name of one of their tensors."""
@@ -88,16 +90,19 @@ def find_layout(spec: ModelSpec, stage: Stage) -> Layout:
     if not isinstance(spec.fusion, Splice):
         raise SpecError(f"{none}fusion {spec.fusion.kind!r}")
     branches = [branch for branch in spec.inputs if branch.modality == "image"]
+    others = [branch for branch in spec.inputs if branch.modality != "image"]
+    # InstructBLIP's videos: frames by the same modules, of which transformers' class knows nothing.
+    own = [each for each in others if each.encoder_of is None or each.projector_of is None]
     layouts = (make(spec, branch) for branch in branches for make in (_llava, _blip))
     layout = next(filter(None, layouts), None)
-    if layout is None or len(spec.inputs) > 1:
+    if layout is None or own:
         parts = (f"{b.modality}: {b.encoder.kind} + {b.projector.kind}" for b in spec.inputs)
         raise SpecError(f"{none}{'; '.join(parts) or 'text alone'} before {spec.backbone.kind}")
     if branches[0].before or branches[0].after:
         raise SpecError(f"{none}texts around a medium ({branches[0].before!r})")
     layout.pictures.to_config()  # raises SpecError where no class gives these pixels
     _check_tensors(layout, spec, stage)
-    return layout
+    return replace(layout, left_out=tuple(branch.modality for branch in others))
 
 
 def _check_tensors(layout: Layout, spec: ModelSpec, stage: Stage) -> None:

@@ -96,7 +96,8 @@ def _write(run: Path, config: RunConfig, output: Path, layout: Layout, adapters:
     model = load_trained_model(config, weights, adapters)
     if found is not None:
         written = write_layout(found, model, output, weights=config.weights)
-        return f"as {found.architecture}: {written}"
+        without = f" (it takes no {', '.join(found.left_out)})" if found.left_out else ""
+        return f"as {found.architecture}{without}: {written}"
     written = write_self_contained(model, output, weights=config.weights)
     return f"self-contained{reason}: {written}"
 

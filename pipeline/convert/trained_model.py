@@ -18,6 +18,7 @@ from model.peft.lora import merge_lora
 from model.spec import Lora, ModelSpec, Stage
 from model.spec.peft import QLora
 from model.weights import load_trained
+from pipeline.checkpoint.adapters import adapter_record, check_adapters
 from pipeline.config.run_config import RunConfig
 from pipeline.convert.safetensors_store import LazyTensor
 
@@ -79,6 +80,7 @@ def load_trained_model(config: RunConfig, weights: Path, adapters: Adapters) -> 
 
     Raises:
         SpecError: weights that cannot be loaded, or do not fit the model.
+        UserError: adapters that were trained on another base.
     """
     stage = replace(config.settings, recompute=False, reference=None)
     peft = stage.peft
@@ -88,6 +90,8 @@ def load_trained_model(config: RunConfig, weights: Path, adapters: Adapters) -> 
     spec = config.system.model
     loaded_as = replace(stage, precision="fp32") if isinstance(peft, Lora) else stage
     module = build(spec, loaded_as, weights=config.weights, seed=config.seed)
+    if not isinstance(config.settings.peft, QLora):  # of which the base was packed bytes
+        check_adapters(weights, adapter_record(config, module))
     load_trained(module, weights)
     merged = 0
     if isinstance(peft, Lora) and adapters == "merged":

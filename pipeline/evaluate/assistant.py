@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import mimetypes
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase, TextStreamer
@@ -78,6 +79,11 @@ class Assistant:
             spec, module, tokenizer = load(folder)
             module = module.to(inference_device())
             return cls(module, tokenizer, spec.stage, weights="pretrained", name=str(folder))
+        if "architectures" in _fields(folder / CONFIG_FILE):
+            raise UserError(
+                f"{folder}: a checkpoint of transformers; open it with AutoProcessor and "
+                "AutoModelForImageTextToText, or import it first"
+            )
         config = read_config(folder / CONFIG_FILE)
         if isinstance(config.settings, InitStage):
             raise UserError(f"{folder}: a run of stage init gives no answers; want pt or sft")
@@ -158,6 +164,15 @@ class Assistant:
             media.append(_read(kind, files[kind]))
         turns = (Turn(role="user", text=text), Turn(role="assistant", text=""))
         return Sample(id="asked", source="", turns=turns, media=tuple(media))
+
+
+def _fields(file: Path) -> Collection[str]:
+    """Return the names of a configuration's fields; none if it is not a JSON object."""
+    try:
+        value = json.loads(file.read_bytes())
+    except (OSError, ValueError):
+        return ()
+    return value.keys() if isinstance(value, dict) else ()
 
 
 def _read(kind: str, file: Path) -> Medium:

@@ -30,6 +30,7 @@ _NATS = "nats per target"
 _TRAINING = {
     "sources": ("Loss by source", _NATS),
     "lr": ("Learning rate", ""),
+    "lr_by_group": ("Learning rate by part", ""),
     "grad_norm": ("Gradient norm before clipping", ""),
 }
 _SPEED = {
@@ -42,7 +43,7 @@ _SPEED = {
 """Key of `metrics.jsonl` → title and unit of its chart."""
 _MEANS = {"mfu": "Model FLOPs utilization", "data_wait_share": "Waiting for data"}
 """Shares of a step that repeat the shape of a chart: their mean is enough."""
-_NOT_SMOOTHED = ("lr", "memory_bytes")
+_NOT_SMOOTHED = ("lr", "lr_by_group", "memory_bytes")
 _BAD_SHOWN = 20
 _REASONS_SHOWN = 12
 
@@ -94,6 +95,8 @@ def _training(metrics: Metrics) -> Section:
     wanted = dict(_TRAINING)
     if len({name for entry in metrics for name in entry.get("sources", ())}) < 2:
         del wanted["sources"]  # its loss is the loss
+    if any("lr_by_group" in entry for entry in metrics):
+        del wanted["lr"]  # the largest of them
     drawn = _draw("Training", metrics, wanted)
     return replace(drawn, charts=[loss_chart("Loss", metrics), *drawn.charts]) if metrics else drawn
 

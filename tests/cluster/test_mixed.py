@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import combinations_with_replacement
 from operator import itemgetter
 from pathlib import Path
@@ -13,6 +13,8 @@ from etl.storage.schema import Sample
 from etl.storage.shards import ShardSet, write_folder
 from model.build import build_tokenizer
 from model.presets import system
+from model.spec.hf_encoders import HfAudio, HfVision
+from model.spec.image_processor import squash
 from pipeline.config.run_config import TrainOptions, resolve
 from pipeline.data.sampler import build_sampler
 from pipeline.data.shuffle import ShuffledStream, Source
@@ -34,7 +36,38 @@ SETS = (
 )
 """The media of a rank in a step: none, one of a kind, several, all; `to_image` is to be drawn."""
 PAIRS = tuple(combinations_with_replacement(SETS, 2))
-SETTINGS = ("pt.max_tokens=512", *generative_overrides(system("digits_omni").tiny()))
+PATCHES = HfVision(
+    weights="",
+    config={
+        **{"model_type": "siglip2_vision_model", "hidden_size": 32, "intermediate_size": 64},
+        **{"num_hidden_layers": 2, "num_attention_heads": 2, "num_patches": 4, "patch_size": 8},
+    },
+    processor=squash(16),
+    width=32,
+    grid=(2, 2),
+)
+WAVES = HfAudio(
+    weights="",
+    config={
+        **{"model_type": "wavlm", "hidden_size": 32, "intermediate_size": 64},
+        **{"num_hidden_layers": 2, "num_attention_heads": 2, "num_conv_pos_embeddings": 16},
+        **{"num_conv_pos_embedding_groups": 2, "conv_dim": [32] * 7},
+        **{"conv_kernel": [10, 3, 3, 3, 3, 2, 2], "conv_stride": [5, 2, 2, 2, 2, 2, 2]},
+    },
+    extractor={"feature_extractor_type": "Wav2Vec2FeatureExtractor", "sampling_rate": 16_000},
+    seconds=1.0,
+)
+ENCODERS = {"image": PATCHES, "video": PATCHES, "audio": WAVES}
+"""Classes of transformers that read weights outside the weights' own modules."""
+SETTINGS = (
+    "pt.max_tokens=512",
+    'model.inputs.audio.projector={"kind": "mlp", "shorten": "stack", "factor": 5}',
+    *(
+        f"model.inputs.{kind}.encoder={json.dumps(asdict(encoder))}"
+        for kind, encoder in ENCODERS.items()
+    ),
+    *generative_overrides(system("digits_omni").tiny()),
+)
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,10 @@ LENGTHS = (3, 9, 2)
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}
 EVERY = pytest.mark.parametrize("name", [*CAUSAL, *SEQ2SEQ])
 EVERY_CAUSAL = pytest.mark.parametrize("name", CAUSAL)
+SOME = pytest.mark.parametrize(
+    "name", ["smollm2", "qwen3", "gemma-2", "gemma-3", "cohere", "t5", "t5-v1.1"]
+)
+"""Grouped queries, tied and untied matrices, and logits that are scaled or capped."""
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +85,7 @@ def test_logits_are_those_of_transformers(name, spec_of, folder_of):
     torch.testing.assert_close(logits[kept], expected[kept], **CLOSE)
 
 
-@EVERY
+@SOME
 @torch.no_grad()
 def test_logits_in_bf16_are_those_of_transformers(name, spec_of, folder_of):
     ids_bt = ids()
@@ -178,7 +182,7 @@ def test_other_adapters_learn_and_generation_with_a_cache_equals_that_without(na
     assert cached.equal(full)
 
 
-@EVERY
+@SOME
 def test_a_whole_backbone_learns_and_is_saved(name, spec_of, tmp_path):
     spec = spec_of(name)
     backbone = ours(spec)

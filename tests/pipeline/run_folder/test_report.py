@@ -72,6 +72,7 @@ def test_a_runs_page_shows_every_recorded_metric(tmp_path):
             "memory_bytes": [2**30, 2**31],
             "imbalance": {"encoders": 1.5, "backbone": 1.1},
             "mfu": 0.4,
+            "lr_by_group": {"stage": entry["lr"] / 2, "inputs.image.encoder.*": entry["lr"]},
             "phase_seconds": {"data": 0.1, "forward": 0.4},
         }
         for entry in metrics(4)
@@ -82,7 +83,7 @@ def test_a_runs_page_shows_every_recorded_metric(tmp_path):
     charts = {
         "Loss": ["text"],
         "Loss by source": ["captions", NASTY],
-        "Learning rate": ["lr"],
+        "Learning rate by part": ["stage", "inputs.image.encoder.*"],
         "Gradient norm before clipping": ["norm"],
         "Tokens per second, all ranks": ["tokens"],
         "Time per phase of a step, rank 0": ["data", "forward"],
