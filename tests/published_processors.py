@@ -386,10 +386,10 @@ class Oracle:
             return_assistant_tokens_mask=True,
         )
         ids, mask = (
-            row[0] if isinstance(row[0], list) else row
-            for row in (found["input_ids"], found["assistant_masks"])
+            torch.as_tensor(rows).flatten().tolist()
+            for rows in (found["input_ids"], found["assistant_masks"])
         )
-        return list(ids), [bool(one) for one in mask]
+        return ids, [bool(one) for one in mask]
 
     def _answer_ids(self, answer: str) -> list[int]:
         """Return the ids of an answer without a template, as LAVIS concatenates them."""
