@@ -10,11 +10,12 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
 from importlib import import_module
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console, Group
 
@@ -23,11 +24,15 @@ from model.presets import PRESETS
 from model.spec import System
 from pipeline.config.run_config import (
     PresetOptions,
+    RunConfig,
     StageName,
     changed_preset,
     parse_train_options,
     resolve,
 )
+
+if TYPE_CHECKING:
+    from pipeline.data.workload import DataWorkload
 
 Command = Callable[[Sequence[str]], int]
 
@@ -129,8 +134,16 @@ class PlanOptions(PresetOptions):
     """The stage to plan."""
     gpus: int = 8
     """Number of GPUs."""
+    micro_batch: int | None = None
+    """Samples per rank and forward pass, if not the preset's."""
+    data: tuple[str, ...] = ()
+    """Folders of shards whose lengths are planned for; by default samples of the greatest length
+    that the stage takes, each with one medium of each kind."""
+    weights: Literal["pretrained", "random"] = "pretrained"
+    """With --data: `random` counts bytes in place of the backbone's tokens, and needs no hub."""
     device: str = "a100"
-    """The device whose published peak FLOP/s the step time is computed with."""
+    """The device whose published peak FLOP/s the step time is computed with; `cpu` is this machine,
+    whose ranks have everything in its memory."""
     measure: bool = False
     """Measure this machine's peak FLOP/s instead, which takes a second."""
     json: bool = False
@@ -141,22 +154,56 @@ def _plan(args: Sequence[str]) -> int:
     options = parse(PlanOptions, prog="python -m pipeline plan", args=args)
     system = changed_preset(options.preset, options.scale, options.set)
     stage = system.stage(options.stage)
+    if options.micro_batch is not None:
+        if options.micro_batch < 1:
+            raise UserError(f"--micro-batch: {options.micro_batch}, want 1 or more")
+        stage = replace(stage, micro_batch=options.micro_batch)
+        system = replace(system, pt=stage) if options.stage == "pt" else replace(system, sft=stage)
     _prepare_libraries()
     from pipeline.forecast import forecast, peak_flops  # noqa: PLC0415
-    from pipeline.forecast.plan import plan, plan_table  # noqa: PLC0415
+    from pipeline.forecast.plan import plan, plan_table, sample_length  # noqa: PLC0415
 
-    planned = plan(system, options.stage, options.gpus)
+    on_cpu = options.device == "cpu"
+    if options.data:
+        data = _data_workload(options, system)
+        planned = plan(
+            system,
+            options.stage,
+            options.gpus,
+            tokens=sample_length(system, stage, data.positions),
+            targets=data.targets / stage.micro_batch,
+            on_cpu=on_cpu,
+        )
+    else:
+        data = None
+        planned = plan(system, options.stage, options.gpus, on_cpu=on_cpu)
     peak = (
         peak_flops.measured(stage.precision, forecast.typical_product(system.model, stage))
-        if options.measure
+        if options.measure or on_cpu
         else peak_flops.published(options.device, stage.precision)
     )
-    expected = forecast.make_forecast(system, options.stage, planned, peak)
+    average = data.average if data else None
+    expected = forecast.make_forecast(system, options.stage, planned, peak, average)
     if options.json:
         _print_json(planned.to_json() | expected.to_json())
     else:
         Console().print(Group(plan_table(planned), forecast.forecast_table(expected)))
     return 0
+
+
+def _data_workload(options: PlanOptions, system: System) -> DataWorkload:
+    """Return the workload of the data that are planned for."""
+    from pipeline.data.workload import data_workload  # noqa: PLC0415
+
+    with tempfile.TemporaryDirectory() as folder:  # lengths, if the data cannot be written
+        run = RunConfig(
+            stage=options.stage,
+            system=system,
+            data=options.data,
+            output=folder,
+            weights="random" if options.scale == "tiny" else options.weights,
+        )
+        return data_workload(run, options.gpus)
 
 
 def _print_json(value: object) -> None:

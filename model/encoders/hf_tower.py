@@ -13,27 +13,13 @@ from transformers import MODEL_MAPPING, AutoConfig, PretrainedConfig, PreTrained
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from model.spec import SpecError
-from model.weights import Weights, cast, load_transformers
+from model.weights import Weights, cast, check_config, load_transformers
 
 Resize = Callable[[Tensor, tuple[int, ...]], Tensor]
 """From a checkpoint's position embeddings to those of another input size, given their shape."""
 
 BACKBONE_STAGES = frozenset({"out_features", "out_indices", "stage_names"})
 """Fields of vision models as backbones of other models; they follow from the number of layers."""
-_IRRELEVANT = BACKBONE_STAGES | frozenset(
-    {
-        "_name_or_path",
-        "architectures",
-        "bos_token_id",
-        "dtype",
-        "eos_token_id",
-        "id2label",
-        "label2id",
-        "pad_token_id",
-        "transformers_version",
-    }
-)
-"""Fields of a configuration that do not change the features."""
 INPUT_SIZES = frozenset({"image_size", "num_patches", "max_source_positions", "max_length"})
 """Fields that say how many position embeddings there are."""
 
@@ -106,8 +92,13 @@ def build_tower(
     if weights == "random":
         return _encoder(cast(cls(config, **options), dtype))
     published = own_config(load_transformers(AutoConfig, source))
+    if published.model_type != config.model_type:
+        raise SpecError(
+            f"weights {source!r}: are of {published.model_type!r}, the preset says "
+            f"{config.model_type!r}"
+        )
     published.vision_use_head = False
-    _check_fields(published, config, source)
+    check_config(published, config, source, free=INPUT_SIZES | BACKBONE_STAGES)
     tower, info = load_transformers(
         cls, source, config=published, dtype=dtype, output_loading_info=True, **options
     )
@@ -122,20 +113,6 @@ def _encoder(model: PreTrainedModel) -> PreTrainedModel:
         return model
     encoder: PreTrainedModel = model.get_encoder()
     return encoder
-
-
-def _check_fields(published: PretrainedConfig, config: PretrainedConfig, source: str) -> None:
-    """Raise SpecError where a checkpoint's configuration differs from the spec's.
-
-    Numbers of position embeddings may differ: those are resized.
-    """
-    theirs, ours = published.to_dict(), config.to_dict()
-    for name in sorted((theirs.keys() | ours.keys()) - _IRRELEVANT - INPUT_SIZES):
-        if theirs.get(name) != ours.get(name):
-            raise SpecError(
-                f"weights {source!r}: {name} is {theirs.get(name)}, the preset says "
-                f"{ours.get(name)}"
-            )
 
 
 def resized(

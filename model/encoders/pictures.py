@@ -21,8 +21,8 @@ MAX_PIXELS = 1 << 26
 """Intermediate pictures of more pixels are never whole in memory (256 MB at four bytes each)."""
 RESAMPLE_SUPPORT = 4
 """More than the radius of any filter (Lanczos: 3), in pixels of the smaller picture."""
-BAND_PIXELS = 1 << 22
-"""Pixels of a tall picture that are padded at once."""
+BAND_PIXELS = 1 << 24
+"""Pixels of a padded picture that are in memory at once."""
 
 
 def resized(picture: Image.Image, processor: ImageProcessor) -> Image.Image:
@@ -51,10 +51,10 @@ def resized(picture: Image.Image, processor: ImageProcessor) -> Image.Image:
 def _padded(
     picture: Image.Image, width: int, resample: Image.Resampling, processor: ImageProcessor
 ) -> Image.Image:
-    """Return the picture padded to a square, of which the rows are already resized to a width.
+    """Return the picture padded to a square, or that square with its rows resized to a width.
 
     Pillow resizes rows first, then columns, so a wide picture need not be padded before its rows
-    are resized, and a tall one not at once.
+    are resized, and a very tall one not at once.
     """
     longer = max(picture.size)
     if width * longer > MAX_PIXELS:
@@ -64,6 +64,11 @@ def _padded(
     # Colour and offset are rounded down, as in LLaVA's training.
     mean = tuple(int(255 * value) for value in processor.mean)
     colour = mean if processor.pad == "mean" else (255, 255, 255)
+    left = (longer - picture.width) // 2
+    if left > 0 and longer**2 <= BAND_PIXELS:
+        square = Image.new("RGB", (longer, longer), colour)
+        square.paste(picture, (left, 0))
+        return square
     padded = Image.new("RGB", (width, longer), colour)
     if picture.width == longer:
         rows = picture.resize((width, picture.height), resample)
@@ -73,7 +78,7 @@ def _padded(
     for top in range(0, longer, step):
         band = picture.crop((0, top, picture.width, min(top + step, longer)))
         wide = Image.new("RGB", (longer, band.height), colour)
-        wide.paste(band, ((longer - picture.width) // 2, 0))
+        wide.paste(band, (left, 0))
         padded.paste(wide.resize((width, band.height), resample), (0, top))
     return padded
 

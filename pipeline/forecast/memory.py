@@ -4,7 +4,8 @@ Sources: Rajbhandari et al. 2020, *ZeRO* (§3 and §5, what each ZeRO stage part
 et al. 2022, *Reducing Activation Recomputation in Large Transformer Models* (§4, counting what
 autograd saves); DeepSpeed's configuration reference (buckets and live parameters).
 
-Each part is at its own peak, and the peaks do not coincide, so the sum is an upper estimate. It
+Each part is at its own peak, and the peaks do not coincide, so the sum is an upper estimate. Before
+the first step a rank holds all weights, unpartitioned; that is a lower bound. The estimate
 does not include the accelerator's context, NCCL's buffers (1 to 2 GB) and the allocator's
 fragmentation.
 """
@@ -46,6 +47,7 @@ class Zero:
     buffers: int
     persistent: int
     live: int
+    prefetch: int
     accumulation_bytes: int
 
     @classmethod
@@ -68,6 +70,7 @@ class Zero:
             buffers=2 if stage < 3 and zero.get("overlap_comm", False) else 1,
             persistent=int(zero.get("stage3_param_persistence_threshold", 1e5)),
             live=int(zero.get("stage3_max_live_parameters", 1e9)),
+            prefetch=int(zero.get("stage3_prefetch_bucket_size", 5e7)),
             accumulation_bytes=FLOAT if kind == "fp32" else precision,
         )
 
@@ -90,16 +93,28 @@ def persistent(parameters: Sequence[Weight], zero: Zero, precision: int) -> int:
     return precision * sum(small)
 
 
-def gathered(parameters: Sequence[Weight], zero: Zero, precision: int) -> int:
+def gathered(parameters: Sequence[Weight], zero: Zero, ranks: int, precision: int) -> int:
     """Return the bytes of the weights that ZeRO-3 has gathered for use: 0 below ZeRO-3.
 
     DeepSpeed releases weights beyond `stage3_max_live_parameters`, prefetched ones included, but
-    the weight in use must be whole whatever that limit is.
+    the weight in use must be whole whatever that limit is. It gathers up to
+    `stage3_prefetch_bucket_size` of them into one buffer, from which each is copied, so these are
+    there twice. A single rank uses its partitions as they are.
     """
-    if zero.stage < 3:
+    if zero.stage < 3 or (ranks == 1 and not zero.weights_on_host):
         return 0
     sizes = [weight.elements for weight in parameters if not _is_persistent(weight, zero)]
-    return precision * max(min(zero.live, sum(sizes)), max(sizes, default=0))
+    largest = max(sizes, default=0)
+    live = max(min(zero.live, sum(sizes)), largest)
+    return precision * (live + min(zero.prefetch, sum(sizes)))
+
+
+def whole(parameters: Sequence[Weight], precision: int) -> int:
+    """Return the bytes of all weights, as DeepSpeed moves them to the device before partitioning.
+
+    `deepspeed.initialize` calls `module.to(device)` on the whole module, whatever ZeRO's stage.
+    """
+    return precision * sum(weight.elements for weight in parameters)
 
 
 def gradients(trainable: int, zero: Zero, ranks: int) -> int:

@@ -46,6 +46,8 @@ class Plan:
             for which the memory is computed.
         gpu_bytes: by part, per GPU; an upper estimate, see `pipeline.forecast.memory`.
         host_bytes: offloaded to host memory, per GPU.
+        start_bytes: of all weights, which each GPU holds before ZeRO partitions them.
+        on_cpu: whether the ranks run on CPUs, with everything in the host's memory.
     """
 
     preset: str
@@ -61,6 +63,8 @@ class Plan:
     tokens: Mapping[str, int]
     gpu_bytes: Mapping[str, int]
     host_bytes: Mapping[str, int]
+    start_bytes: int
+    on_cpu: bool = False
 
     @property
     def total(self) -> int:
@@ -69,8 +73,8 @@ class Plan:
 
     @property
     def total_gpu_bytes(self) -> int:
-        """Sum of all parts."""
-        return sum(self.gpu_bytes.values())
+        """The sum of all parts, or what is needed at the start, if that is more."""
+        return max(sum(self.gpu_bytes.values()), self.start_bytes)
 
     def to_json(self) -> dict[str, object]:
         """Return the object that `--json` prints: numbers of parameters and tokens, and bytes."""
@@ -89,12 +93,31 @@ class Plan:
                 "components": dict(self.components),
             },
             "tokens_per_sample": dict(self.tokens),
-            "bytes_per_gpu": {**self.gpu_bytes, "total": self.total_gpu_bytes},
+            "bytes_per_gpu": {
+                **self.gpu_bytes,
+                "at the start": self.start_bytes,
+                "total": self.total_gpu_bytes,
+            },
             "bytes_on_host_per_gpu": {**self.host_bytes, "total": sum(self.host_bytes.values())},
         }
 
 
-def plan(system: System, stage_name: StageName, gpus: int, *, tokens: int | None = None) -> Plan:
+def sample_length(system: System, stage: Stage, positions: float) -> int:
+    """Return the sample length at which a full micro-batch has so many positions."""
+    least = 1 + sum(slot.tokens for slot in system.model.inputs)
+    least += sum(slot.signals for slot in stage.output_branches(system.model))
+    return min(max(round(positions / stage.micro_batch), least), stage.max_tokens)
+
+
+def plan(
+    system: System,
+    stage_name: StageName,
+    gpus: int,
+    *,
+    tokens: int | None = None,
+    targets: float | None = None,
+    on_cpu: bool = False,
+) -> Plan:
     """Build a system on the meta device and compute what a stage needs.
 
     Args:
@@ -103,6 +126,8 @@ def plan(system: System, stage_name: StageName, gpus: int, *, tokens: int | None
         gpus: the number of ranks.
         tokens: the length of a sample, one medium of each modality included; by default the
             stage's `max_tokens`.
+        targets: of these, positions whose next token is a target; by default all of the text.
+        on_cpu: whether the ranks run on CPUs, with everything in the host's memory.
 
     Raises:
         UserError: batch sizes that do not divide, or a length that leaves no room for text.
@@ -120,7 +145,7 @@ def plan(system: System, stage_name: StageName, gpus: int, *, tokens: int | None
     tokens_of = _tokens_per_sample(system.model, stage, tokens)
     sample = memory.SampleProfile(
         tokens=tokens_of["total"],
-        targets=tokens_of["text"],
+        targets=tokens_of["text"] if targets is None else round(targets),
         media=_media_per_sample(system.model, stage, tokens_of["total"]),
         projectors={kind: _saved_by_projector(model, kind) for kind in system.model.modalities},
         generation=_saved_by_generation(model),
@@ -131,6 +156,8 @@ def plan(system: System, stage_name: StageName, gpus: int, *, tokens: int | None
     )
     zero = memory.Zero.read(config, memory.PRECISION[stage.precision])
     gpu, host = _memory(system.model, stage, zero, sample, sizes, gpus)
+    if on_cpu:
+        gpu, host = {name: size + host.get(name, 0) for name, size in gpu.items()}, {}
     return Plan(
         preset=system.name,
         stage=stage_name,
@@ -145,6 +172,8 @@ def plan(system: System, stage_name: StageName, gpus: int, *, tokens: int | None
         tokens=tokens_of,
         gpu_bytes=gpu,
         host_bytes=host,
+        start_bytes=memory.whole(sizes, memory.PRECISION[stage.precision]),
+        on_cpu=on_cpu,
     )
 
 
@@ -266,7 +295,7 @@ def _memory(
     persistent = memory.persistent(sizes, zero, precision)
     gpu = {
         "weights": persistent if zero.weights_on_host else weights,
-        "gathered weights": memory.gathered(sizes, zero, precision),
+        "gathered weights": memory.gathered(sizes, zero, ranks, precision),
         "gradients": 0 if zero.optimizer_on_host else gradients,
         "optimizer states": 0 if zero.optimizer_on_host else optimizer,
         "communication buckets": memory.buckets(trainable, zero, precision),
@@ -293,18 +322,20 @@ def plan_table(plan: Plan) -> Group:
     tokens = Table("one sample", "tokens")
     for name, count in plan.tokens.items():
         tokens.add_row(name, f"{count:,}")
-    title = f"each of {plan.gpus} GPUs, {plan.ds_config} (ZeRO-{plan.zero_stage})"
+    device = "ranks on CPUs" if plan.on_cpu else "GPUs"
+    title = f"each of {plan.gpus} {device}, {plan.ds_config} (ZeRO-{plan.zero_stage})"
     memory_table = Table("memory", "GiB", title=title)
     for name, size in plan.gpu_bytes.items():
         memory_table.add_row(name, f"{size / _GIB:.2f}")
     memory_table.add_section()
+    memory_table.add_row("all weights, at the start", f"{plan.start_bytes / _GIB:.2f}")
     memory_table.add_row("total", f"{plan.total_gpu_bytes / _GIB:.2f}")
     if any(plan.host_bytes.values()):
         memory_table.add_row("on the host", f"{sum(plan.host_bytes.values()) / _GIB:.2f}")
     for table in (parameters, tokens, memory_table):
         table.columns[-1].justify = "right"
     batch = (
-        f"global batch {plan.global_batch} = {plan.gpus} GPUs × micro-batch {plan.micro_batch} "
+        f"global batch {plan.global_batch} = {plan.gpus} {device} × micro-batch {plan.micro_batch} "
         f"× {plan.accumulation} micro-steps"
     )
     return Group(parameters, tokens, memory_table, batch)

@@ -8,12 +8,11 @@ from statistics import median
 
 from deepspeed.accelerator import get_accelerator
 
-from model.spec import System
 from model.spec.system import InitStage
 from pipeline.config.run_config import RunConfig
 from pipeline.forecast.forecast import Forecast, make_forecast, typical_product
 from pipeline.forecast.peak_flops import of_this_device
-from pipeline.forecast.plan import Plan, plan
+from pipeline.forecast.plan import Plan, plan, sample_length
 from pipeline.forecast.workload import Workload, WorkTotals
 from pipeline.run_folder.metrics_writer import read_metrics, write_forecast
 
@@ -47,7 +46,10 @@ def compare_with_forecast(
     if not totals.samples or isinstance(run.settings, InitStage):
         return  # nothing was trained, or modules that `plan` does not cover
     system, settings = run.system, run.settings
-    planned = plan(system, run.stage, world, tokens=_longest(system, run, totals))
+    tokens = sample_length(system, settings, totals.max_positions)
+    targets = tokens * totals.targets / totals.positions
+    on_cpu = get_accelerator().device_name() == "cpu"
+    planned = plan(system, run.stage, world, tokens=tokens, targets=targets, on_cpu=on_cpu)
     peak = of_this_device(settings.precision, typical_product(system.model, settings), measure=True)
     assert peak is not None
     workload = Workload(
@@ -69,21 +71,12 @@ def compare_with_forecast(
     write_forecast(Path(run.output), [vars(row) for row in rows], notes)
 
 
-def _longest(system: System, run: RunConfig, totals: WorkTotals) -> int:
-    """Return the sample length at which a full micro-batch is as large as the run's largest."""
-    least = 1 + sum(slot.tokens for slot in system.model.inputs)
-    least += sum(slot.signals for slot in run.settings.output_branches(system.model))
-    tokens = round(totals.max_positions / run.settings.micro_batch)
-    return min(max(tokens, least), run.settings.max_tokens)
-
-
 def _compare(
     folder: Path, planned: Plan, forecast: Forecast, totals: WorkTotals, memory_before: int
 ) -> list[Comparison]:
     metrics = read_metrics(folder)
     compute = [step["step_seconds"] * (1 - step["data_wait_share"]) for step in metrics]
     on_cpu = get_accelerator().device_name() == "cpu"
-    memory = planned.total_gpu_bytes + (sum(planned.host_bytes.values()) if on_cpu else 0)
     return [
         Comparison(
             quantity="compute time per step",
@@ -93,7 +86,7 @@ def _compare(
         ),
         Comparison(
             quantity="memory per rank",
-            forecast=memory / _MIB,
+            forecast=planned.total_gpu_bytes / _MIB,
             actual=(totals.memory - (memory_before if on_cpu else 0)) / _MIB,
             unit="MiB",
         ),

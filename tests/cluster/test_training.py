@@ -3,8 +3,10 @@
 Losses are compared with those of ranks that DeepSpeed's own launcher has started.
 """
 
+import contextlib
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -38,13 +40,19 @@ def captions(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def whole(captions: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An uninterrupted run of MM-PT on two ranks, started with DeepSpeed's own launcher."""
     run = tmp_path_factory.mktemp("whole") / "pt"
+    with launched(captions, run) as launcher:
+        assert launcher.wait() == 0
+    return run
+
+
+def launched(captions: Path, run: Path, *more: object) -> subprocess.Popen[bytes]:
+    """Start a run on two ranks with DeepSpeed's own launcher."""
     words = ["--module", "pipeline", "pt", "digits", "--data", captions, "--output", run, *SMALL]
     folder = Path(sys.executable).parent
     port = ("--master_port", free_port())
-    command = [folder / "deepspeed", "--num_accelerators", "2", *port, *words]
+    command = [folder / "deepspeed", "--num_accelerators", "2", *port, *words, *more]
     environment = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}", "DS_ACCELERATOR": "cpu"}
-    subprocess.run(list(map(str, command)), check=True, cwd=REPOSITORY, env=environment)
-    return run
+    return subprocess.Popen(list(map(str, command)), cwd=REPOSITORY, env=environment)
 
 
 def test_a_run_leaves_what_its_users_rely_on(whole: Path) -> None:
@@ -91,6 +99,25 @@ def test_sigterm_saves_and_says_try_again(captions: Path, whole: Path, tmp_path:
     assert outcome.code == 75, outcome.stderr
     assert run_ranks(2, *words).code == 0
     assert losses(tmp_path / "run") == losses(whole)
+
+
+@pytest.mark.nightly
+def test_ranks_whose_launcher_gets_sigterm_save_and_end(
+    captions: Path, whole: Path, tmp_path: Path
+) -> None:
+    """DeepSpeed's launcher dies of the signal and leaves the process that started the ranks."""
+    run = tmp_path / "run"
+    with launched(captions, run, "--save-every", 1000) as launcher:
+        while not (run / "metrics.jsonl").exists():
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                raise AssertionError(launcher.wait(timeout=0.05))
+        rank = os.pidfd_open(json.loads((run / "in-use.json").read_bytes())["pid"])
+        launcher.terminate()
+    assert select.select([rank], [], [], 120)[0], "rank 0 goes on"
+    assert 0 < len(losses_so_far(run)) < STEPS
+    words = ("pt", "digits", "--data", captions, "--output", run, *SMALL)
+    assert run_ranks(2, *words).code == 0
+    assert losses(run) == losses(whole)
 
 
 def test_a_damaged_checkpoint_is_noticed_and_the_one_before_it_used(

@@ -1,6 +1,7 @@
 """The CLI; every mistake of a user's is one line on stderr and exit code 2, nothing is written."""
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from etl.cli import UserError, main
+from etl.storage.lock import owner_lock
 from model.presets import PRESETS, system
 from model.spec import SpecError
 from pipeline.checkpoint.checkpoints import write_weights
@@ -139,6 +141,19 @@ def test_invalid_options(captions: Path, tmp_path: Path, error_line: Callable[..
     assert "want auto, never or a step" in error_line(*train, "--resume", "last")
     assert "did you mean 'digits'?" in error_line("pt", "digit", *train[2:])
     assert not output.exists()
+
+
+def test_an_output_that_cannot_be_written_or_is_in_use(
+    captions: Path, tmp_path: Path, error_line: Callable[..., str]
+) -> None:
+    train = ("pt", "digits", "--data", captions, "--output")
+    line = error_line(*train, "/dev/null/run")
+    assert line == "error: --output /dev/null/run: cannot be written (Not a directory)"
+    run_folder = tmp_path / "run"
+    with owner_lock(run_folder / "in-use.json", name="another"):
+        line = error_line(*train, run_folder)
+    assert line.startswith(f"error: --output {run_folder}: in use by process {os.getpid()} on host")
+    assert list(run_folder.iterdir()) == []
 
 
 def test_data_of_which_no_sample_can_be_used(

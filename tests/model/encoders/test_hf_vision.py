@@ -158,6 +158,10 @@ def test_what_cannot_serve_says_why(tmp_path):
     wrong = replace(spec, config=spec.config | {"num_attention_heads": 4})
     message = error_of(build, wrong, weights="pretrained", dtype=torch.float32)
     assert "num_attention_heads is 2, the preset says 4" in message
+    other = replace(spec, config=spec.config | {"model_type": "deit"})
+    assert "are of 'vit', the preset says 'deit'" in error_of(
+        build, other, weights="pretrained", dtype=torch.float32
+    )
     assert "has no class token" in error_of(replace, spec, prefix=0, select="cls")
     unknown = replace(spec, config={"model_type": "vit-9"})
     assert "not known to this version" in error_of(

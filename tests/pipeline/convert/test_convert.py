@@ -126,6 +126,14 @@ def test_a_round_trip_is_bit_for_bit(
     assert config_files_of(tmp_path / "back") == config_files_of(source)
 
 
+def test_an_import_that_was_moved_is_one_line(tmp_path: Path) -> None:
+    import_run(save(published.llava(), tmp_path / "source"), tmp_path / "run", "sft")
+    moved = (tmp_path / "run").rename(tmp_path / "moved")
+    expected = rf"{tmp_path}/run/components/\w+': no such folder; was it moved\?"
+    with pytest.raises(SpecError, match=expected):
+        load_run(read_config(moved / "config.json"), moved)
+
+
 def test_shards_are_read_and_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(safetensors_store, "SHARD_BYTES", 60_000)
     model = published.llava()

@@ -119,7 +119,9 @@ def test_zero_partitions_as_configured():
     assert second["weights"] == 2 * total
     assert third["weights"] == pytest.approx(2 * total / 8, rel=0.01)
     assert second["gathered weights"] == 0
-    assert third["gathered weights"] == 2 * 1_000_000_000
+    # Those in use, and once more the last 50 million in the buffer that they are copied from.
+    assert third["gathered weights"] == 2 * (1_000_000_000 + 50_000_000)
+    assert plan(with_config("zero3"), "pt", 1).gpu_bytes["gathered weights"] == 0
     for gpu in (second, third):
         assert gpu["gradients"] == pytest.approx(4 * trainable / 8)
         assert gpu["optimizer states"] == pytest.approx(12 * trainable / 8)
@@ -132,6 +134,20 @@ def test_offload_moves_states_to_the_host():
     assert planned.gpu_bytes["weights"] < 10e6  # norms and biases stay
     assert planned.host_bytes["weights"] == pytest.approx(2 * planned.total / 8, rel=0.01)
     assert planned.host_bytes["optimizer states"] == pytest.approx(12 * planned.trainable / 8)
+
+
+def test_all_weights_are_there_before_they_are_partitioned():
+    planned = plan(with_config("zero3", micro_batch=1, recompute=True), "pt", 64)
+    assert planned.start_bytes == 2 * planned.total
+    assert planned.total_gpu_bytes == planned.start_bytes > sum(planned.gpu_bytes.values())
+
+
+def test_ranks_on_cpus_have_everything_in_the_hosts_memory():
+    offloaded = plan(with_config("zero3_offload"), "pt", 8)
+    planned = plan(with_config("zero3_offload"), "pt", 8, on_cpu=True)
+    assert planned.host_bytes == {}
+    parts = sum(offloaded.gpu_bytes.values()) + sum(offloaded.host_bytes.values())
+    assert sum(planned.gpu_bytes.values()) == parts
 
 
 def test_recomputation_saves_activations():
