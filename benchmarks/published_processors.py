@@ -3,10 +3,10 @@
     python benchmarks/published_processors.py [--images 4]
 
 Each checkpoint is tiny and random, but has a tokenizer, an image processor and a chat template of
-the published kind (`tests/published_processors.py`). It is imported, and every dialogue about every
-image file is encoded and answered twice: by us, and by the published processor, its chat template
-and `generate`. Prints a table of equal / compared, and as the last line one JSON object; takes a
-minute. Exit status 1 where anything differs.
+the published kind (`tests/published_processors.py`). It is imported, or a tiny preset is exported,
+and every dialogue about every image file is encoded and answered twice: by us, and by
+transformers' processor, its chat template and `generate`. Prints a table of equal / compared, and
+as the last line one JSON object; takes two minutes. Exit status 1 where anything differs.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import json
 import sys
 import tempfile
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -24,7 +25,14 @@ from rich.console import Console
 from rich.table import Table
 from transformers.utils import logging
 
-from tests.published_processors import CASES, Comparison, Oracle, write_image
+from tests.published_processors import (
+    CASES,
+    EXPORTED,
+    Comparison,
+    Exported,
+    Oracle,
+    write_image,
+)
 
 SIZES = ((60, 44), (44, 60), (32, 32), (200, 31))
 """Width and height of the image files, in pixels; repeated with other contents."""
@@ -38,15 +46,17 @@ def main() -> int:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     found: dict[str, Comparison] = {}
-    for case in CASES:
+    makers = {case.name: partial(Oracle, case) for case in CASES}
+    makers |= {f"export of {name}": partial(Exported, name) for name in EXPORTED}
+    for title, make in makers.items():
         with tempfile.TemporaryDirectory() as name:
-            oracle = Oracle(case, Path(name))
+            oracle = make(Path(name))
             total = Comparison()
             for number in range(images):
                 width, height = SIZES[number % len(SIZES)]
                 path = Path(name) / f"{number}.png"
                 total += oracle.compare(write_image(path, width=width, height=height, seed=number))
-            found[case.name] = total
+            found[title] = total
     table = Table("checkpoint", "ids", "mask", "pixels", "answers", title="equal / compared")
     for name, row in found.items():
         counts = (row.ids, row.mask, row.pixels, row.answers)

@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,9 +54,9 @@ class Options:
     """Training sentences."""
     held_out: int = 100
     """Sentences of each held-out list; three questions each, or two."""
-    pt_steps: int = 150
+    pt_steps: int = 240
     """Steps of MM-PT, of 16 sounds with their transcripts."""
-    sft_steps: int = 80
+    sft_steps: int = 160
     """Steps of SFT, of 16 dialogues."""
     ranks: int = 2
     """Ranks of the DeepSpeed runs."""
@@ -102,8 +103,9 @@ def run(args: Sequence[str]) -> None:
         train("pt", out, options, "--max-steps", options.pt_steps, "--learning-rate", "1e-3")
     with clock("SFT"):
         train("sft", out, options, "--max-steps", options.sft_steps, "--learning-rate", "5e-4")
-    with clock("evaluate"):
-        scores = {split: evaluate(out, split) for split in SPLITS}
+    with clock("evaluate"), ThreadPoolExecutor(len(SPLITS)) as pool:
+        results = pool.map(lambda split: evaluate(out, split), SPLITS)
+        scores = dict(zip(SPLITS, results, strict=True))
     with clock("export, ask"):
         asked = export_and_ask(out)
     page = write_report(out, scores, asked, clock.seconds)
@@ -180,7 +182,8 @@ def evaluate(out: Path, split: str) -> dict[str, Any]:
     """Ask the trained run about held-out sounds; return its scores and examples."""
     folder = out / "sft" / f"evaluation-{split}"
     data = out / "shards" / split
-    pipeline("evaluate", "--run", out / "sft", "--data", data, "--output", folder)
+    if not (folder / "scores.json").is_file():
+        pipeline("evaluate", "--run", out / "sft", "--data", data, "--output", folder)
     scores: dict[str, Any] = json.loads((folder / "scores.json").read_bytes())
     return scores | {"examples": json.loads((folder / "examples.json").read_bytes())["cards"]}
 

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from PIL import Image
 from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
     Blip2Processor,
     BlipImageProcessor,
     CLIPImageProcessor,
@@ -28,16 +30,19 @@ from transformers import (
     VideoLlavaProcessor,
 )
 
-from etl.storage.schema import Medium, Sample, Turn, sha256
+from etl.storage.schema import Medium, Sample, Turn, sha256, split_media
 from model.batch import IGNORED
 from model.build import build_text_tokenizer, build_tokenizer
 from model.encoders.pictures import normalise
+from model.presets import system
 from pipeline.config.run_config import read_config
+from pipeline.convert.export import export_run
 from pipeline.convert.import_ import import_run
 from pipeline.data.encode import SampleEncoder
 from pipeline.evaluate.evaluate import load_run
 from pipeline.evaluate.generate_answers import generate_answers
 from tests import published, published_tokenizers
+from tests.runs import random_run
 
 NEW_TOKENS = 8
 SIDE, PATCH = 32, 8  # of `tests.published`
@@ -252,6 +257,18 @@ CASES = (
     ),
 )
 
+EXPORTED = (
+    "llava_1_5_7b",
+    "llava_1_5_13b",
+    "blip_2",
+    "blip_2_flan_t5_xxl",
+    "dlp",
+    "instructblip",
+    "instructblip_flan_t5_xl",
+    "digits",
+)
+"""The presets that transformers has a class for, InstructBLIP's of pictures alone."""
+
 
 class Oracle:
     """A case, published to `folder/source` and imported to `folder/run`."""
@@ -269,19 +286,22 @@ class Oracle:
         self._publish(folder / "source")
         import_run(folder / "source", folder / "run", "sft")
         run = read_config(folder / "run" / "config.json")
-        run = replace(
-            run,
-            system=replace(run.system, sft=replace(run.system.sft, peft=None, precision="fp32")),
-        )
-        self.run = run
-        self.ours = load_run(run, folder / "run").eval()
-        self.our_tokenizer = build_tokenizer(run.system.model, weights="pretrained")
+        settings = replace(run.system.sft, peft=None, precision="fp32")
+        self.run = replace(run, system=replace(run.system, sft=settings))
+        self.placeholders = published.TOKENS
+        self._open(folder)
+
+    def _open(self, folder: Path) -> None:
+        """Load our side of the comparison from `folder/run`."""
+        spec, weights = self.run.system.model, self.run.weights
+        self.ours = load_run(self.run, folder / "run").eval()
+        self.our_tokenizer = build_tokenizer(spec, weights=weights)
         self.encoder = SampleEncoder(
-            run.system.model,
+            spec,
             self.our_tokenizer,
             prompt="chat",
-            max_tokens=256,
-            text_tokenizer=build_text_tokenizer(run.system.model, weights="pretrained"),
+            max_tokens=400,
+            text_tokenizer=build_text_tokenizer(spec, weights=weights),
         )
 
     def _publish(self, folder: Path) -> None:
@@ -320,7 +340,7 @@ class Oracle:
     def _in_their_ids(self, example) -> tuple[list[int], list[bool]]:
         """Return ids with transformers' placeholders, and which are targets; decoder's last."""
         kinds = zip(example.ids, example.kinds, strict=True)
-        ids = [published.TOKENS[kind] if kind else number for number, kind in kinds]
+        ids = [self.placeholders[kind] if kind else number for number, kind in kinds]
         targets = [label != IGNORED for label in example.labels]
         answer = example.answer or []
         return ids + answer, targets + [True] * len(answer)
@@ -346,14 +366,7 @@ class Oracle:
             return prompt + answer, [False] * len(prompt) + [True] * len(answer)
         ids = self._processed(self._rendered(texts), picture)["input_ids"][0].tolist()
         if "{% generation %}" in self.case.template:
-            enc = self.processor.apply_chat_template(
-                self._messages(texts, picture),
-                tokenize=True,
-                return_dict=True,
-                return_assistant_tokens_mask=True,
-            )
-            masks = enc["assistant_masks"]
-            targets = [bool(one) for one in (masks[0] if isinstance(masks[0], list) else masks)]
+            ids, targets = self._marked(texts, picture)
             return [*ids, self.tokenizer.eos_token_id], [*targets, True]
         targets = [False] * len(ids)
         for number in range(1, len(texts), 2):
@@ -363,6 +376,20 @@ class Oracle:
             end = ids.index(self.tokenizer.eos_token_id, start) + 1
             targets[start:end] = [True] * (end - start)
         return ids, targets
+
+    def _marked(self, texts: Sequence[str], picture) -> tuple[list[int], list[bool]]:
+        """Return ids and targets that a template with `{% generation %}` says itself."""
+        found = self.processor.apply_chat_template(
+            self._messages(texts, picture),
+            tokenize=True,
+            return_dict=True,
+            return_assistant_tokens_mask=True,
+        )
+        ids, mask = (
+            torch.as_tensor(rows).flatten().tolist()
+            for rows in (found["input_ids"], found["assistant_masks"])
+        )
+        return ids, [bool(one) for one in mask]
 
     def _answer_ids(self, answer: str) -> list[int]:
         """Return the ids of an answer without a template, as LAVIS concatenates them."""
@@ -420,6 +447,60 @@ class Oracle:
             self.ours, self.our_tokenizer, self.encoder, [sample], max_new_tokens=NEW_TOKENS
         )
         return found.answer
+
+
+class Exported(Oracle):
+    """A preset, trained in small to `folder/run` and exported to `folder/out`."""
+
+    def __init__(self, preset: str, folder: Path) -> None:
+        base = system(preset)
+        base = base if preset.startswith("digits") else base.tiny()
+        # Transformers' InstructBLIP takes pictures alone, ours videos, too.
+        base = replace(base, model=replace(base.model, inputs=base.model.inputs[:1]))
+        self.run = random_run(folder / "run", base)
+        export_run(folder / "run", folder / "out", layout="transformers")
+        self.processor = AutoProcessor.from_pretrained(folder / "out")
+        self.tokenizer = self.processor.tokenizer
+        self.model = AutoModelForImageTextToText.from_pretrained(folder / "out").eval()
+        self.placeholders = {"image": self.tokenizer.convert_tokens_to_ids("<image>")}
+        template = self.run.system.model.backbone.template
+        assert template is not None
+        # BLIP-2's processors leave their template to the tokenizer, and take one question.
+        self._renderer = self.processor if self.processor.chat_template else self.tokenizer
+        self._first = template.media_first
+        jinja = self._renderer.chat_template
+        self.case = Case(preset, None, None, None, None, None if self._first else jinja)
+        self._open(folder)
+
+    def published_prompt(self, texts: Sequence[str], image: Path):
+        picture = Image.open(image).convert("RGB")
+        return self._processed(self._rendered(texts, prompt=True), picture)
+
+    def published_example(self, texts: Sequence[str], image: Path) -> tuple[list[int], list[bool]]:
+        """Return the ids of a whole dialogue, and which are targets."""
+        if not self._first:
+            return self._marked(texts, Image.open(image).convert("RGB"))
+        prompt = self.published_prompt(texts[:1], image)["input_ids"][0].tolist()
+        answer = self._rendered(texts).removeprefix(self._rendered(texts[:1], prompt=True))
+        if self.run.system.model.backbone.seq2seq:
+            answer = answer.removeprefix(" ")
+        ids = self.tokenizer.encode(answer, add_special_tokens=False)
+        return prompt + ids, [False] * len(prompt) + [True] * len(ids)
+
+    def _messages(self, texts: Sequence[str], picture) -> list[dict]:
+        messages = []
+        for number, text in enumerate(texts):
+            parts = [
+                {"type": "image", "image": picture} if kind else {"type": "text", "text": words}
+                for kind, words in split_media(text)
+            ]
+            messages.append({"role": ("user", "assistant")[number % 2], "content": parts})
+        return messages
+
+    def _rendered(self, texts: Sequence[str], *, prompt: bool = False) -> str:
+        return self._renderer.apply_chat_template(
+            self._messages(texts, None), tokenize=False, add_generation_prompt=prompt
+        )
 
 
 def _words(text: str) -> str:

@@ -152,5 +152,5 @@ def _backbone() -> Llama:
         tied_embeddings=True,
         # The answer directly follows the question's last word, which says what to look up: this
         # needs one step of attention less than words in between, and is learned in minutes.
-        template=ChatTemplate(user="{text}", assistant=" {text}"),
+        template=ChatTemplate(user="{media}{text}", assistant=" {text}"),
     )

@@ -309,7 +309,7 @@ def _kinds(sample: Sample) -> list[str]:
 def _instructions(turns: Sequence[Turn]) -> list[str]:
     """Return, per medium in reading order, the text of its turn."""
     return [
-        words_of(turn.text).strip()
+        words_of(turn.text).lstrip()
         for turn in turns
         for _ in PLACEHOLDER_PATTERN.findall(turn.text)
     ]

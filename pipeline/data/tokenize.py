@@ -320,7 +320,7 @@ class SampleTokenizer:
         last = max(number for number, turn in enumerate(turns) if turn.role == "assistant")
         tokenized = self._tokenize_prompt(turns[:last], media=media_of(turns))
         start, end = rendered.answers[-1]
-        start = end - len(rendered.text[start:end].lstrip(" "))
+        start += rendered.text[start:end].startswith(" ")
         answer = Rendered(
             text=rendered.text[start:end],
             literal=frozenset(place - start for place in rendered.literal),
