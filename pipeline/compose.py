@@ -60,6 +60,10 @@ def compose_command(args: Sequence[str]) -> int:
     if options.output is None:
         sys.stdout.write(json.dumps(fields, indent=2) + "\n")
         return 0
+    if options.output.exists() and json.loads(options.output.read_bytes()) != fields:
+        raise UserError(
+            f"--output {options.output}: exists, and differs; choose another name, or remove it"
+        )
     options.output.parent.mkdir(parents=True, exist_ok=True)
     write_json(options.output, fields)
     sys.stdout.write("\n".join(_summary(system, options.output)) + "\n")
@@ -129,5 +133,5 @@ def _summary(system: System, output: Path) -> list[str]:
         f"backbone: {backbone.kind}, {backbone.layers} layers of width {backbone.width}; "
         f"{chat}; samples are {packed}",
         f"{output}: next, `python -m pipeline plan {output} --stage pt --gpus 1`, then "
-        f"`python -m pipeline pt {output} --data DIR --output RUN`",
+        f"`deepspeed --module pipeline pt {output} --data DIR --output RUN`",
     ]

@@ -1,8 +1,8 @@
-"""Files that name a system: a preset file, a run's `config.json`, or a thin file of changes.
+"""Files that name a system: a preset file, a run's `config.json`, or a file of changes.
 
     {"name": …, "model": …, "pt": …, "sft": …}     a preset file: what `show` and `compose` print
     {"stage": …, "system": …, "data": …, …}        a run's configuration: its `config.json`
-    {"preset": …, "set": …, "pt": …, "data": …}    a thin file: a preset, and what differs from it
+    {"preset": …, "set": …, "pt": …, "data": …}    a file of changes: a preset, and what differs
 
 Each may be JSON or YAML.
 """
@@ -66,18 +66,23 @@ def read_preset(preset: str) -> tuple[System, list[str], dict[str, Any]]:
     """Return the system of a preset's name or file.
 
     Returns:
-        The system; the changes that a thin file makes to it, as `--set` takes them; and the fields
-        of a run that the file has: of a preset's name or file none.
+        The system; the changes that a file of changes makes to it, as `--set` takes them; and the
+        fields of a run that the file has: of a preset's name or file none.
 
     Raises:
         UserError, SpecError: an unknown preset, or a file that does not fit.
     """
+    if Path(preset).is_dir():
+        raise UserError(
+            f"{preset}: a folder; want a preset's name (`python -m pipeline list`), or a file such "
+            f"as {Path(preset, CONFIG_FILE)}"
+        )
     if not is_file(preset):
         return system(preset), [], {}
     file = Path(preset)
     value = read_mapping(file)
     if "preset" in value:
-        return _read_thin(file, value)
+        return _read_changes(file, value)
     run: dict[str, Any] = {}
     where = file.name
     if "system" in value:
@@ -96,7 +101,7 @@ def older_file(file: Path, error: OlderVersionError) -> OlderVersionError:
     return OlderVersionError(file, error.old, error.new, advice="rename the key")
 
 
-def _read_thin(file: Path, value: Mapping[str, Any]) -> tuple[System, list[str], dict[str, Any]]:
+def _read_changes(file: Path, value: Mapping[str, Any]) -> tuple[System, list[str], dict[str, Any]]:
     base, settings, run = read_preset(_relative(file, value["preset"]))
     sections = [field.name for field in fields(System)]
     own = asdict(base)
@@ -115,14 +120,14 @@ def _read_thin(file: Path, value: Mapping[str, Any]) -> tuple[System, list[str],
 
 
 def _relative(file: Path, preset: object) -> str:
-    """Return the preset of a thin file; the path of a file is relative to the thin one."""
+    """Return the preset of a file of changes; the path of a file is relative to it."""
     if not isinstance(preset, str):
         raise UserError(f"{file.name}.preset: {preset!r}, want a preset's name or file")
     return str(file.parent / preset) if is_file(preset) else preset
 
 
 def _settings(path: str, value: object, own: object, file: Path) -> list[str]:
-    """Return a section of a thin file as `--set` takes it, field by field.
+    """Return a section of a file of changes as `--set` takes it, field by field.
 
     An object that names its `kind`, or that has no counterpart, replaces the preset's.
     """

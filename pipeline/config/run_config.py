@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -216,13 +216,9 @@ def _names(options: type) -> list[str]:
 def _base_config(options: PresetOptions, stage: StageName, part: str | None) -> RunConfig:
     """Return the configuration that `preset`, `scale` and `set` name, before the other options."""
     base, settings, given = read_preset(options.preset)
-    name = Path(options.preset).name
     if given.get("stage", stage) != stage:
         raise UserError(f"{options.preset}: a run of stage {given['stage']!r}, not {stage!r}")
-    try:
-        own = decode(RunOptions, {key: given[key] for key in given if key != "stage"}, name)
-    except OlderVersionError as error:
-        raise older_file(Path(options.preset), error) from None
+    own = _run_options(options.preset, given)
     run = RunConfig(
         stage=stage,
         system=_changed(base, [*settings, *options.set], options.scale),
@@ -233,13 +229,27 @@ def _base_config(options: PresetOptions, stage: StageName, part: str | None) -> 
     return replace(run, part=part or run.part)
 
 
+def _run_options(preset: str, given: Mapping[str, Any]) -> RunOptions:
+    """Return the options of a run that the file of a preset has.
+
+    Raises:
+        UserError: an unknown name, or a value that does not fit.
+    """
+    try:
+        fields = {key: value for key, value in given.items() if key != "stage"}
+        return decode(RunOptions, fields, Path(preset).name)
+    except OlderVersionError as error:
+        raise older_file(Path(preset), error) from None
+
+
 def changed_preset(preset: str, scale: Scale, settings: Sequence[str]) -> System:
     """Return a preset, of a name or a file, at a scale, with fields overridden.
 
     Raises:
         UserError, SpecError: an unknown preset, or a file or a field that does not fit.
     """
-    base, own, _ = read_preset(preset)
+    base, own, given = read_preset(preset)
+    _run_options(preset, given)
     return _changed(base, [*own, *settings], scale)
 
 
@@ -258,6 +268,18 @@ def _with_stage(base: System, stage: StageName, settings: Stage) -> System:
         init = (settings if item.objective.kind == part else item for item in base.init)
         return replace(base, init=tuple(init))
     return replace(base, pt=settings) if stage == "pt" else replace(base, sft=settings)
+
+
+def read_run(folder: Path) -> RunConfig:
+    """Read the configuration of a run folder; raises as `read_config` does.
+
+    Raises:
+        UserError: no such folder, or one that is not a run's.
+    """
+    if not (folder / CONFIG_FILE).is_file():
+        what = "no run there" if folder.is_dir() else "no such folder"
+        raise UserError(f"{folder}: {what}; want the output of `pt` or `sft`, with {CONFIG_FILE}")
+    return read_config(folder / CONFIG_FILE)
 
 
 def read_config(file: Path) -> RunConfig:

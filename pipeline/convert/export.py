@@ -14,8 +14,7 @@ from model.convert.layouts import find_layout
 from model.spec import SpecError
 from model.spec.system import InitStage
 from pipeline.checkpoint.checkpoints import newest_weights
-from pipeline.config.files import CONFIG_FILE
-from pipeline.config.run_config import RunConfig, read_config
+from pipeline.config.run_config import RunConfig, read_run
 from pipeline.convert.imported_run import write_imported_run
 from pipeline.convert.model_card import write_model_card
 from pipeline.convert.self_contained import write_self_contained
@@ -67,7 +66,7 @@ def export_run(
         raise UserError(f"{output}: exists already; choose another --output, or remove it")
     if not run.is_dir():
         raise UserError(f"{run}: no such run folder")
-    config = read_config(run / CONFIG_FILE)
+    config = read_run(run)
     if isinstance(config.settings, InitStage):
         raise UserError(f"{run}: a run of stage init is no whole model; want one of pt or sft")
     partial = output.with_name(f"{output.name}.partial")

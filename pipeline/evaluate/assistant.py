@@ -26,7 +26,7 @@ from model.spec import ModelSpec, Stage
 from model.spec.system import InitStage
 from model.weights import Weights
 from pipeline.config.files import CONFIG_FILE
-from pipeline.config.run_config import read_config
+from pipeline.config.run_config import read_run
 from pipeline.data.encode import SampleEncoder
 from pipeline.evaluate.device import inference_device
 from pipeline.evaluate.evaluate import load_run
@@ -84,7 +84,7 @@ class Assistant:
                 f"{folder}: a checkpoint of transformers; open it with AutoProcessor and "
                 "AutoModelForImageTextToText, or import it first"
             )
-        config = read_config(folder / CONFIG_FILE)
+        config = read_run(folder)
         if isinstance(config.settings, InitStage):
             raise UserError(f"{folder}: a run of stage init gives no answers; want pt or sft")
         return cls(

@@ -25,7 +25,7 @@ from model.spec.system import InitStage
 from model.weights import load_trained
 from pipeline.checkpoint.adapters import adapter_record, check_adapters
 from pipeline.checkpoint.checkpoints import newest_weights
-from pipeline.config.run_config import RunConfig, read_config
+from pipeline.config.run_config import RunConfig, read_run
 from pipeline.data.encode import SampleEncoder
 from pipeline.data.tokenize import warn_of_other_template
 from pipeline.evaluate.benchmark import BenchmarkSamples, benchmark_table
@@ -78,7 +78,7 @@ def evaluate(args: Sequence[str]) -> int:
     """Run the command; returns the exit code, `STOPPED` if it was stopped and can resume."""
     stop = StopRequest()
     options = parse(EvaluateOptions, prog="python -m pipeline evaluate", args=args)
-    config = read_config(options.run / "config.json")
+    config = read_run(options.run)
     if isinstance(config.settings, InitStage):
         raise UserError(f"{options.run}: a run of stage init has no answers; want one of pt or sft")
     samples = _open_samples(options)

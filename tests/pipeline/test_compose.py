@@ -56,6 +56,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def inside(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
+    (folder / "own.json").unlink(missing_ok=True)
 
 
 def composed(*words: str) -> System:
@@ -176,3 +177,15 @@ def test_a_mistake_is_one_line(words: tuple[str, ...], message: str) -> None:
         composed(*words)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_file_that_was_edited_is_not_overwritten(folder: Path) -> None:
+    words = ["compose", *SYSTEMS["siglip2 and qwen3"], "--output", "own.json"]
+    run(words)
+    run(words)  # the same again
+    file = folder / "own.json"
+    edited = file.read_text().replace('"epochs": 1', '"epochs": 2')
+    file.write_text(edited)
+    with pytest.raises(UserError, match=r"--output own\.json: exists, and differs; choose another"):
+        run(words)
+    assert file.read_text() == edited

@@ -1,4 +1,4 @@
-"""A preset may be a file: as `show` prints it, a run's configuration, or a thin file of changes."""
+"""A preset may be a file: as `show` prints it, a run's configuration, or a file of changes."""
 
 import json
 from dataclasses import asdict, replace
@@ -85,7 +85,7 @@ seed: 5
 """
 
 
-def test_a_thin_file_says_what_differs_from_a_preset(tmp_path: Path) -> None:
+def test_a_file_of_changes_says_what_differs_from_a_preset(tmp_path: Path) -> None:
     file = written(tmp_path, THIN, "own.yaml")
     run = resolve(parse_train_options("pt", [file, "--output", "o", "--epochs", "8"]), "pt")
     pt = system("digits").stage("pt")
@@ -96,9 +96,9 @@ def test_a_thin_file_says_what_differs_from_a_preset(tmp_path: Path) -> None:
     assert changed_preset(file, "full", ()).pt == replace(pt, learning_rate=1e-2, epochs=7)
 
 
-def test_a_thin_file_may_start_from_a_preset_file_beside_it(tmp_path: Path) -> None:
+def test_a_file_of_changes_may_start_from_a_preset_file_beside_it(tmp_path: Path) -> None:
     written(tmp_path, asdict(replace(system("digits"), name="mine")), "mine.json")
-    file = written(tmp_path, "preset: mine.json\npt: {epochs: 2}\nsft: null\n", "thin.yml")
+    file = written(tmp_path, "preset: mine.json\npt: {epochs: 2}\nsft: null\n", "changes.yml")
     own = changed_preset(file, "full", ())
     assert (own.name, own.stage("pt").epochs, own.sft) == ("mine", 2, None)
 
@@ -121,7 +121,7 @@ def test_an_object_with_a_kind_replaces_the_presets(tmp_path: Path) -> None:
         ({"stage": "sft"}, "a run of stage 'sft', not 'pt'"),
     ],
 )
-def test_a_mistake_in_a_thin_file_is_one_line(
+def test_a_mistake_in_a_file_of_changes_is_one_line(
     change: dict[str, object], message: str, tmp_path: Path
 ) -> None:
     file = written(tmp_path, {"preset": "digits", "data": ["d"], **change})
