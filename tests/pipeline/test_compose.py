@@ -56,10 +56,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def inside(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
-    (folder / "own.json").unlink(missing_ok=True)
 
 
 def composed(*words: str) -> System:
+    Path("own.json").unlink(missing_ok=True)
     assert run(["compose", *words, "--output", "own.json"]) == 0
     return changed_preset("own.json", "full", ())
 
@@ -180,8 +180,8 @@ def test_a_mistake_is_one_line(words: tuple[str, ...], message: str) -> None:
 
 
 def test_a_file_that_was_edited_is_not_overwritten(folder: Path) -> None:
+    composed(*SYSTEMS["siglip2 and qwen3"])
     words = ["compose", *SYSTEMS["siglip2 and qwen3"], "--output", "own.json"]
-    run(words)
     run(words)  # the same again
     file = folder / "own.json"
     edited = file.read_text().replace('"epochs": 1', '"epochs": 2')
