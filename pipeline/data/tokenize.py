@@ -428,15 +428,15 @@ class SampleTokenizer:
                 kind = self._medium_kind(self._kinds[found[0]], in_answer=answered)
                 seen[kind] += 1
                 before, after = self._around(kind, seen[kind])
-                pieces = [*self._template_text(before), found[0], *self._template_text(after)]
+                name = [(found[0], True)]
+                pieces = [*self._template_text(before), *name, *self._template_text(after)]
             else:
-                kind, pieces = "", [found[0]]
-            for piece in pieces:
-                special = piece in self._sentinels
-                texts.append(self._sentinels[piece] if special else piece)
-                if special and piece in self._kinds:
+                kind, pieces = "", [(found[0], True)]
+            for piece, is_name in pieces:
+                texts.append(self._sentinels[piece] if is_name else piece)
+                if is_name and piece in self._kinds:
                     items.append(_Item(kind=kind, lead=start))
-                elif special:
+                elif is_name:
                     items.append(_Item(token=self._token_ids[piece]))
             old.append(found.end())
             new.append(start + sum(map(len, texts[-len(pieces) :])))
@@ -465,14 +465,14 @@ class SampleTokenizer:
         count = str(number)
         return branch.before.replace("{number}", count), branch.after.replace("{number}", count)
 
-    def _template_text(self, text: str) -> list[str]:
-        """Split a text of the spec at the names of special tokens."""
-        pieces, end = [], 0
+    def _template_text(self, text: str) -> list[tuple[str, bool]]:
+        """Split a text of the spec at the names of special tokens; says which pieces are names."""
+        pieces, end = list[tuple[str, bool]](), 0
         for found in self._names.finditer(text):
             if found[0] not in self._kinds:
-                pieces += [text[end : found.start()], found[0]]
+                pieces += [(text[end : found.start()], False), (found[0], True)]
                 end = found.end()
-        return [piece for piece in (*pieces, text[end:]) if piece]
+        return [piece for piece in (*pieces, (text[end:], False)) if piece[0]]
 
     def _stops(self) -> tuple[tuple[int, ...], str | None]:
         """Return the token, or else the text, that ends an answer in the template."""

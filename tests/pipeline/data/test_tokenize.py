@@ -221,3 +221,13 @@ def test_media_before_their_turn_keep_the_order_of_the_sample() -> None:
     first = [place for _, place in found.media_starts]
     assert first[1] < first[2] < first[0]
     assert [found.kinds[place] for place in first] == found.branch_kinds
+
+
+def test_a_text_before_a_medium_may_look_like_its_placeholder() -> None:
+    """Flamingo writes `<image>` before each picture, which cross-attention reads."""
+    model = system("flamingo_3b").tiny().model
+    found = tokenizer_of(model.backbone.template, byte_tokenizers.plain(), model=model)
+    sample = found.tokenize("x", turns("<image>\n7?", "7"), ["image"])
+    text = byte_tokenizers.plain().decode(sample.ids)
+    assert text == "<s><image>Question: 7? Answer: 7</s>"
+    assert sample.media_starts == [(1, 1 + len("<image>"))]
