@@ -93,7 +93,7 @@ def _load_weights(module: MultimodalLM, folder: Path) -> None:
         found = _read(file)
         for name, tensor in found.items():
             if name not in missing:
-                raise SpecError(f"{file}: {name} is no tensor of the model, or occurs twice")
+                raise SpecError(f"{file}: {name} is not a tensor of the model, or occurs twice")
             if tensor.shape != own[name].shape:
                 shapes = f"{tuple(tensor.shape)}, want {tuple(own[name].shape)}"
                 raise SpecError(f"{file}: {name} is {shapes}")

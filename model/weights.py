@@ -296,7 +296,7 @@ def assign(model: nn.Module, stored: Mapping[str, Tensor], source: str) -> None:
     own |= {without_adapter(name): weight for name, weight in own.items()} | own
     for name, tensor in stored.items():
         if name not in own:
-            raise SpecError(f"{source}: {name} is no parameter of this model (another preset?)")
+            raise SpecError(f"{source}: {name} is not a parameter of this model (another preset?)")
         if own[name].shape != tensor.shape:
             raise SpecError(
                 f"{source}: {name} is {tuple(tensor.shape)}, the model's is "

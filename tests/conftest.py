@@ -19,8 +19,6 @@ import time
 
 import pytest
 
-from tests.cluster.warm import OWNER
-
 SHARE_MINUTES = 12.0
 """How long a share takes, on two idle cores."""
 MOST_MINUTES = 15.0
@@ -44,7 +42,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    os.environ.setdefault(OWNER, str(os.getpid()))  # inherited by the processes of pytest-xdist
+    # Of tests/cluster/warm.py; inherited by the processes of pytest-xdist.
+    os.environ.setdefault("WARM_RANKS_OWNER", str(os.getpid()))
     text = "nightly(minutes): for `make test-all`, and a share for CI; minutes on two idle cores"
     config.addinivalue_line("markers", text)
 

@@ -48,8 +48,9 @@ def print_summary(folder: Path, manifest: Manifest, *, as_json: bool) -> None:
     for reason, count in _ordered(manifest.drops):
         table.add_row(reason, str(count), _share(count, manifest.input_rows))
     table.add_section()
+    count = len(manifest.shards)
     kept = _share(manifest.rows, manifest.input_rows)
-    table.add_row(f"kept, in {len(manifest.shards)} shards", str(manifest.rows), kept)
+    table.add_row(f"kept, in {count} shard{'s' * (count != 1)}", str(manifest.rows), kept)
     console.print(table)
     if hint:
         console.print(f"hint: {hint}", soft_wrap=True, highlight=False, markup=False)

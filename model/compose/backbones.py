@@ -105,7 +105,7 @@ def _spec(source: str, config: PretrainedConfig, fields: dict[str, Any]) -> HfCa
     elif kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not config.is_encoder_decoder:
         spec = HfCausal(weights=source, config=fields)
     else:
-        raise SpecError(f"{source}: {kind!r} is no language model that transformers can build")
+        raise SpecError(f"{source}: {kind!r} is not a language model that transformers can build")
     return spec
 
 

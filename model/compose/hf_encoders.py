@@ -120,7 +120,7 @@ def fields_of(config: PretrainedConfig) -> dict[str, Any]:
 def _check_input(source: str, config: PretrainedConfig, name: str, what: str) -> None:
     """Raise SpecError unless an encoder's main input has that name."""
     if tower_class(config).main_input_name != name:
-        raise SpecError(f"{source}: {config.model_type!r} is no encoder of {what}")
+        raise SpecError(f"{source}: {config.model_type!r} is not an encoder of {what}")
 
 
 def _probe(source: str, file: Any, spec: HfVision | HfAudio) -> Tensor:  # noqa: ANN401 -- a module

@@ -174,7 +174,9 @@ _SIZES = ("layers", "width", "mlp_width", "heads", "kv_heads", "vocabulary", "ma
 def _check_sizes(spec: object, where: str) -> None:
     """Raise SpecError for a size that is not positive."""
     try:
-        check_at_least(spec, 1, *(name for name in _SIZES if hasattr(spec, name)))
+        check_at_least(
+            spec, 1, *(name for name in _SIZES if isinstance(getattr(spec, name, None), int))
+        )
     except FieldError as error:
         raise SpecError(f"{where}.{error}") from None
 

@@ -64,7 +64,7 @@ class RunOptions:
     mix: Mix = field(default_factory=Mix)
     """How often the samples of each data folder come in an epoch."""
     stall_seconds: float = 1200
-    """Without progress, after which a rank reports what it was doing and exits."""
+    """Seconds without progress after which a rank reports what it was doing and exits."""
     feature_cache: str | None = None
     """A feature cache of these data, which `python -m pipeline features` makes: features are read
     instead of decoding media and running frozen encoders."""
@@ -110,7 +110,7 @@ class StageOptions:
     """Fields of the stage that have an option of their own; None stands for the preset's value."""
 
     epochs: int | None = None
-    """How often all samples come."""
+    """Number of passes over the data."""
     learning_rate: float | None = None
     """The peak."""
     gradient_clipping: float | None = None
@@ -135,7 +135,8 @@ class TrainOptions(StageOptions, RunOptions, PresetOptions):
     """
 
     resume: str = "auto"
-    """`auto`: from the newest valid checkpoint; `never`: refuse to; or a checkpoint's step."""
+    """`auto`: from the newest valid checkpoint; `never`: an error if there is one; or the step of a
+    checkpoint."""
 
 
 def parse_train_options(stage: StageName, args: Sequence[str]) -> TrainOptions:

@@ -86,7 +86,7 @@ def base_folder(folder: Path, base: Path | None) -> Path:
         found = folder / found
     if not found.is_dir():
         raise UserError(
-            f"{folder / CONFIG}: its base {str(found)!r} is no folder here; name one with --base"
+            f"{folder / CONFIG}: its base {str(found)!r} is not a folder here; name one with --base"
         )
     return found
 

@@ -50,7 +50,9 @@ def ask(args: Sequence[str]) -> int:
     assistant = Assistant.open(options.run)
     if not assistant.reads_questions:
         log.warning(
-            "%s: of a stage that is trained without questions; it describes the files", options.run
+            "%s: trained on captions alone (MM-PT): it describes the files and "
+            "ignores the question",
+            options.run,
         )
     files = {name: getattr(options, name) for name in ("image", "video", "audio", "points")}
     answer = assistant.ask(

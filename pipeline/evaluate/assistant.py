@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import mimetypes
 from collections.abc import Callable, Collection, Mapping
+from functools import cache, partial
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase, TextStreamer
@@ -15,12 +16,13 @@ from etl.storage.schema import (
     PLACEHOLDERS,
     Medium,
     Sample,
+    SampleError,
     Turn,
     sha256,
 )
 from model import load
 from model.build import build_text_tokenizer, build_tokenizer
-from model.exported import SPEC_FILE
+from model.exported import SPEC_FILE, read_spec
 from model.multimodal_lm import MultimodalLM
 from model.spec import ModelSpec, Stage
 from model.spec.system import InitStage
@@ -38,8 +40,11 @@ WriteText = Callable[[str], object]
 class Assistant:
     """A trained model with its tokenizer and its prompts, which answers one question at a time.
 
+    The weights are loaded when the first question and its files are known to be in order.
+
     Args:
-        model: as the run trained it.
+        spec: of the model.
+        load_model: loads it, as the run trained it.
         tokenizer: the backbone's.
         stage: of the run; its prompt is used.
         weights: `pretrained`, or `random` for a run without a hub or folders.
@@ -48,21 +53,23 @@ class Assistant:
 
     def __init__(
         self,
-        model: MultimodalLM,
+        spec: ModelSpec,
+        load_model: Callable[[], MultimodalLM],
         tokenizer: PreTrainedTokenizerBase,
         stage: Stage,
         *,
         weights: Weights,
         name: str,
     ) -> None:
-        self._model, self._tokenizer, self._name = model, tokenizer, name
+        self.spec, self._tokenizer, self._name = spec, tokenizer, name
+        self._model = cache(load_model)
         self.reads_questions = stage.prompt == "chat"
         self._encoder = SampleEncoder(
-            model.spec,
+            spec,
             tokenizer,
             prompt=stage.prompt,
             max_tokens=stage.max_tokens,
-            text_tokenizer=build_text_tokenizer(model.spec, weights=weights),
+            text_tokenizer=build_text_tokenizer(spec, weights=weights),
         )
 
     @classmethod
@@ -70,15 +77,13 @@ class Assistant:
         """Open a run folder with its newest valid checkpoint, or a self-contained exported folder.
 
         Raises:
-            UserError, SpecError: no such folder, or weights that cannot be loaded.
+            UserError, SpecError: no such folder, or one that cannot answer.
         """
         folder = Path(folder)
         if not folder.is_dir():
             raise UserError(f"{folder}: no such folder; want a trained run, or an exported one")
         if (folder / SPEC_FILE).is_file():
-            spec, module, tokenizer = load(folder)
-            module = module.to(inference_device())
-            return cls(module, tokenizer, spec.stage, weights="pretrained", name=str(folder))
+            return cls._open_exported(folder)
         if "architectures" in _fields(folder / CONFIG_FILE):
             raise UserError(
                 f"{folder}: a checkpoint of transformers; open it with AutoProcessor and "
@@ -88,17 +93,25 @@ class Assistant:
         if isinstance(config.settings, InitStage):
             raise UserError(f"{folder}: a run of stage init gives no answers; want pt or sft")
         return cls(
-            load_run(config, folder),
+            config.system.model,
+            partial(load_run, config, folder),
             build_tokenizer(config.system.model, weights=config.weights),
             config.settings,
             weights=config.weights,
             name=str(folder),
         )
 
-    @property
-    def spec(self) -> ModelSpec:
-        """The model's spec."""
-        return self._model.spec
+    @classmethod
+    def _open_exported(cls, folder: Path) -> Assistant:
+        spec = read_spec(folder)
+        return cls(
+            spec.model,
+            lambda: load(folder).module.to(inference_device()),
+            build_tokenizer(spec.model, weights="pretrained"),
+            spec.stage,
+            weights="pretrained",
+            name=str(folder),
+        )
 
     def ask(
         self,
@@ -125,17 +138,22 @@ class Assistant:
 
         Raises:
             UserError: a file that cannot be read, or a kind of media that the model does not take.
+            SpecError: weights that cannot be loaded.
         """
         files = {"image": image, "video": video, "audio": audio, "points": points}
         given = {kind: Path(file) for kind, file in files.items() if file is not None}
         sample = self._sample(text, given)
+        try:
+            self._encoder.encode_prompt(sample)
+        except SampleError as error:
+            raise self._mistake(str(error), given) from None
         streamer = (
             None
             if on_text is None
             else _Streamer(self._tokenizer, on_text, self._encoder.stop_text)
         )
         [prediction] = generate_answers(
-            self._model,
+            self._model(),
             self._tokenizer,
             self._encoder,
             [sample],
@@ -143,9 +161,13 @@ class Assistant:
             streamer=streamer,
         )
         if prediction.skip_reason:
-            where = ", ".join(map(str, given.values())) or "the question"
-            raise UserError(prediction.skip_reason.replace("sample asked", where, 1))
+            raise self._mistake(prediction.skip_reason, given)
         return prediction.answer
+
+    @staticmethod
+    def _mistake(reason: str, files: Mapping[str, Path]) -> UserError:
+        where = ", ".join(map(str, files.values())) or "the question"
+        return UserError(reason.replace("sample asked", where, 1))
 
     def _sample(self, text: str, files: Mapping[str, Path]) -> Sample:
         for kind in files:
@@ -180,7 +202,7 @@ def _read(kind: str, file: Path) -> Medium:
         data = file.read_bytes()
     except OSError as error:
         raise UserError(
-            f"{file}: cannot be read ({error.strerror}); want a file of {kind}"
+            f"{file}: cannot be read ({error.strerror}); want a file with {kind}"
         ) from None
     mime = mimetypes.guess_type(file.name)[0] or "application/octet-stream"
     return Medium(kind=kind, data=data, mime=mime, sha256=sha256(data))

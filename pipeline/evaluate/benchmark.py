@@ -126,7 +126,9 @@ def read_answers(path: Path, questions: Iterable[Question]) -> dict[str, str]:
         except (ValueError, KeyError, TypeError):
             raise UserError(f"{path}:{number}: want a JSON object with id and answer") from None
         if name not in missing:
-            reason = "is answered twice" if name in answers else "is no question of the benchmark"
+            reason = (
+                "is answered twice" if name in answers else "is not a question of the benchmark"
+            )
             raise UserError(f"{path}:{number}: id {name!r} {reason}")
         missing.remove(name)
         answers[name] = str(answer)

@@ -32,7 +32,7 @@ def test_weights_are_cast_to_the_models_precision(model):
 @pytest.mark.parametrize(
     ("name", "shape", "says"),
     [
-        ("inputs.audio.projector.weight", (1,), "no parameter of this model"),
+        ("inputs.audio.projector.weight", (1,), "not a parameter of this model"),
         (NAME, (2, 2), r"is \(2, 2\), the model's is \(128, 128\)"),
     ],
 )

@@ -164,7 +164,7 @@ def test_parts_of_presets_may_be_used_and_equal_encoders_are_shared() -> None:
     ("words", "message"),
     [
         (("--llm", "parts/qwen3"), "name at least one encoder, such as --image FOLDER"),
-        (("--image", "parts/siglip2", "--llm", "parts/whisper"), "no language model"),
+        (("--image", "parts/siglip2", "--llm", "parts/whisper"), "not a language model"),
         (
             ("--image", "parts/siglip2", "--llm", "parts/qwen3", "--projector", "mpl"),
             "--projector.kind: 'mpl', want one of",

@@ -24,6 +24,6 @@ def read_image(data: bytes) -> Image.Image:
         # Not in place, and `convert` to the same mode, would copy the image.
         return image if image.mode == "RGB" else image.convert("RGB")
     except (UnidentifiedImageError, SyntaxError):  # the latter for a broken PNG
-        raise OSError(f"{len(data)} bytes that are no image") from None
+        raise OSError(f"{len(data)} bytes that are not an image") from None
     except Image.DecompressionBombError as error:
         raise ValueError(str(error)) from None

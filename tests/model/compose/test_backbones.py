@@ -128,5 +128,5 @@ def test_gpt2_has_no_linear_layers_for_lora_but_is_a_backbone(tmp_path):
 
 def test_a_folder_of_another_kind_is_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit"}))
-    with pytest.raises(SpecError, match="'vit' is no language model"):
+    with pytest.raises(SpecError, match="'vit' is not a language model"):
         backbone_from(str(tmp_path))

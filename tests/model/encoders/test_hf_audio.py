@@ -137,5 +137,5 @@ def test_what_cannot_serve_says_why(tmp_path):
     wrong = replace(spec, config=spec.config | {"hidden_size": 64})
     with pytest.raises(SpecError, match="hidden_size is 32, the preset says 64"):
         build(wrong, weights="pretrained", dtype=torch.float32)
-    with pytest.raises(SpecError, match="is no encoder of pictures"):
+    with pytest.raises(SpecError, match="is not an encoder of pictures"):
         encoder_from(str(tmp_path), "image")

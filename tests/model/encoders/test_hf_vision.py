@@ -150,7 +150,7 @@ def error_of(call, *args, **options):
 
 def test_what_cannot_serve_says_why(tmp_path):
     saved(tmp_path, "bert", TEXT)
-    assert "'bert' is no encoder of pictures" in error_of(vision_from, str(tmp_path))
+    assert "'bert' is not an encoder of pictures" in error_of(vision_from, str(tmp_path))
     saved(tmp_path, "vit", VIT)
     assert "has no preprocessor_config.json" in error_of(vision_from, str(tmp_path))
     save_vision(tmp_path, "vit")

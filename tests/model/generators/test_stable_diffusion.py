@@ -135,7 +135,7 @@ def test_weights_of_another_size_are_refused(checkpoint):
 
 def test_missing_weights_are_a_one_line_error(tmp_path):
     spec = replace(TINY, weights=str(tmp_path / "none"))
-    with pytest.raises(SpecError, match="cannot be loaded"):
+    with pytest.raises(SpecError, match="no such folder; was it moved"):
         teacher(spec, weights="pretrained")
 
 

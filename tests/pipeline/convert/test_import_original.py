@@ -205,7 +205,7 @@ def test_adapters_that_cannot_be_expressed_are_one_line(tmp_path: Path) -> None:
     assert "use_rslora True, want False" in error()
     config = json.loads(file.read_text()) | {"use_rslora": False}
     file.write_text(json.dumps(config | {"base_model_name_or_path": "some/name"}))
-    assert "its base 'some/name' is no folder here; name one with --base" in error(None)
+    assert "its base 'some/name' is not a folder here; name one with --base" in error(None)
     weights = {
         "base_model.model.model.vision_tower.encoder.layers.0.x.lora_A.weight": torch.ones(1)
     }

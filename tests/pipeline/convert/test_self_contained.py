@@ -160,7 +160,7 @@ def test_an_init_run_and_no_run_are_one_line(tmp_path: Path) -> None:
     system = PRESETS["dlp"]()
     assert isinstance(system.init[0], InitStage)
     RunConfig(stage="init", part="pformer", system=system, data=(), output="x").save(tmp_path)
-    with pytest.raises(UserError, match="a run of stage init is no whole model"):
+    with pytest.raises(UserError, match="a run of stage init is not a whole model"):
         export_run(tmp_path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -50,10 +50,10 @@ def test_a_damaged_image_is_an_error_of_one_line():
     whole = stream.getvalue()
     with pytest.raises(OSError, match="truncated"):
         read_image(cut(whole))
-    with pytest.raises(OSError, match="5 bytes that are no image"):
+    with pytest.raises(OSError, match="5 bytes that are not an image"):
         read_image(b"12345")
     names = whole.replace(b"IDAT", b"I(AT")
-    with pytest.raises(OSError, match="no image"):
+    with pytest.raises(OSError, match="not an image"):
         read_image(names)
 
 

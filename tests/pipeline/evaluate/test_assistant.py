@@ -1,6 +1,7 @@
 """Asking a run about files: the evaluation's own answers, streamed, and one line for mistakes."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -88,7 +89,7 @@ def test_mistakes_are_one_line(assistant, run, media, tmp_path) -> None:
         lambda: assistant.ask("What", image=missing)
     )
     missing.write_bytes(b"no image")
-    assert f"{missing}: its image cannot be decoded (8 bytes that are no image)" in error(
+    assert f"{missing}: its image cannot be decoded (8 bytes that are not an image)" in error(
         lambda: assistant.ask("What", image=missing)
     )
     assert "<video> without a file" in error(lambda: assistant.ask("What is <video>?"))
@@ -98,6 +99,19 @@ def test_mistakes_are_one_line(assistant, run, media, tmp_path) -> None:
     assert f"--audio: {pictures} takes image, not audio" in error(
         lambda: Assistant.open(pictures).ask("What", audio=media["audio"])
     )
+
+
+def test_files_are_checked_before_weights_are_loaded(run, media, tmp_path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    shutil.rmtree(copy / "checkpoints")
+    with pytest.raises(UserError, match=r"nope\.png: cannot be read"):
+        Assistant.open(copy).ask("What", image=tmp_path / "nope.png")
+    (tmp_path / "broken.png").write_bytes(media["image"].read_bytes()[:40])
+    with pytest.raises(UserError, match=r"broken\.png: its image cannot be decoded"):
+        Assistant.open(copy).ask("What", image=tmp_path / "broken.png")
+    with pytest.raises(UserError, match="checkpoint"):
+        Assistant.open(copy).ask("What", image=media["image"])
 
 
 def test_the_command_streams_or_prints_json(run, assistant, media, capsys) -> None:
@@ -116,7 +130,7 @@ def test_a_run_trained_without_questions_says_so(tmp_path, media, capsys, caplog
     replace(config, system=replace(config.system, sft=stage)).save(tmp_path / "run")
     command = ["ask", "--run", str(tmp_path / "run"), "--image", str(media["image"]), "What"]
     assert run_pipeline(command) == 0
-    assert "trained without questions" in caplog.text
+    assert "ignores the question" in caplog.text
 
 
 def test_a_text_that_ends_an_answer_is_not_streamed() -> None:

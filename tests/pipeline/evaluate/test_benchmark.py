@@ -82,7 +82,7 @@ def test_a_missing_image_is_an_error(data: Path) -> None:
     [
         (({"id": "a", "answer": "3"},), r"no answer to 'b' \(1 missing\)"),
         (({"id": "a", "answer": "3"},) * 2, ":2: id 'a' is answered twice"),
-        (({"id": "c", "answer": "3"},), ":1: id 'c' is no question of the benchmark"),
+        (({"id": "c", "answer": "3"},), ":1: id 'c' is not a question of the benchmark"),
         (({"id": "a"},), ":1: want a JSON object with id and answer"),
         (("a",), ":1: want a JSON object with id and answer"),
     ],
