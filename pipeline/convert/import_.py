@@ -134,7 +134,9 @@ def import_run(
         raise UserError(f"{output}: exists already; choose another --output, or remove it")
     checkpoint = open_checkpoint(source, base)
     folder, store = checkpoint.folder, checkpoint.store
-    wiring = read_wiring(folder, output / COMPONENTS, store, vision_tower=vision_tower)
+    wiring = _within_positions(
+        read_wiring(folder, output / COMPONENTS, store, vision_tower=vision_tower)
+    )
     original = _architecture(folder) in original_llava.ARCHITECTURES
     wiring, messages = (wiring, []) if original else _with_processors(wiring, folder)
     adapters = None
@@ -263,6 +265,19 @@ def _with_own_template(wiring: Wiring) -> Wiring:
         return wiring
     model = replace(model, backbone=replace(model.backbone, template=None))
     return replace(wiring, system=replace(wiring.system, model=model))
+
+
+def _within_positions(wiring: Wiring) -> Wiring:
+    """Return the wiring with stages whose samples are no longer than its backbone takes."""
+    system = wiring.system
+    backbone = system.model.backbone
+    if backbone.relative_positions:
+        return wiring
+    pt, sft = (
+        own and replace(own, max_tokens=min(own.max_tokens, backbone.max_positions))
+        for own in (system.pt, system.sft)
+    )
+    return replace(wiring, system=replace(system, pt=pt, sft=sft))
 
 
 def _with_processors(wiring: Wiring, source: Path) -> tuple[Wiring, list[str]]:

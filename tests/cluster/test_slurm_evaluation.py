@@ -17,7 +17,7 @@ pytestmark = [
 
 FILES = (
     *("predictions.jsonl", "predictions_blind.jsonl", "scores.json"),
-    *("examples.json", "report.html"),
+    *("bad_samples.jsonl", "examples.json", "report.html"),
 )
 ASKED = 16
 REQUEUE = ("scontrol", "requeue")
