@@ -55,7 +55,11 @@ def build(spec: HfCausal | HfSeq2Seq, *, weights: Weights, dtype: torch.dtype) -
     return backbone
 
 
-def _from_config(auto: Any, config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:  # noqa: ANN401
+def _from_config(
+    auto: Any,  # noqa: ANN401 -- an Auto class of transformers, which has no type for them
+    config: PretrainedConfig,
+    dtype: torch.dtype,
+) -> PreTrainedModel:
     try:
         backbone: PreTrainedModel = auto.from_config(config, dtype=dtype)
     except ValueError as error:
@@ -64,7 +68,12 @@ def _from_config(auto: Any, config: PretrainedConfig, dtype: torch.dtype) -> Pre
     return backbone
 
 
-def _load(auto: Any, source: str, config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:  # noqa: ANN401
+def _load(
+    auto: Any,  # noqa: ANN401 -- as above
+    source: str,
+    config: PretrainedConfig,
+    dtype: torch.dtype,
+) -> PreTrainedModel:
     name, options = source_options(source)
     published = load_transformers(AutoConfig, name, **options)
     check_config(published, config, source)

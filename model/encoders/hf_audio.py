@@ -96,7 +96,11 @@ def preprocess(spec: HfAudio, waveform: NDArray[np.float32]) -> Tensor:
     return torch.cat([_features(spec, extractor, clip) for clip in clips])
 
 
-def _features(spec: HfAudio, extractor: Any, clip: NDArray[np.float32]) -> Tensor:  # noqa: ANN401
+def _features(
+    spec: HfAudio,
+    extractor: Any,  # noqa: ANN401 -- of transformers' classes
+    clip: NDArray[np.float32],
+) -> Tensor:
     padding: dict[str, Any] = {}
     shortest = 1
     if spec.model_type == AST:

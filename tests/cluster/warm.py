@@ -178,7 +178,7 @@ class _Child:
 
 
 class _Forks:
-    """The server's loop: one child for each request, and its exit code to whoever asked.
+    """The server's loop: one child for each request, and its exit code to the process that asked.
 
     It ends with the owner of the servers; the children of a process that ends are killed.
     """
