@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +37,7 @@ from model.encoders import (
     whisper,
 )
 from model.fusion import gated_cross_attention, visual_expert
-from model.generators import stable_diffusion
+from model.generators import latent_diffusion
 from model.input_projectors import (
     abstractor,
     glu_adapter,
@@ -51,7 +52,7 @@ from model.input_projectors import (
 )
 from model.multimodal_lm import MultimodalLM
 from model.output_branch import Generator, OutputBranch
-from model.output_projectors import output_transformer
+from model.output_projectors import output_mlp, output_transformer
 from model.packing import attend_within_samples
 from model.peft import adapter, lora, prefix, qlora
 from model.protocols import (
@@ -66,6 +67,7 @@ from model.spec import InputBranchSpec, ModelSpec, SpecError, Stage
 from model.spec.audio import Beats, CFormer, Hubert, Whisper
 from model.spec.backbones import T5, ChatGlm, Glm, Llama, Opt, Palm, Qwen
 from model.spec.fusion import GatedCrossAttention, Splice, VisualExpert
+from model.spec.generators import AudioLdm, AudioLdm2, StableDiffusion, TextToVideo, UnClip
 from model.spec.glu_adapter import GluAdapter
 from model.spec.hf_backbones import HfCausal, HfSeq2Seq
 from model.spec.hf_encoders import HfAudio, HfVision
@@ -74,7 +76,7 @@ from model.spec.image import ClipVision, Eva2Clip, EvaClip
 from model.spec.imagebind import ImageBind
 from model.spec.input_branches import Encoder
 from model.spec.nfnet import NfNet
-from model.spec.output_branches import OutputBranchSpec, OutputTransformer, StableDiffusion
+from model.spec.output_branches import OutputBranchSpec, OutputMlp, OutputTransformer
 from model.spec.peft import Adapter, Lora, Peft, Prefix, QLora
 from model.spec.pformer import Reference
 from model.spec.points import PointBert
@@ -147,13 +149,27 @@ PEFT: Mapping[type, Callable[[PreTrainedModel, AnySpec], None]] = {
     Prefix: prefix.add,
     Adapter: adapter.add,
 }
-OUTPUT_PROJECTORS: Mapping[type, OutputProjectorFile] = {OutputTransformer: output_transformer}
-GENERATORS: Mapping[type, GeneratorFile] = {StableDiffusion: stable_diffusion}
+OUTPUT_PROJECTORS: Mapping[type, OutputProjectorFile] = {
+    OutputTransformer: output_transformer,
+    OutputMlp: output_mlp,
+}
+GENERATORS: Mapping[type, GeneratorFile] = {
+    StableDiffusion: latent_diffusion,
+    UnClip: latent_diffusion,
+    TextToVideo: latent_diffusion,
+    AudioLdm: latent_diffusion,
+    AudioLdm2: latent_diffusion,
+}
+
+CaptionTokenizer = Callable[[str], tuple[int, ...]]
+"""From a caption to its ids, cut or padded to what the generator's text encoders read."""
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def build(spec: ModelSpec, stage: Stage, *, weights: Weights, seed: int = 0) -> MultimodalLM:
+def build(
+    spec: ModelSpec, stage: Stage, *, weights: Weights, seed: int = 0, decoding: bool = False
+) -> MultimodalLM:
     """Build a model with a stage's adapters; new weights depend on the seed alone.
 
     Args:
@@ -162,13 +178,14 @@ def build(spec: ModelSpec, stage: Stage, *, weights: Weights, seed: int = 0) -> 
         weights: `pretrained` loads encoders, backbone and generators from the hub or a folder,
             `random` initialises them from their configurations.
         seed: of all weights that are not loaded.
+        decoding: whether the generators can `sample`, which training does not need.
 
     Raises:
         SpecError: weights that cannot be loaded, or that do not fit the spec.
     """
     inputs = build_inputs(spec, stage, weights=weights, seed=seed)
     backbone = build_backbone(spec, stage, weights=weights)
-    outputs = build_outputs(spec, stage, weights=weights, seed=seed)
+    outputs = build_outputs(spec, stage, weights=weights, seed=seed, decoding=decoding)
     reference, max_text = None, 0
     if stage.reference is not None:
         reference = build_reference(spec, stage.reference, weights=weights).to(backbone.dtype)
@@ -233,13 +250,15 @@ def add_peft(backbone: PreTrainedModel, peft: Peft) -> None:
 
 
 def build_outputs(
-    spec: ModelSpec, stage: Stage, *, weights: Weights, seed: int = 0
+    spec: ModelSpec, stage: Stage, *, weights: Weights, seed: int = 0, decoding: bool = False
 ) -> dict[str, OutputBranch]:
     """Build the output branches by modality; none for a stage without generation."""
     if stage.generation is None:
         return {}
     denoising = stage.generation.denoise > 0
-    generators = _generators(spec, stage, denoising=denoising, weights=weights, seed=seed)
+    generators = _generators(
+        spec, stage, denoising=denoising, decoding=decoding, weights=weights, seed=seed
+    )
     branches: dict[str, OutputBranch] = {}
     width = spec.backbone.width
     for output in spec.outputs:
@@ -247,7 +266,7 @@ def build_outputs(
         branch = OutputBranch(
             output,
             width,
-            projector=file.build(output.projector, width, output.generator.condition_shape),
+            projector=file.build(output.projector, width, output.generator.streams),
             generator=generators[output.modality],
             denoising=denoising,
         )
@@ -279,18 +298,28 @@ def build_text_encoders(
     """Build only the text encoders of a stage's generators, with the same weights as in `build`."""
     if stage.generation is None:
         return {}
-    return _generators(spec, stage, denoising=False, weights=weights, seed=seed)
+    return _generators(spec, stage, denoising=False, decoding=False, weights=weights, seed=seed)
 
 
 def _generators(
-    spec: ModelSpec, stage: Stage, *, denoising: bool, weights: Weights, seed: int
+    spec: ModelSpec,
+    stage: Stage,
+    *,
+    denoising: bool,
+    decoding: bool,
+    weights: Weights,
+    seed: int,
 ) -> dict[str, Generator]:
     """Build the generators by modality; each has a seed of its own for random weights."""
     generators: dict[str, Generator] = {}
     for number, output in enumerate(spec.outputs, start=1):
         torch.manual_seed(seed + number)
         generators[output.modality] = GENERATORS[type(output.generator)].build(
-            output.generator, denoising=denoising, weights=weights, dtype=DTYPES[stage.precision]
+            output.generator,
+            denoising=denoising,
+            decoding=decoding,
+            weights=weights,
+            dtype=DTYPES[stage.precision],
         )
     return generators
 
@@ -347,9 +376,13 @@ def build_text_tokenizer(spec: ModelSpec, *, weights: Weights) -> PreTrainedToke
 
 def build_caption_tokenizers(
     outputs: Sequence[OutputBranchSpec], *, weights: Weights
-) -> dict[str, PreTrainedTokenizerBase]:
-    """Return, by kind (`to_image`), the tokenizers of the generators' text encoders."""
+) -> dict[str, CaptionTokenizer]:
+    """Return, by kind (`to_image`), what turns a caption into a generator's ids."""
     return {
-        output.kind: GENERATORS[type(output.generator)].tokenizer(output.generator, weights=weights)
+        output.kind: partial(
+            GENERATORS[type(output.generator)].caption_ids,
+            output.generator,
+            GENERATORS[type(output.generator)].tokenizers(output.generator, weights=weights),
+        )
         for output in outputs
     }

@@ -59,6 +59,26 @@ def clip_style() -> PreTrainedTokenizerFast:
     )
 
 
+def roberta_style() -> PreTrainedTokenizerFast:
+    """Return a tokenizer with one token per byte and the special tokens of RoBERTa, at its ids."""
+    tokenizer = _bytes("<s>", "<pad>", "</s>", "<unk>")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
+    )
+
+
+def t5_style() -> PreTrainedTokenizerFast:
+    """Return a tokenizer with one token per byte and the special tokens of T5, at its ids."""
+    tokenizer = _bytes("<pad>", "</s>", "<unk>")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 1)]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", pad_token="<pad>")
+
+
 def _bytes(*special: str) -> Tokenizer:
     symbols = (*special, *sorted(pre_tokenizers.ByteLevel.alphabet()))
     vocabulary = {symbol: number for number, symbol in enumerate(symbols)}

@@ -274,7 +274,7 @@ class MultimodalLM(nn.Module):
         generation = {
             kind: branch.generation_output(
                 batch.generation_targets.get(kind),
-                signal_hidden(batch, kind, hidden_btd, signals[kind]),
+                signal_hidden(batch, branch.spec, hidden_btd, signals[kind]),
                 embeds_given=kind in self.feature_kinds,
             )
             for kind, branch in branches.items()

@@ -11,7 +11,7 @@ latents.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -22,9 +22,12 @@ from model.fusion.splice import splice
 from model.input_projectors.attention import INIT_STD
 from model.spec.output_branches import OutputBranchSpec
 
+_DROPOUT = 2**40
+"""Added to a medium's seed, which is below 2³², where it decides on the condition's dropout."""
+
 
 class NoisePrediction(NamedTuple):
-    """A generator's noise prediction and its target, each (g, c, y, x)."""
+    """A generator's noise prediction and its target, each (g, c, y, x); videos have frames, too."""
 
     noise_pred_gcyx: Tensor
     noise_target_gcyx: Tensor
@@ -48,14 +51,31 @@ class Generator(nn.Module, ABC):
     """Base class of the modules in `model/generators/`; its text encoder is its module `text`."""
 
     @abstractmethod
-    def embed(self, ids_gl: Tensor) -> Tensor:
-        """Return τ(t) (g, l, w) of padded captions, without a gradient."""
+    def embed(self, ids_gl: Tensor, input_values: Tensor | None = None) -> Tensor:
+        """Return τ(t) (g, l, w) of padded captions, or of the media, without a gradient."""
+
+    @abstractmethod
+    def negative(self, count: int) -> Tensor:
+        """Return the conditions (count, l, w) from which guidance leads away."""
 
     @abstractmethod
     def denoise(
         self, input_values: Tensor, condition_embeds_glw: Tensor, seeds_g: Tensor
     ) -> NoisePrediction:
         """Noise the media and return the noise predicted under the conditions, and its target."""
+
+    @abstractmethod
+    def sample(
+        self,
+        condition_glw: Tensor,
+        *,
+        seeds: Sequence[int],
+        steps: int,
+        guidance_scale: float,
+        negative_glw: Tensor | None = None,
+        on_step: Callable[[int, int], None] | None = None,
+    ) -> Tensor:
+        """Draw media under conditions."""
 
 
 class OutputBranch(nn.Module):
@@ -91,6 +111,9 @@ class OutputBranch(nn.Module):
         self.projector = projector
         self.generator = generator
         self._denoising = denoising
+        if spec.condition_dropout:
+            # Once: its modules would otherwise be called in steps whose captions are cached.
+            self.register_buffer("negative_1lw", generator.negative(1), persistent=False)
 
     def train(self, mode: bool = True) -> OutputBranch:
         """Set training mode, except for the frozen generator, which must be deterministic."""
@@ -137,11 +160,16 @@ class OutputBranch(nn.Module):
         )
 
     def _run(self, targets: GenerationTargets, signal_hidden_gnd: Tensor) -> GenerationOutput:
-        condition_embeds_glw = self.projector(signal_hidden_gnd)
         target_embeds_glw = targets.cached_embeds
         if target_embeds_glw is None:
             assert targets.ids_gl is not None
-            target_embeds_glw = self.generator.embed(targets.ids_gl)
+            target_embeds_glw = self.generator.embed(targets.ids_gl, targets.input_values)
+        if self.training and self.spec.condition_dropout:
+            dropped_g11 = self._dropped(targets.seeds_g)[:, None, None].to(signal_hidden_gnd.device)
+            signal_hidden_gnd = signal_hidden_gnd.masked_fill(dropped_g11, 0.0)
+            negative_1lw = self.get_buffer("negative_1lw").to(target_embeds_glw)
+            target_embeds_glw = torch.where(dropped_g11, negative_1lw, target_embeds_glw)
+        condition_embeds_glw = self.projector(signal_hidden_gnd)
         noise_prediction = None
         if self._denoising:
             noise_prediction = self.generator.denoise(
@@ -149,10 +177,17 @@ class OutputBranch(nn.Module):
             )
         return GenerationOutput(condition_embeds_glw, target_embeds_glw, noise_prediction)
 
+    def _dropped(self, seeds_g: Tensor) -> Tensor:
+        """Return which media (g,) are trained without a condition; their seeds decide."""
+        # Not the seeds themselves: they give the noise and the time step.
+        rngs = [torch.Generator("cpu").manual_seed(_DROPOUT + seed) for seed in seeds_g.tolist()]
+        draws = [torch.rand(1, generator=rng, device="cpu") for rng in rngs]
+        return torch.cat(draws) < self.spec.condition_dropout
+
     def dummy_targets(self, device: torch.device, *, embeds_given: bool) -> GenerationTargets:
         """Return the targets of a dummy medium, with its caption's ids or their embeddings."""
         spec = self.spec.generator
-        ids_gl = torch.zeros(1, spec.text_tokens, dtype=torch.long, device=device)
+        ids_gl = torch.zeros(1, sum(spec.caption_lengths), dtype=torch.long, device=device)
         embeds_glw = torch.zeros(1, *spec.condition_shape, device=device)
         return GenerationTargets(
             media_mask_bt=torch.zeros(1, 1, dtype=torch.bool, device=device),
@@ -186,11 +221,26 @@ def with_signals(embeddings_btd: Tensor, batch: Batch, signals: Mapping[str, Ten
     return splice(embeddings_btd, flat, masks)
 
 
-def signal_hidden(batch: Batch, kind: str, hidden_btd: Tensor, signals_nd: Tensor) -> Tensor:
-    """Return the hidden states at the signal tokens plus their embeddings, (g, n, d)."""
-    if kind not in batch.generation_targets:
+def signal_hidden(
+    batch: Batch, branch: OutputBranchSpec, hidden_btd: Tensor, signals_nd: Tensor
+) -> Tensor:
+    """Return the hidden states (g, n, d) that stand for the signal tokens.
+
+    Args:
+        batch: the micro-batch.
+        branch: whose media are generated; its projector says which states it reads.
+        hidden_btd: the backbone's last hidden states.
+        signals_nd: input embeddings of the signal tokens, which are added to the states at them.
+    """
+    if branch.kind not in batch.generation_targets:
         return hidden_btd.new_zeros(0, *signals_nd.shape)
-    return (
-        hidden_btd[batch.generation_targets[kind].media_mask_bt].unflatten(0, (-1, len(signals_nd)))
-        + signals_nd
-    )
+    mask_bt = batch.generation_targets[branch.kind].media_mask_bt
+    if branch.projector.states == "at":
+        return hidden_btd[mask_bt].unflatten(0, (-1, len(signals_nd))) + signals_nd
+    rows, columns = mask_bt.nonzero(as_tuple=True)
+    # Before the first token of a sample there is none: zeros stand for it.
+    first = columns == 0
+    if batch.positions_bt is not None:
+        first = first | (batch.positions_bt[rows, columns] == 0)
+    before = hidden_btd[rows, columns - 1].masked_fill(first[:, None], 0.0)
+    return before.unflatten(0, (-1, len(signals_nd)))

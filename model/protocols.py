@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -43,20 +44,31 @@ class BackboneFile(Protocol):
 class OutputProjectorFile(Protocol):
     """A file of `model/output_projectors/`."""
 
-    def build(self, spec: AnySpec, width_in: int, condition_shape: tuple[int, int]) -> nn.Module:
-        """Return a new projector."""
+    def build(self, spec: AnySpec, width_in: int, streams: Sequence[tuple[int, int]]) -> nn.Module:
+        """Return a new projector to a condition with these tokens and widths."""
 
 
 class GeneratorFile(Protocol):
     """A file of `model/generators/`."""
 
     def build(
-        self, spec: AnySpec, *, denoising: bool, weights: Weights, dtype: torch.dtype
+        self,
+        spec: AnySpec,
+        *,
+        denoising: bool,
+        weights: Weights,
+        dtype: torch.dtype,
+        decoding: bool = False,
     ) -> Generator:
-        """Return the generator, or only its text encoder without `denoising`."""
+        """Return the generator, for eq. 5 and to sample; or only what makes τ(t)."""
 
     def preprocess(self, spec: AnySpec, raw: Any) -> Tensor:  # noqa: ANN401 -- a decoded medium
         """Return the generator's training target (*shape) for a decoded medium."""
 
-    def tokenizer(self, spec: AnySpec, *, weights: Weights) -> PreTrainedTokenizerBase:
-        """Return the tokenizer of its text encoder."""
+    def tokenizers(self, spec: AnySpec, *, weights: Weights) -> Sequence[PreTrainedTokenizerBase]:
+        """Return the tokenizers of its text encoders."""
+
+    def caption_ids(
+        self, spec: AnySpec, tokenizers: Sequence[PreTrainedTokenizerBase], text: str
+    ) -> tuple[int, ...]:
+        """Return a caption's ids, as `Generator.embed` reads them."""

@@ -1,7 +1,9 @@
-"""NExT-GPT's output projector: from signal tokens to a generator's condition.
+"""NExT-GPT's and MiniGPT-5's output projector: from signal tokens to a generator's condition.
 
-Wu et al. 2023 (arXiv:2309.05519), §3: a linear layer, a small transformer whose decoder has learned
-queries, and a linear layer, after GILL (Koh et al. 2023, arXiv:2305.17216).
+A small transformer whose decoder has learned queries, after GILL (Koh et al. 2023,
+arXiv:2305.17216). NExT-GPT (Wu et al. 2023, arXiv:2309.05519, §3) has a linear layer before and one
+after it; MiniGPT-5 (Zheng et al. 2023, arXiv:2310.02239, §3.2) has two with a GELU before, and none
+after it.
 
 Shapes: g media, n signal tokens of a medium, d the backbone's width, q queries, v the transformer's
 width, w the condition's width.
@@ -9,15 +11,22 @@ width, w the condition's width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
 from model.input_projectors.attention import CrossAttention, initialise
 from model.input_projectors.latents import Latents
+from model.output_projectors.streams import join_streams
 from model.spec.output_branches import OutputTransformer
 
 _ATTENTIONS = {"self_attn": "attention", "multihead_attn": "reading"}
+_PREFIXES = {
+    "fc.": "enter.",
+    "model.": "leave.0.",
+    "tfm.encoder.norm.": "encoder_norm.",
+    "tfm.decoder.norm.": "decoder_norm.",
+}
 _NORMS = {"encoder": ("attention", "mlp"), "decoder": ("attention", "reading", "mlp")}
 
 
@@ -58,30 +67,35 @@ class OutputTransformerProjector(nn.Module):
     Args:
         spec: sizes of the transformer.
         width_in: the backbone's.
-        condition_shape: tokens and width of the generator's condition.
+        streams: tokens and width of each stream of the generator's condition.
     """
 
     def __init__(
-        self, spec: OutputTransformer, width_in: int, condition_shape: tuple[int, int]
+        self, spec: OutputTransformer, width_in: int, streams: Sequence[tuple[int, int]]
     ) -> None:
         super().__init__()
-        tokens, width_out = condition_shape
         width, heads = spec.width, spec.heads
-        self.enter = nn.Linear(width_in, width)
+        self._tokens = [tokens for tokens, _ in streams]
+        self.enter: nn.Module = nn.Linear(width_in, width)
+        if spec.entry == "mlp":
+            self.enter = nn.Sequential(self.enter, nn.GELU(), nn.Linear(width, width))
         self.encoder = nn.ModuleList(
             Layer(width, heads, cross_attends=False) for _ in range(spec.layers)
         )
         self.encoder_norm = nn.LayerNorm(width)
-        self.queries = Latents(tokens, width)
+        self.queries = Latents(sum(self._tokens), width)
         self.decoder = nn.ModuleList(
             Layer(width, heads, cross_attends=True) for _ in range(spec.layers)
         )
         self.decoder_norm = nn.LayerNorm(width)
-        self.leave = nn.Linear(width, width_out)
+        self.leave = nn.ModuleList(
+            nn.Linear(width, width_out) if spec.projects else nn.Identity()
+            for _, width_out in streams
+        )
         self.apply(initialise)
 
     def forward(self, signal_hidden_gnd: Tensor) -> Tensor:
-        """Return the condition H (g, q, w) for the hidden states at signal tokens."""
+        """Return the condition H (g, q, w) for the hidden states of signal tokens."""
         memory_gnv = self.enter(signal_hidden_gnd)
         for layer in self.encoder:
             memory_gnv = layer(memory_gnv)
@@ -89,29 +103,33 @@ class OutputTransformerProjector(nn.Module):
         queries_gqv = self.queries(len(signal_hidden_gnd))
         for layer in self.decoder:
             queries_gqv = layer(queries_gqv, memory_gnv)
-        condition_gqw: Tensor = self.leave(self.decoder_norm(queries_gqv))
-        return condition_gqw
+        parts = self.decoder_norm(queries_gqv).split(self._tokens, dim=1)
+        leaves = zip(self.leave, parts, strict=True)
+        return join_streams([leave(part_gqv) for leave, part_gqv in leaves])
 
 
 def build(
-    spec: OutputTransformer, width_in: int, condition_shape: tuple[int, int]
+    spec: OutputTransformer, width_in: int, streams: Sequence[tuple[int, int]]
 ) -> OutputTransformerProjector:
     """Return a new projector with random weights."""
-    return OutputTransformerProjector(spec, width_in, condition_shape)
+    return OutputTransformerProjector(spec, width_in, streams)
 
 
 def convert_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the tensors of GILL's and NExT-GPT's mapper (`fc`, `tfm`, `model`, `query_embs`)."""
-    prefixes = {"fc.": "enter.", "model.": "leave.", "tfm.encoder.norm.": "encoder_norm."}
-    prefixes["tfm.decoder.norm."] = "decoder_norm."
+    """Rename the tensors of a published mapper.
+
+    GILL's and NExT-GPT's are named `fc`, `tfm`, `model` and `query_embs`; MiniGPT-5's `fc.0`,
+    `fc.2`, `llm_to_t2i_mapping` and `t2i_decoder_prompt`.
+    """
     found: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        if name == "query_embs":
+    for published, tensor in state.items():
+        name = published.replace("llm_to_t2i_mapping.", "tfm.", 1)
+        if name in ("query_embs", "t2i_decoder_prompt"):
             found["queries.tokens"] = tensor
             continue
-        start = next((start for start in prefixes if name.startswith(start)), None)
+        start = next((start for start in _PREFIXES if name.startswith(start)), None)
         if start is not None:
-            found[prefixes[start] + name.removeprefix(start)] = tensor
+            found[_PREFIXES[start] + name.removeprefix(start)] = tensor
         else:
             found |= _layer_tensors(name.removeprefix("tfm."), tensor)
     return found

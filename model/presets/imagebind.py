@@ -16,11 +16,13 @@ from model.presets.blocks import (
     vicuna_v0_13b,
 )
 from model.presets.templates import CODI_2, PANDAGPT
+from model.spec.generators import AudioLdm, AudioLdm2, StableDiffusion, TextToVideo, UnClip
 from model.spec.imagebind import ImageBind
 from model.spec.input_branches import InputBranchSpec, Modality, ModelSpec
+from model.spec.output_branches import Generation, OutputBranchSpec, OutputMlp
 from model.spec.peft import Lora
 from model.spec.projectors import Mlp
-from model.spec.system import Stage, System
+from model.spec.system import TRAINABLE_OUTPUTS, Stage, System
 
 _DELIMITERS = ("<Img>", "</Img>")
 
@@ -64,19 +66,26 @@ def pandagpt() -> System:
 
 
 def next_gpt() -> System:
-    """NExT-GPT (2023, arXiv:2309.05519) with Vicuna v0 7B, without its output branches.
+    """NExT-GPT (2023, arXiv:2309.05519) with Vicuna v0 7B.
 
     Its first version: one linear layer for all modalities, as in the survey; a later one groups
-    patch features first. The batch size of PT is not published.
+    patch features first. The batch size of PT is not published. Its two alignments, of the encoding
+    and of the decoding side, are one PT here; as in the released code, without eq. 5.
     """
     encoders: tuple[tuple[Modality, ImageBind], ...] = (
         ("image", imagebind_of("image")),
         ("video", imagebind_of("image")),
         ("audio", imagebind_audio(clips=3)),
     )
+    outputs = (
+        OutputBranchSpec(modality="image", signals=4, generator=StableDiffusion()),
+        OutputBranchSpec(modality="video", signals=24, generator=TextToVideo()),
+        OutputBranchSpec(modality="audio", signals=8, generator=AudioLdm()),
+    )
     stage = Stage(
-        trainable=(PROJECTORS, LORA),
+        trainable=(PROJECTORS, LORA, *TRAINABLE_OUTPUTS),
         peft=Lora(rank=32, alpha=32, dropout=0.1, targets=ATTENTION),
+        generation=Generation(align=1.0, denoise=0.0),
         prompt="chat",
         learning_rate=5e-4,
         weight_decay=1e-3,
@@ -92,25 +101,48 @@ def next_gpt() -> System:
         model=ModelSpec(
             inputs=_input_branches(encoders, Mlp(depth=1), _DELIMITERS),
             backbone=vicuna_v0_7b(PANDAGPT),
+            outputs=outputs,
         ),
-        pt=replace(stage, trainable=(PROJECTORS,), peft=None, prompt="plain", learning_rate=4e-4),
+        pt=replace(
+            stage,
+            trainable=(PROJECTORS, *TRAINABLE_OUTPUTS),
+            peft=None,
+            prompt="plain",
+            learning_rate=4e-4,
+        ),
         sft=stage,
     )
 
 
 def codi_2() -> System:
-    """CoDi-2 (2023, arXiv:2311.18775) with LLaMA-2-chat 7B, without its output branches.
+    """CoDi-2 (2023, arXiv:2311.18775) with LLaMA-2-chat 7B.
 
-    Learning rates, batch sizes and LoRA's rank are not published; they are PandaGPT's.
+    Learning rates, batch sizes and LoRA's rank are not published; they are PandaGPT's. Nor is how
+    Zeroscope and AudioLDM 2 are conditioned: here each token of their conditions has a signal token
+    of its own, as the picture's embedding has. Eq. 4 stands for the published cosine.
     """
     encoders: tuple[tuple[Modality, ImageBind], ...] = (
         ("image", imagebind_of("image")),
         ("video", imagebind_of("image")),
         ("audio", imagebind_audio(clips=3)),
     )
+    audio = AudioLdm2()
+    outputs = (
+        OutputBranchSpec(modality="image", signals=1, projector=OutputMlp(), generator=UnClip()),
+        OutputBranchSpec(
+            modality="video", signals=77, projector=OutputMlp(), generator=TextToVideo()
+        ),
+        OutputBranchSpec(
+            modality="audio",
+            signals=audio.generated_tokens + audio.prompt_tokens,
+            projector=OutputMlp(),
+            generator=audio,
+        ),
+    )
     stage = Stage(
-        trainable=(PROJECTORS, LORA),
+        trainable=(PROJECTORS, LORA, *TRAINABLE_OUTPUTS),
         peft=Lora(rank=32, alpha=32, targets=ATTENTION),
+        generation=Generation(align=0.1, denoise=1.0),
         prompt="chat",
         learning_rate=5e-4,
         global_batch=64,
@@ -126,6 +158,7 @@ def codi_2() -> System:
                 encoders, Mlp(depth=2, norm=True), ("<Perception>", "</Perception>")
             ),
             backbone=llama_2_7b("meta-llama/Llama-2-7b-chat-hf", CODI_2),
+            outputs=outputs,
         ),
         pt=replace(stage, prompt="plain"),
         sft=stage,

@@ -15,13 +15,15 @@ from model.presets.blocks import (
     vicuna_v0_7b,
     vicuna_v0_13b,
 )
+from model.presets.generators import stable_diffusion_2_1_base
 from model.presets.templates import MINIGPT_4, MINIGPT_V2
 from model.spec.backbones import Llama
 from model.spec.image import EvaClip
 from model.spec.input_branches import InputBranchSpec, ModelSpec
+from model.spec.output_branches import Generation, OutputBranchSpec, OutputTransformer
 from model.spec.peft import Lora
 from model.spec.projectors import TokenConcat
-from model.spec.system import Stage, System
+from model.spec.system import TRAINABLE_OUTPUTS, ParameterGroup, Stage, System
 
 _HEAD = "inputs.image.projector.head.*"
 
@@ -32,7 +34,17 @@ def minigpt_4() -> System:
         name="minigpt_4",
         paper="arXiv:2304.10592",
         model=_minigpt_4_model(vicuna_v0_13b(MINIGPT_4)),
-        pt=_minigpt_4_pt(),
+        pt=Stage(
+            trainable=(_HEAD,),
+            prompt="plain",
+            learning_rate=1e-4,
+            weight_decay=0.05,
+            warmup=0.25,
+            global_batch=256,
+            micro_batch=64,
+            max_tokens=512,
+            recompute=True,
+        ),
         sft=Stage(
             trainable=(_HEAD,),
             prompt="chat",
@@ -47,26 +59,55 @@ def minigpt_4() -> System:
 
 
 def minigpt_5() -> System:
-    """MiniGPT-5 (2023, arXiv:2310.02239) without its output side: MiniGPT-4 7B and LoRA in SFT.
+    """MiniGPT-5 (2023, arXiv:2310.02239): MiniGPT-4 7B with eight vokens for Stable Diffusion 2.1.
 
-    The output projector and the image tokens' embeddings, which it trains, are missing, so PT is
-    MiniGPT-4's.
+    PT is its first stage, on captions: signal tokens and output projector. The linear head on the
+    input side, published from MiniGPT-4, is new here and also trained in PT. IT adds LoRA and keeps
+    the output projector's first layers and queries.
     """
+    projector = OutputTransformer(width=1024, heads=8, entry="mlp", projects=False, states="before")
+    output = OutputBranchSpec(
+        signals=8,
+        projector=projector,
+        generator=replace(stable_diffusion_2_1_base(), min_snr=5.0),
+        condition_dropout=0.1,
+    )
+    stage = Stage(
+        trainable=(_HEAD, *TRAINABLE_OUTPUTS),
+        generation=Generation(text=0.01, align=0.1, denoise=1.0),
+        prompt="plain",
+        learning_rate=2e-5,
+        weight_decay=0.01,
+        warmup=0.008,
+        schedule="linear",
+        groups=(
+            ParameterGroup(pattern=_HEAD, learning_rate=1e-4),
+            ParameterGroup(pattern="outputs.*.projector.*", learning_rate=2e-4),
+        ),
+        gradient_clipping=0.0,
+        epochs=2,
+        global_batch=48,
+        micro_batch=2,
+        max_tokens=1024,
+        recompute=True,
+    )
     return System(
         name="minigpt_5",
         paper="arXiv:2310.02239",
-        model=_minigpt_4_model(vicuna_v0_7b(MINIGPT_4)),
-        pt=_minigpt_4_pt(),
-        sft=Stage(
-            trainable=(LORA,),
+        model=replace(_minigpt_4_model(vicuna_v0_7b(MINIGPT_4)), outputs=(output,)),
+        pt=stage,
+        sft=replace(
+            stage,
+            trainable=(
+                LORA,
+                "outputs.*.signals.*",
+                "outputs.*.head.*",
+                "outputs.*.projector.encoder*",
+                "outputs.*.projector.decoder*",
+            ),
             peft=Lora(rank=8, alpha=16, targets=("q_proj", "v_proj")),
             prompt="chat",
-            learning_rate=2e-5,
-            epochs=2,
-            global_batch=48,
-            micro_batch=2,
-            max_tokens=1024,
-            recompute=True,
+            groups=(),
         ),
     )
 
@@ -79,20 +120,6 @@ def _minigpt_4_model(backbone: Llama) -> ModelSpec:
         after="</Img>",
     )
     return ModelSpec(inputs=(image,), backbone=backbone)
-
-
-def _minigpt_4_pt() -> Stage:
-    return Stage(
-        trainable=(_HEAD,),
-        prompt="plain",
-        learning_rate=1e-4,
-        weight_decay=0.05,
-        warmup=0.25,
-        global_batch=256,
-        micro_batch=64,
-        max_tokens=512,
-        recompute=True,
-    )
 
 
 def minigpt_v2() -> System:

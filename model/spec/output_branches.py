@@ -1,31 +1,46 @@
 """Output branches: signal tokens, output projector, frozen generator (survey §2.4, §2.5).
 
 S_X → H_X = Θ_out(S_X) → LDM(H_X). Published settings are those of NExT-GPT (Wu et al. 2023,
-arXiv:2309.05519) and of Stable Diffusion 1.5 (Rombach et al. 2022).
+arXiv:2309.05519), MiniGPT-5 (Zheng et al. 2023, arXiv:2310.02239) and CoDi-2 (Tang et al. 2023,
+arXiv:2311.18775).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
-from model.spec.base import SpecError
+from model.spec.base import SpecError, check_fraction
+from model.spec.generators import GeneratorSpec, StableDiffusion
+
+States = Literal["at", "before"]
+"""Which hidden states stand for the signal tokens: `at` them, plus their input embeddings (GILL,
+NExT-GPT), or those `before`, which predict them (MiniGPT-5, CoDi-2)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OutputTransformer:
-    """A small encoder-decoder from signal tokens to the generator's conditions (NExT-GPT, §3).
+    """A small encoder-decoder from signal tokens to the generator's conditions.
+
+    The defaults are NExT-GPT's (§3); MiniGPT-5's (Zheng et al. 2023, §3.2) has `width=1024,
+    heads=8, entry="mlp", projects=False, states="before"`.
 
     Args:
-        width: of the transformer; linear layers map from the backbone's width to the condition's.
+        width: of the transformer.
         layers: of the encoder, and of the decoder.
         heads: of attention; the feed-forward layers are four times as wide.
+        entry: from the backbone's width to the transformer's: one linear layer, or two with a GELU.
+        projects: whether a linear layer maps to the condition's width; else they are the same.
+        states: which hidden states of the backbone it reads, see `States`.
     """
 
     kind: Literal["output_transformer"] = "output_transformer"
     width: int = 512
     layers: int = 4
     heads: int = 4
+    entry: Literal["linear", "mlp"] = "linear"
+    projects: bool = True
+    states: States = "at"
 
     def tiny(self) -> OutputTransformer:
         """Return the same wiring with small sizes."""
@@ -33,75 +48,20 @@ class OutputTransformer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StableDiffusion:
-    """A latent diffusion model for pictures with its own text encoder (Rombach et al. 2022).
+class OutputMlp:
+    """Linear, GELU, LayerNorm, linear: each signal token to a token of the condition (CoDi-2).
 
-    Args:
-        weights: a hub name or a folder of a diffusers checkpoint; sizes are Stable Diffusion 1.5's.
-        image_size: side of the square picture, in pixels.
-        latent_channels: of the autoencoder, each level of which but the last halves the sides.
-        vae_widths: channels of the autoencoder's levels.
-        widths: channels of the UNet's levels; all but the last have cross-attention to the text.
-        blocks: residual blocks of a level.
-        heads: of the UNet's attention.
-        norm_groups: of the group norms.
-        text_width, text_mlp_width, text_layers, text_heads: of CLIP's text encoder, τ.
-        text_tokens: length to which every text is padded.
-        text_vocabulary: of CLIP's tokenizer.
-        prediction: target of the UNet: noise or, as in Stable Diffusion 2.1 at 768 pixels, v.
+    Tang et al. 2023, §3. A generator with several streams has an MLP for each, and signal tokens of
+    its own for each.
     """
 
-    kind: Literal["stable_diffusion"] = "stable_diffusion"
-    weights: str = "stable-diffusion-v1-5/stable-diffusion-v1-5"
-    image_size: int = 512
-    latent_channels: int = 4
-    vae_widths: tuple[int, ...] = (128, 256, 512, 512)
-    widths: tuple[int, ...] = (320, 640, 1280, 1280)
-    blocks: int = 2
-    heads: int = 8
-    norm_groups: int = 32
-    text_width: int = 768
-    text_mlp_width: int = 3072
-    text_layers: int = 12
-    text_heads: int = 12
-    text_tokens: int = 77
-    text_vocabulary: int = 49408
-    prediction: Literal["epsilon", "v_prediction"] = "epsilon"
+    kind: Literal["output_mlp"] = "output_mlp"
 
-    media: ClassVar[tuple[str, ...]] = ("image",)
+    states: ClassVar[States] = "before"
 
-    @property
-    def condition_shape(self) -> tuple[int, int]:
-        """Tokens and width of the generator's condition: of τ(t), and hence of H."""
-        return self.text_tokens, self.text_width
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the pixels of one picture."""
-        return (3, self.image_size, self.image_size)
-
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """Shape of the latents of one picture."""
-        side = self.image_size // 2 ** (len(self.vae_widths) - 1)
-        return self.latent_channels, side, side
-
-    def tiny(self) -> StableDiffusion:
-        """Return the same wiring with small sizes."""
-        return replace(
-            self,
-            image_size=32,
-            vae_widths=(16, 32),
-            widths=(16, 32),
-            blocks=1,
-            heads=2,
-            norm_groups=8,
-            text_width=32,
-            text_mlp_width=64,
-            text_layers=2,
-            text_heads=2,
-            text_vocabulary=384,
-        )
+    def tiny(self) -> OutputMlp:
+        """Return the same: its widths are those of its neighbours."""
+        return self
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,12 +75,16 @@ class OutputBranchSpec:
         projector: from the backbone's hidden states at the signal tokens to the generator's
             conditions.
         generator: with its own text encoder, both frozen.
+        condition_dropout: share of the media that are trained without a condition, for
+            classifier-free guidance: the projector's input is zeros and the target of eq. 4 is
+            τ(""), as in MiniGPT-5 (0.1). Which ones depends on their seeds.
     """
 
-    modality: Literal["image"] = "image"
+    modality: Literal["image", "video", "audio"] = "image"
     signals: int = 4
-    projector: OutputTransformer = OutputTransformer()
-    generator: StableDiffusion = StableDiffusion()
+    projector: OutputTransformer | OutputMlp = OutputTransformer()
+    generator: GeneratorSpec = field(default_factory=StableDiffusion)
+    condition_dropout: float = 0.0
 
     def __post_init__(self) -> None:
         """Raise SpecError where the components do not fit each other."""
@@ -132,6 +96,20 @@ class OutputBranchSpec:
             )
         if self.signals < 1:
             raise SpecError(f"{where}: signals {self.signals}, must be at least 1")
+        check_fraction(self, "condition_dropout")
+        tokens = sum(count for count, _ in self.generator.streams)
+        if isinstance(self.projector, OutputMlp) and self.signals != tokens:
+            raise SpecError(
+                f"{where}: signals {self.signals}, but the condition has {tokens} tokens and "
+                f"{self.projector.kind!r} makes one of each signal token"
+            )
+        if isinstance(self.projector, OutputTransformer) and not self.projector.projects:
+            for _, width in self.generator.streams:
+                if width != self.projector.width:
+                    raise SpecError(
+                        f"{where}: the condition is {width} wide, but the projector, which has no "
+                        f"last linear layer, {self.projector.width}"
+                    )
 
     @property
     def kind(self) -> str:
@@ -140,24 +118,32 @@ class OutputBranchSpec:
 
     def tiny(self) -> OutputBranchSpec:
         """Return the same wiring with small components."""
-        return replace(self, projector=self.projector.tiny(), generator=self.generator.tiny())
+        generator, projector = self.generator.tiny(), self.projector.tiny()
+        signals = self.signals
+        if isinstance(projector, OutputMlp):
+            signals = sum(count for count, _ in generator.streams)
+        return replace(self, signals=signals, projector=projector, generator=generator)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Generation:
-    """Loss weights of a stage with generated media, in addition to the text loss (survey eq. 2).
+    """Loss weights of a stage with generated media.
 
     Args:
+        text: weight of eq. 2, the text loss, whose targets contain the signal tokens.
         align: weight of eq. 4, ‖H_X − τ_X(t)‖²; needs captions only.
         denoise: weight of eq. 5, E‖ε − ε_X(z_t, t, H_X)‖²; needs the media, and a forward and
             backward pass of the generator. At 0 only the generator's text encoder is loaded.
     """
 
+    text: float = 1.0
     align: float = 1.0
     denoise: float = 1.0
 
     def __post_init__(self) -> None:
-        """Raise SpecError unless both weights are non-negative and one is positive."""
+        """Raise SpecError unless all weights are non-negative, and one of eqs. 4 and 5 positive."""
+        if not self.text > 0:
+            raise SpecError(f"generation: text {self.text}, must be positive")
         if min(self.align, self.denoise) < 0 or not self.align + self.denoise:
             raise SpecError(
                 f"generation: align {self.align}, denoise {self.denoise}; "

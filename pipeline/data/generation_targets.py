@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from etl.storage.schema import PLACEHOLDER_PATTERN, Medium, Sample, SampleError, Turn, words_of
-from model.build import preprocess_target
+from model.build import CaptionTokenizer, preprocess_target
+from model.spec.generators import SoundDiffusion, TextToVideo
 from model.spec.output_branches import OutputBranchSpec
 from pipeline.data.features import FeatureReader
-from pipeline.data.readers import read_image
+from pipeline.data.readers import RawMedium, read_audio, read_image, read_video
 
 CAPTIONS = "captions"
 """The lineage field with a JSON list of the captions of a sample's media (`etl.sources`)."""
@@ -45,7 +45,7 @@ class GenerationTargetEncoder:
 
     Args:
         branches: the output branches in use.
-        tokenizers: of the generators' text encoders, by kind.
+        tokenizers: from a caption to the ids of a generator's text encoders, by kind.
         denoises: whether the stage trains eq. 5, which needs the media themselves.
         seed: the run's.
         features: reads the embeddings of captions, if it has this kind's.
@@ -54,7 +54,7 @@ class GenerationTargetEncoder:
     def __init__(
         self,
         branches: Sequence[OutputBranchSpec],
-        tokenizers: Mapping[str, PreTrainedTokenizerBase],
+        tokenizers: Mapping[str, CaptionTokenizer],
         *,
         denoises: bool,
         seed: int,
@@ -81,32 +81,37 @@ class GenerationTargetEncoder:
         text = captions(sample.turns, sample.lineage)[number]
         features = self._features if self._features and kind in self._features.kinds else None
         branch, medium = self.branches[kind], sample.media[number]
+        reads_media = self._denoises or branch.generator.embeds_media
         seed = np.random.SeedSequence((self._seed, position, number)).generate_state(1)[0]
         return GenerationTarget(
             kind=kind,
             seed=int(seed),
-            ids=None if features else tokenize_caption(self._tokenizers[kind], branch, text),
-            input_values=self._input_values(sample, medium, branch) if self._denoises else None,
+            ids=None if features else self._tokenizers[kind](text),
+            input_values=self._input_values(sample, medium, branch) if reads_media else None,
             cached_embeds=features.caption(kind, text) if features else None,
         )
 
     def _input_values(self, sample: Sample, medium: Medium, branch: OutputBranchSpec) -> Tensor:
         try:
-            return preprocess_target(branch, read_image(medium.data))
+            return preprocess_target(branch, _read(medium, branch))
         except (OSError, ValueError) as error:
             raise SampleError(
                 f"sample {sample.id}: its {medium.kind} cannot be decoded ({error})"
             ) from error
 
 
-def tokenize_caption(
-    tokenizer: PreTrainedTokenizerBase, branch: OutputBranchSpec, text: str
-) -> tuple[int, ...]:
-    """Return a caption's ids, truncated or padded to the length of the generator's text encoder."""
-    ids: list[int] = tokenizer(
-        text, truncation=True, padding="max_length", max_length=branch.generator.text_tokens
-    )["input_ids"]
-    return tuple(ids)
+def _read(medium: Medium, branch: OutputBranchSpec) -> RawMedium:
+    """Decode a medium as its generator's `preprocess` takes it.
+
+    Raises:
+        OSError, ValueError: truncated, of an unknown format, too large, or not of its kind.
+    """
+    generator = branch.generator
+    if isinstance(generator, TextToVideo):
+        return read_video(medium.data, generator.frames)
+    if isinstance(generator, SoundDiffusion):
+        return read_audio(medium.data, generator.sample_rate)
+    return read_image(medium.data)
 
 
 def captions(turns: Sequence[Turn], lineage: Mapping[str, str]) -> list[str]:

@@ -108,7 +108,10 @@ def encoder_ids(run: RunConfig, model: nn.Module) -> Mapping[str, EncoderId]:
             ids[kind] = ids.get(branch.encoder_of or "") or media_encoder_id(branch, encoder)
     if isinstance(model, MultimodalLM):
         for kind, output in model.output_branches().items():
-            ids[kind] = text_encoder_id(output.spec, output.generator)
+            if output.spec.generator.embeds_media:
+                log.info("targets of %s: not cached, since they are made from the media", kind)
+            else:
+                ids[kind] = text_encoder_id(output.spec, output.generator)
     if not ids:
         raise UserError(
             f"--feature-cache: stage {run.stage} of {run.system.name} uses no frozen encoder; "

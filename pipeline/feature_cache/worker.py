@@ -27,7 +27,7 @@ from model.spec import InputBranchSpec
 from model.spec.output_branches import OutputBranchSpec
 from model.weights import assign
 from pipeline.config.run_config import RunConfig
-from pipeline.data.generation_targets import captions, tokenize_caption
+from pipeline.data.generation_targets import captions
 from pipeline.data.readers import read_medium
 from pipeline.feature_cache.cache_key import (
     EncoderId,
@@ -89,7 +89,10 @@ class PrecomputeWorker:
         self._shards = ShardSet([Path(folder) for folder in run.data], verify=False)
         spec, settings = run.system.model, run.settings
         encoders = frozen_encoders(run, initial)
-        outputs = settings.output_branches(spec)
+        # The targets of some generators are made from the media, and not cached.
+        outputs = [
+            branch for branch in settings.output_branches(spec) if not branch.generator.embeds_media
+        ]
         generators = build_text_encoders(spec, settings, weights=run.weights, seed=run.seed)
         self._inputs: dict[str, InputBranchSpec] = {
             b.modality: b for b in spec.inputs if b.modality in encoders
@@ -131,8 +134,7 @@ class PrecomputeWorker:
         sample = self._shards[row]
         if kind in self._outputs:
             text = captions(sample.turns, sample.lineage)[number]
-            ids = tokenize_caption(self._tokenizers[kind], self._outputs[kind], text)
-            return text_key(text), torch.tensor(ids)
+            return text_key(text), torch.tensor(self._tokenizers[kind](text))
         branch, medium = self._inputs[kind], sample.media[number]
         key = medium_key(medium_digest(medium), branch)
         try:

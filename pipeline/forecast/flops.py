@@ -247,7 +247,7 @@ def generation_flops(branch: OutputBranch, width: int) -> tuple[Work, Work]:
         assert ids_gl is not None
         dummy = branch.dummy_targets(device, embeds_given=True)
         signal_hidden_gnd = torch.zeros(1, branch.spec.signals, width)
-        _, embedded = _counted(lambda: branch.generator.embed(ids_gl))
+        _, embedded = _counted(lambda: branch.generator.embed(ids_gl, dummy.input_values))
 
         def generate() -> Tensor:
             output = branch.generation_output(dummy, signal_hidden_gnd, embeds_given=True)

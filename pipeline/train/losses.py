@@ -70,7 +70,8 @@ def loss_terms(spec: ModelSpec, stage: Stage) -> tuple[LossTerm, ...]:
             kind = stage.objective.modality
             terms += (align_term(spec, kind, stage.reference.weight, _align_image_text),)
         return terms
-    terms = (LossTerm(name="text", weight=1.0, count=_count_targets, fn=_text),)
+    weight = stage.generation.text if stage.generation else 1.0
+    terms = (LossTerm(name="text", weight=weight, count=_count_targets, fn=_text),)
     if stage.z_loss:
         terms += (LossTerm(name="z", weight=stage.z_loss, count=_count_targets, fn=_z),)
     if stage.reference is not None:

@@ -29,6 +29,7 @@ from pipeline.config.run_config import RunConfig, TrainOptions, changed_preset, 
 from pipeline.data.collate import collate
 from pipeline.data.encode import SampleEncoder
 from pipeline.train import train as common
+from tests.pipeline.test_presets_train import generation_targets
 
 STEPS = 8
 LOOKED_AT = 8
@@ -45,8 +46,8 @@ def main(folder: Path, names: list[str]) -> None:
 
     common.start_engine = remember
     for name in names:
-        modalities = changed_preset(name, "tiny", ()).model.modalities
-        kinds = [kind for kind in modalities if (folder / kind).is_dir()]
+        preset = changed_preset(name, "tiny", ())
+        kinds = [kind for kind in preset.pt.kinds(preset.model) if (folder / kind).is_dir()]
         for stage in STAGES:
             run = folder / "runs" / Path(name).stem
             started = time.perf_counter()
@@ -103,6 +104,7 @@ def first_samples(config: RunConfig) -> Batch:
         prompt=config.settings.prompt,
         max_tokens=config.settings.max_tokens,
         text_tokenizer=build_text_tokenizer(spec, weights=weights),
+        generation_targets=generation_targets(spec, config.settings, weights),
     )
     folders = [ShardSet([Path(folder)]) for folder in config.data]
     rows = [encoder.encode(folder[number]) for folder in folders for number in range(LOOKED_AT)]

@@ -18,7 +18,12 @@ from torch import Tensor, nn
 
 from etl.storage.shards import ShardSet
 from model.batch import Batch
-from model.build import build, build_text_tokenizer, build_tokenizer
+from model.build import (
+    build,
+    build_caption_tokenizers,
+    build_text_tokenizer,
+    build_tokenizer,
+)
 from model.freeze import set_trainable
 from model.presets import PRESETS, system
 from model.pretraining.build import sentence_reader
@@ -29,6 +34,7 @@ from pipeline.checkpoint.snapshot import snapshot
 from pipeline.config.run_config import packs
 from pipeline.data.collate import collate, pack
 from pipeline.data.encode import SampleEncoder
+from pipeline.data.generation_targets import GenerationTargetEncoder
 from pipeline.train.losses import compute_losses, count_losses, loss_terms
 from tests.worlds import preset_shards
 
@@ -115,7 +121,7 @@ def learn(
     model.train()
     for step in range(STEPS):
         torch.manual_seed(step)
-        found = compute_losses(terms, model(batch, list(batch.media)))
+        found = compute_losses(terms, model(batch, [*batch.media, *batch.generation_targets]))
         loss = sum(
             term.weight * found[term.name].total / max(1, counts[term.name]) for term in terms
         )
@@ -136,12 +142,28 @@ def first_samples(spec: ModelSpec, stage: Stage, data: list[Path], weights: Weig
         max_tokens=stage.max_tokens,
         text_tokenizer=build_text_tokenizer(spec, weights=weights),
         sentences=sentence_reader(spec, stage, weights=weights),
+        generation_targets=generation_targets(spec, stage, weights),
     )
     folders = [ShardSet([folder]) for folder in data]
     rows = [encoder.encode(folder[number]) for folder in folders for number in range(SAMPLES)]
     if packs(spec, stage):
         return pack(rows)
     return collate(rows, pad_id=tokenizer.pad_token_id, side="right")
+
+
+def generation_targets(
+    spec: ModelSpec, stage: Stage, weights: Weights
+) -> GenerationTargetEncoder | None:
+    """Return what encodes the media that a stage generates, as a run does."""
+    if stage.generation is None:
+        return None
+    branches = stage.output_branches(spec)
+    return GenerationTargetEncoder(
+        branches,
+        build_caption_tokenizers(branches, weights=weights),
+        denoises=stage.generation.denoise > 0,
+        seed=0,
+    )
 
 
 class Engine:
@@ -169,7 +191,7 @@ def save(model: nn.Module, folder: Path, inherited: tuple[str, ...]) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_what_should_move_moves_and_is_saved(name: str, world: Path, tmp_path: Path) -> None:
     preset = system(name).tiny()
-    kinds = [kind for kind in preset.model.modalities if (world / kind).is_dir()]
+    kinds = [kind for kind in preset.pt.kinds(preset.model) if (world / kind).is_dir()]
     idle = [one for key, patterns in IDLE.items() if fnmatch(name, key) for one in patterns]
     start = None
     for stage in ("pt", "sft"):

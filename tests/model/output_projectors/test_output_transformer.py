@@ -38,7 +38,7 @@ def test_conditions_equal_those_of_torchs_transformer():
     torch.manual_seed(0)
     spec = OutputTransformer(width=16, layers=2, heads=4)
     published = Published(spec)
-    module = output_transformer.build(spec, WIDTH_IN, CONDITIONS)
+    module = output_transformer.build(spec, WIDTH_IN, [CONDITIONS])
     state = published.state_dict()
     module.load_state_dict(output_transformer.convert_state_dict(state))
     signals = torch.randn(3, 4, WIDTH_IN)
@@ -50,7 +50,7 @@ def test_conditions_equal_those_of_torchs_transformer():
 def test_the_size_is_next_gpts():
     """512 wide, 4 + 4 layers, from Vicuna 7B to Stable Diffusion: 31.9 M."""
     with torch.device("meta"):
-        module = output_transformer.build(OutputTransformer(), 4096, (77, 768))
+        module = output_transformer.build(OutputTransformer(), 4096, [(77, 768)])
         published = Published(OutputTransformer())
     count = sum(weight.numel() for weight in module.parameters())
     sides = (4096 - WIDTH_IN) * 512 + (768 - 12) * 513 + (77 - 5) * 512
