@@ -165,7 +165,7 @@ class AudioLdm2Conditions(Conditions):
         length = _longest(mask_gn)
         prompt_ids_gn, mask_gn = prompt_ids_gn[:, :length], mask_gn[:, :length]
         prompt_gnw = self.get_submodule("text_encoder_2")(
-            input_ids=prompt_ids_gn, attention_mask=mask_gn
+            input_ids=prompt_ids_gn, attention_mask=_mask(mask_gn)
         ).last_hidden_state
         projected = self.get_submodule("projection_model")(
             hidden_states=clap_g1e,
@@ -188,7 +188,7 @@ class AudioLdm2Conditions(Conditions):
         for _ in range(self.spec.generated_tokens):
             output = self.get_submodule("language_model")(
                 inputs_embeds=states_gnw,
-                attention_mask=mask_gn,
+                attention_mask=_mask(mask_gn, queries=states_gnw.shape[1]),
                 position_ids=positions_gn,
                 past_key_values=cache,
                 use_cache=True,
@@ -214,8 +214,15 @@ class AudioLdm2Conditions(Conditions):
 def _clap(encoder: Any, ids_gn: Tensor) -> Tensor:  # noqa: ANN401 -- transformers' class
     """Return CLAP's embedding (g, 1, e) of texts, of length 1."""
     padding = encoder.config.pad_token_id
-    found = encoder(input_ids=ids_gn, attention_mask=ids_gn.ne(padding).long())
+    found = encoder(input_ids=ids_gn, attention_mask=_mask(ids_gn.ne(padding).long()))
     return F.normalize(found.text_embeds, dim=-1)[:, None]
+
+
+def _mask(mask_gn: Tensor, queries: int = 0) -> Tensor:
+    """Return the mask; on the meta device one that transformers does not look into, (g, 1, q, n)."""
+    if not mask_gn.is_meta:
+        return mask_gn
+    return mask_gn.bool()[:, None, None].expand(-1, -1, queries or mask_gn.shape[1], -1)
 
 
 def _longest(mask_gn: Tensor) -> int:

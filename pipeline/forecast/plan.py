@@ -199,10 +199,11 @@ def _saved_by_generation(model: MultimodalLM) -> dict[str, int]:
 
         def generate(branch: OutputBranch = branch) -> None:
             signal_hidden_gnd = torch.zeros(1, branch.spec.signals, width)
+            # The text encoder saves nothing, so its embeddings are given.
             branch.generation_output(
-                branch.dummy_targets(signal_hidden_gnd.device, embeds_given=False),
+                branch.dummy_targets(signal_hidden_gnd.device, embeds_given=True),
                 signal_hidden_gnd,
-                embeds_given=False,
+                embeds_given=True,
             )
 
         saved[kind] = _saved_bytes(branch, generate)
