@@ -33,6 +33,7 @@ class Published:
         "backbone",
         "fusion",
         "adapters",
+        "output projector",
     ]
     stage: Literal["pt", "sft"] = "pt"
     value: float
@@ -265,6 +266,14 @@ PUBLISHED: tuple[Published, ...] = (
         unit=MILLION,
         source=NEXT_GPT,
         why="33.55 M, truncated to 33 instead of rounded",
+    ),
+    Published(
+        preset="next_gpt",
+        what="output projector",
+        value=94 * MILLION,
+        unit=MILLION,
+        source=NEXT_GPT,
+        why="31, 32 and 31 M, each truncated instead of rounded",
     ),
     Published(
         preset="cogvlm",

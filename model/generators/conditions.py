@@ -204,9 +204,10 @@ class AudioLdm2Conditions(Conditions):
         generated_xnw, prompt_xnw = split_streams(condition_xlw, self.spec.streams)
         mask_xn = (prompt_xnw != 0).any(dim=-1).long()
         length = _longest(mask_xn)
+        # Contiguous, as diffusers' are: views of the rows would give other last bits.
         return {
-            "encoder_hidden_states": generated_xnw,
-            "encoder_hidden_states_1": prompt_xnw[:, :length],
+            "encoder_hidden_states": generated_xnw.contiguous(),
+            "encoder_hidden_states_1": prompt_xnw[:, :length].contiguous(),
             "encoder_attention_mask_1": mask_xn[:, :length],
         }
 
@@ -219,7 +220,7 @@ def _clap(encoder: Any, ids_gn: Tensor) -> Tensor:  # noqa: ANN401 -- transforme
 
 
 def _mask(mask_gn: Tensor, queries: int = 0) -> Tensor:
-    """Return the mask; on the meta device one that transformers does not look into, (g, 1, q, n)."""
+    """Return the mask; on the meta device (g, 1, q, n), which is not read."""
     if not mask_gn.is_meta:
         return mask_gn
     return mask_gn.bool()[:, None, None].expand(-1, -1, queries or mask_gn.shape[1], -1)

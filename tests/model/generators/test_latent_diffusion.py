@@ -64,25 +64,28 @@ def rngs(seeds):
 
 @pytest.fixture(scope="module", params=SPECS)
 def both(request, tmp_path_factory):
-    """Return diffusers' pipeline and ours, which was loaded from the pipeline's folder."""
+    """Return diffusers' pipeline and ours, both loaded from the same folder."""
     folder = tmp_path_factory.mktemp(request.param)
     torch.manual_seed(1)
-    pipe = getattr(pipelines, request.param)()
-    for module in pipe.components.values():  # initial values could hide errors
+    made = getattr(pipelines, request.param)()
+    for name, module in made.components.items():  # initial values could hide errors
         if isinstance(module, torch.nn.Module):
             for weight in module.parameters():
-                weight.data += 0.02 * torch.randn_like(weight)
-            module.eval()
-    pipe.save_pretrained(folder)
+                weight.data += (0.3 if name == "vocoder" else 0.02) * torch.randn_like(weight)
+    made.save_pretrained(folder)
+    pipe = type(made).from_pretrained(folder)
     pipe.set_progress_bar_config(disable=True)
     spec = replace(SPECS[request.param], weights=str(folder))
-    return pipe, built(spec, decoding=True, weights="pretrained")
+    ours = built(spec, decoding=True, weights="pretrained")
+    # Read from a file they begin at any byte, and MKL's last bits depend on the alignment.
+    for module in (ours, *pipe.components.values()):
+        for weight in module.parameters() if isinstance(module, torch.nn.Module) else ():
+            weight.data = weight.data.clone()
+    return pipe, ours
 
 
-def condition_arguments(pipe, spec, caption_or_captions):
-    """Return the pipeline's own encoding of prompts, as its UNet takes it."""
-    many = isinstance(caption_or_captions, list)
-    captions = caption_or_captions if many else [caption_or_captions]
+def condition_arguments(pipe, spec, captions):
+    """Return the pipeline's own encoding of prompts, or of pictures, by its arguments' names."""
     if spec.kind == "unclip":
         shown = targets(spec, len(captions))
         shown = [Image.fromarray(each.permute(1, 2, 0).numpy()) for each in shown]
@@ -210,8 +213,8 @@ def test_what_is_drawn_is_what_the_pipeline_draws(both, scale):
     total = len(pipe.scheduler.timesteps)
     assert seen == [(number, total) for number in range(1, total + 1)]
     assert found.dtype == torch.float32
-    assert torch.equal(found, torch.as_tensor(wanted))
-    assert found.std() > 0
+    torch.testing.assert_close(found, torch.as_tensor(wanted), atol=0, rtol=0)
+    assert found.std() > 0.02
 
 
 def audioldm2_arguments(pipe, *, guided):

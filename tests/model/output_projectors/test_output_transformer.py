@@ -1,9 +1,10 @@
-"""NExT-GPT's output projector equals PyTorch's transformer, as in GILL and NExT-GPT."""
+"""The output projector equals PyTorch's transformer, as in GILL, NExT-GPT and MiniGPT-5."""
 
 import torch
 from torch import nn
 
 from model.output_projectors import output_transformer
+from model.output_projectors.streams import split_streams
 from model.spec.output_branches import OutputTransformer
 
 WIDTH_IN, CONDITIONS = 24, (5, 12)
@@ -45,6 +46,57 @@ def test_conditions_equal_those_of_torchs_transformer():
     found, wanted = module(signals), published(signals)
     assert found.shape == (3, *CONDITIONS)
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+
+
+class MiniGpt5(nn.Module):
+    """MiniGPT-5's: fc (two layers and a GELU) → transformer with queries, with its names."""
+
+    def __init__(self, width: int, heads: int, layers: int):
+        super().__init__()
+        first, last = nn.Linear(WIDTH_IN, width), nn.Linear(width, width)
+        self.fc = nn.Sequential(first, nn.GELU(), last)
+        self.llm_to_t2i_mapping = nn.Transformer(
+            d_model=width,
+            nhead=heads,
+            num_encoder_layers=layers,
+            num_decoder_layers=layers,
+            dim_feedforward=4 * width,
+            dropout=0.0,
+            norm_first=True,
+            batch_first=True,
+        )
+        self.t2i_decoder_prompt = nn.Parameter(torch.randn(1, CONDITIONS[0], width))
+
+    def forward(self, signals):
+        queries = self.t2i_decoder_prompt.expand(len(signals), -1, -1)
+        return self.llm_to_t2i_mapping(self.fc(signals), queries)
+
+
+def test_conditions_equal_those_of_minigpt_5():
+    torch.manual_seed(0)
+    spec = OutputTransformer(
+        width=CONDITIONS[1], layers=2, heads=4, entry="mlp", projects=False, states="before"
+    )
+    published = MiniGpt5(spec.width, spec.heads, spec.layers)
+    module = output_transformer.build(spec, WIDTH_IN, [CONDITIONS])
+    module.load_state_dict(output_transformer.convert_state_dict(published.state_dict()))
+    signals = torch.randn(3, 4, WIDTH_IN)
+    torch.testing.assert_close(module(signals), published(signals), atol=1e-5, rtol=1e-5)
+
+
+def test_each_stream_of_a_condition_has_its_own_last_layer():
+    spec, streams = OutputTransformer(width=16, layers=1, heads=2), [(3, 8), (5, 6)]
+    module = output_transformer.build(spec, WIDTH_IN, streams)
+    signals = torch.randn(2, 4, WIDTH_IN)
+    found = module(signals)
+    assert found.shape == (2, 1, 3 * 8 + 5 * 6)
+    before = split_streams(found, streams)
+    assert [part.shape for part in before] == [(2, 3, 8), (2, 5, 6)]
+    nn.init.zeros_(module.leave[1].weight)
+    nn.init.zeros_(module.leave[1].bias)
+    after = split_streams(module(signals), streams)
+    assert torch.equal(after[0], before[0])
+    assert not after[1].any()
 
 
 def test_the_size_is_next_gpts():

@@ -19,7 +19,9 @@ from model.multimodal_lm import MultimodalLM, MultimodalOutput
 from model.presets import system
 from model.pretraining.build import SentenceReader, sentence_reader
 from model.spec import SpecError, System
+from model.spec.generators import AudioLdm, TextToVideo, UnClip
 from model.spec.output_branches import Generation, OutputBranchSpec
+from model.spec.system import TRAINABLE_OUTPUTS
 from pipeline.config.run_config import RunConfig, TrainOptions, resolve
 from pipeline.data.collate import collate, dummy_example, pack
 from pipeline.data.encode import Example, SampleEncoder
@@ -198,6 +200,62 @@ def test_lengths_count_inputs_and_generation_targets(
         kinds = [medium.kind for medium in sample.media]
         assert sample_tokenizer.length(sample.id, sample.turns, kinds).branch_kinds == (kind,)
         assert branch_kinds(sample.turns, kinds, preset.model.outputs) == [kind]
+
+
+@pytest.mark.parametrize("kind", ["video", "audio"])
+def test_videos_and_sounds_are_targets_too(tokenizer: PreTrainedTokenizerBase, kind: str) -> None:
+    """Decoded, packed with text, aligned and denoised; tiny, as presets have them."""
+    generator = TextToVideo() if kind == "video" else AudioLdm()
+    branch = OutputBranchSpec(modality=kind, signals=SIGNALS, generator=generator).tiny()
+    digits = system("digits")
+    preset = replace(
+        digits,
+        model=replace(digits.model, outputs=(branch,)),
+        pt=replace(digits.pt, generation=Generation(), trainable=TRAINABLE_OUTPUTS),
+    )
+    made = [generation_sample(0, number, kind=kind) for number in range(2)]
+    examples = encode_all(encoder_of(preset, tokenizer), made)
+    values = [example.generation_targets[0].input_values for example in examples]
+    assert [tuple(each.shape) for each in values] == 2 * [branch.generator.shape]
+    assert not torch.equal(*values)
+    model = model_of(preset)
+    losses = backward(model, preset, [pack(examples)])
+    assert losses.keys() == {"text", f"to_{kind}.align", f"to_{kind}.denoise"}
+    assert all(loss > 0 for loss in losses.values())
+    assert any(name.startswith(f"outputs.{kind}.projector") for name in gradients(model))
+    broken = replace(made[0].media[0], data=b"nothing")
+    with pytest.raises(SampleError, match=f"its {kind} cannot be decoded"):
+        encoder_of(preset, tokenizer).encode(replace(made[0], media=(broken,)))
+
+
+def test_a_target_that_is_made_from_the_medium_needs_it(
+    preset: System, tokenizer: PreTrainedTokenizerBase, samples: list[Sample]
+) -> None:
+    """Of unCLIP, whose condition is a picture's embedding; its captions are not used nor cached."""
+    branch = OutputBranchSpec(signals=SIGNALS, generator=UnClip()).tiny()
+    align = replace(
+        preset,
+        model=replace(preset.model, outputs=(branch,)),
+        pt=replace(preset.pt, generation=Generation(denoise=0.0)),
+    )
+    [example] = encode_all(encoder_of(align, tokenizer), samples[:1])
+    model = model_of(align)
+    output = model(pack([example]), ["image", "to_image"]).generation["to_image"]
+    generator = model.output_branches()["to_image"].generator
+    pixels = example.generation_targets[0].input_values[None]
+    ids = torch.zeros(1, 77, dtype=torch.long)
+    assert torch.equal(output.target_embeds_glw, generator.embed(ids, pixels))
+    assert output.noise_prediction is None
+    assert "to_image" in encoder_kinds(preset)
+    assert "to_image" not in encoder_kinds(align)
+
+
+def encoder_kinds(preset: System) -> set[str]:
+    """Return the kinds of media whose features a cache of a preset's PT holds."""
+    run = RunConfig(
+        system=preset, stage="pt", data=("",), output="", weights="random", scale="full"
+    )
+    return set(encoder_ids(run, model_of(preset)))
 
 
 def test_a_prompt_whose_answer_is_generated_media_is_rejected(
