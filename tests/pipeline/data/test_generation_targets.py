@@ -252,9 +252,7 @@ def test_a_target_that_is_made_from_the_medium_needs_it(
 
 def encoder_kinds(preset: System) -> set[str]:
     """Return the kinds of media whose features a cache of a preset's PT holds."""
-    run = RunConfig(
-        system=preset, stage="pt", data=("",), output="", weights="random", scale="full"
-    )
+    run = RunConfig(system=preset, stage="pt", weights="random")
     return set(encoder_ids(run, model_of(preset)))
 
 
