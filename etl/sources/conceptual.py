@@ -16,7 +16,7 @@ from etl.sources.base import (
     require_field,
     string_fields,
 )
-from etl.sources.dialogues import llava
+from etl.sources.dialogues import messages
 from etl.sources.files import json_rows, parquet_or_json_rows, read_json
 from etl.sources.tables import csv_rows, lines, two_columns
 
@@ -84,7 +84,7 @@ SBU = Format(suffixes=(".json",), rows=sbu_rows, parse=sbu, identity="medium")
 WUKONG = Format(
     suffixes=(".csv",), rows=csv_rows("url", "caption"), parse=wukong, identity="medium"
 )
-CC595K = Format(suffixes=(".json",), rows=json_rows, parse=llava)
+CC595K = Format(suffixes=(".json",), rows=json_rows, parse=messages)
 PIXELPROSE = Format(
     suffixes=(".parquet", ".jsonl"),
     rows=parquet_or_json_rows,

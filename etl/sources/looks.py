@@ -1,0 +1,213 @@
+"""Which format a list of dialogues, questions or preferences has, by the fields of its first record.
+
+A format of more fields is preferred, since those of another may be among them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from etl.cli import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """What the first record of a file of one format looks like.
+
+    `container` is the field of the document that holds the records ("" for a list of records, or
+    an object of records by their ids), `fields` are those that a record must have, and `check`
+    decides where these do not.
+    """
+
+    fields: tuple[str, ...]
+    container: str = ""
+    check: Callable[[Mapping[str, Any]], bool] = lambda _: True
+
+
+def _first_turn(record: Mapping[str, Any], field: str) -> Any:  # noqa: ANN401
+    turns = record.get(field)
+    return turns[0] if isinstance(turns, list) and turns else None
+
+
+def _nested(record: Mapping[str, Any]) -> bool:
+    """Whether its conversations are lists of turns (SVIT)."""
+    first = _first_turn(record, "conversations")
+    return isinstance(first, dict) and isinstance(first.get("content"), list)
+
+
+def _spoken(record: Mapping[str, Any]) -> bool:
+    return not _nested(record) or "role" in _first_turn(record, "conversations")
+
+
+def _generated(record: Mapping[str, Any]) -> bool:
+    """Whether a turn has the caption of a medium (T2M)."""
+    turns = record.get("conversation")
+    return isinstance(turns, list) and any(
+        isinstance(turn, dict) and "output_modality" in turn for turn in turns
+    )
+
+
+def _listed(*fields: str) -> Callable[[Mapping[str, Any]], bool]:
+    """Whether some fields hold turns."""
+    return lambda record: all(isinstance(record.get(name), list) for name in fields)
+
+
+def _text(*fields: str) -> Callable[[Mapping[str, Any]], bool]:
+    """Whether some fields hold texts."""
+    return lambda record: all(isinstance(record.get(name), str) for name in fields)
+
+
+_NEXT_GPT = tuple(
+    Look(fields=(f"{way}_{kind}", "conversations"))
+    for way in ("input", "output")
+    for kind in ("image", "video", "audio")
+)
+INSTRUCTIONS: Mapping[str, tuple[Look, ...]] = {
+    "llava": (Look(fields=("conversations",), check=_spoken),),
+    "messages": (
+        Look(fields=("messages",)),
+        Look(fields=("conversation",)),
+        Look(fields=("prompt", "completion"), check=_listed("prompt", "completion")),
+        Look(fields=("prompt", "chosen"), check=_listed("prompt", "chosen")),
+        Look(fields=("chosen", "rejected"), check=_listed("chosen", "rejected")),
+    ),
+    "alpaca": (
+        Look(fields=("instruction", "output")),
+        Look(fields=("instruction", "chosen", "rejected")),
+    ),
+    "query-response": (
+        Look(fields=("query", "response")),
+        Look(fields=("prompt", "completion"), check=_text("prompt", "completion")),
+        Look(fields=("prompt", "chosen", "rejected"), check=_text("prompt", "chosen")),
+        Look(fields=("prompt", "response")),
+        Look(fields=("id", "image", "prompt", "question", "answer")),
+    ),
+    "svit": (Look(fields=("image_id", "conversations"), check=_nested),),
+    "minigpt4": (Look(fields=("image_id", "caption"), container="annotations"),),
+    "bubogpt": (Look(fields=("audio_id", "caption"), container="annotations"),),
+    "osprey": (
+        Look(fields=("file_name", "annotation", "conversations")),
+        Look(fields=("file_name", "annotation", "description")),
+    ),
+    "pandagpt": (Look(fields=("image_name", "conversation")),),
+    "videochat": (Look(fields=("video", "QA")), Look(fields=("image", "QA"))),
+    "video-chatgpt": (Look(fields=("q", "a", "video_id")),),
+    "mimic-it": (Look(fields=("instruction", "answer"), container="data"),),
+    "m3it": (Look(fields=("instruction", "outputs", "image_base64_str")),),
+    "docowl": (Look(fields=("image", "text")),),
+    "next-gpt": (
+        Look(fields=("image_list", "conversation")),
+        Look(fields=("image_name", "output_modality", "conversation")),
+        Look(fields=("mm_name", "conversation")),
+        Look(fields=("source_data", "conversation")),
+        Look(fields=("image_name", "conversation", ""), check=_generated),
+        *_NEXT_GPT,
+    ),
+    "shikra": (
+        Look(fields=("img_path", "expression", "bbox")),
+        Look(fields=("image_id", "sentence", "boxes")),
+        Look(fields=("img_path", "question", "boxes")),
+    ),
+    "vqa": (
+        Look(fields=("question_id", "question"), container="questions"),
+        Look(fields=("question_id", "answers"), container="annotations"),
+    ),
+    "gqa": (Look(fields=("imageId", "question", "answer")),),
+    "a-okvqa": (Look(fields=("image_id", "question", "direct_answers")),),
+    "ocr-vqa": (Look(fields=("imageURL", "questions", "answers")),),
+    "st-vqa": (Look(fields=("file_path", "question", "answers"), container="data"),),
+    "vgqa": (Look(fields=("id", "qas")),),
+    "dvqa": (Look(fields=("image", "question", "answer", "question_id")),),
+    "doc-vqa": (
+        Look(fields=("image", "question", "answers"), container="data"),
+        Look(fields=("image_id", "question", "answers"), container="data"),
+    ),
+    "visual7w": (Look(fields=("filename", "qa_pairs"), container="images"),),
+    "arxiv-qa": (Look(fields=("image", "options", "question", "label")),),
+}
+"""The formats of `etl/instruct.py`."""
+
+PREFERENCES: Mapping[str, tuple[Look, ...]] = {
+    "messages": (
+        Look(fields=("conversations", "chosen", "rejected")),
+        Look(fields=("messages", "chosen", "rejected")),
+        *(
+            Look(fields=(turns, f"rejected_{name}"))
+            for turns in ("messages", "conversations")
+            for name in ("response", "messages", "conversations")
+        ),
+        Look(fields=("prompt", "chosen", "rejected"), check=_listed("prompt", "chosen")),
+        Look(fields=("chosen", "rejected"), check=_listed("chosen", "rejected")),
+    ),
+    "alpaca": (
+        Look(fields=("instruction", "chosen", "rejected")),
+        Look(fields=("query", "response", "rejected_response")),
+    ),
+    "rlhf-v": (
+        Look(fields=("image", "text"), check=lambda record: "completions" not in record),
+        Look(fields=("question", "chosen", "rejected")),
+        Look(fields=("prompt", "chosen", "rejected"), check=_text("prompt", "chosen")),
+    ),
+    "llava-rlhf": (Look(fields=("conversations", "output_1", "output_2", "preference")),),
+    "dress": (Look(fields=("image_id", "interaction")),),
+    "vlfeedback": (Look(fields=("prompt", "completions")),),
+    "vlguard": (Look(fields=("image", "instr-resp")),),
+}
+"""The formats of `etl/preference.py`."""
+
+
+def detect(content: Any, looks: Mapping[str, Sequence[Look]]) -> str:  # noqa: ANN401
+    """The name of the format of a file with this first content (see `etl.runtime.corpus.peek`).
+
+    Raises:
+        UserError: it is none of them; the message names the nearest and what it lacks.
+    """
+    found = dict(_first_records(content))
+    if not found:
+        raise UserError("want a list of objects, or an object that holds one")
+    best: tuple[int, str] | None = None
+    nearest: tuple[float, str, tuple[str, ...]] = (0.0, "", ())
+    for name, shapes in looks.items():
+        for look in shapes:
+            record = found.get(look.container)
+            lacking = tuple(field for field in look.fields if field not in (record or {}))
+            if record is not None and not lacking and look.check(record):
+                if best is None or len(look.fields) > best[0]:
+                    best = (len(look.fields), name)
+            elif record is not None and 1 - len(lacking) / len(look.fields) > nearest[0]:
+                nearest = (1 - len(lacking) / len(look.fields), name, lacking)
+    if best:
+        return best[1]
+    container, record = next(iter(found.items()))
+    where = f" in {container!r}" if container else ""
+    message = f"unknown format: its first record{where} has the fields {', '.join(sorted(record))}"
+    if {"image_id", "caption"} <= set(record) or {"image_id", "score"} <= set(record):
+        return _refuse(f"{message}; these are COCO results, without the names of images")
+    if nearest[1]:
+        lacking = " and ".join(nearest[2]) or "turns in its own form"
+        message += f"; nearest is --format {nearest[1]}, which lacks {lacking}"
+    return _refuse(message)
+
+
+def _refuse(message: str) -> str:
+    raise UserError(message)
+
+
+def _first_records(content: Any) -> list[tuple[str, Mapping[str, Any]]]:  # noqa: ANN401
+    """The first record of a document, by the field that holds the records."""
+    if isinstance(content, list):
+        first = next((one for one in content if isinstance(one, dict)), None)
+        return [] if first is None else [("", first)]
+    if not isinstance(content, dict):
+        return []
+    found = []
+    for name, value in content.items():
+        records = list(value.values())[:1] if isinstance(value, dict) else value
+        if isinstance(records, list) and records and isinstance(records[0], dict):
+            found.append((name, records[0]))
+    first = next(iter(content.values()), None)
+    if isinstance(first, dict):  # records by their ids
+        found.append(("", first))
+    return found
