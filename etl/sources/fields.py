@@ -7,13 +7,13 @@ what a reader has left over, refuses records with one.
 from __future__ import annotations
 
 import ast
-import base64
 import json
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from etl.filters.records import is_url
+from etl.media.embedded import is_embedded
 from etl.sources.base import BadRecordError, MediaRef
 
 SUFFIXES: Mapping[str, str] = {
@@ -45,13 +45,14 @@ _BETWEEN = re.compile(r"\s*[,;|\n]\s*")
 
 
 def is_medium(value: Any) -> bool:  # noqa: ANN401 - whatever JSON or parquet can hold
-    """Whether a value looks like a medium: a file's name, a data URL, or bytes with a path."""
-    if isinstance(value, str):
-        head = re.split("[?#]", value, maxsplit=1)[0] if is_url(value) else value
-        return bool(_DATA.match(value) or _NAME.fullmatch(head.strip()))
-    if isinstance(value, dict):
-        return isinstance(value.get("bytes"), bytes) or is_medium(value.get("path"))
-    return isinstance(value, bytes)
+    """Whether a value looks like a medium: a file's name, a data URL, or bytes in a table."""
+    if isinstance(value, dict):  # `{bytes, path}` in JSON; tables have its location instead
+        return is_medium(value.get("path")) or is_medium(value.get("url"))
+    if not isinstance(value, str):
+        return False
+    if is_embedded(value) or _DATA.match(value):
+        return True
+    return bool(_NAME.fullmatch(re.split("[?#]", value)[0] if is_url(value) else value.strip()))
 
 
 def kind_of(name: str) -> str | None:
@@ -59,11 +60,11 @@ def kind_of(name: str) -> str | None:
     return SUFFIXES.get(re.split("[?#]", name, maxsplit=1)[0].rpartition(".")[2].lower())
 
 
-def media_names(value: Any, field: str, kind: str = "image") -> Sequence[str]:  # noqa: ANN401
+def media_names(value: Any, field: str) -> Sequence[str]:  # noqa: ANN401
     """The names or URLs of media in a field.
 
-    The field may hold a name, several names in one string, a list of names, the structs
-    `{bytes, path}` in which Hugging Face's parquet files embed media, or nothing.
+    The field may hold a name, several names in one string, a list of names, structs with a `path`
+    or `url`, or nothing. Bytes in a table are a name, too (`etl.sources.files.table_rows`).
 
     Raises:
         BadRecordError: it holds something else.
@@ -72,21 +73,11 @@ def media_names(value: Any, field: str, kind: str = "image") -> Sequence[str]:  
         return ()
     names: list[str] = []
     for one in value if isinstance(value, list) else [value]:
-        struct = {"bytes": one} if isinstance(one, bytes) else one
-        name = embedded(struct, kind) if isinstance(struct, dict) else struct
+        name = one.get("path") or one.get("url") if isinstance(one, dict) else one
         if not isinstance(name, str) or not name:
             raise BadRecordError(f"{field} is {value!r:.60}, want a name or a list of names")
         names += _split(name)
     return names
-
-
-def embedded(value: Mapping[str, Any], kind: str = "image") -> str | None:
-    """The data URL of a struct with `bytes`, or else its `path` or `url`."""
-    data = value.get("bytes")
-    if isinstance(data, bytes) and data:
-        mime = {"image": "image/jpeg", "video": "video/mp4", "audio": "audio/wav"}
-        return f"data:{mime.get(kind, kind)};base64,{base64.b64encode(data).decode()}"
-    return value.get("path") or value.get("url")
 
 
 def _split(text: str) -> list[str]:
@@ -126,7 +117,7 @@ def media_fields(record: Mapping[str, Any], *excluded: str) -> dict[str, tuple[M
         kind = _WORDS[found[1].lower()]
         if isinstance(value, list) and any(isinstance(one, list) for one in value):
             raise BadRecordError(f"{field} is {value!r:.60}; a {kind} of frames is not read")
-        refs = tuple(MediaRef(kind=kind, url=name) for name in media_names(value, field, kind))
+        refs = tuple(MediaRef(kind=kind, url=name) for name in media_names(value, field))
         if refs:
             by_kind[kind][field] = refs
     return {

@@ -251,7 +251,7 @@ def _media_captions(record: Any, turns: Sequence[Any]) -> dict[MediaRef, str | N
         way, kind = field.split("_")
         texts = record.get(f"{kind}_captions") or ""
         rest = iter(texts if isinstance(texts, list) else [texts])
-        for name in media_names(record[field], field, kind):
+        for name in media_names(record[field], field):
             caption = None if way == "input" else str(next(rest, ""))
             found[MediaRef(kind=kind, url=name)] = caption
     answers = [turn for turn in turns if isinstance(turn, dict) and turn.get("from") == "gpt"]

@@ -1,10 +1,11 @@
-"""Which format a list of dialogues, questions or preferences has, by the fields of its first record.
+"""Which format a list of dialogues, questions or preferences has, by its first record's fields.
 
 A format of more fields is preferred, since those of another may be among them.
 """
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -39,14 +40,6 @@ def _nested(record: Mapping[str, Any]) -> bool:
 
 def _spoken(record: Mapping[str, Any]) -> bool:
     return not _nested(record) or "role" in _first_turn(record, "conversations")
-
-
-def _generated(record: Mapping[str, Any]) -> bool:
-    """Whether a turn has the caption of a medium (T2M)."""
-    turns = record.get("conversation")
-    return isinstance(turns, list) and any(
-        isinstance(turn, dict) and "output_modality" in turn for turn in turns
-    )
 
 
 def _listed(*fields: str) -> Callable[[Mapping[str, Any]], bool]:
@@ -86,7 +79,10 @@ INSTRUCTIONS: Mapping[str, tuple[Look, ...]] = {
     ),
     "svit": (Look(fields=("image_id", "conversations"), check=_nested),),
     "minigpt4": (Look(fields=("image_id", "caption"), container="annotations"),),
-    "bubogpt": (Look(fields=("audio_id", "caption"), container="annotations"),),
+    "bubogpt": (
+        Look(fields=("audio_id", "caption"), container="annotations"),
+        Look(fields=("audio_id", "image_id", "caption"), container="annotations"),
+    ),
     "osprey": (
         Look(fields=("file_name", "annotation", "conversations")),
         Look(fields=("file_name", "annotation", "description")),
@@ -102,7 +98,6 @@ INSTRUCTIONS: Mapping[str, tuple[Look, ...]] = {
         Look(fields=("image_name", "output_modality", "conversation")),
         Look(fields=("mm_name", "conversation")),
         Look(fields=("source_data", "conversation")),
-        Look(fields=("image_name", "conversation", ""), check=_generated),
         *_NEXT_GPT,
     ),
     "shikra": (
@@ -168,16 +163,20 @@ def detect(content: Any, looks: Mapping[str, Sequence[Look]]) -> str:  # noqa: A
     if not found:
         raise UserError("want a list of objects, or an object that holds one")
     best: tuple[int, str] | None = None
-    nearest: tuple[float, str, tuple[str, ...]] = (0.0, "", ())
-    for name, shapes in looks.items():
-        for look in shapes:
-            record = found.get(look.container)
-            lacking = tuple(field for field in look.fields if field not in (record or {}))
-            if record is not None and not lacking and look.check(record):
-                if best is None or len(look.fields) > best[0]:
-                    best = (len(look.fields), name)
-            elif record is not None and 1 - len(lacking) / len(look.fields) > nearest[0]:
-                nearest = (1 - len(lacking) / len(look.fields), name, lacking)
+    nearest: tuple[float, str, list[str]] = (0.0, "", [])
+    for name, look in ((name, look) for name, shapes in looks.items() for look in shapes):
+        record = found.get(look.container)
+        if record is None:
+            continue
+        lacking = [field for field in look.fields if field not in record]
+        if not lacking and look.check(record):
+            if best is None or len(look.fields) > best[0]:
+                best = (len(look.fields), name)
+            continue
+        alike = sum(bool(difflib.get_close_matches(one, record, cutoff=0.5)) for one in lacking)
+        share = (len(look.fields) - len(lacking) + alike / 2) / len(look.fields)
+        if share > nearest[0]:
+            nearest = (share, name, lacking)
     if best:
         return best[1]
     container, record = next(iter(found.items()))
@@ -186,8 +185,8 @@ def detect(content: Any, looks: Mapping[str, Sequence[Look]]) -> str:  # noqa: A
     if {"image_id", "caption"} <= set(record) or {"image_id", "score"} <= set(record):
         return _refuse(f"{message}; these are COCO results, without the names of images")
     if nearest[1]:
-        lacking = " and ".join(nearest[2]) or "turns in its own form"
-        message += f"; nearest is --format {nearest[1]}, which lacks {lacking}"
+        lacks = " and ".join(nearest[2]) or "its own form of turns"
+        message += f"; the nearest is --format {nearest[1]}, for which {lacks} would be needed"
     return _refuse(message)
 
 
@@ -202,7 +201,7 @@ def _first_records(content: Any) -> list[tuple[str, Mapping[str, Any]]]:  # noqa
         return [] if first is None else [("", first)]
     if not isinstance(content, dict):
         return []
-    found = []
+    found: list[tuple[str, Mapping[str, Any]]] = []
     for name, value in content.items():
         records = list(value.values())[:1] if isinstance(value, dict) else value
         if isinstance(records, list) and records and isinstance(records[0], dict):

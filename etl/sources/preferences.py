@@ -211,7 +211,7 @@ LLAVA_RLHF = Format(suffixes=_FILES, rows=parquet_or_json_rows, parse=llava_rlhf
 RLHF_V = Format(suffixes=_FILES, rows=parquet_or_json_rows, parse=rlhf_v, scores=_SCORES)
 VLFEEDBACK = Format(suffixes=_FILES, rows=parquet_or_json_rows, parse=vlfeedback, scores=_SCORES)
 VLGUARD = Format(suffixes=_FILES, rows=parquet_or_json_rows, parse=vlguard, scores=_SCORES)
-PREFERENCES: Mapping[str, Format] = {
+DIALOGUES: Mapping[str, Format] = {
     "messages": Format(
         suffixes=_FILES, rows=parquet_or_json_rows, parse=with_rejected(messages), scores=_SCORES
     ),

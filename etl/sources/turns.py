@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from etl.sources.base import BadRecordError, MediaRef, Record
-from etl.sources.fields import embedded, is_medium, lineage_fields, media_fields
+from etl.sources.fields import is_medium, lineage_fields, media_fields
 from etl.storage.schema import PLACEHOLDER_PATTERN, PLACEHOLDERS, Turn
 
 ROLES = {
@@ -196,15 +196,13 @@ def _read_part(part: Any) -> tuple[str, Sequence[Named]]:  # noqa: ANN401
 
 def _part_url(value: Any, kind: str) -> str:  # noqa: ANN401
     """The name, URL or data URL of a medium in a part."""
-    if isinstance(value, bytes):
-        value = {"bytes": value}
     if isinstance(value, dict):
         data, form = value.get("data"), value.get("media_type") or value.get("format")
         if isinstance(data, str):  # Anthropic's source, OpenAI's input_audio
             mime = form if "/" in str(form) else f"{kind}/{form or '*'}"
             value = data if data.startswith("data:") else f"data:{mime};base64,{data}"
         else:
-            value = embedded(value, kind)
+            value = value.get("url") or value.get("path")
     if not isinstance(value, str) or not value:
         raise BadRecordError(f"a part of type {kind!r} names no medium: {value!r:.60}")
     return value.removeprefix("file://")

@@ -152,8 +152,9 @@ def check(sample: Sample) -> None:
             raise SampleError(f"sample {sample.id}: role {turn.role!r}, want one of {ROLES}")
     if not sample.turns:
         raise SampleError(f"sample {sample.id}: no turns")
-    text = "".join(turn.text for turn in sample.turns)
-    expected = [_KIND_OF[found] for found in PLACEHOLDER_PATTERN.findall(text)]
+    expected = [
+        _KIND_OF[found] for turn in sample.turns for found in PLACEHOLDER_PATTERN.findall(turn.text)
+    ]
     present = [medium.kind for medium in sample.media]
     if expected != present:
         raise SampleError(

@@ -156,7 +156,10 @@ def test_dialogues_become_candidates(tmp_path: Path) -> None:
             '[{"id": 1, "conversatoins": []}]',
             "record 0: no field 'conversations' .* did you mean 'conversatoins'",
         ),
-        ('[{"conversations": [{"from": "he", "value": "x"}]}]', "record 0: want turns of {from, value}"),
+        (
+            '[{"conversations": [{"from": "he", "value": "x"}]}]',
+            "record 0: want turns of {from, value}",
+        ),
         ('[{"conversations": [{"from": "gpt", "value": 5}]}]', "record 0: a turn's text is 5"),
         ('[{"conversations": 5}]', "record 0: want a list of turns"),
     ],
