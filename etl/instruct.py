@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from etl.cli import main, parse
-from etl.runtime.corpus import CorpusOptions, run_corpus, select_format
+from etl.runtime.corpus import DialogueOptions, run_corpus, select_format
 from etl.sources import dialogues, instructions, looks, vqa
 from etl.sources.base import Format
+from etl.sources.fields import with_columns
 
 FORMATS: Mapping[str, Format] = {**dialogues.FORMATS, **instructions.FORMATS, **vqa.FORMATS}
 
@@ -24,7 +25,7 @@ else:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(CorpusOptions):
+class Options(DialogueOptions):
     """Check instruction dialogues and fetch their images, videos, sounds and point clouds.
 
     Reads dialogues as LLaVA, ShareGPT, OpenAI, LLaMA-Factory, ms-swift and TRL have them
@@ -43,10 +44,10 @@ class Options(CorpusOptions):
 def run(args: Sequence[str]) -> None:
     """Run the job with command-line arguments."""
     options = parse(Options, prog="python etl/instruct.py", args=args)
-    detect = functools.partial(looks.detect, looks=looks.INSTRUCTIONS)
+    detect = functools.partial(looks.detect, looks=looks.INSTRUCTIONS, columns=options.columns)
     name, fmt = select_format(options, options.format, FORMATS, detect)
     corpus = "instruct" if fmt is dialogues.LLAVA else name
-    run_corpus("instruct", options, corpus, fmt)
+    run_corpus("instruct", options, corpus, with_columns(fmt, options.columns))
 
 
 if __name__ == "__main__":

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from etl.cli import main, parse
-from etl.runtime.corpus import CorpusOptions, run_corpus, select_format
+from etl.runtime.corpus import DialogueOptions, run_corpus, select_format
 from etl.sources import looks, preferences
 from etl.sources.base import Format
+from etl.sources.fields import with_columns
 
 FORMATS: Mapping[str, Format] = {**preferences.FORMATS, **preferences.DIALOGUES}
 
@@ -24,7 +25,7 @@ else:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(CorpusOptions):
+class Options(DialogueOptions):
     """Check preferences and feedback, and fetch their images.
 
     The chosen answer is the last turn; the other one is `rejected`, its critique `feedback`. Reads
@@ -39,9 +40,9 @@ class Options(CorpusOptions):
 def run(args: Sequence[str]) -> None:
     """Run the job with command-line arguments."""
     options = parse(Options, prog="python etl/preference.py", args=args)
-    detect = functools.partial(looks.detect, looks=looks.PREFERENCES)
+    detect = functools.partial(looks.detect, looks=looks.PREFERENCES, columns=options.columns)
     name, fmt = select_format(options, options.format, FORMATS, detect)
-    run_corpus("preference", options, name, fmt)
+    run_corpus("preference", options, name, with_columns(fmt, options.columns))
 
 
 if __name__ == "__main__":

@@ -87,6 +87,15 @@ class PairOptions(CaptionOptions, CorpusOptions):
         return (first, Filter(name=length.name, function=captioned), *others, *rest)
 
 
+@dataclass(frozen=True, kw_only=True)
+class DialogueOptions(CorpusOptions):
+    """Options of a job over dialogues, whose fields may have other names than expected."""
+
+    columns: tuple[str, ...] = ()
+    """Other names of fields, as OURS=THEIRS: image=frame, messages=dialog; lineage=preview keeps a
+    field that names files but not the record's media. A record without THEIRS is dropped."""
+
+
 def run_corpus(job: str, options: CorpusOptions, corpus: str, fmt: Format) -> None:
     """Run a job over a corpus of a known format.
 

@@ -7,14 +7,16 @@ what a reader has left over, refuses records with one.
 from __future__ import annotations
 
 import ast
+import dataclasses
 import json
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
+from etl.cli import UserError
 from etl.filters.records import is_url
 from etl.media.embedded import is_embedded
-from etl.sources.base import BadRecordError, MediaRef
+from etl.sources.base import BadRecordError, Format, MediaRef, Record, require_field
 
 SUFFIXES: Mapping[str, str] = {
     suffix: kind
@@ -185,3 +187,33 @@ def _flat(value: Any) -> Iterator[Any]:  # noqa: ANN401
         yield from (part for one in value.values() for part in _flat(one))
     else:
         yield value
+
+
+def with_columns(fmt: Format, columns: Sequence[str]) -> Format:
+    """A format whose records have other names for some fields, given as `--columns ours=theirs`.
+
+    `lineage=theirs` keeps a field, in lineage, that would otherwise be taken for media.
+
+    Raises:
+        UserError: an entry is not of that form.
+    """
+    if not columns:
+        return fmt
+    pairs = [column.partition("=")[::2] for column in columns]
+    for column, (ours, theirs) in zip(columns, pairs, strict=True):
+        if not ours or not theirs:
+            raise UserError(f"--columns {column}: want NAME=FIELD, such as image=frame")
+
+    def parse(record: Any) -> Iterator[Record]:  # noqa: ANN401 - parsed JSON, or a row of parquet
+        kept = {theirs: require_field(record, theirs) for _, theirs in pairs}
+        renamed = {name: value for name, value in record.items() if name not in kept}
+        renamed |= {ours: kept[theirs] for ours, theirs in pairs if ours != "lineage"}
+        lineage = {
+            theirs: value if isinstance(value, str) else json.dumps(value)
+            for ours, theirs in pairs
+            if ours == "lineage" and (value := kept[theirs]) is not None
+        }
+        for found in fmt.parse(renamed):
+            yield dataclasses.replace(found, lineage={**found.lineage, **lineage})
+
+    return dataclasses.replace(fmt, parse=parse)

@@ -152,14 +152,33 @@ PREFERENCES: Mapping[str, tuple[Look, ...]] = {
 }
 """The formats of `etl/preference.py`."""
 
+DOCUMENTS: Mapping[str, tuple[Look, ...]] = {
+    "mmc4": (Look(fields=("text_list", "image_info")),),
+    "obelics": (Look(fields=("images", "texts")),),
+}
+"""The formats of `etl/interleaved.py`."""
 
-def detect(content: Any, looks: Mapping[str, Sequence[Look]]) -> str:  # noqa: ANN401
+
+def detect(
+    content: Any,  # noqa: ANN401
+    looks: Mapping[str, Sequence[Look]],
+    columns: Sequence[str] = (),
+) -> str:
     """The name of the format of a file with this first content (see `etl.runtime.corpus.peek`).
+
+    Args:
+        content: of the file.
+        looks: of the formats that it may have.
+        columns: other names of fields, see `etl.sources.fields.with_columns`.
 
     Raises:
         UserError: it is none of them; the message names the nearest and what it lacks.
     """
-    found = dict(_first_records(content))
+    ours = {theirs: name for name, _, theirs in (column.partition("=") for column in columns)}
+    found = {
+        container: {ours.get(name, name): value for name, value in record.items()}
+        for container, record in _first_records(content)
+    }
     if not found:
         raise UserError("want a list of objects, or an object that holds one")
     best: tuple[int, str] | None = None
@@ -182,12 +201,25 @@ def detect(content: Any, looks: Mapping[str, Sequence[Look]]) -> str:  # noqa: A
     container, record = next(iter(found.items()))
     where = f" in {container!r}" if container else ""
     message = f"unknown format: its first record{where} has the fields {', '.join(sorted(record))}"
-    if {"image_id", "caption"} <= set(record) or {"image_id", "score"} <= set(record):
-        return _refuse(f"{message}; these are COCO results, without the names of images")
+    if is_coco_result(record):
+        return _refuse(f"{message}; {COCO_RESULTS}")
     if nearest[1]:
         lacks = " and ".join(nearest[2]) or "its own form of turns"
         message += f"; the nearest is --format {nearest[1]}, for which {lacks} would be needed"
     return _refuse(message)
+
+
+COCO_RESULTS = "these are results of a model on COCO, which name no image files: want annotations"
+
+
+def is_coco_result(record: Any) -> bool:  # noqa: ANN401
+    """Whether a record is a model's result: `{image_id, caption}`, or `{image_id, …, score}`.
+
+    See https://cocodataset.org/#format-results.
+    """
+    if not isinstance(record, dict) or not isinstance(record.get("image_id"), int):
+        return False
+    return set(record) <= {"image_id", "caption", "id"} or "score" in record
 
 
 def _refuse(message: str) -> str:
