@@ -88,7 +88,7 @@ def aishell(line: str) -> Iterator[Record]:
     name, *rest = line.split(maxsplit=1)
     if not rest or not _UTTERANCE.fullmatch(name):
         raise BadRecordError(
-            f"want an utterance's id, such as BAC009S0002W0122, and its transcript; got {line!r:.60}"
+            f"want an utterance's id (BAC009S0002W0122) and its transcript; got {line!r:.60}"
         )
     yield pair("audio", f"{name}.wav", _BETWEEN.sub("", rest[0].strip()))
 
