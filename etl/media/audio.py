@@ -167,8 +167,9 @@ class _Level:
 
     def loudest(self) -> float:
         """The remainder counts as a second of its own."""
-        some = self._rest is not None and self._rest.size > 0
-        return max(self._loudest, _rms(self._rest)) if some else self._loudest
+        if self._rest is None or not self._rest.size:
+            return self._loudest
+        return max(self._loudest, _rms(self._rest))
 
 
 def _rms(channels: NDArray[np.float32]) -> float:
@@ -220,9 +221,10 @@ def _by_ffmpeg(data: bytes) -> tuple[str, int, Blocks]:
 def _demux(data: bytes) -> Blocks:
     """All blocks have the first one's rate and channels, whatever a stream changes on the way."""
     with open_container(data) as container:
-        track = container.streams.audio[0]
-        convert = layout = rate = setup = None
-        for frame in container.decode(track):
+        convert: av.AudioResampler | None = None
+        layout: av.AudioLayout | None = None
+        rate, setup = 0, None
+        for frame in container.decode(container.streams.audio[0]):
             layout, rate = layout or frame.layout, rate or _sound_rate(frame.sample_rate)
             if layout.nb_channels > _MAX_CHANNELS:
                 raise OSError(f"{layout.nb_channels} channels")
@@ -230,8 +232,9 @@ def _demux(data: bytes) -> Blocks:
                 yield from _packed(convert.resample(None) if convert else (), layout)
                 # Not planar: PyAV reads beyond the end of eight or more planes.
                 convert = av.AudioResampler(format="flt", layout=layout, rate=rate)
+            assert convert is not None  # there is no setup yet
             yield from _packed(convert.resample(frame), layout)
-        if convert:
+        if convert and layout:
             yield from _packed(convert.resample(None), layout)
 
 
