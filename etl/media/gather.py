@@ -7,7 +7,6 @@ medium that failed; a medium is released after the last record that needs it.
 
 from __future__ import annotations
 
-import base64
 import binascii
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,7 +25,7 @@ from etl.media.decode import normalize_image
 from etl.media.embedded import EmbeddedMedia, is_embedded
 from etl.media.faces import Box
 from etl.media.image import ImageLimits
-from etl.media.local import LocalMedia
+from etl.media.local import LocalMedia, decode_base64
 from etl.storage.schema import PLACEHOLDER_PATTERN, Medium, sha256
 
 T = TypeVar("T")
@@ -119,8 +118,8 @@ class MediaFetcher:
         if len(body) > 3 * self._max_bytes:  # base64 needs 4/3, percent signs at most 3
             return Fetched(reason="body_too_large")
         try:
-            is_base64 = head.endswith(";base64")
-            data = base64.b64decode(body, validate=True) if is_base64 else unquote_to_bytes(body)
+            is_base64 = head.replace(" ", "").lower().endswith(";base64")
+            data = decode_base64(body) if is_base64 else unquote_to_bytes(body)
         except binascii.Error as error:
             return Fetched(reason="bad_url", detail=f"{head}: {error}")
         if len(data) > self._max_bytes:
@@ -182,9 +181,9 @@ def check_medium(
         return CheckedMedium(step="decode", reason=result)
     info = dict(vars(result))
     stored = info.pop("data", None) or data
-    scores = info.pop("scores", {})
+    scores, notes = info.pop("scores", {}), info.pop("notes", {})
     medium = Medium(kind=kind, data=stored, sha256=sha256(stored), **info)
-    return CheckedMedium(medium=medium, scores=scores)
+    return CheckedMedium(medium=medium, scores=scores, notes=notes)
 
 
 def with_media(table: pa.Table) -> pa.Table:
