@@ -43,7 +43,10 @@ def test_a_format_is_found_by_its_looks(name: str) -> None:
     ("content", "message"),
     [
         ([{"image_id": 1, "caption": "a"}], "results of a model on COCO"),
-        ([{"image_id": 1, "category_id": 2, "bbox": [], "score": 0.5}], "results of a model on COCO"),
+        (
+            [{"image_id": 1, "category_id": 2, "bbox": [], "score": 0.5}],
+            "results of a model on COCO",
+        ),
         (
             [{"id": 1, "image": "a.jpg", "convs": []}],
             "fields convs, id, image; the nearest is --format llava, .* conversations",
