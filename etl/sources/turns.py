@@ -275,7 +275,11 @@ def _respell(dialogue: Dialogue, media: Sequence[MediaRef]) -> Dialogue:
 
 
 def _bind(dialogue: Dialogue, media: Sequence[MediaRef]) -> tuple[MediaRef, ...] | None:
-    """The medium behind each placeholder; None unless every medium stands behind one."""
+    """The medium behind each placeholder; None unless every medium stands behind one.
+
+    Raises:
+        BadRecordError: parts give numbers of media, and not of all of them.
+    """
     by_kind = {kind: [ref for ref in media if ref.kind == kind] for kind in PLACEHOLDERS}
     used: dict[str, list[int]] = {kind: [] for kind in PLACEHOLDERS}
     bound: list[MediaRef] = []
@@ -285,9 +289,10 @@ def _bind(dialogue: Dialogue, media: Sequence[MediaRef]) -> tuple[MediaRef, ...]
             continue
         number = len(used[kind]) if one is None else one
         used[kind].append(number)
-        if not 0 <= number < len(by_kind[kind]):
-            return None
-        bound.append(by_kind[kind][number])
-    if any(sorted(used[kind]) != list(range(len(by_kind[kind]))) for kind in PLACEHOLDERS):
-        return None
-    return tuple(bound)
+        bound += by_kind[kind][number : number + 1]
+    if all(set(used[kind]) == set(range(len(by_kind[kind]))) for kind in PLACEHOLDERS):
+        return tuple(bound)
+    if any(isinstance(one, int) for one in dialogue.named):
+        numbers = ", ".join(f"{kind} {found}" for kind, found in used.items() if found)
+        raise BadRecordError(f"its parts are {numbers}, counted from 0, of {len(media)} media")
+    return None
