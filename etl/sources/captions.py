@@ -94,7 +94,7 @@ def detect_format(content: Any) -> str:  # noqa: ANN401
     """
     first = content[0] if isinstance(content, list) and content else None
     if is_coco_result(first):
-        raise UserError(COCO_RESULTS)
+        raise UserError(f"unknown format{COCO_RESULTS}")
     if isinstance(first, dict):
         return "visual-genome" if "regions" in first else "ai-challenger"
     if isinstance(content, dict) and "data" in content:

@@ -181,35 +181,39 @@ def detect(
     }
     if not found:
         raise UserError("want a list of objects, or an object that holds one")
-    best: tuple[int, str] | None = None
-    nearest: tuple[float, str, list[str]] = (0.0, "", [])
-    for name, look in ((name, look) for name, shapes in looks.items() for look in shapes):
-        record = found.get(look.container)
-        if record is None:
-            continue
-        lacking = [field for field in look.fields if field not in record]
-        if not lacking and look.check(record):
-            if best is None or len(look.fields) > best[0]:
-                best = (len(look.fields), name)
-            continue
-        alike = sum(bool(difflib.get_close_matches(one, record, cutoff=0.5)) for one in lacking)
-        share = (len(look.fields) - len(lacking) + alike / 2) / len(look.fields)
-        if share > nearest[0]:
-            nearest = (share, name, lacking)
-    if best:
-        return best[1]
+    candidates = [
+        (name, look, found[look.container])
+        for name, shapes in looks.items()
+        for look in shapes
+        if look.container in found
+    ]
+    fitting = [
+        (name, len(look.fields))
+        for name, look, record in candidates
+        if all(field in record for field in look.fields) and look.check(record)
+    ]
+    if fitting:
+        return max(fitting, key=lambda one: one[1])[0]
     container, record = next(iter(found.items()))
     where = f" in {container!r}" if container else ""
     message = f"unknown format: its first record{where} has the fields {', '.join(sorted(record))}"
-    if is_coco_result(record):
-        return _refuse(f"{message}; {COCO_RESULTS}")
-    if nearest[1]:
-        lacks = " and ".join(nearest[2]) or "its own form of turns"
-        message += f"; the nearest is --format {nearest[1]}, for which {lacks} would be needed"
-    return _refuse(message)
+    raise UserError(f"{message}{COCO_RESULTS if is_coco_result(record) else _nearest(candidates)}")
 
 
-COCO_RESULTS = "these are results of a model on COCO, which name no image files: want annotations"
+def _nearest(candidates: Sequence[tuple[str, Look, Mapping[str, Any]]]) -> str:
+    """Which format lacks the smallest share of its fields; one of a similar name counts half."""
+    best: tuple[float, str] = (0.0, "")
+    for name, look, record in candidates:
+        lacking = [field for field in look.fields if field not in record]
+        alike = sum(bool(difflib.get_close_matches(one, record, cutoff=0.5)) for one in lacking)
+        share = (len(look.fields) - len(lacking) + alike / 2) / len(look.fields)
+        if share > best[0]:
+            lacks = " and ".join(lacking) or "its own form of turns"
+            best = (share, f"; the nearest is --format {name}, for which {lacks} would be needed")
+    return best[1]
+
+
+COCO_RESULTS = "; these are results of a model on COCO, which name no image files: want annotations"
 
 
 def is_coco_result(record: Any) -> bool:  # noqa: ANN401
@@ -220,10 +224,6 @@ def is_coco_result(record: Any) -> bool:  # noqa: ANN401
     if not isinstance(record, dict) or not isinstance(record.get("image_id"), int):
         return False
     return set(record) <= {"image_id", "caption", "id"} or "score" in record
-
-
-def _refuse(message: str) -> str:
-    raise UserError(message)
 
 
 def _first_records(content: Any) -> list[tuple[str, Mapping[str, Any]]]:  # noqa: ANN401
