@@ -12,7 +12,7 @@ from etl.cli import UserError
 from etl.sources.base import BadRecordError, Format, MediaRef, Record, require_field
 from etl.sources.boxes import box_text
 from etl.sources.fields import is_medium, kind_of, lineage_fields, media_fields, media_names
-from etl.sources.files import json_rows, read_json, rows_in
+from etl.sources.files import json_rows, parquet_or_json_rows, read_json, rows_in
 from etl.sources.turns import Dialogue, make_record, parse_turns, question_answer, say
 from etl.storage.schema import PLACEHOLDERS, Turn
 
@@ -53,8 +53,12 @@ def bubogpt(record: Any) -> Iterator[Record]:  # noqa: ANN401
 
 
 def pandagpt(record: Any) -> Iterator[Record]:  # noqa: ANN401
-    """PandaGPT: `{image_name, conversation: [{from, value}]}`."""
-    media = _images(media_names(record.get("image_name"), "image_name"))
+    """PandaGPT: `{image_name, conversation: [{from, value}]}`.
+
+    A name may lack its `.jpg` (yxuansu/PandaGPT, code/datasets/sft_dataset.py).
+    """
+    names = media_names(record.get("image_name"), "image_name")
+    media = _images([name if kind_of(name) else f"{name}.jpg" for name in names])
     dialogue = parse_turns(require_field(record, "conversation", list))
     lineage = lineage_fields(record, "image_name", "conversation", media=media)
     yield make_record(dialogue, media, lineage=lineage)
@@ -158,15 +162,21 @@ def mimic_it(row: Sequence[dict[str, Any]]) -> Iterator[Record]:
 
 
 def m3it(record: Any) -> Iterator[Record]:  # noqa: ANN401
-    """M3IT: `{instruction, inputs, outputs, image_base64_str: […]}`, with embedded images."""
-    images = require_field(record, "image_base64_str")
-    texts = images if isinstance(images, list) else [images]
-    if not all(isinstance(text, str) for text in texts):
-        raise BadRecordError(f"image_base64_str is {images!r:.60}, want texts of base64")
-    media = _images([f"data:image/jpeg;base64,{text}" for text in texts if text])
+    """M3IT: `{instruction, inputs, outputs, image_base64_str: […]}`, with embedded images.
+
+    In parquet (HuggingFaceM4/M3IT) the image is in a column `image`.
+    """
+    own = {} if record.get("image_base64_str") else media_fields(record)
+    media = tuple(ref for refs in own.values() for ref in refs)
+    if not media:
+        images = require_field(record, "image_base64_str")
+        texts = images if isinstance(images, list) else [images]
+        if not all(isinstance(text, str) for text in texts):
+            raise BadRecordError(f"image_base64_str is {images!r:.60}, want texts of base64")
+        media = _images([f"data:image/jpeg;base64,{text}" for text in texts if text])
     parts = (require_field(record, "instruction", str), str(record.get("inputs") or ""))
     question = "\n".join(part.strip() for part in parts if part.strip())
-    read = ("instruction", "inputs", "outputs", "image_base64_str")
+    read = ("instruction", "inputs", "outputs", "image_base64_str", *own)
     said = question_answer(question, require_field(record, "outputs", str))
     yield make_record(said, media, lineage=lineage_fields(record, *read, media=media))
 
@@ -384,7 +394,7 @@ PANDAGPT = Format(suffixes=_JSON, rows=json_rows, parse=pandagpt, group_by_mediu
 VIDEOCHAT = Format(suffixes=_JSON, rows=json_rows, parse=videochat, group_by_medium=True)
 VIDEO_CHATGPT = Format(suffixes=_JSON, rows=json_rows, parse=video_chatgpt, group_by_medium=True)
 MIMIC_IT = Format(suffixes=(".json",), rows=mimic_it_rows, parse=mimic_it)
-M3IT = Format(suffixes=_JSON, rows=json_rows, parse=m3it)
+M3IT = Format(suffixes=(*_JSON, ".parquet"), rows=parquet_or_json_rows, parse=m3it)
 DOCOWL = Format(suffixes=_JSON, rows=json_rows, parse=docowl, group_by_medium=True)
 NEXT_GPT = Format(suffixes=_JSON, rows=json_rows, parse=next_gpt)
 SHIKRA = Format(suffixes=_JSON, rows=json_rows, parse=shikra, group_by_medium=True)

@@ -91,7 +91,10 @@ INSTRUCTIONS: Mapping[str, tuple[Look, ...]] = {
     "videochat": (Look(fields=("video", "QA")), Look(fields=("image", "QA"))),
     "video-chatgpt": (Look(fields=("q", "a", "video_id")),),
     "mimic-it": (Look(fields=("instruction", "answer"), container="data"),),
-    "m3it": (Look(fields=("instruction", "outputs", "image_base64_str")),),
+    "m3it": (
+        Look(fields=("instruction", "outputs", "image_base64_str")),
+        Look(fields=("instruction", "inputs", "outputs", "image")),
+    ),
     "docowl": (Look(fields=("image", "text")),),
     "next-gpt": (
         Look(fields=("image_list", "conversation")),
