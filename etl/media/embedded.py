@@ -3,6 +3,7 @@
 Planning reads positions only, and a worker reads the bytes from there, so that no list of media is
 held in memory, and a job resumes like one that downloads. A location is a URL of its own scheme:
 
+    input:cats/1.jpg                                 a file of the input folder
     input:00000.tar#1536+20480/000000012.jpg         20,480 bytes of an archive, at 1,536
     input:train-0.parquet#12/image                   row 12, column `image`
     input:data/train-0.arrow#12/messages/0/images/1  a cell inside structs and lists
@@ -45,6 +46,11 @@ def _location(text: str, name: str | None) -> Location:
     location = Location(text)
     location.name = name
     return location
+
+
+def file_location(name: str) -> Location:
+    """The location of a whole file, whose path is relative to the input's folder."""
+    return _location(f"{EMBEDDED}{_quote(name)}", name)
 
 
 def member_location(offset: int, size: int, name: str) -> Location:
@@ -96,6 +102,8 @@ class EmbeddedMedia:
         try:
             path = self._path(os.fsdecode(unquote_to_bytes(file)))
             first, *steps = fragment.split("/")
+            if not fragment:
+                return self._read_member(path, 0, path.stat().st_size)
             if "+" in first:
                 return self._read_member(path, *map(int, first.split("+")))
             return self._read_cell(path, int(first), steps)
@@ -190,6 +198,13 @@ class TableFile:
                 if first + part.num_rows > start:
                     yield first, part
                 first += part.num_rows
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it has no rows."""
+        if self._parquet:
+            return not self._parquet.metadata.num_rows
+        return next(self.batches(rows=1), None) is None
 
     def cell(self, row: int, column: str) -> pa.Scalar:
         """One cell; rows in ascending order are read without decoding any batch twice."""

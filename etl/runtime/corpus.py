@@ -65,7 +65,7 @@ class CorpusOptions(JobOptions):
         check = functools.partial(
             records.check_media_urls,
             allow_private=self.allow_private_addresses,
-            local=bool(self.media),
+            local=bool(self.media_options.locations),
         )
         return (
             Filter(name="record", function=records.well_formed),

@@ -124,6 +124,7 @@ class Format:
         group_by_medium: yield records with the same first medium together, so that it is fetched
             once; holds all records in memory.
         identity: what counts as a duplicate.
+        reads_folder: `rows` takes the input folder itself; the job's options identify its content.
     """
 
     suffixes: tuple[str, ...]
@@ -132,6 +133,7 @@ class Format:
     scores: tuple[str, ...] = ()
     group_by_medium: bool = False
     identity: Identity = "record"
+    reads_folder: bool = False
 
 
 class RecordReader:
@@ -151,7 +153,8 @@ class RecordReader:
     """
 
     def __init__(self, name: str, path: Path, fmt: Format) -> None:
-        self.files = input_files(path, *fmt.suffixes)
+        self.files = [] if fmt.reads_folder else input_files(path, *fmt.suffixes)
+        self._inputs = [path] if fmt.reads_folder else self.files
         self._root = input_root(path)
         self._name = name
         self._format = fmt
@@ -172,7 +175,7 @@ class RecordReader:
 
     def _records(self) -> Iterator[Record | str]:
         valid = False
-        for file in self.files:
+        for file in self._inputs:
             errors: list[str] = []  # of the file's first rows, until one is valid
             found = False
             for one in self._parsed(file):

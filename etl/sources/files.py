@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import glob
 import gzip
+import io
 import itertools
 import json
 import logging
@@ -155,12 +156,13 @@ def plain_suffix(file: Path) -> str:
 
 def open_file(file: Path) -> IO[bytes]:
     """Open a file for reading, decompressed if its first bytes are those of gzip or zstd."""
-    with file.open("rb") as stream:
-        magic = stream.read(4)
+    with file.open("rb") as opened:
+        magic = opened.read(4)
     if magic.startswith(b"\x1f\x8b"):
         return cast(IO[bytes], gzip.open(file))
     if magic == b"\x28\xb5\x2f\xfd":
-        return cast(IO[bytes], pa.input_stream(str(file), compression="zstd"))
+        stream = pa.input_stream(str(file), compression="zstd")
+        return cast(IO[bytes], io.BufferedReader(stream))  # has readline, which Arrow's lacks
     return file.open("rb")
 
 

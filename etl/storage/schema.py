@@ -34,6 +34,11 @@ PLACEHOLDER_PATTERN = re.compile(rf"(?<!\\)(?:{_ANY})")
 _ESCAPED = re.compile(rf"\\({_ANY})")
 
 
+def escape(text: str) -> str:
+    r"""Return a text that has no media as a turn has it: `<image>` becomes `\<image>`."""
+    return PLACEHOLDER_PATTERN.sub(r"\\\g<0>", text)
+
+
 def unescape(text: str) -> str:
     r"""Return a turn's text as it reads: `\<image>` is `<image>`."""
     return _ESCAPED.sub(r"\1", text)
