@@ -13,22 +13,10 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-from etl.cli import UserError
 from etl.filters.records import is_url
 from etl.media.embedded import is_embedded
 from etl.sources.base import BadRecordError, Format, MediaRef, Record, require_field
-
-SUFFIXES: Mapping[str, str] = {
-    suffix: kind
-    for kind, suffixes in {
-        "image": "jpg jpeg jpe jfif png webp gif bmp tif tiff avif jp2 heic",
-        "video": "mp4 avi mov mkv webm m4v mpg mpeg wmv flv",
-        "audio": "wav mp3 flac ogg oga opus m4a aac",
-        "points": "ply npy off obj pcd",
-    }.items()
-    for suffix in suffixes.split()
-}
-"""End of a media file's name → the kind of medium."""
+from etl.sources.pairs import KIND_OF_SUFFIX, read_columns
 
 KINDS = ("image", "video", "audio", "points")
 
@@ -39,7 +27,7 @@ _WORDS = {
 }
 _FIELD = re.compile(rf"({'|'.join(_WORDS)})s?(_(?:file|path|name|url)s?)?", re.IGNORECASE)
 """Names of fields that hold media: `image`, `images`, `image_path`, `img_urls`, `pcl` …"""
-_NAME = re.compile(rf"[^\n\r\t]{{1,500}}\.(?:{'|'.join(SUFFIXES)})", re.IGNORECASE)
+_NAME = re.compile(rf"[^\n\r\t]{{1,500}}\.(?:{'|'.join(KIND_OF_SUFFIX)})", re.IGNORECASE)
 _DATA = re.compile(r"data:[\w.+-]+/[\w.+-]+[;,]")
 _PROVENANCE = re.compile(r"(?:.*_)?(?:url|link|href|license)s?", re.IGNORECASE)
 """Names of fields that say where a medium is from."""
@@ -59,7 +47,7 @@ def is_medium(value: Any) -> bool:  # noqa: ANN401 - whatever JSON or parquet ca
 
 def kind_of(name: str) -> str | None:
     """The kind of medium that a file's name ends in, if any."""
-    return SUFFIXES.get(re.split("[?#]", name, maxsplit=1)[0].rpartition(".")[2].lower())
+    return KIND_OF_SUFFIX.get(re.split("[?#]", name, maxsplit=1)[0].rpartition(".")[2].lower())
 
 
 def media_names(value: Any, field: str) -> Sequence[str]:  # noqa: ANN401
@@ -189,6 +177,22 @@ def _flat(value: Any) -> Iterator[Any]:  # noqa: ANN401
         yield value
 
 
+_OURS = (
+    *(
+        *KINDS,
+        "messages",
+        "instruction",
+        "input",
+        "output",
+        "system",
+        "history",
+        "chosen",
+        "rejected",
+    ),
+    "lineage",
+)
+
+
 def with_columns(fmt: Format, columns: Sequence[str]) -> Format:
     """A format whose records have other names for some fields, given as `--columns ours=theirs`.
 
@@ -199,10 +203,7 @@ def with_columns(fmt: Format, columns: Sequence[str]) -> Format:
     """
     if not columns:
         return fmt
-    pairs = [column.partition("=")[::2] for column in columns]
-    for column, (ours, theirs) in zip(columns, pairs, strict=True):
-        if not ours or not theirs:
-            raise UserError(f"--columns {column}: want NAME=FIELD, such as image=frame")
+    pairs = [pair for column in columns for pair in read_columns([column], _OURS).items()]
 
     def parse(record: Any) -> Iterator[Record]:  # noqa: ANN401 - parsed JSON, or a row of parquet
         kept = {theirs: require_field(record, theirs) for _, theirs in pairs}

@@ -111,5 +111,5 @@ def test_fields_of_other_names(tmp_path: Path) -> None:
     (sample,), _ = run(etl.instruct, tmp_path, *args, "lineage=preview")
     assert sample.media[0].data == png(1)
     assert sample.lineage["preview"] == "small/a.png"
-    with pytest.raises(UserError, match="--columns image: want NAME=FIELD"):
-        run(etl.instruct, tmp_path, "--format", "messages", "--columns", "image")
+    with pytest.raises(UserError, match=r"--columns imgae=frame: .*; did you mean image"):
+        run(etl.instruct, tmp_path, "--format", "messages", "--columns", "imgae=frame")
