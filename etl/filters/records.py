@@ -9,7 +9,7 @@ from collections.abc import Collection
 import pyarrow as pa
 
 from etl.filters.base import FilterFunction, FilterResult
-from etl.filters.urls import check_urls
+from etl.filters.urls import EMBEDDED, check_urls
 from etl.storage.schema import PLACEHOLDER_PATTERN, PLACEHOLDERS
 
 MEDIA = pa.list_(
@@ -49,7 +49,7 @@ def check_media_urls(table: pa.Table, *, allow_private: bool, local: bool) -> Fi
             is dropped as `no_media`.
     """
     rows = [[ref["url"] for ref in media] for media in table["media"].to_pylist()]
-    distinct = {url for urls in rows for url in urls if not url.startswith("data:")}
+    distinct = {url for urls in rows for url in urls if not url.startswith(("data:", EMBEDDED))}
     reasons: dict[str, str | None] = dict.fromkeys(distinct, None if local else "no_media")
     web = [url for url in distinct if "://" in url]
     result = check_urls(pa.table({"url": pa.array(web)}), allow_private=allow_private)

@@ -9,6 +9,9 @@ import pyarrow as pa
 
 from etl.filters.base import FilterResult
 
+EMBEDDED = "input:"
+"""The scheme of the location of a medium in the input's own files (`etl.media.embedded`)."""
+
 
 def check_urls(table: pa.Table, *, allow_private: bool) -> FilterResult:
     """Drop rows without a valid http(s) URL, and literal private addresses.
@@ -73,5 +76,5 @@ def is_public(address: str) -> bool:
 
 
 def display_url(url: str) -> str:
-    """A URL as reports show it: a data URL without its data."""
-    return url.partition(",")[0] if url.startswith("data:") else url
+    """A URL as reports show it: a data URL without its data, a place in the input as such."""
+    return url.partition(",")[0] if url.startswith("data:") else url.removeprefix(EMBEDDED)

@@ -22,6 +22,7 @@ from etl.filters.records import MEDIA, is_url
 from etl.filters.urls import display_url
 from etl.media import audio, points, video
 from etl.media.decode import normalize_image
+from etl.media.embedded import EmbeddedMedia, is_embedded
 from etl.media.faces import Box
 from etl.media.image import ImageLimits
 from etl.media.local import LocalMedia, decode_base64
@@ -47,10 +48,12 @@ class MediaOptions:
     """Where a job finds its media, and which it keeps.
 
     `locations` are folders and archives in which file names are looked up, or one http(s) address
-    that is prefixed to them. `image_size` is the maximum of an image's shorter side, in pixels.
+    that is prefixed to them. `input_folder` is where files with embedded media are
+    (`etl.media.embedded`). `image_size` is the maximum of an image's shorter side, in pixels.
     """
 
     locations: tuple[str, ...] = ()
+    input_folder: Path | None = None
     on_lost: OnLost = "drop"
     image_size: int | None = None
     video: video.VideoLimits = field(default_factory=video.VideoLimits)
@@ -67,7 +70,7 @@ class MediaOptions:
 
 
 class MediaFetcher:
-    """Streams the media that records name: data URLs, local files, and http(s) URLs.
+    """Streams the media that records name: data URLs, local or embedded files, and http(s) URLs.
 
     Args:
         web: downloads http(s) URLs.
@@ -80,6 +83,8 @@ class MediaFetcher:
         self._prefix = options.prefix()
         paths = options.paths()
         self._local = LocalMedia(paths, max_bytes=max_bytes) if paths else None
+        folder = options.input_folder
+        self._embedded = EmbeddedMedia(folder, max_bytes=max_bytes) if folder else None
         self._max_bytes = max_bytes
 
     def stream(self, urls: Sequence[str], finish: Callable[[int, Fetched], T]) -> Iterator[T]:
@@ -93,7 +98,7 @@ class MediaFetcher:
             yield next(results) if index in on_web else finish(index, self._read(url))
 
     def _web_url(self, url: str) -> str | None:
-        if url.startswith("data:"):
+        if url.startswith("data:") or is_embedded(url):
             return None
         if is_url(url):
             return url
@@ -104,6 +109,8 @@ class MediaFetcher:
     def _read(self, url: str) -> Fetched:
         if url.startswith("data:"):
             return self._decode_data_url(url)
+        if self._embedded and is_embedded(url):
+            return self._embedded.read(url)
         if self._local:
             return self._local.read(url)
         return Fetched(reason="no_media", detail=f"{url}: a file name, but no --media is given")
