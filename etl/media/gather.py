@@ -33,6 +33,8 @@ T = TypeVar("T")
 STEPS = ("download", "decode")
 """The steps that media go through, in order."""
 
+_MAX_DETAIL = 500  # characters of an exception
+
 OnLost = Literal["drop", "remove"]
 """What to do with a record one of whose media failed.
 
@@ -155,10 +157,24 @@ def check_medium(
     image: ImageLimits,
     faces: Sequence[Box] = (),
 ) -> CheckedMedium:
-    """Decode a fetched medium and check it against the limits.
+    """Decode a fetched medium and check it against the limits; raises nothing.
 
     `faces` are boxes to blur in an image, see `etl.media.faces`.
     """
+    try:
+        return _check_medium(key, fetched, options, image, faces)
+    except Exception as error:  # whatever a decoder raises, it concerns this medium only
+        detail = f"{type(error).__name__}: {error}"[:_MAX_DETAIL]
+        return CheckedMedium(step="decode", reason="decoder_error", detail=detail)
+
+
+def _check_medium(
+    key: MediumKey,
+    fetched: Fetched,
+    options: MediaOptions,
+    image: ImageLimits,
+    faces: Sequence[Box],
+) -> CheckedMedium:
     kind, _, start, length = key
     data = fetched.data
     if data is None:

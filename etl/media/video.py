@@ -80,7 +80,7 @@ def _probe(data: bytes, limits: VideoLimits) -> VideoInfo:
         times, duration = _measure(container, data, limits)
         mime = f"video/{subtype(container)}"
     indices = sampled_indices(len(times), limits.frames or min(_PROBED_FRAMES, len(times)))
-    found = _frames(data, [times[index] for index in indices])
+    found = _frames(data, [times[index] for index in indices], limits.max_pixels)
     frames = _of_one_size([_to_array(frame) for frame in found])
     require(len(frames) == len(indices), "truncated")
     scores = {"duration": duration}
@@ -149,9 +149,9 @@ def sampled_indices(available: int, count: int) -> list[int]:
     return [(2 * segment + 1) * available // (2 * count) for segment in range(count)]
 
 
-def _frames(data: bytes, times: Sequence[int]) -> Iterator[av.VideoFrame]:
+def _frames(data: bytes, times: Sequence[int], max_pixels: int) -> Iterator[av.VideoFrame]:
     """Yield the frame at each of the ascending times, or the next frame if there is none."""
-    with open_container(data) as container:
+    with open_container(data, max_pixels=max_pixels) as container:
         track = container.streams.video[0]
         current: av.VideoFrame | None = None
         stream = container.decode(track)
