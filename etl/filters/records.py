@@ -71,7 +71,7 @@ def check_media_urls(table: pa.Table, *, allow_private: bool, local: bool) -> Fi
 
 def is_url(name: str) -> bool:
     """Whether a medium is named by an http(s) or data URL, rather than by a local file."""
-    return name.partition(":")[0].lower() in ("http", "https", "data")
+    return name.partition(":")[0].strip().lower() in ("http", "https", "data")
 
 
 def placeholders(table: pa.Table) -> FilterResult:

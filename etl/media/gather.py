@@ -7,7 +7,6 @@ medium that failed; a medium is released after the last record that needs it.
 
 from __future__ import annotations
 
-import base64
 import binascii
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,13 +25,15 @@ from etl.media.decode import normalize_image
 from etl.media.embedded import EmbeddedMedia, is_embedded
 from etl.media.faces import Box
 from etl.media.image import ImageLimits
-from etl.media.local import LocalMedia
+from etl.media.local import LocalMedia, decode_base64
 from etl.storage.schema import PLACEHOLDER_PATTERN, Medium, sha256
 
 T = TypeVar("T")
 
 STEPS = ("download", "decode")
 """The steps that media go through, in order."""
+
+_MAX_DETAIL = 500  # characters of an exception
 
 OnLost = Literal["drop", "remove"]
 """What to do with a record one of whose media failed.
@@ -119,8 +120,8 @@ class MediaFetcher:
         if len(body) > 3 * self._max_bytes:  # base64 needs 4/3, percent signs at most 3
             return Fetched(reason="body_too_large")
         try:
-            is_base64 = head.endswith(";base64")
-            data = base64.b64decode(body, validate=True) if is_base64 else unquote_to_bytes(body)
+            is_base64 = head.replace(" ", "").lower().endswith(";base64")
+            data = decode_base64(body) if is_base64 else unquote_to_bytes(body)
         except binascii.Error as error:
             return Fetched(reason="bad_url", detail=f"{head}: {error}")
         if len(data) > self._max_bytes:
@@ -156,10 +157,24 @@ def check_medium(
     image: ImageLimits,
     faces: Sequence[Box] = (),
 ) -> CheckedMedium:
-    """Decode a fetched medium and check it against the limits.
+    """Decode a fetched medium and check it against the limits; raises nothing.
 
     `faces` are boxes to blur in an image, see `etl.media.faces`.
     """
+    try:
+        return _check_medium(key, fetched, options, image, faces)
+    except Exception as error:  # whatever a decoder raises, it concerns this medium only
+        detail = f"{type(error).__name__}: {error}"[:_MAX_DETAIL]
+        return CheckedMedium(step="decode", reason="decoder_error", detail=detail)
+
+
+def _check_medium(
+    key: MediumKey,
+    fetched: Fetched,
+    options: MediaOptions,
+    image: ImageLimits,
+    faces: Sequence[Box],
+) -> CheckedMedium:
     kind, _, start, length = key
     data = fetched.data
     if data is None:
@@ -182,9 +197,9 @@ def check_medium(
         return CheckedMedium(step="decode", reason=result)
     info = dict(vars(result))
     stored = info.pop("data", None) or data
-    scores = info.pop("scores", {})
+    scores, notes = info.pop("scores", {}), info.pop("notes", {})
     medium = Medium(kind=kind, data=stored, sha256=sha256(stored), **info)
-    return CheckedMedium(medium=medium, scores=scores)
+    return CheckedMedium(medium=medium, scores=scores, notes=notes)
 
 
 def with_media(table: pa.Table) -> pa.Table:
