@@ -226,7 +226,8 @@ def _strings(
         texts = column.cast(pa.string())
         texts.cast(pa.binary()).cast(pa.string())  # checks that they are UTF-8
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-        if not _is_text(column.type):
+        types = pa.types
+        if not (_is_text(column.type) or types.is_binary(column.type)):
             raise UserError(f"{file}: column {name} holds {column.type}, want strings") from None
         texts = pa.chunked_array(
             [[_decoded(name, value, row, bad) for row, value in enumerate(column)]], pa.string()
@@ -236,7 +237,8 @@ def _strings(
 
 def _decoded(name: str, value: pa.Scalar, row: int, bad: dict[int, str]) -> str | None:
     try:
-        return value.as_py()
+        text = value.as_py()
+        return text.decode() if isinstance(text, bytes) else text
     except UnicodeDecodeError as error:
         bad[row] = f"column {name}: {error}"
         return None
