@@ -16,6 +16,7 @@ from etl.filters import records
 from etl.filters.base import Filter
 from etl.media.gather import MediaOptions
 from etl.runtime.corpus import PairOptions, run_corpus
+from etl.sources import captions
 from etl.sources.base import Format
 from etl.sources.pair_files import FORMATS, detect_pairs, folder_fingerprint, pair_formats
 from etl.sources.pairs import read_columns
@@ -23,7 +24,7 @@ from etl.sources.pairs import read_columns
 if TYPE_CHECKING:
     FormatName = str
 else:
-    FormatName = Literal["auto", *FORMATS]
+    FormatName = Literal["auto", *FORMATS, *captions.FORMATS]
 
 
 @dataclass(frozen=True, kw_only=True)

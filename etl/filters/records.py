@@ -39,6 +39,18 @@ def well_formed(table: pa.Table) -> FilterResult:
     return FilterResult(reasons=reasons, details=errors)
 
 
+def readable(table: pa.Table) -> FilterResult:
+    """Drop rows of which their reader could not read a value.
+
+    Args:
+        table: needs `parse_error` (string; null if there is none).
+    """
+    errors = table["parse_error"].to_pylist()
+    return FilterResult(
+        reasons=["bad_record" if error else None for error in errors], details=errors
+    )
+
+
 def check_media_urls(table: pa.Table, *, allow_private: bool, local: bool) -> FilterResult:
     """Drop records that have a medium with an invalid URL; see `check_urls` for the reasons.
 

@@ -199,6 +199,13 @@ class TableFile:
                     yield first, part
                 first += part.num_rows
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether it has no rows."""
+        if self._parquet:
+            return not self._parquet.metadata.num_rows
+        return next(self.batches(rows=1), None) is None
+
     def cell(self, row: int, column: str) -> pa.Scalar:
         """One cell; rows in ascending order are read without decoding any batch twice."""
         cursor = self._cursors.setdefault(column, _Cursor(self, column))

@@ -11,6 +11,7 @@ from etl.cli import UserError
 from etl.sources.base import (
     BadRecordError,
     Format,
+    MediaRef,
     Record,
     pair,
     require_field,
@@ -19,6 +20,7 @@ from etl.sources.base import (
 from etl.sources.dialogues import llava
 from etl.sources.files import json_rows, parquet_or_json_rows, read_json, text_lines
 from etl.sources.tables import csv_rows, two_columns
+from etl.storage.schema import PLACEHOLDERS, Turn
 
 
 def _image_pair(url: str, caption: str, **lineage: str) -> Iterator[Record]:
@@ -48,6 +50,14 @@ def cc12m(line: str) -> Iterator[Record]:
     """`url TAB caption` (cc12m.tsv)."""
     url, caption = two_columns(line, last=False)
     return _image_pair(url, caption)
+
+
+def url_only(line: str) -> Iterator[Record]:
+    """A line with a URL and nothing else: an image without a text, to be captioned later."""
+    if "://" not in line or len(line.split()) != 1:
+        raise BadRecordError(f"want a URL instead of {line!r:.60}")
+    media = (MediaRef(kind="image", url=line.strip()),)
+    yield Record(turns=(Turn(role="user", text=PLACEHOLDERS["image"]),), media=media)
 
 
 def sbu_rows(file: Path) -> list[tuple[str, str]]:
@@ -95,6 +105,7 @@ SBU = Format(suffixes=(".json",), rows=sbu_rows, parse=sbu, identity="medium")
 WUKONG = Format(
     suffixes=(".csv",), rows=csv_rows("url", "caption"), parse=wukong, identity="medium"
 )
+URLS = Format(suffixes=(".txt",), rows=text_lines, parse=url_only, identity="medium")
 CC595K = Format(suffixes=(".json",), rows=json_rows, parse=llava)
 PIXELPROSE = Format(
     suffixes=(".parquet", ".jsonl"),
@@ -110,6 +121,7 @@ FORMATS: Mapping[str, Format] = {
     "wukong": WUKONG,
     "cc595k": CC595K,
     "pixelprose": PIXELPROSE,
+    "urls": URLS,
 }
 
 
@@ -118,7 +130,9 @@ def detect_format(content: Any) -> str:  # noqa: ANN401
     if isinstance(content, str):
         first, _, rest = content.partition("\t")
         url_first = "://" in first.split(" ")[0] or first.lower() == "url"
-        return ("cc12m" if url_first else "cc3m") if rest else "wukong"
+        if rest:
+            return "cc12m" if url_first else "cc3m"
+        return "urls" if url_first and "," not in first else "wukong"
     first_record = content[0] if isinstance(content, list) and content else None
     if isinstance(first_record, dict) and "vlm_caption" in first_record:
         return "pixelprose"

@@ -57,20 +57,20 @@ Columns = Mapping[str, str]
 OURS = (*PLACEHOLDERS, "url", "caption")
 
 
-def read_columns(pairs: Sequence[str]) -> dict[str, str]:
-    """The mapping that `--columns url=URL caption=TEXT` gives.
+def read_columns(pairs: Sequence[str], ours: Sequence[str] = OURS) -> dict[str, str]:
+    """The mapping that `--columns url=URL caption=TEXT` gives, from our names.
 
     Raises:
         UserError: it is not of that form.
     """
     found = {}
     for pair in pairs:
-        ours, equals, theirs = pair.partition("=")
-        if not equals or not theirs or ours not in OURS:
-            close = difflib.get_close_matches(ours, OURS, n=1)
+        name, equals, theirs = pair.partition("=")
+        if not equals or not theirs or name not in ours:
+            close = difflib.get_close_matches(name, ours, n=1)
             hint = f"; did you mean {close[0]}=…?" if close else ""
-            raise UserError(f"--columns {pair}: want {'=…, '.join(OURS)}=…{hint}")
-        found[ours] = theirs
+            raise UserError(f"--columns {pair}: want {'=…, '.join(ours)}=…{hint}")
+        found[name] = theirs
     return found
 
 
