@@ -142,7 +142,7 @@ def test_members_of_an_archive_are_read_in_place(tmp_path: Path) -> None:
         ("input:list.parquet#0/picture", "unreadable_file"),
         ("input:list.parquet#0/image/3", "unreadable_file"),
         ("input:list.parquet#1/image", "unreadable_file"),  # an empty cell
-        ("input:list.parquet", "unreadable_file"),
+        ("input:list.parquet", "body_too_large"),  # the whole file
         ("input:list.parquet#0/image", "body_too_large"),
         ("input:list.parquet#0+99999/x", "body_too_large"),
         ("input:list.parquet#999999+3/x", "unreadable_file"),
