@@ -32,15 +32,18 @@ _KINDS = {
     **{"image": "image", "img": "image", "video": "video", "audio": "audio"},
     **dict.fromkeys(("points", "point", "pcl", "pointcloud", "point_cloud"), "points"),
 }
-_INLINE = re.compile(r"<(img|image|video|audio)>\s*([^<>\n]+?)\s*</\1>", re.IGNORECASE)
 _WORD = "image|video|audio|points?|pcl|pointcloud|point_cloud"
-_TOKENS = re.compile(
-    rf"(?<!\\)(?:<\|(?:vision_start|audio_bos)\|>)?"
-    rf"(?:<Img>\s*<(image)Here>\s*</Img>|<\|?({_WORD})(?:here|_placeholder|_pad)?\|?>)"
-    rf"(?:<\|(?:vision_end|audio_eos)\|>)?",
+_MEDIA = re.compile(
+    r"(?<!\\)(?:"
+    r"<(?P<tag>img|image|video|audio)>\s*(?P<name>[^<>\n]+?)\s*(?P<end></(?P=tag)>)"
+    r"|(?:<\|(?:vision_start|audio_bos)\|>)?"
+    rf"(?:<Img>\s*<(?P<minigpt4>image)Here>\s*</Img>|<\|?(?P<word>{_WORD})(?:here|_placeholder|_pad)?\|?>)"
+    r"(?:<\|(?:vision_end|audio_eos)\|>)?"
+    r")",
     re.IGNORECASE,
 )
-"""The placeholder spellings in these files; with a backslash before it, one is plain text."""
+"""Media named in place, and the placeholder spellings in these files; with a backslash before it,
+one is plain text."""
 
 Named = MediaRef | int | None
 """What stands behind a placeholder: a medium named in place; the number of one among the record's;
@@ -132,23 +135,17 @@ def _parse_turn(turn: Mapping[str, Any]) -> Dialogue:
 
 def _read_text(text: str) -> tuple[str, tuple[Named, ...]]:
     """A text with placeholders in our spelling, and what they name."""
-    media: list[MediaRef] = []
+    named: list[Named] = []
 
-    def name_in_place(match: re.Match[str]) -> str:
-        kind = _KINDS[match[1].lower()]
-        if match[1] != "img" and not is_medium(match[2]):
-            return match[0]
-        media.append(MediaRef(kind=kind, url=match[2]))
-        return f"{PLACEHOLDERS[kind]}\0"  # marks it apart from a placeholder without a name
+    def respell(match: re.Match[str]) -> str:
+        kind = _KINDS[(match["tag"] or match["minigpt4"] or match["word"]).lower()]
+        is_named = match["tag"] and (match["tag"].lower() == "img" or is_medium(match["name"]))
+        named.append(MediaRef(kind=kind, url=match["name"]) if is_named else None)
+        # `<image>a text</image>` is a placeholder, a text and a tag.
+        rest = "" if is_named or not match["tag"] else match["name"] + match["end"]
+        return PLACEHOLDERS[kind] + rest
 
-    text = _INLINE.sub(name_in_place, text.replace("\0", ""))
-    text = _TOKENS.sub(lambda match: PLACEHOLDERS[_KINDS[(match[1] or match[2]).lower()]], text)
-    rest = iter(media)
-    named = [
-        next(rest) if text[match.end() : match.end() + 1] == "\0" else None
-        for match in PLACEHOLDER_PATTERN.finditer(text)
-    ]
-    return text.replace("\0", ""), tuple(named)
+    return _MEDIA.sub(respell, text), tuple(named)
 
 
 _TEXT_PARTS = ("text", "input_text", "output_text")

@@ -4,6 +4,7 @@ import io
 import json
 from pathlib import Path
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -68,6 +69,22 @@ def test_dialogues_of_hugging_face_s_parquet(tmp_path: Path) -> None:
     table = pq.read_table(tmp_path / "out" / "drops.parquet").to_pylist()
     details = {row["reason"]: row["detail"] for row in table}
     assert details["placeholder_mismatch"] == "2 <image> in its texts for 1 of its media (image)"
+
+
+def test_parts_of_turns_as_datasets_saves_them(tmp_path: Path) -> None:
+    part = {"type": datasets.Value("string"), "text": datasets.Value("string")}
+    turn = {"role": datasets.Value("string"), "content": [part]}
+    features = datasets.Features({"images": [datasets.Image()], "messages": [turn]})
+    question = [{"type": "image", "text": None}, {"type": "text", "text": "What?"}]
+    answer = [{"type": "text", "text": "Red."}]
+    turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    picture = Image.open(io.BytesIO(png(1)))
+    rows = {"images": [[picture]], "messages": [turns]}
+    saved = datasets.DatasetDict({"train": datasets.Dataset.from_dict(rows, features)})
+    saved.save_to_disk(str(tmp_path / "in"))
+    (sample,), _ = run(etl.instruct, tmp_path)
+    assert [turn.text for turn in sample.turns] == ["<image>\nWhat?", "Red."]
+    assert sample.media[0].mime == "image/png"
 
 
 def test_preferences_of_hugging_face_s_parquet(tmp_path: Path) -> None:
