@@ -117,7 +117,7 @@ def test_documents_of_hugging_face_s_parquet(tmp_path: Path) -> None:
 def test_fields_of_other_names(tmp_path: Path) -> None:
     (tmp_path / "media").mkdir()
     (tmp_path / "media" / "a.png").write_bytes(png(1))
-    record = {"dialog": say("What?", "Red."), "frame": "a.png", "preview": "small/a.png"}
+    record = {"dialog": say("What?", "Red."), "frame": "a.png", "preview": "small.png"}
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "list.json").write_text(json.dumps([record]))
     with pytest.raises(UserError, match=r"unknown format: .* nearest is --format"):
@@ -127,6 +127,6 @@ def test_fields_of_other_names(tmp_path: Path) -> None:
         run(etl.instruct, tmp_path, *args)
     (sample,), _ = run(etl.instruct, tmp_path, *args, "lineage=preview")
     assert sample.media[0].data == png(1)
-    assert sample.lineage["preview"] == "small/a.png"
+    assert sample.lineage["preview"] == "small.png"
     with pytest.raises(UserError, match=r"--columns imgae=frame: .*; did you mean image"):
         run(etl.instruct, tmp_path, "--format", "messages", "--columns", "imgae=frame")
