@@ -56,13 +56,16 @@ def media_names(value: Any, field: str) -> Sequence[str]:  # noqa: ANN401
     """The names or URLs of media in a field.
 
     The field may hold a name, several names in one string, a list of names, structs with a `path`
-    or `url`, or nothing. Bytes in a table are a name, too (`etl.sources.files.table_rows`).
+    or `url`, names by their placeholders (`{"<image_00>": …}`, MiniCPM-V), or nothing. Bytes in a
+    table are a name, too (`etl.sources.files.table_rows`).
 
     Raises:
         BadRecordError: it holds something else.
     """
     if value is None or value == "":
         return ()
+    if isinstance(value, dict) and value and all(key[:1] == "<" for key in value):
+        value = [value[key] for key in sorted(value)]
     names: list[str] = []
     for one in value if isinstance(value, list) else [value]:
         name = one.get("path") or one.get("url") if isinstance(one, dict) else one

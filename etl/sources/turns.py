@@ -36,8 +36,9 @@ _WORD = "image|video|audio|points?|pcl|pointcloud|point_cloud"
 _MEDIA = re.compile(
     r"(?<!\\)(?:"
     r"<(?P<tag>img|image|video|audio)>\s*(?P<name>[^<>\n]+?)\s*(?P<end></(?P=tag)>)"
+    r"|<Img>\s*<(?P<minigpt4>image)Here>\s*</Img>"
     r"|(?:<\|(?:vision_start|audio_bos)\|>)?"
-    rf"(?:<Img>\s*<(?P<minigpt4>image)Here>\s*</Img>|<\|?(?P<word>{_WORD})(?:here|_placeholder|_pad)?\|?>)"
+    rf"<\|?(?P<word>{_WORD})(?:here|_placeholder|_pad|_?(?P<number>\d\d?))?\|?>"
     r"(?:<\|(?:vision_end|audio_eos)\|>)?"
     r")",
     re.IGNORECASE,
@@ -45,9 +46,9 @@ _MEDIA = re.compile(
 """Media named in place, and the placeholder spellings in these files; with a backslash before it,
 one is plain text."""
 
-Named = MediaRef | int | None
-"""What stands behind a placeholder: a medium named in place; the number of one among the record's;
-or the next of the record's."""
+Named = MediaRef | int | str | None
+"""What stands behind a placeholder: a medium named in place; the number of one among the record's,
+counted from 0, or as digits in `<image_1>`, counted from 0 or 1; or the next of the record's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +141,7 @@ def _read_text(text: str) -> tuple[str, tuple[Named, ...]]:
     def respell(match: re.Match[str]) -> str:
         kind = _KINDS[(match["tag"] or match["minigpt4"] or match["word"]).lower()]
         is_named = match["tag"] and (match["tag"].lower() == "img" or is_medium(match["name"]))
-        named.append(MediaRef(kind=kind, url=match["name"]) if is_named else None)
+        named.append(MediaRef(kind=kind, url=match["name"]) if is_named else match["number"])
         # `<image>a text</image>` is a placeholder, a text and a tag.
         rest = "" if is_named or not match["tag"] else match["name"] + match["end"]
         return PLACEHOLDERS[kind] + rest
@@ -275,21 +276,23 @@ def _bind(dialogue: Dialogue, media: Sequence[MediaRef]) -> tuple[MediaRef, ...]
     """The medium behind each placeholder; None unless every medium stands behind one.
 
     Raises:
-        BadRecordError: parts give numbers of media, and not of all of them.
+        BadRecordError: it gives numbers of media, and not of all of them.
     """
     by_kind = {kind: [ref for ref in media if ref.kind == kind] for kind in PLACEHOLDERS}
     used: dict[str, list[int]] = {kind: [] for kind in PLACEHOLDERS}
     bound: list[MediaRef] = []
+    first = 0 if 0 in [int(one) for one in dialogue.named if isinstance(one, str)] else 1
     for kind, one in zip(_kinds(dialogue), dialogue.named, strict=True):
         if isinstance(one, MediaRef):
             bound.append(one)
             continue
-        number = len(used[kind]) if one is None else one
+        number = len(used[kind]) if one is None else int(one)
+        number -= first if isinstance(one, str) else 0
         used[kind].append(number)
         bound += by_kind[kind][number : number + 1]
     if all(set(used[kind]) == set(range(len(by_kind[kind]))) for kind in PLACEHOLDERS):
         return tuple(bound)
-    if any(isinstance(one, int) for one in dialogue.named):
+    if any(isinstance(one, int | str) for one in dialogue.named):
         numbers = ", ".join(f"{kind} {found}" for kind, found in used.items() if found)
-        raise BadRecordError(f"its parts are {numbers}, counted from 0, of {len(media)} media")
+        raise BadRecordError(f"it shows {numbers} (counted from 0) of {len(media)} media")
     return None

@@ -105,10 +105,19 @@ def test_parts_without_a_medium_take_the_records() -> None:
     twice = [{"type": "image", "index": 0}, {"type": "image", "index": 0}]
     assert urls(asked(twice, images=["a.jpg"])) == ["a.jpg", "a.jpg"]
     for images in (["a.jpg", "b.jpg"], []):
-        with pytest.raises(
-            BadRecordError, match=r"its parts are image \[0, 0\], counted from 0, of"
-        ):
+        with pytest.raises(BadRecordError, match=r"it shows image \[0, 0\] \(counted from 0\) of"):
             asked(twice, images=images)
+
+
+@pytest.mark.parametrize("text", ["<|image_2|> <|image_1|>", "<image01> <image00>"])
+def test_numbered_placeholders_count_from_0_or_1(text: str) -> None:
+    found = asked(f"{text} What?", images=["a.jpg", "b.jpg"])
+    assert found.turns[0].text == "<image> <image> What?"
+    assert urls(found) == ["b.jpg", "a.jpg"]
+    named = asked(text, image={"<image_01>": "b.jpg", "<image_00>": "a.jpg"})
+    assert urls(named) == ["b.jpg", "a.jpg"]
+    with pytest.raises(BadRecordError, match="of 3 media"):
+        asked(text, images=["a.jpg", "b.jpg", "c.jpg"])
 
 
 def test_media_of_a_turn_stand_in_it() -> None:
