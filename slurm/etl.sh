@@ -46,7 +46,7 @@ shut_down() {
     if ((${#running[@]})); then kill "${running[@]}" || true; fi
     wait
     exec 2>&3
-    if ((code == 0)); then
+    if ((code == 0 || code == 143)); then
         rm -rf "$RAY_TMPDIR"
     else
         echo "etl.sh: the job ended with $code; Ray's logs are in $(hostname):$RAY_TMPDIR" >&2
