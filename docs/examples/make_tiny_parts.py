@@ -1,6 +1,6 @@
 """Make tiny random encoders and language models, saved as their publishers save theirs.
 
-    python docs/examples/make_tiny_parts.py parts
+    python docs/examples/make_tiny_parts.py runs/parts
 
 They stand in for real ones on docs/bring-your-own-parts.md, so that its session runs anywhere, in
 seconds and without a hub. Their answers mean nothing.
@@ -102,6 +102,7 @@ def main() -> None:
     for name, (model, processor) in encoders().items():
         model.save_pretrained(folder / name)
         processor.save_pretrained(folder / name)
+    print(f"wrote {', '.join(sorted(path.name for path in folder.iterdir()))} to {folder}")
 
 
 if __name__ == "__main__":
