@@ -7,6 +7,7 @@ seconds and without a hub. Their answers mean nothing.
 """
 
 import argparse
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -102,7 +103,8 @@ def main() -> None:
     for name, (model, processor) in encoders().items():
         model.save_pretrained(folder / name)
         processor.save_pretrained(folder / name)
-    print(f"wrote {', '.join(sorted(path.name for path in folder.iterdir()))} to {folder}")
+    names = ", ".join(sorted(path.name for path in folder.iterdir()))
+    sys.stdout.write(f"wrote {names} to {folder}\n")
 
 
 if __name__ == "__main__":
