@@ -33,6 +33,7 @@ head=$(node_address "${nodes[0]}")
 # A folder of this job's own; its logs say why a job failed.
 RAY_TMPDIR=$(mktemp --directory "/tmp/mmloom-ray-$SLURM_JOB_ID-XXXX")
 export RAY_TMPDIR
+starts=$RAY_TMPDIR/starts.log # of Ray on all nodes, and how it ended there
 
 # Without a token, anyone who can reach these ports could run programs as the submitter.
 RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
@@ -41,11 +42,8 @@ export RAY_AUTH_MODE=token RAY_AUTH_TOKEN
 running=()
 shut_down() {
     local code=$?
-    # How Ray's processes end is nobody's concern any more, and the shell would say it.
-    exec 3>&2 2>/dev/null
-    if ((${#running[@]})); then kill "${running[@]}" || true; fi
-    wait
-    exec 2>&3
+    if ((${#running[@]})); then kill "${running[@]}" 2>/dev/null || true; fi
+    wait 2>/dev/null
     if ((code == 0 || code == 143)); then
         rm -rf "$RAY_TMPDIR"
     else
@@ -55,16 +53,20 @@ shut_down() {
 trap shut_down EXIT
 trap 'exit 143' TERM
 
+give_up() {
+    cat "$starts" >&2
+    echo "etl.sh: $1" >&2
+    exit 1
+}
+
 # Ends the job where Ray has died, or after WAIT seconds in which it has not done what is awaited.
 WAIT=300 # a file system that many nodes share may take minutes to give them Python's files
 waited=0
 require_ray() {
     if ! kill -0 "${running[0]}" 2>/dev/null; then
-        echo "etl.sh: Ray has ended before $1" >&2
-        exit 1
+        give_up "Ray has ended before $1"
     elif ((SECONDS - waited > WAIT)); then
-        echo "etl.sh: Ray has taken more than $WAIT s; gave up before $1" >&2
-        exit 1
+        give_up "Ray has taken more than $WAIT s; gave up before $1"
     fi
 }
 
@@ -73,7 +75,7 @@ require_ray() {
 start_ray() {
     local settled=0 number=$1 output line
     shift
-    exec {output}< <(exec "$@")
+    exec {output}< <(exec "$@" 2>>"$starts")
     running+=($!)
     waited=$SECONDS
     while ((settled < number)); do
@@ -86,8 +88,7 @@ start_ray() {
                     ;;
             esac
         elif (($? <= 128)); then # the end of its output
-            echo "etl.sh: Ray has ended before it had started on $number nodes" >&2
-            exit 1
+            give_up "Ray has ended before it had started on $number nodes"
         else
             require_ray "it had started on $number nodes"
         fi

@@ -204,7 +204,7 @@ def test_etl_that_fails_says_where_ray_s_logs_are(slurm, copy, output):
     assert slurm.wait(job)["JobState"] == "FAILED"
     (line,) = [line for line in slurm.output(job).splitlines() if line.startswith("etl.sh: ")]
     folder = Path(line.rpartition(":")[2])
-    assert list(folder.glob("session_*/logs/gcs_server.out"))
+    assert list(folder.glob("ray/session_latest/logs/gcs_server.out"))
     shutil.rmtree(folder)
 
 
