@@ -9,7 +9,7 @@ from collections.abc import Collection
 import pyarrow as pa
 
 from etl.filters.base import FilterFunction, FilterResult
-from etl.filters.urls import check_urls
+from etl.filters.urls import EMBEDDED, check_urls
 from etl.storage.schema import PLACEHOLDER_PATTERN, PLACEHOLDERS
 
 MEDIA = pa.list_(
@@ -39,6 +39,18 @@ def well_formed(table: pa.Table) -> FilterResult:
     return FilterResult(reasons=reasons, details=errors)
 
 
+def readable(table: pa.Table) -> FilterResult:
+    """Drop rows of which their reader could not read a value.
+
+    Args:
+        table: needs `parse_error` (string; null if there is none).
+    """
+    errors = table["parse_error"].to_pylist()
+    return FilterResult(
+        reasons=["bad_record" if error else None for error in errors], details=errors
+    )
+
+
 def check_media_urls(table: pa.Table, *, allow_private: bool, local: bool) -> FilterResult:
     """Drop records that have a medium with an invalid URL; see `check_urls` for the reasons.
 
@@ -49,7 +61,7 @@ def check_media_urls(table: pa.Table, *, allow_private: bool, local: bool) -> Fi
             is dropped as `no_media`.
     """
     rows = [[ref["url"] for ref in media] for media in table["media"].to_pylist()]
-    distinct = {url for urls in rows for url in urls if not url.startswith("data:")}
+    distinct = {url for urls in rows for url in urls if not url.startswith(("data:", EMBEDDED))}
     reasons: dict[str, str | None] = dict.fromkeys(distinct, None if local else "no_media")
     web = [url for url in distinct if "://" in url]
     result = check_urls(pa.table({"url": pa.array(web)}), allow_private=allow_private)
@@ -59,7 +71,7 @@ def check_media_urls(table: pa.Table, *, allow_private: bool, local: bool) -> Fi
 
 def is_url(name: str) -> bool:
     """Whether a medium is named by an http(s) or data URL, rather than by a local file."""
-    return name.partition(":")[0].lower() in ("http", "https", "data")
+    return name.partition(":")[0].strip().lower() in ("http", "https", "data")
 
 
 def placeholders(table: pa.Table) -> FilterResult:

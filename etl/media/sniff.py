@@ -16,6 +16,8 @@ _MAGIC: tuple[tuple[int, bytes, str], ...] = (
     (0, b"BM", "image/bmp"),
     (0, b"II*\x00", "image/tiff"),
     (0, b"MM\x00*", "image/tiff"),
+    (0, b"\x00\x00\x00\x0cjP  \r\n\x87\n", "image/jp2"),
+    (0, b"\xff\x4f\xff\x51", "image/jp2"),  # JPEG 2000 without a container
     (8, b"WAVE", "audio/wav"),
     (8, b"AVI ", "video/x-msvideo"),
     (0, b"\x1a\x45\xdf\xa3", "video/webm"),  # Matroska, too

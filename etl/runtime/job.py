@@ -42,7 +42,13 @@ from etl.runtime.global_filters import (
 )
 from etl.runtime.job_state import JobState, Plan, make_plan, read_table, write_table
 from etl.runtime.options import JobOptions
-from etl.runtime.worker import DownloadWorker, FinalShardWriter, KeptRows, WorkerSpec
+from etl.runtime.worker import (
+    DownloadWorker,
+    FinalShardWriter,
+    KeptRows,
+    WorkerSpec,
+    WorkUnit,
+)
 from etl.runtime.worker_pool import WorkerPool
 from etl.sources.base import Identity, Source
 from etl.storage.atomic import atomic_file, write_json
@@ -224,7 +230,8 @@ def _download(
         stop_on_dns_outage=not options.retry_failed,  # rows that failed before may well fail again
     )
     build = functools.partial(DownloadWorker, spec)
-    for rows in pool.map_unordered("download", build, todo):
+    units = [WorkUnit(number=number) for number in todo]
+    for rows in pool.map_unordered("download", build, units, WorkUnit.after_death):
         progress.update(task, advance=rows)
     state.add_time("download", started, sum(unit_rows[number] for number in todo))
 

@@ -112,7 +112,11 @@ class WorkerPool:
         self._idle = []
 
     def map_unordered(
-        self, name: str, build: Callable[[], Callable[[T], R]], items: Sequence[T]
+        self,
+        name: str,
+        build: Callable[[], Callable[[T], R]],
+        items: Sequence[T],
+        after_death: Callable[[T], T] | None = None,
     ) -> Iterator[R]:
         """Yield the function's result for each item, in order of completion.
 
@@ -120,6 +124,8 @@ class WorkerPool:
             name: identifies the function within a worker.
             build: builds the function, once in each worker; pickled.
             items: its arguments; pickled.
+            after_death: returns what is done in place of an item whose worker has died, such as the
+                same with more caution; None repeats it.
 
         Raises:
             ExecutorError: an item on which `MAX_DEATHS` workers died.
@@ -146,7 +152,7 @@ class WorkerPool:
                 _log.warning("a worker died (%s); its item is retried", error)
                 if deaths + 1 == MAX_DEATHS:
                     raise ExecutorError(f"{deaths + 1} workers died on the same item") from error
-                todo.appendleft((item, deaths + 1))
+                todo.appendleft((after_death(item) if after_death else item, deaths + 1))
                 continue
             except BaseException:
                 self._workers.kill(worker)

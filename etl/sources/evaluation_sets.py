@@ -12,6 +12,7 @@ from typing import Any
 from etl.cli import UserError
 from etl.dedup.decontaminate import EvalItem
 from etl.media.decode import normalize_image
+from etl.media.embedded import Location
 from etl.media.image import ImageLimits
 from etl.sources.files import parquet_or_json_rows
 from etl.storage.atomic import file_sha256
@@ -104,7 +105,7 @@ def _texts(path: Path) -> Iterator[EvalItem]:
 
 
 def _strings(value: Any) -> Iterator[str]:  # noqa: ANN401 - whatever a list of texts holds
-    if isinstance(value, str):
+    if isinstance(value, str) and not isinstance(value, Location):
         yield value
     elif isinstance(value, dict | list):
         for one in value.values() if isinstance(value, dict) else value:

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from etl.sources.base import BadRecordError, Format, Record, pair, require_field
-from etl.sources.files import rows_in
-from etl.sources.tables import csv_rows, lines, number
+from etl.sources.files import rows_in, text_lines
+from etl.sources.tables import csv_rows, number
 
 CLIP_SECONDS = 10.0
 """Length of AudioSet's, and so AudioCaps', segment of each video (Kim et al. 2019, §3)."""
@@ -90,7 +90,7 @@ def aishell(line: str) -> Iterator[Record]:
 
 
 CLOTHO = Format(suffixes=(".csv",), rows=csv_rows("file_name", "caption_1"), parse=clotho)
-AISHELL = Format(suffixes=(".txt",), rows=lines, parse=aishell)
+AISHELL = Format(suffixes=(".txt",), rows=text_lines, parse=aishell)
 
 
 def formats(name: str = FILE_NAME, *, cut: bool = False, local: bool = False) -> dict[str, Format]:

@@ -29,8 +29,18 @@ def msr_vtt_rows(file: Path) -> list[tuple[Any, Any]]:
     document = read_json(file)
     if not isinstance(document, dict) or not {"videos", "sentences"} <= set(document):
         raise UserError(f"{file}: want an object with videos and sentences")
-    videos = {video["video_id"]: video for video in document["videos"]}
-    return [(one, videos.get(one.get("video_id"))) for one in document["sentences"]]
+    lists = [document[name] for name in ("videos", "sentences")]
+    if not all(isinstance(entries, list) for entries in lists):
+        raise UserError(f"{file}: want lists of videos and sentences")
+    videos = {
+        str(video["video_id"]): video
+        for video in lists[0]
+        if isinstance(video, dict) and "video_id" in video
+    }
+    return [
+        (one, videos.get(str(one.get("video_id"))) if isinstance(one, dict) else None)
+        for one in lists[1]
+    ]
 
 
 def msr_vtt(row: tuple[Any, Any]) -> Iterator[Record]:
