@@ -21,6 +21,7 @@ _HINTS: Mapping[str, str] = {
     "private_address": _PRIVATE,
     "bad_record": _FORMAT,
     "no_turns": _FORMAT,
+    "no_answer": _FORMAT,
     "placeholder_mismatch": _FORMAT,
     "no_url": "the list has no URLs; check --input",
     "bad_url": "the list's URLs are not http(s); local files need --media",
