@@ -56,17 +56,43 @@ def test_placeholders_must_match_the_media() -> None:
         }
     )
     expected = [None, "placeholder_mismatch", None, "placeholder_mismatch"]
-    assert placeholders(table).reasons == expected
+    found = placeholders(table)
+    assert found.reasons == expected
+    assert found.details == [
+        None,
+        "<video> <image> in its texts for media in another order",
+        None,
+        "1 <image> in its texts for 0 of its media (image)",
+    ]
 
 
 def test_parse_errors_are_reported() -> None:
     table = pa.table(
-        {"parse_error": ["no field 'image'", None, None], "turns": [[], [], turns("x")[0].as_py()]},
+        {"parse_error": ["no field 'image'", None, None], "turns": [[], [], answered("x")]},
         schema=pa.schema([("parse_error", pa.string()), ("turns", TURNS)]),
     )
     result = well_formed(table)
     assert result.reasons == ["bad_record", "no_turns", None]
     assert result.details[0] == "no field 'image'"
+
+
+def answered(*texts: str) -> list[dict[str, str]]:
+    return [{"role": "user", "text": ""}, *({"role": "assistant", "text": one} for one in texts)]
+
+
+def test_a_dialogue_without_an_answer_is_dropped() -> None:
+    rows = [
+        {"turns": answered("Yes."), "rejected": [{"role": "assistant", "text": "No."}]},
+        {"turns": answered("<image>")},  # generated
+        {"turns": answered()},
+        {"turns": answered("Yes.", " \n")},
+        {"turns": answered("Yes."), "rejected": [{"role": "assistant", "text": ""}]},
+        {"turns": answered(""), "caption": ""},  # a pair, whose caption has filters of its own
+    ]
+    schema = [("turns", TURNS), ("rejected", TURNS), ("caption", pa.string())]
+    found = well_formed(pa.Table.from_pylist(rows, schema=pa.schema(schema)))
+    assert found.reasons == [None, None, "no_answer", "no_answer", "no_answer", None]
+    assert found.details[2:4] == ["no turn is an assistant's", "an answer is empty"]
 
 
 def test_splits() -> None:
