@@ -131,6 +131,8 @@ class LocalMedia:
 
 
 def _normal(name: str) -> str:
+    if name.lower().startswith("file://"):
+        name = unquote(name[len("file://") :])
     name = unicodedata.normalize("NFC", name.replace("\\", "/"))
     return name.strip("/").removeprefix("./")
 

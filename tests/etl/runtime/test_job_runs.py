@@ -211,6 +211,8 @@ def test_another_jobs_unfinished_work_is_refused(listing: Path, tmp_path: Path) 
         state.save_plan(plan, unit_rows=[1], input_rows=1, yields=[])
         assert state.is_complete(plan) is False
         other = make_plan("instruct", [listing], plan.config)
+        assert state.is_complete(other) is False  # nothing is done yet, so nothing would be lost
+        state.unit_folder(0).mkdir()
         with pytest.raises(UserError, match="job 'laion' there, 'instruct' here"):
             state.is_complete(other)
 
