@@ -110,7 +110,9 @@ def mutated(file: Path, rng: np.random.Generator) -> bytes:
             with contextlib.suppress(ValueError):
                 if file.suffix == ".jsonl":
                     rows = [json.loads(line) for line in data.splitlines() if line.strip()]
-                    data = "\n".join(map(json.dumps, mutate(rows, rng))).encode()
+                    changed = mutate([*rows, {}], rng)
+                    lines = changed if isinstance(changed, list) else [changed]
+                    data = "\n".join(map(json.dumps, lines)).encode()
                 else:
                     data = json.dumps(mutate(json.loads(data), rng)).encode()
                 continue
