@@ -25,8 +25,11 @@ from pathlib import Path
 from typing import IO
 from urllib.parse import unquote
 
+import pyarrow as pa
+
 from etl.cli import UserError
 from etl.download.base import Fetched
+from etl.media.embedded import TableFile
 
 _log = logging.getLogger("etl")
 
@@ -53,7 +56,9 @@ class _Entry:
 
 
 class LocalMedia:
-    """Reads media from folders, zip and uncompressed tar archives, and JSON of base64 (MIMIC-IT).
+    """Reads media from folders, zip and uncompressed tar archives, JSON of base64, and parquet.
+
+    JSON and parquet are MIMIC-IT's: names and base64, or names and bytes.
 
     The name `a/b/c.jpg` matches the file `a/b/c.jpg`, or else the only file whose path ends in
     `a/b/c.jpg`, or else the only one whose path ends in `b/c.jpg`, or else in `c.jpg`. Backslashes
@@ -126,6 +131,8 @@ class LocalMedia:
 
 
 def _normal(name: str) -> str:
+    if name.lower().startswith("file://"):
+        name = unquote(name[len("file://") :])
     name = unicodedata.normalize("NFC", name.replace("\\", "/"))
     return name.strip("/").removeprefix("./")
 
@@ -140,13 +147,17 @@ def _list(path: Path) -> list[tuple[str, _Entry]]:
         raise UserError(f"--media {path}: no such file or folder")
     try:
         if path.is_dir():
-            return list(_folder(path))
+            tables = [entry for file in sorted(path.glob("*.parquet")) for entry in _table(file)]
+            return [*_folder(path), *tables]
+        if path.suffix == ".parquet":
+            return list(_table(path))
         if path.suffix == ".json":
             return list(_base64(path))
         return list(_zip(path) if zipfile.is_zipfile(path) else _tar(path))
     except (*_DAMAGE, ValueError) as error:
         raise UserError(
-            f"--media {path}: want a folder, a zip, an uncompressed tar or JSON of base64 ({error})"
+            f"--media {path}: want a folder, a zip, an uncompressed tar, JSON of base64 or parquet "
+            f"({error})"
         ) from None
 
 
@@ -273,6 +284,51 @@ class _Coded:
             return io.BytesIO(decode_base64(self.text))
         except binascii.Error as error:
             raise OSError(f"not base64 ({error})") from None
+
+
+_KEYS = ("id", "image_id", "key", "name", "file_name", "path", "index")
+"""Columns of a parquet file that hold the media's names, if its index does not."""
+
+
+def _table(path: Path) -> Iterator[tuple[str, _Entry]]:
+    """The media in a parquet file: a column of names, and one of base64, bytes or `{bytes, path}`.
+
+    Otter's has pandas' index and `base64` (Luodian/Otter, docs/mimicit_format.md), MIMIC-IT's on
+    Hugging Face `id` and `image`.
+    """
+    table = TableFile(path)
+    index = json.loads((table.schema.metadata or {}).get(b"pandas", b"{}")).get("index_columns", ())
+    names = [name for name in (*index, *_KEYS) if name in table.schema.names]
+    kinds = {field.name: field.type for field in table.schema}
+    values = [name for name, kind in kinds.items() if name == "base64" or _holds_media(kind)]
+    if not names or len(values) != 1:
+        columns = ", ".join(kinds)
+        raise ValueError(f"want a column of names and one of base64 or bytes, got {columns}")
+    mark = f"{path.stat().st_size}"
+    for first, batch in table.batches([names[0]]):
+        for number, name in enumerate(batch.column(0).to_pylist(), first):
+            if isinstance(name, str):
+                yield name, _Entry(size=0, mark=mark, open=_Cell(table, number, values[0]))
+
+
+def _holds_media(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return "bytes" in [field.name for field in kind]
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+@dataclass(frozen=True)
+class _Cell:
+    table: TableFile
+    row: int
+    column: str
+
+    def __call__(self) -> IO[bytes]:
+        value = self.table.cell(self.row, self.column)
+        found = (value["bytes"] if pa.types.is_struct(value.type) else value).as_py()
+        if found is None:
+            raise OSError("the cell is empty")
+        return io.BytesIO(found if isinstance(found, bytes) else decode_base64(found))
 
 
 def decode_base64(text: str) -> bytes:

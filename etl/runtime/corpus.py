@@ -87,6 +87,15 @@ class PairOptions(CaptionOptions, CorpusOptions):
         return (first, Filter(name=length.name, function=captioned), *others, *rest)
 
 
+@dataclass(frozen=True, kw_only=True)
+class DialogueOptions(CorpusOptions):
+    """Options of a job over dialogues, whose fields may have other names than expected."""
+
+    columns: tuple[str, ...] = ()
+    """Other names of fields, as OURS=THEIRS: image=frame, messages=dialog; lineage=preview keeps a
+    field that names files but not the record's media. A record without THEIRS is dropped."""
+
+
 def run_corpus(job: str, options: CorpusOptions, corpus: str, fmt: Format) -> None:
     """Run a job over a corpus of a known format.
 
@@ -126,13 +135,16 @@ def select_format(
         options: give the input.
         name: `auto` or a name in `formats`.
         formats: the job's formats by name.
-        detect: returns the name of a format, or "", for what `peek` returned.
+        detect: returns the name of a format, or "", for what `peek` returned; a UserError of it
+            says what the content is instead.
     """
     if name == "auto":
         suffixes = {suffix for fmt in formats.values() for suffix in fmt.suffixes}
         file = input_files(options.input, *sorted(suffixes))[0]
         try:
             name = detect(peek(file))
+        except UserError as error:
+            raise UserError(f"{file}: {error}") from None
         except (KeyError, IndexError, TypeError, AttributeError):  # content that no format has
             name = ""
         if name not in formats:

@@ -82,7 +82,15 @@ def run_job(job: Job) -> None:
 
     Raises:
         UserError: the output folder belongs to another job, or the input is damaged.
+        KeyboardInterrupt: Ctrl-C; it says what to do to go on.
     """
+    try:
+        _run_or_resume(job)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("the same command resumes the job") from None
+
+
+def _run_or_resume(job: Job) -> None:
     plan = make_plan(job.name, job.source.files, job.options.config)
     state = JobState(job.options.output)
     if state.is_complete(plan) and not (job.options.retry_failed or state.work.exists()):
@@ -98,6 +106,7 @@ def run_job(job: Job) -> None:
 def _resume(job: Job, plan: Plan, state: JobState) -> None:
     """Do the remaining work, with the folder locked."""
     prepare(job.options.executor)
+    state.remove_worthless(plan)
     if not state.is_complete(plan):  # another run may have completed it meanwhile
         _run(job, plan, state)
     if job.options.retry_failed:

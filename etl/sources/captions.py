@@ -9,6 +9,7 @@ from typing import Any
 from etl.cli import UserError
 from etl.sources.base import BadRecordError, Format, Record, pair, require_field
 from etl.sources.files import json_rows, read_json, rows_in
+from etl.sources.looks import COCO_RESULTS, is_coco_result
 
 
 def coco_rows(file: Path) -> list[tuple[Any, Any]]:
@@ -94,8 +95,14 @@ FORMATS: Mapping[str, Format] = {
 
 
 def detect_format(content: Any) -> str:  # noqa: ANN401
-    """The name of the format of a document."""
+    """The name of the format of a document.
+
+    Raises:
+        UserError: it has a model's results, which look like annotations.
+    """
     first = content[0] if isinstance(content, list) and content else None
+    if is_coco_result(first):
+        raise UserError(f"unknown format{COCO_RESULTS}")
     if isinstance(first, dict):
         return "visual-genome" if "regions" in first else "ai-challenger"
     if isinstance(content, dict) and "data" in content:

@@ -17,7 +17,7 @@ from etl.sources.base import (
     require_field,
     string_fields,
 )
-from etl.sources.dialogues import llava
+from etl.sources.dialogues import messages
 from etl.sources.files import json_rows, parquet_or_json_rows, read_json, text_lines
 from etl.sources.tables import csv_rows, two_columns
 from etl.storage.schema import PLACEHOLDERS, Turn
@@ -106,7 +106,7 @@ WUKONG = Format(
     suffixes=(".csv",), rows=csv_rows("url", "caption"), parse=wukong, identity="medium"
 )
 URLS = Format(suffixes=(".txt",), rows=text_lines, parse=url_only, identity="medium")
-CC595K = Format(suffixes=(".json",), rows=json_rows, parse=llava)
+CC595K = Format(suffixes=(".json",), rows=json_rows, parse=messages)
 PIXELPROSE = Format(
     suffixes=(".parquet", ".jsonl"),
     rows=parquet_or_json_rows,

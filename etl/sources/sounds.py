@@ -75,6 +75,8 @@ def clotho(row: dict[str, str]) -> Iterator[Record]:
             yield pair("audio", row["file_name"], caption.strip())
 
 
+_UTTERANCE = re.compile(r"[A-Z]{1,4}\d+(?:[A-Z]\d+)+")
+"""An utterance's id: BAC009S0002W0122 (AISHELL-1), IC0001W0001 or T0055G0001S0001 (AISHELL-2)."""
 _BETWEEN = re.compile(r"(?<=[\u3400-\u9fff]) +(?=[\u3400-\u9fff])")
 
 
@@ -84,8 +86,10 @@ def aishell(line: str) -> Iterator[Record]:
     AISHELL-1 has blanks between words, which Chinese does not; they are removed.
     """
     name, *rest = line.split(maxsplit=1)
-    if not rest:
-        raise BadRecordError(f"want an id and a transcript, got {line!r:.60}")
+    if not rest or not _UTTERANCE.fullmatch(name):
+        raise BadRecordError(
+            f"want an utterance's id (BAC009S0002W0122) and its transcript; got {line!r:.60}"
+        )
     yield pair("audio", f"{name}.wav", _BETWEEN.sub("", rest[0].strip()))
 
 

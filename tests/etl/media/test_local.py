@@ -7,6 +7,8 @@ import tarfile
 import zipfile
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from etl.cli import UserError
@@ -43,7 +45,34 @@ def coded(path: Path) -> Path:
     return path
 
 
-KINDS = {"folder": folder, "media.zip": zipped, "media.tar": tarred, "LA.json": coded}
+def otter(path: Path) -> Path:
+    """As Otter's `to_parquet` of a frame with names as its index; base64 with URL-safe letters."""
+    texts = [base64.urlsafe_b64encode(data).decode() for data in FILES.values()]
+    table = pa.table({"base64": texts, "__index_level_0__": list(FILES)})
+    index = json.dumps({"index_columns": ["__index_level_0__"]})
+    pq.write_table(table.replace_schema_metadata({"pandas": index}), path, row_group_size=2)
+    return path
+
+
+def hugging_face(path: Path) -> Path:
+    """A folder of parts of `{id, image: {bytes, path}}`."""
+    path.mkdir()
+    for number, (name, data) in enumerate(FILES.items()):
+        image = {"bytes": data, "path": None}
+        pq.write_table(
+            pa.Table.from_pylist([{"id": name, "image": image}]), path / f"{number}.parquet"
+        )
+    return path
+
+
+KINDS = {
+    "otter.parquet": otter,
+    "parts": hugging_face,
+    "folder": folder,
+    "media.zip": zipped,
+    "media.tar": tarred,
+    "LA.json": coded,
+}
 
 
 @pytest.fixture(params=KINDS)
@@ -62,6 +91,8 @@ def media(request: pytest.FixtureRequest, tmp_path: Path) -> LocalMedia:
         ("val/b.jpg", b"third"),
         ("a.jpg", b"first"),
         ("elsewhere/a.jpg", b"first"),
+        ("file:///data/train/a.jpg", b"first"),
+        ("file://train/%61.jpg", b"first"),
     ],
 )
 def test_files_are_found_by_path_suffix(media: LocalMedia, name: str, data: bytes) -> None:
@@ -140,6 +171,14 @@ def test_other_files_are_rejected(
         path.write_bytes(data)
     with pytest.raises(UserError, match=message):
         LocalMedia([path], max_bytes=100)
+
+
+def test_a_table_without_media_is_reported(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"id": ["a"], "text": ["b"]}), tmp_path / "a.parquet")
+    with pytest.raises(
+        UserError, match="want a column of names and one of base64 or bytes, got id"
+    ):
+        LocalMedia([tmp_path / "a.parquet"], max_bytes=100)
 
 
 def test_links_are_files_too(tmp_path: Path) -> None:

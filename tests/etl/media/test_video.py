@@ -156,6 +156,9 @@ def test_an_edit_list_hides_frames() -> None:
         assert container.streams.video[0].frames == 50  # what the header says
     info = probe(data, LOOSE)
     assert (info.frames, info.duration, info.data) == (40, 4.0, None)
+    few = decoded(probe(data, VideoLimits(min_side=16, frames=5)).data)
+    shown = [decoded(data)[number].astype(int) for number in sampled_indices(40, 5)]
+    assert max(np.abs(a - b).mean() for a, b in zip(few, shown, strict=True)) < 3
     assert probe(data[:-2000], LOOSE) in ("truncated", "corrupt")
 
 

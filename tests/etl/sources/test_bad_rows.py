@@ -10,7 +10,7 @@ import pytest
 
 import etl.laion
 from etl.cli import UserError
-from etl.sources import captions, conceptual, dialogues, instructions, sounds, videos
+from etl.sources import captions, conceptual, dialogues, sounds, videos
 from etl.sources.base import BadRecordError, Format, Record, RecordReader, check_record, pair
 from etl.sources.parquet import Laion
 from etl.storage.manifest import read_manifest
@@ -83,15 +83,15 @@ def test_half_a_surrogate_pair_spoils_its_record_only(tmp_path: Path) -> None:
     [
         ("a.tsv", b"one\thttp://x.y/1\n\xff\thttp://x.y/2\nthree\thttp://x.y/3", conceptual.CC3M),
         ("a.csv", b"url,caption\nh://a/,one\nh://b/,\xe4\nh://c/,three", conceptual.WUKONG),
-        ("a.txt", b"BAC001 one\nBAC002 \xc3\nBAC003 three", sounds.AISHELL),
+        ("a.txt", b"BAC001W1 one\nBAC002W1 \xc3\nBAC003W1 three", sounds.AISHELL),
         ("a.jsonl", b'{"instruction":"one","output":""}\n{"instruction":"\xff","output":""}\n'
-         b'{"instruction":"three","output":""}\n', instructions.ALPACA),
+         b'{"instruction":"three","output":""}\n', dialogues.ALPACA),
         ("a.json", b'[{"instruction":"one","output":""},{"instruction":"\xff","output":""},'
-         b'{"instruction":"three","output":""}]', instructions.ALPACA),
+         b'{"instruction":"three","output":""}]', dialogues.ALPACA),
         ("a.jsonl", b'{"instruction":"one","output":""}\n{"instruction":"tw\n'
-         b'{"instruction":"three","output":""}\n', instructions.ALPACA),
+         b'{"instruction":"three","output":""}\n', dialogues.ALPACA),
         ("a.jsonl", b'{"instruction":"one","output":""}\n' + b"[" * 100_000 + b"\n"
-         b'{"instruction":"three","output":""}\n', instructions.ALPACA),
+         b'{"instruction":"three","output":""}\n', dialogues.ALPACA),
     ],
 )  # fmt: skip
 def test_a_row_of_invalid_bytes_or_json(
@@ -124,18 +124,18 @@ def test_what_a_parser_raises_is_its_row_s_reason(tmp_path: Path) -> None:
 def test_a_wrong_format_is_an_error_of_the_whole_file(tmp_path: Path) -> None:
     bad, good = [{"q": 1}], [{"instruction": "one", "output": ""}]
     for count in (1, 99, 100, 101):
-        with pytest.raises(UserError, match=r"list.json: record 0: no field 'instruction'"):
-            read(written(tmp_path / "list.json", bad * count), instructions.ALPACA)
-    texts, errors = read(written(tmp_path / "list.json", bad * 99 + good), instructions.ALPACA)
+        with pytest.raises(UserError, match=r"list.json: record 0: no field 'question' or"):
+            read(written(tmp_path / "list.json", bad * count), dialogues.ALPACA)
+    texts, errors = read(written(tmp_path / "list.json", bad * 99 + good), dialogues.ALPACA)
     assert (len(texts), len(errors)) == (1, 99)
     folder = tmp_path / "parts"
     folder.mkdir()
     written(folder / "1.json", good)
     written(folder / "2.json", bad)
-    assert len(read(folder, instructions.ALPACA)[1]) == 1
+    assert len(read(folder, dialogues.ALPACA)[1]) == 1
     written(folder / "2.json", bad * 100 + good)
     with pytest.raises(UserError, match=r"2.json: record 0"):
-        read(folder, instructions.ALPACA)
+        read(folder, dialogues.ALPACA)
 
 
 @pytest.mark.parametrize(
