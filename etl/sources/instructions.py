@@ -148,6 +148,7 @@ def mimic_it(row: Sequence[dict[str, Any]]) -> Iterator[Record]:
     """MIMIC-IT: `{instruction, answer, image_ids, rel_ins_ids}`; a video is a list of images."""
     dialogue = Dialogue(turns=())
     for part in row:
+        require_field(part, "instruction", str)
         media = _images(media_names(part.get("image_ids"), "image_ids"))
         said = question_answer(
             require_field(part, "instruction", str), require_field(part, "answer", str)
@@ -342,8 +343,8 @@ def shikra(record: Any) -> Iterator[Record]:  # noqa: ANN401
     (arXiv:2306.15195, §3.2): `[x_min,y_min,x_max,y_max]` with three decimals, normalised by the
     record's width and height; boxes in pixels without these make the record invalid.
     """
-    name = record.get("img_path") or f"{require_field(record, 'image_id')}.jpg"
-    media = _images([name])
+    name = media_names(record.get("img_path"), "img_path")
+    media = _images(name or [f"{require_field(record, 'image_id')}.jpg"])
     size = (record.get("width"), record.get("height"))
     lineage = lineage_fields(record, *_SHIKRA, media=media)
     if "expression" in record:

@@ -32,19 +32,23 @@ _KINDS = {
     **{"image": "image", "img": "image", "video": "video", "audio": "audio"},
     **dict.fromkeys(("points", "point", "pcl", "pointcloud", "point_cloud"), "points"),
 }
-_INLINE = re.compile(r"<(img|image|video|audio)>\s*([^<>\n]+?)\s*</\1>", re.IGNORECASE)
 _WORD = "image|video|audio|points?|pcl|pointcloud|point_cloud"
-_TOKENS = re.compile(
-    rf"(?<!\\)(?:<\|(?:vision_start|audio_bos)\|>)?"
-    rf"(?:<Img>\s*<(image)Here>\s*</Img>|<\|?({_WORD})(?:here|_placeholder|_pad)?\|?>)"
-    rf"(?:<\|(?:vision_end|audio_eos)\|>)?",
+_MEDIA = re.compile(
+    r"(?<!\\)(?:"
+    r"<(?P<tag>img|image|video|audio)>\s*(?P<name>[^<>\n]+?)\s*(?P<end></(?P=tag)>)"
+    r"|<Img>\s*<(?P<minigpt4>image)Here>\s*</Img>"
+    r"|(?:<\|(?:vision_start|audio_bos)\|>)?"
+    rf"<\|?(?P<word>{_WORD})(?:here|_placeholder|_pad|_?(?P<number>\d\d?))?\|?>"
+    r"(?:<\|(?:vision_end|audio_eos)\|>)?"
+    r")",
     re.IGNORECASE,
 )
-"""The placeholder spellings in these files; with a backslash before it, one is plain text."""
+"""Media named in place, and the placeholder spellings in these files; with a backslash before it,
+one is plain text."""
 
-Named = MediaRef | int | None
-"""What stands behind a placeholder: a medium named in place; the number of one among the record's;
-or the next of the record's."""
+Named = MediaRef | int | str | None
+"""What stands behind a placeholder: a medium named in place; the number of one among the record's,
+counted from 0, or as digits in `<image_1>`, counted from 0 or 1; or the next of the record's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,23 +136,17 @@ def _parse_turn(turn: Mapping[str, Any]) -> Dialogue:
 
 def _read_text(text: str) -> tuple[str, tuple[Named, ...]]:
     """A text with placeholders in our spelling, and what they name."""
-    media: list[MediaRef] = []
+    named: list[Named] = []
 
-    def name_in_place(match: re.Match[str]) -> str:
-        kind = _KINDS[match[1].lower()]
-        if match[1] != "img" and not is_medium(match[2]):
-            return match[0]
-        media.append(MediaRef(kind=kind, url=match[2]))
-        return f"{PLACEHOLDERS[kind]}\0"  # marks it apart from a placeholder without a name
+    def respell(match: re.Match[str]) -> str:
+        kind = _KINDS[(match["tag"] or match["minigpt4"] or match["word"]).lower()]
+        is_named = match["tag"] and (match["tag"].lower() == "img" or is_medium(match["name"]))
+        named.append(MediaRef(kind=kind, url=match["name"]) if is_named else match["number"])
+        # `<image>a text</image>` is a placeholder, a text and a tag.
+        rest = "" if is_named or not match["tag"] else match["name"] + match["end"]
+        return PLACEHOLDERS[kind] + rest
 
-    text = _INLINE.sub(name_in_place, text.replace("\0", ""))
-    text = _TOKENS.sub(lambda match: PLACEHOLDERS[_KINDS[(match[1] or match[2]).lower()]], text)
-    rest = iter(media)
-    named = [
-        next(rest) if text[match.end() : match.end() + 1] == "\0" else None
-        for match in PLACEHOLDER_PATTERN.finditer(text)
-    ]
-    return text.replace("\0", ""), tuple(named)
+    return _MEDIA.sub(respell, text), tuple(named)
 
 
 _TEXT_PARTS = ("text", "input_text", "output_text")
@@ -278,21 +276,23 @@ def _bind(dialogue: Dialogue, media: Sequence[MediaRef]) -> tuple[MediaRef, ...]
     """The medium behind each placeholder; None unless every medium stands behind one.
 
     Raises:
-        BadRecordError: parts give numbers of media, and not of all of them.
+        BadRecordError: it gives numbers of media, and not of all of them.
     """
     by_kind = {kind: [ref for ref in media if ref.kind == kind] for kind in PLACEHOLDERS}
     used: dict[str, list[int]] = {kind: [] for kind in PLACEHOLDERS}
     bound: list[MediaRef] = []
+    first = 0 if 0 in [int(one) for one in dialogue.named if isinstance(one, str)] else 1
     for kind, one in zip(_kinds(dialogue), dialogue.named, strict=True):
         if isinstance(one, MediaRef):
             bound.append(one)
             continue
-        number = len(used[kind]) if one is None else one
+        number = len(used[kind]) if one is None else int(one)
+        number -= first if isinstance(one, str) else 0
         used[kind].append(number)
         bound += by_kind[kind][number : number + 1]
     if all(set(used[kind]) == set(range(len(by_kind[kind]))) for kind in PLACEHOLDERS):
         return tuple(bound)
-    if any(isinstance(one, int) for one in dialogue.named):
+    if any(isinstance(one, int | str) for one in dialogue.named):
         numbers = ", ".join(f"{kind} {found}" for kind, found in used.items() if found)
-        raise BadRecordError(f"its parts are {numbers}, counted from 0, of {len(media)} media")
+        raise BadRecordError(f"it shows {numbers} (counted from 0) of {len(media)} media")
     return None

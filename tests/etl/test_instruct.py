@@ -4,6 +4,7 @@ import io
 import json
 from pathlib import Path
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -70,6 +71,22 @@ def test_dialogues_of_hugging_face_s_parquet(tmp_path: Path) -> None:
     assert details["placeholder_mismatch"] == "2 <image> in its texts for 1 of its media (image)"
 
 
+def test_parts_of_turns_as_datasets_saves_them(tmp_path: Path) -> None:
+    part = {"type": datasets.Value("string"), "text": datasets.Value("string")}
+    turn = {"role": datasets.Value("string"), "content": [part]}
+    features = datasets.Features({"images": [datasets.Image()], "messages": [turn]})
+    question = [{"type": "image", "text": None}, {"type": "text", "text": "What?"}]
+    answer = [{"type": "text", "text": "Red."}]
+    turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    picture = Image.open(io.BytesIO(png(1)))
+    rows = {"images": [[picture]], "messages": [turns]}
+    saved = datasets.DatasetDict({"train": datasets.Dataset.from_dict(rows, features)})
+    saved.save_to_disk(str(tmp_path / "in"))
+    (sample,), _ = run(etl.instruct, tmp_path)
+    assert [turn.text for turn in sample.turns] == ["<image>\nWhat?", "Red."]
+    assert sample.media[0].mime == "image/png"
+
+
 def test_preferences_of_hugging_face_s_parquet(tmp_path: Path) -> None:
     rows = [
         {
@@ -100,7 +117,7 @@ def test_documents_of_hugging_face_s_parquet(tmp_path: Path) -> None:
 def test_fields_of_other_names(tmp_path: Path) -> None:
     (tmp_path / "media").mkdir()
     (tmp_path / "media" / "a.png").write_bytes(png(1))
-    record = {"dialog": say("What?", "Red."), "frame": "a.png", "preview": "small/a.png"}
+    record = {"dialog": say("What?", "Red."), "frame": "a.png", "preview": "small.png"}
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "list.json").write_text(json.dumps([record]))
     with pytest.raises(UserError, match=r"unknown format: .* nearest is --format"):
@@ -110,6 +127,6 @@ def test_fields_of_other_names(tmp_path: Path) -> None:
         run(etl.instruct, tmp_path, *args)
     (sample,), _ = run(etl.instruct, tmp_path, *args, "lineage=preview")
     assert sample.media[0].data == png(1)
-    assert sample.lineage["preview"] == "small/a.png"
+    assert sample.lineage["preview"] == "small.png"
     with pytest.raises(UserError, match=r"--columns imgae=frame: .*; did you mean image"):
         run(etl.instruct, tmp_path, "--format", "messages", "--columns", "imgae=frame")
