@@ -283,7 +283,7 @@ def test_undamaged_media_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_a_share_of_damaged_media_gives_rows_or_reasons(tmp_path: Path) -> None:
     manifest = run(tmp_path, SHARE, 0, workers=2)
     assert manifest.rows > SHARE / 20
-    assert len(manifest.drops) > 8
+    assert len(manifest.drops) > 5
 
 
 @pytest.mark.nightly(minutes=3)
