@@ -8,6 +8,7 @@ prompt-completion).
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -120,9 +121,37 @@ def _finish(record: Mapping[str, Any], dialogue: Dialogue, read: Sequence[str]) 
     if any(own.get(name) != refs for name, refs in others.items()):
         raise BadRecordError("its rejected answer has other media, which a sample cannot hold")
     media = [ref for refs in own.values() for ref in refs]
-    known = (*read, *own, *(f"rejected_{name}" for name in others), *_REJECTED, "chosen", system)
+    known = [*read, *own, *(f"rejected_{name}" for name in others), *_REJECTED, "chosen", system]
+    known += ["feedback", "lineage", "scores"]
     lineage = lineage_fields(record, *filter(None, known), media=media or dialogue.named)
-    return make_record(dialogue, media, rejected=rejected, lineage=lineage)
+    return make_record(
+        dialogue,
+        media,
+        rejected=rejected,
+        feedback=_feedback(record.get("feedback")),
+        lineage={**_exported_lineage(record.get("lineage")), **lineage},
+    )
+
+
+def _feedback(value: Any) -> tuple[Turn, ...]:  # noqa: ANN401
+    """The critique of the rejected answer: a text, or turns as `etl/export.py` writes them."""
+    if not value:
+        return ()
+    if isinstance(value, str):
+        return say("user", value).turns
+    return parse_turns(value).turns
+
+
+def _exported_lineage(value: Any) -> dict[str, str]:  # noqa: ANN401
+    """What `etl/export.py` wrote as a sample's lineage: an object, as such or as JSON."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            return {"lineage": value}
+    if not isinstance(value, dict):
+        return {}
+    return {name: text for name, text in value.items() if isinstance(text, str)}
 
 
 def _choose(record: Mapping[str, Any], dialogue: Dialogue) -> tuple[Dialogue, tuple[Turn, ...]]:

@@ -88,14 +88,18 @@ def input_root(path: Path) -> Path:
     return path if path.is_dir() else path.parent
 
 
+_ABOUT = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "export.json")
+"""Files in a folder that say what its data are: those of Hugging Face's repositories, and ours."""
+
+
 def _folder_files(folder: Path, suffixes: Sequence[str]) -> list[Path]:
     saved = saved_files(folder)
     if saved is not None:
         return saved
     wanted = tuple(_with_variants(suffixes))
     every = sorted(file for file in folder.rglob("*") if file.is_file())
-    files = [file for file in every if file.name.endswith(wanted)]
-    others = [file for file in every if not file.name.endswith(wanted)]
+    files = [file for file in every if file.name.endswith(wanted) and file.name not in _ABOUT]
+    others = [file for file in every if file not in set(files)]
     if files and others:
         names = ", ".join(file.name for file in others[:_SHOWN])
         more = ", …" if len(others) > _SHOWN else ""
