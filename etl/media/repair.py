@@ -118,7 +118,7 @@ def _data_chunk(data: bytes) -> tuple[int, int] | None:
             data[offset : offset + 4],
             int.from_bytes(data[offset + 4 : offset + 8], "little"),
         )
-        if name == b"ds64":  # of an RF64 file, for sizes above 2³² (EBU Tech 3306)
+        if name == b"ds64" and data[:4] == b"RF64":  # for sizes above 2³² (EBU Tech 3306)
             long_size = int.from_bytes(data[offset + 16 : offset + 24], "little")
         if name == b"data":
             return offset + 8, size if long_size is None else long_size
