@@ -223,7 +223,7 @@ class TableFile:
                 batches = map(reader.get_batch, range(reader.num_record_batches))
             for batch in batches:
                 chosen = batch if names is None else batch.select(names)
-                # Arrow trusts the offsets of a file, and would read outside it where one is damaged.
+                # Arrow trusts a file's offsets, and would read outside it where one is damaged.
                 chosen.validate(full=True)
                 yield chosen
             return
