@@ -112,10 +112,9 @@ def test_a_job_that_keeps_no_row_is_finished_and_hints_at_an_option(
 
 
 def test_a_list_without_rows_is_a_finished_job(tmp_path: Path) -> None:
-    table = pa.table({"URL": pa.array([], pa.string()), "TEXT": pa.array([], pa.string())})
-    pq.write_table(table, tmp_path / "list.parquet")
+    (tmp_path / "list.csv").write_text("videoid,contentUrl,duration,page_dir,name\n")
     output = tmp_path / "out"
-    etl.laion.run(["--input", str(tmp_path / "list.parquet"), "--output", str(output)])
+    etl.webvid.run(["--input", str(tmp_path / "list.csv"), "--output", str(output)])
     manifest = read_manifest(output)
     assert (manifest.input_rows, manifest.rows, manifest.drops) == (0, 0, {})
     assert pq.read_table(output / "drops.parquet").num_rows == 0
