@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from etl.cli import UserError
+from etl.filters.records import is_url
 from etl.sources.base import BadRecordError, Format, MediaRef, Record, require_field
 from etl.sources.boxes import box_text
 from etl.sources.fields import is_medium, kind_of, lineage_fields, media_fields, media_names
@@ -290,7 +291,7 @@ def _source_name(record: Any, kind: str) -> str | None:  # noqa: ANN401
         return None
     if source.get("audiocap_id") is not None:
         return f"{source['audiocap_id']}.wav"
-    names = [value for value in source.values() if is_medium(value)]
+    names = [one for one in source.values() if is_medium(one) or is_url(str(one))]
     if kind == "video" and source.get("videoid") is not None and not names:
         return f"{source['videoid']}.mp4"
     return names[0] if names else None

@@ -51,6 +51,8 @@ def test_a_video_may_stand_behind_the_placeholder_of_an_image() -> None:
     mixed = asked("<image>\nWhat?", video="a.mp4", image="a.jpg")  # then the video has none
     assert mixed.turns[0].text == "<image>\nWhat?"
     assert len(mixed.media) == 2
+    both = asked("<image> and <image>", video="a.mp4", image="a.jpg")
+    assert both.turns[0].text == "<image> and <image>"  # which is which cannot be known
 
 
 def test_media_in_place_and_in_fields_keep_their_places() -> None:
