@@ -24,8 +24,10 @@ from etl.storage.shards import ShardSet
 
 _log = logging.getLogger("etl")
 
-STATE = "export.json"
-"""What a folder was exported from, and its files; `rows` is null until it is complete."""
+STATE = "export.state"
+"""JSON of what a folder was exported from, and its files; `rows` is null until it is complete.
+
+Its suffix keeps it from being read as a list."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +57,7 @@ class Options:
 
 
 def export(options: Options) -> dict[str, Any]:
-    """Export a folder; returns what `export.json` says: rows, and files.
+    """Export a folder; returns what `export.state` says: rows, and files.
 
     Raises:
         UserError: the input is no complete folder, or the output belongs to something else.

@@ -341,6 +341,21 @@ def require_field(record: Any, key: str, kind: type | tuple[type, ...] = object)
     return value
 
 
+EXPORTED = ("scores", "lineage")
+"""Fields that `etl/export.py` writes: objects, or in tables JSON of these."""
+
+
+def exported_lineage(record: Mapping[str, Any]) -> dict[str, str]:
+    """The lineage of a record that `etl/export.py` wrote; empty for others."""
+    value = record.get("lineage")
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            return {}
+    return string_fields(value) if isinstance(value, dict) else {}
+
+
 def string_fields(record: Mapping[str, Any], *excluded: str) -> dict[str, str]:
     """The string fields of a record except the excluded ones, for its lineage."""
     return {k: v for k, v in record.items() if k not in excluded and isinstance(v, str)}
