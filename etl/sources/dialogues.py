@@ -39,8 +39,13 @@ def messages(record: Any) -> Iterator[Record]:  # noqa: ANN401 - parsed JSON, or
     record without media is a text-only dialogue. The turns are `conversations`, `messages`,
     `conversation`, or TRL's lists `prompt` and `completion`; see `etl.sources.turns` for what they
     hold, `media_fields` for the fields of media. A rejected answer is POVID's, LLaMA-Factory's,
-    ms-swift's or TRL's field; the chosen one ends the turns. Boxes are written into the text.
+    ms-swift's or TRL's field; the chosen one ends the turns. Boxes are written into the text. A
+    list of dialogues that are to be packed into one sequence (Qwen2.5-VL) is taken apart.
     """
+    if isinstance(record, list):
+        for one in record:
+            yield from messages(one)
+        return
     if not isinstance(record, dict):
         raise BadRecordError("want an object with 'conversations' or 'messages'")
     field = next((name for name in TURNS_FIELDS if record.get(name) is not None), None)

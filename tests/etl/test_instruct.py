@@ -93,15 +93,18 @@ def test_preferences_of_hugging_face_s_parquet(tmp_path: Path) -> None:
             "image": {"bytes": png(1), "path": None},
             "prompt": say("What?", "")[:1],
             "chosen": say("", "Red.")[1:],
-            "rejected": say("", "Blue.")[1:],
+            "rejected": say("", wrong)[1:],
         }
+        for wrong in ("Blue.", "Green.", "Blue.")
     ]
     fields = [("image", IMAGE), ("prompt", SAY), ("chosen", SAY), ("rejected", SAY)]
     write(tmp_path, pa.Table.from_pylist(rows, schema=pa.schema(fields)))
-    (sample,), _ = run(etl.preference, tmp_path)
-    assert [turn.text for turn in sample.turns] == ["<image>\nWhat?", "Red."]
-    assert [turn.text for turn in sample.rejected] == ["Blue."]
-    assert sample.media[0].data == png(1)
+    samples, drops = run(etl.preference, tmp_path)
+    for sample, wrong in zip(samples, ("Blue.", "Green."), strict=True):
+        assert [turn.text for turn in sample.turns] == ["<image>\nWhat?", "Red."]
+        assert [turn.text for turn in sample.rejected] == [wrong]
+        assert sample.media[0].data == png(1)
+    assert drops == {"duplicate_record": 1}  # the same answers about the same bytes
 
 
 def test_documents_of_hugging_face_s_parquet(tmp_path: Path) -> None:
