@@ -94,7 +94,8 @@ def repair_wav(data: bytes) -> Repaired | None:
     Raises:
         OSError: its `data` chunk is not whole.
     """
-    found = _data_chunk(data)
+    is_wav = data[:4] in (b"RIFF", b"RF64") and data[8:12] == b"WAVE"
+    found = _data_chunk(data) if is_wav else None
     if not found:
         return None
     start, size = found
@@ -114,11 +115,9 @@ def _data_chunk(data: bytes) -> tuple[int, int] | None:
     """Where a WAV's samples start, and how many bytes its header promises; None if it has none."""
     offset, long_size = 12, None
     while offset + 8 <= len(data):
-        name, size = (
-            data[offset : offset + 4],
-            int.from_bytes(data[offset + 4 : offset + 8], "little"),
-        )
-        if name == b"ds64":  # of an RF64 file, for sizes above 2³² (EBU Tech 3306)
+        name, length = data[offset : offset + 4], data[offset + 4 : offset + 8]
+        size = int.from_bytes(length, "little")
+        if name == b"ds64" and data[:4] == b"RF64":  # for sizes above 2³² (EBU Tech 3306)
             long_size = int.from_bytes(data[offset + 16 : offset + 24], "little")
         if name == b"data":
             return offset + 8, size if long_size is None else long_size

@@ -14,6 +14,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from etl.filters.records import is_url
+from etl.filters.urls import EMBEDDED
 from etl.media.embedded import is_embedded
 from etl.sources.base import BadRecordError, Format, MediaRef, Record, require_field
 from etl.sources.pairs import KIND_OF_SUFFIX, read_columns
@@ -96,8 +97,8 @@ def media_fields(record: Mapping[str, Any], *excluded: str) -> dict[str, tuple[M
     """The media of a record by the field that names them, at most one field for each kind.
 
     The field is `image`, `images`, or, in want of these, another name such as `image_path`; so for
-    videos, audio and point clouds (`pcl`, `point`). Where several fields name as many media of one
-    kind, the others are further names of the same media.
+    videos, audio and point clouds (`pcl`, `point`). Several fields of one kind name the same media
+    if their file names are the same; next to bytes, and for URLs, if they are as many.
 
     Raises:
         BadRecordError: a field holds no names, or two fields name different media.
@@ -128,12 +129,19 @@ def _named(value: Any) -> bool:  # noqa: ANN401
 
 
 def _first_name(fields: Mapping[str, tuple[MediaRef, ...]]) -> str:
+    """The field of some for one kind, if the others name the same media in another way."""
     first, *others = sorted(fields, key=lambda name: "_" in name)
     for other in others:
-        if len(fields[other]) != len(fields[first]):
+        pairs = list(zip(fields[first], fields[other], strict=False))
+        is_same = len(fields[first]) == len(fields[other])
+        if not other.lower().rstrip("s").endswith("url"):  # a URL may end in any name
+            is_same = is_same and all(
+                one.url.startswith(("data:", EMBEDDED)) or _base(one.url) == _base(two.url)
+                for one, two in pairs
+            )
+        if not is_same:
             raise BadRecordError(
-                f"{first} names {len(fields[first])} media, {other} names {len(fields[other])}: "
-                "want one field for each kind"
+                f"{first} and {other} name different media: want one field for each kind"
             )
     return first
 

@@ -139,6 +139,7 @@ def test_media_of_a_turn_stand_in_it() -> None:
         ({"messages": [USER, ANSWER], "meta": {"preview": "1.jpg"}}, "'meta' holds media"),
         ({"messages": [USER, ANSWER], "videos": [["1.jpg", "2.jpg"]]}, "a video of frames"),
         ({"messages": [USER, ANSWER], "image": "1.jpg", "images": ["1.jpg", "2.jpg"]}, "one field"),
+        ({"messages": [USER, ANSWER], "image": "1.jpg", "picture": "2.jpg"}, "different media"),
         ({"messages": [USER, ANSWER], "kto_tag": False}, "undesirable"),
         ({"messages": [USER, ANSWER], "image": 5}, "image is 5"),
         ({"messages": [{"role": "user", "content": [{"type": "file"}]}]}, "a part of type 'file'"),
