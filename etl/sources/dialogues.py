@@ -8,14 +8,21 @@ prompt-completion).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from etl.sources.base import BadRecordError, Format, Record, require_field
+from etl.sources.base import (
+    EXPORTED,
+    BadRecordError,
+    Format,
+    Record,
+    exported_lineage,
+    require_field,
+)
 from etl.sources.boxes import fill_boxes
 from etl.sources.fields import lineage_fields, media_fields
 from etl.sources.files import parquet_or_json_rows
+from etl.sources.pair_files import dialogue_rows
 from etl.sources.turns import Dialogue, make_record, parse_turns, say
 from etl.storage.schema import Turn
 
@@ -121,37 +128,18 @@ def _finish(record: Mapping[str, Any], dialogue: Dialogue, read: Sequence[str]) 
     if any(own.get(name) != refs for name, refs in others.items()):
         raise BadRecordError("its rejected answer has other media, which a sample cannot hold")
     media = [ref for refs in own.values() for ref in refs]
-    known = [*read, *own, *(f"rejected_{name}" for name in others), *_REJECTED, "chosen", system]
-    known += ["feedback", "lineage", "scores"]
+    known = (*read, *own, *(f"rejected_{name}" for name in others), *_REJECTED, "chosen", system)
+    exported = exported_lineage(record)
+    known += EXPORTED if exported or "messages" in read else ()
     lineage = lineage_fields(record, *filter(None, known), media=media or dialogue.named)
+    said = record.get("feedback")
+    feedback = parse_turns(said).turns if isinstance(said, list) else ()
+    if rejected and isinstance(said, str) and said.strip():
+        lineage.pop("feedback")
+        feedback = say("user", said).turns
     return make_record(
-        dialogue,
-        media,
-        rejected=rejected,
-        feedback=_feedback(record.get("feedback")),
-        lineage={**_exported_lineage(record.get("lineage")), **lineage},
+        dialogue, media, rejected=rejected, feedback=feedback, lineage={**exported, **lineage}
     )
-
-
-def _feedback(value: Any) -> tuple[Turn, ...]:  # noqa: ANN401
-    """The critique of the rejected answer: a text, or turns as `etl/export.py` writes them."""
-    if not value:
-        return ()
-    if isinstance(value, str):
-        return say("user", value).turns
-    return parse_turns(value).turns
-
-
-def _exported_lineage(value: Any) -> dict[str, str]:  # noqa: ANN401
-    """What `etl/export.py` wrote as a sample's lineage: an object, as such or as JSON."""
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except ValueError:
-            return {"lineage": value}
-    if not isinstance(value, dict):
-        return {}
-    return {name: text for name, text in value.items() if isinstance(text, str)}
 
 
 def _choose(record: Mapping[str, Any], dialogue: Dialogue) -> tuple[Dialogue, tuple[Turn, ...]]:
@@ -187,7 +175,9 @@ def _answer(value: Any) -> Dialogue:  # noqa: ANN401
 
 
 _SUFFIXES = (".json", ".jsonl", ".parquet")
-LLAVA = Format(suffixes=_SUFFIXES, rows=parquet_or_json_rows, parse=messages, group_by_medium=True)
+LLAVA = Format(
+    suffixes=(*_SUFFIXES, ".tar"), rows=dialogue_rows, parse=messages, group_by_medium=True
+)
 ALPACA = Format(suffixes=_SUFFIXES, rows=parquet_or_json_rows, parse=question_and_answer)
 FORMATS: Mapping[str, Format] = {
     "llava": LLAVA,
