@@ -24,7 +24,8 @@ class Options(PairOptions):
     """Download, check and deduplicate lists of images and captions.
 
     CC3M (tsv: caption, URL), CC12M (tsv: URL, caption), SBU (JSON of parallel arrays), Wukong (csv:
-    url, caption), and CC595K's chat.json, whose images are files: give --media images.zip.
+    url, caption), CC595K's chat.json, whose images are files: give --media images.zip, and plain
+    lists of URLs, whose images are kept without a text.
     """
 
     format: FormatName = "auto"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import io
 import logging
 import os
@@ -22,6 +23,7 @@ import tyro
 
 Options = TypeVar("Options")
 
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _BOX = re.compile(r"[╭╮╰╯│─]+")
 
 
@@ -106,9 +108,10 @@ def main(
 ) -> None:
     """Run a command on `sys.argv` and exit; a mistake gets one line on stderr and exit code 2.
 
-    Under a launcher every rank makes the same mistake, so only rank 0 reports it, except for a
-    `RankError`. A command whose output is piped to one that ends early, such as `head`, ends as
-    quietly as other Unix tools do.
+    A full disk is one line as well, and so is Ctrl-C (with what the `KeyboardInterrupt` says, if
+    anything). Under a launcher every rank makes the same mistake, so only rank 0 reports it, except
+    for a `RankError`. A command whose output is piped to one that ends early, such as `head`, ends
+    as quietly as other Unix tools do.
     """
     is_first = os.environ.get("RANK", "0") == "0"
     level = logging.INFO if is_first else logging.WARNING
@@ -121,9 +124,15 @@ def main(
             if is_first or isinstance(mistake, RankError):
                 sys.stderr.write(f"error: {' '.join(str(mistake).split())}\n")
             code = 2
-        except KeyboardInterrupt:
+        except OSError as error:
+            if error.errno not in _DISK_FULL:
+                raise
+            where = f"{error.filename}: " if error.filename else ""
+            sys.stderr.write(f"error: {where}{error.strerror}; make room, and repeat the command\n")
+            code = 2
+        except KeyboardInterrupt as interrupt:
             if is_first:
-                sys.stderr.write("interrupted\n")
+                sys.stderr.write(f"interrupted{''.join(f'; {word}' for word in interrupt.args)}\n")
             code = 128 + signal.SIGINT
         finally:
             sys.stdout.flush()

@@ -18,10 +18,12 @@ from etl.filters import text
 from etl.filters.base import Filter
 from etl.filters.clip import ClipSpec
 from etl.filters.policy import Policy, ScoreBound, read_bounds
+from etl.filters.records import readable
 from etl.filters.urls import check_urls
 from etl.media.faces import valid_boxes
 from etl.runtime.job import Job, run_job
 from etl.runtime.options import CaptionOptions, JobOptions
+from etl.sources.pairs import read_columns
 from etl.sources.parquet import SCORES, Laion
 
 _log = logging.getLogger("etl.laion")
@@ -31,9 +33,9 @@ _log = logging.getLogger("etl.laion")
 class Options(CaptionOptions, JobOptions):
     """Download, check, filter and deduplicate a LAION-style list of images and captions.
 
-    Reads parquet with URL and TEXT and, where published, sizes and scores, as LAION, COYO-700M and
-    DataComp have them. All scores become columns of the samples. To resume a killed job, repeat the
-    same command.
+    Reads parquet with URL and TEXT (or url and caption) and, where published, sizes and scores, as
+    LAION, COYO-700M and DataComp have them; a list of captions gives a row each. All scores become
+    columns of the samples. To resume a killed job, repeat the same command.
 
     The defaults are LAION's: similarity 0.28 is LAION-5B's for English (arXiv:2210.08402;
     LAION-400M had 0.3), punsafe 0.5 and pwatermark 0.8 are LAION-aesthetic's
@@ -43,6 +45,8 @@ class Options(CaptionOptions, JobOptions):
     --min-caption 6, --min-words 3 and --max-words 256.
     """
 
+    columns: tuple[str, ...] = ()
+    """Which columns to use where they have other names, such as url=image_url caption=alt."""
     min_similarity: float = 0.28
     """The minimum published CLIP similarity (ViT-B/32) of image and caption."""
     max_punsafe: float = 0.5
@@ -69,6 +73,7 @@ class Options(CaptionOptions, JobOptions):
         )
         boxes = [Filter(name="boxes", function=valid_boxes)] if self.blur_faces else []
         return (
+            Filter(name="record", function=readable),
             Filter(name="url", function=urls),
             *boxes,
             length,
@@ -104,7 +109,8 @@ class Options(CaptionOptions, JobOptions):
 def run(args: Sequence[str]) -> None:
     """Run the job with command-line arguments."""
     options = parse(Options, prog="python etl/laion.py", args=args)
-    source = Laion(options.input, boxes=options.blur_faces)
+    columns = read_columns(options.columns, ("url", "caption"))
+    source = Laion(options.input, boxes=options.blur_faces, columns=columns)
     bounded = [bound.score for bound in options.scores.bounds]
     missing = [*source.missing, *(name for name in bounded if name not in source.scores)]
     if options.policy == "after":

@@ -116,6 +116,7 @@ def run(args: Sequence[str]) -> None:
     else:
         with state.lock():
             state.remove_partial_work()
+            state.remove_worthless(plan)
             _refilter(options, plan, state, filters, scores)
             state.discard()
     print_summary(state.output, read_manifest(state.output), as_json=options.json)

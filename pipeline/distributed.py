@@ -21,6 +21,14 @@ def rank_and_world_size() -> tuple[int, int]:
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def emulates_bfloat16(cpu_info: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether this process computes on a CPU that has no instructions for bfloat16."""
+    if get_accelerator().device_name() != "cpu" or not cpu_info.is_file():
+        return False
+    flags = set(cpu_info.read_text().split())
+    return flags.isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
+
+
 def init_distributed(stall_seconds: float) -> None:
     """Join the process group; without a launcher this process is the only rank.
 

@@ -1,12 +1,13 @@
 """Make tiny random encoders and language models, saved as their publishers save theirs.
 
-    python docs/examples/make_tiny_parts.py parts
+    python docs/examples/make_tiny_parts.py runs/parts
 
 They stand in for real ones on docs/bring-your-own-parts.md, so that its session runs anywhere, in
 seconds and without a hub. Their answers mean nothing.
 """
 
 import argparse
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,8 @@ def main() -> None:
     for name, (model, processor) in encoders().items():
         model.save_pretrained(folder / name)
         processor.save_pretrained(folder / name)
+    names = ", ".join(sorted(path.name for path in folder.iterdir()))
+    sys.stdout.write(f"wrote {names} to {folder}\n")
 
 
 if __name__ == "__main__":

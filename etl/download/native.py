@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
-from urllib.parse import SplitResult, urljoin
+from urllib.parse import SplitResult
 
 from etl.download.backoff import retry_after, retry_delay
 from etl.download.base import Fetched, FetchOptions
@@ -20,7 +20,7 @@ from etl.download.errors import FetchError, classify
 from etl.download.host_queue import HostQueue
 from etl.download.resolve import Resolver
 from etl.download.robots import Robots, opted_out
-from etl.download.safe_http import HttpClient, read_body, split_url
+from etl.download.safe_http import HttpClient, read_body, redirect_target, split_url
 
 MAX_REDIRECTS = 5
 _TOKEN = "mmloom"
@@ -96,8 +96,8 @@ class NativeBackend:
             self.robots.require(url)
         until = time.monotonic() + limits.deadline
         with self.client.get(url, until=until) as response:
-            if target := response.get_redirect_location():
-                return urljoin(url.geturl(), target)
+            if target := redirect_target(response, url):
+                return target
             if not 200 <= response.status < 300:
                 wait = retry_after(response.headers.get("Retry-After"))
                 detail = f"HTTP {response.status} {response.reason}"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import collections
 import threading
 import time
-import urllib.parse
 from dataclasses import dataclass, field
 from urllib.parse import SplitResult
 
@@ -17,7 +16,14 @@ import urllib3
 from protego import Protego
 
 from etl.download.errors import FetchError, classify
-from etl.download.safe_http import HttpClient, Origin, origin_of, read_start, split_url
+from etl.download.safe_http import (
+    HttpClient,
+    Origin,
+    origin_of,
+    read_start,
+    redirect_target,
+    split_url,
+)
 
 OPT_OUT_DIRECTIVES = frozenset({"noai", "noimageai", "noindex", "noimageindex"})
 """X-Robots-Tag values that img2dataset's own command honours by default."""
@@ -116,8 +122,8 @@ class Robots:
                 if response.status >= 500 or response.status == 429:
                     detail = f"HTTP {response.status} {response.reason}"
                     raise FetchError("robots_unavailable", detail)
-                if target := response.get_redirect_location():
-                    url = split_url(urllib.parse.urljoin(url.geturl(), target))
+                if target := redirect_target(response, url):
+                    url = split_url(target)
                     continue
                 if response.status != 200:
                     return Protego()

@@ -11,8 +11,10 @@ import contextlib
 import functools
 import ipaddress
 import logging
+import re
 import socket
 import ssl
+import string
 import time
 import urllib.parse
 import urllib.request
@@ -41,9 +43,13 @@ MAX_HOSTS = 128
 """Hosts to which idle connections are kept, the most recently used ones."""
 
 _MAX_DRAIN = 64 << 10  # an error page up to this size is read so that the connection can be reused
+_DRAIN_SECONDS = 2.0
 _MAX_ADDRESSES = 3  # tried one after the other
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _ENCODINGS = ("gzip", "x-gzip", "deflate")
+_OTHER_ENCODINGS = ("br", "zstd", "compress", "x-compress", "exi", "pack200-gzip", "dcb", "dcz")
+"""The other content codings that IANA has registered (RFC 9110, section 8.4.1). What else servers
+send there (`UTF-8`, `none`, `binary`, `aws-chunked` …) is none, so the body is as it is."""
 
 Origin = tuple[str, str, int]
 
@@ -102,13 +108,31 @@ class HttpClient:
             response = self._send(pool, target, {**self._headers, **(headers or {})})
             try:
                 yield response
-                left = response.length_remaining  # None if nobody knows
-                if not response.closed and left is not None and left <= _MAX_DRAIN:
-                    response.drain_conn()
+                self._drain(response, until)
+            except FetchError:  # such as a 404, whose page nobody has read
+                self._drain(response, until)
+                raise
             finally:
                 response.close()  # if its body was read, its connection is in the pool again
         except HTTPError as error:
             raise _cause(error) from None
+        finally:
+            _request.reset(token)
+
+    def _drain(self, response: urllib3.BaseHTTPResponse, until: float) -> None:
+        """Read the rest of a short body, so that its connection can be used again."""
+        left = response.length_remaining  # None if nobody knows
+        if response.closed or (left is None and not getattr(response, "chunked", False)):
+            return
+        if (left or 0) > _MAX_DRAIN:
+            return
+        soon = min(until, time.monotonic() + _DRAIN_SECONDS)
+        token = _request.set(_Request(self._resolver, soon))
+        try:
+            response.read(_MAX_DRAIN)
+            response.read(1)  # what ends a body of unknown length comes after it
+        except (HTTPError, OSError, HTTPException):
+            pass  # then the connection is closed
         finally:
             _request.reset(token)
 
@@ -244,7 +268,7 @@ def _cause(error: BaseException) -> BaseException:
     return error
 
 
-def read_body(response: urllib3.BaseHTTPResponse, limit: int, *, decode: bool = True) -> bytes:
+def read_body(response: urllib3.BaseHTTPResponse, limit: int) -> bytes:
     """A response's whole body of at most `limit` bytes; see `read_start`.
 
     Raises:
@@ -252,23 +276,20 @@ def read_body(response: urllib3.BaseHTTPResponse, limit: int, *, decode: bool = 
     """
     if (response.length_remaining or 0) > limit:
         raise BodyError(f"body larger than {limit} bytes")
-    body = read_start(response, limit + 1, decode=decode)
+    body = read_start(response, limit + 1)
     if len(body) > limit:
         raise BodyError(f"body larger than {limit} bytes")
     return body
 
 
-def read_start(response: urllib3.BaseHTTPResponse, size: int, *, decode: bool = True) -> bytes:
-    """The first bytes of a response's body, decompressed unless `decode` is false.
+def read_start(response: urllib3.BaseHTTPResponse, size: int) -> bytes:
+    """The first bytes of a response's body, decompressed.
 
     Raises:
         FetchError: its compression is unknown.
         http.client.IncompleteRead: it is shorter than its Content-Length.
     """
-    encoding = response.headers.get("Content-Encoding", "").strip().lower()
-    decode = decode and encoding not in ("", "identity")
-    if decode and encoding not in _ENCODINGS:
-        raise FetchError("unknown_encoding", f"Content-Encoding {encoding[:40]!r}")
+    decode = _set_encodings(response)
     try:
         body = response.read(size, decode_content=decode)
     except DecodeError as error:
@@ -278,11 +299,42 @@ def read_start(response: urllib3.BaseHTTPResponse, size: int, *, decode: bool = 
     return body
 
 
+def _set_encodings(response: urllib3.BaseHTTPResponse) -> bool:
+    """Reduce a response's Content-Encoding to its codings; returns whether there are any.
+
+    Raises:
+        FetchError: one of them cannot be decoded.
+    """
+    header = response.headers.get("Content-Encoding", "")
+    names = [name.strip().lower() for name in header.split(",")]
+    if other := next((name for name in names if name in _OTHER_ENCODINGS), None):
+        raise FetchError("unknown_encoding", f"Content-Encoding {other!r}")
+    codings = [name for name in names if name in _ENCODINGS]
+    if codings:
+        # urllib3 would take a name that it does not know for `deflate`.
+        response.headers["Content-Encoding"] = ", ".join(codings)
+    return bool(codings)
+
+
+def redirect_target(response: urllib3.BaseHTTPResponse, url: SplitResult) -> str | None:
+    """The URL that a response redirects to, or None.
+
+    Servers send UTF-8 and Latin-1 there, which the library has read as Latin-1: the bytes are what
+    they mean.
+    """
+    target = response.get_redirect_location()
+    if not target:
+        return None
+    ascii_target = urllib.parse.quote(target.strip(), string.punctuation, "latin-1")
+    return urllib.parse.urljoin(url.geturl(), ascii_target)
+
+
 def origin_of(url: SplitResult) -> Origin:
     """Scheme, host and port of a URL."""
     return url.scheme, url.hostname or "", url.port or _DEFAULT_PORTS[url.scheme]
 
 
+_NOT_IN_HOST = re.compile(r"[\s/?#@\\]")
 _SAFE = "%/:=&?~#+!$,;'@()*[]|"
 
 
@@ -294,7 +346,9 @@ def split_url(text: str) -> SplitResult:
     """
     try:
         url = urllib.parse.urlsplit(text.strip())
-        host, port = url.hostname or "", url.port
+        host, port = urllib.parse.unquote(url.hostname or "", errors="strict"), url.port
+        if _NOT_IN_HOST.search(host):
+            raise ValueError(f"{host!r} is no host")
         ipv6 = ":" in host
         name = str(ipaddress.ip_address(host)) if ipv6 else host.encode("idna").decode("ascii")
     except ValueError as error:  # UnicodeError is one

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 
 import pyarrow as pa
 
 from etl.filters.base import FilterFunction, FilterResult
-from etl.filters.urls import check_urls
+from etl.filters.urls import EMBEDDED, check_urls
 from etl.storage.schema import PLACEHOLDER_PATTERN, PLACEHOLDERS
 
 MEDIA = pa.list_(
@@ -26,17 +26,56 @@ MEDIA = pa.list_(
 
 
 def well_formed(table: pa.Table) -> FilterResult:
-    """Drop rows that their reader could not parse, and records without turns.
+    """Drop rows that their reader could not parse, and records without turns or answers.
+
+    A record has no answer (`no_answer`) if no turn is an assistant's, or if an answer, be it chosen
+    or rejected, is empty. The answers of pairs are their captions, which have filters of their own.
 
     Args:
-        table: needs `parse_error` (string; null if there is none) and `turns`.
+        table: needs `parse_error` (string; null if there is none) and `turns`; `caption` and
+            `rejected` where there are any.
+    """
+    names = ("parse_error", "turns", "caption", "rejected")
+    columns = [
+        table[name].to_pylist() if name in table.column_names else [None] * table.num_rows
+        for name in names
+    ]
+    found = [_flaw(*row) for row in zip(*columns, strict=True)]
+    return FilterResult(
+        reasons=[reason for reason, _ in found], details=[detail for _, detail in found]
+    )
+
+
+def _flaw(
+    error: str | None,
+    turns: Sequence[Mapping[str, str]],
+    caption: str | None,
+    rejected: Sequence[Mapping[str, str]] | None,
+) -> tuple[str | None, str | None]:
+    """Why a record is dropped, if so, and the detail."""
+    if error:
+        return "bad_record", error
+    if not turns:
+        return "no_turns", None
+    answers = [turn["text"] for turn in turns if turn["role"] == "assistant"]
+    if not answers:
+        return "no_answer", "no turn is an assistant's"
+    texts = [*answers, *(turn["text"] for turn in rejected or ())]
+    if caption is None and not all(text.strip() for text in texts):
+        return "no_answer", "an answer is empty"
+    return None, None
+
+
+def readable(table: pa.Table) -> FilterResult:
+    """Drop rows of which their reader could not read a value.
+
+    Args:
+        table: needs `parse_error` (string; null if there is none).
     """
     errors = table["parse_error"].to_pylist()
-    reasons = [
-        "bad_record" if error else None if turns else "no_turns"
-        for error, turns in zip(errors, table["turns"].to_pylist(), strict=True)
-    ]
-    return FilterResult(reasons=reasons, details=errors)
+    return FilterResult(
+        reasons=["bad_record" if error else None for error in errors], details=errors
+    )
 
 
 def check_media_urls(table: pa.Table, *, allow_private: bool, local: bool) -> FilterResult:
@@ -49,9 +88,9 @@ def check_media_urls(table: pa.Table, *, allow_private: bool, local: bool) -> Fi
             is dropped as `no_media`.
     """
     rows = [[ref["url"] for ref in media] for media in table["media"].to_pylist()]
-    distinct = {url for urls in rows for url in urls if not url.startswith("data:")}
+    distinct = {url for urls in rows for url in urls if not url.startswith(("data:", EMBEDDED))}
     reasons: dict[str, str | None] = dict.fromkeys(distinct, None if local else "no_media")
-    web = [url for url in distinct if "://" in url]
+    web = [url for url in distinct if "://" in url and not url.lower().startswith("file:")]
     result = check_urls(pa.table({"url": pa.array(web)}), allow_private=allow_private)
     reasons.update(zip(web, result.reasons, strict=True))
     return FilterResult(reasons=[next(filter(None, map(reasons.get, urls)), None) for urls in rows])
@@ -59,22 +98,37 @@ def check_media_urls(table: pa.Table, *, allow_private: bool, local: bool) -> Fi
 
 def is_url(name: str) -> bool:
     """Whether a medium is named by an http(s) or data URL, rather than by a local file."""
-    return name.partition(":")[0].lower() in ("http", "https", "data")
+    return name.partition(":")[0].strip().lower() in ("http", "https", "data")
 
 
 def placeholders(table: pa.Table) -> FilterResult:
     """Drop records whose texts do not have one placeholder per medium, of its kind and in order.
 
+    The details say how many there are of which kind.
+
     Args:
         table: needs `turns` and `media`.
     """
     reasons: list[str | None] = []
+    details: list[str | None] = []
     records = zip(table["turns"].to_pylist(), table["media"].to_pylist(), strict=True)
     for turns, media in records:
         found = [name for turn in turns for name in PLACEHOLDER_PATTERN.findall(turn["text"])]
         expected = [PLACEHOLDERS[ref["kind"]] for ref in media]
         reasons.append(None if found == expected else "placeholder_mismatch")
-    return FilterResult(reasons=reasons)
+        details.append(None if found == expected else _mismatch(found, expected))
+    return FilterResult(reasons=reasons, details=details)
+
+
+def _mismatch(found: Sequence[str], expected: Sequence[str]) -> str:
+    """What placeholders a record has, and for what media."""
+    kinds = {kind: (found.count(name), expected.count(name)) for kind, name in PLACEHOLDERS.items()}
+    wrong = [
+        f"{there} {PLACEHOLDERS[kind]} in its texts for {wanted} of its media ({kind})"
+        for kind, (there, wanted) in kinds.items()
+        if there != wanted
+    ]
+    return "; ".join(wrong) or f"{' '.join(found)} in its texts for media in another order"
 
 
 def in_splits(table: pa.Table, *, splits: Collection[str]) -> FilterResult:

@@ -9,9 +9,14 @@ import pyarrow as pa
 
 from etl.filters.base import FilterResult
 
+EMBEDDED = "input:"
+"""The scheme of the location of a medium in the input's own files (`etl.media.embedded`)."""
+
 
 def check_urls(table: pa.Table, *, allow_private: bool) -> FilterResult:
     """Drop rows without a valid http(s) URL, and literal private addresses.
+
+    A URL may hold blanks, as browsers let it, but not in the name of its host.
 
     Host names are not resolved here: the downloader checks the addresses that they resolve to when
     it connects, at every redirect (`etl.download.safe_http`).
@@ -27,11 +32,15 @@ def _reason(url: str | None, allow_private: bool) -> str | None:
     if not url:
         return "no_url"
     try:
-        parts = urlsplit(url)
+        parts = urlsplit(url.strip())
         host, _ = parts.hostname, parts.port  # both raise ValueError for an invalid URL
     except ValueError:
         return "bad_url"
-    if parts.scheme.lower() not in ("http", "https") or not host or any(map(str.isspace, url)):
+    if (
+        parts.scheme.lower() not in ("http", "https")
+        or not host
+        or any(map(str.isspace, parts.netloc))
+    ):
         return "bad_url"
     if not allow_private and (host == "localhost" or not _literal_is_public(host)):
         return "private_address"
@@ -67,5 +76,5 @@ def is_public(address: str) -> bool:
 
 
 def display_url(url: str) -> str:
-    """A URL as reports show it: a data URL without its data."""
-    return url.partition(",")[0] if url.startswith("data:") else url
+    """A URL as reports show it: a data URL without its data, a place in the input as such."""
+    return url.partition(",")[0] if url.startswith("data:") else url.removeprefix(EMBEDDED)

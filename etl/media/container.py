@@ -43,8 +43,12 @@ def require(condition: bool, reason: str) -> None:
 
 
 @contextmanager
-def open_container(data: bytes) -> Iterator[InputContainer]:
+def open_container(data: bytes, *, max_pixels: int | None = None) -> Iterator[InputContainer]:
     """Open encoded video or audio; FFmpeg's errors within the block become OSError.
+
+    Args:
+        data: the encoded bytes.
+        max_pixels: of a frame that is decoded, whatever size the header states.
 
     Raises:
         OSError: of no allowed format, truncated, or damaged.
@@ -57,6 +61,8 @@ def open_container(data: bytes) -> Iterator[InputContainer]:
                 if track.codec_context is None:
                     raise OSError("unknown codec")
                 track.codec_context.thread_count = 1  # there are many worker threads
+            for track in container.streams.video if max_pixels else ():
+                track.codec_context.options = {"max_pixels": str(max_pixels)}
             yield container
     except av.FFmpegError as error:
         raise OSError(str(error.strerror)) from None

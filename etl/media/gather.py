@@ -7,7 +7,6 @@ medium that failed; a medium is released after the last record that needs it.
 
 from __future__ import annotations
 
-import base64
 import binascii
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,15 +22,18 @@ from etl.filters.records import MEDIA, is_url
 from etl.filters.urls import display_url
 from etl.media import audio, points, video
 from etl.media.decode import normalize_image
+from etl.media.embedded import EmbeddedMedia, is_embedded
 from etl.media.faces import Box
 from etl.media.image import ImageLimits
-from etl.media.local import LocalMedia
+from etl.media.local import LocalMedia, decode_base64
 from etl.storage.schema import PLACEHOLDER_PATTERN, Medium, sha256
 
 T = TypeVar("T")
 
 STEPS = ("download", "decode")
 """The steps that media go through, in order."""
+
+_MAX_DETAIL = 500  # characters of an exception
 
 OnLost = Literal["drop", "remove"]
 """What to do with a record one of whose media failed.
@@ -46,10 +48,12 @@ class MediaOptions:
     """Where a job finds its media, and which it keeps.
 
     `locations` are folders and archives in which file names are looked up, or one http(s) address
-    that is prefixed to them. `image_size` is the maximum of an image's shorter side, in pixels.
+    that is prefixed to them. `input_folder` is where files with embedded media are
+    (`etl.media.embedded`). `image_size` is the maximum of an image's shorter side, in pixels.
     """
 
     locations: tuple[str, ...] = ()
+    input_folder: Path | None = None
     on_lost: OnLost = "drop"
     image_size: int | None = None
     video: video.VideoLimits = field(default_factory=video.VideoLimits)
@@ -66,7 +70,7 @@ class MediaOptions:
 
 
 class MediaFetcher:
-    """Streams the media that records name: data URLs, local files, and http(s) URLs.
+    """Streams the media that records name: data URLs, local or embedded files, and http(s) URLs.
 
     Args:
         web: downloads http(s) URLs.
@@ -79,6 +83,8 @@ class MediaFetcher:
         self._prefix = options.prefix()
         paths = options.paths()
         self._local = LocalMedia(paths, max_bytes=max_bytes) if paths else None
+        folder = options.input_folder
+        self._embedded = EmbeddedMedia(folder, max_bytes=max_bytes) if folder else None
         self._max_bytes = max_bytes
 
     def stream(self, urls: Sequence[str], finish: Callable[[int, Fetched], T]) -> Iterator[T]:
@@ -92,7 +98,7 @@ class MediaFetcher:
             yield next(results) if index in on_web else finish(index, self._read(url))
 
     def _web_url(self, url: str) -> str | None:
-        if url.startswith("data:"):
+        if url.startswith("data:") or is_embedded(url):
             return None
         if is_url(url):
             return url
@@ -103,6 +109,8 @@ class MediaFetcher:
     def _read(self, url: str) -> Fetched:
         if url.startswith("data:"):
             return self._decode_data_url(url)
+        if self._embedded and is_embedded(url):
+            return self._embedded.read(url)
         if self._local:
             return self._local.read(url)
         return Fetched(reason="no_media", detail=f"{url}: a file name, but no --media is given")
@@ -112,8 +120,8 @@ class MediaFetcher:
         if len(body) > 3 * self._max_bytes:  # base64 needs 4/3, percent signs at most 3
             return Fetched(reason="body_too_large")
         try:
-            is_base64 = head.endswith(";base64")
-            data = base64.b64decode(body, validate=True) if is_base64 else unquote_to_bytes(body)
+            is_base64 = head.replace(" ", "").lower().endswith(";base64")
+            data = decode_base64(body) if is_base64 else unquote_to_bytes(body)
         except binascii.Error as error:
             return Fetched(reason="bad_url", detail=f"{head}: {error}")
         if len(data) > self._max_bytes:
@@ -149,10 +157,24 @@ def check_medium(
     image: ImageLimits,
     faces: Sequence[Box] = (),
 ) -> CheckedMedium:
-    """Decode a fetched medium and check it against the limits.
+    """Decode a fetched medium and check it against the limits; raises nothing.
 
     `faces` are boxes to blur in an image, see `etl.media.faces`.
     """
+    try:
+        return _check_medium(key, fetched, options, image, faces)
+    except Exception as error:  # whatever a decoder raises, it concerns this medium only
+        detail = f"{type(error).__name__}: {error}"[:_MAX_DETAIL]
+        return CheckedMedium(step="decode", reason="decoder_error", detail=detail)
+
+
+def _check_medium(
+    key: MediumKey,
+    fetched: Fetched,
+    options: MediaOptions,
+    image: ImageLimits,
+    faces: Sequence[Box],
+) -> CheckedMedium:
     kind, _, start, length = key
     data = fetched.data
     if data is None:
@@ -175,9 +197,9 @@ def check_medium(
         return CheckedMedium(step="decode", reason=result)
     info = dict(vars(result))
     stored = info.pop("data", None) or data
-    scores = info.pop("scores", {})
+    scores, notes = info.pop("scores", {}), info.pop("notes", {})
     medium = Medium(kind=kind, data=stored, sha256=sha256(stored), **info)
-    return CheckedMedium(medium=medium, scores=scores)
+    return CheckedMedium(medium=medium, scores=scores, notes=notes)
 
 
 def with_media(table: pa.Table) -> pa.Table:

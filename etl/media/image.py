@@ -20,6 +20,8 @@ MIMES = {
     "GIF": "image/gif",
     "BMP": "image/bmp",
     "TIFF": "image/tiff",
+    "AVIF": "image/avif",
+    "JPEG2000": "image/jp2",
 }
 """Pillow's name of a format → its MIME type; other formats are not decoded."""
 

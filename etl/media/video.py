@@ -18,9 +18,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from etl.media.container import DropError, open_container, require, subtype
+from etl.media.sniff import sniff
 
 _PROBED_FRAMES = 5
 """Frames that are decoded to check that a video is readable and that something moves in it."""
+
+_VIDEO_TYPES = ("video/", "image/gif", "audio/ogg")
+"""MIME types of what may be a video, by its first bytes."""
 
 _JPEG_SCALE = 3
 """FFmpeg's `q:v` of sampled frames: 2 is best, 31 worst."""
@@ -77,10 +81,11 @@ def probe(data: bytes, limits: VideoLimits) -> VideoInfo | str:
 def _probe(data: bytes, limits: VideoLimits) -> VideoInfo:
     with open_container(data) as container:
         require(bool(container.streams.video), "wrong_type")
-        times, duration = _measure(container, limits)
+        times, duration = _measure(container, data, limits)
         mime = f"video/{subtype(container)}"
     indices = sampled_indices(len(times), limits.frames or min(_PROBED_FRAMES, len(times)))
-    frames = [_to_array(frame) for frame in _frames(data, [times[index] for index in indices])]
+    found = _frames(data, [times[index] for index in indices], limits.max_pixels)
+    frames = _of_one_size([_to_array(frame) for frame in found])
     require(len(frames) == len(indices), "truncated")
     scores = {"duration": duration}
     if len(times) > 1:
@@ -101,26 +106,30 @@ def _probe(data: bytes, limits: VideoLimits) -> VideoInfo:
 
 def _damage(data: bytes, message: str) -> str:
     """The drop reason for what FFmpeg cannot read."""
-    if data[4:8] == b"ftyp" or data[:4] in (b"\x1aE\xdf\xa3", b"RIFF"):
-        return "truncated" if "nvalid data" in message or "End of file" in message else "corrupt"
-    return "wrong_type"
+    if not sniff(data).startswith(_VIDEO_TYPES):
+        return "wrong_type"
+    return "truncated" if "nvalid data" in message or "End of file" in message else "corrupt"
 
 
-def _measure(container: InputContainer, limits: VideoLimits) -> tuple[list[int], float]:
-    """The presentation time of each frame, sorted, and the duration in seconds."""
+def _measure(
+    container: InputContainer, data: bytes, limits: VideoLimits
+) -> tuple[list[int], float]:
+    """The presentation time of each shown frame, sorted, and the duration in seconds."""
     track = container.streams.video[0]
     require(track.width * track.height <= limits.max_pixels, "decompression_bomb")
     require(min(track.width, track.height) >= limits.min_side, "too_small")
     times: list[int] = []
-    end = 0
+    end = hidden = 0
     for packet in container.demux(track):
         if not packet.size or packet.is_discard:
+            hidden += packet.size > 0  # by an edit list; the header counts it
             continue
         time = packet.pts if packet.pts is not None else packet.dts
         times.append(len(times) if time is None else time)
         end = max(end, times[-1] + (packet.duration or 0))
         require(len(times) <= limits.max_frames, "too_many_frames")
-    require(bool(times) and len(times) >= track.frames, "truncated")
+    complete = len(times) + hidden >= track.frames or _is_whole_avi(data)
+    require(bool(times) and complete, "truncated")
     require(len(times) >= limits.min_frames, "too_few_frames")
     times.sort()
     unit = track.time_base or Fraction(1, 25)
@@ -133,14 +142,20 @@ def _measure(container: InputContainer, limits: VideoLimits) -> tuple[list[int],
     return times, seconds
 
 
+def _is_whole_avi(data: bytes) -> bool:
+    """Whether it is an AVI of which no byte is missing; some headers count a frame too many."""
+    size = int.from_bytes(data[4:8], "little")
+    return data[8:12] == b"AVI " and 0 < size <= len(data) - 8
+
+
 def sampled_indices(available: int, count: int) -> list[int]:
     """The middle frame of each of `count` equal segments; repeats frames if there are too few."""
     return [(2 * segment + 1) * available // (2 * count) for segment in range(count)]
 
 
-def _frames(data: bytes, times: Sequence[int]) -> Iterator[av.VideoFrame]:
+def _frames(data: bytes, times: Sequence[int], max_pixels: int) -> Iterator[av.VideoFrame]:
     """Yield the frame at each of the ascending times, or the next frame if there is none."""
-    with open_container(data) as container:
+    with open_container(data, max_pixels=max_pixels) as container:
         track = container.streams.video[0]
         current: av.VideoFrame | None = None
         stream = container.decode(track)
@@ -174,6 +189,16 @@ def _to_array(frame: av.VideoFrame) -> NDArray[np.uint8]:
     image: Image.Image = frame.to_image()
     upright = image.rotate(frame.rotation, expand=True) if frame.rotation else image
     return np.asarray(upright.convert("RGB"))
+
+
+def _of_one_size(frames: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.uint8]]:
+    """All frames in the size of the first: VP8 and others may change it on the way."""
+    return [
+        frame
+        if frame.shape == frames[0].shape
+        else np.asarray(Image.fromarray(frame).resize(frames[0].shape[1::-1]))
+        for frame in frames
+    ]
 
 
 def _motion(frames: Sequence[NDArray[np.uint8]]) -> float:

@@ -21,6 +21,7 @@ _HINTS: Mapping[str, str] = {
     "private_address": _PRIVATE,
     "bad_record": _FORMAT,
     "no_turns": _FORMAT,
+    "no_answer": _FORMAT,
     "placeholder_mismatch": _FORMAT,
     "no_url": "the list has no URLs; check --input",
     "bad_url": "the list's URLs are not http(s); local files need --media",
@@ -87,9 +88,7 @@ def hint_for(manifest: Manifest) -> str | None:
     advice = _advice(manifest.job, reason)
     options = {name.replace("-", "_") for name in re.findall(r"--(?:no-)?([a-z-]+)", advice)}
     if not options <= {*manifest.plan.get("config", ()), *_IN_NO_PLAN}:
-        advice, options = "see the examples in report.html", set()  # this job has no such option
-    if options and "retry_failed" not in options:
-        advice = f"{advice}, and start a new --output"
+        advice = "see the examples in report.html"  # this job has no such option
     return f"no row was kept; {count} of {manifest.input_rows} were dropped as {reason}: {advice}"
 
 

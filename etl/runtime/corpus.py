@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +19,18 @@ from etl.media.local import LocalMedia
 from etl.runtime.job import Job, run_job
 from etl.runtime.options import CaptionOptions, JobOptions
 from etl.sources.base import Format, Identity, RecordReader
-from etl.sources.files import input_files, json_lines, read_json
+from etl.sources.files import (
+    BadRow,
+    holds_lines,
+    input_files,
+    input_root,
+    json_lines,
+    plain_suffix,
+    read_json,
+    table_rows,
+    text_lines,
+)
+from etl.sources.pair_files import dialogue_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +66,7 @@ class CorpusOptions(JobOptions):
         check = functools.partial(
             records.check_media_urls,
             allow_private=self.allow_private_addresses,
-            local=bool(self.media),
+            local=bool(self.media_options.locations),
         )
         return (
             Filter(name="record", function=records.well_formed),
@@ -75,6 +88,15 @@ class PairOptions(CaptionOptions, CorpusOptions):
         return (first, Filter(name=length.name, function=captioned), *others, *rest)
 
 
+@dataclass(frozen=True, kw_only=True)
+class DialogueOptions(CorpusOptions):
+    """Options of a job over dialogues, whose fields may have other names than expected."""
+
+    columns: tuple[str, ...] = ()
+    """Other names of fields, as OURS=THEIRS: image=frame, messages=dialog; lineage=preview keeps a
+    field that names files but not the record's media. A record without THEIRS is dropped."""
+
+
 def run_corpus(job: str, options: CorpusOptions, corpus: str, fmt: Format) -> None:
     """Run a job over a corpus of a known format.
 
@@ -91,7 +113,9 @@ def run_corpus(job: str, options: CorpusOptions, corpus: str, fmt: Format) -> No
             filters=(*options.filters(), *_url_dedup(fmt.identity)),
             identity=fmt.identity,
             options=options,
-            media=options.media_options,
+            media=dataclasses.replace(
+                options.media_options, input_folder=input_root(options.input).resolve()
+            ),
         )
     )
 
@@ -112,28 +136,41 @@ def select_format(
         options: give the input.
         name: `auto` or a name in `formats`.
         formats: the job's formats by name.
-        detect: returns the name of a format, or "", for what `peek` returned.
+        detect: returns the name of a format, or "", for what `peek` returned; a UserError of it
+            says what the content is instead.
     """
     if name == "auto":
         suffixes = {suffix for fmt in formats.values() for suffix in fmt.suffixes}
         file = input_files(options.input, *sorted(suffixes))[0]
-        name = detect(peek(file))
+        try:
+            name = detect(peek(file))
+        except UserError as error:
+            raise UserError(f"{file}: {error}") from None
+        except (KeyError, IndexError, TypeError, AttributeError):  # content that no format has
+            name = ""
         if name not in formats:
             raise UserError(f"{file}: unknown format; want --format {' or '.join(formats)}")
     return name, formats[name]
 
 
 def peek(file: Path) -> Any:  # noqa: ANN401 - whatever the file holds
-    """What identifies a file's format: the JSON document, [the first JSON line], or a text line."""
-    if file.suffix == ".jsonl":
-        return next(_first(file), None)
-    if file.suffix == ".json":
-        return read_json(file)
-    with file.open(encoding="utf-8-sig", errors="replace") as stream:
-        return stream.readline().rstrip("\r\n")
+    """What identifies a file's format: the JSON document, [the first record], or a text line.
+
+    The first record is that of a table, or of lines of JSON.
+    """
+    match plain_suffix(file):
+        case ".parquet":
+            return _first(table_rows(file))
+        case ".tar":
+            return _first(dialogue_rows(file))
+        case ".jsonl":
+            return _first(json_lines(file))
+        case ".json":
+            return _first(json_lines(file)) if holds_lines(file) else read_json(file)
+        case _:
+            return next(text_lines(file), "")
 
 
-def _first(file: Path) -> Iterator[Any]:
-    for record in json_lines(file):
-        yield [record]
-        return
+def _first(rows: Iterator[Any]) -> list[Any]:
+    """[The first row that can be read], [] if there is none."""
+    return list(itertools.islice((row for row in rows if not isinstance(row, BadRow)), 1))

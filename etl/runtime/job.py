@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from etl.cli import UserError
-from etl.filters.base import Filter, FilteredBatch, StepYield, add_yields, run_filters
+from etl.filters.base import DROPS, Filter, FilteredBatch, StepYield, add_yields, run_filters
 from etl.media.gather import MediaOptions
 from etl.report.job_report import DROPS_FILE, TIMINGS_FILE, print_summary, write_report
 from etl.report.statistics import download_yield, statistics
@@ -42,7 +42,13 @@ from etl.runtime.global_filters import (
 )
 from etl.runtime.job_state import JobState, Plan, make_plan, read_table, write_table
 from etl.runtime.options import JobOptions
-from etl.runtime.worker import DownloadWorker, FinalShardWriter, KeptRows, WorkerSpec
+from etl.runtime.worker import (
+    DownloadWorker,
+    FinalShardWriter,
+    KeptRows,
+    WorkerSpec,
+    WorkUnit,
+)
 from etl.runtime.worker_pool import WorkerPool
 from etl.sources.base import Identity, Source
 from etl.storage.atomic import atomic_file, write_json
@@ -76,7 +82,15 @@ def run_job(job: Job) -> None:
 
     Raises:
         UserError: the output folder belongs to another job, or the input is damaged.
+        KeyboardInterrupt: Ctrl-C; it says what to do to go on.
     """
+    try:
+        _run_or_resume(job)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("the same command resumes the job") from None
+
+
+def _run_or_resume(job: Job) -> None:
     plan = make_plan(job.name, job.source.files, job.options.config)
     state = JobState(job.options.output)
     if state.is_complete(plan) and not (job.options.retry_failed or state.work.exists()):
@@ -92,6 +106,7 @@ def run_job(job: Job) -> None:
 def _resume(job: Job, plan: Plan, state: JobState) -> None:
     """Do the remaining work, with the folder locked."""
     prepare(job.options.executor)
+    state.remove_worthless(plan)
     if not state.is_complete(plan):  # another run may have completed it meanwhile
         _run(job, plan, state)
     if job.options.retry_failed:
@@ -174,7 +189,8 @@ def _plan_units(job: Job, plan: Plan, state: JobState, progress: Progress) -> li
     input_rows = sum(count for count, _ in units)
     progress.update(task, total=input_rows)
     batches = [batch for _, batch in units]
-    write_table(state.plan_drops_path, pa.concat_tables(batch.drops for batch in batches))
+    drops = [DROPS.empty_table(), *(batch.drops for batch in batches)]  # a list may have no rows
+    write_table(state.plan_drops_path, pa.concat_tables(drops))
     unit_rows = [batch.kept.num_rows for batch in batches]
     state.save_plan(
         plan,
@@ -215,7 +231,8 @@ def _download(
         stop_on_dns_outage=not options.retry_failed,  # rows that failed before may well fail again
     )
     build = functools.partial(DownloadWorker, spec)
-    for rows in pool.map_unordered("download", build, todo):
+    units = [WorkUnit(number=number) for number in todo]
+    for rows in pool.map_unordered("download", build, units, WorkUnit.after_death):
         progress.update(task, advance=rows)
     state.add_time("download", started, sum(unit_rows[number] for number in todo))
 

@@ -31,7 +31,7 @@ from etl.storage.manifest import MANIFEST, Shard, read_manifest
 STAGED, KEYS, DROPPED, RESULT = "rows.arrow", "keys.arrow", "drops.arrow", "result.json"
 """The files in the folder of a unit that is done."""
 
-CODE_VERSION = 4
+CODE_VERSION = 5
 """Raise it when the same input and options give other rows, or when files in `.work` change."""
 
 
@@ -90,19 +90,24 @@ class JobState:
     def is_complete(self, plan: Plan) -> bool:
         """Whether the output folder holds the complete result of exactly this plan.
 
+        Another plan that has come to no row yet, or to none in the end, does not count: the command
+        was probably corrected, and `remove_worthless` removes what the other one left.
+
         Raises:
             UserError: the folder belongs to another job, or to an older version.
         """
         if (self.output / MANIFEST).exists():
-            self._refuse_other(plan, read_manifest(self.output).plan)
-            return True
-        if (self.work / "plan.json").exists():
-            self._refuse_other(plan, json.loads((self.work / "plan.json").read_bytes())["plan"])
+            manifest = read_manifest(self.output)
+            return self._is_same(plan, manifest.plan, rows=bool(manifest.rows))
+        saved = self.saved_plan()
+        if saved:
+            self._is_same(plan, saved["plan"], rows=self._has_units())
         elif any(self.output.glob("*.arrow")):
             raise UserError(f"--output {self.output}: holds Arrow files that no ETL job wrote")
         return False
 
-    def _refuse_other(self, plan: Plan, other: Mapping[str, Any]) -> None:
+    def _is_same(self, plan: Plan, other: Mapping[str, Any], *, rows: bool) -> bool:
+        """Whether the folder's plan is this one; refuses another one that has `rows`."""
         version = other.get("code_version") if isinstance(other, Mapping) else None
         if isinstance(version, int) and version != plan.code_version:
             age = "an older" if version < plan.code_version else "a newer"
@@ -112,12 +117,26 @@ class JobState:
         try:
             found = plan.differences(other)
         except (KeyError, TypeError, AttributeError):
-            found = ["it was not written by an ETL job"]
-        if found:
+            rows, found = True, ["it was not written by an ETL job"]
+        if found and rows:
             raise UserError(
                 f"--output {self.output}: belongs to another job ({'; '.join(found[:3])});"
                 " want an empty folder or the same input and options"
             )
+        return not found
+
+    def _has_units(self) -> bool:
+        return any(self.work.glob("unit-*"))
+
+    def remove_worthless(self, plan: Plan) -> None:
+        """Remove what another plan left that has come to no row; call it with the folder locked."""
+        if (self.output / MANIFEST).exists():
+            if not self.is_complete(plan):
+                (self.output / MANIFEST).unlink()
+                self.reset()
+        elif (saved := self.saved_plan()) and plan.differences(saved["plan"]):
+            self.is_complete(plan)  # refuses what has rows
+            self.reset()
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:

@@ -7,6 +7,7 @@ download needs; a fork of the job itself would inherit its threads' locks.
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import multiprocessing
 import os
 import pickle
@@ -23,6 +24,10 @@ from etl.runtime.worker_pool import Call, Functions, WorkerDiedError
 _CONTEXT = multiprocessing.get_context("forkserver")
 _PRELOADED = "etl.runtime.job"
 """All that jobs import: `multiprocessing` runs a job's script in each worker, up to its `main`."""
+
+
+_ENDED_BEFORE_THE_JOB = "500"
+"""Of /proc/self/oom_score_adj: where memory runs out, a worker ends, and its unit is done again."""
 
 
 def preload() -> None:
@@ -116,11 +121,13 @@ def _serve(pipe: connection.Connection, log: Path | None, gpu: str | None) -> No
     threading.Thread(target=_end_with_the_job, daemon=True).start()
     with contextlib.suppress(OSError):  # what `ps` and `top` show
         Path("/proc/self/comm").write_text("mmloom-worker")
+        Path("/proc/self/oom_score_adj").write_text(_ENDED_BEFORE_THE_JOB)
     os.environ["CUDA_VISIBLE_DEVICES"] = gpu or ""
     if log is not None:
         output = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         os.dup2(output, 1)
         os.dup2(output, 2)
+        faulthandler.enable()
     functions = Functions()
     while True:
         try:

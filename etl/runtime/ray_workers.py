@@ -14,13 +14,14 @@ import socket
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import grpc
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
 
 from etl.cli import UserError
 from etl.runtime.worker_pool import Call, Functions, WorkerDiedError
 
-_ANSWER_SECONDS = 10.0
+_ANSWER_SECONDS = 12.0  # of each of two questions; a head on a busy machine takes a few
 
 
 class RayWorkers:
@@ -50,7 +51,7 @@ class RayWorkers:
         """See `Workers`."""
         try:
             return ray.get(ticket)
-        except RayActorError as error:
+        except (RayActorError, OutOfMemoryError) as error:
             raise WorkerDiedError(str(error).partition("\n")[0]) from error
         except RayTaskError as error:
             raise error.cause from error
@@ -71,14 +72,7 @@ def connect() -> Iterator[RayWorkers]:
     ours = not ray.is_initialized()
     if ours:
         # "local" rather than none: Ray would else join whatever cluster it finds on this machine.
-        address = os.environ.get("RAY_ADDRESS") or "local"
-        options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-        if address == "local":
-            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a local job reports to nobody
-            options |= {"num_cpus": os.cpu_count(), "include_dashboard": False}
-        else:
-            _require_cluster(address)
-        ray.init(address=address, **options)
+        _init(os.environ.get("RAY_ADDRESS") or "local")
     try:
         yield RayWorkers()
     finally:
@@ -86,15 +80,47 @@ def connect() -> Iterator[RayWorkers]:
             ray.shutdown()
 
 
-def _require_cluster(address: str) -> None:
-    """Raise UserError where nothing answers: Ray itself would try for minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
+def _init(address: str) -> None:
+    """Connect to the cluster at an address of `ray.init`, or start one (`local`).
+
+    Raises:
+        UserError: no cluster answers there, or it refuses this process.
+    """
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address == "local":
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a local job reports to nobody
+        options |= {"num_cpus": os.cpu_count(), "include_dashboard": False}
+        ray.init(address=address, **options)
+        return
+    _require_head(address)
+    try:
+        ray.init(address=address, **options)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise _no_cluster(address, error) from error
+
+
+def _require_head(address: str) -> None:
+    """Raise UserError where no head of a cluster answers: Ray itself would try for minutes."""
+    target = address.removeprefix("ray://")
+    host, _, port = target.rpartition(":")
     if not host or "/" in host or not port.isdigit():
         raise UserError(f"RAY_ADDRESS={address}: want HOST:PORT of a Ray cluster's head")
+    # A firewall may drop what is sent, and another kind of server may take a connection: only what
+    # speaks gRPC is ready. Behind TLS that cannot be asked without Ray's certificates.
     try:
         socket.create_connection((host, int(port)), timeout=_ANSWER_SECONDS).close()
+        if os.environ.get("RAY_USE_TLS", "0") == "0":
+            with grpc.insecure_channel(target) as channel:
+                grpc.channel_ready_future(channel).result(timeout=_ANSWER_SECONDS)
+    except grpc.FutureTimeoutError:
+        raise _no_cluster(address, "what answers there is not Ray") from None
     except OSError as error:
-        raise UserError(
-            f"RAY_ADDRESS={address}: no Ray cluster answers there ({error}); unset it, or give"
-            " --executor local"
-        ) from None
+        raise _no_cluster(address, error) from None
+
+
+def _no_cluster(address: str, reason: object) -> UserError:
+    why = str(reason).partition("\n")[0]
+    return UserError(
+        f"RAY_ADDRESS={address}: no Ray cluster answers there ({why}); correct or unset it, or"
+        " give --executor local"
+    )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from etl.media.gather import (
     with_media,
 )
 from etl.media.image import ImageLimits
+from etl.runtime.isolation import DECODE_SECONDS, CrashedError, Deadline, IsolatedCalls
 from etl.runtime.job_state import (
     DROPPED,
     KEYS,
@@ -46,6 +48,7 @@ from etl.runtime.scores import scores_path, with_scores
 from etl.sources.base import Identity
 from etl.storage.atomic import link_file
 from etl.storage.schema import Sample, Turn
+from etl.storage.schema import check as check_sample
 from etl.storage.shards import copy_rows, shard_name, write_shard
 
 
@@ -53,7 +56,8 @@ from etl.storage.shards import copy_rows, shard_name, write_shard
 class WorkerSpec:
     """Configuration of a worker; pickled to other processes.
 
-    `stop_on_dns_outage`: a unit in which hardly any host name resolves fails the job.
+    `stop_on_dns_outage`: a unit in which hardly any host name resolves fails the job. `check`
+    decodes a medium within `decode_seconds`.
     """
 
     output: Path
@@ -64,7 +68,24 @@ class WorkerSpec:
     image: ImageLimits
     media: MediaOptions = field(default_factory=MediaOptions)
     stop_on_dns_outage: bool = True
+    check: Check = check_medium
+    decode_seconds: float = DECODE_SECONDS
 
+
+@dataclass(frozen=True, kw_only=True)
+class WorkUnit:
+    """A unit to process; `isolated` if a worker has died of it: a process for every medium."""
+
+    number: int
+    isolated: bool = False
+
+    def after_death(self) -> WorkUnit:
+        """The unit as it is processed after a worker has died of it."""
+        return dataclasses.replace(self, isolated=True)
+
+
+Check = Callable[..., CheckedMedium]
+"""As `check_medium`."""
 
 STAGED_SCHEMA = pa.schema(
     [
@@ -87,21 +108,27 @@ class DownloadWorker:
         self._spec = spec
         self._state = JobState(spec.output)
         self._media = MediaFetcher(web, spec.media, max_bytes=spec.fetch.limits.max_bytes)
+        self._deadline = Deadline(spec.decode_seconds)
 
-    def __call__(self, number: int) -> int:
+    def __call__(self, unit: WorkUnit) -> int:
         """Process a unit; returns the number of its candidates.
 
         Raises:
             UserError: a reason to stop the whole job; the unit then does not count as done.
         """
-        candidates = self._state.unit_candidates(number)
-        self.process(number, candidates)
+        candidates = self._state.unit_candidates(unit.number)
+        with contextlib.ExitStack() as stack:
+            check = self._check
+            if unit.isolated:
+                isolated = stack.enter_context(IsolatedCalls(self._spec.decode_seconds))
+                check = functools.partial(self._check_isolated, isolated)
+            self.process(unit.number, candidates, check)
         return candidates.num_rows
 
-    def process(self, number: int, candidates: pa.Table) -> None:
+    def process(self, number: int, candidates: pa.Table, check: Check | None = None) -> None:
         """Process a unit, whose candidates are given; raises UserError, see `__call__`."""
         log = _UnitLog()
-        samples = self._samples(candidates, log)
+        samples = self._samples(candidates, log, check or self._check)
         with self._state.open_unit(number) as folder:
             first = next(samples, None)
             shard = None
@@ -116,11 +143,11 @@ class DownloadWorker:
             yields = log.yields(candidates.num_rows)
             self._state.commit_unit(folder, UnitResult(number=number, yields=yields, shard=shard))
 
-    def _samples(self, candidates: pa.Table, log: _UnitLog) -> Iterator[Sample]:
+    def _samples(self, candidates: pa.Table, log: _UnitLog, check: Check) -> Iterator[Sample]:
         """The samples of the valid records, as their media arrive; logs every record."""
         rows = with_media(candidates).to_pylist()
         faces = {row["url"]: row["boxes"] for row in rows if row.get("boxes")}
-        stream = functools.partial(self._stream, faces=faces)
+        stream = functools.partial(self._stream, faces=faces, check=check)
         gathered = gather(rows, stream, self._spec.media.on_lost)
         for row, found in zip(rows, gathered, strict=True):
             columns = {name: row[name] for name in ("row", "id", "url")}
@@ -128,22 +155,39 @@ class DownloadWorker:
                 drop = {"step": found.step, "reason": found.reason, "detail": found.detail}
                 log.drops.append({**columns, **drop})
                 continue
-            sample = self._sample(found)
+            try:
+                sample = self._sample(found)
+                check_sample(sample)
+            except Exception as error:  # it concerns this row only
+                drop = {"step": "decode", "reason": "bad_record", "detail": str(error)}
+                log.drops.append({**columns, **drop})
+                continue
             digests = [medium.sha256 for medium in sample.media]
-            key = sample_key(digests, list(map(vars, sample.turns)), self._spec.identity)
+            said = list(map(vars, (*sample.turns, *sample.rejected)))
+            key = sample_key(digests, said, self._spec.identity)
             hashes = [medium.phash for medium in found.media]
             log.staged.append({**columns, "key": key, "phash": hashes})
             yield sample
 
     def _stream(
-        self, keys: Sequence[MediumKey], faces: Mapping[str, Sequence[Box]]
+        self, keys: Sequence[MediumKey], faces: Mapping[str, Sequence[Box]], check: Check
     ) -> Iterator[CheckedMedium]:
         def finish(index: int, fetched: Fetched) -> CheckedMedium:
-            key = keys[index]
-            boxes = faces.get(key[1], ())
-            return check_medium(key, fetched, self._spec.media, self._spec.image, boxes)
+            boxes = faces.get(keys[index][1], ())
+            return check(keys[index], fetched, self._spec.media, self._spec.image, boxes)
 
         return self._media.stream([url for _, url, _, _ in keys], finish)
+
+    def _check(self, *args: Any) -> CheckedMedium:  # noqa: ANN401 - those of `check_medium`
+        with self._deadline():
+            return self._spec.check(*args)
+
+    def _check_isolated(self, isolated: IsolatedCalls, *args: Any) -> CheckedMedium:  # noqa: ANN401
+        try:
+            checked: CheckedMedium = isolated(self._spec.check, *args)
+        except CrashedError as error:
+            return CheckedMedium(step="decode", reason="decoder_crashed", detail=str(error))
+        return checked
 
     def _sample(self, gathered: GatheredRecord) -> Sample:
         row = gathered.row

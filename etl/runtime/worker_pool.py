@@ -11,6 +11,8 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
+from etl.cli import UserError
+
 MAX_DEATHS = 4
 """Workers that may die on one item before the job fails: the item itself may be the cause."""
 
@@ -30,8 +32,8 @@ class WorkerDiedError(Exception):
     """A worker ended before it returned its result; the message says how."""
 
 
-class ExecutorError(RuntimeError):
-    """Workers keep dying on the same item."""
+class ExecutorError(UserError):
+    """Workers keep dying on the same item, whatever is done in place of it."""
 
 
 class Workers(Protocol):
@@ -112,7 +114,11 @@ class WorkerPool:
         self._idle = []
 
     def map_unordered(
-        self, name: str, build: Callable[[], Callable[[T], R]], items: Sequence[T]
+        self,
+        name: str,
+        build: Callable[[], Callable[[T], R]],
+        items: Sequence[T],
+        after_death: Callable[[T], T] | None = None,
     ) -> Iterator[R]:
         """Yield the function's result for each item, in order of completion.
 
@@ -120,6 +126,8 @@ class WorkerPool:
             name: identifies the function within a worker.
             build: builds the function, once in each worker; pickled.
             items: its arguments; pickled.
+            after_death: returns what is done in place of an item whose worker has died, such as the
+                same with more caution; None repeats it.
 
         Raises:
             ExecutorError: an item on which `MAX_DEATHS` workers died.
@@ -145,8 +153,11 @@ class WorkerPool:
                 self._workers.kill(worker)
                 _log.warning("a worker died (%s); its item is retried", error)
                 if deaths + 1 == MAX_DEATHS:
-                    raise ExecutorError(f"{deaths + 1} workers died on the same item") from error
-                todo.appendleft((item, deaths + 1))
+                    raise ExecutorError(
+                        f"{deaths + 1} workers died on the same item, the last by {error};"
+                        " repeat the command to resume"
+                    ) from error
+                todo.appendleft((after_death(item) if after_death else item, deaths + 1))
                 continue
             except BaseException:
                 self._workers.kill(worker)

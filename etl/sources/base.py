@@ -6,6 +6,7 @@ that its corpus publishes. Without a column `media`, a row has one image, at `ur
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import hashlib
 import json
@@ -19,8 +20,9 @@ import pyarrow as pa
 from etl.cli import UserError
 from etl.filters.records import MEDIA
 from etl.filters.urls import display_url
-from etl.sources.files import input_files
-from etl.storage.schema import PLACEHOLDERS, Turn
+from etl.media.embedded import in_file, is_unnamed
+from etl.sources.files import BadRow, input_files, input_root
+from etl.storage.schema import PLACEHOLDERS, ROLES, Turn
 
 TURNS = pa.list_(pa.struct([("role", pa.string()), ("text", pa.string())]))
 CANDIDATES = pa.schema(
@@ -44,6 +46,10 @@ OPTIONAL = pa.schema(
 
 Identity = Literal["medium", "record"]
 """When two samples are duplicates: if their media are the same, or their media and their text."""
+
+
+_MAX_BAD_ROWS = 100
+"""So many rows at the start of a file, none of which can be parsed, mean another format."""
 
 
 class Source(Protocol):
@@ -111,12 +117,14 @@ class Format:
 
     Args:
         suffixes: of its files' names.
-        rows: yields the rows of a file, in whatever form `parse` takes.
-        parse: yields the records of a row; raises BadRecordError if it cannot be parsed.
+        rows: yields the rows of a file, in whatever form `parse` takes, or a `BadRow`.
+        parse: yields the records of a row; raises BadRecordError if it cannot be parsed. Any other
+            exception but a UserError means the same.
         scores: names of the scores that records have.
         group_by_medium: yield records with the same first medium together, so that it is fetched
             once; holds all records in memory.
         identity: what counts as a duplicate.
+        reads_folder: `rows` takes the input folder itself; the job's options identify its content.
     """
 
     suffixes: tuple[str, ...]
@@ -125,13 +133,15 @@ class Format:
     scores: tuple[str, ...] = ()
     group_by_medium: bool = False
     identity: Identity = "record"
+    reads_folder: bool = False
 
 
 class RecordReader:
     """Reads a corpus of a known format.
 
-    If the first record of a file cannot be parsed, the format is wrong: a UserError; a later one
-    becomes a row with nothing but a `parse_error`.
+    A row that cannot be parsed, for whatever reason, becomes a row with nothing but a
+    `parse_error`. If none of a file's first rows can, the format is wrong: a UserError with the
+    error of the first.
 
     Args:
         name: the prefix of the record ids.
@@ -143,7 +153,9 @@ class RecordReader:
     """
 
     def __init__(self, name: str, path: Path, fmt: Format) -> None:
-        self.files = input_files(path, *fmt.suffixes)
+        self.files = [] if fmt.reads_folder else input_files(path, *fmt.suffixes)
+        self._inputs = [path] if fmt.reads_folder else self.files
+        self._root = input_root(path)
         self._name = name
         self._format = fmt
 
@@ -162,14 +174,53 @@ class RecordReader:
             yield self._table(pending)
 
     def _records(self) -> Iterator[Record | str]:
-        for file in self.files:
-            for number, row in enumerate(self._format.rows(file)):
-                try:
-                    yield from self._format.parse(row)
-                except BadRecordError as error:
-                    if number == 0:
-                        raise UserError(f"{file}: record 0: {error}") from None
-                    yield str(error)
+        valid = False
+        for file in self._inputs:
+            errors: list[str] = []  # of the file's first rows, until one is valid
+            found = False
+            for one in self._parsed(file):
+                if found:
+                    yield one
+                elif isinstance(one, str):
+                    errors.append(one)
+                    if len(errors) == _MAX_BAD_ROWS:
+                        break
+                else:
+                    yield from errors
+                    yield one
+                    found = valid = True
+            if not found and errors:
+                if not valid or len(errors) == _MAX_BAD_ROWS:
+                    raise UserError(f"{file}: record 0: {errors[0]}")
+                yield from errors
+
+    def _parsed(self, file: Path) -> Iterator[Record | str]:
+        """The records of a file; a row that cannot be parsed gives its error."""
+        for row in self._format.rows(file):
+            if isinstance(row, BadRow):
+                yield _printable(row.error)
+                continue
+            try:
+                for record in self._format.parse(row):
+                    yield self._check(file, record)
+            except BadRecordError as error:
+                yield _printable(str(error))
+            except UserError:
+                raise
+            except Exception as error:  # a row of a shape that its parser does not expect
+                yield _printable(f"{type(error).__name__}: {error}")
+
+    def _check(self, file: Path, record: Record) -> Record:
+        """The record, with the file of its embedded media; BadRecordError if it is not valid."""
+        check_record(record)
+        if not any(is_unnamed(ref.url) for ref in record.media):
+            return record
+        name = file.relative_to(self._root).as_posix()
+        media = (
+            dataclasses.replace(ref, url=in_file(ref.url, name)) if is_unnamed(ref.url) else ref
+            for ref in record.media
+        )
+        return dataclasses.replace(record, media=tuple(media))
 
     def _table(self, numbered: Sequence[tuple[int, Record | str]]) -> pa.Table:
         records = [
@@ -196,6 +247,60 @@ class RecordReader:
     @staticmethod
     def _url(record: Record) -> str | None:
         return display_url(record.media[0].url) if record.media else None
+
+
+def _printable(error: str) -> str:
+    """An error message without what Arrow cannot hold."""
+    return error.encode("utf-8", "backslashreplace").decode()
+
+
+def check_record(record: Record) -> None:
+    """Check that Arrow can hold a record, whatever its corpus had in its fields.
+
+    Raises:
+        BadRecordError: a text that is not a string or not valid Unicode (such as half of a
+            surrogate pair), an unknown role or kind of medium, or a score that is not a number.
+    """
+    turns = (*record.turns, *record.rejected, *record.feedback)
+    texts = [text for turn in turns for text in (turn.role, turn.text)]
+    texts += [text for ref in record.media for text in (ref.kind, ref.url)]
+    texts += [text for item in record.lineage.items() for text in item]
+    texts += [record.caption] if record.caption is not None else []
+    try:
+        "".join(texts).encode()
+    except (TypeError, UnicodeEncodeError):
+        raise BadRecordError(_not_text(texts)) from None
+    for turn in turns:
+        if turn.role not in ROLES:
+            raise BadRecordError(f"role {turn.role!r:.40}, want one of {', '.join(ROLES)}")
+    for ref in record.media:
+        if ref.kind not in PLACEHOLDERS:
+            raise BadRecordError(f"unknown kind of medium {ref.kind!r:.40}")
+        for seconds in (ref.start, ref.length):
+            _check_number(seconds)
+    for value in record.scores.values():
+        _check_number(value)
+
+
+def _not_text(texts: Sequence[Any]) -> str:
+    """What is wrong with the first text that Arrow cannot hold."""
+    for text in texts:
+        if not isinstance(text, str):
+            return f"want a text instead of {text!r:.60}"
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            return f"not valid Unicode: {text[:40]!r} ({error.reason})"
+    return "not valid Unicode"
+
+
+def _check_number(value: object) -> None:
+    try:
+        valid = value is None or (isinstance(value, int | float) and float(value) is not None)
+    except OverflowError:
+        valid = False
+    if not valid:
+        raise BadRecordError(f"want a number instead of {value!r:.60}")
 
 
 def _by_medium(
@@ -243,6 +348,21 @@ def require_field(record: Any, key: str, kind: type | tuple[type, ...] = object)
         names = " or ".join(one.__name__ for one in kinds)
         raise BadRecordError(f"{key} is {value!r:.60}, want {names}")
     return value
+
+
+EXPORTED = ("scores", "lineage")
+"""Fields that `etl/export.py` writes: objects, or in tables JSON of these."""
+
+
+def exported_lineage(record: Mapping[str, Any]) -> dict[str, str]:
+    """The lineage of a record that `etl/export.py` wrote; empty for others."""
+    value = record.get("lineage")
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            return {}
+    return string_fields(value) if isinstance(value, dict) else {}
 
 
 def string_fields(record: Mapping[str, Any], *excluded: str) -> dict[str, str]:

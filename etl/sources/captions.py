@@ -9,28 +9,37 @@ from typing import Any
 from etl.cli import UserError
 from etl.sources.base import BadRecordError, Format, Record, pair, require_field
 from etl.sources.files import json_rows, read_json, rows_in
+from etl.sources.looks import COCO_RESULTS, is_coco_result
 
 
-def coco_rows(file: Path) -> list[tuple[Any, str | None]]:
-    """COCO's annotations, each with the file name of its image.
+def coco_rows(file: Path) -> list[tuple[Any, Any]]:
+    """COCO's annotations, each with its image's entry (None if there is none).
 
     Raises:
         UserError: the file has no images and annotations.
     """
     document = read_json(file)
-    if not isinstance(document, dict) or not {"images", "annotations"} <= set(document):
+    fields = document if isinstance(document, dict) else {}
+    images, annotations = fields.get("images"), fields.get("annotations")
+    if not isinstance(images, list) or not isinstance(annotations, list):
         raise UserError(f"{file}: want an object with images and annotations")
-    names = {image["id"]: image["file_name"] for image in document["images"]}
-    return [(one, names.get(one.get("image_id"))) for one in document["annotations"]]
+    by_id = {
+        str(image["id"]): image for image in images if isinstance(image, dict) and "id" in image
+    }
+    return [
+        (one, by_id.get(str(one.get("image_id"))) if isinstance(one, dict) else None)
+        for one in annotations
+    ]
 
 
-def coco(row: tuple[Any, str | None]) -> Iterator[Record]:
+def coco(row: tuple[Any, Any]) -> Iterator[Record]:
     """COCO Captions: `{image_id, id, caption}`, and `file_name` of its image."""
-    annotation, name = row
-    if name is None:
+    annotation, image = row
+    caption = require_field(annotation, "caption", str).strip()
+    if image is None:
         raise BadRecordError(f"no image has the id {annotation.get('image_id')!r}")
     number = str(annotation.get("id", ""))
-    yield pair("image", name, require_field(annotation, "caption", str).strip(), original_id=number)
+    yield pair("image", require_field(image, "file_name", str), caption, original_id=number)
 
 
 def karpathy(image: Any) -> Iterator[Record]:  # noqa: ANN401 - parsed JSON
@@ -43,7 +52,7 @@ def karpathy(image: Any) -> Iterator[Record]:  # noqa: ANN401 - parsed JSON
             "image",
             path,
             require_field(sentence, "raw", str).strip(),
-            split=require_field(image, "split"),
+            split=require_field(image, "split", str),
         )
 
 
@@ -86,8 +95,14 @@ FORMATS: Mapping[str, Format] = {
 
 
 def detect_format(content: Any) -> str:  # noqa: ANN401
-    """The name of the format of a document."""
+    """The name of the format of a document.
+
+    Raises:
+        UserError: it has a model's results, which look like annotations.
+    """
     first = content[0] if isinstance(content, list) and content else None
+    if is_coco_result(first):
+        raise UserError(f"unknown format{COCO_RESULTS}")
     if isinstance(first, dict):
         return "visual-genome" if "regions" in first else "ai-challenger"
     if isinstance(content, dict) and "data" in content:

@@ -2,30 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
-from etl.cli import UserError
 from etl.sources.base import BadRecordError, Format, Record, pair, require_field, string_fields
 from etl.sources.files import json_rows
+from etl.sources.tables import separated_values
 
 _CLOUD = ("points", "point_cloud", "pc", "pcl", "file", "uid")
 _SUFFIXES = (".npy", ".ply", ".off", ".obj")
-
-
-def cap3d_rows(file: Path) -> Iterator[list[str]]:
-    """Rows of a comma-separated table without a header.
-
-    Raises:
-        UserError: it is not such a table.
-    """
-    try:
-        with file.open(encoding="utf-8-sig", newline="") as stream:
-            yield from csv.reader(stream)
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: not a comma-separated table in UTF-8 ({error})") from None
 
 
 def cap3d(row: list[str]) -> Iterator[Record]:
@@ -55,7 +40,7 @@ def _file(name: str) -> str:
     return name if name.endswith(_SUFFIXES) or "://" in name else f"{name}.ply"
 
 
-CAP3D = Format(suffixes=(".csv",), rows=cap3d_rows, parse=cap3d)
+CAP3D = Format(suffixes=(".csv",), rows=separated_values, parse=cap3d)
 TRIPLETS = Format(suffixes=(".json", ".jsonl"), rows=json_rows, parse=triplet)
 FORMATS: Mapping[str, Format] = {"cap3d": CAP3D, "triplets": TRIPLETS}
 

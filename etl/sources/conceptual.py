@@ -11,20 +11,33 @@ from etl.cli import UserError
 from etl.sources.base import (
     BadRecordError,
     Format,
+    MediaRef,
     Record,
     pair,
     require_field,
     string_fields,
 )
-from etl.sources.dialogues import llava
-from etl.sources.files import json_rows, parquet_or_json_rows, read_json
-from etl.sources.tables import csv_rows, lines, two_columns
+from etl.sources.dialogues import messages
+from etl.sources.files import json_rows, parquet_or_json_rows, read_json, text_lines
+from etl.sources.tables import csv_rows, two_columns
+from etl.storage.schema import PLACEHOLDERS, Turn
 
 
 def _image_pair(url: str, caption: str, **lineage: str) -> Iterator[Record]:
     if "://" not in url:
         raise BadRecordError(f"want a URL instead of {url!r:.60}")
     yield pair("image", url.strip(), caption.strip(), **lineage)
+
+
+def tsv_lines(file: Path) -> Iterator[str]:
+    """The lines of a tsv, without the header that img2dataset's recipes for CC3M and CC12M prepend.
+
+    Those are `caption TAB url` and `url TAB caption`
+    (https://github.com/rom1504/img2dataset, dataset_examples/cc3m.md and cc12m.md).
+    """
+    for number, line in enumerate(text_lines(file)):
+        if number or set(line.lower().split("\t")) != {"caption", "url"}:
+            yield line
 
 
 def cc3m(line: str) -> Iterator[Record]:
@@ -37,6 +50,14 @@ def cc12m(line: str) -> Iterator[Record]:
     """`url TAB caption` (cc12m.tsv)."""
     url, caption = two_columns(line, last=False)
     return _image_pair(url, caption)
+
+
+def url_only(line: str) -> Iterator[Record]:
+    """A line with a URL and nothing else: an image without a text, to be captioned later."""
+    if "://" not in line or len(line.split()) != 1:
+        raise BadRecordError(f"want a URL instead of {line!r:.60}")
+    media = (MediaRef(kind="image", url=line.strip()),)
+    yield Record(turns=(Turn(role="user", text=PLACEHOLDERS["image"]),), media=media)
 
 
 def sbu_rows(file: Path) -> list[tuple[str, str]]:
@@ -78,13 +99,14 @@ def pixelprose(row: Any) -> Iterator[Record]:  # noqa: ANN401 - a row of parquet
         yield dataclasses.replace(record, scores=scores)
 
 
-CC3M = Format(suffixes=(".tsv",), rows=lines, parse=cc3m, identity="medium")
-CC12M = Format(suffixes=(".tsv",), rows=lines, parse=cc12m, identity="medium")
+CC3M = Format(suffixes=(".tsv",), rows=tsv_lines, parse=cc3m, identity="medium")
+CC12M = Format(suffixes=(".tsv",), rows=tsv_lines, parse=cc12m, identity="medium")
 SBU = Format(suffixes=(".json",), rows=sbu_rows, parse=sbu, identity="medium")
 WUKONG = Format(
     suffixes=(".csv",), rows=csv_rows("url", "caption"), parse=wukong, identity="medium"
 )
-CC595K = Format(suffixes=(".json",), rows=json_rows, parse=llava)
+URLS = Format(suffixes=(".txt",), rows=text_lines, parse=url_only, identity="medium")
+CC595K = Format(suffixes=(".json",), rows=json_rows, parse=messages)
 PIXELPROSE = Format(
     suffixes=(".parquet", ".jsonl"),
     rows=parquet_or_json_rows,
@@ -99,17 +121,18 @@ FORMATS: Mapping[str, Format] = {
     "wukong": WUKONG,
     "cc595k": CC595K,
     "pixelprose": PIXELPROSE,
+    "urls": URLS,
 }
 
 
 def detect_format(content: Any) -> str:  # noqa: ANN401
     """The name of the format of a file with this first content (see `peek`)."""
     if isinstance(content, str):
-        if content.startswith("PAR1"):  # parquet
-            return "pixelprose"
         first, _, rest = content.partition("\t")
-        url_first = "://" in first.split(" ")[0]
-        return ("cc12m" if url_first else "cc3m") if rest else "wukong"
+        url_first = "://" in first.split(" ")[0] or first.lower() == "url"
+        if rest:
+            return "cc12m" if url_first else "cc3m"
+        return "urls" if url_first and "," not in first else "wukong"
     first_record = content[0] if isinstance(content, list) and content else None
     if isinstance(first_record, dict) and "vlm_caption" in first_record:
         return "pixelprose"

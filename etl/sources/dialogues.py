@@ -1,112 +1,187 @@
-"""Instruction dialogues in LLaVA's format: `{id, image, conversations: [{from, value}]}`."""
+"""Dialogues as most projects write them, with or without a rejected answer.
+
+LLaVA's and ShareGPT's `conversations` and OpenAI's `messages` with columns of media, as
+LLaMA-Factory (data/README.md), ms-swift (docs: Custom-dataset) and TRL (docs: dataset_formats)
+document them; and their records of one question and its answer (Alpaca, query-response,
+prompt-completion).
+"""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from etl.sources.base import BadRecordError, Format, MediaRef, Record, require_field, string_fields
-from etl.sources.files import json_rows
-from etl.storage.schema import PLACEHOLDER_PATTERN, PLACEHOLDERS, Turn
-
-ROLES = {
-    **{"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"},
-    "system": "system",
-}
-"""Speaker names in these files → role."""
-
-_FIELDS = {
-    **{"image": "image", "video": "video", "audio": "audio", "pcl": "points", "point": "points"},
-}
-"""Field that names media (a string, or a list of strings) → their kind."""
-
-_TOKENS = re.compile(
-    r"(?<!\\)<(?:image|video|audio|point|points|pcl|pointcloud|point_cloud)>", re.IGNORECASE
+from etl.sources.base import (
+    EXPORTED,
+    BadRecordError,
+    Format,
+    Record,
+    exported_lineage,
+    require_field,
 )
-"""The placeholder spellings in these files; with a backslash before it, one is plain text."""
+from etl.sources.boxes import fill_boxes
+from etl.sources.fields import lineage_fields, media_fields
+from etl.sources.files import parquet_or_json_rows
+from etl.sources.pair_files import dialogue_rows
+from etl.sources.turns import Dialogue, make_record, parse_turns, say
+from etl.storage.schema import Turn
 
-_KINDS = {"point": "points", "pcl": "points", "pointcloud": "points", "point_cloud": "points"}
+TURNS_FIELDS = ("conversations", "messages", "conversation")
+_REJECTED = ("rejected_conversations", "rejected_messages", "rejected_response", "rejected")
+_SYSTEM = ("system", "system_prompt")
+_JUDGED = ("label", "kto_tag")
 
 
-def llava(record: Any) -> Iterator[Record]:  # noqa: ANN401 - parsed JSON
-    """LLaVA-150K, -mix665K, LLaVAR, StableLLaVA, ShareGPT4V, SoM-LLaVA, LAMM, BuboGPT and others.
+def messages(record: Any) -> Iterator[Record]:  # noqa: ANN401 - parsed JSON, or a row of parquet
+    """A dialogue: `{id, image, conversations: [{from, value}]}`, `{messages, images}` and so on.
 
-    The fields `image`, `video`, `audio`, `pcl` and `point` name media; a record without any is a
-    text-only dialogue. If no text contains a placeholder (LAMM), the media come first. Further
-    string fields (such as `kind`) go into lineage.
+    LLaVA-150K, -mix665K, LLaVAR, ShareGPT4V, SoM-LLaVA, LAMM, Qwen-VL, Ferret, POVID and others; a
+    record without media is a text-only dialogue. The turns are `conversations`, `messages`,
+    `conversation`, or TRL's lists `prompt` and `completion`; see `etl.sources.turns` for what they
+    hold, `media_fields` for the fields of media. A rejected answer is POVID's, LLaMA-Factory's,
+    ms-swift's or TRL's field; the chosen one ends the turns. Boxes are written into the text. A
+    list of dialogues that are to be packed into one sequence (Qwen2.5-VL) is taken apart.
     """
-    turns = parse_conversations(require_field(record, "conversations"))
-    media = tuple(
-        MediaRef(kind=kind, url=url)
-        for name, kind in _FIELDS.items()
-        for url in media_names(record.get(name), name)
+    if isinstance(record, list):
+        for one in record:
+            yield from messages(one)
+        return
+    if not isinstance(record, dict):
+        raise BadRecordError("want an object with 'conversations' or 'messages'")
+    field = next((name for name in TURNS_FIELDS if record.get(name) is not None), None)
+    listed = [name for name in ("prompt", "completion") if isinstance(record.get(name), list)]
+    if field:
+        read = [field]
+        dialogue = parse_turns(record[field])
+    elif listed or isinstance(record.get("chosen"), list):
+        read = listed
+        dialogue = Dialogue(turns=())
+        for name in listed:
+            dialogue += parse_turns(record[name])
+    else:
+        require_field(record, "conversations")
+        raise BadRecordError("its conversations are null")
+    read += [name for name in ("objects", "box_x1y1x2y2", "masks") if name in record]
+    yield _finish(record, fill_boxes(record, dialogue), read)
+
+
+_QUESTIONS = ("question", "query", "instruction", "prompt")
+_ANSWERS = ("output", "response", "answer", "completion", "chosen")
+
+
+def question_and_answer(record: Any) -> Iterator[Record]:  # noqa: ANN401
+    """One question and its answer, after the turns of `history`, if any.
+
+    Alpaca's `{instruction, input, output, system, history}`, ms-swift's `{query, response}`, TRL's
+    `{prompt, completion}`, StableLLaVA's `{id, image, prompt, question, answer}`, and Alpaca's and
+    TRL's preferences, `{instruction | prompt, chosen, rejected}`. Media as in `messages`.
+    """
+    question = _first(record, _QUESTIONS)
+    answer = _first(record, _ANSWERS)
+    read = [question, answer, "history", "input"]
+    text = require_field(record, question, str)
+    if question == "instruction" and record.get("input"):
+        text = "\n".join(part for part in (text, require_field(record, "input", str)) if part)
+    dialogue = Dialogue(turns=())
+    for past in record.get("history") or ():
+        if not isinstance(past, list) or len(past) != 2:
+            raise BadRecordError(f"its history has {past!r:.60}, want pairs of question and answer")
+        dialogue += _said("user", past[0]) + _said("assistant", past[1])
+    dialogue += _said("user", text)
+    if answer != "chosen":
+        dialogue += _said("assistant", record[answer])
+    yield _finish(record, dialogue, read)
+
+
+def _first(record: Any, names: Sequence[str]) -> str:  # noqa: ANN401
+    """The first of some fields that a record has."""
+    if not isinstance(record, dict):
+        raise BadRecordError(f"want an object with {names[0]!r}")
+    for name in names:
+        if record.get(name) is not None:
+            return name
+    raise BadRecordError(f"no field {' or '.join(map(repr, names))} among {sorted(record)}")
+
+
+def _said(role: str, text: Any) -> Dialogue:  # noqa: ANN401
+    if not isinstance(text, str):
+        raise BadRecordError(f"the {role} says {text!r:.60}, want a text")
+    return say(role, text)
+
+
+def _finish(record: Mapping[str, Any], dialogue: Dialogue, read: Sequence[str]) -> Record:
+    """The record of a dialogue: with its system prompt, its rejected answer, media and lineage."""
+    for name in _JUDGED:
+        if record.get(name) is False:
+            raise BadRecordError(f"its answer was judged undesirable ({name}: false)")
+    system = next((name for name in _SYSTEM if isinstance(record.get(name), str)), None)
+    if system:
+        has_own = dialogue.turns[:1] and dialogue.turns[0].role == "system"
+        if record[system] and not has_own:
+            dialogue = say("system", record[system]) + dialogue
+    dialogue, rejected = _choose(record, dialogue)
+    own = media_fields(record)
+    others = media_fields(
+        {k.removeprefix("rejected_"): v for k, v in record.items() if k.startswith("rejected_")},
+        *(name.removeprefix("rejected_") for name in _REJECTED),
     )
-    lineage = string_fields(record, "id", *_FIELDS)
-    if "id" in record:
-        lineage["original_id"] = str(record["id"])
-    yield dialogue(turns, media, **lineage)
+    if any(own.get(name) != refs for name, refs in others.items()):
+        raise BadRecordError("its rejected answer has other media, which a sample cannot hold")
+    media = [ref for refs in own.values() for ref in refs]
+    known = (*read, *own, *(f"rejected_{name}" for name in others), *_REJECTED, "chosen", system)
+    exported = exported_lineage(record)
+    known += EXPORTED if exported or "messages" in read else ()
+    lineage = lineage_fields(record, *filter(None, known), media=media or dialogue.named)
+    said = record.get("feedback")
+    feedback = parse_turns(said).turns if isinstance(said, list) else ()
+    if rejected and isinstance(said, str) and said.strip():
+        lineage.pop("feedback")
+        feedback = say("user", said).turns
+    return make_record(
+        dialogue, media, rejected=rejected, feedback=feedback, lineage={**exported, **lineage}
+    )
 
 
-def dialogue(turns: Sequence[Turn], media: Sequence[MediaRef], **lineage: str) -> Record:
-    """A record of turns with placeholders in any spelling; without any, the media come first."""
-    turns = tuple(Turn(role=turn.role, text=_TOKENS.sub(_canonical, turn.text)) for turn in turns)
-    order = [_kind(token) for turn in turns for token in PLACEHOLDER_PATTERN.findall(turn.text)]
-    if not order:
-        turns = prepend_placeholders(turns, media)
-        return Record(turns=turns, media=tuple(media), lineage=lineage)
-    if sorted(order) == sorted(
-        ref.kind for ref in media
-    ):  # fields are listed by kind, not in order
-        remaining = {kind: [ref for ref in media if ref.kind == kind] for kind in order}
-        media = [remaining[kind].pop(0) for kind in order]
-    return Record(turns=turns, media=tuple(media), lineage=lineage)
+def _choose(record: Mapping[str, Any], dialogue: Dialogue) -> tuple[Dialogue, tuple[Turn, ...]]:
+    """A dialogue that ends with the chosen answer, and the turns of the rejected one, if any."""
+    if record.get("chosen") is not None:
+        if dialogue.turns and dialogue.turns[-1].role == "assistant":
+            raise BadRecordError("it has a chosen answer, but its turns end with another one")
+        dialogue += _answer(record["chosen"])
+    name = next((name for name in _REJECTED if record.get(name) is not None), None)
+    if name is None:
+        return dialogue, ()
+    rejected = _answer(record[name])
+    if not dialogue.turns or dialogue.turns[-1].role != "assistant":
+        raise BadRecordError(f"it has {name}, but no chosen answer ends its turns")
+    before, last = dialogue.turns[:-1], dialogue.turns[-1]
+    turns = rejected.turns
+    if turns[: len(before)] == before or len(turns) > 1:
+        if turns[: len(before)] != before:
+            raise BadRecordError(f"{name} differs from its turns before the last answer")
+        turns = turns[len(before) :]
+    if [turn.role for turn in turns] != ["assistant"]:
+        raise BadRecordError(f"{name} is not one answer")
+    if turns[0].text == last.text:
+        raise BadRecordError(f"{name} is the same as the chosen answer")
+    return dialogue, turns
 
 
-def _kind(token: str) -> str:
-    name = token.strip("<>").lower()
-    return _KINDS.get(name, name)
+def _answer(value: Any) -> Dialogue:  # noqa: ANN401
+    """An answer as a text, a turn or a list of turns."""
+    if isinstance(value, str) and not value.lstrip().startswith("[{"):
+        return say("assistant", value)
+    return parse_turns([value] if isinstance(value, dict) else value)
 
 
-def _canonical(match: re.Match[str]) -> str:
-    return PLACEHOLDERS[_kind(match[0])]
-
-
-def media_names(value: Any, field: str) -> Sequence[str]:  # noqa: ANN401
-    """The names in a field that may be a string, a list of strings, absent or null."""
-    if value is None or value == "":
-        return ()
-    found = value if isinstance(value, list) else [value]
-    if not all(isinstance(name, str) and name for name in found):
-        raise BadRecordError(f"{field} is {value!r:.60}, want a name or a list of names")
-    return found
-
-
-def parse_conversations(conversations: Any) -> tuple[Turn, ...]:  # noqa: ANN401
-    """The turns of a list of {from, value}."""
-    try:
-        turns = [(ROLES[turn["from"].lower()], turn["value"]) for turn in conversations]
-    except (KeyError, TypeError, AttributeError):
-        turns = [("", None)]
-    if not all(isinstance(text, str) for _, text in turns):
-        raise BadRecordError(f"want conversations of {{from, value}}, from one of {sorted(ROLES)}")
-    return tuple(Turn(role=role, text=text) for role, text in turns)
-
-
-def question_answer(question: str, answer: str) -> tuple[Turn, Turn]:
-    """The two turns of a question and its answer."""
-    return Turn(role="user", text=question), Turn(role="assistant", text=answer)
-
-
-def prepend_placeholders(turns: Sequence[Turn], media: Sequence[MediaRef]) -> tuple[Turn, ...]:
-    """Turns with the media's placeholders at the start of the first user turn."""
-    head = "".join(f"{PLACEHOLDERS[ref.kind]}\n" for ref in media)
-    index = next((n for n, turn in enumerate(turns) if turn.role == "user"), None)
-    if index is None or not head:
-        return tuple(turns)
-    first = Turn(role="user", text=head + turns[index].text)
-    return (*turns[:index], first, *turns[index + 1 :])
-
-
-LLAVA = Format(suffixes=(".json", ".jsonl"), rows=json_rows, parse=llava, group_by_medium=True)
-FORMATS: Mapping[str, Format] = {"llava": LLAVA}
+_SUFFIXES = (".json", ".jsonl", ".parquet")
+LLAVA = Format(
+    suffixes=(*_SUFFIXES, ".tar"), rows=dialogue_rows, parse=messages, group_by_medium=True
+)
+ALPACA = Format(suffixes=_SUFFIXES, rows=parquet_or_json_rows, parse=question_and_answer)
+FORMATS: Mapping[str, Format] = {
+    "llava": LLAVA,
+    "messages": LLAVA,
+    "alpaca": ALPACA,
+    "query-response": ALPACA,
+}

@@ -11,7 +11,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from etl.sources.base import BadRecordError, Format, MediaRef, Record, require_field
+from etl.sources.fields import lineage_fields, media_names
 from etl.sources.files import json_lines, parquet_or_json_rows
+from etl.sources.looks import DOCUMENTS, detect
 from etl.storage.schema import Turn
 
 MIN_SIMILARITY = 0.24
@@ -44,27 +46,36 @@ def mmc4(min_similarity: float) -> Format:
         for index, sentence in enumerate(sentences):
             parts += [*before.get(index, ()), str(sentence)]
         lineage = {"page": str(record.get("url") or "")}
+        lineage |= lineage_fields(record, *_MMC4, media=parts)
         yield _document(parts, **lineage, **({"below_similarity": str(below)} if below else {}))
 
     return Format(suffixes=(".jsonl",), rows=json_lines, parse=parse)
 
 
+_MMC4 = ("url", "text_list", "image_info", "similarity_matrix", "could_have_url_duplicate")
+
+
 def obelics(record: Any) -> Iterator[Record]:  # noqa: ANN401
-    """OBELICS: `{images: [URL or null], texts: [text or null]}`, exactly one at each index."""
+    """OBELICS: `{images: [URL or null], texts: [text or null]}`, exactly one at each index.
+
+    An image may be a struct, too: `{bytes, path}` as in Hugging Face's parquet files, or `{url}`.
+    """
     images, sentences = require_field(record, "images", list), require_field(record, "texts", list)
     if len(images) != len(sentences):
         raise BadRecordError(f"{len(images)} images, but {len(sentences)} texts")
     parts: list[str | MediaRef] = []
     for image, text in zip(images, sentences, strict=True):
-        if bool(image) == bool(text):
+        names = media_names(image, "images")
+        if len(names) > 1 or bool(names) == bool(text):
             raise BadRecordError("want either an image or a text at each index")
-        parts.append(MediaRef(kind="image", url=image) if image else str(text))
+        parts.append(MediaRef(kind="image", url=names[0]) if names else str(text))
     metadata = record.get("general_metadata")
     try:
         page = json.loads(metadata).get("url", "") if isinstance(metadata, str) else ""
     except (ValueError, AttributeError):
         page = ""
-    yield _document(parts, page=str(page))
+    read = ("images", "texts", "metadata", "general_metadata")
+    yield _document(parts, page=str(page), **lineage_fields(record, *read, media=parts))
 
 
 def _document(parts: list[str | MediaRef], **lineage: str) -> Record:
@@ -94,8 +105,9 @@ FORMATS: Mapping[str, Format] = formats()
 
 
 def detect_format(content: Any) -> str:  # noqa: ANN401
-    """The name of the format of a file with this first content; one that is not text is parquet."""
-    if isinstance(content, str):
-        return "obelics"
-    is_mmc4 = isinstance(content, list) and "text_list" in (content[0] or ())
-    return "mmc4" if is_mmc4 else "obelics"
+    """The name of the format of a file with this first content (see `peek`).
+
+    Raises:
+        UserError: it is none of these; see `looks.detect`.
+    """
+    return detect(content, DOCUMENTS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +12,15 @@ from typing import Any
 from etl.cli import UserError
 from etl.dedup.decontaminate import EvalItem
 from etl.media.decode import normalize_image
+from etl.media.embedded import Location
 from etl.media.image import ImageLimits
 from etl.sources.files import parquet_or_json_rows
 from etl.storage.atomic import file_sha256
 from etl.storage.manifest import MANIFEST
 from etl.storage.schema import Sample
 from etl.storage.shards import ShardSet
+
+_log = logging.getLogger("etl")
 
 _LISTS = (".json", ".jsonl", ".parquet", ".txt")
 _IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
@@ -43,10 +47,16 @@ class EvaluationSets:
                 raise UserError(f"--decontaminate {path}: no such file or folder")
             if path.is_file() and path.suffix not in _LISTS:
                 raise UserError(f"--decontaminate {path}: want one of {', '.join(_LISTS)}")
-            if path.is_dir() and not (path / MANIFEST).exists() and not _images(path):
-                raise UserError(
-                    f"--decontaminate {path}: the folder holds neither shards nor images"
-                )
+            if path.is_dir() and not (path / MANIFEST).exists():
+                images = _images(path)
+                if not images:
+                    raise UserError(
+                        f"--decontaminate {path}: the folder holds neither shards nor images"
+                    )
+                if not any(_item("", [file.read_bytes()], []).hashes for file in images):
+                    raise UserError(
+                        f"--decontaminate {path}: none of its {len(images)} images can be read"
+                    )
 
     def __iter__(self) -> Iterator[EvalItem]:
         for path in self.paths:
@@ -57,9 +67,7 @@ class EvaluationSets:
                 for index in range(len(shards)):
                     yield _from_sample(path, shards[index])
             else:
-                for file in _images(path):
-                    name = str(file.relative_to(path.parent))
-                    yield _item(name, [file.read_bytes()], [])
+                yield from _from_images(path)
 
     def fingerprint(self) -> list[str]:
         """Digests of the sets' content, independent of their paths."""
@@ -68,6 +76,14 @@ class EvaluationSets:
 
 def _images(folder: Path) -> list[Path]:
     return sorted(file for file in folder.rglob("*") if file.suffix.lower() in _IMAGES)
+
+
+def _from_images(folder: Path) -> Iterator[EvalItem]:
+    for file in _images(folder):
+        item = _item(str(file.relative_to(folder.parent)), [file.read_bytes()], [])
+        if not item.hashes:  # its bytes still count
+            _log.warning("--decontaminate %s: cannot be read as an image", file)
+        yield item
 
 
 def _fingerprint(path: Path) -> str:
@@ -89,7 +105,7 @@ def _texts(path: Path) -> Iterator[EvalItem]:
 
 
 def _strings(value: Any) -> Iterator[str]:  # noqa: ANN401 - whatever a list of texts holds
-    if isinstance(value, str):
+    if isinstance(value, str) and not isinstance(value, Location):
         yield value
     elif isinstance(value, dict | list):
         for one in value.values() if isinstance(value, dict) else value:

@@ -5,30 +5,31 @@
 
 from __future__ import annotations
 
-import base64
+import dataclasses
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from etl.sources.base import BadRecordError, Format, MediaRef, Record, require_field, string_fields
-from etl.sources.dialogues import dialogue, media_names, parse_conversations, question_answer
+from etl.sources import dialogues
+from etl.sources.base import BadRecordError, Format, MediaRef, Record, require_field
+from etl.sources.fields import lineage_fields, media_fields, media_names
 from etl.sources.files import parquet_or_json_rows
+from etl.sources.turns import Dialogue, make_record, parse_turns, question_answer, say
 from etl.storage.schema import Turn
 
 
-def _media(image: Any) -> tuple[MediaRef, ...]:  # noqa: ANN401
-    """An image by name or URL, or with its bytes, as in Hugging Face's parquet files."""
-    if isinstance(image, dict) and image.get("bytes"):
-        encoded = base64.b64encode(image["bytes"]).decode()
-        return (MediaRef(kind="image", url=f"data:image/jpeg;base64,{encoded}"),)
-    if isinstance(image, dict):
-        image = image.get("path")
-    return tuple(MediaRef(kind="image", url=name) for name in media_names(image, "image"))
+def _image(record: Mapping[str, Any], *fields: str) -> tuple[MediaRef, ...]:
+    """The image in the first of some fields that has one."""
+    for field in fields:
+        names = media_names(record.get(field), field)
+        if names:
+            return tuple(MediaRef(kind="image", url=name) for name in names)
+    return ()
 
 
 def _preference(
-    turns: Sequence[Turn],
+    dialogue: Dialogue,
     media: Sequence[MediaRef],
     *,
     rejected: str | None = None,
@@ -36,15 +37,26 @@ def _preference(
     scores: Mapping[str, float | None] | None = None,
     lineage: Mapping[str, str] | None = None,
 ) -> Record:
-    record = dialogue(turns, media)
-    return Record(
-        turns=record.turns,
-        media=record.media,
+    return make_record(
+        dialogue,
+        media,
         rejected=() if rejected is None else (Turn(role="assistant", text=rejected),),
         feedback=tuple(Turn(role="user", text=text) for text in feedback if text),
         scores=scores or {},
         lineage=lineage or {},
     )
+
+
+def with_rejected(parse: Callable[[Any], Iterable[Record]]) -> Callable[[Any], Iterator[Record]]:
+    """A parser of dialogues that takes those with a rejected answer only."""
+
+    def parse_preference(record: Any) -> Iterator[Record]:  # noqa: ANN401 - parsed JSON
+        for found in parse(record):
+            if not found.rejected:
+                raise BadRecordError(f"no rejected answer among {sorted(record)}")
+            yield found
+
+    return parse_preference
 
 
 def dress(record: Any) -> Iterator[Record]:  # noqa: ANN401 - parsed JSON
@@ -54,7 +66,9 @@ def dress(record: Any) -> Iterator[Record]:  # noqa: ANN401 - parsed JSON
     critique and refinement advice are the feedback. A single answer is kept with its critique and
     nothing rejected.
     """
-    media = _media(require_field(record, "image_id", str))
+    require_field(record, "image_id", str)
+    media = _image(record, "image_id")
+    lineage = lineage_fields(record, "image_id", "interaction", media=media)
     turns = require_field(record, "interaction", list)
     if not turns:
         raise BadRecordError("an interaction without turns")
@@ -69,6 +83,7 @@ def dress(record: Any) -> Iterator[Record]:  # noqa: ANN401 - parsed JSON
             rejected=require_field(rejected, "model", str) if rejected else None,
             feedback=notes,
             scores={"rating": _rating(rated.get("rating"))},
+            lineage=lineage,
         )
 
 
@@ -80,7 +95,11 @@ def _rating(value: Any) -> float | None:  # noqa: ANN401
 
 
 def llava_rlhf(record: Any) -> Iterator[Record]:  # noqa: ANN401
-    """LLaVA-RLHF: `{image, conversations, output_1, output_2, preference: 1 | 2}`."""
+    """LLaVA-RLHF: `{image, conversations, output_1, output_2, preference: 1 | 2}`.
+
+    An output replaces the last turn, which its loader asserts to be the assistant's
+    (RLHF/data_utils/data_utils_rm.py); turns without one are followed by it.
+    """
     outputs = [
         require_field(require_field(record, name), "value", str)
         for name in ("output_1", "output_2")
@@ -88,71 +107,102 @@ def llava_rlhf(record: Any) -> Iterator[Record]:  # noqa: ANN401
     preference = require_field(record, "preference")
     if preference not in (1, 2):
         raise BadRecordError(f"preference is {preference!r}, want 1 or 2")
-    turns = (
-        *parse_conversations(require_field(record, "conversations", list)),
-        Turn(role="assistant", text=outputs[preference - 1]),
-    )
-    other = outputs[2 - preference]
-    yield _preference(turns, _media(record.get("image")), rejected=other)
+    dialogue = parse_turns(require_field(record, "conversations", list))
+    if dialogue.turns[-1:] and dialogue.turns[-1].role == "assistant":
+        *turns, last = dialogue.turns
+        count = len(say(last.role, last.text).named)
+        named = dialogue.named[: len(dialogue.named) - count]
+        dialogue = Dialogue(turns=tuple(turns), named=named)
+    dialogue += say("assistant", outputs[preference - 1])
+    own = media_fields(record)
+    media = [ref for refs in own.values() for ref in refs]
+    read = ("conversations", "output_1", "output_2", "preference", *own)
+    lineage = lineage_fields(record, *read, media=media)
+    yield _preference(dialogue, media, rejected=outputs[2 - preference], lineage=lineage)
 
 
 def rlhf_v(record: Any) -> Iterator[Record]:  # noqa: ANN401
-    """RLHF-V: `{image, text: {question, chosen, rejected}}`, `text` may be JSON; or flat."""
+    """RLHF-V, RLAIF-V: `{image, text: {question, chosen, rejected}}`, `text` as JSON, or flat."""
     answers = record.get("text", record) if isinstance(record, dict) else record
     if isinstance(answers, str):
         try:
             answers = json.loads(answers)
         except ValueError:
             raise BadRecordError("its text is not JSON") from None
-    key = "prompt" if "prompt" in answers else "question"
+    key = "prompt" if isinstance(answers, dict) and "prompt" in answers else "question"
     question = require_field(answers, key, str)
-    turns = question_answer(question, require_field(answers, "chosen", str))
-    lineage = string_fields({} if answers is record else record, "text", "image")
+    dialogue = question_answer(question, require_field(answers, "chosen", str))
     rejected = require_field(answers, "rejected", str)
-    yield _preference(turns, _media(record.get("image")), rejected=rejected, lineage=lineage)
+    own = media_fields(record)
+    media = [ref for refs in own.values() for ref in refs]
+    read = ("text", *own) if answers is not record else (key, "chosen", "rejected", *own)
+    lineage = lineage_fields(record, *read, media=media)
+    yield _preference(dialogue, media, rejected=rejected, lineage=lineage)
 
 
 def vlfeedback(record: Any) -> Iterator[Record]:  # noqa: ANN401
-    """VLFeedback: `{prompt, image, completions: [{response, annotations: {aspect: {Rating}}}]}`.
+    """VLFeedback: `{prompt, img_path, completions: [{response, annotations: {aspect: {Rating}}}]}`.
 
-    Chosen is the best by mean rating, rejected the worst, whose rationales are the feedback.
+    `completions` may be an object of lists, as its loader has it (vlf-silkie/VLFeedback,
+    run_dpo.py), and `image` hold the picture. Chosen is the best by mean rating, rejected the
+    worst, whose rationales are the feedback.
     """
-    image = record.get("image") or record.get("img_path") if isinstance(record, dict) else None
-    rated: list[tuple[float, Any]] = []
-    for completion in require_field(record, "completions", list):
-        aspects = require_field(completion, "annotations", dict).values()
+    media = _image(record, "image", "img_path") if isinstance(record, dict) else ()
+    rated: list[tuple[float, Any, Any]] = []
+    for completion in _rows(require_field(record, "completions", (list, dict))):
+        aspects = _values(require_field(completion, "annotations", dict))
         ratings = [_rating(aspect.get("Rating")) for aspect in aspects]
         numbers = [rating for rating in ratings if rating is not None]
         if numbers:
-            rated.append((sum(numbers) / len(numbers), completion))
+            rated.append((sum(numbers) / len(numbers), completion, aspects))
     rated.sort(key=lambda one: one[0])
     if not rated or rated[0][0] == rated[-1][0]:
         raise BadRecordError("no answer is better than another")
     worst, best = rated[0], rated[-1]
-    reasons = [str(one.get("Rationale") or "") for one in worst[1]["annotations"].values()]
+    answers = [require_field(one[1], "response", str) for one in (best, worst)]
+    lineage = lineage_fields(record, "prompt", "completions", "image", "img_path", media=media)
     yield _preference(
-        question_answer(
-            require_field(record, "prompt", str), require_field(best[1], "response", str)
-        ),
-        _media(image),
-        rejected=require_field(worst[1], "response", str),
-        feedback=reasons,
+        question_answer(require_field(record, "prompt", str), answers[0]),
+        media,
+        rejected=answers[1],
+        feedback=[str(aspect.get("Rationale") or "") for aspect in worst[2]],
         scores={"rating": best[0], "rejected_rating": worst[0]},
+        lineage=lineage,
     )
+
+
+def _rows(value: Any) -> list[dict[str, Any]]:  # noqa: ANN401
+    """The structs of a list, which may be published as an object of lists."""
+    if isinstance(value, list):
+        return value
+    lists = {name: rows for name, rows in value.items() if isinstance(rows, list)}
+    nested = {name: _rows(rows) for name, rows in value.items() if isinstance(rows, dict)}
+    columns = {**lists, **nested}
+    if len({len(rows) for rows in columns.values()}) != 1:
+        raise BadRecordError(f"want lists of one length in {', '.join(map(str, value))}")
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _values(aspects: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The ratings of an answer; parquet has a null for an aspect that was not rated."""
+    return [aspect for aspect in aspects.values() if isinstance(aspect, dict)]
 
 
 def vlguard(record: Any) -> Iterator[Record]:  # noqa: ANN401
     """VLGuard: `{image, safe, instr-resp: [{instruction, response}]}`; nothing is rejected."""
-    media = _media(require_field(record, "image", str))
-    lineage = string_fields(record, "image", "instr-resp", "id")
+    require_field(record, "image", (str, dict))
+    media = _image(record, "image")
+    lineage = lineage_fields(record, "image", "instr-resp", media=media)
     for one in require_field(record, "instr-resp", list):
         names = ("instruction", "safe_instruction", "unsafe_instruction")
-        question = next((one[name] for name in names if one.get(name)), None)
-        if question is None:
-            raise BadRecordError(f"no instruction among {sorted(one)}")
-        yield _preference(
-            question_answer(question, require_field(one, "response", str)), media, lineage=lineage
+        asked = next((name for name in names if isinstance(one, dict) and one.get(name)), None)
+        if asked is None:
+            raise BadRecordError(f"no instruction in {one!r:.60}")
+        said = question_answer(require_field(one, asked, str), require_field(one, "response", str))
+        flag = (
+            {} if asked == "instruction" else {"instruction_safe": str(asked[:2] == "sa").lower()}
         )
+        yield _preference(said, media, lineage={**lineage, **flag})
 
 
 _FILES = (".json", ".jsonl", ".parquet")
@@ -162,6 +212,16 @@ LLAVA_RLHF = Format(suffixes=_FILES, rows=parquet_or_json_rows, parse=llava_rlhf
 RLHF_V = Format(suffixes=_FILES, rows=parquet_or_json_rows, parse=rlhf_v, scores=_SCORES)
 VLFEEDBACK = Format(suffixes=_FILES, rows=parquet_or_json_rows, parse=vlfeedback, scores=_SCORES)
 VLGUARD = Format(suffixes=_FILES, rows=parquet_or_json_rows, parse=vlguard, scores=_SCORES)
+DIALOGUES: Mapping[str, Format] = {
+    name: dataclasses.replace(
+        dialogues.FORMATS[name],
+        parse=with_rejected(dialogues.FORMATS[name].parse),
+        group_by_medium=False,
+        scores=_SCORES,
+    )
+    for name in ("messages", "alpaca")
+}
+"""The readers of dialogues, for records with a rejected answer."""
 FORMATS: Mapping[str, Format] = {
     "rlhf-v": RLHF_V,
     "llava-rlhf": LLAVA_RLHF,

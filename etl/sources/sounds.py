@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from etl.sources.base import BadRecordError, Format, Record, pair, require_field
-from etl.sources.files import rows_in
-from etl.sources.tables import csv_rows, lines, number
+from etl.sources.files import rows_in, text_lines
+from etl.sources.tables import csv_rows, number
 
 CLIP_SECONDS = 10.0
 """Length of AudioSet's, and so AudioCaps', segment of each video (Kim et al. 2019, §3)."""
@@ -75,6 +75,8 @@ def clotho(row: dict[str, str]) -> Iterator[Record]:
             yield pair("audio", row["file_name"], caption.strip())
 
 
+_UTTERANCE = re.compile(r"[A-Z]{1,4}\d+(?:[A-Z]\d+)+")
+"""An utterance's id: BAC009S0002W0122 (AISHELL-1), IC0001W0001 or T0055G0001S0001 (AISHELL-2)."""
 _BETWEEN = re.compile(r"(?<=[\u3400-\u9fff]) +(?=[\u3400-\u9fff])")
 
 
@@ -84,13 +86,15 @@ def aishell(line: str) -> Iterator[Record]:
     AISHELL-1 has blanks between words, which Chinese does not; they are removed.
     """
     name, *rest = line.split(maxsplit=1)
-    if not rest:
-        raise BadRecordError(f"want an id and a transcript, got {line!r:.60}")
+    if not rest or not _UTTERANCE.fullmatch(name):
+        raise BadRecordError(
+            f"want an utterance's id (BAC009S0002W0122) and its transcript; got {line!r:.60}"
+        )
     yield pair("audio", f"{name}.wav", _BETWEEN.sub("", rest[0].strip()))
 
 
 CLOTHO = Format(suffixes=(".csv",), rows=csv_rows("file_name", "caption_1"), parse=clotho)
-AISHELL = Format(suffixes=(".txt",), rows=lines, parse=aishell)
+AISHELL = Format(suffixes=(".txt",), rows=text_lines, parse=aishell)
 
 
 def formats(name: str = FILE_NAME, *, cut: bool = False, local: bool = False) -> dict[str, Format]:

@@ -3,26 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from etl.cli import UserError
 from etl.sources.base import BadRecordError
-
-
-def lines(file: Path) -> Iterator[str]:
-    """The non-empty lines of a text file.
-
-    Raises:
-        UserError: it is not UTF-8.
-    """
-    try:
-        with file.open(encoding="utf-8-sig", newline="\n") as stream:
-            for line in stream:
-                if line.strip():
-                    yield line.rstrip("\r\n")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file}: not UTF-8 ({error})") from None
+from etl.sources.files import DAMAGE, BadRow, open_file, text_lines
 
 
 def two_columns(line: str, *, last: bool) -> tuple[str, str]:
@@ -37,26 +25,71 @@ def two_columns(line: str, *, last: bool) -> tuple[str, str]:
     return before, after
 
 
-def csv_rows(*required: str) -> Callable[[Path], Iterator[dict[str, str]]]:
+def separated_values(file: Path) -> Iterator[list[str] | BadRow]:
+    """Rows of a table whose columns are separated by the comma or tab that its first line has.
+
+    Quotes are those of RFC 4180, for tabs too. Bytes that are not UTF-8 become surrogates, which
+    spoil one record only.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    first = next(text_lines(file), "")
+    csv.field_size_limit(sys.maxsize)  # one long value must not end a job
+    try:
+        with io.TextIOWrapper(
+            open_file(file), encoding="utf-8-sig", errors="surrogateescape", newline=""
+        ) as stream:
+            reader = csv.reader(stream, delimiter="\t" if "\t" in first else ",")
+            while True:
+                try:
+                    row: list[str] | BadRow = next(reader)
+                except StopIteration:
+                    return
+                except csv.Error as error:
+                    row = BadRow(f"line {reader.line_num}: {error}")
+                if row:
+                    yield row
+    except DAMAGE as error:
+        raise UserError(f"{file}: damaged ({error})") from None
+
+
+def named_values(file: Path) -> Iterator[dict[str, str] | BadRow]:
+    """Rows of a table with a header, by column name; missing values are empty.
+
+    Raises:
+        UserError: the file is damaged, or two of its columns have the same name.
+    """
+    names: list[str] | None = None
+    for row in separated_values(file):
+        if isinstance(row, BadRow):
+            yield row
+        elif names is None:
+            names = row
+            twice = [name for name in names if name and names.count(name) > 1]
+            if twice:
+                raise UserError(f"{file}: two columns are called {twice[0]!r}; rename one")
+        elif any(row[len(names) :]):
+            yield BadRow(f"{len(row)} values in {len(names)} columns: {row[len(names)]!r:.40} …")
+        else:
+            yield dict(zip(names, [*row, *[""] * len(names)], strict=False))
+
+
+def csv_rows(*required: str) -> Callable[[Path], Iterator[dict[str, str] | BadRow]]:
     """Rows of a comma-separated table with a header, by column name.
 
     Raises (when read):
         UserError: the header lacks a required column, or the file is not such a table.
     """
 
-    def rows(file: Path) -> Iterator[dict[str, str]]:
-        try:
-            with file.open(encoding="utf-8-sig", newline="") as stream:
-                reader = csv.DictReader(stream)
-                names = reader.fieldnames or []
-                for name in required:
-                    if name not in names:
-                        raise UserError(f"{file}: no column {name} among {', '.join(names)}")
-                for row in reader:
-                    # Missing values are None; surplus ones are under the key None.
-                    yield {name: value or "" for name, value in row.items() if name is not None}
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise UserError(f"{file}: not a comma-separated table in UTF-8 ({error})") from None
+    def rows(file: Path) -> Iterator[dict[str, str] | BadRow]:
+        header = next(separated_values(file), [])
+        names = header if isinstance(header, list) else []
+        for name in required:
+            if name not in names:
+                has = ", ".join(names)
+                raise UserError(f"{file}: no column {name} among {has:.200}")
+        yield from named_values(file)
 
     return rows
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from etl.cli import UserError
 from etl.sources.base import BadRecordError, Format, MediaRef, Record, require_field
+from etl.sources.fields import lineage_fields
 from etl.sources.files import json_rows, read_json, rows_in
 from etl.storage.schema import Turn
 
@@ -38,6 +39,8 @@ def vqa_dialogue(
     """
     turns: list[Turn] = []
     for question, answer in questions:
+        if not isinstance(question, str) or not isinstance(answer, str):
+            raise BadRecordError(f"want texts, got {question!r:.40} and {answer!r:.40}")
         template = TEMPLATES[hashlib.sha256(question.encode()).digest()[0] % len(TEMPLATES)]
         if turns:
             template = template.removeprefix("<image>")
@@ -47,6 +50,25 @@ def vqa_dialogue(
         turns.append(Turn(role="user", text=template.replace("{question}", text)))
         turns.append(Turn(role="assistant", text=answer.strip()))
     yield Record(turns=tuple(turns), media=(MediaRef(kind="image", url=image),), lineage=lineage)
+
+
+_SPLITS = ("data_split", "set_name", "subtype")
+"""Fields that hold a question's split in one data set or another."""
+
+
+def _lineage(row: Any, *read: str) -> dict[str, str]:  # noqa: ANN401 - parsed JSON
+    """What a row has besides its question and answers, such as the question's id and its split."""
+    lineage = lineage_fields(row, "question", "answer", "answers", *read, media=("image",))
+    split = next((lineage.pop(name) for name in _SPLITS if name in lineage), None)
+    return lineage if split is None else {**lineage, "split": split}
+
+
+def _questions(rows: Sequence[Any]) -> tuple[list[tuple[str, str]], str]:
+    """The questions and answers of an image, and the questions' ids with blanks between them."""
+    qas = [(require_field(one, "question", str), require_field(one, "answer", str)) for one in rows]
+    if not qas:
+        raise BadRecordError("an image without questions")
+    return qas, " ".join(str(one.get("qa_id", "")) for one in rows).strip()
 
 
 def most_frequent(answers: Sequence[str]) -> str:
@@ -73,9 +95,15 @@ def vqa_rows(file: Path) -> list[dict[str, Any]]:
         if not isinstance(answers, dict) or "annotations" not in answers:
             continue
         if answers.get("data_subtype") == subtype:
-            by_id = {one["question_id"]: one for one in answers["annotations"]}
+            by_id = {
+                one.get("question_id"): one
+                for one in answers["annotations"]
+                if isinstance(one, dict)
+            }
             return [
-                {**by_id.get(one["question_id"], {}), **one, "subtype": subtype}
+                {**by_id.get(one.get("question_id"), {}), **one, "subtype": subtype}
+                if isinstance(one, dict)
+                else one
                 for one in document["questions"]
             ]
     raise UserError(f"{file}: no annotations of {subtype!r} in the same folder")
@@ -83,11 +111,13 @@ def vqa_rows(file: Path) -> list[dict[str, Any]]:
 
 def vqa(row: dict[str, Any]) -> Iterator[Record]:
     """VQAv2, OK-VQA: images of COCO, the answer that most annotators gave."""
+    require_field(row, "question", str)
     answer = row.get("multiple_choice_answer") or most_frequent(
-        [one.get("answer") for one in require_field(row, "answers", list)]
+        [require_field(one, "answer", str) for one in require_field(row, "answers", list)]
     )
     name = f"COCO_{row['subtype']}_{require_field(row, 'image_id', int):012d}.jpg"
-    yield from vqa_dialogue(name, [(require_field(row, "question", str), answer)])
+    qa = (require_field(row, "question", str), answer)
+    yield from vqa_dialogue(name, [qa], **_lineage(row, "multiple_choice_answer"))
 
 
 def gqa_rows(file: Path) -> list[dict[str, Any]]:
@@ -95,22 +125,25 @@ def gqa_rows(file: Path) -> list[dict[str, Any]]:
     document = read_json(file)
     if not isinstance(document, dict) or not document:
         raise UserError(f"{file}: want an object of questions by their ids")
-    return list(document.values())
+    return [
+        {"question_id": name, **(one if isinstance(one, dict) else {})}
+        for name, one in document.items()
+    ]
 
 
 def gqa(row: Any) -> Iterator[Record]:  # noqa: ANN401 - parsed JSON
     """GQA: `{imageId, question, answer}`."""
     name = f"{require_field(row, 'imageId')}.jpg"
-    yield from vqa_dialogue(
-        name, [(require_field(row, "question", str), require_field(row, "answer", str))]
-    )
+    qa = (require_field(row, "question", str), require_field(row, "answer", str))
+    yield from vqa_dialogue(name, [qa], **_lineage(row))
 
 
 def a_okvqa(row: Any) -> Iterator[Record]:  # noqa: ANN401
     """A-OKVQA: `{split, image_id, question, direct_answers}`, images of COCO 2017."""
     name = f"{require_field(row, 'split', str)}2017/{require_field(row, 'image_id', int):012d}.jpg"
     answer = most_frequent(require_field(row, "direct_answers", list))
-    yield from vqa_dialogue(name, [(require_field(row, "question", str), answer)])
+    qa = (require_field(row, "question", str), answer)
+    yield from vqa_dialogue(name, [qa], **_lineage(row))
 
 
 def ocr_vqa_rows(file: Path) -> list[tuple[str, Any]]:
@@ -119,6 +152,10 @@ def ocr_vqa_rows(file: Path) -> list[tuple[str, Any]]:
     if not isinstance(document, dict) or not document:
         raise UserError(f"{file}: want an object of books by their ids")
     return list(document.items())
+
+
+_OCR_VQA_SPLITS = {1: "train", 2: "validation", 3: "test"}
+"""OCR-VQA's numbers of its splits (its loadDataset.py)."""
 
 
 def ocr_vqa(row: tuple[str, Any]) -> Iterator[Record]:
@@ -131,58 +168,54 @@ def ocr_vqa(row: tuple[str, Any]) -> Iterator[Record]:
     if len(questions) != len(answers):
         raise BadRecordError(f"{len(questions)} questions, but {len(answers)} answers")
     url = require_field(book, "imageURL", str)
-    yield from vqa_dialogue(url, list(zip(questions, answers, strict=True)), original_id=name)
+    lineage = {**_lineage(book, "imageURL"), "original_id": name}
+    if book.get("split") in _OCR_VQA_SPLITS:
+        lineage["split"] = _OCR_VQA_SPLITS[book["split"]]
+    yield from vqa_dialogue(url, list(zip(questions, answers, strict=True)), **lineage)
 
 
 def st_vqa(row: Any) -> Iterator[Record]:  # noqa: ANN401
     """ST-VQA: `data: [{file_path, question, answers}]`."""
     answer = most_frequent(require_field(row, "answers", list))
     name = require_field(row, "file_path", str)
-    yield from vqa_dialogue(name, [(require_field(row, "question", str), answer)])
+    qa = (require_field(row, "question", str), answer)
+    yield from vqa_dialogue(name, [qa], **_lineage(row, "file_path", "file_name"))
 
 
 def vgqa(row: Any) -> Iterator[Record]:  # noqa: ANN401
     """Visual Genome's questions: `{id, qas: [{question, answer}]}` of one image."""
-    qas = [
-        (require_field(one, "question", str), require_field(one, "answer", str))
-        for one in require_field(row, "qas", list)
-    ]
-    if not qas:
-        raise BadRecordError("an image without questions")
-    yield from vqa_dialogue(f"{require_field(row, 'id')}.jpg", qas)
+    qas, ids = _questions(require_field(row, "qas", list))
+    name = f"{require_field(row, 'id')}.jpg"
+    yield from vqa_dialogue(name, qas, **_lineage(row), question_ids=ids)
 
 
 def dvqa(row: Any) -> Iterator[Record]:  # noqa: ANN401
     """DVQA: `{image, question, answer}` of a bar chart."""
     qa = (require_field(row, "question", str), str(require_field(row, "answer")))
-    yield from vqa_dialogue(require_field(row, "image", str), [qa])
+    yield from vqa_dialogue(require_field(row, "image", str), [qa], **_lineage(row, "image"))
 
 
 def doc_vqa(row: Any) -> Iterator[Record]:  # noqa: ANN401
     """DocVQA: `data: [{image, question, answers}]`; TextVQA names images by `image_id`."""
     name = row.get("image") or f"{require_field(row, 'image_id')}.jpg"
     qa = (require_field(row, "question", str), most_frequent(require_field(row, "answers", list)))
-    yield from vqa_dialogue(name, [qa])
+    yield from vqa_dialogue(name, [qa], **_lineage(row, "image"))
 
 
 def visual7w(row: Any) -> Iterator[Record]:  # noqa: ANN401
     """Visual7W telling: `images: [{filename, qa_pairs: [{question, answer}]}]`."""
-    pairs = require_field(row, "qa_pairs", list)
-    qas = [
-        (require_field(one, "question", str), require_field(one, "answer", str)) for one in pairs
-    ]
-    if not qas:
-        raise BadRecordError("an image without questions")
-    yield from vqa_dialogue(require_field(row, "filename", str), qas)
+    qas, ids = _questions(require_field(row, "qa_pairs", list))
+    lineage = {**_lineage(row, "filename"), "question_ids": ids}
+    yield from vqa_dialogue(require_field(row, "filename", str), qas, **lineage)
 
 
 def arxiv_qa(row: Any) -> Iterator[Record]:  # noqa: ANN401
     """Multimodal ArXiv's ArXivQA: `{image, question, options, label}`."""
     options = "\n".join(map(str, require_field(row, "options", list)))
     question = f"{require_field(row, 'question', str)}\n{options}"
-    yield from vqa_dialogue(
-        require_field(row, "image", str), [(question, require_field(row, "label", str))]
-    )
+    qa = (question, require_field(row, "label", str))
+    lineage = _lineage(row, "image", "options", "label")
+    yield from vqa_dialogue(require_field(row, "image", str), [qa], **lineage)
 
 
 _JSON = (".json", ".jsonl")

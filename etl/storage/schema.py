@@ -34,6 +34,11 @@ PLACEHOLDER_PATTERN = re.compile(rf"(?<!\\)(?:{_ANY})")
 _ESCAPED = re.compile(rf"\\({_ANY})")
 
 
+def escape(text: str) -> str:
+    r"""Return a text that has no media as a turn has it: `<image>` becomes `\<image>`."""
+    return PLACEHOLDER_PATTERN.sub(r"\\\g<0>", text)
+
+
 def unescape(text: str) -> str:
     r"""Return a turn's text as it reads: `\<image>` is `<image>`."""
     return _ESCAPED.sub(r"\1", text)
@@ -152,8 +157,9 @@ def check(sample: Sample) -> None:
             raise SampleError(f"sample {sample.id}: role {turn.role!r}, want one of {ROLES}")
     if not sample.turns:
         raise SampleError(f"sample {sample.id}: no turns")
-    text = "".join(turn.text for turn in sample.turns)
-    expected = [_KIND_OF[found] for found in PLACEHOLDER_PATTERN.findall(text)]
+    expected = [
+        _KIND_OF[found] for turn in sample.turns for found in PLACEHOLDER_PATTERN.findall(turn.text)
+    ]
     present = [medium.kind for medium in sample.media]
     if expected != present:
         raise SampleError(

@@ -58,6 +58,7 @@ from pipeline.data.tokenize import warn_of_other_template
 from pipeline.data.worker_status import WorkerStatus
 from pipeline.distributed import (
     collective_timeout,
+    emulates_bfloat16,
     init_distributed,
     memory_in_use,
     rank_and_world_size,
@@ -110,6 +111,8 @@ def train_stage(run: RunConfig, resume: str) -> int:
     """
     stop = StopRequest()
     _warn_about_random_weights(run)
+    if run.settings.precision == "bf16" and emulates_bfloat16():
+        log.warning("bf16 is emulated on this CPU, and slow: --precision fp32 takes a fraction")
     inputs = open_inputs(run, resume)
     if resume == "auto" and _is_complete(inputs):
         log.info("already complete: %s (step %d of %d)", run.output, inputs.steps, inputs.steps)

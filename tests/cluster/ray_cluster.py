@@ -34,6 +34,10 @@ _PORTS = (
 )
 
 
+DEFAULT_PORTS = {"dashboard-agent-listen-port": 52365, "ray-client-server-port": 10001}
+"""Ports that Ray takes unless told otherwise, so that they are taken beside most other Rays."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class RayHead:
     """Where a head listens, and the environment in which its clients speak to it.
@@ -68,6 +72,12 @@ def free_ports(number: int) -> list[int]:
         for one in sockets:
             one.bind(("127.0.0.1", 0))
         return [one.getsockname()[1] for one in sockets]
+
+
+def is_free(port: int) -> bool:
+    """Whether nobody listens on a port of loopback."""
+    with socket.socket() as one:
+        return one.connect_ex(("127.0.0.1", port)) != 0
 
 
 @contextmanager
@@ -116,6 +126,7 @@ def running(command: list[str], *, ready: str, env: dict[str, str]) -> Iterator[
 def start_ray(folder: Path) -> Iterator[RayHead]:
     """Bring up a head with two CPUs; nobody without its token may use it."""
     ports = dict(zip(_PORTS, free_ports(len(_PORTS)), strict=True))
+    ports |= {name: port for name, port in DEFAULT_PORTS.items() if is_free(port)}
     env = {
         **os.environ,
         "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",

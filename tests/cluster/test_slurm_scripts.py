@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cluster.ray_cluster import DEFAULT_PORTS, is_free
 from tests.cluster.slurm_cluster import SlurmCluster, await_that
 
 pytestmark = [
@@ -181,7 +182,8 @@ def test_a_job_whose_node_goes_away_runs_again_on_another(slurm, copy, output):
     assert (state["JobState"], state["Restarts"]) == ("COMPLETED", "1"), slurm.output(job)
 
 
-def test_etl_runs_its_job_on_a_ray_of_all_nodes(slurm, copy, output):
+def test_etl_runs_its_job_on_a_ray_of_all_nodes_beside_another_ray(slurm, copy, output, ray_head):
+    assert not any(is_free(port) for port in DEFAULT_PORTS.values())
     (copy / "etl").mkdir()
     (copy / "etl" / "count.py").write_text(COUNT)
     script = str(copy / "slurm" / "etl.sh")
@@ -189,6 +191,21 @@ def test_etl_runs_its_job_on_a_ray_of_all_nodes(slurm, copy, output):
     state = slurm.wait(job)
     assert state["JobState"] == "COMPLETED", slurm.output(job)
     assert json.loads((output / "count.json").read_text()) == ["--output", "a folder"]
+    told = slurm.output(job)
+    assert "Killed" not in told
+    assert "Traceback" not in told
+    assert not list(Path("/tmp").glob(f"mmloom-ray-{job}-*"))
+
+
+def test_etl_that_fails_says_where_ray_s_logs_are(slurm, copy, output):
+    (copy / "etl").mkdir()
+    (copy / "etl" / "fail.py").write_text("raise SystemExit(3)")
+    job = slurm.submit(str(copy / "slurm" / "etl.sh"), "fail", cwd=output)
+    assert slurm.wait(job)["JobState"] == "FAILED"
+    (line,) = [line for line in slurm.output(job).splitlines() if line.startswith("etl.sh: ")]
+    folder = Path(line.rpartition(":")[2])
+    assert list(folder.glob("ray/session_latest/logs/gcs_server.out"))
+    shutil.rmtree(folder)
 
 
 def test_etl_of_an_unknown_job_is_a_user_error(slurm, copy, output):

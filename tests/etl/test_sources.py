@@ -153,12 +153,15 @@ def test_dialogues_become_candidates(tmp_path: Path) -> None:
         ('{"id": 1}', "want a list of records"),
         ("[1]", "record 0: want an object"),
         (
-            '[{"id": 1, "conversation": []}]',
-            "record 0: no field 'conversations' .* did you mean 'conversation'",
+            '[{"id": 1, "conversatoins": []}]',
+            "record 0: no field 'conversations' .* did you mean 'conversatoins'",
         ),
-        ('[{"conversations": [{"from": "bot", "value": "x"}]}]', "record 0: want conversations"),
-        ('[{"conversations": [{"from": "gpt", "value": 5}]}]', "record 0: want conversations"),
-        ('[{"conversations": 5}]', "record 0: want conversations"),
+        (
+            '[{"conversations": [{"from": "he", "value": "x"}]}]',
+            "record 0: want turns of {from, value}",
+        ),
+        ('[{"conversations": [{"from": "gpt", "value": 5}]}]', "record 0: a turn's text is 5"),
+        ('[{"conversations": 5}]', "record 0: want a list of turns"),
     ],
 )
 def test_bad_dialogues_are_reported(tmp_path: Path, text: str, message: str) -> None:

@@ -2,6 +2,7 @@
 
 import socket
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +11,12 @@ import torch.distributed as dist
 from etl.cli import UserError
 from pipeline.compat.torch import set_group_timeouts
 from pipeline.config.run_config import RunOptions
-from pipeline.distributed import collective_timeout, init_distributed, local_device
+from pipeline.distributed import (
+    collective_timeout,
+    emulates_bfloat16,
+    init_distributed,
+    local_device,
+)
 
 
 def test_a_port_in_use_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,3 +51,16 @@ def test_collectives_of_all_groups_time_out_after_the_watchdog() -> None:
 )
 def test_each_rank_has_a_device_that_it_sees(local_rank: int, devices: int, device: int) -> None:
     assert local_device(local_rank, devices) == device
+
+
+@pytest.mark.parametrize(
+    ("flags", "emulated"),
+    [("fpu avx2 avx512f", True), ("fpu avx512_bf16", False), ("asimd bf16 i8mm", False)],
+)
+def test_a_cpu_without_instructions_for_bfloat16_emulates_it(
+    flags: str, emulated: bool, tmp_path: Path
+) -> None:
+    info = tmp_path / "cpuinfo"
+    info.write_text(f"processor\t: 0\nflags\t\t: {flags}\n")
+    assert emulates_bfloat16(info) is emulated
+    assert emulates_bfloat16(tmp_path / "none") is False

@@ -54,9 +54,10 @@ def read_audio(data: bytes, sample_rate: int | None = None) -> NDArray[np.float3
 def _read_libsndfile(data: bytes) -> tuple[NDArray[np.float32], int]:
     with soundfile.SoundFile(io.BytesIO(data)) as source:
         rate = _check_limits(source.samplerate, source.frames * source.channels)
-        blocks = [
-            block.mean(axis=1) for block in source.blocks(_BLOCK, dtype="float32", always_2d=True)
-        ]
+        blocks = []
+        # Not `blocks`, which seeks: some codecs (GSM 6.10) cannot.
+        while len(block := source.read(_BLOCK, dtype="float32", always_2d=True)):
+            blocks.append(block.mean(axis=1))
         read = sum(map(len, blocks))
         if source.format in _EXACT and read < source.frames:
             raise OSError(f"truncated: {read} of {source.frames} samples")
@@ -78,15 +79,16 @@ def _read_ffmpeg(data: bytes) -> tuple[NDArray[np.float32], int]:
             raise OSError(f"{len(data)} bytes that hold no audio")
         track = container.streams.audio[0]
         rate = track.codec_context.sample_rate
-        resampler = av.AudioResampler(format="fltp")
+        # Not planar: PyAV reads beyond the end of eight or more planes.
+        resampler = av.AudioResampler(format="flt")
         blocks = []
         samples = 0
         for frame in container.decode(track):
             for block in resampler.resample(frame):
-                block_cs = block.to_ndarray()
-                samples += block_cs.size
+                block_sc = block.to_ndarray().reshape(-1, block.layout.nb_channels)
+                samples += block_sc.size
                 _check_limits(rate, samples)
-                blocks.append(block_cs.mean(axis=0))
+                blocks.append(block_sc.mean(axis=1))
     return np.concatenate([np.empty(0, np.float32), *blocks]), rate
 
 

@@ -41,6 +41,17 @@ CASES = {
     "do_to_valid": None,
     "do_long": None,
     "do_gzip": None,
+    "do_raw_deflate": None,
+    "do_encoding?UTF-8": None,
+    "do_encoding?aws-chunked": None,
+    "do_encoding?none": None,
+    "do_encoding?binary": None,
+    "do_encoding?gzip": None,
+    "do_encoding?aws-chunked,gzip": None,
+    "do_to_utf8": None,
+    "do_to_latin1": None,
+    "do_to_blank": None,
+    "a b.jpg": None,
     "missing": "http_404",
     "page": "wrong_type",
     "truncated": "truncated",
@@ -59,6 +70,9 @@ CASES = {
     "do_endless": "body_too_large",
     "do_gzip_bomb": "body_too_large",
     "do_brotli": "unknown_encoding",
+    "do_encoding?br": "unknown_encoding",
+    "do_encoding?zstd,gzip": "unknown_encoding",
+    "do_gone": "http_404",
     "do_opt_out": "opted_out",
     "do_busy": "http_429",
     "do_broken": "http_500",
@@ -166,6 +180,23 @@ def test_connections_are_reused(web: Web) -> None:
     found = NativeBackend(options(per_host=2)).fetch([f"{web.base}/valid"] * 40)
     assert all(one.data == IMAGE for one in found)
     assert 0 < web.connections <= 3  # two, and one for robots.txt at most
+
+
+@pytest.mark.parametrize("name", ["missing", "do_gone", "do_opt_out", "do_to_valid"])
+def test_connections_are_reused_after_errors_and_redirects(web: Web, name: str) -> None:
+    web.connections = 0
+    urls = [f"{web.base}/{name}?{number}" for number in range(40)]
+    assert len(NativeBackend(options(per_host=2)).fetch(urls)) == 40
+    assert 0 < web.connections <= 3
+
+
+def test_a_body_that_is_too_large_to_drain_closes_its_connection(web: Web) -> None:
+    web.connections = 0
+    urls = [f"{web.base}/do_announced?{number}" for number in range(4)]
+    assert {one.reason for one in NativeBackend(options(per_host=1)).fetch(urls)} == {
+        "body_too_large"
+    }
+    assert web.connections >= 4
 
 
 def test_a_proxy_receives_the_whole_url(monkeypatch: pytest.MonkeyPatch, web: Web) -> None:

@@ -1,5 +1,6 @@
 """A hostile web server on loopback: the path selects its behaviour; it counts requests."""
 
+import gzip
 import http.server
 import io
 import select
@@ -64,6 +65,7 @@ BODIES = {
     "zip_in_image": IMAGE + archive(),
     "script_in_image": IMAGE + b"<script>alert(1)</script>",
     "nothing": b"",
+    **dict.fromkeys(("a%20b.jpg", "%C3%A9.jpg", "%E9.jpg"), IMAGE),  # names in UTF-8 and Latin-1
 }
 
 
@@ -159,6 +161,34 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_gzip(self) -> None:
         packed = zlib.compress(IMAGE)
         self.answer(200, body=packed, headers={"Content-Encoding": "deflate"})
+
+    def do_raw_deflate(self) -> None:
+        deflate = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+        body = deflate.compress(IMAGE) + deflate.flush()
+        self.answer(200, body=body, headers={"Content-Encoding": "deflate"})
+
+    def do_encoding(self) -> None:
+        """Name what the query says as the encoding; gzip is one."""
+        name = self.path.split("?")[1]
+        body = gzip.compress(IMAGE) if "gzip" in name else IMAGE
+        self.answer(200, body=body, headers={"Content-Encoding": name})
+
+    def do_to_utf8(self) -> None:
+        # The library writes Latin-1: these are the bytes of é in UTF-8.
+        self.answer(302, headers={"Location": "/\xc3\xa9.jpg"})
+
+    def do_to_latin1(self) -> None:
+        self.answer(302, headers={"Location": "/\xe9.jpg"})
+
+    def do_to_blank(self) -> None:
+        self.answer(302, headers={"Location": f"{self.server.base}/a b.jpg "})
+
+    def do_gone(self) -> None:
+        """A page of an error whose length only its end tells."""
+        self.send_response(404)
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        self.wfile.write(b"4\r\ngone\r\n0\r\n\r\n")
 
     def do_brotli(self) -> None:
         self.answer(200, body=b"?", headers={"Content-Encoding": "br"})

@@ -33,12 +33,14 @@ def test_urls_and_file_names() -> None:
         [("image", "data:image/png;base64,AA==")],
         [("image", "ftp://example.com/1")],
         [("image", "http://example.com/1"), ("image", "http://localhost/")],
+        [("image", "file:///data/a.jpg")],
     )
     table = pa.table({"media": column})
     with_media = check_media_urls(table, allow_private=False, local=True)
-    assert with_media.reasons == [None, None, "private_address", None, "bad_url", "private_address"]
+    expected = [None, None, "private_address", None, "bad_url", "private_address", None]
+    assert with_media.reasons == expected
     without = check_media_urls(table, allow_private=True, local=False)
-    assert without.reasons == [None, "no_media", None, None, "bad_url", None]
+    assert without.reasons == [None, "no_media", None, None, "bad_url", None, "no_media"]
 
 
 def test_placeholders_must_match_the_media() -> None:
@@ -54,17 +56,43 @@ def test_placeholders_must_match_the_media() -> None:
         }
     )
     expected = [None, "placeholder_mismatch", None, "placeholder_mismatch"]
-    assert placeholders(table).reasons == expected
+    found = placeholders(table)
+    assert found.reasons == expected
+    assert found.details == [
+        None,
+        "<video> <image> in its texts for media in another order",
+        None,
+        "1 <image> in its texts for 0 of its media (image)",
+    ]
 
 
 def test_parse_errors_are_reported() -> None:
     table = pa.table(
-        {"parse_error": ["no field 'image'", None, None], "turns": [[], [], turns("x")[0].as_py()]},
+        {"parse_error": ["no field 'image'", None, None], "turns": [[], [], answered("x")]},
         schema=pa.schema([("parse_error", pa.string()), ("turns", TURNS)]),
     )
     result = well_formed(table)
     assert result.reasons == ["bad_record", "no_turns", None]
     assert result.details[0] == "no field 'image'"
+
+
+def answered(*texts: str) -> list[dict[str, str]]:
+    return [{"role": "user", "text": ""}, *({"role": "assistant", "text": one} for one in texts)]
+
+
+def test_a_dialogue_without_an_answer_is_dropped() -> None:
+    rows = [
+        {"turns": answered("Yes."), "rejected": [{"role": "assistant", "text": "No."}]},
+        {"turns": answered("<image>")},  # generated
+        {"turns": answered()},
+        {"turns": answered("Yes.", " \n")},
+        {"turns": answered("Yes."), "rejected": [{"role": "assistant", "text": ""}]},
+        {"turns": answered(""), "caption": ""},  # a pair, whose caption has filters of its own
+    ]
+    schema = [("turns", TURNS), ("rejected", TURNS), ("caption", pa.string())]
+    found = well_formed(pa.Table.from_pylist(rows, schema=pa.schema(schema)))
+    assert found.reasons == [None, None, "no_answer", "no_answer", "no_answer", None]
+    assert found.details[2:4] == ["no turn is an assistant's", "an answer is empty"]
 
 
 def test_splits() -> None:

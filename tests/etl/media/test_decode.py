@@ -1,6 +1,8 @@
 """Normalising images: stored unchanged, or rotated, converted to RGB and shrunk."""
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -214,3 +216,130 @@ def test_damaged_bytes_always_have_a_reason(capfd: pytest.CaptureFixture[str]) -
             found = normalize_image(data.tobytes(), LIMITS, 20)
             assert isinstance(found, (NormalizedImage, str))
     capfd.readouterr()  # libtiff prints its own messages
+
+
+def png_with(name: bytes, content: bytes, *, valid: bool = True, data: bytes = b"") -> bytes:
+    """A PNG with another chunk after its header, whose checksum may be wrong."""
+    data = data or photo(form="PNG")
+    check = zlib.crc32(name + content) ^ (not valid)
+    chunk = struct.pack(">I", len(content)) + name + content + struct.pack(">I", check)
+    return data[:33] + chunk + data[33:]
+
+
+def compressed(keyword: bytes, size: int, between: bytes = b"\0\0") -> bytes:
+    return keyword + between + zlib.compress(bytes(size))
+
+
+@pytest.mark.parametrize(
+    ("data", "change"),
+    [
+        (photo()[:-2], "end marker added"),
+        (photo()[:-1], "end marker added"),
+        (photo(progressive=True)[:-2], "end marker added"),
+        (png_with(b"tEXt", b"Title\0picture", valid=False), "chunks removed"),
+        (png_with(b"pHYs", bytes(9), valid=False), "chunks removed"),
+        (png_with(b"zTXt", compressed(b"Raw", 3 << 20)), "chunks removed"),
+        (png_with(b"iTXt", compressed(b"Raw", 3 << 20, b"\0\1\0\0\0")), "chunks removed"),
+        (png_with(b"iCCP", compressed(b"profile", 3 << 20)), "chunks removed"),
+        (png_with(b"pHYs", b"\0"), "chunks removed"),  # with a right checksum
+        (png_with(b"tRNS", b"\0", data=png_with(b"cHRM", b"")), "chunks removed"),
+    ],
+)
+def test_images_that_lack_no_pixels_are_repaired(data: bytes, change: str) -> None:
+    found = normalize_image(data, LIMITS, None)
+    assert found.notes["changed"] == change
+    assert found.notes["original_sha256"] == sha256(data)
+    assert (found.medium.width, found.medium.height) == (120, 80)
+    form = "PNG" if data.startswith(b"\x89") else "JPEG"
+    whole = photo(form=form, progressive=b"\xff\xc2" in data)
+    assert np.array_equal(np.asarray(opened(found)), np.asarray(Image.open(io.BytesIO(whole))))
+    again = normalize_image(data, LIMITS, 40)
+    assert again.notes["changed"] == f"{change}, shrunk"
+    assert again.notes["original_width"] == "120"
+
+
+def test_damaged_pixels_are_not_repaired() -> None:
+    critical = bytearray(photo(form="PNG"))
+    critical[60] ^= 1  # in the pixels, whose checksum is now wrong
+    for data in (photo()[:-4], photo(progressive=True)[:-40], bytes(critical)):
+        assert normalize_image(data, LIMITS, None) in ("truncated", "corrupt", "wrong_type")
+
+
+@pytest.mark.parametrize(
+    "data", [photo(form="WEBP", exif=b"Exif\0\0no tags"), png_with(b"eXIf", b"no tags")]
+)
+def test_exif_that_cannot_be_read_is_removed(data: bytes) -> None:
+    found = normalize_image(data, LIMITS, None)
+    assert found.notes["changed"] == "EXIF removed"
+    assert found.medium.mime == "image/jpeg"
+    pixels = np.asarray(Image.open(io.BytesIO(photo())), float)
+    assert np.abs(np.asarray(opened(found), float) - pixels).mean() < 6
+
+
+@pytest.mark.parametrize(("form", "mime"), [("AVIF", "image/avif"), ("JPEG2000", "image/jp2")])
+def test_newer_formats_become_jpeg(form: str, mime: str) -> None:
+    data = photo(form=form)
+    found = normalize_image(data, LIMITS, None)
+    assert (found.medium.mime, found.notes["changed"]) == ("image/jpeg", "to JPEG")
+    assert found.notes["original_mime"] == sniff(data) == mime
+    pixels = np.asarray(Image.open(io.BytesIO(photo())), float)
+    assert np.abs(np.asarray(opened(found), float) - pixels).mean() < 6
+
+
+def tiff(values: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    unsigned = values.dtype == np.uint32  # which Pillow cannot write
+    Image.fromarray(values.view(np.int32) if unsigned else values).save(stream, "TIFF")
+    signed_tag, unsigned_tag = (struct.pack("<HHIH", 339, 3, 1, number) for number in (2, 1))
+    return stream.getvalue().replace(*(signed_tag, unsigned_tag) if unsigned else (b"", b"", 0))
+
+
+RAMP = np.tile(np.linspace(0, 1, 64), (48, 1))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        tiff(RAMP.astype(np.float32)),
+        tiff((RAMP * 1e30 - 5e29).astype(np.float32)),
+        tiff((RAMP * (2**32 - 2) - 2**31).astype(np.int32)),
+        tiff((RAMP * 4000).astype(np.int32)),
+        tiff((RAMP * (2**32 - 1)).astype(np.uint32)),
+    ],
+)
+def test_grey_levels_of_32_bits_are_scaled_to_their_range(data: bytes) -> None:
+    found = normalize_image(data, LIMITS, None)
+    assert found.notes["changed"] == "to RGB, to JPEG"
+    assert np.abs(np.asarray(opened(found), float) - 255 * RAMP).max() < 4
+
+
+def test_grey_levels_of_32_bits_are_rotated_too() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    stream = io.BytesIO()
+    Image.fromarray(RAMP.astype(np.float32)).save(stream, "TIFF", exif=exif)
+    found = normalize_image(stream.getvalue(), LIMITS, None)
+    assert found.notes["changed"] == "turned, to RGB, to JPEG"
+    assert np.abs(np.asarray(opened(found), float) - 255 * RAMP[:, ::-1]).max() < 4
+
+
+def test_grey_levels_of_one_value_or_none() -> None:
+    assert opened(normalize_image(tiff(np.full((48, 64), 7.0, "f4")), LIMITS, None)).getextrema()
+    assert normalize_image(tiff(np.full((48, 64), np.nan, "f4")), LIMITS, None) == "non_finite"
+
+
+@pytest.mark.parametrize(
+    ("mode", "colour", "key"),
+    [("RGB", (10, 20, 30), (10, 20, 30)), ("L", 7, 7), ("1", 0, 0), ("I;16", 770, 770)],
+)
+def test_a_colour_that_stands_for_transparency_becomes_white(mode: str, colour, key) -> None:
+    stream = io.BytesIO()
+    if mode == "I;16":
+        Image.fromarray(np.full((24, 32), colour, np.uint16)).save(stream, "PNG")
+        data = png_with(b"tRNS", struct.pack(">H", key), data=stream.getvalue())
+    else:
+        Image.new(mode, (32, 24), colour).save(stream, "PNG", transparency=key)
+        data = stream.getvalue()
+    found = normalize_image(data, LIMITS, None)
+    assert found.notes["changed"] == "to RGB"
+    assert np.asarray(opened(found)).min() == 255

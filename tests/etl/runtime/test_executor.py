@@ -1,9 +1,11 @@
 """The executor: results, errors, and workers that die, on processes and on Ray actors alike."""
 
+import contextlib
 import functools
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from etl.cli import UserError
+from etl.runtime import ray_workers
 from etl.runtime.executor import Executor, ExecutorName, open_executor
 from etl.runtime.job_state import JobState
 from etl.runtime.worker_pool import ExecutorError
@@ -100,6 +103,21 @@ def test_workers_that_keep_dying_end_the_job(executor: Executor) -> None:
         list(pool.map_unordered("dies", Dies, [3]))
 
 
+class DiesOfPositive:
+    """Dies of positive numbers."""
+
+    def __call__(self, number: int) -> int:
+        if number > 0:
+            os._exit(3)
+        return number
+
+
+def test_another_item_may_take_the_place_of_one_that_a_worker_died_of() -> None:
+    with open_executor("local") as executor, executor.pool(2, cpus=0.5) as pool:
+        done = pool.map_unordered("dies", DiesOfPositive, [1, -2, 3], lambda item: -item)
+        assert sorted(done) == [-3, -2, -1]
+
+
 def test_an_error_is_raised_as_itself(executor: Executor) -> None:
     with executor.pool(2, cpus=0.5) as pool:
         with pytest.raises(UserError) as refused:
@@ -169,6 +187,15 @@ def test_an_address_without_a_cluster_is_one_line(
     match = f"^RAY_ADDRESS={address}: {message}"
     with pytest.raises(UserError, match=match), open_executor("auto"):
         pass
+
+
+def test_another_server_at_the_address_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_workers, "_ANSWER_SECONDS", 0.5)  # Ray itself would try for minutes
+    with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as server:
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{server.getsockname()[1]}")
+        match = "no Ray cluster answers there .what answers there is not Ray.; correct or unset it"
+        with pytest.raises(UserError, match=match), open_executor("auto"):
+            pass
 
 
 def test_an_output_that_cannot_be_written_is_one_line() -> None:

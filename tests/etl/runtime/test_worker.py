@@ -18,7 +18,13 @@ from etl.media.faces import BOXES
 from etl.media.gather import MediaOptions
 from etl.media.image import ImageLimits
 from etl.runtime.job_state import JobState, read_table, write_table
-from etl.runtime.worker import DownloadWorker, FinalShardWriter, KeptRows, WorkerSpec
+from etl.runtime.worker import (
+    DownloadWorker,
+    FinalShardWriter,
+    KeptRows,
+    WorkerSpec,
+    WorkUnit,
+)
 from etl.sources.base import CANDIDATES, Format, Identity, MediaRef, Record, RecordReader
 from etl.storage.manifest import Manifest, write_manifest
 from etl.storage.schema import Sample, Turn
@@ -87,7 +93,7 @@ def stage(output: Path, units: Sequence[Sequence[str]], identity: Identity = "me
             writer.write_batch(table.combine_chunks().to_batches()[0])
     worker = DownloadWorker(spec(output, identity))
     for number, urls in enumerate(units):
-        assert worker(number) == len(urls)
+        assert worker(WorkUnit(number=number)) == len(urls)
     return state
 
 
@@ -200,7 +206,7 @@ def test_a_unit_that_is_done_again_does_not_change(
     before = {path.name: path.read_bytes() for path in state.unit_folder(0).iterdir()}
     monkeypatch.setitem(WEB, "http://web/1", Fetched(reason="timeout"))  # the web has changed
     worker = DownloadWorker(spec(state.output))
-    worker(0)
+    worker(WorkUnit(number=0))
     assert {path.name: path.read_bytes() for path in state.unit_folder(0).iterdir()} == before
     assert [path.name for path in state.work.glob(".*")] == []
 

@@ -45,7 +45,7 @@ def test_lists_are_texts(tmp_path: Path) -> None:
         assert (second.name, second.texts) == (f"{name}:1", ["x"])
 
 
-def test_folders_are_images(tmp_path: Path) -> None:
+def test_folders_are_images(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "eval" / "deep").mkdir(parents=True)
     (tmp_path / "eval" / "deep" / "1.png").write_bytes(
         encode(render(pair(0, 1).scene), "image/png")
@@ -54,11 +54,21 @@ def test_folders_are_images(tmp_path: Path) -> None:
     broken, valid = EvaluationSets([tmp_path / "eval"])
     assert (broken.name, len(broken.digests), broken.hashes) == ("eval/broken.jpg", 1, [])
     assert (valid.name, len(valid.hashes)) == ("eval/deep/1.png", 1)
+    assert caplog.messages == [
+        f"--decontaminate {tmp_path}/eval/broken.jpg: cannot be read as an image"
+    ]
 
 
 def test_other_paths_are_rejected(tmp_path: Path) -> None:
     (tmp_path / "a.doc").write_text("x")
     (tmp_path / "empty").mkdir()
-    for name, message in (("none", "no such"), ("a.doc", "want one of"), ("empty", "neither")):
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "1.jpg").write_bytes(b"not an image")
+    for name, message in (
+        ("none", "no such"),
+        ("a.doc", "want one of"),
+        ("empty", "neither"),
+        ("broken", "none of its 1 images can be read"),
+    ):
         with pytest.raises(UserError, match=message):
             EvaluationSets([tmp_path / name])

@@ -189,7 +189,7 @@ def test_wavcaps_may_name_local_files() -> None:
     assert table["url"].to_pylist() == ["180913.flac", "Yb0RFKhbpFJA.flac"]
 
 
-def test_images_in_parquet_become_data_urls(tmp_path: Path) -> None:
+def test_images_in_parquet_are_named_by_their_cells(tmp_path: Path) -> None:
     column = pa.array(
         [{"bytes": b"\xff\xd8picture", "path": "a.jpg"}],
         pa.struct([("bytes", pa.binary()), ("path", pa.string())]),
@@ -197,8 +197,8 @@ def test_images_in_parquet_become_data_urls(tmp_path: Path) -> None:
     text = json.dumps({"question": "What is it?", "chosen": "A bus.", "rejected": "A car."})
     pq.write_table(pa.table({"image": column, "text": [text]}), tmp_path / "part.parquet")
     (row,) = rows(tmp_path, "rlhf-v")
-    assert row["media"][0]["url"] == "data:image/jpeg;base64,/9hwaWN0dXJl"
-    assert row["url"] == "data:image/jpeg;base64"  # as a report shows it
+    assert row["media"][0]["url"] == "input:part.parquet#0/image"
+    assert row["url"] == "part.parquet#0/image"  # as a report shows it
 
 
 def test_documents_in_parquet_are_read_like_json(tmp_path: Path) -> None:

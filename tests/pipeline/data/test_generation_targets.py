@@ -106,7 +106,7 @@ def backward(model: MultimodalLM, preset: System, batches: Sequence[Batch]) -> d
     terms = loss_terms(preset.model, preset.pt)
     counts = [count_losses(terms, batch) for batch in batches]
     total = {term.name: sum(count[term.name] for count in counts) for term in terms}
-    used = ["image", "to_image"]
+    used = ["image", *(branch.kind for branch in preset.model.outputs)]
     losses = dict.fromkeys(total, 0.0)
     for batch in batches:
         found = compute_losses(terms, model(batch, used))
