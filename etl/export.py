@@ -24,8 +24,10 @@ from etl.storage.shards import ShardSet
 
 _log = logging.getLogger("etl")
 
-STATE = "export.json"
-"""What a folder was exported from, and its files; `rows` is null until it is complete."""
+STATE = "export.state"
+"""JSON of what a folder was exported from, and its files; `rows` is null until it is complete.
+
+Its suffix keeps it from being read as a list."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +37,8 @@ class Options:
     webdataset: tar archives of KEY.jpg, KEY.txt and KEY.json. parquet: as Hugging Face datasets
     writes images, sounds and videos. folder: media as files, and metadata.jsonl. Pairs have their
     text as such, other samples their turns as messages. To resume a killed export, repeat the
-    command. etl/pairs.py and etl/instruct.py read all of it.
+    command. etl/pairs.py reads pairs again, etl/instruct.py dialogues, etl/preference.py those with
+    a rejected answer.
     """
 
     input: Path
@@ -55,7 +58,7 @@ class Options:
 
 
 def export(options: Options) -> dict[str, Any]:
-    """Export a folder; returns what `export.json` says: rows, and files.
+    """Export a folder; returns what `export.state` says: rows, and files.
 
     Raises:
         UserError: the input is no complete folder, or the output belongs to something else.

@@ -74,7 +74,7 @@ class _SafeHandler(urllib.request.BaseHandler):
         try:
             with self._client.get(url, until=until, headers=headers) as response:
                 valid = 200 <= response.status < 300
-                body = read_body(response, self._limits.max_bytes, decode=False) if valid else b""
+                body = read_body(response, self._limits.max_bytes) if valid else b""
         except PrivateAddressError as error:
             raise urllib.error.URLError(error) from None
         fields: Any = response.headers  # has a Message's methods, as far as they are called
@@ -173,6 +173,7 @@ _REASONS = (
     (r"X-Robots-Tag", "opted_out"),
     (r"private address", "private_address"),
     (r"larger than", "body_too_large"),
+    (r"[Cc]ontent-[Ee]ncoding", "unknown_encoding"),
     (r"infinite loop", "redirect_loop"),
     (r"timed out", "timeout"),
     (r"[Ii]ncomplete", "incomplete_body"),

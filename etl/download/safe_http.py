@@ -268,7 +268,7 @@ def _cause(error: BaseException) -> BaseException:
     return error
 
 
-def read_body(response: urllib3.BaseHTTPResponse, limit: int, *, decode: bool = True) -> bytes:
+def read_body(response: urllib3.BaseHTTPResponse, limit: int) -> bytes:
     """A response's whole body of at most `limit` bytes; see `read_start`.
 
     Raises:
@@ -276,20 +276,20 @@ def read_body(response: urllib3.BaseHTTPResponse, limit: int, *, decode: bool = 
     """
     if (response.length_remaining or 0) > limit:
         raise BodyError(f"body larger than {limit} bytes")
-    body = read_start(response, limit + 1, decode=decode)
+    body = read_start(response, limit + 1)
     if len(body) > limit:
         raise BodyError(f"body larger than {limit} bytes")
     return body
 
 
-def read_start(response: urllib3.BaseHTTPResponse, size: int, *, decode: bool = True) -> bytes:
-    """The first bytes of a response's body, decompressed unless `decode` is false.
+def read_start(response: urllib3.BaseHTTPResponse, size: int) -> bytes:
+    """The first bytes of a response's body, decompressed.
 
     Raises:
         FetchError: its compression is unknown.
         http.client.IncompleteRead: it is shorter than its Content-Length.
     """
-    decode = decode and _set_encodings(response)
+    decode = _set_encodings(response)
     try:
         body = response.read(size, decode_content=decode)
     except DecodeError as error:

@@ -90,7 +90,7 @@ def check_media_urls(table: pa.Table, *, allow_private: bool, local: bool) -> Fi
     rows = [[ref["url"] for ref in media] for media in table["media"].to_pylist()]
     distinct = {url for urls in rows for url in urls if not url.startswith(("data:", EMBEDDED))}
     reasons: dict[str, str | None] = dict.fromkeys(distinct, None if local else "no_media")
-    web = [url for url in distinct if "://" in url]
+    web = [url for url in distinct if "://" in url and not url.lower().startswith("file:")]
     result = check_urls(pa.table({"url": pa.array(web)}), allow_private=allow_private)
     reasons.update(zip(web, result.reasons, strict=True))
     return FilterResult(reasons=[next(filter(None, map(reasons.get, urls)), None) for urls in rows])

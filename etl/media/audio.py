@@ -79,7 +79,7 @@ def probe(
     cut = None if start is None else (start, length)
     try:
         require(bool(data), "empty_body")
-        repaired = repair_wav(data) if data[:4] in (b"RIFF", b"RF64") else None
+        repaired = repair_wav(data)
         whole = repaired.data if repaired else data
         mime, rate, samples, loudest, segment = _decode(whole, limits.max_seconds, cut)
         require(not cut or samples > 0, "segment_outside")

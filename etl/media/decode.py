@@ -33,6 +33,7 @@ _WIDE_MODES = ("I", "F")
 _UNREADABLE = ("wrong_type", "truncated", "corrupt")
 _SAMPLE_FORMAT = 339  # TIFF's tag; 1, the default, is an unsigned integer
 _WHITE = 255
+_UPRIGHT = 1
 _ROTATED = range(2, 9)  # EXIF orientations other than upright; other values are ignored
 _QUALITY = 95  # img2dataset's
 _HASH_SIZE = (64, 64)  # minimum size at which a JPEG stored unchanged is decoded, in grey
@@ -69,11 +70,11 @@ def normalize_image(
     if not data:
         return "empty_body"
     found = _check(data, limits, size, faces)
-    repaired = repair_image(data) if found in _UNREADABLE else None
-    if repaired is None:
-        return found
-    again = _check(repaired.data, limits, size, faces)
-    return again if isinstance(again, str) else _repaired(again, repaired.change, data)
+    for repaired in repair_image(data) if found in _UNREADABLE else ():
+        again = _check(repaired.data, limits, size, faces)
+        if again not in _UNREADABLE:
+            return again if isinstance(again, str) else _repaired(again, repaired.change, data)
+    return found
 
 
 def _check(
@@ -111,11 +112,12 @@ def _normalize(
 ) -> NormalizedImage:
     mime = MIMES[image.format or ""]
     width, height = image.size
-    orientation = image.getexif().get(ExifTags.Base.Orientation)
+    orientation = _orientation(image)
     rotated = orientation in _ROTATED
     shrunk = size is not None and min(width, height) > size
     changes = [
         *(["turned"] if rotated else []),
+        *(["EXIF removed"] if orientation is None else []),
         *([] if _is_opaque(image) else ["to RGB"]),
         *(["shrunk"] if shrunk else []),
         *(["faces blurred"] if faces else []),
@@ -134,7 +136,7 @@ def _normalize(
     else:
         pixels = np.asarray(_upright(image, rotated=rotated))
     if faces:
-        boxes = rotate_boxes(faces, orientation if rotated else None)
+        boxes = rotate_boxes(faces, orientation if rotated else _UPRIGHT)
         pixels = np.asarray(blur(Image.fromarray(pixels), boxes))
     final = encode_jpeg(pixels, _QUALITY)
     return NormalizedImage(
@@ -148,6 +150,16 @@ def _normalize(
             "original_height": str(height),
         },
     )
+
+
+def _orientation(image: Image.Image) -> int | None:
+    """The EXIF orientation, 1 if there is none; None if the EXIF cannot be read."""
+    if image.format == "PNG":
+        image.load()  # its EXIF may follow its pixels, whose damage must be raised
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, _UPRIGHT)
+    except Exception:  # whatever its parser raises, it is no pixel
+        return None
 
 
 def _pixels(

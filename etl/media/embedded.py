@@ -222,7 +222,10 @@ class TableFile:
             if not self._is_stream:
                 batches = map(reader.get_batch, range(reader.num_record_batches))
             for batch in batches:
-                yield batch if names is None else batch.select(names)
+                chosen = batch if names is None else batch.select(names)
+                for column in chosen.columns:
+                    _validate(column)
+                yield chosen
             return
         first = 0
         for group in range(self._parquet.num_row_groups):
@@ -238,6 +241,38 @@ class TableFile:
     def _open(self) -> Any:  # noqa: ANN401 - a RecordBatchFileReader or -StreamReader
         source = pa.memory_map(str(self._path))
         return pa.ipc.open_stream(source) if self._is_stream else pa.ipc.open_file(source)
+
+
+def _validate(column: pa.Array) -> None:
+    """Check that a column's offsets and indices lie within its buffers.
+
+    Arrow's own files have no checksums, and reading a damaged one would crash the process. Texts
+    are checked as bytes: one that is not UTF-8 spoils one row only.
+
+    Raises:
+        pa.ArrowInvalid: they do not.
+    """
+    try:
+        column.validate(full=True)
+    except pa.ArrowInvalid as error:
+        if "UTF8" not in str(error):
+            raise
+        column.view(_as_bytes(column.type)).validate(full=True)
+
+
+def _as_bytes(kind: pa.DataType) -> pa.DataType:
+    """A type with bytes in place of texts."""
+    types = pa.types
+    if types.is_string(kind):
+        return pa.binary()
+    if types.is_large_string(kind):
+        return pa.large_binary()
+    if types.is_struct(kind):
+        return pa.struct([field.with_type(_as_bytes(field.type)) for field in kind])
+    if types.is_list(kind) or types.is_large_list(kind):
+        make = pa.list_ if types.is_list(kind) else pa.large_list
+        return make(kind.value_field.with_type(_as_bytes(kind.value_type)))
+    return kind
 
 
 class _Cursor:

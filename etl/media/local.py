@@ -1,6 +1,7 @@
 """Local media: reads files from folders and archives by the names that records give them.
 
-Nothing is unpacked, and only listed files can be read, so no name escapes the folder.
+Nothing is unpacked, and only listed files can be read, so no name escapes the folder; links in it
+are followed.
 """
 
 from __future__ import annotations
@@ -131,6 +132,8 @@ class LocalMedia:
 
 
 def _normal(name: str) -> str:
+    if name.lower().startswith("file://"):
+        name = unquote(name[len("file://") :])
     name = unicodedata.normalize("NFC", name.replace("\\", "/"))
     return name.strip("/").removeprefix("./")
 
@@ -171,15 +174,17 @@ def _files(folder: Path, above: frozenset[str]) -> Iterator[tuple[Path, Path]]:
     if real in above:
         return
     try:
-        paths = sorted(folder.iterdir())
+        with os.scandir(folder) as found:
+            entries = sorted(found, key=lambda entry: entry.name)
     except PermissionError as error:
         _log.warning("--media: %s; its files are left out", error)
         return
-    for path in paths:
-        if path.is_dir():
+    for entry in entries:
+        path = folder / entry.name
+        if entry.is_dir():
             yield from _files(path, above | {real})
-        elif path.is_file():
-            yield path, path.resolve() if path.is_symlink() else Path(real, path.name)
+        elif entry.is_file():
+            yield path, path.resolve() if entry.is_symlink() else Path(real, entry.name)
 
 
 @dataclass(frozen=True)
@@ -219,7 +224,9 @@ class _Member:
 
 def _tar(path: Path) -> Iterator[tuple[str, _Entry]]:
     archive = tarfile.open(path, "r:")  # noqa: SIM115 - stays open as long as the job runs
-    members = {posixpath.normpath(info.name): info for info in archive.getmembers()}
+    members: dict[str, tarfile.TarInfo] = {}
+    for info in archive.getmembers():
+        members.setdefault(posixpath.normpath(info.name), info)
     links = {name: _target(name, info) for name, info in members.items() if _is_link(info)}
     for name, info in members.items():
         if info.isfile():

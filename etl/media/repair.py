@@ -28,17 +28,19 @@ class Repaired:
     change: str
 
 
-def repair_image(data: bytes) -> Repaired | None:
-    """Repair a JPEG without its end marker or a PNG with bad chunks beside its pixels, if it is."""
+def repair_image(data: bytes) -> Iterator[Repaired]:
+    """Repairs of a JPEG without its end marker, or of a PNG with bad chunks beside its pixels.
+
+    The first that can be opened is the one to take: later ones change more.
+    """
     if data.startswith(b"\xff\xd8\xff"):
-        return _with_end_marker(data)
-    if data.startswith(_PNG):
-        return _without_bad_chunks(data)
-    return None
+        yield from _with_end_marker(data)
+    elif data.startswith(_PNG):
+        yield from _without_bad_chunks(data)
 
 
-def _with_end_marker(data: bytes) -> Repaired | None:
-    """A JPEG with the end marker that it lacks; None if it lacks pixels, too."""
+def _with_end_marker(data: bytes) -> Iterator[Repaired]:
+    """A JPEG with the end marker that it lacks, unless it lacks pixels, too."""
     import simplejpeg  # noqa: PLC0415 - for workers only
 
     ended = data.removesuffix(b"\xff") + b"\xff\xd9"
@@ -48,21 +50,30 @@ def _with_end_marker(data: bytes) -> Repaired | None:
         # Strict: libjpeg fills in what is missing, and only warns.
         simplejpeg.decode_jpeg(ended, space, min_height=1, min_width=1, min_factor=8, strict=True)
     except ValueError:
-        return None
-    return Repaired(data=ended, change="end marker added")
+        return
+    yield Repaired(data=ended, change="end marker added")
 
 
-def _without_bad_chunks(data: bytes) -> Repaired | None:
-    """A PNG without its texts, its colour profile, and ancillary chunks with a wrong checksum."""
-    kept, end = [_PNG], len(_PNG)
-    for name, whole in _png_chunks(data):
-        end += len(whole)
-        ancillary = bool(name[0] & 0x20)  # PNG specification, section 5.4
-        checked = zlib.crc32(whole[4:-4]) == int.from_bytes(whole[-4:], "big")
-        if not ancillary or (checked and name not in _TEXTS):
-            kept.append(whole)
-    repaired = b"".join([*kept, data[end:]])
-    return None if repaired == data else Repaired(data=repaired, change="chunks removed")
+def _without_bad_chunks(data: bytes) -> Iterator[Repaired]:
+    """A PNG without texts, colour profile, and ancillary chunks with a wrong checksum; or with any.
+
+    The latter is for chunks whose checksum is right but not their content.
+    """
+    chunks = list(_png_chunks(data))
+    rest = data[len(_PNG) + sum(len(whole) for _, whole in chunks) :]
+    critical = [whole for name, whole in chunks if not name[0] & 0x20]  # specification, 5.4
+    good = [
+        whole
+        for name, whole in chunks
+        if not name[0] & 0x20 or (_is_checked(whole) and name not in _TEXTS)
+    ]
+    for kept in (good, critical):
+        if len(kept) < len(chunks):
+            yield Repaired(data=b"".join([_PNG, *kept, rest]), change="chunks removed")
+
+
+def _is_checked(chunk: bytes) -> bool:
+    return zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:], "big")
 
 
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
@@ -83,7 +94,8 @@ def repair_wav(data: bytes) -> Repaired | None:
     Raises:
         OSError: its `data` chunk is not whole.
     """
-    found = _data_chunk(data)
+    is_wav = data[:4] in (b"RIFF", b"RF64") and data[8:12] == b"WAVE"
+    found = _data_chunk(data) if is_wav else None
     if not found:
         return None
     start, size = found
@@ -103,13 +115,12 @@ def _data_chunk(data: bytes) -> tuple[int, int] | None:
     """Where a WAV's samples start, and how many bytes its header promises; None if it has none."""
     offset, long_size = 12, None
     while offset + 8 <= len(data):
-        name, size = (
-            data[offset : offset + 4],
-            int.from_bytes(data[offset + 4 : offset + 8], "little"),
-        )
-        if name == b"ds64":  # of an RF64 file, for sizes above 2³² (EBU Tech 3306)
+        name, length = data[offset : offset + 4], data[offset + 4 : offset + 8]
+        size = int.from_bytes(length, "little")
+        if name == b"ds64" and data[:4] == b"RF64":  # for sizes above 2³² (EBU Tech 3306)
             long_size = int.from_bytes(data[offset + 16 : offset + 24], "little")
         if name == b"data":
             return offset + 8, size if long_size is None else long_size
         offset += 8 + size + size % 2
-    return None
+    at = data.find(b"data", 12)  # after a chunk without its pad byte
+    return None if at < 0 else (at + 8, int.from_bytes(data[at + 4 : at + 8], "little"))

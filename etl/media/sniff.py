@@ -22,6 +22,8 @@ _MAGIC: tuple[tuple[int, bytes, str], ...] = (
     (8, b"AVI ", "video/x-msvideo"),
     (0, b"\x1a\x45\xdf\xa3", "video/webm"),  # Matroska, too
     (0, b"\x00\x00\x01\xba", "video/mpeg"),
+    (0, b"FLV\x01", "video/x-flv"),
+    (0, b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "video/x-ms-asf"),
     (0, b"fLaC", "audio/flac"),
     (0, b"OggS", "audio/ogg"),
     (0, b"ID3", "audio/mpeg"),

@@ -18,9 +18,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from etl.media.container import DropError, open_container, require, subtype
+from etl.media.sniff import sniff
 
 _PROBED_FRAMES = 5
 """Frames that are decoded to check that a video is readable and that something moves in it."""
+
+_VIDEO_TYPES = ("video/", "image/gif", "audio/ogg")
+"""MIME types of what may be a video, by its first bytes."""
 
 _JPEG_SCALE = 3
 """FFmpeg's `q:v` of sampled frames: 2 is best, 31 worst."""
@@ -102,9 +106,9 @@ def _probe(data: bytes, limits: VideoLimits) -> VideoInfo:
 
 def _damage(data: bytes, message: str) -> str:
     """The drop reason for what FFmpeg cannot read."""
-    if data[4:8] == b"ftyp" or data[:4] in (b"\x1aE\xdf\xa3", b"RIFF"):
-        return "truncated" if "nvalid data" in message or "End of file" in message else "corrupt"
-    return "wrong_type"
+    if not sniff(data).startswith(_VIDEO_TYPES):
+        return "wrong_type"
+    return "truncated" if "nvalid data" in message or "End of file" in message else "corrupt"
 
 
 def _measure(

@@ -30,6 +30,7 @@ from etl.sources.files import (
     table_rows,
     text_lines,
 )
+from etl.sources.pair_files import dialogue_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,6 +161,8 @@ def peek(file: Path) -> Any:  # noqa: ANN401 - whatever the file holds
     match plain_suffix(file):
         case ".parquet":
             return _first(table_rows(file))
+        case ".tar":
+            return _first(dialogue_rows(file))
         case ".jsonl":
             return _first(json_lines(file))
         case ".json":

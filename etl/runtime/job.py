@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from etl.cli import UserError
-from etl.filters.base import Filter, FilteredBatch, StepYield, add_yields, run_filters
+from etl.filters.base import DROPS, Filter, FilteredBatch, StepYield, add_yields, run_filters
 from etl.media.gather import MediaOptions
 from etl.report.job_report import DROPS_FILE, TIMINGS_FILE, print_summary, write_report
 from etl.report.statistics import download_yield, statistics
@@ -189,7 +189,8 @@ def _plan_units(job: Job, plan: Plan, state: JobState, progress: Progress) -> li
     input_rows = sum(count for count, _ in units)
     progress.update(task, total=input_rows)
     batches = [batch for _, batch in units]
-    write_table(state.plan_drops_path, pa.concat_tables(batch.drops for batch in batches))
+    drops = [DROPS.empty_table(), *(batch.drops for batch in batches)]  # a list may have no rows
+    write_table(state.plan_drops_path, pa.concat_tables(drops))
     unit_rows = [batch.kept.num_rows for batch in batches]
     state.save_plan(
         plan,

@@ -16,7 +16,7 @@ from typing import Any
 
 import grpc
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
 
 from etl.cli import UserError
 from etl.runtime.worker_pool import Call, Functions, WorkerDiedError
@@ -51,7 +51,7 @@ class RayWorkers:
         """See `Workers`."""
         try:
             return ray.get(ticket)
-        except RayActorError as error:
+        except (RayActorError, OutOfMemoryError) as error:
             raise WorkerDiedError(str(error).partition("\n")[0]) from error
         except RayTaskError as error:
             raise error.cause from error

@@ -163,7 +163,8 @@ class DownloadWorker:
                 log.drops.append({**columns, **drop})
                 continue
             digests = [medium.sha256 for medium in sample.media]
-            key = sample_key(digests, list(map(vars, sample.turns)), self._spec.identity)
+            said = list(map(vars, (*sample.turns, *sample.rejected)))
+            key = sample_key(digests, said, self._spec.identity)
             hashes = [medium.phash for medium in found.media]
             log.staged.append({**columns, "key": key, "phash": hashes})
             yield sample

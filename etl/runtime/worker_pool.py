@@ -11,6 +11,8 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
+from etl.cli import UserError
+
 MAX_DEATHS = 4
 """Workers that may die on one item before the job fails: the item itself may be the cause."""
 
@@ -30,8 +32,8 @@ class WorkerDiedError(Exception):
     """A worker ended before it returned its result; the message says how."""
 
 
-class ExecutorError(RuntimeError):
-    """Workers keep dying on the same item."""
+class ExecutorError(UserError):
+    """Workers keep dying on the same item, whatever is done in place of it."""
 
 
 class Workers(Protocol):
@@ -151,7 +153,10 @@ class WorkerPool:
                 self._workers.kill(worker)
                 _log.warning("a worker died (%s); its item is retried", error)
                 if deaths + 1 == MAX_DEATHS:
-                    raise ExecutorError(f"{deaths + 1} workers died on the same item") from error
+                    raise ExecutorError(
+                        f"{deaths + 1} workers died on the same item, the last by {error};"
+                        " repeat the command to resume"
+                    ) from error
                 todo.appendleft((after_death(item) if after_death else item, deaths + 1))
                 continue
             except BaseException:

@@ -266,13 +266,10 @@ def check_record(record: Record) -> None:
     texts += [text for ref in record.media for text in (ref.kind, ref.url)]
     texts += [text for item in record.lineage.items() for text in item]
     texts += [record.caption] if record.caption is not None else []
-    for text in texts:
-        if not isinstance(text, str):
-            raise BadRecordError(f"want a text instead of {text!r:.60}")
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise BadRecordError(f"not valid Unicode: {text[:40]!r} ({error.reason})") from None
+    try:
+        "".join(texts).encode()
+    except (TypeError, UnicodeEncodeError):
+        raise BadRecordError(_not_text(texts)) from None
     for turn in turns:
         if turn.role not in ROLES:
             raise BadRecordError(f"role {turn.role!r:.40}, want one of {', '.join(ROLES)}")
@@ -283,6 +280,18 @@ def check_record(record: Record) -> None:
             _check_number(seconds)
     for value in record.scores.values():
         _check_number(value)
+
+
+def _not_text(texts: Sequence[Any]) -> str:
+    """What is wrong with the first text that Arrow cannot hold."""
+    for text in texts:
+        if not isinstance(text, str):
+            return f"want a text instead of {text!r:.60}"
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            return f"not valid Unicode: {text[:40]!r} ({error.reason})"
+    return "not valid Unicode"
 
 
 def _check_number(value: object) -> None:
@@ -339,6 +348,21 @@ def require_field(record: Any, key: str, kind: type | tuple[type, ...] = object)
         names = " or ".join(one.__name__ for one in kinds)
         raise BadRecordError(f"{key} is {value!r:.60}, want {names}")
     return value
+
+
+EXPORTED = ("scores", "lineage")
+"""Fields that `etl/export.py` writes: objects, or in tables JSON of these."""
+
+
+def exported_lineage(record: Mapping[str, Any]) -> dict[str, str]:
+    """The lineage of a record that `etl/export.py` wrote; empty for others."""
+    value = record.get("lineage")
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            return {}
+    return string_fields(value) if isinstance(value, dict) else {}
 
 
 def string_fields(record: Mapping[str, Any], *excluded: str) -> dict[str, str]:

@@ -10,15 +10,13 @@ from etl.sources.base import BadRecordError
 from etl.sources.turns import Dialogue
 from etl.storage.schema import Turn
 
-Size = tuple[float | None, float | None]
 
-
-def box_text(box: Any, size: Size) -> str:  # noqa: ANN401
+def box_text(box: Any, size: tuple[Any, Any]) -> str:  # noqa: ANN401
     """A box or point, written as Shikra does (arXiv:2306.15195, §3.2): `[x_min,y_min,x_max,y_max]`.
 
     Args:
         box: four numbers, or two of a point; in pixels or normalised.
-        size: the image's width and height; None for boxes that are normalised.
+        size: the image's width and height as published; None for boxes that are normalised.
 
     Raises:
         BadRecordError: it is no box, or in pixels without a size.
@@ -29,11 +27,11 @@ def box_text(box: Any, size: Size) -> str:  # noqa: ANN401
         sides = []
     if len(sides) not in (2, 4):
         raise BadRecordError(f"want a box of four numbers, got {box!r:.60}")
-    if not all(size):
+    if not all(isinstance(side, int | float) and side > 0 for side in size):
         if max(sides) > 1:
             raise BadRecordError("its boxes are in pixels, but it has no width and height")
         size = (1, 1)
-    values = [side / (size[number % 2] or 1) for number, side in enumerate(sides)]
+    values = [side / size[number % 2] for number, side in enumerate(sides)]
     return f"[{','.join(f'{value:.3f}' for value in values)}]"
 
 
@@ -69,7 +67,10 @@ def _fill_ferret(record: Mapping[str, Any], dialogue: Dialogue) -> Dialogue:
     of_turn = iter(boxes)
     turns: list[Turn] = []
     for turn in dialogue.turns:
-        own = [box_text(box, size) for box in next(of_turn) or ()] if turn in spoken else []
+        listed = next(of_turn) or [] if turn in spoken else []
+        if not isinstance(listed, list):
+            raise BadRecordError(f"the boxes of a turn are {listed!r:.40}, want a list")
+        own = [box_text(box, size) for box in listed]
         found = {int(number) for number in re.findall(r"<bbox_location(\d+)>", turn.text)}
         if found != set(range(len(own))):
             raise BadRecordError(f"a turn has {len(own)} boxes, but marks {sorted(found)}")

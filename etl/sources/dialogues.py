@@ -11,10 +11,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from etl.sources.base import BadRecordError, Format, Record, require_field
+from etl.sources.base import (
+    EXPORTED,
+    BadRecordError,
+    Format,
+    Record,
+    exported_lineage,
+    require_field,
+)
 from etl.sources.boxes import fill_boxes
 from etl.sources.fields import lineage_fields, media_fields
 from etl.sources.files import parquet_or_json_rows
+from etl.sources.pair_files import dialogue_rows
 from etl.sources.turns import Dialogue, make_record, parse_turns, say
 from etl.storage.schema import Turn
 
@@ -31,8 +39,13 @@ def messages(record: Any) -> Iterator[Record]:  # noqa: ANN401 - parsed JSON, or
     record without media is a text-only dialogue. The turns are `conversations`, `messages`,
     `conversation`, or TRL's lists `prompt` and `completion`; see `etl.sources.turns` for what they
     hold, `media_fields` for the fields of media. A rejected answer is POVID's, LLaMA-Factory's,
-    ms-swift's or TRL's field; the chosen one ends the turns. Boxes are written into the text.
+    ms-swift's or TRL's field; the chosen one ends the turns. Boxes are written into the text. A
+    list of dialogues that are to be packed into one sequence (Qwen2.5-VL) is taken apart.
     """
+    if isinstance(record, list):
+        for one in record:
+            yield from messages(one)
+        return
     if not isinstance(record, dict):
         raise BadRecordError("want an object with 'conversations' or 'messages'")
     field = next((name for name in TURNS_FIELDS if record.get(name) is not None), None)
@@ -116,8 +129,17 @@ def _finish(record: Mapping[str, Any], dialogue: Dialogue, read: Sequence[str]) 
         raise BadRecordError("its rejected answer has other media, which a sample cannot hold")
     media = [ref for refs in own.values() for ref in refs]
     known = (*read, *own, *(f"rejected_{name}" for name in others), *_REJECTED, "chosen", system)
+    exported = exported_lineage(record)
+    known += EXPORTED if exported or "messages" in read else ()
     lineage = lineage_fields(record, *filter(None, known), media=media or dialogue.named)
-    return make_record(dialogue, media, rejected=rejected, lineage=lineage)
+    said = record.get("feedback")
+    feedback = parse_turns(said).turns if isinstance(said, list) else ()
+    if rejected and isinstance(said, str) and said.strip():
+        lineage.pop("feedback")
+        feedback = say("user", said).turns
+    return make_record(
+        dialogue, media, rejected=rejected, feedback=feedback, lineage={**exported, **lineage}
+    )
 
 
 def _choose(record: Mapping[str, Any], dialogue: Dialogue) -> tuple[Dialogue, tuple[Turn, ...]]:
@@ -153,7 +175,9 @@ def _answer(value: Any) -> Dialogue:  # noqa: ANN401
 
 
 _SUFFIXES = (".json", ".jsonl", ".parquet")
-LLAVA = Format(suffixes=_SUFFIXES, rows=parquet_or_json_rows, parse=messages, group_by_medium=True)
+LLAVA = Format(
+    suffixes=(*_SUFFIXES, ".tar"), rows=dialogue_rows, parse=messages, group_by_medium=True
+)
 ALPACA = Format(suffixes=_SUFFIXES, rows=parquet_or_json_rows, parse=question_and_answer)
 FORMATS: Mapping[str, Format] = {
     "llava": LLAVA,

@@ -14,6 +14,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from etl.filters.records import is_url
+from etl.filters.urls import EMBEDDED
 from etl.media.embedded import is_embedded
 from etl.sources.base import BadRecordError, Format, MediaRef, Record, require_field
 from etl.sources.pairs import KIND_OF_SUFFIX, read_columns
@@ -29,8 +30,10 @@ _FIELD = re.compile(rf"({'|'.join(_WORDS)})s?(_(?:file|path|name|url)s?)?", re.I
 """Names of fields that hold media: `image`, `images`, `image_path`, `img_urls`, `pcl` …"""
 _NAME = re.compile(rf"[^\n\r\t]{{1,500}}\.(?:{'|'.join(KIND_OF_SUFFIX)})", re.IGNORECASE)
 _DATA = re.compile(r"data:[\w.+-]+/[\w.+-]+[;,]")
-_PROVENANCE = re.compile(r"(?:.*_)?(?:url|link|href|license)s?", re.IGNORECASE)
-"""Names of fields that say where a medium is from."""
+_PROVENANCE = re.compile(
+    r"(?:.*_)?(?:url|link|href|license|id|idx|uid|key|source)s?", re.IGNORECASE
+)
+"""Names of fields that say where a record or its medium is from."""
 _BETWEEN = re.compile(r"\s*[,;|\n]\s*")
 
 
@@ -54,13 +57,16 @@ def media_names(value: Any, field: str) -> Sequence[str]:  # noqa: ANN401
     """The names or URLs of media in a field.
 
     The field may hold a name, several names in one string, a list of names, structs with a `path`
-    or `url`, or nothing. Bytes in a table are a name, too (`etl.sources.files.table_rows`).
+    or `url`, names by their placeholders (`{"<image_00>": …}`, MiniCPM-V), or nothing. Bytes in a
+    table are a name, too (`etl.sources.files.table_rows`).
 
     Raises:
         BadRecordError: it holds something else.
     """
     if value is None or value == "":
         return ()
+    if isinstance(value, dict) and value and all(key[:1] == "<" for key in value):
+        value = [value[key] for key in sorted(value)]
     names: list[str] = []
     for one in value if isinstance(value, list) else [value]:
         name = one.get("path") or one.get("url") if isinstance(one, dict) else one
@@ -91,8 +97,8 @@ def media_fields(record: Mapping[str, Any], *excluded: str) -> dict[str, tuple[M
     """The media of a record by the field that names them, at most one field for each kind.
 
     The field is `image`, `images`, or, in want of these, another name such as `image_path`; so for
-    videos, audio and point clouds (`pcl`, `point`). Where several fields name as many media of one
-    kind, the others are further names of the same media.
+    videos, audio and point clouds (`pcl`, `point`). Several fields of one kind name the same media
+    if their file names are the same; next to bytes, and for URLs, if they are as many.
 
     Raises:
         BadRecordError: a field holds no names, or two fields name different media.
@@ -123,12 +129,19 @@ def _named(value: Any) -> bool:  # noqa: ANN401
 
 
 def _first_name(fields: Mapping[str, tuple[MediaRef, ...]]) -> str:
+    """The field of some for one kind, if the others name the same media in another way."""
     first, *others = sorted(fields, key=lambda name: "_" in name)
     for other in others:
-        if len(fields[other]) != len(fields[first]):
+        pairs = list(zip(fields[first], fields[other], strict=False))
+        is_same = len(fields[first]) == len(fields[other])
+        if not other.lower().rstrip("s").endswith("url"):  # a URL may end in any name
+            is_same = is_same and all(
+                one.url.startswith(("data:", EMBEDDED)) or _base(one.url) == _base(two.url)
+                for one, two in pairs
+            )
+        if not is_same:
             raise BadRecordError(
-                f"{first} names {len(fields[first])} media, {other} names {len(fields[other])}: "
-                "want one field for each kind"
+                f"{first} and {other} name different media: want one field for each kind"
             )
     return first
 
@@ -141,18 +154,20 @@ def lineage_fields(
     Args:
         record: as published.
         read: the fields that were read.
-        media: what was read of the record's media; then a field such as `coco_url` is where one is
-            from, and not a medium that was overlooked.
+        media: what was read of the record's media; then a field such as `coco_url`, or one with the
+            same file name, says where a medium is from, and is none that was overlooked.
 
     Raises:
         BadRecordError: a field that was not read holds media.
     """
     lineage: dict[str, str] = {}
+    files = {_base(ref.url) for ref in media if isinstance(ref, MediaRef)}
     for field, value in record.items():
         if field in read:
             continue
         other_name = media and (_PROVENANCE.fullmatch(field) or _FIELD.fullmatch(field))
-        if not other_name and any(map(is_medium, _flat(value))):
+        found = () if other_name else filter(is_medium, _flat(value))
+        if any(not isinstance(one, str) or _base(one) not in files for one in found):
             raise BadRecordError(
                 f"its field {field!r} holds media ({value!r:.60}), which are read from image(s), "
                 "video(s), audio(s), pcl and point(s) only: say what it is with --columns "
@@ -164,6 +179,11 @@ def lineage_fields(
         elif isinstance(value, str | int | float):
             lineage[name] = str(value)
     return lineage
+
+
+def _base(url: str) -> str:
+    """The last part of a path or URL."""
+    return re.split("[?#]", url)[0].rpartition("/")[2]
 
 
 def _flat(value: Any) -> Iterator[Any]:  # noqa: ANN401

@@ -45,10 +45,11 @@ class BadRow:
 def input_files(path: Path, *suffixes: str) -> list[Path]:
     """The input's files: the file itself, or those in a folder that have one of the suffixes.
 
-    A folder is searched recursively. A folder of `datasets.save_to_disk` has the files that it
-    lists. A path with `*`, `?` or `[` that does not exist is a pattern. Each suffix may be followed
-    by `.gz` or `.zst`; `.ndjson` counts as `.jsonl`, and `.arrow` as `.parquet`. Empty files and
-    those that macOS adds (`._x`) are left out, and a log line names them.
+    A folder is searched recursively; JSON documents next to parquet are left out. A folder of
+    `datasets.save_to_disk` has the files that it lists. A path with `*`, `?` or `[` that does not
+    exist is a pattern. Each suffix may be followed by `.gz` or `.zst`; `.ndjson` counts as
+    `.jsonl`, and `.arrow` as `.parquet`. Empty files and those that macOS adds (`._x`) are left
+    out, and a log line names them.
 
     Args:
         path: a file, a folder or a pattern.
@@ -88,14 +89,20 @@ def input_root(path: Path) -> Path:
     return path if path.is_dir() else path.parent
 
 
+_ABOUT = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "export.json")
+"""Files in a folder that say what its data are: those of Hugging Face's repositories, and ours."""
+
+
 def _folder_files(folder: Path, suffixes: Sequence[str]) -> list[Path]:
     saved = saved_files(folder)
     if saved is not None:
         return saved
     wanted = tuple(_with_variants(suffixes))
     every = sorted(file for file in folder.rglob("*") if file.is_file())
-    files = [file for file in every if file.name.endswith(wanted)]
-    others = [file for file in every if not file.name.endswith(wanted)]
+    files = [file for file in every if file.name.endswith(wanted) and file.name not in _ABOUT]
+    if any(plain_suffix(file) == ".parquet" for file in files):  # documents next to it describe it
+        files = [file for file in files if plain_suffix(file) != ".json"]
+    others = [file for file in every if file not in set(files)]
     if files and others:
         names = ", ".join(file.name for file in others[:_SHOWN])
         more = ", …" if len(others) > _SHOWN else ""

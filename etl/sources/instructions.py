@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from etl.cli import UserError
+from etl.filters.records import is_url
 from etl.sources.base import BadRecordError, Format, MediaRef, Record, require_field
 from etl.sources.boxes import box_text
 from etl.sources.fields import is_medium, kind_of, lineage_fields, media_fields, media_names
@@ -148,6 +149,7 @@ def mimic_it(row: Sequence[dict[str, Any]]) -> Iterator[Record]:
     """MIMIC-IT: `{instruction, answer, image_ids, rel_ins_ids}`; a video is a list of images."""
     dialogue = Dialogue(turns=())
     for part in row:
+        require_field(part, "instruction", str)
         media = _images(media_names(part.get("image_ids"), "image_ids"))
         said = question_answer(
             require_field(part, "instruction", str), require_field(part, "answer", str)
@@ -289,7 +291,7 @@ def _source_name(record: Any, kind: str) -> str | None:  # noqa: ANN401
         return None
     if source.get("audiocap_id") is not None:
         return f"{source['audiocap_id']}.wav"
-    names = [value for value in source.values() if is_medium(value)]
+    names = [one for one in source.values() if is_medium(one) or is_url(str(one))]
     if kind == "video" and source.get("videoid") is not None and not names:
         return f"{source['videoid']}.mp4"
     return names[0] if names else None
@@ -342,8 +344,8 @@ def shikra(record: Any) -> Iterator[Record]:  # noqa: ANN401
     (arXiv:2306.15195, §3.2): `[x_min,y_min,x_max,y_max]` with three decimals, normalised by the
     record's width and height; boxes in pixels without these make the record invalid.
     """
-    name = record.get("img_path") or f"{require_field(record, 'image_id')}.jpg"
-    media = _images([name])
+    name = media_names(record.get("img_path"), "img_path")
+    media = _images(name or [f"{require_field(record, 'image_id')}.jpg"])
     size = (record.get("width"), record.get("height"))
     lineage = lineage_fields(record, *_SHIKRA, media=media)
     if "expression" in record:

@@ -132,9 +132,9 @@ PREFERENCES: Mapping[str, tuple[Look, ...]] = {
         Look(fields=("conversations", "chosen", "rejected")),
         Look(fields=("messages", "chosen", "rejected")),
         *(
-            Look(fields=(turns, f"rejected_{name}"))
+            Look(fields=(turns, f"rejected{name}"))
             for turns in ("messages", "conversations")
-            for name in ("response", "messages", "conversations")
+            for name in ("", "_response", "_messages", "_conversations")
         ),
         Look(fields=("prompt", "chosen", "rejected"), check=_listed("prompt", "chosen")),
         Look(fields=("chosen", "rejected"), check=_listed("chosen", "rejected")),
@@ -232,7 +232,8 @@ def is_coco_result(record: Any) -> bool:  # noqa: ANN401
 def _first_records(content: Any) -> list[tuple[str, Mapping[str, Any]]]:  # noqa: ANN401
     """The first record of a document, by the field that holds the records."""
     if isinstance(content, list):
-        first = next((one for one in content if isinstance(one, dict)), None)
+        rows = (row[0] if isinstance(row, list) and row else row for row in content)
+        first = next((row for row in rows if isinstance(row, dict)), None)
         return [] if first is None else [("", first)]
     if not isinstance(content, dict):
         return []

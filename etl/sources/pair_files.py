@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from etl.cli import UserError
-from etl.media.embedded import file_location, member_location
+from etl.media.embedded import Location, file_location, member_location
 from etl.sources import captions
 from etl.sources.base import Format
 from etl.sources.files import (
@@ -90,6 +90,30 @@ def archive_format(columns: Columns) -> Format:
     (https://github.com/webdataset/webdataset, `base_plus_ext` and `group_by_keys`).
     """
     return Format(suffixes=(".tar",), rows=_archive, parse=lambda row: pairs_of(row, columns))
+
+
+def dialogue_rows(file: Path) -> Iterator[Any]:
+    """Rows of dialogues: as `parquet_or_json_rows`, or samples of an archive with `KEY.json`.
+
+    The media of a sample, such as `KEY.jpg` or `KEY.0.jpg` and `KEY.1.jpg`, are its `images`,
+    `videos`, `audios` and `points`, in the order of their names, unless its JSON names them.
+    """
+    if plain_suffix(file) != ".tar":
+        yield from parquet_or_json_rows(file)
+        return
+    for row in _archive(file):
+        yield row if isinstance(row, BadRow) else _with_media_lists(row)
+
+
+def _with_media_lists(row: dict[str, Any]) -> dict[str, Any]:
+    lists: dict[str, list[Any]] = {}
+    for suffix in sorted(row, key=lambda name: [int(n) for n in re.findall(r"\d+", name)]):
+        kind = KIND_OF_SUFFIX.get(suffix.rpartition(".")[2])
+        if kind and isinstance(row[suffix], Location):
+            lists.setdefault(kind if kind == "points" else f"{kind}s", []).append(row[suffix])
+    rest = {name: value for name, value in row.items() if not isinstance(value, Location)}
+    rest["key"] = rest.pop("__key__")
+    return {**lists, **rest}
 
 
 def _archive(file: Path) -> Iterator[Any]:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from etl.cli import UserError
 from etl.media.embedded import Location
-from etl.sources.base import BadRecordError, MediaRef, Record, string_fields
+from etl.sources.base import BadRecordError, MediaRef, Record, exported_lineage, string_fields
 from etl.storage.schema import PLACEHOLDERS, Turn, escape
 
 _SUFFIXES: Mapping[str, str] = {
@@ -239,14 +237,10 @@ def _lineage(row: Mapping[str, Any], used: set[str]) -> dict[str, str]:
             lineage[name] = str(value)
     names = [entry.name for name in used for entry in _entries(row.get(name)) if _named(entry)]
     lineage |= {"name": " ".join(names)} if names else {}
-    exported = row.get("lineage")
-    if isinstance(exported, str):
-        with contextlib.suppress(ValueError, RecursionError):
-            exported = json.loads(exported)
-    if isinstance(exported, dict):
+    exported = exported_lineage(row)
+    if exported:
         lineage.pop("lineage", None)
-        lineage = {**string_fields(exported), **lineage}
-    return lineage
+    return {**exported, **lineage}
 
 
 def _named(entry: Any) -> bool:  # noqa: ANN401

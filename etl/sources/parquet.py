@@ -264,11 +264,11 @@ def _cells(column: pa.ChunkedArray) -> list[Any]:
     """A column's values, None for those that Python cannot hold, such as invalid UTF-8."""
     try:
         return column.to_pylist()
-    except ValueError:
+    except (ValueError, OverflowError):
         cells: list[Any] = []
         for value in column:
             cells.append(None)
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(ValueError, OverflowError):
                 cells[-1] = value.as_py()
         return cells
 

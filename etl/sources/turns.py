@@ -32,19 +32,23 @@ _KINDS = {
     **{"image": "image", "img": "image", "video": "video", "audio": "audio"},
     **dict.fromkeys(("points", "point", "pcl", "pointcloud", "point_cloud"), "points"),
 }
-_INLINE = re.compile(r"<(img|image|video|audio)>\s*([^<>\n]+?)\s*</\1>", re.IGNORECASE)
 _WORD = "image|video|audio|points?|pcl|pointcloud|point_cloud"
-_TOKENS = re.compile(
-    rf"(?<!\\)(?:<\|(?:vision_start|audio_bos)\|>)?"
-    rf"(?:<Img>\s*<(image)Here>\s*</Img>|<\|?({_WORD})(?:here|_placeholder|_pad)?\|?>)"
-    rf"(?:<\|(?:vision_end|audio_eos)\|>)?",
+_MEDIA = re.compile(
+    r"(?<!\\)(?:"
+    r"<(?P<tag>img|image|video|audio)>\s*(?P<name>[^<>\n]+?)\s*(?P<end></(?P=tag)>)"
+    r"|<Img>\s*<(?P<minigpt4>image)Here>\s*</Img>"
+    r"|(?:<\|(?:vision_start|audio_bos)\|>)?"
+    rf"<\|?(?P<word>{_WORD})(?:here|_placeholder|_pad|_?(?P<number>\d\d?))?\|?>"
+    r"(?:<\|(?:vision_end|audio_eos)\|>)?"
+    r")",
     re.IGNORECASE,
 )
-"""The placeholder spellings in these files; with a backslash before it, one is plain text."""
+"""Media named in place, and the placeholder spellings in these files; with a backslash before it,
+one is plain text."""
 
-Named = MediaRef | int | None
-"""What stands behind a placeholder: a medium named in place; the number of one among the record's;
-or the next of the record's."""
+Named = MediaRef | int | str | None
+"""What stands behind a placeholder: a medium named in place; the number of one among the record's,
+counted from 0, or as digits in `<image_1>`, counted from 0 or 1; or the next of the record's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,24 +107,16 @@ def _parse_turn(turn: Mapping[str, Any]) -> Dialogue:
             f"got {dict(turn)!r:.80}"
         )
     if turn.get("tool_calls"):
-        raise BadRecordError(
-            "a turn has tool_calls, which are read as a turn of function_call only"
-        )
+        raise BadRecordError("a turn has tool_calls; calls are read from function_call turns only")
     if turn.get("loss") is False or turn.get("weight") == 0:
-        raise BadRecordError(
-            "a turn is not to be learned (loss or weight), which none can say here"
-        )
+        raise BadRecordError("a turn is marked as not to be learned, which a sample cannot hold")
     if isinstance(content, str):
         text, named = _read_text(content)
     elif isinstance(content, list | dict):
         text, named = _read_parts(content)
     else:
         raise BadRecordError(f"a turn's text is {content!r:.60}, want a text or a list of parts")
-    own = media_fields(turn)
-    lineage_fields(
-        turn, "from", "role", "value", "content", *own
-    )  # refuses media that are not read
-    refs = [ref for found in own.values() for ref in found]
+    refs = _own_media(turn) if len(turn) > 2 else []
     if refs and named.count(None) == len(refs):
         rest = iter(refs)
         named = tuple(next(rest) if one is None else one for one in named)
@@ -130,25 +126,28 @@ def _parse_turn(turn: Mapping[str, Any]) -> Dialogue:
     return Dialogue(turns=(Turn(role=role, text=text),), named=named)
 
 
+def _own_media(turn: Mapping[str, Any]) -> list[MediaRef]:
+    """The media in fields of a turn; BadRecordError if one of another name holds media."""
+    own = media_fields(turn)
+    lineage_fields(turn, "from", "role", "value", "content", *own)
+    return [ref for found in own.values() for ref in found]
+
+
 def _read_text(text: str) -> tuple[str, tuple[Named, ...]]:
     """A text with placeholders in our spelling, and what they name."""
-    media: list[MediaRef] = []
+    if "<" not in text:
+        return text, ()
+    named: list[Named] = []
 
-    def name_in_place(match: re.Match[str]) -> str:
-        kind = _KINDS[match[1].lower()]
-        if match[1] != "img" and not is_medium(match[2]):
-            return match[0]
-        media.append(MediaRef(kind=kind, url=match[2]))
-        return f"{PLACEHOLDERS[kind]}\0"  # marks it apart from a placeholder without a name
+    def respell(match: re.Match[str]) -> str:
+        kind = _KINDS[(match["tag"] or match["minigpt4"] or match["word"]).lower()]
+        is_named = match["tag"] and (match["tag"].lower() == "img" or is_medium(match["name"]))
+        named.append(MediaRef(kind=kind, url=match["name"]) if is_named else match["number"])
+        # `<image>a text</image>` is a placeholder, a text and a tag.
+        rest = "" if is_named or not match["tag"] else match["name"] + match["end"]
+        return PLACEHOLDERS[kind] + rest
 
-    text = _INLINE.sub(name_in_place, text.replace("\0", ""))
-    text = _TOKENS.sub(lambda match: PLACEHOLDERS[_KINDS[(match[1] or match[2]).lower()]], text)
-    rest = iter(media)
-    named = [
-        next(rest) if text[match.end() : match.end() + 1] == "\0" else None
-        for match in PLACEHOLDER_PATTERN.finditer(text)
-    ]
-    return text.replace("\0", ""), tuple(named)
+    return _MEDIA.sub(respell, text), tuple(named)
 
 
 _TEXT_PARTS = ("text", "input_text", "output_text")
@@ -227,8 +226,15 @@ def make_record(
             dialogue = _prepend(dialogue, media)  # else the fields repeat what the text names
         refs = tuple(one for one in dialogue.named if isinstance(one, MediaRef))
         return Record(turns=dialogue.turns, media=refs, **rest)
-    dialogue = _respell(dialogue, media)
-    return Record(turns=dialogue.turns, media=_bind(dialogue, media) or (*in_place, *media), **rest)
+    kinds = [
+        _KINDS[token.strip("<>")]
+        for turn in dialogue.turns
+        if "<" in turn.text
+        for token in PLACEHOLDER_PATTERN.findall(turn.text)
+    ]
+    dialogue, kinds = _respell(dialogue, kinds, media)
+    bound = _bind(dialogue.named, kinds, media)
+    return Record(turns=dialogue.turns, media=bound or (*in_place, *media), **rest)
 
 
 def _prepend(dialogue: Dialogue, media: Sequence[MediaRef]) -> Dialogue:
@@ -246,22 +252,25 @@ def _prepend(dialogue: Dialogue, media: Sequence[MediaRef]) -> Dialogue:
     )
 
 
-def _kinds(dialogue: Dialogue) -> list[str]:
-    """The kinds of a dialogue's placeholders, in order."""
-    return [
-        _KINDS[token.strip("<>")]
-        for turn in dialogue.turns
-        for token in PLACEHOLDER_PATTERN.findall(turn.text)
-    ]
+def _respell(
+    dialogue: Dialogue, kinds: list[str], media: Sequence[MediaRef]
+) -> tuple[Dialogue, list[str]]:
+    """A dialogue with `<video>` where `<image>` stands for each of its videos (LLaVA-NeXT).
 
+    Args:
+        dialogue: with placeholders.
+        kinds: of its placeholders.
+        media: that the record names.
 
-def _respell(dialogue: Dialogue, media: Sequence[MediaRef]) -> Dialogue:
-    """A dialogue with `<video>` where `<image>` stands for each of its videos (LLaVA-NeXT)."""
-    kinds = _kinds(dialogue)
+    Returns:
+        the dialogue and the kinds of its placeholders.
+    """
     free = {n for n, one in enumerate(dialogue.named) if not isinstance(one, MediaRef)}
-    only = {ref.kind for ref in media}
-    if len(only) != 1 or {kinds[n] for n in free} != {"image"} or len(free) != len(media):
-        return dialogue
+    shown = {ref.kind for ref in media}
+    if len(shown) != 1 or shown == {"image"} or len(free) != len(media):
+        return dialogue, kinds
+    if {kinds[n] for n in free} != {"image"}:
+        return dialogue, kinds
     kinds = [media[0].kind if n in free else kind for n, kind in enumerate(kinds)]
     rest = iter(kinds)
     turns = tuple(
@@ -271,28 +280,32 @@ def _respell(dialogue: Dialogue, media: Sequence[MediaRef]) -> Dialogue:
         )
         for turn in dialogue.turns
     )
-    return Dialogue(turns=turns, named=dialogue.named)
+    return Dialogue(turns=turns, named=dialogue.named), kinds
 
 
-def _bind(dialogue: Dialogue, media: Sequence[MediaRef]) -> tuple[MediaRef, ...] | None:
+def _bind(
+    named: Sequence[Named], kinds: Sequence[str], media: Sequence[MediaRef]
+) -> tuple[MediaRef, ...] | None:
     """The medium behind each placeholder; None unless every medium stands behind one.
 
     Raises:
-        BadRecordError: parts give numbers of media, and not of all of them.
+        BadRecordError: it gives numbers of media, and not of all of them.
     """
     by_kind = {kind: [ref for ref in media if ref.kind == kind] for kind in PLACEHOLDERS}
     used: dict[str, list[int]] = {kind: [] for kind in PLACEHOLDERS}
     bound: list[MediaRef] = []
-    for kind, one in zip(_kinds(dialogue), dialogue.named, strict=True):
+    first = 0 if 0 in [int(one) for one in named if isinstance(one, str)] else 1
+    for kind, one in zip(kinds, named, strict=True):
         if isinstance(one, MediaRef):
             bound.append(one)
             continue
-        number = len(used[kind]) if one is None else one
+        number = len(used[kind]) if one is None else int(one)
+        number -= first if isinstance(one, str) else 0
         used[kind].append(number)
         bound += by_kind[kind][number : number + 1]
     if all(set(used[kind]) == set(range(len(by_kind[kind]))) for kind in PLACEHOLDERS):
         return tuple(bound)
-    if any(isinstance(one, int) for one in dialogue.named):
+    if any(isinstance(one, int | str) for one in named):
         numbers = ", ".join(f"{kind} {found}" for kind, found in used.items() if found)
-        raise BadRecordError(f"its parts are {numbers}, counted from 0, of {len(media)} media")
+        raise BadRecordError(f"it shows {numbers} (counted from 0) of {len(media)} media")
     return None

@@ -39,6 +39,8 @@ def vqa_dialogue(
     """
     turns: list[Turn] = []
     for question, answer in questions:
+        if not isinstance(question, str) or not isinstance(answer, str):
+            raise BadRecordError(f"want texts, got {question!r:.40} and {answer!r:.40}")
         template = TEMPLATES[hashlib.sha256(question.encode()).digest()[0] % len(TEMPLATES)]
         if turns:
             template = template.removeprefix("<image>")

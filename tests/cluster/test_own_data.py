@@ -25,15 +25,19 @@ PAGE = REPOSITORY / "docs" / "train-on-your-own-data.md"
 TWO_STEPS = ("--global-batch", 4, "--micro-batch", 4, "--max-steps", 2)
 """The first step of a run moves nothing: the learning rate begins at 0."""
 ROLES = {"user": "human", "assistant": "gpt"}
-LISTS = {
-    "captions": (pair_sample, 6),
-    "dialogues": (dialogue_sample, 6),
-    "held_out": (question_sample, 3),
-}
+LISTS = {"dialogues": (dialogue_sample, 6), "held_out": (question_sample, 3)}
+ROWS = {"captions": 6, **{name: rows for name, (_, rows) in LISTS.items()}}
 
 
 def write_files(folder: Path) -> None:
-    """Write what the page begins with: images, three lists in LLaVA's format, a checkpoint."""
+    """Write what the page begins with: captioned images, two lists of dialogues, a checkpoint."""
+    (folder / "captioned").mkdir()
+    for row in range(ROWS["captions"]):
+        sample = pair_sample(0, row)
+        (image,) = sample.media
+        file = folder / "captioned" / f"{row}.{image.mime.removeprefix('image/')}"
+        file.write_bytes(image.data)
+        file.with_suffix(".txt").write_text(sample.turns[1].text)
     (folder / "photos").mkdir()
     for name, (make, rows) in LISTS.items():
         entries = []
@@ -77,11 +81,7 @@ def test_the_page_leads_from_files_to_an_exported_model(
     for command in commands(PAGE):
         run_command(list(command.words), ray_head)
 
-    assert {name: read_manifest(Path("shards") / name).rows for name in LISTS} == {
-        "captions": 6,
-        "dialogues": 6,
-        "held_out": 3,
-    }
+    assert {name: read_manifest(Path("shards") / name).rows for name in ROWS} == ROWS
     predictions = Path("runs/tuned/evaluation/predictions.jsonl").read_text().splitlines()
     assert len(predictions) == 3
     assert Path("runs/aligned/report.html").is_file()

@@ -8,6 +8,7 @@ import datasets
 import pytest
 import webdataset
 
+import etl.instruct
 import etl.pairs
 from etl.cli import UserError
 from etl.digits import records, subjects
@@ -103,15 +104,20 @@ def test_datasets_has_the_features_of_media_in_lists(tmp_path: Path) -> None:
         assert row["images"][0].size == (image.width, image.height)
 
 
-def test_preferences_keep_what_was_rejected(tmp_path: Path) -> None:
-    sample = caption("image", 0)
+@pytest.mark.parametrize("to", FORMATS)
+def test_dialogues_come_back_as_the_same_samples(tmp_path: Path, to: str) -> None:
+    samples = [subjects.sample("image_audio", "dialogues", 0, number) for number in range(2)]
     rejected = (Turn(role="assistant", text="a worse answer"),)
-    judged = Sample(**{**vars(sample), "rejected": rejected})
-    folder = exported(tmp_path, [judged], "folder")
-    (row,) = map(json.loads, (folder / "00000" / "metadata.jsonl").read_text().splitlines())
-    assert row["rejected"] == [{"role": "assistant", "content": "a worse answer"}]
-    assert row["messages"][0] == {"role": "user", "content": "<image>"}
-    assert (folder / "00000" / row["images"][0]).read_bytes() == sample.media[0].data
+    feedback = (Turn(role="user", text="that is wrong"),)
+    judged = {"rejected": rejected, "feedback": feedback, "lineage": {"file": "a/1.jpg"}}
+    samples.append(Sample(**{**vars(caption("image", 0)), **judged}))
+    source = exported(tmp_path, samples, to)
+    args = ["--input", str(source), "--output", str(tmp_path / "back"), "--workers", "1"]
+    etl.instruct.run([*args, *(["--media", str(source)] if to == "folder" else [])])
+    back = ShardSet([tmp_path / "back"])
+    assert [content(sample) for sample in back] == [content(sample) for sample in samples]
+    assert (back[2].rejected, back[2].feedback) == (rejected, feedback)
+    assert back[0].lineage["original_id"] == samples[0].id
 
 
 @pytest.mark.parametrize("to", FORMATS)
@@ -134,7 +140,7 @@ def test_a_killed_export_goes_on(tmp_path: Path, to: str, monkeypatch: pytest.Mo
     monkeypatch.setattr(ShardSet, "__getitem__", stop_at_three)
     with pytest.raises(KeyboardInterrupt):
         export(options)
-    assert json.loads((tmp_path / "again" / "export.json").read_text())["rows"] is None
+    assert json.loads((tmp_path / "again" / "export.state").read_text())["rows"] is None
     monkeypatch.undo()
     assert export(options)["rows"] == 5
 

@@ -4,11 +4,13 @@ import io
 import json
 from pathlib import Path
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+import etl.export
 import etl.instruct
 import etl.interleaved
 import etl.preference
@@ -70,21 +72,52 @@ def test_dialogues_of_hugging_face_s_parquet(tmp_path: Path) -> None:
     assert details["placeholder_mismatch"] == "2 <image> in its texts for 1 of its media (image)"
 
 
+def test_parts_of_turns_as_datasets_saves_them(tmp_path: Path) -> None:
+    part = {"type": datasets.Value("string"), "text": datasets.Value("string")}
+    turn = {"role": datasets.Value("string"), "content": [part]}
+    features = datasets.Features({"images": [datasets.Image()], "messages": [turn]})
+    question = [{"type": "image", "text": None}, {"type": "text", "text": "What?"}]
+    answer = [{"type": "text", "text": "Red."}]
+    turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    picture = Image.open(io.BytesIO(png(1)))
+    rows = {"images": [[picture]], "messages": [turns]}
+    saved = datasets.DatasetDict({"train": datasets.Dataset.from_dict(rows, features)})
+    saved.save_to_disk(str(tmp_path / "in"))
+    (sample,), _ = run(etl.instruct, tmp_path)
+    assert [turn.text for turn in sample.turns] == ["<image>\nWhat?", "Red."]
+    assert sample.media[0].mime == "image/png"
+
+
 def test_preferences_of_hugging_face_s_parquet(tmp_path: Path) -> None:
     rows = [
         {
             "image": {"bytes": png(1), "path": None},
             "prompt": say("What?", "")[:1],
             "chosen": say("", "Red.")[1:],
-            "rejected": say("", "Blue.")[1:],
+            "rejected": say("", wrong)[1:],
+            "feedback": f"It is not {wrong}",
         }
+        for wrong in ("Blue.", "Green.", "Blue.")
     ]
     fields = [("image", IMAGE), ("prompt", SAY), ("chosen", SAY), ("rejected", SAY)]
+    fields.append(("feedback", pa.string()))
     write(tmp_path, pa.Table.from_pylist(rows, schema=pa.schema(fields)))
-    (sample,), _ = run(etl.preference, tmp_path)
-    assert [turn.text for turn in sample.turns] == ["<image>\nWhat?", "Red."]
-    assert [turn.text for turn in sample.rejected] == ["Blue."]
-    assert sample.media[0].data == png(1)
+    samples, drops = run(etl.preference, tmp_path)
+    for sample, wrong in zip(samples, ("Blue.", "Green."), strict=True):
+        assert [turn.text for turn in sample.turns] == ["<image>\nWhat?", "Red."]
+        assert [turn.text for turn in sample.rejected] == [wrong]
+        assert sample.media[0].data == png(1)
+    assert drops == {"duplicate_record": 1}  # the same answers about the same bytes
+    again = tmp_path / "again"
+    etl.export.run(
+        ["--input", str(tmp_path / "out"), "--output", str(again / "in"), "--to", "parquet"]
+    )
+    exported, _ = run(etl.preference, again)
+    for before, after in zip(samples, exported, strict=True):
+        for name in ("turns", "rejected", "feedback", "media"):
+            assert getattr(before, name) == getattr(after, name)
+        assert after.feedback
+        assert after.lineage["original_id"] == before.id
 
 
 def test_documents_of_hugging_face_s_parquet(tmp_path: Path) -> None:
@@ -100,7 +133,7 @@ def test_documents_of_hugging_face_s_parquet(tmp_path: Path) -> None:
 def test_fields_of_other_names(tmp_path: Path) -> None:
     (tmp_path / "media").mkdir()
     (tmp_path / "media" / "a.png").write_bytes(png(1))
-    record = {"dialog": say("What?", "Red."), "frame": "a.png", "preview": "small/a.png"}
+    record = {"dialog": say("What?", "Red."), "frame": "a.png", "preview": "small.png"}
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "list.json").write_text(json.dumps([record]))
     with pytest.raises(UserError, match=r"unknown format: .* nearest is --format"):
@@ -110,6 +143,6 @@ def test_fields_of_other_names(tmp_path: Path) -> None:
         run(etl.instruct, tmp_path, *args)
     (sample,), _ = run(etl.instruct, tmp_path, *args, "lineage=preview")
     assert sample.media[0].data == png(1)
-    assert sample.lineage["preview"] == "small/a.png"
+    assert sample.lineage["preview"] == "small.png"
     with pytest.raises(UserError, match=r"--columns imgae=frame: .*; did you mean image"):
         run(etl.instruct, tmp_path, "--format", "messages", "--columns", "imgae=frame")

@@ -37,7 +37,7 @@ from etl.sources.files import json_lines
 from etl.storage.manifest import Manifest, read_manifest
 from tests.etl.download.web import photo
 
-NIGHTLY = 8000
+NIGHTLY = 10_000
 """Inputs of the nightly test."""
 
 SHARE = 240
@@ -182,7 +182,7 @@ def mutate(rng: np.random.Generator, data: bytes, other: bytes) -> bytes:
 
 def _damage(rng: np.random.Generator, data: bytes, other: bytes) -> bytes:
     # Headers decide most, and are a small part of most files.
-    reach = max(1, min(len(data), int(rng.choice([64, 400, len(data)]))))
+    reach = max(1, min(len(data), int(rng.choice([64, 400, len(data), len(data)]))))
     at = int(rng.integers(0, reach))
     size = int(2 ** rng.uniform(0, 10))
     damages: list[Callable[[], bytes]] = [
@@ -283,10 +283,10 @@ def test_undamaged_media_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_a_share_of_damaged_media_gives_rows_or_reasons(tmp_path: Path) -> None:
     manifest = run(tmp_path, SHARE, 0, workers=2)
     assert manifest.rows > SHARE / 20
-    assert len(manifest.drops) > 8
+    assert len(manifest.drops) > 5
 
 
-@pytest.mark.nightly(minutes=6)
+@pytest.mark.nightly(minutes=3)
 def test_damaged_media_give_rows_or_reasons(tmp_path: Path) -> None:
     manifest = run(tmp_path, NIGHTLY, 1)
     assert manifest.rows > NIGHTLY / 20

@@ -156,6 +156,8 @@ def test_private_addresses_are_refused_when_connecting(hostile: str) -> None:
         ),
         ("Use of image disallowed by X-Robots-Tag directive", "opted_out"),
         ("IncompleteRead(3 bytes read, 5 more expected)", "incomplete_body"),
+        ("Content-Encoding 'br'", "unknown_encoding"),
+        ("Received response with content-encoding: gzip, but failed", "unknown_encoding"),
         ("something nobody has seen", "download_failed"),
     ],
 )

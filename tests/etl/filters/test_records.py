@@ -33,12 +33,14 @@ def test_urls_and_file_names() -> None:
         [("image", "data:image/png;base64,AA==")],
         [("image", "ftp://example.com/1")],
         [("image", "http://example.com/1"), ("image", "http://localhost/")],
+        [("image", "file:///data/a.jpg")],
     )
     table = pa.table({"media": column})
     with_media = check_media_urls(table, allow_private=False, local=True)
-    assert with_media.reasons == [None, None, "private_address", None, "bad_url", "private_address"]
+    expected = [None, None, "private_address", None, "bad_url", "private_address", None]
+    assert with_media.reasons == expected
     without = check_media_urls(table, allow_private=True, local=False)
-    assert without.reasons == [None, "no_media", None, None, "bad_url", None]
+    assert without.reasons == [None, "no_media", None, None, "bad_url", None, "no_media"]
 
 
 def test_placeholders_must_match_the_media() -> None:

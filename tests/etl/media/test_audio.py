@@ -140,6 +140,17 @@ def test_sizes_in_a_header_do_not_count_if_the_samples_are_whole(
     assert info.notes == (expected if changed else {})
 
 
+def test_an_avi_is_not_taken_for_a_wav() -> None:
+    data = b"RIFF" + bytes(4) + b"AVI LIST" + bytes(4) + b"data" + bytes(40)
+    assert probe(data, LIMITS) == "corrupt"
+
+
+def test_sizes_of_an_rf64_do_not_count_in_another_wav() -> None:
+    large = b"ds64" + (28).to_bytes(4, "little") + b"\xff" * 28
+    data = with_sizes(WAV[:12] + large + WAV[12:], 1 << 31, BYTES)
+    assert probe(data, LIMITS).duration == len(WAVE) / 8000
+
+
 @pytest.mark.parametrize("data", [WAV[:-2], with_sizes(WAV, len(WAV), BYTES + 2), ODD[:-2]])
 def test_missing_samples_are_noticed_whatever_the_header_says(data: bytes) -> None:
     assert probe(data, LIMITS) == "truncated"

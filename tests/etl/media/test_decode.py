@@ -241,6 +241,8 @@ def compressed(keyword: bytes, size: int, between: bytes = b"\0\0") -> bytes:
         (png_with(b"zTXt", compressed(b"Raw", 3 << 20)), "chunks removed"),
         (png_with(b"iTXt", compressed(b"Raw", 3 << 20, b"\0\1\0\0\0")), "chunks removed"),
         (png_with(b"iCCP", compressed(b"profile", 3 << 20)), "chunks removed"),
+        (png_with(b"pHYs", b"\0"), "chunks removed"),  # with a right checksum
+        (png_with(b"tRNS", b"\0", data=png_with(b"cHRM", b"")), "chunks removed"),
     ],
 )
 def test_images_that_lack_no_pixels_are_repaired(data: bytes, change: str) -> None:
@@ -261,6 +263,17 @@ def test_damaged_pixels_are_not_repaired() -> None:
     critical[60] ^= 1  # in the pixels, whose checksum is now wrong
     for data in (photo()[:-4], photo(progressive=True)[:-40], bytes(critical)):
         assert normalize_image(data, LIMITS, None) in ("truncated", "corrupt", "wrong_type")
+
+
+@pytest.mark.parametrize(
+    "data", [photo(form="WEBP", exif=b"Exif\0\0no tags"), png_with(b"eXIf", b"no tags")]
+)
+def test_exif_that_cannot_be_read_is_removed(data: bytes) -> None:
+    found = normalize_image(data, LIMITS, None)
+    assert found.notes["changed"] == "EXIF removed"
+    assert found.medium.mime == "image/jpeg"
+    pixels = np.asarray(Image.open(io.BytesIO(photo())), float)
+    assert np.abs(np.asarray(opened(found), float) - pixels).mean() < 6
 
 
 @pytest.mark.parametrize(("form", "mime"), [("AVIF", "image/avif"), ("JPEG2000", "image/jp2")])

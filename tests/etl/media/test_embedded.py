@@ -171,3 +171,21 @@ def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
     table = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"])
     with pytest.raises(UserError, match="two columns are called 'text'; rename one"):
         TableFile(parquet(tmp_path / "list.parquet", table))
+
+
+@pytest.mark.parametrize("write", [pa.ipc.new_file, pa.ipc.new_stream])
+def test_offsets_that_lead_out_of_a_file_are_not_followed(tmp_path: Path, write: Any) -> None:
+    """Arrow itself would read there, and end the process by a segmentation fault."""
+    data = io.BytesIO()
+    table = pa.table({"image": [b"x" * 1001, b"y" * 1002]})
+    with write(data, table.schema) as writer:
+        writer.write_table(table)
+    offsets = b"".join(number.to_bytes(4, "little") for number in (0, 1001, 2003))
+    far = offsets[:8] + (2**31 - 1).to_bytes(4, "little")
+    assert data.getvalue().count(offsets) == 1
+    (tmp_path / "list.arrow").write_bytes(data.getvalue().replace(offsets, far))
+    media = EmbeddedMedia(tmp_path, max_bytes=2**31)
+    assert media.read("input:list.arrow#1/image").reason == "unreadable_file"
+    (tmp_path / "list.arrow").write_bytes(data.getvalue())
+    media = EmbeddedMedia(tmp_path, max_bytes=2**31)
+    assert media.read("input:list.arrow#1/image").data == b"y" * 1002

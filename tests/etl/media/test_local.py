@@ -91,6 +91,8 @@ def media(request: pytest.FixtureRequest, tmp_path: Path) -> LocalMedia:
         ("val/b.jpg", b"third"),
         ("a.jpg", b"first"),
         ("elsewhere/a.jpg", b"first"),
+        ("file:///data/train/a.jpg", b"first"),
+        ("file://train/%61.jpg", b"first"),
     ],
 )
 def test_files_are_found_by_path_suffix(media: LocalMedia, name: str, data: bytes) -> None:

@@ -83,6 +83,8 @@ STILL = encoded(np.repeat(FRAMES[:1], 8, axis=0), "libx264", "mp4")
         (b"<html>no video</html>", {}, "wrong_type"),
         (b"#EXTM3U\nhttp://127.0.0.1/secret.ts\n", {}, "wrong_type"),
         (VIDEO[: len(VIDEO) // 2], {}, "truncated"),
+        (encoded(FRAMES, "flv", "flv")[:30], {}, "truncated"),
+        (encoded(FRAMES, "mpeg4", "mpegts")[:400], {}, "truncated"),
         (VIDEO, {"min_side": 97}, "too_small"),
         (VIDEO, {"max_pixels": 96 * 95}, "decompression_bomb"),
         (VIDEO, {"max_frames": 3}, "too_many_frames"),

@@ -111,6 +111,15 @@ def test_a_job_that_keeps_no_row_is_finished_and_hints_at_an_option(
     assert option in json.loads(capsys.readouterr().out)["hint"]
 
 
+def test_a_list_without_rows_is_a_finished_job(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("videoid,contentUrl,duration,page_dir,name\n")
+    output = tmp_path / "out"
+    etl.webvid.run(["--input", str(tmp_path / "list.csv"), "--output", str(output)])
+    manifest = read_manifest(output)
+    assert (manifest.input_rows, manifest.rows, manifest.drops) == (0, 0, {})
+    assert pq.read_table(output / "drops.parquet").num_rows == 0
+
+
 def test_a_policy_that_keeps_no_row_hints_at_its_bound(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

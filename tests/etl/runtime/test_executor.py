@@ -103,6 +103,21 @@ def test_workers_that_keep_dying_end_the_job(executor: Executor) -> None:
         list(pool.map_unordered("dies", Dies, [3]))
 
 
+class DiesOfPositive:
+    """Dies of positive numbers."""
+
+    def __call__(self, number: int) -> int:
+        if number > 0:
+            os._exit(3)
+        return number
+
+
+def test_another_item_may_take_the_place_of_one_that_a_worker_died_of() -> None:
+    with open_executor("local") as executor, executor.pool(2, cpus=0.5) as pool:
+        done = pool.map_unordered("dies", DiesOfPositive, [1, -2, 3], lambda item: -item)
+        assert sorted(done) == [-3, -2, -1]
+
+
 def test_an_error_is_raised_as_itself(executor: Executor) -> None:
     with executor.pool(2, cpus=0.5) as pool:
         with pytest.raises(UserError) as refused:

@@ -58,7 +58,7 @@ class BuggyWorker(DownloadWorker):
     """A worker whose decoder has bugs."""
 
     def __init__(self, spec: WorkerSpec) -> None:
-        super().__init__(dataclasses.replace(spec, check=check, decode_seconds=2))
+        super().__init__(dataclasses.replace(spec, check=check, decode_seconds=3))
 
 
 def run_buggy_job(
@@ -106,7 +106,10 @@ def files(folder: Path) -> dict[str, bytes]:
     }
 
 
-@pytest.mark.parametrize("executor", ["local", pytest.param("ray", marks=pytest.mark.cluster)])
+RAY = pytest.param("ray", marks=[pytest.mark.cluster, pytest.mark.nightly(minutes=1)])
+
+
+@pytest.mark.parametrize("executor", ["local", RAY])
 def test_media_that_crash_hang_or_raise_are_rows_with_a_reason(
     executor: ExecutorName, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -120,7 +123,7 @@ def test_media_that_crash_hang_or_raise_are_rows_with_a_reason(
     drops = pq.read_table(output / "drops.parquet").to_pylist()
     assert [(drop["url"], drop["detail"]) for drop in drops] == [
         ("2.jpg", "SIGSEGV"),
-        ("5.jpg", "it took more than 2 s"),
+        ("5.jpg", "it took more than 3 s"),
         ("6.jpg", "AttributeError: 'NoneType' object has no attribute 'image_size'"),
     ]
     page = (output / "report.html").read_text()

@@ -51,6 +51,8 @@ def test_a_video_may_stand_behind_the_placeholder_of_an_image() -> None:
     mixed = asked("<image>\nWhat?", video="a.mp4", image="a.jpg")  # then the video has none
     assert mixed.turns[0].text == "<image>\nWhat?"
     assert len(mixed.media) == 2
+    both = asked("<image> and <image>", video="a.mp4", image="a.jpg")
+    assert both.turns[0].text == "<image> and <image>"  # which is which cannot be known
 
 
 def test_media_in_place_and_in_fields_keep_their_places() -> None:
@@ -68,6 +70,9 @@ def test_media_in_place_and_in_fields_keep_their_places() -> None:
 def test_an_escaped_placeholder_next_to_one_in_place_stays_text() -> None:
     found = asked(r"\<image> and <img>a.jpg</img>")
     assert found.turns[0].text == r"\<image> and <image>"
+    tagged = asked("<image>a caption</image>\0", image="a.jpg")
+    assert tagged.turns[0].text == "<image>a caption</image>\0"
+    assert urls(tagged) == ["a.jpg"]
 
 
 @pytest.mark.parametrize(
@@ -102,10 +107,19 @@ def test_parts_without_a_medium_take_the_records() -> None:
     twice = [{"type": "image", "index": 0}, {"type": "image", "index": 0}]
     assert urls(asked(twice, images=["a.jpg"])) == ["a.jpg", "a.jpg"]
     for images in (["a.jpg", "b.jpg"], []):
-        with pytest.raises(
-            BadRecordError, match=r"its parts are image \[0, 0\], counted from 0, of"
-        ):
+        with pytest.raises(BadRecordError, match=r"it shows image \[0, 0\] \(counted from 0\) of"):
             asked(twice, images=images)
+
+
+@pytest.mark.parametrize("text", ["<|image_2|> <|image_1|>", "<image01> <image00>"])
+def test_numbered_placeholders_count_from_0_or_1(text: str) -> None:
+    found = asked(f"{text} What?", images=["a.jpg", "b.jpg"])
+    assert found.turns[0].text == "<image> <image> What?"
+    assert urls(found) == ["b.jpg", "a.jpg"]
+    named = asked(text, image={"<image_01>": "b.jpg", "<image_00>": "a.jpg"})
+    assert urls(named) == ["b.jpg", "a.jpg"]
+    with pytest.raises(BadRecordError, match="of 3 media"):
+        asked(text, images=["a.jpg", "b.jpg", "c.jpg"])
 
 
 def test_media_of_a_turn_stand_in_it() -> None:
@@ -125,6 +139,7 @@ def test_media_of_a_turn_stand_in_it() -> None:
         ({"messages": [USER, ANSWER], "meta": {"preview": "1.jpg"}}, "'meta' holds media"),
         ({"messages": [USER, ANSWER], "videos": [["1.jpg", "2.jpg"]]}, "a video of frames"),
         ({"messages": [USER, ANSWER], "image": "1.jpg", "images": ["1.jpg", "2.jpg"]}, "one field"),
+        ({"messages": [USER, ANSWER], "image": "1.jpg", "picture": "2.jpg"}, "different media"),
         ({"messages": [USER, ANSWER], "kto_tag": False}, "undesirable"),
         ({"messages": [USER, ANSWER], "image": 5}, "image is 5"),
         ({"messages": [{"role": "user", "content": [{"type": "file"}]}]}, "a part of type 'file'"),
@@ -147,14 +162,16 @@ def test_what_a_sample_cannot_hold_is_refused(record: dict, message: str) -> Non
 
 
 def test_where_a_medium_is_from_is_lineage() -> None:
-    fields = {"image": "a.jpg", "coco_url": "http://example.com/a.jpg", "image_path": "x/a.jpg"}
-    found = one({"id": 7, "messages": [USER, ANSWER], "safe": False, **fields})
+    fields = {"image": "a.jpg", "coco_url": "http://example.com/b.jpg", "image_path": "x/a.jpg"}
+    fields |= {"crop_of": "full/a.jpg"}
+    found = one({"id": "7.jpg", "messages": [USER, ANSWER], "safe": False, **fields})
     assert urls(found) == ["a.jpg"]
     assert found.lineage == {
-        "original_id": "7",
+        "original_id": "7.jpg",
         "safe": "false",
-        "coco_url": "http://example.com/a.jpg",
+        "coco_url": "http://example.com/b.jpg",
         "image_path": "x/a.jpg",
+        "crop_of": "full/a.jpg",
     }
     assert urls(one({"messages": [USER, ANSWER], "img_paths": ["x/a.jpg"]})) == ["x/a.jpg"]
 

@@ -9,6 +9,7 @@ import etl.instruct
 import etl.preference
 from etl.cli import UserError
 from etl.runtime.corpus import peek
+from etl.sources import captions
 from etl.sources.looks import INSTRUCTIONS, PREFERENCES, detect
 from tests.etl.sources.test_formats import EXPECTED, FILES
 
@@ -37,6 +38,11 @@ def test_a_format_is_found_by_its_looks(name: str) -> None:
         assert detect(content, PREFERENCES)
     if format_name in {"rlhf-v", "llava-rlhf", "dress", "vlfeedback", "vlguard"}:
         assert detect(content, PREFERENCES) == format_name
+
+
+def test_results_on_coco_are_no_captions() -> None:
+    with pytest.raises(UserError, match="name no image files: want annotations"):
+        captions.detect_format([{"image_id": 404464, "caption": "a photo"}])
 
 
 @pytest.mark.parametrize(
