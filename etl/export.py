@@ -37,7 +37,8 @@ class Options:
     webdataset: tar archives of KEY.jpg, KEY.txt and KEY.json. parquet: as Hugging Face datasets
     writes images, sounds and videos. folder: media as files, and metadata.jsonl. Pairs have their
     text as such, other samples their turns as messages. To resume a killed export, repeat the
-    command. etl/pairs.py and etl/instruct.py read all of it.
+    command. etl/pairs.py reads pairs again, etl/instruct.py dialogues, etl/preference.py those with
+    a rejected answer.
     """
 
     input: Path

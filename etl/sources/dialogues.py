@@ -134,6 +134,9 @@ def _finish(record: Mapping[str, Any], dialogue: Dialogue, read: Sequence[str]) 
     lineage = lineage_fields(record, *filter(None, known), media=media or dialogue.named)
     said = record.get("feedback")
     feedback = parse_turns(said).turns if isinstance(said, list) else ()
+    if rejected and isinstance(said, str) and said.strip():
+        lineage.pop("feedback")
+        feedback = say("user", said).turns
     return make_record(
         dialogue, media, rejected=rejected, feedback=feedback, lineage={**exported, **lineage}
     )

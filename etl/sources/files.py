@@ -89,13 +89,17 @@ def input_root(path: Path) -> Path:
     return path if path.is_dir() else path.parent
 
 
+_ABOUT = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "export.json")
+"""Files in a folder that say what its data are: those of Hugging Face's repositories, and ours."""
+
+
 def _folder_files(folder: Path, suffixes: Sequence[str]) -> list[Path]:
     saved = saved_files(folder)
     if saved is not None:
         return saved
     wanted = tuple(_with_variants(suffixes))
     every = sorted(file for file in folder.rglob("*") if file.is_file())
-    files = [file for file in every if file.name.endswith(wanted)]
+    files = [file for file in every if file.name.endswith(wanted) and file.name not in _ABOUT]
     if any(plain_suffix(file) == ".parquet" for file in files):  # documents next to it describe it
         files = [file for file in files if plain_suffix(file) != ".json"]
     others = [file for file in every if file not in set(files)]

@@ -132,9 +132,9 @@ PREFERENCES: Mapping[str, tuple[Look, ...]] = {
         Look(fields=("conversations", "chosen", "rejected")),
         Look(fields=("messages", "chosen", "rejected")),
         *(
-            Look(fields=(turns, f"rejected_{name}"))
+            Look(fields=(turns, f"rejected{name}"))
             for turns in ("messages", "conversations")
-            for name in ("response", "messages", "conversations")
+            for name in ("", "_response", "_messages", "_conversations")
         ),
         Look(fields=("prompt", "chosen", "rejected"), check=_listed("prompt", "chosen")),
         Look(fields=("chosen", "rejected"), check=_listed("chosen", "rejected")),

@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from etl.sources import dialogues
 from etl.sources.base import BadRecordError, Format, MediaRef, Record, require_field
-from etl.sources.dialogues import messages, question_and_answer
 from etl.sources.fields import lineage_fields, media_fields, media_names
 from etl.sources.files import parquet_or_json_rows
 from etl.sources.turns import Dialogue, make_record, parse_turns, question_answer, say
@@ -212,15 +213,13 @@ RLHF_V = Format(suffixes=_FILES, rows=parquet_or_json_rows, parse=rlhf_v, scores
 VLFEEDBACK = Format(suffixes=_FILES, rows=parquet_or_json_rows, parse=vlfeedback, scores=_SCORES)
 VLGUARD = Format(suffixes=_FILES, rows=parquet_or_json_rows, parse=vlguard, scores=_SCORES)
 DIALOGUES: Mapping[str, Format] = {
-    "messages": Format(
-        suffixes=_FILES, rows=parquet_or_json_rows, parse=with_rejected(messages), scores=_SCORES
-    ),
-    "alpaca": Format(
-        suffixes=_FILES,
-        rows=parquet_or_json_rows,
-        parse=with_rejected(question_and_answer),
+    name: dataclasses.replace(
+        dialogues.FORMATS[name],
+        parse=with_rejected(dialogues.FORMATS[name].parse),
+        group_by_medium=False,
         scores=_SCORES,
-    ),
+    )
+    for name in ("messages", "alpaca")
 }
 """The readers of dialogues, for records with a rejected answer."""
 FORMATS: Mapping[str, Format] = {

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+import etl.export
 import etl.instruct
 import etl.interleaved
 import etl.preference
@@ -94,10 +95,12 @@ def test_preferences_of_hugging_face_s_parquet(tmp_path: Path) -> None:
             "prompt": say("What?", "")[:1],
             "chosen": say("", "Red.")[1:],
             "rejected": say("", wrong)[1:],
+            "feedback": f"It is not {wrong}",
         }
         for wrong in ("Blue.", "Green.", "Blue.")
     ]
     fields = [("image", IMAGE), ("prompt", SAY), ("chosen", SAY), ("rejected", SAY)]
+    fields.append(("feedback", pa.string()))
     write(tmp_path, pa.Table.from_pylist(rows, schema=pa.schema(fields)))
     samples, drops = run(etl.preference, tmp_path)
     for sample, wrong in zip(samples, ("Blue.", "Green."), strict=True):
@@ -105,6 +108,16 @@ def test_preferences_of_hugging_face_s_parquet(tmp_path: Path) -> None:
         assert [turn.text for turn in sample.rejected] == [wrong]
         assert sample.media[0].data == png(1)
     assert drops == {"duplicate_record": 1}  # the same answers about the same bytes
+    again = tmp_path / "again"
+    etl.export.run(
+        ["--input", str(tmp_path / "out"), "--output", str(again / "in"), "--to", "parquet"]
+    )
+    exported, _ = run(etl.preference, again)
+    for before, after in zip(samples, exported, strict=True):
+        for name in ("turns", "rejected", "feedback", "media"):
+            assert getattr(before, name) == getattr(after, name)
+        assert after.feedback
+        assert after.lineage["original_id"] == before.id
 
 
 def test_documents_of_hugging_face_s_parquet(tmp_path: Path) -> None:
