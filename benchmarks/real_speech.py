@@ -100,7 +100,7 @@ def run(args: Sequence[str]) -> None:
     with clock("compose, features"):
         compose(out, whisper, smollm2, options)
     with clock("MM-PT"):
-        train("pt", out, options, "--max-steps", options.pt_steps, "--learning-rate", "1e-3")
+        train("pt", out, options, "--max-steps", options.pt_steps, "--learning-rate", "2e-3")
     with clock("SFT"):
         train("sft", out, options, "--max-steps", options.sft_steps, "--learning-rate", "5e-4")
     with clock("evaluate"), ThreadPoolExecutor(len(SPLITS)) as pool:

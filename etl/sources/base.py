@@ -196,7 +196,7 @@ class RecordReader:
 
     def _parsed(self, file: Path) -> Iterator[Record | str]:
         """The records of a file; a row that cannot be parsed gives its error."""
-        for row in self._format.rows(file):
+        for row in self._rows(file):
             if isinstance(row, BadRow):
                 yield _printable(row.error)
                 continue
@@ -209,6 +209,17 @@ class RecordReader:
                 raise
             except Exception as error:  # a row of a shape that its parser does not expect
                 yield _printable(f"{type(error).__name__}: {error}")
+
+    def _rows(self, file: Path) -> Iterator[Any]:
+        """The rows of a file; whatever else its reader raises says that it is of another format."""
+        try:
+            yield from self._format.rows(file)
+        except UserError:
+            raise
+        except Exception as error:  # a document of a shape that its reader does not expect
+            raise UserError(
+                f"{file}: not of this format ({type(error).__name__}: {error})"
+            ) from error
 
     def _check(self, file: Path, record: Record) -> Record:
         """The record, with the file of its embedded media; BadRecordError if it is not valid."""

@@ -300,7 +300,7 @@ def require_columns(file: Path, found: Mapping[str, str], required: Sequence[str
 def _numbers(file: Path, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
     if name.lower() == "nsfw" and pa.types.is_string(column.type):
         return pa.chunked_array(
-            [[_TAGS.get(str(tag).upper()) for tag in column.to_pylist()]], pa.float32()
+            [[_TAGS.get(str(tag).upper()) for tag in _cells(column)]], pa.float32()
         )
     try:
         numbers = column.cast(pa.float32(), safe=False)

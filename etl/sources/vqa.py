@@ -96,12 +96,12 @@ def vqa_rows(file: Path) -> list[dict[str, Any]]:
             continue
         if answers.get("data_subtype") == subtype:
             by_id = {
-                one.get("question_id"): one
+                str(one.get("question_id")): one
                 for one in answers["annotations"]
                 if isinstance(one, dict)
             }
             return [
-                {**by_id.get(one.get("question_id"), {}), **one, "subtype": subtype}
+                {**by_id.get(str(one.get("question_id")), {}), **one, "subtype": subtype}
                 if isinstance(one, dict)
                 else one
                 for one in document["questions"]

@@ -109,6 +109,14 @@ def gathered(parameters: Sequence[Weight], zero: Zero, ranks: int, precision: in
     return precision * (live + min(zero.prefetch, sum(sizes)))
 
 
+def gloo_copy(parameters: Sequence[Weight], zero: Zero, ranks: int, precision: int) -> int:
+    """Return the bytes of gloo's own buffer, on CPUs, from which it copies what it has gathered."""
+    if zero.stage < 3 or ranks == 1:
+        return 0
+    sizes = (weight.elements for weight in parameters if not _is_persistent(weight, zero))
+    return precision * min(zero.prefetch, sum(sizes))
+
+
 def whole(parameters: Sequence[Weight], precision: int) -> int:
     """Return the bytes of all weights, as DeepSpeed moves them to the device before partitioning.
 

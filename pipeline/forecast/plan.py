@@ -158,6 +158,8 @@ def plan(
     gpu, host = _memory(system.model, stage, zero, sample, sizes, gpus)
     if on_cpu:
         gpu, host = {name: size + host.get(name, 0) for name, size in gpu.items()}, {}
+        precision = memory.PRECISION[stage.precision]
+        gpu["gathered weights"] += memory.gloo_copy(sizes, zero, gpus, precision)
     return Plan(
         preset=system.name,
         stage=stage_name,

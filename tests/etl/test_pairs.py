@@ -19,6 +19,7 @@ import etl.pairs
 from etl.cli import UserError
 from etl.digits import records, subjects
 from etl.media.embedded import EmbeddedMedia, is_embedded
+from etl.runtime.job_state import JobState
 from etl.sources.base import RecordReader
 from etl.sources.files import input_root
 from etl.sources.pair_files import FORMATS, detect_pairs, pair_formats
@@ -336,3 +337,44 @@ def test_options_that_fit_nothing_are_refused(tmp_path: Path) -> None:
     (tmp_path / "urls.txt").write_text("http://example.com/1.jpg\n")
     with pytest.raises(UserError, match=r"a list of URLs without texts .*: want etl/cc.py"):
         read(tmp_path / "urls.txt")
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+def test_a_killed_job_goes_on_from_media_in_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    samples = [records.pair_sample(0, number) for number in range(5)]
+    data = [sample.media[0].data for sample in samples]
+    captions = [sample.turns[1].text for sample in samples]
+    if kind == "tar":
+        members = {f"{n}.{end}": one for n in range(5) for end, one in
+                   (("png", data[n]), ("txt", captions[n].encode()))}  # fmt: skip
+        source = archive(tmp_path / "a.tar", members)
+    else:
+        cells = [{"bytes": one, "path": None} for one in data]
+        rows = [{"image": cell, "text": text} for cell, text in zip(cells, captions, strict=True)]
+        source = table(
+            tmp_path / "a.parquet", rows, pa.schema([("image", CELL), ("text", "string")])
+        )
+
+    def run(output: str) -> list[bytes]:
+        args = ["--input", str(source), "--output", str(tmp_path / output), "--workers", "1"]
+        etl.pairs.run([*args, "--rows-per-shard", "2"])
+        return [path.read_bytes() for path in sorted((tmp_path / output).glob("*.arrow"))]
+
+    whole = run("whole")
+    assert len(whole) == 3
+    commit = JobState.add_time
+
+    def stop_after_planning(self: JobState, stage: str, started: float, rows: int) -> None:
+        commit(self, stage, started, rows)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(JobState, "add_time", stop_after_planning)
+    with pytest.raises(KeyboardInterrupt):
+        run("killed")
+    monkeypatch.undo()
+    moved = tmp_path / "moved"  # a location depends neither on the place nor on the folder
+    moved.mkdir()
+    source = source.rename(moved / source.name)
+    assert run("killed") == whole

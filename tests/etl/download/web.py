@@ -181,7 +181,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.answer(302, headers={"Location": "/\xe9.jpg"})
 
     def do_to_blank(self) -> None:
-        self.answer(302, headers={"Location": f"{self.server.base}/a b.jpg "})
+        self.answer(302, headers={"Location": f"{self.server.base}/a b.jpg"})
 
     def do_gone(self) -> None:
         """A page of an error whose length only its end tells."""

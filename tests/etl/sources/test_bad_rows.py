@@ -121,6 +121,15 @@ def test_what_a_parser_raises_is_its_row_s_reason(tmp_path: Path) -> None:
     assert [error.partition(":")[0] for error in errors[1:]] == ["TypeError", "TypeError"]
 
 
+def test_a_document_of_another_shape_is_an_error_of_the_whole_file(tmp_path: Path) -> None:
+    def rows(_: Path) -> list[int]:
+        return [len(entry) for entry in 5]  # type: ignore[attr-defined]
+
+    fmt = Format(suffixes=(".json",), rows=rows, parse=lambda _: [])
+    with pytest.raises(UserError, match=r"list.json: not of this format \(TypeError: 'int' object"):
+        read(written(tmp_path / "list.json", 5), fmt)
+
+
 def test_a_wrong_format_is_an_error_of_the_whole_file(tmp_path: Path) -> None:
     bad, good = [{"q": 1}], [{"instruction": "one", "output": ""}]
     for count in (1, 99, 100, 101):

@@ -153,7 +153,8 @@ def test_ranks_on_cpus_have_everything_in_the_hosts_memory():
     planned = plan(with_config("zero3_offload"), "pt", 8, on_cpu=True)
     assert planned.host_bytes == {}
     parts = sum(offloaded.gpu_bytes.values()) + sum(offloaded.host_bytes.values())
-    assert sum(planned.gpu_bytes.values()) == parts
+    gloo = 2 * 50_000_000  # of the weights that are gathered ahead, in bfloat16
+    assert sum(planned.gpu_bytes.values()) == parts + gloo
 
 
 def test_recomputation_saves_activations():
