@@ -278,6 +278,30 @@ def test_noise_depends_on_the_medium_and_not_on_its_batch(both):
     assert not torch.equal(together.noise_target_gcyx[0], together.noise_target_gcyx[2])
 
 
+PUBLISHED = {
+    # Without the autoencoder's decoder: 859.5 M in the UNet, 123.1 M in CLIP's text encoder.
+    StableDiffusion(): {"text": 123_060_480, "vae": 34_163_664, "unet": 859_520_964},
+    # 975 M in all (NExT-GPT, table 1), 739 M in the UNet (AudioLDM, table 1).
+    AudioLdm(): {
+        "text": 125_302_016,
+        "vae": 55_376_873,
+        "unet": 739_139_080,
+        "vocoder": 55_264_897,
+    },
+}
+
+
+@pytest.mark.parametrize("spec", PUBLISHED, ids=lambda spec: spec.kind)
+def test_sizes_are_the_published_ones(spec):
+    with torch.device("meta"):
+        made = built(spec, decoding=spec.kind == "audioldm")
+    sizes = {
+        name: sum(weight.numel() for weight in part.parameters())
+        for name, part in made.named_children()
+    }
+    assert sizes == PUBLISHED[spec]
+
+
 @pytest.mark.parametrize("kind", SPECS)
 def test_text_encoders_are_the_same_with_and_without_the_rest(kind):
     spec = SPECS[kind]
