@@ -151,6 +151,8 @@ class OutputBranch(nn.Module):
             return self._run(targets, signal_hidden_gnd.to(dtype))
         dummy = self.dummy_targets(signal_hidden_gnd.device, embeds_given=embeds_given)
         signal_hidden_gnd = signal_hidden_gnd.new_zeros(1, *signal_hidden_gnd.shape[1:])
+        # The backward pass, too, calls the same modules: also frozen ones before trainable ones.
+        signal_hidden_gnd.requires_grad_(torch.is_grad_enabled())
         output = self._run(dummy, signal_hidden_gnd.to(dtype))
         noise = output.noise_prediction
         return GenerationOutput(

@@ -107,6 +107,18 @@ def test_a_dropped_condition_is_of_no_signal_tokens_and_no_caption():
     torch.testing.assert_close(whole.condition_embeds_glw, under, **near)
 
 
+def test_the_backward_pass_of_a_dummy_calls_frozen_modules_too():
+    """Under ZeRO-3 these are collectives. MiniGPT-5's IT freezes its projector's first layers."""
+    branch = branch_of(0.0).train()
+    branch.projector.enter.requires_grad_(False)
+    called = []
+    branch.projector.enter.register_full_backward_hook(lambda *_: called.append(1))
+    output = branch.generation_output(None, torch.zeros(0, SIGNALS, WIDTH), embeds_given=False)
+    assert len(output.condition_embeds_glw) == 0
+    output.condition_embeds_glw.square().sum().backward()
+    assert called
+
+
 def test_branches_that_do_not_fit_are_refused():
     with pytest.raises(SpecError, match="the condition is 768 wide, but the projector"):
         OutputBranchSpec(projector=OutputTransformer(width=1024, projects=False))
