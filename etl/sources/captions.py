@@ -98,7 +98,8 @@ def detect_format(content: Any) -> str:  # noqa: ANN401
     """The name of the format of a document.
 
     Raises:
-        UserError: it has a model's results, which look like annotations.
+        UserError: it has a model's results, which look like annotations, or nothing that is known;
+            the message names the nearest format.
     """
     first = content[0] if isinstance(content, list) and content else None
     if is_coco_result(first):
@@ -107,4 +108,9 @@ def detect_format(content: Any) -> str:  # noqa: ANN401
         return "visual-genome" if "regions" in first else "ai-challenger"
     if isinstance(content, dict) and "data" in content:
         return "text-caps"
-    return "coco" if isinstance(content, dict) and "annotations" in content else "karpathy"
+    if isinstance(content, dict) and "annotations" in content:
+        return "coco"
+    if isinstance(content, dict) and "images" in content:
+        return "karpathy"
+    found = f"fields {sorted(content)[:6]}" if isinstance(content, dict) else f"entry {first!r:.60}"
+    raise UserError(f"unknown format ({found}); the nearest is coco, of 'images' and 'annotations'")

@@ -336,7 +336,10 @@ def _detect_json(file: Path) -> str:
     first = content[0] if isinstance(content, list) and content else None
     if isinstance(first, dict) and not ("regions" in first or {"image_id", "url"} <= set(first)):
         return "table"
-    return captions.detect_format(content)
+    try:
+        return captions.detect_format(content)
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from None
 
 
 def _text_urls(file: Path) -> str:

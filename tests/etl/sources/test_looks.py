@@ -48,6 +48,22 @@ def test_results_on_coco_are_no_captions() -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
+        ([["what?", "yes", 0]], "entry .'what.', 'yes', 0.*; the nearest is coco, of 'images'"),
+        ({"questions": []}, "fields .'questions'.*; the nearest is coco"),
+        ([], "entry None"),
+        ("a,b", "entry None"),
+    ],
+)
+def test_what_is_no_list_of_captions_names_the_nearest_format(
+    content: object, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        captions.detect_format(content)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
         ([{"image_id": 1, "caption": "a"}], "results of a model on COCO"),
         (
             [{"image_id": 1, "category_id": 2, "bbox": [], "score": 0.5}],
