@@ -124,6 +124,9 @@ class HttpClient:
         left = response.length_remaining  # None if nobody knows
         if response.closed or (left is None and not getattr(response, "chunked", False)):
             return
+        if left == 0:  # only the connection is to be given back
+            response.drain_conn()
+            return
         if (left or 0) > _MAX_DRAIN:
             return
         soon = min(until, time.monotonic() + _DRAIN_SECONDS)
