@@ -89,7 +89,7 @@ class IsolatedCalls:
             self._process.communicate()  # ends with its input
             self._process = None
 
-    def __call__(self, function: Callable[..., Any], *args: Any) -> Any:  # noqa: ANN401
+    def __call__(self, function: Callable[..., Any], *args: Any) -> Any:  # noqa: ANN401 - any call
         """Return a function's result; all are pickled.
 
         Raises:
@@ -107,7 +107,7 @@ class IsolatedCalls:
             raise CrashedError(f"exit code {code}")
         return pickle.loads(result)
 
-    def _ask(self, *call: Any) -> tuple[int, bytes]:  # noqa: ANN401
+    def _ask(self, *call: Any) -> tuple[int, bytes]:  # noqa: ANN401 - any call
         if self._process is None:
             path = os.pathsep.join(folder or str(Path.cwd()) for folder in sys.path)
             self._process = subprocess.Popen(
@@ -142,13 +142,16 @@ def serve() -> None:
 
 def _import_decoders() -> None:
     """Import once what every fork would import by itself."""
+    # Only the server of the forks needs them, and only so that they are loaded.
     import cv2  # noqa: F401, PLC0415
     import simplejpeg  # noqa: F401, PLC0415
 
     import etl.media.gather  # noqa: F401, PLC0415
 
 
-def _call_in_fork(seconds: float, function: Callable[..., Any], args: Any) -> tuple[int, bytes]:  # noqa: ANN401
+def _call_in_fork(
+    seconds: float, function: Callable[..., Any], args: tuple[Any, ...]
+) -> tuple[int, bytes]:
     """The exit code of a fork that makes the call (minus a signal's number), and its result."""
     reader, writer = os.pipe()
     child = os.fork()
@@ -162,7 +165,9 @@ def _call_in_fork(seconds: float, function: Callable[..., Any], args: Any) -> tu
     return os.waitstatus_to_exitcode(status), result
 
 
-def _make_call(writer: int, seconds: float, function: Callable[..., Any], args: Any) -> NoReturn:  # noqa: ANN401
+def _make_call(
+    writer: int, seconds: float, function: Callable[..., Any], args: tuple[Any, ...]
+) -> NoReturn:
     code = 1
     try:
         with contextlib.suppress(OSError):

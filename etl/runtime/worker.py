@@ -182,7 +182,11 @@ class DownloadWorker:
         with self._deadline():
             return self._spec.check(*args)
 
-    def _check_isolated(self, isolated: IsolatedCalls, *args: Any) -> CheckedMedium:  # noqa: ANN401
+    def _check_isolated(
+        self,
+        isolated: IsolatedCalls,
+        *args: Any,  # noqa: ANN401 - those of `check_medium`
+    ) -> CheckedMedium:
         try:
             checked: CheckedMedium = isolated(self._spec.check, *args)
         except CrashedError as error:

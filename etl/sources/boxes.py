@@ -11,7 +11,7 @@ from etl.sources.turns import Dialogue
 from etl.storage.schema import Turn
 
 
-def box_text(box: Any, size: tuple[Any, Any]) -> str:  # noqa: ANN401
+def box_text(box: Any, size: tuple[Any, Any]) -> str:  # noqa: ANN401 - parsed JSON
     """A box or point, written as Shikra does (arXiv:2306.15195, §3.2): `[x_min,y_min,x_max,y_max]`.
 
     Args:

@@ -235,7 +235,7 @@ def next_gpt(record: Any) -> Iterator[Record]:  # noqa: ANN401
     dialogue = parse_turns(turns)
     read = [key, "source_data", "mm_name", "image_name", "caption", "output_modality"]
     read += [f"{kind}_{end}" for kind in _GENERATED for end in _PREPARED]
-    read += [f"{way}_{kind}" for way in ("input", "output") for kind in _GENERATED]
+    read += [f"{side}_{kind}" for side in ("input", "output") for kind in _GENERATED]
     lineage = lineage_fields(record, *read, media=tuple(captions))
     media = [ref for ref in captions if ref not in unused]
     if not dialogue.named:
@@ -260,11 +260,11 @@ def _media_captions(record: Any, turns: Sequence[Any]) -> dict[MediaRef, str | N
             name = require_field(entry, f"{kind}_name", str)
             found[MediaRef(kind=kind, url=name)] = str(entry.get("caption") or "")
     for field in filter(_WAYS.fullmatch, record):
-        way, kind = field.split("_")
+        side, kind = field.split("_")
         texts = record.get(f"{kind}_captions") or ""
         rest = iter(texts if isinstance(texts, list) else [texts])
         for name in media_names(record[field], field):
-            caption = None if way == "input" else str(next(rest, ""))
+            caption = None if side == "input" else str(next(rest, ""))
             found[MediaRef(kind=kind, url=name)] = caption
     answers = [turn for turn in turns if isinstance(turn, dict) and turn.get("from") == "gpt"]
     own = next((turn for turn in answers if turn.get("caption")), {})

@@ -53,8 +53,8 @@ def _text(*fields: str) -> Callable[[Mapping[str, Any]], bool]:
 
 
 _NEXT_GPT = tuple(
-    Look(fields=(f"{way}_{kind}", "conversations"))
-    for way in ("input", "output")
+    Look(fields=(f"{side}_{kind}", "conversations"))
+    for side in ("input", "output")
     for kind in ("image", "video", "audio")
 )
 INSTRUCTIONS: Mapping[str, tuple[Look, ...]] = {

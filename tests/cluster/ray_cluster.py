@@ -35,7 +35,7 @@ _PORTS = (
 
 
 DEFAULT_PORTS = {"dashboard-agent-listen-port": 52365, "ray-client-server-port": 10001}
-"""Ports that Ray takes unless told otherwise, so that they are taken beside most other Rays."""
+"""Ray's default ports: most clusters on a host compete for them."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -191,9 +191,9 @@ def test_etl_runs_its_job_on_a_ray_of_all_nodes_beside_another_ray(slurm, copy, 
     state = slurm.wait(job)
     assert state["JobState"] == "COMPLETED", slurm.output(job)
     assert json.loads((output / "count.json").read_text()) == ["--output", "a folder"]
-    told = slurm.output(job)
-    assert "Killed" not in told
-    assert "Traceback" not in told
+    log = slurm.output(job)
+    assert "Killed" not in log
+    assert "Traceback" not in log
     assert not list(Path("/tmp").glob(f"mmloom-ray-{job}-*"))
 
 

@@ -1,4 +1,4 @@
-"""`--format auto` of instruct and preference: every sample file is told from all others."""
+"""`--format auto` of instruct and preference: every sample file's format is found."""
 
 import json
 from pathlib import Path
