@@ -349,19 +349,24 @@ def split_url(text: str) -> SplitResult:
     """
     try:
         url = urllib.parse.urlsplit(text.strip())
-        host, port = urllib.parse.unquote(url.hostname or "", errors="strict"), url.port
-        if _NOT_IN_HOST.search(host):
-            raise ValueError(f"{host!r} is no host")
-        ipv6 = ":" in host
-        name = str(ipaddress.ip_address(host)) if ipv6 else host.encode("idna").decode("ascii")
+        name, port = _ascii_host(url.hostname or ""), url.port
     except ValueError as error:  # UnicodeError is one
         raise FetchError("bad_url", f"bad URL {text[:200]}: {error}") from None
     if url.scheme not in _DEFAULT_PORTS or not name:
         raise FetchError("bad_url", f"bad URL {text[:200]}: want http or https, and a host")
     return SplitResult(
         url.scheme,
-        (f"[{name}]" if ipv6 else name) + (f":{port}" if port else ""),
+        (f"[{name}]" if ":" in name else name) + (f":{port}" if port else ""),
         urllib.parse.quote(url.path, safe=_SAFE),
         urllib.parse.quote(url.query, safe=_SAFE),
         "",
     )
+
+
+@functools.lru_cache(maxsize=4096)
+def _ascii_host(name: str) -> str:
+    """A URL's host as requests have it; raises ValueError if it is none."""
+    host = urllib.parse.unquote(name, errors="strict")
+    if _NOT_IN_HOST.search(host):
+        raise ValueError(f"{host!r} is no host")
+    return str(ipaddress.ip_address(host)) if ":" in host else host.encode("idna").decode("ascii")

@@ -49,7 +49,7 @@ from etl.runtime.worker import (
     WorkerSpec,
     WorkUnit,
 )
-from etl.runtime.worker_pool import WorkerPool
+from etl.runtime.worker_pool import WorkerPool, spare_pandas
 from etl.sources.base import Identity, Source
 from etl.storage.atomic import atomic_file, write_json
 from etl.storage.manifest import Manifest, Shard, read_manifest, write_manifest
@@ -84,6 +84,7 @@ def run_job(job: Job) -> None:
         UserError: the output folder belongs to another job, or the input is damaged.
         KeyboardInterrupt: Ctrl-C; it says what to do to go on.
     """
+    spare_pandas()
     try:
         _run_or_resume(job)
     except KeyboardInterrupt:

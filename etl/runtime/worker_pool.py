@@ -8,8 +8,11 @@ from __future__ import annotations
 import collections
 import gc
 import logging
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
+
+import pyarrow as pa
 
 from etl.cli import UserError
 
@@ -71,6 +74,7 @@ class Functions:
 
     def __init__(self) -> None:
         self._built: dict[str, Callable[[Any], Any]] = {}
+        spare_pandas()
 
     def call(self, call: Call) -> Any:  # noqa: ANN401
         """Return the function's result."""
@@ -82,6 +86,30 @@ class Functions:
             gc.freeze()
             gc.set_threshold(_GC_THRESHOLD)
         return self._built[name](item)
+
+
+class _NoPandas:
+    """A finder on `sys.meta_path` that finds no pandas."""
+
+    @staticmethod
+    def find_spec(name: str, *_: object) -> None:
+        if name == "pandas":
+            raise ModuleNotFoundError("No module named 'pandas'", name=name)
+
+
+def spare_pandas() -> None:
+    """Keep pyarrow from importing pandas, which it does at the first `pa.array` of a process.
+
+    It looks for pandas once, to know its series; that costs each process 0.4 s, and nothing in a
+    job has any. Whoever imports pandas later gets it.
+    """
+    if "pandas" in sys.modules:
+        return
+    sys.meta_path.insert(0, _NoPandas)
+    try:
+        pa.array([])
+    finally:
+        sys.meta_path.remove(_NoPandas)
 
 
 class WorkerPool:
