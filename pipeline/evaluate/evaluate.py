@@ -232,13 +232,19 @@ class Questions:
         return [self._view(self._samples[index]) for index in range(first, last)]
 
 
-def load_run(config: RunConfig, run: Path) -> MultimodalLM:
-    """Build a run's model and load its newest valid weights."""
-    return _load(config, newest_weights(run))
+def load_run(config: RunConfig, run: Path, *, decoding: bool = False) -> MultimodalLM:
+    """Build a run's model, which can draw with `decoding`, and load its newest valid weights."""
+    return _load(config, newest_weights(run), decoding=decoding)
 
 
-def _load(config: RunConfig, weights: Path) -> MultimodalLM:
-    model = build(config.system.model, config.settings, weights=config.weights, seed=config.seed)
+def _load(config: RunConfig, weights: Path, *, decoding: bool = False) -> MultimodalLM:
+    model = build(
+        config.system.model,
+        config.settings,
+        weights=config.weights,
+        seed=config.seed,
+        decoding=decoding,
+    )
     check_adapters(weights, adapter_record(config, model))
     load_trained(model, weights)
     return model.to(inference_device())
