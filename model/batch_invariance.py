@@ -1,7 +1,7 @@
 """Results on the CPU that do not depend, to the last bit, on what else is in a batch.
 
 Which kernel computes a matrix product of few rows, or a convolution, depends on their number, and
-another kernel adds in another order. The last bits then differ, and the bytes of pictures with them.
+another kernel adds in another order. The last bits then differ, and with them bytes of pictures.
 Here matrix products have a least number of rows, and convolutions always two media: classifier-free
 guidance has as many for each.
 """
