@@ -45,6 +45,8 @@ def main(folder: Path, names: list[str]) -> None:
         return engines[-1]
 
     common.start_engine = remember
+    # With this, PyTorch fills uninitialized memory with NaN, so a result shows if any is read.
+    torch.use_deterministic_algorithms(True, warn_only=True)
     for name in names:
         preset = changed_preset(name, "tiny", ())
         kinds = [kind for kind in preset.pt.kinds(preset.model) if (folder / kind).is_dir()]
