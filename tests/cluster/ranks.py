@@ -124,7 +124,7 @@ def wait_for_message(text: str, ranks: Ranks) -> None:
 def _wait(happened: Callable[[], bool], ranks: Ranks) -> None:
     while not happened():
         try:
-            ranks.processes[0].wait(timeout=0.05)
+            ranks.processes[0].wait(timeout=0.005)  # what is awaited may not stay
         except subprocess.TimeoutExpired:
             continue
         raise AssertionError(ranks.wait().stderr)
