@@ -34,6 +34,7 @@ from pipeline.evaluate.device import FittingBatches, inference_device
 from pipeline.evaluate.exact_match import exact_match_table, score_exact_match
 from pipeline.evaluate.examples import examples_table, write_examples
 from pipeline.evaluate.generate_answers import Prediction, generate_answers, without_media
+from pipeline.evaluate.metrics import values
 from pipeline.evaluate.partial_predictions import PartialPredictions, writing
 from pipeline.run_folder.evaluation import EVALUATION, EXAMPLES
 from pipeline.run_folder.report import run_report
@@ -193,8 +194,16 @@ def _score(
     if isinstance(samples, ShardSet):
         scores = score_exact_match(seeing, blind)
         return asdict(scores), exact_match_table(scores)
+    benchmark = samples.benchmark
     benchmark_scores, blind_scores = (
-        samples.benchmark.score(samples.questions, {p.id: p.answer for p in predictions})
+        values(
+            benchmark.metrics(
+                [
+                    (question, benchmark.prediction(question, prediction.answer))
+                    for question, prediction in zip(samples.questions, predictions, strict=True)
+                ]
+            )
+        )
         for predictions in (seeing, blind)
     )
     value = {
