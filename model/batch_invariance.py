@@ -3,7 +3,7 @@
 Which kernel computes a matrix product of few rows, or a convolution, depends on their number, and
 another kernel adds in another order. The last bits then differ, and with them bytes of pictures.
 Here matrix products have a least number of rows, and convolutions always two media: classifier-free
-guidance has as many for each.
+guidance has as many for each. It holds for one thread; several divide the work by its size.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+_BYTES = 64
+"""At a multiple of which weights begin that PyTorch has allocated."""
 ALIGNED = 16
 """Prompts are padded to a multiple of so many tokens: sums over tokens in vector registers then add
 the same tokens together, whatever the padding before them."""
@@ -23,6 +25,16 @@ the same tokens together, whatever the padding before them."""
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d)
 _ROWS = 4
 """Matrix products of at least so many rows all add in the same order."""
+
+
+def align_weights(module: nn.Module) -> None:
+    """Move weights on the CPU that were read from a file, where they begin at any byte.
+
+    The last bits of matrix products depend on that.
+    """
+    for weight in (*module.parameters(), *module.buffers()):
+        if weight.device.type == "cpu" and weight.data_ptr() % _BYTES:
+            weight.data = weight.data.clone()
 
 
 @contextmanager
@@ -50,7 +62,7 @@ def _invariant(layer: nn.Module) -> Callable[..., Tensor] | None:
     if isinstance(layer, nn.Linear):
         return _linear
     if isinstance(layer, nn.GroupNorm):
-        return _with_plain_strides
+        return _normalise
     if isinstance(layer, _CONVOLUTIONS):
         return _in_pairs
     return None
@@ -71,9 +83,9 @@ def _in_pairs(forward: Callable[..., Tensor], media: Tensor, *args: object) -> T
     return torch.cat([forward(pair, *args) for pair in media.split(2)])[:count]
 
 
-def _with_plain_strides(forward: Callable[[Tensor], Tensor], media: Tensor) -> Tensor:
-    """Give a single medium with its channels last the strides that several have."""
+def _normalise(forward: Callable[[Tensor], Tensor], media: Tensor) -> Tensor:
     last = torch.channels_last
     if len(media) == 1 and media.ndim == 4 and media.is_contiguous(memory_format=last):
+        # Else PyTorch does not see that a single medium has its channels last.
         media = media if media.is_contiguous() else media.clone(memory_format=last)
     return forward(media)

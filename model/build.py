@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -324,6 +325,22 @@ def _generators(
             dtype=DTYPES[stage.precision],
         )
     return generators
+
+
+def save_generators(
+    spec: ModelSpec, stage: Stage, folder: Path, *, weights: Weights, seed: int = 0
+) -> None:
+    """Write each complete generator of a stage to FOLDER/MODALITY, as a diffusers checkpoint."""
+    if stage.generation is None:
+        return
+    for number, output in enumerate(spec.outputs, start=1):
+        torch.manual_seed(seed + number)  # as in `_generators`
+        GENERATORS[type(output.generator)].save(
+            output.generator,
+            folder / output.modality,
+            weights=weights,
+            dtype=DTYPES[stage.precision],
+        )
 
 
 def preprocess(spec: Encoder, raw: object) -> Tensor:

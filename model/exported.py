@@ -5,6 +5,8 @@ OUT/model.safetensors          all its weights, in shards with an index if they 
 OUT/tokenizer.json …           the backbone's tokenizer, as `save_pretrained` writes it
 OUT/text_tokenizer/            of projectors that read the instruction, if there are any
 OUT/adapter/                   low-rank adapters as a peft folder, if they were not merged
+OUT/generators/KIND/           the frozen generator of an output branch, as a diffusers checkpoint:
+                               autoencoder, UNet, scheduler, text encoders and their tokenizers
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,16 +24,18 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from model.build import build, build_tokenizer
+from model.build import build_backbone, build_inputs, build_outputs, build_tokenizer
 from model.multimodal_lm import MultimodalLM
 from model.peft.lora import add_lora, our_name
 from model.spec import InputBranchSpec, Lora, ModelSpec, SpecError, Stage
 from model.spec.decode import decode
+from model.spec.output_branches import OutputBranchSpec
 from model.spec.qformer import QFormer
 from model.weights import assign
 
 SPEC_FILE = "mmloom.json"
 TEXT_TOKENIZER = "text_tokenizer"
+GENERATORS = "generators"
 ADAPTER = "adapter"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 FORMAT_VERSION = 1
@@ -43,8 +48,8 @@ class ExportedSpec:
 
     Args:
         name: of the system.
-        model: its spec. The backbone's `weights` and a Q-Former's `tokenizer` are folders relative
-            to the exported one; the other `weights` only say where parts came from.
+        model: its spec. The `weights` of backbone and generators and a Q-Former's `tokenizer` are
+            folders relative to the exported one; other `weights` only say where parts came from.
         stage: the settings of the stage that trained it: its prompt, its precision, and adapters
             that are not merged.
         format_version: of the folder.
@@ -79,7 +84,12 @@ def load_exported(folder: Path | str, *, decoding: bool = False) -> Loaded:
     peft = spec.stage.peft
     apart = isinstance(peft, Lora)
     stage = replace(spec.stage, peft=None) if apart else spec.stage
-    module = build(spec.model, stage, weights="random")
+    module = MultimodalLM(
+        spec.model,
+        build_inputs(spec.model, stage, weights="random"),
+        build_backbone(spec.model, stage, weights="random"),
+        build_outputs(spec.model, stage, weights="pretrained", decoding=decoding),
+    )
     _load_weights(module, folder)
     if isinstance(peft, Lora):
         add_lora(module.backbone, peft)
@@ -90,9 +100,9 @@ def load_exported(folder: Path | str, *, decoding: bool = False) -> Loaded:
 
 
 def _load_weights(module: MultimodalLM, folder: Path) -> None:
-    """Load every tensor of a module from the files of a folder."""
+    """Load every tensor of a module, but those of generators, from the files of a folder."""
     own = module.state_dict()
-    missing = set(distinct_names(module))
+    missing = {name for name in distinct_names(module) if not of_generator(name)}
     for file in _weight_files(folder):
         found = _read(file)
         for name, tensor in found.items():
@@ -113,6 +123,11 @@ def distinct_names(module: nn.Module) -> list[str]:
     for name, tensor in module.state_dict(keep_vars=True).items():
         names.setdefault(id(tensor), name)
     return list(names.values())
+
+
+def of_generator(name: str) -> bool:
+    """Return whether a tensor is of a frozen generator."""
+    return fnmatch(name, "outputs.*.generator.*")
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -158,10 +173,22 @@ def read_spec(folder: Path) -> ExportedSpec:
 
 
 def with_folders(model: ModelSpec, folder: Path | None) -> ModelSpec:
-    """Return a spec whose tokenizers are in an exported folder; None for relative names."""
+    """Return a spec whose tokenizers and generators are in an exported folder.
+
+    Args:
+        model: the spec.
+        folder: the exported one; None for relative names.
+    """
     base = Path() if folder is None else folder
     inputs = tuple(_with_text_tokenizer(branch, base / TEXT_TOKENIZER) for branch in model.inputs)
-    return replace(model, inputs=inputs, backbone=replace(model.backbone, weights=str(base)))
+    outputs = tuple(
+        replace(
+            each, generator=replace(each.generator, weights=str(base / GENERATORS / each.modality))
+        )
+        for each in model.outputs
+    )
+    backbone = replace(model.backbone, weights=str(base))
+    return replace(model, inputs=inputs, backbone=backbone, outputs=outputs)
 
 
 def _with_text_tokenizer(branch: InputBranchSpec, folder: Path) -> InputBranchSpec:
@@ -169,3 +196,8 @@ def _with_text_tokenizer(branch: InputBranchSpec, folder: Path) -> InputBranchSp
     if not isinstance(projector, QFormer) or not projector.reads_text:
         return branch
     return replace(branch, projector=replace(projector, tokenizer=str(folder)))
+
+
+def _with_generator(branch: OutputBranchSpec, folder: Path) -> OutputBranchSpec:
+    generator = replace(branch.generator, weights=str(folder / branch.modality))
+    return replace(branch, generator=generator)

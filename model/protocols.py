@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -61,6 +62,9 @@ class GeneratorFile(Protocol):
         decoding: bool = False,
     ) -> Generator:
         """Return the generator, for eq. 5 and to sample; or only what makes τ(t)."""
+
+    def save(self, spec: AnySpec, folder: Path, *, weights: Weights, dtype: torch.dtype) -> None:
+        """Write the generator to a folder, from which `build` and `tokenizers` read it."""
 
     def preprocess(self, spec: AnySpec, raw: Any) -> Tensor:  # noqa: ANN401 -- a decoded medium
         """Return the generator's training target (*shape) for a decoded medium."""

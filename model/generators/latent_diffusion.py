@@ -12,9 +12,11 @@ latent's shape.
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +37,10 @@ from model.spec.generators import AudioLdm, AudioLdm2, GeneratorSpec, SoundDiffu
 from model.weights import Weights, load_transformers
 
 preprocess = media.preprocess
+
+_TOKENIZERS = ("tokenizer", "tokenizer_2")
+_SCHEDULER, _IMAGE_NOISING = "scheduler", "image_noising_scheduler"
+"""Folders of a diffusers checkpoint, besides those of the components."""
 
 
 class LatentDiffusionTeacher(Generator):
@@ -226,6 +232,34 @@ def build(
     return LatentDiffusionTeacher(spec, conditions, found, _schedule(spec, weights))
 
 
+def save(spec: GeneratorSpec, folder: Path, *, weights: Weights, dtype: torch.dtype) -> None:
+    """Write a generator to a folder from which `build` and `tokenizers` read it.
+
+    Args:
+        spec: the sizes.
+        folder: with a folder for each component, as in a diffusers checkpoint.
+        weights: of a diffusers checkpoint, or random.
+        dtype: of all modules.
+
+    Raises:
+        SpecError: weights that cannot be loaded, or whose sizes differ from the spec's.
+    """
+    names = [*parts(spec)]
+    for name, part in build_parts(spec, names, weights=weights, dtype=dtype).items():
+        cast(Any, part).save_pretrained(folder / name)
+    for name, tokenizer in zip(_TOKENIZERS, tokenizers(spec, weights=weights), strict=False):
+        tokenizer.save_pretrained(folder / name)
+    _write_config(folder / _SCHEDULER, _schedule(spec, weights))
+    if isinstance(spec, UnClip):
+        _write_config(folder / _IMAGE_NOISING, _image_noising(spec, weights).config)
+
+
+def _write_config(folder: Path, config: Mapping[str, Any]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(dict(config), indent=2)
+    (folder / "scheduler_config.json").write_text(text)
+
+
 def _conditions(
     spec: GeneratorSpec, found: Mapping[str, nn.Module], weights: Weights
 ) -> Conditions:
@@ -247,7 +281,7 @@ def tokenizers(spec: GeneratorSpec, *, weights: Weights) -> list[PreTrainedToken
                 : len(spec.caption_lengths)
             ]
         return [byte_tokenizers.clip_style()]
-    names = ("tokenizer", "tokenizer_2")[: len(spec.caption_lengths)]
+    names = _TOKENIZERS[: len(spec.caption_lengths)]
     return [load_transformers(AutoTokenizer, spec.weights, subfolder=name) for name in names]
 
 
@@ -279,7 +313,7 @@ def _schedule(spec: GeneratorSpec, weights: Weights) -> Mapping[str, Any]:
             prediction_type=spec.prediction,
         ).config
         return dict(config) | {"_class_name": "DDIMScheduler"}
-    config = _scheduler_config(spec, "scheduler")
+    config = _scheduler_config(spec, _SCHEDULER)
     prediction = config.get("prediction_type", "epsilon")
     if prediction != spec.prediction:
         raise SpecError(
@@ -293,7 +327,7 @@ def _image_noising(spec: UnClip, weights: Weights) -> Any:  # noqa: ANN401 -- di
 
     if weights == "random":
         return DDPMScheduler(beta_schedule="squaredcos_cap_v2")
-    return DDPMScheduler.from_config(_scheduler_config(spec, "image_noising_scheduler"))
+    return DDPMScheduler.from_config(_scheduler_config(spec, _IMAGE_NOISING))
 
 
 def _scheduler_config(spec: GeneratorSpec, folder: str) -> Mapping[str, Any]:

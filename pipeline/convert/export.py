@@ -97,7 +97,7 @@ def _write(run: Path, config: RunConfig, output: Path, layout: Layout, adapters:
         written = write_layout(found, model, output, weights=config.weights)
         without = f" (it takes no {', '.join(found.left_out)})" if found.left_out else ""
         return f"as {found.architecture}{without}: {written}"
-    written = write_self_contained(model, output, weights=config.weights)
+    written = write_self_contained(model, output, weights=config.weights, seed=config.seed)
     return f"self-contained{reason}: {written}"
 
 

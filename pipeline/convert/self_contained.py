@@ -6,10 +6,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 from etl.storage.atomic import write_json
-from model.build import build_text_tokenizer, published_tokenizer
+from model.build import build_text_tokenizer, published_tokenizer, save_generators
 from model.exported import (
     ADAPTER,
     BACKBONE,
+    GENERATORS,
     SPEC_FILE,
     TEXT_TOKENIZER,
     ExportedSpec,
@@ -22,13 +23,14 @@ from pipeline.convert.safetensors_store import write_tensors
 from pipeline.convert.trained_model import TrainedModel
 
 
-def write_self_contained(model: TrainedModel, output: Path, *, weights: Weights) -> str:
-    """Write all of a model: what it is, its weights, and its tokenizers.
+def write_self_contained(model: TrainedModel, output: Path, *, weights: Weights, seed: int) -> str:
+    """Write all of a model: what it is, its weights, its tokenizers, and its frozen generators.
 
     Args:
         model: the trained one.
         output: an existing folder.
-        weights: where its tokenizers come from, as of the run.
+        weights: where its tokenizers and generators come from, as of the run.
+        seed: of the run, for random weights.
 
     Returns:
         A line with the number and size of the tensors.
@@ -51,4 +53,5 @@ def write_self_contained(model: TrainedModel, output: Path, *, weights: Weights)
     text_tokenizer = build_text_tokenizer(model.spec, weights=weights)
     if text_tokenizer is not None:
         text_tokenizer.save_pretrained(output / TEXT_TOKENIZER)
+    save_generators(model.spec, model.stage, output / GENERATORS, weights=weights, seed=seed)
     return f"{len(tensors)} tensors, {size:,} bytes"

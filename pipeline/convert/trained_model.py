@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from model.build import DTYPES, build
-from model.exported import BACKBONE, distinct_names
+from model.exported import BACKBONE, distinct_names, of_generator
 from model.multimodal_lm import MultimodalLM
 from model.peft.lora import merge_lora
 from model.spec import Lora, ModelSpec, Stage
@@ -51,9 +51,16 @@ class TrainedModel:
         return DTYPES[self.stage.precision]
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the distinct tensors, without low-rank adapters, under their plain names."""
+        """Return the distinct tensors under their plain names.
+
+        Those of low-rank adapters and of frozen generators are not among them.
+        """
         state = self.module.state_dict()
-        names = [name for name in distinct_names(self.module) if Lora.parameter_marker not in name]
+        names = [
+            name
+            for name in distinct_names(self.module)
+            if Lora.parameter_marker not in name and not of_generator(name)
+        ]
         return {name.replace(_BASE, "."): state[name] for name in names}
 
     def adapters(self) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
 from etl.storage.schema import PLACEHOLDER_PATTERN, PLACEHOLDERS, Sample, SampleError, escape
-from model.batch_invariance import ALIGNED, batch_invariant
+from model.batch_invariance import ALIGNED, align_weights, batch_invariant
 from model.multimodal_lm import MultimodalLM
 from model.output_branch import OutputBranch, signal_ids
 from model.signal_decoding import Condition, Sampling, decode
@@ -68,6 +68,7 @@ class Replier:
         *,
         batch: int = 1,
     ) -> None:
+        align_weights(model)
         self._model = model.eval()
         self._tokenizer, self._encoder, self._settings = tokenizer, encoder, settings
         self._branches = {

@@ -39,8 +39,6 @@ PARTS = "parts"
 BAD_SAMPLES = "bad_samples.jsonl"
 _RANGE = 32
 """Samples per range, at least; a kill loses at most so many per worker."""
-_THREADS = 4
-"""CPUs of a worker without a GPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +63,7 @@ class GenerateWorker:
         output: where media and parts are written.
         settings: of the replies.
         batch: samples, and media, per batch.
-        threads: for computing without a GPU; None leaves their number as it is.
+        threads: for computing; None leaves their number as it is.
     """
 
     def __init__(
@@ -109,12 +107,15 @@ def generate_from_shards(
     batch: int,
     executor: ExecutorName,
     limit: int | None = None,
+    workers: int | None = None,
 ) -> int:
     """Answer the samples of shards; returns the exit code.
 
     Raises:
         UserError: no such run or data, or none of the samples can be asked.
     """
+    run, output = run.absolute(), output.absolute()
+    data = [folder.absolute() for folder in data]
     GeneratingAssistant.open(run)  # what is wrong with the run is said before workers start
     shards = ShardSet(data, stamps=output)
     rows = min(len(shards), limit or len(shards))
@@ -123,18 +124,20 @@ def generate_from_shards(
         SampleRange(number=number, start=start, stop=min(rows, start + size))
         for number, start in enumerate(range(0, rows, size))
     ]
-    _prepare(output, _identity(run) | {"data": shards.fingerprint, "range": size, **vars(settings)})
+    of_data = {"data": shards.fingerprint, "rows": rows, "range": size}
+    _prepare(output, _identity(run) | of_data | vars(settings))
     missing = [item for item in ranges if not item.part(output).is_file()]
     left = sum(item.stop - item.start for item in missing)
     if left < rows:
         log.info("%s: resuming after %d of %d samples", output, rows - left, rows)
     make = partial(GenerateWorker, run, data, output, settings, batch=batch)
     with open_executor(executor) as opened, Progress(console=Console(stderr=True)) as progress:
-        cpus, gpus = opened.cpus, opened.gpus
-        threads = max(1, cpus // gpus) if gpus else min(_THREADS, cpus)
-        make = partial(make, threads=None if gpus else threads)
+        gpus = opened.gpus
+        # Several threads divide work by its size, and so by the batch: see `batch_invariance`.
+        make = partial(make, threads=None if gpus else 1)
+        size = min(workers or gpus or opened.cpus, max(1, len(missing)))
         task = progress.add_task("generate", total=rows, completed=rows - left)
-        with opened.pool(gpus or cpus // threads, cpus=threads, gpus=1 if gpus else 0) as pool:
+        with opened.pool(size, cpus=1, gpus=1 if gpus else 0) as pool:
             for done in pool.map_unordered("generate", make, missing):
                 progress.update(task, advance=done)
     _join(output, ranges, data)

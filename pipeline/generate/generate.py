@@ -57,11 +57,14 @@ class GenerateOptions:
     executor: ExecutorName = "auto"
     """With --data: where the workers run, processes on this machine (local) or actors of a Ray
     cluster (ray); auto is ray where RAY_ADDRESS names a cluster."""
+    workers: int | None = None
+    """With --data: at most so many. Default: one per GPU, or per CPU without one; each loads the
+    model."""
     limit: int | None = None
     """With --data: only the first samples, at most so many."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "limit"):
+        for name in ("batch_size", "workers", "limit"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"--{name.replace('_', '-')}: {value}, want at least 1")
@@ -92,6 +95,7 @@ def generate(args: Sequence[str]) -> int:
         batch=options.batch_size,
         executor=options.executor,
         limit=options.limit,
+        workers=options.workers,
     )
 
 
