@@ -2,7 +2,8 @@
 
 Which kernel computes a matrix product of few rows, or a convolution, depends on their number, and
 another kernel adds in another order. The last bits then differ, and with them bytes of pictures.
-Here matrix products have a least number of rows, and convolutions always two media: classifier-free
+Here matrix products have a least number of rows, and convolutions at least two media; those for
+which oneDNN has kernels for small and for large batches get two media at a time: classifier-free
 guidance has as many for each. It holds for one thread; several divide the work by its size.
 """
 
@@ -22,7 +23,7 @@ ALIGNED = 16
 """Prompts are padded to a multiple of so many tokens: sums over tokens in vector registers then add
 the same tokens together, whatever the padding before them."""
 
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d)
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d)
 _ROWS = 4
 """Matrix products of at least so many rows all add in the same order."""
 
@@ -63,8 +64,12 @@ def _invariant(layer: nn.Module) -> Callable[..., Tensor] | None:
         return _linear
     if isinstance(layer, nn.GroupNorm):
         return _normalise
-    if isinstance(layer, _CONVOLUTIONS):
+    if isinstance(layer, nn.Conv3d) or (
+        isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1)
+    ):
         return _in_pairs
+    if isinstance(layer, _CONVOLUTIONS):
+        return _at_least_two
     return None
 
 
@@ -76,11 +81,17 @@ def _linear(forward: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
     return forward(flat)[:count].unflatten(0, rows.shape[:-1])
 
 
-def _in_pairs(forward: Callable[..., Tensor], media: Tensor, *args: object) -> Tensor:
+def _at_least_two(forward: Callable[..., Tensor], media: Tensor, *args: object) -> Tensor:
+    if len(media) != 1:
+        return forward(media, *args)
+    return forward(torch.cat([media, torch.zeros_like(media)]), *args)[:1]
+
+
+def _in_pairs(forward: Callable[[Tensor], Tensor], media: Tensor) -> Tensor:
     count = len(media)
     if count % 2:
         media = torch.cat([media, torch.zeros_like(media[:1])])
-    return torch.cat([forward(pair, *args) for pair in media.split(2)])[:count]
+    return torch.cat([forward(pair) for pair in media.split(2)])[:count]
 
 
 def _normalise(forward: Callable[[Tensor], Tensor], media: Tensor) -> Tensor:

@@ -57,6 +57,10 @@ class Replier:
         encoder: of the run's prompts.
         settings: of the replies.
         batch: the most media that are drawn together.
+
+    Attributes:
+        model: in evaluation mode.
+        text_of: turns the ids of an answer into its text.
     """
 
     def __init__(
@@ -69,7 +73,7 @@ class Replier:
         batch: int = 1,
     ) -> None:
         align_weights(model)
-        self._model = model.eval()
+        self.model = model.eval()
         self._tokenizer, self._encoder, self._settings = tokenizer, encoder, settings
         self._branches = {
             branch.spec.modality: branch for branch in model.output_branches().values()
@@ -110,7 +114,7 @@ class Replier:
             for sample, one in zip(samples, encoded, strict=True)
             if isinstance(one, Example)
         ]
-        with torch.no_grad(), batch_invariant(self._model):
+        with torch.no_grad(), batch_invariant(self.model):
             answers = self._fitting["text"].map(partial(self._decode, streamer=streamer), asked)
             flat = [
                 (sample.id, number, medium)
@@ -137,11 +141,11 @@ class Replier:
         """Return text and media of each reply, in one batch."""
         settings, encoder = self._settings, self._encoder
         pad_id = self._tokenizer.pad_token_id
-        device = next(self._model.parameters()).device
+        device = next(self.model.parameters()).device
         examples = [example for _, example in asked]
         batch = collate(examples, pad_id=pad_id, side="left", multiple=ALIGNED).to(device)
         decoded = decode(
-            self._model,
+            self.model,
             batch,
             max_new_tokens=settings.max_new_tokens,
             pad_id=pad_id,
