@@ -1,7 +1,6 @@
 """Replies to shards from workers: the same files from processes and from Ray, killed or not."""
 
 import json
-import os
 import signal
 from pathlib import Path
 
@@ -35,12 +34,12 @@ def contents(output: Path) -> dict[str, bytes]:
 def test_processes_and_ray_give_the_same_files_after_a_kill(
     run: Path, tmp_path: Path, ray_head: RayHead
 ) -> None:
-    env = {**os.environ, "PYTHONPATH": str(REPOSITORY), "DS_ACCELERATOR": "cpu"}
+    env = ray_head.env | {"PYTHONPATH": str(REPOSITORY), "RAY_ADDRESS": ray_head.address}
 
     def start(output: Path, *more: str) -> WarmProcess:
         words = ["--run", run / "run", "--data", run / "data", "--output", output, "--steps", 1]
         command = [str(word) for word in ("generate", *words, "--max-new-tokens", 8, *more)]
-        return WarmProcess("pipeline", command, env | {"RAY_ADDRESS": ray_head.address})
+        return WarmProcess("pipeline", command, env)
 
     killed = tmp_path / "killed"
     process = start(killed, "--executor", "local", "--workers", "1")
