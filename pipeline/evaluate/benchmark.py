@@ -69,11 +69,13 @@ class Rules:
             counted.
         repeated: two predictions of a question are an error, the last one counts, or each does.
         unknown: predictions of other questions are an error, or ignored.
+        blank: the answer of a missing question that is wrong.
     """
 
     missing: Literal["error", "wrong", "not counted"] = "error"
     repeated: Literal["error", "last", "each"] = "error"
     unknown: Literal["error", "ignored"] = "error"
+    blank: str = ""
 
 
 STRICT = Rules()

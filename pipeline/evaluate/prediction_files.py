@@ -182,7 +182,7 @@ def _match(
     if not found:
         raise UserError(f"{path}: no prediction of any of the benchmark's questions")
     if missing and rules.missing == "wrong":
-        found.update((name, [""]) for name in missing)
+        found.update((name, [rules.blank]) for name in missing)
     report = [
         f"{len(missing)} questions without a prediction: {rules.missing}" if missing else "",
         f"{repeated} repeated predictions: {_REPEATED[rules.repeated]}" if repeated else "",
