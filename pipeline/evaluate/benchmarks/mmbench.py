@@ -49,8 +49,10 @@ _ROTATION = 1_000_000
 _REFERENCE = 64
 """A shorter image is the index of the row that has it."""
 _NOTHING = frozenset(
-    ("", "nan", "NaN", "-nan", "-NaN", "none", "None", "null", "NULL")
-    + ("NA", "N/A", "n/a", "#N/A", "#NA", "<NA>", "#N/A N/A")
+    (
+        *("", "nan", "NaN", "-nan", "-NaN", "none", "None", "null", "NULL"),
+        *("NA", "N/A", "n/a", "#N/A", "#NA", "<NA>", "#N/A N/A"),
+    )
 )
 """Texts that pandas or LLaVA's `is_none` take for a missing option or hint."""
 LETTER_CN = "请直接回答选项字母。"
