@@ -124,20 +124,17 @@ class Grading:
         parse: returns the grade in a reply, None if it has none.
         load: returns the recorded grades in a file, (question id, grade) of each; None if the file
             holds none.
-        unreadable: the grade after `attempts` replies without one.
-        attempts: how often a grade is asked for.
+        unreadable: the grade where no reply has one.
+        temperatures: of the replies that are asked for until one has a grade.
         max_tokens: of a reply.
-        temperature, warmer: of the first reply, and what is added for each further one.
     """
 
     messages: Callable[[Question, str, bool], list[dict[str, str]]]
     parse: Callable[[str], str | None]
     load: Callable[[Path, Sequence[Question]], list[tuple[str, str]] | None]
     unreadable: str
-    attempts: int
+    temperatures: tuple[float, ...]
     max_tokens: int
-    temperature: float
-    warmer: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
