@@ -137,6 +137,11 @@ class Grading:
     max_tokens: int
 
 
+def likeliest_letter(scores: Sequence[float]) -> str:
+    """Return the letter of the option with the highest score, the first of several."""
+    return LETTERS[max(range(len(scores)), key=scores.__getitem__)]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Benchmark:
     """A published benchmark.
@@ -148,6 +153,8 @@ class Benchmark:
         prompt: how the question is usually put to a model.
         ask: whether the model writes its answer, or the most likely of the options is taken.
         prediction: what a model's reply becomes in the official format of predictions.
+        chosen: the reply that stands for the mean log-likelihoods of a question's options.
+        max_new_tokens: the longest reply, as LLaVA-1.5's scripts cut it.
         load: reads the official format of predictions from a file or folder: (question id,
             answer) of each; None if there is no other than ours.
         save: returns the files of predictions that the official server or script accepts: name →
@@ -164,12 +171,24 @@ class Benchmark:
     prompt: Callable[[Question], str] = lambda question: question.text
     ask: Literal["generation", "likelihood"] = "generation"
     prediction: Callable[[Question, str], str] = lambda _, reply: reply
+    chosen: Callable[[Sequence[float]], str] = likeliest_letter
+    max_new_tokens: int = 128
     load: Callable[[Path, Sequence[Question]], list[tuple[str, str]]] | None = None
     save: Callable[[Sequence[Answered]], Mapping[str, bytes]] | None = None
     rules: Rules = STRICT
     grading: Grading | None = None
     layout: tuple[Needed, ...] = ()
     headlines: tuple[Headline, ...] = ()
+
+    def survey_figures(self, scores: Scores) -> dict[str, float]:
+        """Return what stands in the survey's Table 2: column → figure."""
+        found = {}
+        for headline in self.headlines:
+            try:
+                found[headline.column] = headline.value(scores)
+            except KeyError:  # of questions that were not asked
+                continue
+        return found
 
     def score(self, questions: Sequence[Question], answers: Mapping[str, str]) -> Scores:
         """Return the official score of answers by question id, one to each question."""
@@ -186,13 +205,21 @@ class BenchmarkSamples:
         benchmark: to read.
         folder: with its published files and its images.
         limit: number of questions, from the start; None for all.
+        ask: by generation or by likelihood; by default the benchmark's way.
 
     Raises:
         UserError: a file is missing or damaged.
     """
 
-    def __init__(self, benchmark: Benchmark, folder: Path, limit: int | None = None) -> None:
+    def __init__(
+        self,
+        benchmark: Benchmark,
+        folder: Path,
+        limit: int | None = None,
+        ask: Literal["generation", "likelihood"] | None = None,
+    ) -> None:
         self.benchmark, self._folder = benchmark, folder
+        self.by_likelihood = (ask or benchmark.ask) == "likelihood"
         check_layout(benchmark, folder)
         self.questions = benchmark.read(folder)[:limit]
         for path in dict.fromkeys(path for q in self.questions for path in q.images):
@@ -205,7 +232,7 @@ class BenchmarkSamples:
     def __getitem__(self, index: int) -> Sample:
         """Return a question, with its true answer as the assistant's turn."""
         question = self.questions[index]
-        text = f"{PLACEHOLDERS['image']}\n" * len(question.images) + self.benchmark.prompt(question)
+        text = f"{PLACEHOLDERS['image']}\n" * len(question.images) + self.prompt(question)
         return Sample(
             id=question.id,
             source=self.benchmark.name,
@@ -217,10 +244,15 @@ class BenchmarkSamples:
             lineage={"kind": question.split},
         )
 
+    def prompt(self, question: Question) -> str:
+        """Return the text of a question; options that are ranked are not in it."""
+        ranked = self.by_likelihood and question.options and self.benchmark.ask == "generation"
+        return question.text if ranked else self.benchmark.prompt(question)
+
     @property
     def fingerprint(self) -> str:
         """The sha256 of all questions and prompts; images are identified by their paths."""
-        questions = [(asdict(one), self.benchmark.prompt(one)) for one in self.questions]
+        questions = [(asdict(one), self.prompt(one)) for one in self.questions]
         return hashlib.sha256(json.dumps(questions).encode()).hexdigest()
 
 

@@ -19,6 +19,7 @@ from pipeline.evaluate.benchmarks import find_benchmark
 from pipeline.evaluate.judge import Judge, address_judge, grade, read_grades, run_judge
 from pipeline.evaluate.metrics import Difference, Metrics, differences, intervals, values
 from pipeline.evaluate.prediction_files import read_predictions
+from pipeline.evaluate.survey_table import survey_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +79,9 @@ def score(args: Sequence[str]) -> int:
             for split, named in found.items()
         }
         tables.append(_differences_table(options, found))
+    survey = benchmark.survey_figures(scores)
+    if survey:
+        tables.append(survey_table(survey, options.predictions.name))
     if options.json:
         sys.stdout.write(json.dumps(result, indent=2) + "\n")
     else:

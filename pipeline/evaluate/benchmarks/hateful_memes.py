@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -102,6 +103,12 @@ def _prediction(question: Question, reply: str) -> str:
     return f"{probability:.9g} {int(probability > 0.5)}"
 
 
+def _probability(scores: Sequence[float]) -> str:
+    """Return the probability of "yes" against "no", of their log-likelihoods."""
+    no, yes = scores
+    return f"{1 / (1 + math.exp(min(no - yes, 700))):.9g}"
+
+
 def _load(path: Path, questions: Sequence[Question]) -> list[tuple[str, str]]:
     del questions
     if not path.is_file():
@@ -130,6 +137,7 @@ HATEFUL_MEMES = Benchmark(
     metrics=metrics,
     prompt=_prompt,
     ask="likelihood",
+    chosen=_probability,
     prediction=_prediction,
     load=_load,
     save=_save,

@@ -91,7 +91,8 @@ def _prediction(question: Question, reply: str) -> str:
     if not question.options:
         return reply
     letter = mmbench_letter(reply, lettered_options(question.options))
-    return str(LETTERS.index(letter)) if letter in LETTERS[: len(question.options)] else reply
+    index = LETTERS.find(letter) if letter else -1
+    return str(index) if 0 <= index < len(question.options) else reply
 
 
 def metrics(answered: Sequence[Answered]) -> Metrics:
