@@ -16,7 +16,7 @@ from rich.table import Table
 from etl.cli import UserError, parse
 from pipeline.evaluate.benchmark import Benchmark, Question, benchmark_table, check_layout
 from pipeline.evaluate.benchmarks import find_benchmark
-from pipeline.evaluate.judge import Judge, address_judge, grade, read_grades, run_judge
+from pipeline.evaluate.judge import Judge, Messages, address_judge, grade, read_grades
 from pipeline.evaluate.metrics import Difference, Metrics, differences, intervals, values
 from pipeline.evaluate.prediction_files import read_predictions
 from pipeline.evaluate.survey_table import survey_table
@@ -122,11 +122,25 @@ def _judge(options: ScoreOptions, benchmark: Benchmark, path: Path) -> Judge:
     if options.judge is not None:
         return address_judge(options.judge, options.judge_model)
     if options.judge_run is not None:
-        return run_judge(options.judge_run)
+        return _run_judge(options.judge_run)
     raise UserError(
         f"{path}: a language model grades the answers to {benchmark.name}; want --judge or"
         " --judge-run, or a file of grades as the predictions"
     )
+
+
+def _run_judge(run: Path) -> Judge:
+    """Return a run of ours as a judge; its replies are greedy."""
+    from pipeline.evaluate.assistant import Assistant  # noqa: PLC0415 - PyTorch, which scores need not
+
+    assistant = Assistant.open(run)
+
+    def ask(messages: Messages, max_tokens: int, temperature: float) -> str:
+        del temperature
+        text = "\n\n".join(message["content"] for message in messages)
+        return assistant.ask(text, max_new_tokens=max_tokens)
+
+    return ask
 
 
 def _differences_table(options: ScoreOptions, found: dict[str, dict[str, Difference]]) -> Table:
