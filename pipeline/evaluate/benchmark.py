@@ -11,6 +11,7 @@ import binascii
 import hashlib
 import json
 import mimetypes
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -150,7 +151,8 @@ class Benchmark:
         name: on the command line.
         read: reads its published files from a data folder; raises UserError.
         metrics: the official metrics of answered questions.
-        prompt: how the question is usually put to a model.
+        prompt: how the question is usually put to a model that writes its answer.
+        ranked: how it is put where its options are ranked by their likelihoods.
         ask: whether the model writes its answer, or the most likely of the options is taken.
         prediction: what a model's reply becomes in the official format of predictions.
         chosen: the reply that stands for the mean log-likelihoods of a question's options.
@@ -169,6 +171,7 @@ class Benchmark:
     read: Callable[[Path], list[Question]]
     metrics: Callable[[Sequence[Answered]], Metrics]
     prompt: Callable[[Question], str] = lambda question: question.text
+    ranked: Callable[[Question], str] = lambda question: question.text
     ask: Literal["generation", "likelihood"] = "generation"
     prediction: Callable[[Question, str], str] = lambda _, reply: reply
     chosen: Callable[[Sequence[float]], str] = likeliest_letter
@@ -204,7 +207,7 @@ class BenchmarkSamples:
     Args:
         benchmark: to read.
         folder: with its published files and its images.
-        limit: number of questions, from the start; None for all.
+        limit: at most so many questions, of whole units from the start; None for all.
         ask: by generation or by likelihood; by default the benchmark's way.
 
     Raises:
@@ -221,7 +224,9 @@ class BenchmarkSamples:
         self.benchmark, self._folder = benchmark, folder
         self.by_likelihood = (ask or benchmark.ask) == "likelihood"
         check_layout(benchmark, folder)
-        self.questions = benchmark.read(folder)[:limit]
+        self.questions = benchmark.read(folder)
+        if limit is not None:
+            self.questions = _first_units(self.questions, limit)
         for path in dict.fromkeys(path for q in self.questions for path in q.images):
             if not path.startswith(DATA_URI) and not (folder / path).is_file():
                 raise UserError(f"{folder / path}: no such file; {benchmark.name} needs its images")
@@ -245,15 +250,35 @@ class BenchmarkSamples:
         )
 
     def prompt(self, question: Question) -> str:
-        """Return the text of a question; options that are ranked are not in it."""
-        ranked = self.by_likelihood and question.options and self.benchmark.ask == "generation"
-        return question.text if ranked else self.benchmark.prompt(question)
+        """Return how a question is put."""
+        ranked = self.by_likelihood and question.options
+        return self.benchmark.ranked(question) if ranked else self.benchmark.prompt(question)
 
     @property
     def fingerprint(self) -> str:
         """The sha256 of all questions and prompts; images are identified by their paths."""
         questions = [(asdict(one), self.prompt(one)) for one in self.questions]
         return hashlib.sha256(json.dumps(questions).encode()).hexdigest()
+
+
+def _first_units(questions: Sequence[Question], limit: int) -> list[Question]:
+    """Return the questions of as many units as fit into a limit, in their order.
+
+    Raises:
+        UserError: not one unit does.
+    """
+    sizes = Counter(question.unit for question in questions)
+    taken: set[str] = set()
+    total = 0
+    for unit, size in sizes.items():
+        if total + size > limit:
+            break
+        taken.add(unit)
+        total += size
+    if not taken:
+        unit, size = next(iter(sizes.items()))
+        raise UserError(f"--limit: {limit}, want at least {size}, the questions of unit {unit!r}")
+    return [question for question in questions if question.unit in taken]
 
 
 def check_layout(benchmark: Benchmark, folder: Path, *, images: bool = True) -> None:

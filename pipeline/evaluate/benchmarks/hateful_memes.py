@@ -136,6 +136,7 @@ HATEFUL_MEMES = Benchmark(
     read=read,
     metrics=metrics,
     prompt=_prompt,
+    ranked=_prompt,
     ask="likelihood",
     chosen=_probability,
     prediction=_prediction,

@@ -31,7 +31,7 @@ FIRST = {
     "textvqa": ("5000", "Is it raining?" + SHORT, ["train_images/img0.jpg"]),
     "iconqa": (
         "7",
-        "Based on the image, respond to this question with a short answer: How many, 0?",
+        "How many, 0?\nA. The first image.\nB. The second image." + LETTER,
         [f"iconqa/test/choose_img/7/{name}.png" for name in ("image", "choice_0", "choice_1")],
     ),
     "scienceqa": ("1", "Context: A hint.\nWhich one, 0?\nA. choice 0\nB. choice 1" + LETTER, []),
@@ -121,6 +121,26 @@ def test_an_empty_folder_lacks_everything(benchmark: Benchmark, tmp_path: Path) 
     for needed in benchmark.layout:
         assert needed.paths[0] in str(caught.value)
         assert needed.source in str(caught.value)
+
+
+def test_a_limit_takes_whole_units(tmp_path: Path) -> None:
+    data = data_of("mmbench", tmp_path)
+    samples = BenchmarkSamples(find_benchmark("mmbench"), data, 6)
+    # A question of two options, and one of three.
+    units = [question.unit for question in samples.questions]
+    assert [(unit, units.count(unit)) for unit in dict.fromkeys(units)] == [("1", 2), ("2", 3)]
+    with pytest.raises(UserError, match="--limit: 1, want at least 2, the questions of unit '1'"):
+        BenchmarkSamples(find_benchmark("mmbench"), data, 1)
+
+
+def test_ranked_options_are_not_shown(tmp_path: Path) -> None:
+    data = data_of("mmbench", tmp_path / "mmbench")
+    ranked = BenchmarkSamples(find_benchmark("mmbench"), data, ask="likelihood")
+    assert ranked[0].turns[0].text == "<image>\nWhich is it?"
+    iconqa = find_benchmark("iconqa")
+    question = iconqa.read(data_of("iconqa", tmp_path / "iconqa"))[0]
+    start = "Based on the image, respond to this question with a short answer: "
+    assert iconqa.ranked(question) == start + "How many, 0?"
 
 
 def test_images_inside_a_table_are_shown(tmp_path: Path) -> None:
