@@ -202,3 +202,27 @@ def test_missing_files_are_named_with_their_source(tmp_path: Path) -> None:
     )
     with pytest.raises(UserError, match=message):
         BenchmarkSamples(find_benchmark("vsr"), tmp_path)
+
+
+def test_intervals_and_a_comparison_of_two_files(
+    data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(benchmarks, "BENCHMARKS", (CHOICE,))
+    ours = write_predictions(data / "a.jsonl", *({"id": i, "answer": "B"} for i in "abc"))
+    theirs = write_predictions(data / "b.jsonl", *({"id": i, "answer": "A"} for i in "abc"))
+    args = ["choice", "--predictions", str(ours), "--data", str(data), "--bootstrap", "20"]
+    assert score([*args, "--against", str(theirs), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {
+        "all": {"accuracy": 1.0},
+        "intervals": {"all": {"accuracy": [1.0, 1.0]}},
+        "differences": {
+            "all": {"accuracy": {"value": 1, "low": 1, "high": 1, "p_value": pytest.approx(2 / 21)}}
+        },
+    }
+    assert score([*args, "--against", str(theirs)]) == 0
+    shown = capsys.readouterr().out
+    assert "1.0000 [1.0000, 1.0000]" in shown
+    assert "+1.0000" in shown
+    assert "Table 2 of the survey" in shown
+    with pytest.raises(UserError, match="--bootstrap: -1, want at least 0"):
+        score([*args[:-1], "-1"])
