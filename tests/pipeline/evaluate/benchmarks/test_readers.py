@@ -209,3 +209,17 @@ def test_malformed_predictions_are_one_line(
     with pytest.raises(UserError, match=message) as caught:
         read_predictions(benchmark, tmp_path / file, questions)
     assert "\n" not in str(caught.value)
+
+
+PUBLISHED = Path(__file__).parents[5] / "shared" / "data" / "benchmarks" / "vsr"
+
+
+@pytest.mark.skipif(not PUBLISHED.is_dir(), reason="no published statements in ../shared/data")
+def test_the_published_statements_of_vsr() -> None:
+    vsr = find_benchmark("vsr")
+    questions = vsr.read(PUBLISHED)
+    assert len(questions) == 1222
+    always = vsr.score(questions, {question.id: "true" for question in questions})
+    # The share of true statements in the zero-shot test split.
+    assert always["all"]["accuracy"] == pytest.approx(0.5147, abs=5e-5)
+    assert len(always) == 1 + len({question.labels["relation"] for question in questions})
