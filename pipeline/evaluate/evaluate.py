@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -171,40 +171,23 @@ def _evaluate(
 ) -> tuple[dict[str, Any], RenderableType] | None:
     """Return the content of scores.json and a table of it; None if it was stopped."""
     samples, output = task.samples, task.output
-    number = min(len(samples), options.limit or len(samples))
-    identity = {
+    identity: dict[str, Any] = {
         "weights": file_sha256(weights),
         "config": file_sha256(options.run / "config.json"),
         "data": samples.fingerprint,
-        "questions": number,
+        "questions": min(len(samples), options.limit or len(samples)),
         "batch": options.batch,
         "max_new_tokens": task.max_new_tokens,
     }
     if isinstance(samples, BenchmarkSamples):
         identity["by_likelihood"] = samples.by_likelihood
-    seeing, blind = (
-        PartialPredictions(output / f"{name}.jsonl", identity | {"file": name}, options.batch)
-        for name in ("predictions", "predictions_blind")
-    )
     answer = _answer_function(config, model, tokenizer, task)
-    for predictions, view in ((seeing, lambda sample: sample), (blind, without_media)):
-        questions = Questions(samples, number, view)
-        _answer(answer, questions, predictions, options.batch, stop)
-        if stop.asked:
-            done = len(seeing.predictions) + len(blind.predictions)
-            log.info("stopped on request after %d of %d answers; saved", done, 2 * number)
-            return None
-        predictions.finish()
+    passes = _predict(task, answer, identity, stop)
+    if passes is None:
+        return None
+    seeing, blind = passes
     asked = _asked(task, seeing.predictions, blind.predictions)
-    cut = [seeing.predictions[i] for i in asked if seeing.predictions[i].cut]
-    if cut:
-        total = f"{len(cut)} of {len(asked)}"
-        log.warning(
-            "%s samples have media longer than the encoder takes; the first: sample %s, %s",
-            total,
-            cut[0].id,
-            cut[0].cut,
-        )
+    cut = _warn_of_cut([seeing.predictions[i] for i in asked])
     scores, table = _score(
         task,
         [seeing.predictions[i] for i in asked],
@@ -212,8 +195,8 @@ def _evaluate(
         address_judge(options.judge, options.judge_model) if options.judge else None,
     )
     if isinstance(samples, ShardSet):
-        scores["skipped"] = number - len(asked)
-        scores["cut"] = len(cut)
+        scores["skipped"] = identity["questions"] - len(asked)
+        scores["cut"] = cut
     with writing(output / "scores.json"):
         write_json(output / "scores.json", scores)
     answers = {i: (seeing.predictions[i], blind.predictions[i]) for i in asked}
@@ -221,9 +204,41 @@ def _evaluate(
         source = f"{weights.parent.name} on {task.source}"
         write_examples(output / EXAMPLES, samples, answers, source=source)
         log.info("report: %s", run_report(options.run, task.page))
-    for predictions in (seeing, blind):
+    for predictions in passes:
         predictions.remove_partial()
     return scores, Group(table, examples_table(answers))
+
+
+def _predict(
+    task: Task, answer: Answer, identity: Mapping[str, Any], stop: StopRequest
+) -> tuple[PartialPredictions, PartialPredictions] | None:
+    """Return the complete predictions with media and without; None if it was stopped."""
+    number, batch = identity["questions"], identity["batch"]
+    seeing, blind = (
+        PartialPredictions(task.output / f"{name}.jsonl", {**identity, "file": name}, batch)
+        for name in ("predictions", "predictions_blind")
+    )
+    for predictions, view in ((seeing, lambda sample: sample), (blind, without_media)):
+        _answer(answer, Questions(task.samples, number, view), predictions, batch, stop)
+        if stop.asked:
+            done = len(seeing.predictions) + len(blind.predictions)
+            log.info("stopped on request after %d of %d answers; saved", done, 2 * number)
+            return None
+        predictions.finish()
+    return seeing, blind
+
+
+def _warn_of_cut(asked: Sequence[Prediction]) -> int:
+    """Return how many questions have media that the model takes in part only, and log it."""
+    cut = [prediction for prediction in asked if prediction.cut]
+    if cut:
+        log.warning(
+            "%s samples have media longer than the encoder takes; the first: sample %s, %s",
+            f"{len(cut)} of {len(asked)}",
+            cut[0].id,
+            cut[0].cut,
+        )
+    return len(cut)
 
 
 def _asked(

@@ -15,6 +15,9 @@ log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
+EVALUATED = "predictions.jsonl"
+"""In the folder of an evaluation."""
+
 
 def read_json(path: Path) -> Any:  # noqa: ANN401
     """Return the JSON document in a file, or the list of its JSON lines.
@@ -133,9 +136,16 @@ def read_predictions(
 ) -> list[Answered]:
     """Read predictions in our format or the benchmark's official one.
 
+    Args:
+        benchmark: says which answers are official, and what is done with missing ones.
+        path: a file, a folder of official files, or the folder of an evaluation of ours.
+        questions: of the benchmark.
+
     Raises:
         UserError: neither format, or what the benchmark's rules call an error.
     """
+    if (path / EVALUATED).is_file():
+        path /= EVALUATED
     if benchmark.load is None or _is_ours(path):
         replies = read_answers(path, questions, benchmark.rules)
         return [(question, benchmark.prediction(question, reply)) for question, reply in replies]

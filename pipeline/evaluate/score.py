@@ -29,8 +29,8 @@ class ScoreOptions:
     benchmark: tyro.conf.Positional[str]
     """The benchmark's name."""
     predictions: Path
-    """Predictions in the benchmark's official format, or JSON lines with the id of each question
-    and the answer to it."""
+    """Predictions in the benchmark's official format, JSON lines with the id of each question and
+    the answer to it, or the folder of an evaluation."""
     data: Path
     """The folder with the benchmark's published files."""
     against: Path | None = None
@@ -81,7 +81,7 @@ def score(args: Sequence[str]) -> int:
         tables.append(_differences_table(options, found))
     survey = benchmark.survey_figures(scores)
     if survey:
-        tables.append(survey_table(survey, options.predictions.name))
+        tables.append(survey_table(survey, str(options.predictions)))
     if options.json:
         sys.stdout.write(json.dumps(result, indent=2) + "\n")
     else:

@@ -224,5 +224,13 @@ def test_intervals_and_a_comparison_of_two_files(
     assert "1.0000 [1.0000, 1.0000]" in shown
     assert "+1.0000" in shown
     assert "Table 2 of the survey" in shown
+    # The folders of two evaluations.
+    for name, path in (("run_a", ours), ("run_b", theirs)):
+        (data / name).mkdir()
+        (data / name / "predictions.jsonl").write_bytes(path.read_bytes())
+    folders = ["--predictions", str(data / "run_a"), "--against", str(data / "run_b")]
+    assert score(["choice", *folders, "--data", str(data), "--json"]) == 0
+    compared = json.loads(capsys.readouterr().out)
+    assert compared["differences"]["all"]["accuracy"]["value"] == 1
     with pytest.raises(UserError, match="--bootstrap: -1, want at least 0"):
         score([*args[:-1], "-1"])
