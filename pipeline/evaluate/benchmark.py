@@ -223,8 +223,7 @@ class BenchmarkSamples:
     ) -> None:
         self.benchmark, self._folder = benchmark, folder
         self.by_likelihood = (ask or benchmark.ask) == "likelihood"
-        check_layout(benchmark, folder)
-        self.questions = benchmark.read(folder)
+        self.questions = read_questions(benchmark, folder)
         if limit is not None:
             self.questions = _first_units(self.questions, limit)
         for path in dict.fromkeys(path for q in self.questions for path in q.images):
@@ -279,6 +278,24 @@ def _first_units(questions: Sequence[Question], limit: int) -> list[Question]:
         unit, size = next(iter(sizes.items()))
         raise UserError(f"--limit: {limit}, want at least {size}, the questions of unit {unit!r}")
     return [question for question in questions if question.unit in taken]
+
+
+def read_questions(benchmark: Benchmark, folder: Path, *, images: bool = True) -> list[Question]:
+    """Read a benchmark's questions from a data folder that has all of its files.
+
+    Args:
+        benchmark: to read.
+        folder: with its published files.
+        images: whether its images have to be there, too.
+
+    Raises:
+        UserError: a file is missing or damaged, or there are no questions.
+    """
+    check_layout(benchmark, folder, images=images)
+    questions = benchmark.read(folder)
+    if not questions:
+        raise UserError(f"{folder}: holds no questions of {benchmark.name}")
+    return questions
 
 
 def check_layout(benchmark: Benchmark, folder: Path, *, images: bool = True) -> None:

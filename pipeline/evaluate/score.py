@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from etl.cli import UserError, parse
-from pipeline.evaluate.benchmark import Benchmark, Question, benchmark_table, check_layout
+from pipeline.evaluate.benchmark import Benchmark, Question, benchmark_table, read_questions
 from pipeline.evaluate.benchmarks import find_benchmark
 from pipeline.evaluate.judge import Judge, Messages, address_judge, grade, read_grades
 from pipeline.evaluate.metrics import Difference, Metrics, differences, intervals, values
@@ -60,8 +60,7 @@ def score(args: Sequence[str]) -> int:
     """Run the command; returns the exit code."""
     options = parse(ScoreOptions, prog="python -m pipeline score", args=args)
     benchmark = find_benchmark(options.benchmark)
-    check_layout(benchmark, options.data, images=False)
-    questions = benchmark.read(options.data)
+    questions = read_questions(benchmark, options.data, images=False)
     check_answers(benchmark, questions, options.data)
     metrics = _metrics(options, benchmark, options.predictions, questions)
     scores = values(metrics)

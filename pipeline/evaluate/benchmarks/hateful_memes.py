@@ -34,7 +34,7 @@ from pipeline.evaluate.benchmark import (
     percent,
 )
 from pipeline.evaluate.metrics import Metrics, auc_metric, mean_metric
-from pipeline.evaluate.prediction_files import build, read_json_lines
+from pipeline.evaluate.prediction_files import build, read_json_lines, read_text
 
 _FILES = ("dev_seen.jsonl", "dev.jsonl", "test_seen.jsonl")
 _WORDS = ("no", "yes")
@@ -111,9 +111,7 @@ def _probability(scores: Sequence[float]) -> str:
 
 def _load(path: Path, questions: Sequence[Question]) -> list[tuple[str, str]]:
     del questions
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; want a CSV with id, proba and label")
-    rows = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig")))
+    rows = csv.DictReader(io.StringIO(read_text(path, "a CSV with id, proba and label")))
     return [
         build(
             f"{path}:{number}",

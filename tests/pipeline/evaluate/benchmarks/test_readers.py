@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from etl.cli import UserError
-from pipeline.evaluate.benchmark import Benchmark, BenchmarkSamples, check_layout
+from pipeline.evaluate.benchmark import Benchmark, BenchmarkSamples, check_layout, read_questions
 from pipeline.evaluate.benchmark_results import OFFICIAL, save_official
 from pipeline.evaluate.benchmarks import BENCHMARKS, find_benchmark
 from pipeline.evaluate.prediction_files import read_predictions
@@ -209,6 +209,29 @@ def test_malformed_predictions_are_one_line(
     with pytest.raises(UserError, match=message) as caught:
         read_predictions(benchmark, tmp_path / file, questions)
     assert "\n" not in str(caught.value)
+
+
+DAMAGED = (b"", b"5", b"[5]", b'{"a": 5}', b"[null]", b"\xff\xfe\x00", b"a\tb\nc\n", b"PK\x03\x04")
+
+
+@pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.stem)
+def test_a_damaged_file_is_one_line(path: Path, tmp_path: Path) -> None:
+    record = json.loads(path.read_text())
+    benchmark = find_benchmark(record.get("benchmark", path.stem))
+    write(tmp_path / "data", record["files"])
+    write(tmp_path, record["predictions"])
+    questions = benchmark.read(tmp_path / "data")
+    given = tmp_path / next(iter(record["predictions"]))
+    sheet = [tmp_path / "predictions.xlsx"] if path.stem == "mmbench" else []
+    published = tmp_path / "data" / next(iter(record["files"]))
+    for content in DAMAGED:
+        for file in (given, *sheet):
+            file.write_bytes(content)
+            with pytest.raises(UserError, match=r"^[^\n]+$"):
+                benchmark.metrics(read_predictions(benchmark, file, questions))
+        published.write_bytes(content)
+        with pytest.raises(UserError, match=r"^[^\n]+$"):
+            read_questions(benchmark, tmp_path / "data", images=False)
 
 
 PUBLISHED = Path(__file__).parents[5] / "shared" / "data" / "benchmarks" / "vsr"
