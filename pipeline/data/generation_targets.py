@@ -12,7 +12,7 @@ from torch import Tensor
 from etl.storage.schema import PLACEHOLDER_PATTERN, Medium, Sample, SampleError, Turn, words_of
 from model.build import CaptionTokenizer, preprocess_target
 from model.spec.generators import SoundDiffusion, TextToVideo
-from model.spec.output_branches import OutputBranchSpec
+from model.spec.output_branches import Generation, OutputBranchSpec
 from pipeline.data.features import FeatureReader
 from pipeline.data.readers import RawMedium, read_audio, read_image, read_video
 
@@ -46,7 +46,7 @@ class GenerationTargetEncoder:
     Args:
         branches: the output branches in use.
         tokenizers: from a caption to the ids of a generator's text encoders, by kind.
-        denoises: whether the stage trains eq. 5, which needs the media themselves.
+        generation: the stage's loss weights: eq. 5 needs the media themselves.
         seed: the run's.
         features: reads the embeddings of captions, if it has this kind's.
     """
@@ -56,13 +56,13 @@ class GenerationTargetEncoder:
         branches: Sequence[OutputBranchSpec],
         tokenizers: Mapping[str, CaptionTokenizer],
         *,
-        denoises: bool,
+        generation: Generation,
         seed: int,
         features: FeatureReader | None = None,
     ) -> None:
         self.branches = {branch.kind: branch for branch in branches}
         self._tokenizers = tokenizers
-        self._denoises = denoises
+        self._generation = generation
         self._seed = seed
         self._features = features
 
@@ -81,7 +81,7 @@ class GenerationTargetEncoder:
         text = captions(sample.turns, sample.lineage)[number]
         features = self._features if self._features and kind in self._features.kinds else None
         branch, medium = self.branches[kind], sample.media[number]
-        reads_media = self._denoises or branch.generator.embeds_media
+        reads_media = self._generation.of(branch.modality).denoise or branch.generator.embeds_media
         seed = np.random.SeedSequence((self._seed, position, number)).generate_state(1)[0]
         return GenerationTarget(
             kind=kind,

@@ -312,7 +312,7 @@ def _generation_target_encoder(
     return GenerationTargetEncoder(
         branches,
         build_caption_tokenizers(branches, weights=run.weights),
-        denoises=generation.denoise > 0,
+        generation=generation,
         seed=run.seed,
         features=features,
     )

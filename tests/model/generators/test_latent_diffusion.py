@@ -144,7 +144,7 @@ def test_one_loss_of_eq_5_is_that_of_the_pipelines_modules(both):
     pipe, made = both
     spec, seeds = made.spec, torch.tensor([3, 4])
     values, condition = targets(spec, 2), condition_of(pipe, spec, CAPTIONS)
-    found = made.denoise(values, condition, seeds)
+    found = made.denoise(made.encode(values), condition, seeds)
     draws = rngs(seeds.tolist())
     steps, noise = made._sample_noise(draws, torch.device("cpu"))
     scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
@@ -257,7 +257,7 @@ def test_the_gradient_reaches_the_conditions(both):
     _, made = both
     made.requires_grad_(False)
     conditions = torch.randn(2, *made.spec.condition_shape, requires_grad=True)
-    found = made.denoise(targets(made.spec, 2), conditions, torch.tensor([0, 1]))
+    found = made.denoise(made.encode(targets(made.spec, 2)), conditions, torch.tensor([0, 1]))
     (found.noise_pred_gcyx - found.noise_target_gcyx).square().mean().backward()
     assert (conditions.grad.flatten(1).abs().sum(1) > 0).all()
 
@@ -268,8 +268,8 @@ def test_noise_depends_on_the_medium_and_not_on_its_batch(both):
     conditions = torch.randn(3, *made.spec.condition_shape)
     seeds = torch.tensor([5, 2**32 - 1, 7])
     with torch.no_grad():
-        together = made.denoise(shown, conditions, seeds)
-        alone = made.denoise(shown[1:2], conditions[1:2], seeds[1:2])
+        together = made.denoise(made.encode(shown), conditions, seeds)
+        alone = made.denoise(made.encode(shown[1:2]), conditions[1:2], seeds[1:2])
     if made.spec.prediction == "epsilon":
         assert torch.equal(together.noise_target_gcyx[1:2], alone.noise_target_gcyx)
     torch.testing.assert_close(
@@ -331,7 +331,9 @@ def test_the_target_of_v_prediction_is_the_velocity():
     made, shown, draws = built(spec), targets(spec, 1), rngs([3])
     steps, noise = made._sample_noise(draws, torch.device("cpu"))
     with torch.no_grad():
-        found = made.denoise(shown, torch.zeros(1, *spec.condition_shape), torch.tensor([3]))
+        found = made.denoise(
+            made.encode(shown), torch.zeros(1, *spec.condition_shape), torch.tensor([3])
+        )
         latents = made.vae.encode(shown / 127.5 - 1).latent_dist.mode() * 0.18215
     kept = made.scheduler.alphas_cumprod[steps]
     # v = √ᾱ ε − √(1 − ᾱ) z (Salimans and Ho 2022, appendix D)
@@ -350,7 +352,7 @@ def test_min_snr_limits_the_weight_of_easy_time_steps(prediction):
         errors = [
             (found.noise_pred_gcyx - found.noise_target_gcyx).square().flatten(1).mean(1)
             for found in (
-                made.denoise(shown, torch.zeros(3, *spec.condition_shape), seeds)
+                made.denoise(made.encode(shown), torch.zeros(3, *spec.condition_shape), seeds)
                 for made in (plain, weighted)
             )
         ]

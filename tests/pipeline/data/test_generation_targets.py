@@ -77,7 +77,7 @@ def encoder_of(
     generation_targets = GenerationTargetEncoder(
         branches,
         build_caption_tokenizers(branches, weights="random"),
-        denoises=generation.denoise > 0,
+        generation=generation,
         seed=0,
     )
     return SampleEncoder(
