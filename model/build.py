@@ -345,7 +345,8 @@ def _generators(
         spec: of the model.
         stage: its generation and precision are used.
         parts: which parts a branch with these loss weights needs, as arguments of its `build`.
-        weights, seed: see `build`.
+        weights: see `build`.
+        seed: see `build`.
     """
     if stage.generation is None:
         return {}

@@ -69,6 +69,10 @@ class Generator(nn.Module, ABC):
         """Noise the latents and return the noise predicted under the conditions, and its target."""
 
     @abstractmethod
+    def recomputed_layers(self) -> Sequence[nn.Module]:
+        """Return the layers that are recomputed, one after the other, where any are."""
+
+    @abstractmethod
     def set_recompute(self, enabled: bool) -> None:
         """Recompute the activations of `denoise` in the backward pass, or not."""
 
@@ -118,7 +122,7 @@ class OutputBranch(nn.Module):
             nn.init.normal_(module.weight, std=INIT_STD)
         self.projector = projector
         self.generator = generator
-        self._denoising = denoising
+        self.denoising = denoising
         if spec.condition_dropout:
             # Once: its modules would otherwise be called in steps whose captions are cached.
             self.register_buffer("negative_1lw", generator.negative(1), persistent=False)
@@ -185,7 +189,7 @@ class OutputBranch(nn.Module):
             target_embeds_glw = torch.where(dropped_g11, negative_1lw, target_embeds_glw)
         condition_embeds_glw = self.projector(signal_hidden_gnd)
         noise_prediction = None
-        if self._denoising:
+        if self.denoising:
             latents = targets.cached_latents
             if latents is None:
                 latents = self.generator.encode(targets.input_values)

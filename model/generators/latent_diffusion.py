@@ -67,12 +67,21 @@ class LatentDiffusionTeacher(Generator):
         self.scheduler: Any = DDPMScheduler.from_config(schedule)  # no module: it has no weights
         self._schedule = schedule
 
+    def recomputed_layers(self) -> list[nn.Module]:
+        """Return the UNet's residual and attention blocks."""
+        unet: Any = self.unet
+        if unet is None:
+            return []
+        levels = [*unet.down_blocks, unet.mid_block, *unet.up_blocks]
+        lists = [layers for level in levels for layers in level.children()]
+        return [layer for layers in lists if isinstance(layers, nn.ModuleList) for layer in layers]
+
     def set_recompute(self, enabled: bool) -> None:
         """Recompute the UNet's activations in the backward pass (activation checkpointing), or not.
 
         diffusers' own switch does not exist for the UNet of videos.
         """
-        for layer in recomputed_layers(self.unet):
+        for layer in self.recomputed_layers():
             layer.__dict__.pop("forward", None)
             if enabled:
                 layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
@@ -209,15 +218,6 @@ class LatentDiffusionTeacher(Generator):
         import diffusers  # noqa: PLC0415 - see `parts`
 
         return getattr(diffusers, self._schedule["_class_name"]).from_config(self._schedule)
-
-
-def recomputed_layers(unet: Any) -> list[nn.Module]:  # noqa: ANN401 -- diffusers' classes
-    """Return the layers of a UNet that are recomputed one by one: residual and attention blocks."""
-    if unet is None:
-        return []
-    levels = [*unet.down_blocks, unet.mid_block, *unet.up_blocks]
-    lists = [layers for level in levels for layers in level.children()]
-    return [layer for layers in lists if isinstance(layers, nn.ModuleList) for layer in layers]
 
 
 def build(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from etl.cli import UserError
 from model.build import build_on_meta
+from model.features import is_trainable
 from model.freeze import set_trainable
 from model.multimodal_lm import MultimodalLM
 from model.output_branch import OutputBranch
@@ -117,6 +118,7 @@ def plan(
     tokens: int | None = None,
     targets: float | None = None,
     on_cpu: bool = False,
+    with_features: bool = False,
 ) -> Plan:
     """Build a system on the meta device and compute what a stage needs.
 
@@ -128,6 +130,7 @@ def plan(
             stage's `max_tokens`.
         targets: of these, positions whose next token is a target; by default all of the text.
         on_cpu: whether the ranks run on CPUs, with everything in the host's memory.
+        with_features: whether features, embeddings and latents come from the feature cache.
 
     Raises:
         UserError: batch sizes that do not divide, or a length that leaves no room for text.
@@ -136,7 +139,7 @@ def plan(
         raise UserError(f"--gpus: {gpus}, want 1 or more")
     stage = system.stage(stage_name)
     config = ds_config(stage, gpus)
-    model = build_on_meta(system.model, stage)
+    model = build_on_meta(system.model, stage, latents_given=with_features)
     set_trainable(model, stage.trainable)
     sizes = [
         memory.Weight(elements=weight.numel(), trainable=weight.requires_grad)
@@ -148,7 +151,8 @@ def plan(
         targets=tokens_of["text"] if targets is None else round(targets),
         media=_media_per_sample(system.model, stage, tokens_of["total"]),
         projectors={kind: _saved_by_projector(model, kind) for kind in system.model.modalities},
-        generation=_saved_by_generation(model),
+        generation=_saved_by_generation(model, recompute=stage.recompute),
+        features=_given_features(model) if with_features else (),
         trains_backbone=any(
             weight.requires_grad and _component(name, stage) == "backbone"
             for name, weight in model.backbone.named_parameters()
@@ -193,43 +197,77 @@ def _saved_by_projector(model: MultimodalLM, kind: str) -> int:
     return _saved_bytes(projector, project)
 
 
-def _saved_by_generation(model: MultimodalLM) -> dict[str, int]:
-    """Return the bytes that autograd saves in generating one medium of each kind."""
+def _given_features(model: MultimodalLM) -> list[str]:
+    """Return the modalities whose features a cache gives: those of frozen encoders."""
+    return [kind for kind in model.spec.modalities if not is_trainable(model.encoder(kind))]
+
+
+def _saved_by_generation(model: MultimodalLM, *, recompute: bool) -> dict[str, int]:
+    """Return the bytes that autograd saves in generating one medium of each kind.
+
+    With recomputation, these are the inputs of the recomputed layers, and while the backward pass
+    is in one of them, all that this layer saves.
+    """
     width = model.spec.backbone.width
+    # Text encoder and autoencoder save nothing, so their outputs are given.
+    given = {"embeds_given": True, "latents_given": True}
     saved = {}
     for kind, branch in model.output_branches().items():
 
         def generate(branch: OutputBranch = branch) -> None:
             signal_hidden_gnd = torch.zeros(1, branch.spec.signals, width)
-            # The text encoder saves nothing, so its embeddings are given.
-            branch.generation_output(
-                branch.dummy_targets(signal_hidden_gnd.device, embeds_given=True),
-                signal_hidden_gnd,
-                embeds_given=True,
-            )
+            targets = branch.dummy_targets(signal_hidden_gnd.device, **given)
+            branch.generation_output(targets, signal_hidden_gnd, **given)
 
-        saved[kind] = _saved_bytes(branch, generate)
+        generator = branch.generator
+        generator.set_recompute(False)
+        layers = generator.recomputed_layers() if recompute else ()
+        saved[kind] = _saved_bytes(branch, generate, layers)
+        generator.set_recompute(recompute)
     return saved
 
 
-def _saved_bytes(module: nn.Module, run: Callable[[], None]) -> int:
-    """Return the bytes that autograd saves while `run` runs, without the module's own weights."""
+def _saved_bytes(
+    module: nn.Module, run: Callable[[], None], recomputed: Sequence[nn.Module] = ()
+) -> int:
+    """Return the bytes that autograd saves while `run` runs, without the module's own weights.
+
+    Of layers that are recomputed, these are the inputs, and of the largest of them, in which the
+    backward pass is, all else.
+    """
     # A storage is one Python object for as long as it is referred to.
     weights = {id(storage): storage for storage in map(_storage, module.parameters())}
-    saved: dict[int, torch.UntypedStorage] = {}
+    kept: dict[int, torch.UntypedStorage] = {}
+    layers: list[dict[int, torch.UntypedStorage]] = []
+    saved = [kept]
 
     def save(tensor: Tensor) -> Tensor:
         storage = _storage(tensor)
         if id(storage) not in weights:
-            saved[id(storage)] = storage
+            saved[-1][id(storage)] = storage
         return tensor
 
+    def enter(_: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
+        for value in (*args, *kwargs.values()):
+            if isinstance(value, Tensor):
+                save(value)
+        layers.append({})
+        saved.append(layers[-1])
+
+    hooks = [layer.register_forward_pre_hook(enter, with_kwargs=True) for layer in recomputed]
+    hooks += [layer.register_forward_hook(lambda *_: saved.pop() and None) for layer in recomputed]
     with (
         torch.device("meta"),
         torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor),
     ):
         run()
-    return sum(storage.nbytes() for storage in saved.values())
+    for hook in hooks:
+        hook.remove()
+    return _bytes(kept) + max(map(_bytes, layers), default=0)
+
+
+def _bytes(storages: Mapping[int, torch.UntypedStorage]) -> int:
+    return sum(storage.nbytes() for storage in storages.values())
 
 
 def _storage(tensor: Tensor) -> torch.UntypedStorage:

@@ -237,7 +237,13 @@ def build_model(run: RunConfig, inputs: Inputs) -> nn.Module:
     if isinstance(settings, InitStage):
         model = build_init(run.system.model, settings, weights=run.weights, seed=run.seed)
     else:
-        model = build(run.system.model, settings, weights=run.weights, seed=run.seed)
+        model = build(
+            run.system.model,
+            settings,
+            weights=run.weights,
+            seed=run.seed,
+            latents_given=run.feature_cache is not None,
+        )
     inputs.checkpoints.adapters = adapter_record(run, model)
     if inputs.initial_weights is not None:
         check_adapters(inputs.initial_weights, inputs.checkpoints.adapters)
