@@ -102,7 +102,8 @@ class LatentDiffusionTeacher(Generator):
         They are the mean of the autoencoder's posterior, not a sample.
         """
         assert self.vae is not None
-        return media.encode(self.vae, self.spec, input_values)
+        # In one layout, on which last bits of the UNet's gradients depend.
+        return media.encode(self.vae, self.spec, input_values).contiguous()
 
     def denoise(
         self, latents: Tensor, condition_embeds_glw: Tensor, seeds_g: Tensor

@@ -254,12 +254,34 @@ def test_a_medium_is_drawn_alike_in_any_batch(both):
 
 
 def test_the_gradient_reaches_the_conditions(both):
+    """With recomputation bit for bit the same, of fewer saved tensors and more forward passes."""
     _, made = both
     made.requires_grad_(False)
-    conditions = torch.randn(2, *made.spec.condition_shape, requires_grad=True)
-    found = made.denoise(made.encode(targets(made.spec, 2)), conditions, torch.tensor([0, 1]))
-    (found.noise_pred_gcyx - found.noise_target_gcyx).square().mean().backward()
-    assert (conditions.grad.flatten(1).abs().sum(1) > 0).all()
+    latents = made.encode(targets(made.spec, 2))
+    given = torch.randn(2, *made.spec.condition_shape)
+    found, calls, saved = [], [], []
+    layer = made.recomputed_layers()[-1]
+    inner = next(part for part in layer.children() if not isinstance(part, torch.nn.ModuleList))
+    hook = inner.register_forward_hook(lambda *_: calls.append(1))
+    for recompute in (False, True):
+        made.set_recompute(recompute)
+        conditions = given.clone().requires_grad_()
+        sizes = []
+        count = len(calls)
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor, sizes=sizes: sizes.append(tensor.numel()) or tensor, lambda t: t
+        ):
+            output = made.denoise(latents, conditions, torch.tensor([0, 1]))
+        (output.noise_pred_gcyx - output.noise_target_gcyx).square().mean().backward()
+        found.append((output.noise_pred_gcyx, conditions.grad))
+        saved.append(sum(sizes))
+        calls[count:] = [len(calls) - count]
+    hook.remove()
+    made.set_recompute(False)
+    assert (found[0][1].flatten(1).abs().sum(1) > 0).all()
+    assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
+    assert calls == [1, 2]
+    assert saved[1] < saved[0] / 2
 
 
 def test_noise_depends_on_the_medium_and_not_on_its_batch(both):
