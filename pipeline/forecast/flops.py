@@ -282,7 +282,7 @@ def _counted(
         run: the forward pass.
         recomputed: layers whose forward pass runs again in the backward pass, where they have one.
     """
-    again, starts = 0, [0]
+    again, starts = 0.0, [0]
 
     def enter(*_: object) -> None:
         starts.append(counter.get_total_flops())

@@ -254,8 +254,11 @@ def _saved_bytes(
         layers.append({})
         saved.append(layers[-1])
 
+    def leave(*_: object) -> None:
+        saved.pop()
+
     hooks = [layer.register_forward_pre_hook(enter, with_kwargs=True) for layer in recomputed]
-    hooks += [layer.register_forward_hook(lambda *_: saved.pop() and None) for layer in recomputed]
+    hooks += [layer.register_forward_hook(leave) for layer in recomputed]
     with (
         torch.device("meta"),
         torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor),
