@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from rich.console import Group
 from rich.table import Table
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from etl.cli import UserError
 from model.build import build_on_meta
@@ -203,27 +206,30 @@ def _given_features(model: MultimodalLM) -> list[str]:
 
 
 def _saved_by_generation(model: MultimodalLM, *, recompute: bool) -> dict[str, int]:
-    """Return the bytes that autograd saves in generating one medium of each kind.
+    """Return the bytes that autograd saves in generating one medium of each kind."""
+    branches = model.output_branches()
+    return {kind: saved_by_branch(branch, recompute=recompute) for kind, branch in branches.items()}
+
+
+def saved_by_branch(branch: OutputBranch, *, recompute: bool) -> int:
+    """Return the bytes that autograd saves in generating one medium, on the meta device.
 
     With recomputation, these are the inputs of the recomputed layers, and while the backward pass
     is in one of them, all that this layer saves.
     """
-    width = model.spec.backbone.width
     # Text encoder and autoencoder save nothing, so their outputs are given.
     given = {"embeds_given": True, "latents_given": True}
-    saved = {}
-    for kind, branch in model.output_branches().items():
+    width = branch.signals.embedding_dim
 
-        def generate(branch: OutputBranch = branch) -> None:
-            signal_hidden_gnd = torch.zeros(1, branch.spec.signals, width)
-            targets = branch.dummy_targets(signal_hidden_gnd.device, **given)
-            branch.generation_output(targets, signal_hidden_gnd, **given)
+    def generate() -> None:
+        signal_hidden_gnd = torch.zeros(1, branch.spec.signals, width)
+        targets = branch.dummy_targets(signal_hidden_gnd.device, **given)
+        branch.generation_output(targets, signal_hidden_gnd, **given)
 
-        generator = branch.generator
-        generator.set_recompute(False)
-        layers = generator.recomputed_layers() if recompute else ()
-        saved[kind] = _saved_bytes(branch, generate, layers)
-        generator.set_recompute(recompute)
+    generator = branch.generator
+    generator.set_recompute(False)
+    saved = _saved_bytes(branch, generate, generator.recomputed_layers() if recompute else ())
+    generator.set_recompute(recompute)
     return saved
 
 
@@ -261,12 +267,41 @@ def _saved_bytes(
     hooks += [layer.register_forward_hook(leave) for layer in recomputed]
     with (
         torch.device("meta"),
+        _FusedAttention(),
         torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor),
     ):
         run()
     for hook in hooks:
         hook.remove()
     return _bytes(kept) + max(map(_bytes, layers), default=0)
+
+
+class _FusedAttention(TorchFunctionMode):
+    """Lets attention save what a fused kernel does; the meta device has none, and saves scores."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401 -- of any function of PyTorch
+        kwargs = kwargs or {}
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **kwargs)
+        named = dict(zip(("query", "key", "value"), args, strict=False)) | dict(kwargs)
+        return _SavesNoScores.apply(named["query"], named["key"], named["value"])
+
+
+class _SavesNoScores(torch.autograd.Function):
+    """Attention without a result, which saves its inputs, its output and one number per query."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:  # noqa: ANN401
+        output = query.new_empty(*query.shape[:-1], value.shape[-1])
+        log_sum = torch.empty(query.shape[:-1], dtype=torch.float32, device=query.device)
+        ctx.save_for_backward(query, key, value, output, log_sum)
+        return output
 
 
 def _bytes(storages: Mapping[int, torch.UntypedStorage]) -> int:
