@@ -285,7 +285,9 @@ def build_outputs(
     generators = _generators(spec, stage, parts, weights=weights, seed=seed)
     branches: dict[str, OutputBranch] = {}
     width = spec.backbone.width
-    for output in spec.outputs:
+    for number, output in enumerate(spec.outputs, start=len(spec.outputs) + 1):
+        # How much of the generators is built must not change the new weights.
+        torch.manual_seed(seed + number)
         file = OUTPUT_PROJECTORS[type(output.projector)]
         generators[output.modality].set_recompute(stage.recompute)
         branch = OutputBranch(
