@@ -20,6 +20,8 @@ from etl.storage.schema import Medium
 from model.spec import InputBranchSpec
 from model.spec.output_branches import OutputBranchSpec
 
+_WITHOUT_EFFECT = ("min_snr", "steps", "guidance_scale")
+"""Fields of generators that decide on eq. 5 or on sampling, not on targets."""
 VERSION = 1
 """Increase it whenever readers or an encoder's `preprocess` give other inputs for the same media,
 so that no stale features are used."""
@@ -75,7 +77,7 @@ def latents_encoder_id(branch: OutputBranchSpec, generator: nn.Module) -> Encode
 
 def _generator_part_id(role: str, branch: OutputBranchSpec, module: nn.Module) -> EncoderId:
     dtype = str(next(module.parameters()).dtype).removeprefix("torch.")
-    spec = asdict(branch.generator)
+    spec = {k: v for k, v in asdict(branch.generator).items() if k not in _WITHOUT_EFFECT}
     return EncoderId(role=role, spec=spec, weights=fingerprint(module), dtype=dtype)
 
 
