@@ -69,11 +69,13 @@ class Rules:
             counted.
         repeated: two predictions of a question are an error, the last one counts, or each does.
         unknown: predictions of other questions are an error, or ignored.
+        blank: the answer of a missing question that is wrong.
     """
 
     missing: Literal["error", "wrong", "not counted"] = "error"
     repeated: Literal["error", "last", "each"] = "error"
     unknown: Literal["error", "ignored"] = "error"
+    blank: str = ""
 
 
 STRICT = Rules()
@@ -122,20 +124,17 @@ class Grading:
         parse: returns the grade in a reply, None if it has none.
         load: returns the recorded grades in a file, (question id, grade) of each; None if the file
             holds none.
-        unreadable: the grade after `attempts` replies without one.
-        attempts: how often a grade is asked for.
+        unreadable: the grade where no reply has one.
+        temperatures: of the replies that are asked for until one has a grade.
         max_tokens: of a reply.
-        temperature, warmer: of the first reply, and what is added for each further one.
     """
 
     messages: Callable[[Question, str, bool], list[dict[str, str]]]
     parse: Callable[[str], str | None]
     load: Callable[[Path, Sequence[Question]], list[tuple[str, str]] | None]
     unreadable: str
-    attempts: int
+    temperatures: tuple[float, ...]
     max_tokens: int
-    temperature: float
-    warmer: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -125,7 +125,7 @@ def read_answers(
             pairs.append((where, str(value["id"]), str(value["answer"])))
         except (ValueError, KeyError, TypeError):
             raise UserError(f"{where}: want a JSON object with id and answer") from None
-    return _match(path, pairs, questions, rules)
+    return match(path, pairs, questions, rules)
 
 
 def read_predictions(
@@ -142,7 +142,7 @@ def read_predictions(
     if not path.exists():
         raise UserError(f"{path}: no such file or folder of predictions")
     pairs = [(str(path), name, answer) for name, answer in benchmark.load(path, questions)]
-    return _match(path, pairs, questions, benchmark.rules)
+    return match(path, pairs, questions, benchmark.rules)
 
 
 def _is_ours(path: Path) -> bool:
@@ -157,7 +157,7 @@ def _is_ours(path: Path) -> bool:
     return isinstance(value, dict) and {"id", "answer"} <= value.keys()
 
 
-def _match(
+def match(
     path: Path, pairs: Iterable[tuple[str, str, str]], questions: Iterable[Question], rules: Rules
 ) -> list[Answered]:
     """Return the answered questions, and say in one line what was not as it should be."""
@@ -182,7 +182,7 @@ def _match(
     if not found:
         raise UserError(f"{path}: no prediction of any of the benchmark's questions")
     if missing and rules.missing == "wrong":
-        found.update((name, [""]) for name in missing)
+        found.update((name, [rules.blank]) for name in missing)
     report = [
         f"{len(missing)} questions without a prediction: {rules.missing}" if missing else "",
         f"{repeated} repeated predictions: {_REPEATED[rules.repeated]}" if repeated else "",

@@ -16,6 +16,7 @@ from rich.table import Table
 from etl.cli import UserError, parse
 from pipeline.evaluate.benchmark import Benchmark, Question, benchmark_table, check_layout
 from pipeline.evaluate.benchmarks import find_benchmark
+from pipeline.evaluate.judge import Judge, address_judge, grade, read_grades, run_judge
 from pipeline.evaluate.metrics import Difference, Metrics, differences, intervals, values
 from pipeline.evaluate.prediction_files import read_predictions
 
@@ -35,10 +36,21 @@ class ScoreOptions:
     """Other predictions of the same questions: compare the two, paired by question."""
     bootstrap: int = 0
     """Resamples for confidence intervals of 95 %; 0 for none. With --against: 1000 by default."""
+    judge: str | None = None
+    """For answers that a language model grades: an OpenAI-compatible address, such as
+    http://127.0.0.1:8000/v1; the environment's OPENAI_API_KEY is sent to it."""
+    judge_model: str = "gpt-4-0613"
+    """The judge's name at that address."""
+    judge_run: Path | None = None
+    """A run of ours as the judge instead."""
+    grades: Path | None = None
+    """Where the judge's grades are kept, to be resumed. Default: PREDICTIONS.grades.jsonl."""
     json: bool = False
     """Print the scores as JSON instead of a table."""
 
     def __post_init__(self) -> None:
+        if self.judge is not None and self.judge_run is not None:
+            raise UserError("--judge and --judge-run: want one of them")
         if self.bootstrap < 0:
             raise UserError(f"--bootstrap: {self.bootstrap}, want at least 0")
 
@@ -50,7 +62,7 @@ def score(args: Sequence[str]) -> int:
     check_layout(benchmark, options.data, images=False)
     questions = benchmark.read(options.data)
     check_answers(benchmark, questions, options.data)
-    metrics = _metrics(benchmark, options.predictions, questions)
+    metrics = _metrics(options, benchmark, options.predictions, questions)
     scores = values(metrics)
     result: dict[str, Any] = dict(scores)
     tables = [benchmark_table(scores)]
@@ -59,7 +71,7 @@ def score(args: Sequence[str]) -> int:
         result["intervals"] = bounds
         tables = [benchmark_table(scores, bounds)]
     if options.against is not None:
-        theirs = _metrics(benchmark, options.against, questions)
+        theirs = _metrics(options, benchmark, options.against, questions)
         found = differences(metrics, theirs, resamples=options.bootstrap or 1000)
         result["differences"] = {
             split: {name: asdict(one) for name, one in named.items()}
@@ -87,8 +99,30 @@ def check_answers(benchmark: Benchmark, questions: Sequence[Question], folder: P
         )
 
 
-def _metrics(benchmark: Benchmark, path: Path, questions: Sequence[Question]) -> Metrics:
-    return benchmark.metrics(read_predictions(benchmark, path, questions))
+def _metrics(
+    options: ScoreOptions, benchmark: Benchmark, path: Path, questions: Sequence[Question]
+) -> Metrics:
+    if benchmark.grading is None:
+        return benchmark.metrics(read_predictions(benchmark, path, questions))
+    graded = read_grades(benchmark, path, questions)
+    if graded is None:
+        answered = read_predictions(benchmark, path, questions)
+        kept = path.with_name(f"{path.name}.grades.jsonl")
+        if options.grades is not None and path == options.predictions:
+            kept = options.grades
+        graded = grade(benchmark, answered, _judge(options, benchmark, path), kept)
+    return benchmark.metrics(graded)
+
+
+def _judge(options: ScoreOptions, benchmark: Benchmark, path: Path) -> Judge:
+    if options.judge is not None:
+        return address_judge(options.judge, options.judge_model)
+    if options.judge_run is not None:
+        return run_judge(options.judge_run)
+    raise UserError(
+        f"{path}: a language model grades the answers to {benchmark.name}; want --judge or"
+        " --judge-run, or a file of grades as the predictions"
+    )
 
 
 def _differences_table(options: ScoreOptions, found: dict[str, dict[str, Difference]]) -> Table:
