@@ -60,8 +60,9 @@ class GeneratorFile(Protocol):
         weights: Weights,
         dtype: torch.dtype,
         decoding: bool = False,
+        encoding: bool | None = None,
     ) -> Generator:
-        """Return the generator, for eq. 5 and to sample; or only what makes τ(t)."""
+        """Return the generator, for eq. 5 and to sample; or only what makes τ(t) and latents."""
 
     def save(self, spec: AnySpec, folder: Path, *, weights: Weights, dtype: torch.dtype) -> None:
         """Write the generator to a folder, from which `build` and `tokenizers` read it."""
