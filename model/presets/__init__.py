@@ -14,6 +14,7 @@ from model.presets.blip import (
 from model.presets.cogvlm import cogvlm
 from model.presets.digits import (
     digits,
+    digits_any,
     digits_audio,
     digits_omni,
     digits_points,
@@ -39,6 +40,7 @@ from model.spec import System, choose
 
 PRESETS: Mapping[str, Callable[[], System]] = {
     "digits": digits,
+    "digits_any": digits_any,
     "digits_video": digits_video,
     "digits_audio": digits_audio,
     "digits_points": digits_points,
