@@ -8,7 +8,12 @@ from __future__ import annotations
 
 import functools
 import io
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -17,14 +22,21 @@ from numpy.typing import NDArray
 from PIL import Image
 from sklearn.svm import SVC
 
+from etl.cli import UserError, main, parse
 from etl.digits import closeups, scenes
 from etl.digits.closeups import Closeup
+from etl.digits.generation import TASKS
 from etl.digits.motion import DIRECTIONS
 from etl.digits.scenes import COLOURS
 from etl.digits.tones import KEYS
+from etl.storage.atomic import write_json
+from etl.storage.shards import ShardSet
+
+log = logging.getLogger(__name__)
 
 _SIDE = 8  # pixels, as the scans have
 _PICTURES_PER_SCAN = 3
+_NOISE = 40.0  # of 255; a picture with less contrast shows nothing
 _INK = 0.3  # of the highest contrast
 _FOURIER = 1 << 16
 _PEAK_WIDTH = 40.0  # Hz
@@ -103,9 +115,6 @@ def _contrast(pixels_hw3: NDArray[np.float32]) -> NDArray[np.float32] | None:
     return contrast_hw / highest if highest > _NOISE else None
 
 
-_NOISE = 40.0  # of 255
-
-
 def _glyph(pixels_hw3: NDArray[np.float32]) -> NDArray[np.float32] | None:
     """Return the ink's square as a scan (64,) has it."""
     contrast_hw = _contrast(pixels_hw3)
@@ -151,19 +160,80 @@ def _classifier() -> SVC:
     return SVC(C=10).fit(np.array(glyphs), np.array(digits))
 
 
-def judge(path: Path, features: dict[str, str]) -> dict[str, bool]:
+def judge(path: Path, features: Mapping[str, str]) -> dict[str, bool]:
     """Return which of the features asked for a medium's file shows.
 
     Args:
         path: of a PNG, WAV or MP4 file.
-        features: `digit`, and `colour` and `direction` where they were asked for.
+        features: `digit`, `colour` and `direction`, as far as they were asked for. The digit in a
+            video is too small to be read.
     """
     data = path.read_bytes()
     if path.suffix == ".wav":
         return {"digit": digit_of_sound(data) == int(features["digit"])}
     if path.suffix == ".mp4":
         return {"direction": direction_of_video(data) == features["direction"]}
-    return {
-        "digit": digit_of_picture(data) == int(features["digit"]),
-        "colour": colour_of_picture(data) == features["colour"],
-    }
+    shown = {"digit": digit_of_picture(data) == int(features["digit"])}
+    if "colour" in features:
+        shown["colour"] = colour_of_picture(data) == features["colour"]
+    return shown
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Judge the media of replies to requests; writes scores.json next to them, by task.
+
+    A reply is correct if its medium shows all that was asked for; one without a medium of the kind
+    that was asked for is wrong.
+    """
+
+    requests: Path
+    """Shards of requests, as the ETL writes them."""
+    replies: Path
+    """Folder with replies.jsonl and media, as `python -m pipeline generate` writes it."""
+
+
+def run(args: Sequence[str]) -> None:
+    """Run the command with command-line arguments."""
+    options = parse(Options, prog="python -m etl.digits.judges", args=args)
+    lines = (options.replies / "replies.jsonl").read_text().splitlines()
+    replies = {reply["id"]: reply for reply in map(json.loads, lines)}
+    found: dict[str, list[dict[str, bool]]] = {task: [] for task in TASKS}
+    requests = ShardSet([options.requests])
+    for number in range(len(requests)):
+        sample = requests[number]
+        if sample.id not in replies:
+            raise UserError(f"{options.replies / 'replies.jsonl'}: no reply to {sample.id}")
+        task = sample.lineage["task"]
+        found[task].append(_shown(options.replies, replies[sample.id], task, sample.lineage))
+    scores = {task: _scores(shown) for task, shown in found.items() if shown}
+    write_json(options.replies / "scores.json", scores)
+    for task, score in scores.items():
+        log.info("%s: %s", task, score)
+
+
+def _shown(
+    folder: Path, reply: Mapping[str, Any], task: str, features: Mapping[str, str]
+) -> dict[str, bool]:
+    """Return which of the features asked for the first medium of the right kind shows."""
+    wants, wordings = TASKS[task].wants, TASKS[task].wordings
+    asked = {"digit": features["digit"]}
+    for name in ("colour", "direction"):
+        if f"{{{name}}}" in wordings[0]:
+            asked[name] = features[name]
+    for medium in reply["media"]:
+        if medium["kind"] == wants:
+            return judge(folder / medium["file"], asked)
+    return {"medium": False}
+
+
+def _scores(shown: Sequence[Mapping[str, bool]]) -> dict[str, Any]:
+    names = dict.fromkeys(name for one in shown for name in one if name != "medium")
+    count = len(shown)
+    features = {name: sum(one.get(name, False) for one in shown) / count for name in names}
+    right = sum(all(one.values()) for one in shown) / count
+    return {"requests": count, "judged": right, **features}
+
+
+if __name__ == "__main__":
+    main(run)

@@ -135,7 +135,7 @@ def train_denoiser(
         with torch.no_grad():
             for mean, parameter in zip(average.parameters(), parameters, strict=True):
                 mean.lerp_(parameter, 1 - decay)
-        if step % 200 == 0 or step == steps - 1:
+        if step % 100 == 0 or step == steps - 1:
             log.info("denoiser step %d: loss %.4f", step, loss.item())
     modules.load_state_dict(average.state_dict())
 
