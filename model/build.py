@@ -261,7 +261,9 @@ def build_outputs(
     )
     branches: dict[str, OutputBranch] = {}
     width = spec.backbone.width
-    for output in spec.outputs:
+    for number, output in enumerate(spec.outputs, start=len(spec.outputs) + 1):
+        # How much of the generators is built must not change the new weights.
+        torch.manual_seed(seed + number)
         file = OUTPUT_PROJECTORS[type(output.projector)]
         branch = OutputBranch(
             output,

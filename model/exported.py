@@ -64,8 +64,12 @@ class Loaded(NamedTuple):
     tokenizer: PreTrainedTokenizerBase
 
 
-def load_exported(folder: Path | str) -> Loaded:
+def load_exported(folder: Path | str, *, decoding: bool = False) -> Loaded:
     """Open an exported folder; needs no other file, no hub and no network.
+
+    Args:
+        folder: that `export` wrote.
+        decoding: whether its generators, if it has any, can `sample`.
 
     Raises:
         SpecError: no such folder, one of another version, or one whose files do not fit each other.

@@ -14,7 +14,13 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 from transformers.generation.streamers import BaseStreamer
 
 from model import packing
@@ -336,7 +342,8 @@ class MultimodalLM(nn.Module):
         pad_id: int,
         end_ids: Sequence[int],
         streamer: BaseStreamer | None = None,
-        stop: StoppingCriteria | None = None,
+        stop: Sequence[StoppingCriteria] = (),
+        choose: LogitsProcessor | None = None,
     ) -> Tensor:
         """Return the new ids (b, ≤ max_new_tokens) of greedy decoding from left-padded prompts.
 
@@ -346,9 +353,14 @@ class MultimodalLM(nn.Module):
             pad_id: after the end of an answer.
             end_ids: of which any ends an answer.
             streamer: gets the ids of a single prompt's answer as they are generated.
-            stop: says which answers are complete otherwise.
+            stop: say which answers are complete otherwise.
+            choose: changes the logits, of which the greatest is taken.
         """
         embeddings_btd, kwargs = self.embed(batch, self.media_tokens(batch))
+        if batch.generation_targets:  # those of the answers before
+            branches = self.output_branches()
+            signals = {kind: branch.signal_embeddings() for kind, branch in branches.items()}
+            embeddings_btd = with_signals(embeddings_btd, batch, signals)
         with inject_decoder_kwargs(self.backbone.get_decoder(), kwargs):
             ids_bt: Tensor = self.backbone.generate(
                 inputs_embeds=embeddings_btd,
@@ -360,7 +372,8 @@ class MultimodalLM(nn.Module):
                 decoder_start_token_id=pad_id if self.spec.backbone.seq2seq else None,
                 eos_token_id=list(end_ids) or None,
                 streamer=streamer,
-                stopping_criteria=StoppingCriteriaList([] if stop is None else [stop]),
+                stopping_criteria=StoppingCriteriaList(stop),
+                logits_processor=LogitsProcessorList([] if choose is None else [choose]),
             )
         # A seq2seq decoder's start token is not part of the answer.
         return ids_bt[:, 1:] if self.spec.backbone.seq2seq else ids_bt

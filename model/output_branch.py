@@ -127,6 +127,23 @@ class OutputBranch(nn.Module):
         signals_nd: Tensor = self.signals(torch.arange(self.spec.signals, device=device))
         return signals_nd
 
+    def condition(self, signal_hidden_gnd: Tensor) -> Tensor:
+        """Return H_X (g, l, w), given the hidden states that stand for the signal tokens."""
+        dtype = next(self.projector.parameters()).dtype
+        condition_glw: Tensor = self.projector(signal_hidden_gnd.to(dtype))
+        return condition_glw
+
+    def negative_condition(self) -> Tensor:
+        """Return the condition (1, l, w) from which guidance leads away.
+
+        It is what was trained in place of a condition: with condition dropout the projector's
+        output for zeros (MiniGPT-5), else the generator's own, of the empty caption.
+        """
+        if not self.spec.condition_dropout:
+            return self.generator.negative(1)
+        embeddings_nd = self.signal_embeddings()
+        return self.condition(torch.zeros_like(embeddings_nd)[None])
+
     def generation_output(
         self,
         targets: GenerationTargets | None,

@@ -1,4 +1,4 @@
-"""The command line: `python -m pipeline {pt,sft,features,evaluate,import,export,plan,…} …`.
+"""The command line: `python -m pipeline {pt,sft,features,generate,evaluate,import,export,…} …`.
 
 Modules that import torch and DeepSpeed, which takes seconds, are imported by the commands that need
 them: help, and a mistake in an option, come at once.
@@ -221,6 +221,10 @@ COMMANDS: Mapping[str, tuple[Command, str]] = {
     "ask": (
         _command("pipeline.evaluate.ask", "ask"),
         "ask a trained run one question about files, or without any",
+    ),
+    "generate": (
+        _command("pipeline.generate.generate", "generate"),
+        "answer prompts with text and generated media",
     ),
     "evaluate": (
         _command("pipeline.evaluate.evaluate", "evaluate"),

@@ -15,6 +15,7 @@ left out for that are listed.
 from __future__ import annotations
 
 import os
+import signal
 import time
 
 import pytest
@@ -42,6 +43,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # A shell starts `make test &` so, and tests that send Ctrl-C to a process wait for ever.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     # Of tests/cluster/warm.py; inherited by the processes of pytest-xdist.
     os.environ.setdefault("WARM_RANKS_OWNER", str(os.getpid()))
     text = "nightly(minutes): for `make test-all`, and a share for CI; minutes on two idle cores"

@@ -13,13 +13,16 @@ from pipeline.checkpoint.checkpoints import write_weights
 from pipeline.config.run_config import RunConfig
 
 
-def random_run(folder: Path, preset: System | str, **changes: object) -> RunConfig:
+def random_run(
+    folder: Path, preset: System | str, *, signals: float = 1.0, **changes: object
+) -> RunConfig:
     """Write a run of stage SFT whose trained weights are random, also those initially zero.
 
     Args:
         folder: the run's.
         preset: a name: the digits presets keep their toy checkpoints, others are tiny with random
             weights; or a system of any size, with random weights.
+        signals: factor of the logits of signal tokens; with a large one answers hold media.
         changes: of the stage.
     """
     toy = isinstance(preset, str) and preset.startswith("digits")
@@ -36,6 +39,8 @@ def random_run(folder: Path, preset: System | str, **changes: object) -> RunConf
         for name, weight in model.named_parameters()
         if name in names
     }
+    for branch in model.outputs:
+        trained[f"outputs.{branch}.head.weight"] *= signals
     write_weights(folder, trained, identity={})
     config.save(folder)
     return config

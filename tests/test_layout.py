@@ -18,6 +18,7 @@ LAYERS = {
         "pretraining",
         "exported",
         "build",
+        "signal_decoding",
         "multimodal_lm",
         "generators",
         "protocols",
@@ -34,6 +35,7 @@ LAYERS = {
         "batch",
         "text",
         "freeze",
+        "batch_invariance",
         "byte_tokenizers",
         "weights",
         "compat",
@@ -59,6 +61,7 @@ LAYERS = {
         "quickstart",
         "compose",
         "train",
+        "generate",
         "evaluate",
         "convert",
         "feature_cache",
@@ -85,8 +88,12 @@ OTHER_PACKAGES = {
 """Package → what it may import of the other packages; docs/design.md says why."""
 
 EXECUTOR = ("etl.runtime.executor", "etl.runtime.worker_pool")
-ALSO = {"pipeline/feature_cache/precompute.py": EXECUTOR}
-"""File → what it alone may import, too: the one Ray job that needs a model."""
+ALSO = {
+    "pipeline/feature_cache/precompute.py": EXECUTOR,
+    "pipeline/generate/batches.py": EXECUTOR,
+    "pipeline/generate/generate.py": EXECUTOR,
+}
+"""File → what it alone may import, too: the Ray jobs that need a model."""
 
 MOST_LINES = 600
 HEAVY = ("torch", "transformers", "deepspeed", "ray", "peft")

@@ -34,6 +34,9 @@ class LatentDiffusion:
         prediction: target of the UNet: noise or, as in Stable Diffusion 2.1 at 768 pixels, v.
         min_snr: γ of min-SNR-γ weighting of eq. 5 (Hang et al. 2023, arXiv:2303.09556): an error at
             a signal-to-noise ratio above γ counts as at γ. None does not weight.
+        steps: of denoising when a medium is generated, by default. The defaults here are those of
+            NExT-GPT's inference code for all three of its generators.
+        guidance_scale: of classifier-free guidance, likewise; 1 is without.
     """
 
     weights: str
@@ -50,6 +53,8 @@ class LatentDiffusion:
     text_vocabulary: int = 49_408
     prediction: Literal["epsilon", "v_prediction"] = "epsilon"
     min_snr: float | None = None
+    steps: int = 50
+    guidance_scale: float = 7.5
 
     media: ClassVar[tuple[str, ...]]
     embeds_media: ClassVar[bool] = False
@@ -60,6 +65,7 @@ class LatentDiffusion:
         check_at_least(self, 0, "min_snr")
         if self.min_snr == 0:
             raise FieldError("min_snr", "0, want a positive number, or null for no weighting")
+        check_at_least(self, 1, "steps", "guidance_scale")
 
     @property
     def streams(self) -> tuple[tuple[int, int], ...]:
@@ -187,6 +193,8 @@ class UnClip(PictureDiffusion):
     text_layers: int = 23
     text_heads: int = 16
     prediction: Literal["epsilon", "v_prediction"] = "v_prediction"
+    steps: int = 20  # with the scale, diffusers' defaults; CoDi-2's are not published
+    guidance_scale: float = 10.0
     embedding_width: int = 1024
     clip_size: int = 224
     clip_patch: int = 14
@@ -358,6 +366,8 @@ class AudioLdm2(SoundDiffusion):
     kind: Literal["audioldm2"] = "audioldm2"
     weights: str = "cvssp/audioldm2"
     widths: tuple[int, ...] = (128, 256, 384, 640)
+    steps: int = 200  # with the scale, the paper's (§4) and diffusers' defaults
+    guidance_scale: float = 3.5
     prompt_tokens: int = 64
     prompt_width: int = 1024
     prompt_mlp_width: int = 2816

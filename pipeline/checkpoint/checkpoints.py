@@ -40,6 +40,7 @@ from pipeline.checkpoint.files import (
 )
 from pipeline.checkpoint.reshard import load_resharded
 from pipeline.checkpoint.snapshot import Snapshot, snapshot
+from pipeline.compat.deepspeed import own_values
 from pipeline.config.older_versions import check_manifest
 from pipeline.config.run_config import check_run_folder
 from pipeline.config.trainer_state import TrainerState
@@ -152,12 +153,10 @@ class Checkpoints:
 
     def _check_finite(self, engine: deepspeed.DeepSpeedEngine, step: int) -> None:
         """Raise UserError on all ranks if a trainable weight is not finite on any."""
-        own = (
-            getattr(weight, "ds_tensor", weight)  # this rank's partition, under ZeRO-3
-            for weight in engine.module.parameters()
-            if weight.requires_grad
-        )
-        bad = torch.stack([~torch.isfinite(weight).all().to(device()) for weight in own]).sum()
+        trained = (weight for weight in engine.module.parameters() if weight.requires_grad)
+        bad = torch.stack(
+            [~torch.isfinite(own_values(weight)).all().to(device()) for weight in trained]
+        ).sum()
         dist.all_reduce(bad)
         if bad:
             raise UserError(

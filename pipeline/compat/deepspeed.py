@@ -13,6 +13,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import deepspeed
 import torch
@@ -94,3 +95,17 @@ def trained_shapes(engine: deepspeed.DeepSpeedEngine) -> list[Mapping[str, torch
     """Return the names and shapes of the trained parameters of each group, as in `param_shapes`."""
     shapes: list[Mapping[str, torch.Size]] = engine._get_zero_param_shapes()
     return shapes
+
+
+def own_values(weight: torch.nn.Parameter) -> torch.Tensor:
+    """Return what this rank holds of a weight: all of it, or its partition under ZeRO-3.
+
+    All partitions of a weight are equally long. What exceeds the weight in the last ones is
+    uninitialized memory, which may be anything, NaN included.
+    """
+    if not hasattr(weight, "ds_tensor"):
+        return weight.detach()
+    held: Any = weight  # with DeepSpeed's attributes
+    partition: torch.Tensor = held.ds_tensor.detach()
+    before = held.ds_zero_partition_rank * partition.numel()
+    return partition[: max(held.ds_numel - before, 0)]

@@ -238,7 +238,9 @@ class ChatRenderer:
             ) from error
 
 
-def plain_turns(turns: Sequence[Turn], generated: Sequence[str] = ()) -> list[Turn]:
+def plain_turns(
+    turns: Sequence[Turn], generated: Sequence[str] = (), *, asks_for_media: bool = False
+) -> list[Turn]:
     """Return dialogues without the user's texts, for `PLAIN`.
 
     A user turn that asks for a medium to be generated, for example its caption, keeps its text:
@@ -247,13 +249,15 @@ def plain_turns(turns: Sequence[Turn], generated: Sequence[str] = ()) -> list[Tu
     Args:
         turns: of the dialogue.
         generated: placeholders of the media that the assistant generates.
+        asks_for_media: whether the answer after the last turn is to hold such media.
     """
     plain = []
-    for turn, following in zip(turns, [*turns[1:], None], strict=True):
+    unknown = Turn(role="assistant", text="".join(generated if asks_for_media else ()))
+    for turn, following in zip(turns, [*turns[1:], unknown], strict=True):
         if turn.role == "assistant":
             plain.append(turn)
             continue
-        answer = following.text if following and following.role == "assistant" else ""
+        answer = following.text if following.role == "assistant" else ""
         asked = set(PLACEHOLDER_PATTERN.findall(answer)) & set(generated)
         text = turn.text if asked else "".join(PLACEHOLDER_PATTERN.findall(turn.text))
         plain.append(Turn(role="user", text=text))

@@ -20,9 +20,19 @@ from model.text import TextIds
 from pipeline.data.encode import Example, MediumInput
 
 
-def collate(examples: Sequence[Example], *, pad_id: int, side: Literal["left", "right"]) -> Batch:
-    """Pad examples to the longest of them: on the right to train, on the left to generate."""
+def collate(
+    examples: Sequence[Example], *, pad_id: int, side: Literal["left", "right"], multiple: int = 1
+) -> Batch:
+    """Pad examples to the longest of them: on the right to train, on the left to generate.
+
+    Args:
+        examples: of the batch.
+        pad_id: the padding token.
+        side: of the padding.
+        multiple: of which the common length is one.
+    """
     length = max(len(example.ids) for example in examples)
+    length = -(-length // multiple) * multiple
     shape = (len(examples), length)
     ids_bt = torch.full(shape, pad_id)
     labels_bt = torch.full(shape, IGNORED)

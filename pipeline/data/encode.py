@@ -196,12 +196,16 @@ class SampleEncoder:
         example = self._encode(sample, tokenized, position=position)
         return replace(example, sentence=reader.ids(text))
 
-    def encode_prompt(self, sample: Sample, *, max_new_tokens: int = 0) -> Example:
+    def encode_prompt(
+        self, sample: Sample, *, max_new_tokens: int = 0, asks_for_media: bool = False
+    ) -> Example:
         """Encode everything before the last answer, for generation.
 
         Args:
             sample: to answer.
             max_new_tokens: the longest answer.
+            asks_for_media: whether media are to be generated, so that a `plain` prompt keeps the
+                user's last text.
 
         Raises:
             SampleError: as `encode` does, if the last turn is not text of the assistant, or if
@@ -212,7 +216,11 @@ class SampleEncoder:
         if PLACEHOLDER_PATTERN.search(sample.turns[-1].text):
             raise SampleError(f"sample {sample.id}: its answer holds media, want text")
         tokenized = self._tokenizer.tokenize_prompt(
-            sample.id, sample.turns[:-1], _kinds(sample), max_new_tokens=max_new_tokens
+            sample.id,
+            sample.turns[:-1],
+            _kinds(sample),
+            max_new_tokens=max_new_tokens,
+            asks_for_media=asks_for_media,
         )
         return self._encode(sample, tokenized)
 

@@ -246,6 +246,7 @@ class SampleTokenizer:
         kinds: Sequence[str],
         *,
         max_new_tokens: int = 0,
+        asks_for_media: bool = False,
     ) -> TokenizedSample:
         """Tokenize a dialogue that the model is to continue with an answer.
 
@@ -254,11 +255,14 @@ class SampleTokenizer:
             turns: those before the answer.
             kinds: of their media, in reading order.
             max_new_tokens: the longest answer.
+            asks_for_media: whether the answer is to hold media of the output branches.
 
         Raises:
             SampleError: as `tokenize`, or prompt and answer are longer than the backbone takes.
         """
-        tokenized = self._checked(sample_id, turns, kinds, self._tokenize_prompt)
+        tokenized = self._checked(
+            sample_id, turns, kinds, self._tokenize_prompt, asks_for_media=asks_for_media
+        )
         longest = len(tokenized.ids) + max_new_tokens
         if not self.seq2seq and self._max_positions is not None and longest > self._max_positions:
             raise SampleError(
@@ -286,6 +290,8 @@ class SampleTokenizer:
         turns: Sequence[Turn],
         kinds: Sequence[str],
         tokenize: Callable[[Sequence[Turn]], TokenizedSample],
+        *,
+        asks_for_media: bool = False,
     ) -> TokenizedSample:
         """Tokenize a dialogue whose media the model takes."""
         for kind in kinds:
@@ -297,7 +303,8 @@ class SampleTokenizer:
         if used != len(kinds):
             raise SampleError(f"sample {sample_id}: {len(kinds)} media, {used} placeholders")
         if self._prompt != "chat":
-            turns = plain_turns(turns, [PLACEHOLDERS[modality] for modality in self._outputs])
+            generated = [PLACEHOLDERS[modality] for modality in self._outputs]
+            turns = plain_turns(turns, generated, asks_for_media=asks_for_media)
         try:
             return tokenize(turns)
         except RenderError as error:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import mimetypes
-from collections.abc import Callable, Collection, Mapping
+import re
+from collections.abc import Callable, Collection, Sequence
 from functools import cache, partial
 from pathlib import Path
+from typing import ClassVar, Self
 
-from transformers import PreTrainedTokenizerBase, TextStreamer
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+from transformers.generation.streamers import BaseStreamer
 
 from etl.cli import UserError
 from etl.storage.schema import (
@@ -30,11 +34,16 @@ from model.weights import Weights
 from pipeline.config.files import CONFIG_FILE
 from pipeline.config.run_config import read_run
 from pipeline.data.encode import SampleEncoder
+from pipeline.data.generation_targets import GenerationTargetEncoder
 from pipeline.evaluate.device import inference_device
 from pipeline.evaluate.evaluate import load_run
 from pipeline.evaluate.generate_answers import generate_answers
 
 WriteText = Callable[[str], object]
+
+_INCOMPLETE = re.compile(r"(?:[^\s\u2e80-\U0003ffff]|\ufffd)*$")
+"""The last word, which may go on; there are no spaces between words from U+2E80 on."""
+_KINDS = {placeholder: kind for kind, placeholder in PLACEHOLDERS.items()}
 
 
 class Assistant:
@@ -49,7 +58,12 @@ class Assistant:
         stage: of the run; its prompt is used.
         weights: `pretrained`, or `random` for a run without a hub or folders.
         name: of the folder, for messages.
+
+    Attributes:
+        draws: whether the weights are loaded that generated media need.
     """
+
+    draws: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -70,10 +84,15 @@ class Assistant:
             prompt=stage.prompt,
             max_tokens=stage.max_tokens,
             text_tokenizer=build_text_tokenizer(spec, weights=weights),
+            generation_targets=self._earlier_media(stage),
         )
 
+    def _earlier_media(self, stage: Stage) -> GenerationTargetEncoder | None:
+        """Return what encodes the media of the assistant's earlier answers, if it makes any."""
+        return None
+
     @classmethod
-    def open(cls, folder: Path | str) -> Assistant:
+    def open(cls, folder: Path | str) -> Self:
         """Open a run folder with its newest valid checkpoint, or a self-contained exported folder.
 
         Raises:
@@ -94,7 +113,7 @@ class Assistant:
             raise UserError(f"{folder}: a run of stage init gives no answers; want pt or sft")
         return cls(
             config.system.model,
-            partial(load_run, config, folder),
+            partial(load_run, config, folder, decoding=cls.draws),
             build_tokenizer(config.system.model, weights=config.weights),
             config.settings,
             weights=config.weights,
@@ -102,11 +121,11 @@ class Assistant:
         )
 
     @classmethod
-    def _open_exported(cls, folder: Path) -> Assistant:
+    def _open_exported(cls, folder: Path) -> Self:
         spec = read_spec(folder)
         return cls(
             spec.model,
-            lambda: load(folder).module.to(inference_device()),
+            lambda: load(folder, decoding=cls.draws).module.to(inference_device()),
             build_tokenizer(spec.model, weights="pretrained"),
             spec.stage,
             weights="pretrained",
@@ -141,7 +160,7 @@ class Assistant:
             SpecError: weights that cannot be loaded.
         """
         files = {"image": image, "video": video, "audio": audio, "points": points}
-        given = {kind: Path(file) for kind, file in files.items() if file is not None}
+        given = [(kind, Path(file)) for kind, file in files.items() if file is not None]
         sample = self._sample(text, given)
         try:
             self._encoder.encode_prompt(sample)
@@ -150,7 +169,7 @@ class Assistant:
         streamer = (
             None
             if on_text is None
-            else _Streamer(self._tokenizer, on_text, self._encoder.stop_text)
+            else AnswerStreamer(self._text_of, on_text, self._encoder.stop_text)
         )
         [prediction] = generate_answers(
             self._model(),
@@ -164,26 +183,39 @@ class Assistant:
             raise self._mistake(prediction.skip_reason, given)
         return prediction.answer
 
+    def _text_of(self, ids: Sequence[int]) -> str:
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
+        end = self._encoder.stop_text
+        return text.partition(end)[0] if end else text
+
     @staticmethod
-    def _mistake(reason: str, files: Mapping[str, Path]) -> UserError:
-        where = ", ".join(map(str, files.values())) or "the question"
+    def _mistake(reason: str, files: Sequence[tuple[str, Path]]) -> UserError:
+        where = ", ".join(str(file) for _, file in files) or "the question"
         return UserError(reason.replace("sample asked", where, 1))
 
-    def _sample(self, text: str, files: Mapping[str, Path]) -> Sample:
-        for kind in files:
+    def _sample(self, text: str, files: Sequence[tuple[str, Path]]) -> Sample:
+        """Return a question about files, each with its kind, as a sample.
+
+        They are shown where their placeholders are; all others before the text.
+        """
+        for kind, _ in files:
             if kind not in self.spec.modalities:
                 takes = ", ".join(self.spec.modalities)
                 raise UserError(f"--{kind}: {self._name} takes {takes}, not {kind}")
+        left = list(files)
         shown = PLACEHOLDER_PATTERN.findall(text)
-        missing = [PLACEHOLDERS[kind] for kind in files if PLACEHOLDERS[kind] not in shown]
-        text = "".join(f"{placeholder}\n" for placeholder in missing) + text
-        kinds = {placeholder: kind for kind, placeholder in PLACEHOLDERS.items()}
+        missing = [kind for kind, _ in files]
+        for placeholder in shown:
+            kind = _KINDS[placeholder]
+            if kind not in missing:
+                raise UserError(f"the question has {placeholder} without a file; want one --{kind}")
+            missing.remove(kind)
+        text = "".join(f"{PLACEHOLDERS[kind]}\n" for kind in missing) + text
         media = []
         for placeholder in PLACEHOLDER_PATTERN.findall(text):
-            kind = kinds[placeholder]
-            if kind not in files or shown.count(placeholder) > 1:
-                raise UserError(f"the question has {placeholder} without a file; want one --{kind}")
-            media.append(_read(kind, files[kind]))
+            found = next(each for each in left if each[0] == _KINDS[placeholder])
+            left.remove(found)
+            media.append(_read(*found))
         turns = (Turn(role="user", text=text), Turn(role="assistant", text=""))
         return Sample(id="asked", source="", turns=turns, media=tuple(media))
 
@@ -208,28 +240,40 @@ def _read(kind: str, file: Path) -> Medium:
     return Medium(kind=kind, data=data, mime=mime, sha256=sha256(data))
 
 
-class _Streamer(TextStreamer):
-    """Passes on the answer's text as it is generated, a few words at a time, without its end."""
+class AnswerStreamer(BaseStreamer):
+    """Passes on the text of an answer while it is generated, a few words at a time.
+
+    Args:
+        text_of: returns the text of an answer's first ids.
+        write: is called with each new piece of it.
+        stop_text: ends an answer; `text_of` leaves it out once it is complete.
+    """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, write: WriteText, stop_text: str | None
+        self,
+        text_of: Callable[[Sequence[int]], str],
+        write: WriteText,
+        stop_text: str | None = None,
     ) -> None:
-        # The prompt, of which `generate` knows only embeddings, is an empty first call.
-        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self._write = write
-        self._stop_text = stop_text
-        self._text = ""
+        self._text_of, self._write, self._stop_text = text_of, write, stop_text or ""
+        self._ids: list[int] | None = None
         self._written = 0
 
-    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        """Pass on a text, except for what is or may become the text that ends the answer."""
-        self._text += text
-        answer = self._text
-        if self._stop_text:
-            answer, found, _ = answer.partition(self._stop_text)
-            if not found and not stream_end:
-                starts = (self._stop_text[:n] for n in range(len(self._stop_text), 0, -1))
-                answer = answer.removesuffix(next(filter(answer.endswith, starts), ""))
-        if new := answer[self._written :]:
+    def put(self, value: Tensor) -> None:
+        """Take the next ids, and pass on what is complete."""
+        if self._ids is None:  # of the prompt `generate` knows only embeddings
+            self._ids = []
+            return
+        self._ids += value.reshape(-1).tolist()
+        text = _INCOMPLETE.sub("", self._text_of(self._ids))
+        starts = (self._stop_text[:n] for n in range(len(self._stop_text), 0, -1))
+        self._pass_on(text.removesuffix(next(filter(text.endswith, starts), "")))
+
+    def end(self) -> None:
+        """Pass on the rest."""
+        self._pass_on(self._text_of(self._ids or []))
+
+    def _pass_on(self, text: str) -> None:
+        if new := text[self._written :]:
             self._write(new)
-            self._written = len(answer)
+            self._written = len(text)

@@ -1,24 +1,29 @@
 """The interface of a published benchmark: a reader of its files, and its official score.
 
-Each file in `pipeline/evaluate/benchmarks/` is one benchmark; both of its functions are pure.
+Each file in `pipeline/evaluate/benchmarks/` is one benchmark or a family; the functions that read
+and score are pure.
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hashlib
 import json
 import mimetypes
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from rich.table import Table
 
 from etl.cli import UserError
 from etl.storage.schema import PLACEHOLDERS, Medium, Sample, Turn, sha256
+from pipeline.evaluate.metrics import Metrics, Scores, values
 
-Scores = Mapping[str, Mapping[str, float]]
-"""Split → metric → value."""
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+"""Of the options of a multiple-choice question, in order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,16 +33,109 @@ class Question:
     Args:
         id: unique within the benchmark; predictions refer to it.
         split: the questions that are scored together.
-        text: of the question, without placeholders.
-        answer: the true answer.
-        images: paths relative to the data folder; shown before the text.
+        text: of the question as published, without placeholders.
+        answer: the true answer, empty if it is not published.
+        answers: all true answers where several people gave one.
+        images: paths relative to the data folder, or data URIs; shown before the text.
+        options: of a multiple-choice question.
+        unit: questions of one unit are drawn together in the bootstrap; by default each alone.
+        labels: what else the score needs, such as the type of question.
     """
 
     id: str
     split: str
     text: str
     answer: str
+    answers: tuple[str, ...] = ()
     images: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+    unit: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "unit", self.unit or self.id)
+
+
+Answered = tuple[Question, str]
+"""A question and a predicted answer to it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """What the official script does with predictions that are not one answer to each question.
+
+    Args:
+        missing: a question without a prediction is an error, wrong (the answer is empty), or not
+            counted.
+        repeated: two predictions of a question are an error, the last one counts, or each does.
+        unknown: predictions of other questions are an error, or ignored.
+    """
+
+    missing: Literal["error", "wrong", "not counted"] = "error"
+    repeated: Literal["error", "last", "each"] = "error"
+    unknown: Literal["error", "ignored"] = "error"
+
+
+STRICT = Rules()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Headline:
+    """What stands in a column of the survey's Table 2.
+
+    Args:
+        column: its title, one of `survey_table.COLUMNS`.
+        value: of the scores, in the column's unit.
+    """
+
+    column: str
+    value: Callable[[Scores], float]
+
+
+def percent(split: str, metric: str) -> Callable[[Scores], float]:
+    """Return a metric of a split, a share, in percent."""
+    return lambda scores: 100 * scores[split][metric]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needed:
+    """A part of the data folder.
+
+    Args:
+        paths: glob patterns, one of which has to match.
+        source: where the files are published.
+        images: of a model's input, so that `score` does without them.
+    """
+
+    paths: tuple[str, ...]
+    source: str
+    images: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grading:
+    """How a language model grades answers.
+
+    Args:
+        messages: returns the chat messages that ask for a grade: (question, answer, whether the
+            last reply was unreadable).
+        parse: returns the grade in a reply, None if it has none.
+        load: returns the recorded grades in a file, (question id, grade) of each; None if the file
+            holds none.
+        unreadable: the grade after `attempts` replies without one.
+        attempts: how often a grade is asked for.
+        max_tokens: of a reply.
+        temperature, warmer: of the first reply, and what is added for each further one.
+    """
+
+    messages: Callable[[Question, str, bool], list[dict[str, str]]]
+    parse: Callable[[str], str | None]
+    load: Callable[[Path, Sequence[Question]], list[tuple[str, str]] | None]
+    unreadable: str
+    attempts: int
+    max_tokens: int
+    temperature: float
+    warmer: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,12 +145,39 @@ class Benchmark:
     Args:
         name: on the command line.
         read: reads its published files from a data folder; raises UserError.
-        score: scores answers, by question id, as the official script does.
+        metrics: the official metrics of answered questions.
+        prompt: how the question is usually put to a model.
+        ask: whether the model writes its answer, or the most likely of the options is taken.
+        prediction: what a model's reply becomes in the official format of predictions.
+        load: reads the official format of predictions from a file or folder: (question id,
+            answer) of each; None if there is no other than ours.
+        save: returns the files of predictions that the official server or script accepts: name →
+            content.
+        rules: for predictions that are not one answer to each question.
+        grading: how a judge turns an answer into what `metrics` scores.
+        layout: files of the data folder that are needed, and where they are published.
+        headlines: what stands in the survey's Table 2.
     """
 
     name: str
     read: Callable[[Path], list[Question]]
-    score: Callable[[Sequence[Question], Mapping[str, str]], Scores]
+    metrics: Callable[[Sequence[Answered]], Metrics]
+    prompt: Callable[[Question], str] = lambda question: question.text
+    ask: Literal["generation", "likelihood"] = "generation"
+    prediction: Callable[[Question, str], str] = lambda _, reply: reply
+    load: Callable[[Path, Sequence[Question]], list[tuple[str, str]]] | None = None
+    save: Callable[[Sequence[Answered]], Mapping[str, bytes]] | None = None
+    rules: Rules = STRICT
+    grading: Grading | None = None
+    layout: tuple[Needed, ...] = ()
+    headlines: tuple[Headline, ...] = ()
+
+    def score(self, questions: Sequence[Question], answers: Mapping[str, str]) -> Scores:
+        """Return the official score of answers by question id, one to each question."""
+        return values(self.metrics([(question, answers[question.id]) for question in questions]))
+
+
+DATA_URI = "data:"
 
 
 class BenchmarkSamples:
@@ -69,9 +194,10 @@ class BenchmarkSamples:
 
     def __init__(self, benchmark: Benchmark, folder: Path, limit: int | None = None) -> None:
         self.benchmark, self._folder = benchmark, folder
+        check_layout(benchmark, folder)
         self.questions = benchmark.read(folder)[:limit]
         for path in dict.fromkeys(path for q in self.questions for path in q.images):
-            if not (folder / path).is_file():
+            if not path.startswith(DATA_URI) and not (folder / path).is_file():
                 raise UserError(f"{folder / path}: no such file; {benchmark.name} needs its images")
 
     def __len__(self) -> int:
@@ -80,7 +206,7 @@ class BenchmarkSamples:
     def __getitem__(self, index: int) -> Sample:
         """Return a question, with its true answer as the assistant's turn."""
         question = self.questions[index]
-        text = f"{PLACEHOLDERS['image']}\n" * len(question.images) + question.text
+        text = f"{PLACEHOLDERS['image']}\n" * len(question.images) + self.benchmark.prompt(question)
         return Sample(
             id=question.id,
             source=self.benchmark.name,
@@ -88,59 +214,72 @@ class BenchmarkSamples:
                 Turn(role="user", text=text),
                 Turn(role="assistant", text=question.answer),
             ),
-            media=tuple(_image(self._folder / path) for path in question.images),
+            media=tuple(_image(self._folder, path) for path in question.images),
             lineage={"kind": question.split},
         )
 
     @property
     def fingerprint(self) -> str:
-        """The sha256 of all questions; images are identified by their paths."""
-        questions = [asdict(question) for question in self.questions]
+        """The sha256 of all questions and prompts; images are identified by their paths."""
+        questions = [(asdict(one), self.benchmark.prompt(one)) for one in self.questions]
         return hashlib.sha256(json.dumps(questions).encode()).hexdigest()
 
 
-def _image(path: Path) -> Medium:
-    data = path.read_bytes()
-    mime = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
+def check_layout(benchmark: Benchmark, folder: Path, *, images: bool = True) -> None:
+    """Check that a data folder has a benchmark's files.
+
+    Raises:
+        UserError: names all that are missing, and where they are published.
+    """
+    missing = [
+        f"{' or '.join(needed.paths)} ({needed.source})"
+        for needed in benchmark.layout
+        if (images or not needed.images)
+        and not any(next(folder.glob(path), None) for path in needed.paths)
+    ]
+    if missing:
+        raise UserError(f"{folder}: {benchmark.name} lacks {'; '.join(missing)}")
+
+
+def _image(folder: Path, path: str) -> Medium:
+    if path.startswith(DATA_URI):
+        mime, _, text = path.removeprefix(DATA_URI).partition(";base64,")
+        data = base64.b64decode(text)
+    else:
+        data = (folder / path).read_bytes()
+        mime = mimetypes.guess_type(path)[0] or "application/octet-stream"
     return Medium(kind="image", data=data, mime=mime, sha256=sha256(data))
 
 
-def read_answers(path: Path, questions: Iterable[Question]) -> dict[str, str]:
-    """Read the answers to all questions from a file of predictions.
-
-    Args:
-        path: JSON lines, each an object with at least `id` and `answer`.
-        questions: of the benchmark.
+def data_uri(text: str) -> str:
+    """Return base64 of a JPEG or PNG file as a data URI.
 
     Raises:
-        UserError: no such file, an invalid line, or not exactly one answer to each question.
+        ValueError: it is not base64 of one of them.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; want predictions as JSON lines")
-    missing = {question.id for question in questions}
-    answers: dict[str, str] = {}
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
-        try:
-            value = json.loads(line)
-            name, answer = value["id"], value["answer"]
-        except (ValueError, KeyError, TypeError):
-            raise UserError(f"{path}:{number}: want a JSON object with id and answer") from None
-        if name not in missing:
-            reason = (
-                "is answered twice" if name in answers else "is not a question of the benchmark"
-            )
-            raise UserError(f"{path}:{number}: id {name!r} {reason}")
-        missing.remove(name)
-        answers[name] = str(answer)
-    if missing:
-        raise UserError(f"{path}: no answer to {min(missing)!r} ({len(missing)} missing)")
-    return answers
+    try:
+        head = base64.b64decode(text[:16], validate=True)
+    except binascii.Error:
+        head = b""
+    for start, mime in ((b"\xff\xd8\xff", "image/jpeg"), (b"\x89PNG", "image/png")):
+        if head.startswith(start):
+            return f"{DATA_URI}{mime};base64,{text}"
+    raise ValueError("want base64 of a JPEG or PNG file")
 
 
-def benchmark_table(scores: Scores) -> Table:
-    """Return scores as a table: a row per split, a column per metric."""
-    metrics = list(dict.fromkeys(metric for values in scores.values() for metric in values))
+def benchmark_table(
+    scores: Scores, bounds: Mapping[str, Mapping[str, tuple[float, float]]] | None = None
+) -> Table:
+    """Return scores as a table: a row per split, a column per metric, intervals in brackets."""
+    metrics = list(dict.fromkeys(metric for named in scores.values() for metric in named))
     table = Table("split", *metrics)
-    for split, values in scores.items():
-        table.add_row(split, *(f"{values[m]:.4f}" if m in values else "" for m in metrics))
+    for split, named in scores.items():
+        cells = [f"{named[name]:.4f}" if name in named else "" for name in metrics]
+        if bounds is not None:
+            spans = [bounds[split].get(name) for name in metrics]
+            cells = [
+                f"{cell} [{span[0]:.4f}, {span[1]:.4f}]" if span else cell
+                for cell, span in zip(cells, spans, strict=True)
+            ]
+        table.add_row(split, *cells)
     return table

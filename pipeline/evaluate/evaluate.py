@@ -34,6 +34,7 @@ from pipeline.evaluate.device import FittingBatches, inference_device
 from pipeline.evaluate.exact_match import exact_match_table, score_exact_match
 from pipeline.evaluate.examples import examples_table, write_examples
 from pipeline.evaluate.generate_answers import Prediction, generate_answers, without_media
+from pipeline.evaluate.metrics import values
 from pipeline.evaluate.partial_predictions import PartialPredictions, writing
 from pipeline.run_folder.evaluation import EVALUATION, EXAMPLES
 from pipeline.run_folder.report import run_report
@@ -193,8 +194,16 @@ def _score(
     if isinstance(samples, ShardSet):
         scores = score_exact_match(seeing, blind)
         return asdict(scores), exact_match_table(scores)
+    benchmark = samples.benchmark
     benchmark_scores, blind_scores = (
-        samples.benchmark.score(samples.questions, {p.id: p.answer for p in predictions})
+        values(
+            benchmark.metrics(
+                [
+                    (question, benchmark.prediction(question, prediction.answer))
+                    for question, prediction in zip(samples.questions, predictions, strict=True)
+                ]
+            )
+        )
         for predictions in (seeing, blind)
     )
     value = {
@@ -232,13 +241,19 @@ class Questions:
         return [self._view(self._samples[index]) for index in range(first, last)]
 
 
-def load_run(config: RunConfig, run: Path) -> MultimodalLM:
-    """Build a run's model and load its newest valid weights."""
-    return _load(config, newest_weights(run))
+def load_run(config: RunConfig, run: Path, *, decoding: bool = False) -> MultimodalLM:
+    """Build a run's model, which can draw with `decoding`, and load its newest valid weights."""
+    return _load(config, newest_weights(run), decoding=decoding)
 
 
-def _load(config: RunConfig, weights: Path) -> MultimodalLM:
-    model = build(config.system.model, config.settings, weights=config.weights, seed=config.seed)
+def _load(config: RunConfig, weights: Path, *, decoding: bool = False) -> MultimodalLM:
+    model = build(
+        config.system.model,
+        config.settings,
+        weights=config.weights,
+        seed=config.seed,
+        decoding=decoding,
+    )
     check_adapters(weights, adapter_record(config, model))
     load_trained(model, weights)
     return model.to(inference_device())

@@ -138,7 +138,7 @@ def _answers(
             pad_id=tokenizer.pad_token_id,
             end_ids=encoder.stop_ids,
             streamer=streamer,
-            stop=StopText(tokenizer, encoder.stop_text) if encoder.stop_text else None,
+            stop=[StopText(tokenizer, encoder.stop_text)] if encoder.stop_text else [],
         )
     end = encoder.stop_text
     texts = tokenizer.batch_decode(ids_bt, skip_special_tokens=True)

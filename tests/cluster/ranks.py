@@ -7,7 +7,7 @@ import secrets
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -111,9 +111,20 @@ def run_ranks(number: int, *words: object, cold: bool = False) -> Outcome:
 
 def wait_for(path: Path, ranks: Ranks) -> None:
     """Wait until a file or folder exists, as long as the ranks live."""
-    while not path.exists():
+    _wait(path.exists, ranks)
+
+
+def wait_for_message(text: str, ranks: Ranks) -> None:
+    """Wait until rank 0, a warm one, has written a text to stderr, as long as the ranks live."""
+    first = ranks.processes[0]
+    assert isinstance(first, WarmProcess)
+    _wait(lambda: text in first.stderr_so_far(), ranks)
+
+
+def _wait(happened: Callable[[], bool], ranks: Ranks) -> None:
+    while not happened():
         try:
-            ranks.processes[0].wait(timeout=0.05)
+            ranks.processes[0].wait(timeout=0.005)  # what is awaited may not stay
         except subprocess.TimeoutExpired:
             continue
         raise AssertionError(ranks.wait().stderr)

@@ -13,8 +13,8 @@ from tests.worlds import instruct_shards, text_sample
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
-STEPS = 16
-STOPS = (3, 6, 9)
+STEPS = 12
+STOPS = (2, 5, 8)
 """The steps after which a run goes on with the next number of ranks."""
 SMALL = ("--global-batch", 8, "--micro-batch", 2, "--max-steps", STEPS, "--save-every", 100)
 CLOSE = {"fp32": 1e-5, "bf16": 2**-8}
@@ -36,8 +36,8 @@ GROUPS = (
 def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Dialogues about pictures, and some without; a fifth of what is drawn is of the latter."""
     folder = tmp_path_factory.mktemp("data")
-    text = write_folder(folder / "text", [text_sample(0, n) for n in range(12)], job="text")
-    return instruct_shards(folder / "dialogues", 40), text
+    text = write_folder(folder / "text", [text_sample(0, n) for n in range(9)], job="text")
+    return instruct_shards(folder / "dialogues", 30), text
 
 
 @pytest.mark.parametrize(

@@ -198,12 +198,12 @@ def test_an_encoder_that_trains_is_not_cached(captions: Path, tmp_path: Path) ->
 
 
 def test_a_job_that_is_killed_and_run_again_gives_the_same_features(
-    ray_head: RayHead, captions: Path, tmp_path: Path
+    ray_head: RayHead, captions: Path, cache: Path, tmp_path: Path
 ) -> None:
+    """As those of a worker that nothing has killed."""
     command = ["features", "digits", "--data", str(captions)]
     command += ["--media-per-file", "4", "--batch", "4", "--output"]
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    finish(start_job(ray_head, [*command, str(whole)]))
+    killed = tmp_path / "killed"
     with marked(ray_head.env) as env:
         process = start_job(ray_head, [*command, str(killed)], env)
         while len(list(killed.glob("*/part-*.arrow"))) < 3:
@@ -217,7 +217,7 @@ def test_a_job_that_is_killed_and_run_again_gives_the_same_features(
     finish(start_job(ray_head, [*command, str(killed)]))
     after = contents(killed)
     assert all(torch.equal(after[key], features) for key, features in before.items())
-    expected = contents(whole)
+    expected = contents(cache)
     assert after.keys() == expected.keys()
     assert len(after) == ROWS
     assert all(torch.equal(after[key], features) for key, features in expected.items())

@@ -131,11 +131,12 @@ def words(data: list[Path], run: Path, zero: str) -> list[object]:
 def test_every_pair_of_media_sets(pairs: Path, tmp_path: Path) -> None:
     """Two ranks with a sample each in every step, and one rank with both, which lacks nothing.
 
-    Under ZeRO-3 the matrices of every part are cut up, so that each use of one is a collective.
+    The matrices of every part are cut up, so that each use of one is a collective. ZeRO-2, under
+    which none is, is in the nightly tier.
     """
     assert media_sets(pairs, tmp_path) == list(PAIRS)
     curves = []
-    for ranks, zero in ((1, "zero2"), (2, "zero2"), (2, "zero3")):
+    for ranks, zero in ((1, "zero2"), (2, "zero3")):
         run = tmp_path / f"{zero}-{ranks}"
         outcome = run_ranks(ranks, *words([pairs], run, zero), "--global-batch", 2, "--epochs", 1)
         assert outcome.code == 0, outcome.stderr
@@ -144,7 +145,6 @@ def test_every_pair_of_media_sets(pairs: Path, tmp_path: Path) -> None:
     assert len(curves[0]) == len(PAIRS)
     assert all(map(math.isfinite, curves[0]))
     assert curves[1] == pytest.approx(curves[0], rel=1e-5)
-    assert curves[2] == pytest.approx(curves[0], rel=1e-5)
 
 
 def media_sets(pairs: Path, output: Path) -> list[tuple[tuple[str, ...], ...]]:

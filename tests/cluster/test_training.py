@@ -86,7 +86,7 @@ def test_sigkill_in_mid_run_then_the_same_command_gives_the_same_curve(
     ranks.kill()
     ranks.wait()
     assert len(losses_so_far(tmp_path / "run")) < STEPS
-    assert run_ranks(2, *words, cold=True).code == 0
+    assert run_ranks(2, *words).code == 0
     assert losses(tmp_path / "run") == losses(whole)
 
 

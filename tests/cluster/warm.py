@@ -120,6 +120,11 @@ class WarmProcess:
             texts.append(file.read().decode())
         return texts[0], texts[1]
 
+    def stderr_so_far(self) -> str:
+        """What it has written to stderr; read without moving the offset, which it shares."""
+        file = self._output[1].fileno()
+        return os.pread(file, os.fstat(file).st_size, 0).decode(errors="ignore")
+
     def send_signal(self, number: int) -> None:
         if self.poll() is None:
             with contextlib.suppress(ProcessLookupError):

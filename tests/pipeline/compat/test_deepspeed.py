@@ -2,11 +2,12 @@
 
 import inspect
 
+import torch
 from deepspeed import DeepSpeedEngine
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from torch.utils import cpp_extension
 
-from pipeline.compat.deepspeed import recovery_script_deferred
+from pipeline.compat.deepspeed import own_values, recovery_script_deferred
 
 
 def test_saving_calls_the_engines_own_method_for_its_script() -> None:
@@ -57,3 +58,15 @@ def test_torch_compiles_in_the_folder_that_we_lock() -> None:
         "name",
         "verbose",
     ]
+
+
+def test_what_exceeds_a_weight_is_not_its_value() -> None:
+    # Three values on two ranks, and one value on two: the rest of the last partition is not set.
+    nan = float("nan")
+    cases = [(0, 3, [1.0, 2.0], 2), (1, 3, [3.0, nan], 1), (0, 1, [1.0], 1), (1, 1, [nan], 0)]
+    for rank, whole, partition, held in cases:
+        weight = torch.nn.Parameter(torch.empty(0))
+        weight.ds_tensor = torch.tensor(partition)
+        weight.ds_numel, weight.ds_zero_partition_rank = whole, rank
+        assert own_values(weight).tolist() == partition[:held]
+    assert own_values(torch.nn.Parameter(torch.ones(2))).tolist() == [1.0, 1.0]

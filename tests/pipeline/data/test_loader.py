@@ -94,7 +94,9 @@ def test_seeking_gives_the_same_as_iterating(data: Data, layout: Layout) -> None
     assert same(everything[4:], data.load(layout, range(4, 7)))
 
 
-@pytest.mark.parametrize(("layout", "workers"), [(LAYOUTS[0], 1), (LAYOUTS[1], 2)])
+@pytest.mark.parametrize(
+    ("layout", "workers"), [pytest.param(LAYOUTS[0], 1, marks=pytest.mark.nightly), (LAYOUTS[1], 2)]
+)
 def test_workers_do_not_change_the_order(data: Data, layout: Layout, workers: int) -> None:
     assert same(data.load(layout, range(2)), data.load(layout, range(2), num_workers=workers))
 

@@ -15,7 +15,7 @@ from model.build import build_tokenizer
 from pipeline.cli import run as run_pipeline
 from pipeline.config.run_config import read_config
 from pipeline.data.encode import SampleEncoder
-from pipeline.evaluate.assistant import Assistant, _Streamer
+from pipeline.evaluate.assistant import AnswerStreamer, Assistant
 from pipeline.evaluate.evaluate import load_run
 from pipeline.evaluate.generate_answers import generate_answers
 from tests import published_tokenizers
@@ -136,7 +136,9 @@ def test_a_run_trained_without_questions_says_so(tmp_path, media, capsys, caplog
 def test_a_text_that_ends_an_answer_is_not_streamed() -> None:
     tokenizer = published_tokenizers.llama(legacy=False)
     written: list[str] = []
-    streamer = _Streamer(tokenizer, written.append, "###")
+    streamer = AnswerStreamer(
+        lambda ids: tokenizer.decode(ids).partition("###")[0], written.append, "###"
+    )
     streamer.put(torch.tensor([[]]))
     for number in tokenizer.encode("It is ## or 7 ### Human: no", add_special_tokens=False):
         streamer.put(torch.tensor([number]))

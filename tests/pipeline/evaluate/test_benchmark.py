@@ -1,7 +1,7 @@
 """The benchmark interface, on a benchmark of two questions: samples, predictions, both commands."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -14,8 +14,10 @@ from model.presets import system
 from pipeline.checkpoint.checkpoints import write_weights
 from pipeline.config.run_config import RunConfig
 from pipeline.evaluate import benchmarks
-from pipeline.evaluate.benchmark import Benchmark, BenchmarkSamples, Question, Scores, read_answers
+from pipeline.evaluate.benchmark import Answered, Benchmark, BenchmarkSamples, Question
 from pipeline.evaluate.evaluate import evaluate
+from pipeline.evaluate.metrics import Metrics, mean_metric
+from pipeline.evaluate.prediction_files import read_answers
 from pipeline.evaluate.score import score
 
 QUESTIONS = [
@@ -24,11 +26,14 @@ QUESTIONS = [
 ]
 
 
-def score_lengths(questions: Sequence[Question], answers: Mapping[str, str]) -> Scores:
-    return {q.split: {"length": float(len(answers[q.id])), "n": 1.0} for q in questions}
+def length_metrics(answered: Sequence[Answered]) -> Metrics:
+    return {
+        q.split: {"length": mean_metric([len(a)], [q.unit]), "n": mean_metric([1.0], [q.unit])}
+        for q, a in answered
+    }
 
 
-TOY = Benchmark(name="toy", read=lambda folder: list(QUESTIONS), score=score_lengths)
+TOY = Benchmark(name="toy", read=lambda folder: list(QUESTIONS), metrics=length_metrics)
 
 
 @pytest.fixture

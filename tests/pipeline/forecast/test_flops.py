@@ -11,6 +11,7 @@ from model.build import build, build_on_meta
 from model.freeze import set_trainable
 from model.presets import PRESETS, system
 from pipeline.forecast.flops import Work, unit_costs
+from tests.pipeline.forecast.test_plan import STAGES
 
 NAMES = [
     # Three generators with their UNets, of which one is of videos: as long as ten others together.
@@ -110,7 +111,7 @@ def test_samples_add_up():
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("stage", ["pt", "sft"])
+@pytest.mark.parametrize("stage", STAGES)
 def test_every_preset_has_costs(name, stage):
     preset = system(name).tiny()
     costs = unit_costs(*on_meta(preset, stage))

@@ -27,6 +27,8 @@ NAMES = [
     pytest.param(name, marks=pytest.mark.nightly) if name == "codi_2" else name
     for name in PRESETS
 ]
+STAGES = [pytest.param("pt", marks=pytest.mark.nightly), "sft"]
+"""SFT is the harder one: what MM-PT trains, and adapters."""
 
 CLIP_LARGE_336 = 303_507_456
 VICUNA_7B = 6_738_415_616
@@ -243,7 +245,7 @@ def test_no_published_weight_is_between_our_persistence_threshold_and_deepspeeds
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("stage", ["pt", "sft"])
+@pytest.mark.parametrize("stage", STAGES)
 def test_every_preset_can_be_planned_and_printed(name, stage):
     planned = plan(system(name), stage, 2)
     printed = planned.to_json()

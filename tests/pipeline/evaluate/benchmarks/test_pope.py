@@ -7,7 +7,7 @@ import pytest
 
 from etl.cli import UserError
 from pipeline.evaluate.benchmark import Question
-from pipeline.evaluate.benchmarks.pope import SAMPLINGS, read, says_yes, score
+from pipeline.evaluate.benchmarks.pope import POPE, SAMPLINGS, read, says_yes
 
 PUBLISHED = Path(__file__).parents[5] / "shared" / "data" / "benchmarks" / "pope"
 published = pytest.mark.skipif(
@@ -44,7 +44,7 @@ def test_scores_of_each_sampling() -> None:
     ]
     answers = {f"random/{number}": answer for number, answer in enumerate(given)}
     answers |= {f"popular/{number}": "no" for number in range(len(given))}
-    scores = score(questions, answers)
+    scores = POPE.score(questions, answers)
     # By hand: 2 true and 1 false positives, 2 true and 1 false negatives.
     expected = {"accuracy": 4 / 6, "precision": 2 / 3, "recall": 2 / 3, "f1": 2 / 3}
     assert scores["random"] == pytest.approx(expected | {"yes_ratio": 0.5})
@@ -76,10 +76,10 @@ def test_the_published_format_is_read(tmp_path: Path) -> None:
 def test_the_published_questions() -> None:
     questions = read(PUBLISHED)
     assert len({question.id for question in questions}) == len(questions) == 9000
-    always_yes = score(questions, {question.id: "yes" for question in questions})
+    always_yes = POPE.score(questions, {question.id: "yes" for question in questions})
     assert list(always_yes) == list(SAMPLINGS)
     for metrics in always_yes.values():
         assert metrics["recall"] == metrics["yes_ratio"] == 1.0
         assert metrics["accuracy"] == metrics["precision"] == 0.5
-    perfect = score(questions, {question.id: question.answer for question in questions})
+    perfect = POPE.score(questions, {question.id: question.answer for question in questions})
     assert all(metrics["f1"] == metrics["accuracy"] == 1.0 for metrics in perfect.values())
