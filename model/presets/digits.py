@@ -113,6 +113,8 @@ def _generators() -> dict[
         text_tokens=7,
         text_vocabulary=21,
         prediction="v_prediction",
+        steps=10,
+        guidance_scale=2.0,
     )
     video = TextToVideo(
         weights=str(folder / "video"),
@@ -133,6 +135,8 @@ def _generators() -> dict[
         text_vocabulary=27,
         text_activation="quick_gelu",
         prediction="v_prediction",
+        steps=10,
+        guidance_scale=2.0,
     )
     audio = AudioLdm(
         weights=str(folder / "audio"),
@@ -153,6 +157,8 @@ def _generators() -> dict[
         embedding_width=64,
         vocoder_width=64,
         prediction="v_prediction",
+        steps=10,
+        guidance_scale=2.0,
     )
     return {"image": image, "video": video, "audio": audio}
 

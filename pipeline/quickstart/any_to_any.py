@@ -29,6 +29,7 @@ from pipeline.quickstart.commands import (
 )
 
 PRESET = "digits_any"
+_SMALLEST = 32  # pixels: the side of pictures that are generated
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,9 +81,10 @@ def make_data(options: Options, out: Path) -> list[StageSummary]:
     names = ("captions", "dialogues", "questions", "requests")
     with serve_world(out, {name: getattr(options, name) for name in names}) as world:
         lists = ("dialogues", "questions", "generation_captions", "requests", "held_out_requests")
+        small = ("--min-side", _SMALLEST)
         return [
             run_etl("laion", world / "laion.parquet", out / "captions"),
-            *(run_etl("instruct", world / f"{name}.json", out / name) for name in lists),
+            *(run_etl("instruct", world / f"{name}.json", out / name, *small) for name in lists),
         ]
 
 

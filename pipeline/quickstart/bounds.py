@@ -126,7 +126,8 @@ def with_untrained_projectors(run: Path, output: Path, *, seed: int = 0) -> None
         )
         for name, tensor in projector.state_dict().items():
             whole = f"outputs.{branch.modality}.projector.{name}"
-            weights[whole] = tensor.to(weights[whole])
+            if whole in weights:  # all others were never trained
+                weights[whole] = tensor.to(weights[whole])
     output.mkdir(parents=True, exist_ok=True)
     shutil.copy(run / CONFIG_FILE, output / CONFIG_FILE)
     write_weights(output, weights, read_manifest(file.parent)["identity"])

@@ -72,11 +72,11 @@ def serve_world(out: Path, sizes: Mapping[str, int]) -> Iterator[Path]:
         server.terminate()
 
 
-def run_etl(job: str, source: Path, output: Path) -> StageSummary:
+def run_etl(job: str, source: Path, output: Path, *extra: object) -> StageSummary:
     """Run a job of the ETL on Ray."""
     started = time.monotonic()
     script = Path(__file__).parents[2] / "etl" / f"{job}.py"
-    options = ("--allow-private-addresses", "--executor", "ray")
+    options = ("--allow-private-addresses", "--executor", "ray", *extra)
     call(python_command(script, "--input", source, "--output", output, *options))
     return StageSummary(
         name=f"etl {output.name}",
