@@ -133,15 +133,15 @@ def render(dialling: Dialling) -> NDArray[np.float32]:
     return np.clip(level * wave, -1, 1).astype(np.float32)
 
 
-SINGLE_SECONDS = 0.4
+SINGLE_SECONDS = 0.16
 """Duration of a sound that a model is asked to make."""
-_SINGLE_SPAN = (0.06, 0.34)
+_SINGLE_SPAN = (0.03, 0.13)
 
 
 def render_single(digit: int, rng: np.random.Generator) -> NDArray[np.float32]:
     """Return the waveform (samples,) of one tone, as a model is asked to make it.
 
-    Both sines begin with phase 0 after 60 ms of near silence: a spectrogram does not hold phases,
+    Both sines begin with phase 0 after 30 ms of near silence: a spectrogram does not hold phases,
     so a vocoder can only learn those that follow from what it holds.
     """
     seconds = np.arange(round(SINGLE_SECONDS * SAMPLE_RATE)) / SAMPLE_RATE

@@ -140,7 +140,7 @@ def _generators() -> dict[
     )
     audio = AudioLdm(
         weights=str(folder / "audio"),
-        seconds=0.4,
+        seconds=0.16,
         mel_bins=64,
         latent_channels=4,
         vae_widths=(8, 16, 32),

@@ -30,8 +30,9 @@ class Options:
     picture_steps: int = 1400
     """Batches of 96 latents for the generator of pictures, after 900 of 24 pictures for its
     autoencoder, and half as many of 24 videos for the generator of videos; 0 skips both."""
-    sound_steps: int = 600
-    """Batches of 32 sounds for each part of the generator of sounds; 0 skips it."""
+    sound_steps: int = 800
+    """Batches of 16 sounds for the vocoder of the generator of sounds, and half as many for its
+    other parts; 0 skips it."""
 
 
 def run(args: Sequence[str]) -> None:

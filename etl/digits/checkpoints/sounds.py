@@ -47,18 +47,19 @@ _WIDTHS = (32, 64)
 _TEXT_WIDTH = 64
 _TEXT_TOKENS = 6
 _LATENT_CHANNELS = 4
-_SOUNDS = 4000
+_SOUNDS = 1500
 _VOCODER_WIDTH = 64
 _BATCH = 32
+_SPECTROGRAMS = 12  # in a step of the autoencoder
 
 
 def train(folder: Path, *, steps: int) -> None:
-    """Train autoencoder, vocoder and UNet for `steps` each; save them to `folder`/audio."""
+    """Train the vocoder for `steps`, the rest for half as many; save all to `folder`/audio."""
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
     mels_b1fm, waves_bt, captions = _sounds(rng, _SOUNDS)
     vae: Any = diffusion.autoencoder(1, _LATENT_CHANNELS, (8, 16, 32))
-    diffusion.train_autoencoder(vae, mels_b1fm, steps=steps, batch=_BATCH)
+    diffusion.train_autoencoder(vae, mels_b1fm, steps=steps // 2, batch=_SPECTROGRAMS)
     vocoder = SpeechT5HifiGan(_vocoder_config())
     _train_vocoder(vocoder, mels_b1fm[:, 0], waves_bt, steps=steps)
     tokenizer = diffusion.roberta_tokenizer(captions)
@@ -71,7 +72,7 @@ def train(folder: Path, *, steps: int) -> None:
         diffusion.padded_ids(tokenizer, captions, _TEXT_TOKENS),
         diffusion.padded_ids(tokenizer, [""], _TEXT_TOKENS)[0],
         conditions=_conditions,
-        steps=steps,
+        steps=steps // 2,
         batch=_BATCH,
     )
     parts = {"vae": vae, "unet": unet, "text_encoder": text_encoder, "vocoder": vocoder}
@@ -125,9 +126,7 @@ def _train_vocoder(
     vocoder: SpeechT5HifiGan, mels_bfm: Tensor, waves_bt: Tensor, *, steps: int
 ) -> None:
     """Minimise the distance of waveforms and of their spectra, under noised spectrograms."""
-    for parameter in vocoder.parameters():
-        if parameter.ndim > 1:  # the published initialisation is for a GAN's many steps
-            nn.init.kaiming_uniform_(parameter, a=5**0.5)
+    _initialise(vocoder, mels_bfm)
     parameters = list(vocoder.parameters())
     rate = 3e-3
     optimizer = torch.optim.AdamW(parameters, lr=rate, betas=(0.8, 0.99), weight_decay=0.0)
@@ -135,12 +134,31 @@ def _train_vocoder(
     for step in range(steps):
         chosen = torch.randint(len(mels_bfm), (_BATCH // 2,))
         mel_bfm = mels_bfm[chosen]
-        made_bt = vocoder(mel_bfm + 0.1 * torch.randn_like(mel_bfm))[:, :_SAMPLES]
+        made_bt = vocoder(mel_bfm + 0.05 * torch.randn_like(mel_bfm))[:, :_SAMPLES]
         loss = 10 * F.mse_loss(made_bt, waves_bt[chosen])
         loss = loss + 0.1 * F.l1_loss(_spectrum(made_bt), _spectrum(waves_bt[chosen]))
         diffusion.optimizer_step(loss, parameters, optimizer, schedule)
         if step % 100 == 0 or step == steps - 1:
             log.info("vocoder step %d: loss %.4f", step, loss.item())
+
+
+def _initialise(vocoder: Any, mels_bfm: Tensor) -> None:  # noqa: ANN401 -- its layers are untyped
+    """Keep the signal's scale from layer to layer; the published initialisation is for a GAN.
+
+    The first layer also normalises the spectrograms. From outputs near zero, the vocoder would
+    learn silence.
+    """
+    for module in vocoder.modules():
+        if isinstance(module, nn.Conv1d):
+            nn.init.kaiming_normal_(module.weight, a=0.1)
+        elif isinstance(module, nn.ConvTranspose1d):
+            inputs = module.in_channels * module.kernel_size[0] / module.stride[0]
+            nn.init.normal_(module.weight, std=(2 / inputs) ** 0.5)
+    with torch.no_grad():
+        first = vocoder.conv_pre
+        first.weight /= mels_bfm.std()
+        first.bias.copy_(-mels_bfm.mean() * first.weight.sum((1, 2)))
+        vocoder.conv_post.weight *= 0.1
 
 
 def _spectrum(wave_bt: Tensor) -> Tensor:
