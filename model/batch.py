@@ -60,8 +60,9 @@ class GenerationTargets:
         seeds_g: random seeds of the time step and the noise of eq. 5.
         ids_gl: padded ids of the captions, in the vocabulary of the generator's text encoder; None
             where embeddings are given.
-        input_values: the media themselves (g, *shape) for eq. 5; empty without it.
-        cached_embeds: the text encoder's embeddings (g, l, w) of the captions instead of their ids.
+        input_values: the media themselves (g, *shape), as far as they are needed; else empty.
+        cached_embeds: the targets (g, l, w) of eq. 4 instead of ids or media that they are made of.
+        cached_latents: the latents (g, c, y, x) for eq. 5 instead of the media.
     """
 
     media_mask_bt: Tensor
@@ -69,6 +70,7 @@ class GenerationTargets:
     ids_gl: Tensor | None
     input_values: Tensor
     cached_embeds: Tensor | None = None
+    cached_latents: Tensor | None = None
 
     def to(self, device: torch.device | str) -> GenerationTargets:
         """Return the targets on `device`; seeds stay on the CPU, where noise is sampled."""
@@ -78,6 +80,7 @@ class GenerationTargets:
             ids_gl=_to(self.ids_gl, device),
             input_values=self.input_values.to(device),
             cached_embeds=_to(self.cached_embeds, device),
+            cached_latents=_to(self.cached_latents, device),
         )
 
 

@@ -76,7 +76,12 @@ from model.spec.image import ClipVision, Eva2Clip, EvaClip
 from model.spec.imagebind import ImageBind
 from model.spec.input_branches import Encoder
 from model.spec.nfnet import NfNet
-from model.spec.output_branches import OutputBranchSpec, OutputMlp, OutputTransformer
+from model.spec.output_branches import (
+    Generation,
+    OutputBranchSpec,
+    OutputMlp,
+    OutputTransformer,
+)
 from model.spec.peft import Adapter, Lora, Peft, Prefix, QLora
 from model.spec.pformer import Reference
 from model.spec.points import PointBert
@@ -168,7 +173,13 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def build(
-    spec: ModelSpec, stage: Stage, *, weights: Weights, seed: int = 0, decoding: bool = False
+    spec: ModelSpec,
+    stage: Stage,
+    *,
+    weights: Weights,
+    seed: int = 0,
+    decoding: bool = False,
+    latents_given: bool = False,
 ) -> MultimodalLM:
     """Build a model with a stage's adapters; new weights depend on the seed alone.
 
@@ -179,13 +190,17 @@ def build(
             `random` initialises them from their configurations.
         seed: of all weights that are not loaded.
         decoding: whether the generators can `sample`, which training does not need.
+        latents_given: whether batches give the latents of generated media, so that the encoders of
+            the generators' autoencoders are not needed.
 
     Raises:
         SpecError: weights that cannot be loaded, or that do not fit the spec.
     """
     inputs = build_inputs(spec, stage, weights=weights, seed=seed)
     backbone = build_backbone(spec, stage, weights=weights)
-    outputs = build_outputs(spec, stage, weights=weights, seed=seed, decoding=decoding)
+    outputs = build_outputs(
+        spec, stage, weights=weights, seed=seed, decoding=decoding, latents_given=latents_given
+    )
     reference, max_text = None, 0
     if stage.reference is not None:
         reference = build_reference(spec, stage.reference, weights=weights).to(backbone.dtype)
@@ -193,10 +208,10 @@ def build(
     return MultimodalLM(spec, inputs, backbone, outputs, reference, max_text)
 
 
-def build_on_meta(spec: ModelSpec, stage: Stage) -> MultimodalLM:
+def build_on_meta(spec: ModelSpec, stage: Stage, *, latents_given: bool = False) -> MultimodalLM:
     """Build the full-size model on the meta device, without memory for its weights."""
     with torch.device("meta"):
-        return build(spec, stage, weights="random")
+        return build(spec, stage, weights="random", latents_given=latents_given)
 
 
 def build_inputs(
@@ -250,27 +265,37 @@ def add_peft(backbone: PreTrainedModel, peft: Peft) -> None:
 
 
 def build_outputs(
-    spec: ModelSpec, stage: Stage, *, weights: Weights, seed: int = 0, decoding: bool = False
+    spec: ModelSpec,
+    stage: Stage,
+    *,
+    weights: Weights,
+    seed: int = 0,
+    decoding: bool = False,
+    latents_given: bool = False,
 ) -> dict[str, OutputBranch]:
     """Build the output branches by modality; none for a stage without generation."""
     if stage.generation is None:
         return {}
-    denoising = stage.generation.denoise > 0
-    generators = _generators(
-        spec, stage, denoising=denoising, decoding=decoding, weights=weights, seed=seed
-    )
+
+    def parts(own: Generation) -> dict[str, bool]:
+        denoising = own.denoise > 0
+        encoding = denoising and not latents_given
+        return {"denoising": denoising, "encoding": encoding, "decoding": decoding}
+
+    generators = _generators(spec, stage, parts, weights=weights, seed=seed)
     branches: dict[str, OutputBranch] = {}
     width = spec.backbone.width
     for number, output in enumerate(spec.outputs, start=len(spec.outputs) + 1):
         # How much of the generators is built must not change the new weights.
         torch.manual_seed(seed + number)
         file = OUTPUT_PROJECTORS[type(output.projector)]
+        generators[output.modality].set_recompute(stage.recompute)
         branch = OutputBranch(
             output,
             width,
             projector=file.build(output.projector, width, output.generator.streams),
             generator=generators[output.modality],
-            denoising=denoising,
+            denoising=stage.generation.of(output.modality).denoise > 0,
         )
         branches[output.modality] = branch.to(DTYPES[stage.precision])
     return branches
@@ -294,32 +319,45 @@ def build_reference(
     )
 
 
-def build_text_encoders(
+def build_target_encoders(
     spec: ModelSpec, stage: Stage, *, weights: Weights, seed: int = 0
 ) -> dict[str, Generator]:
-    """Build only the text encoders of a stage's generators, with the same weights as in `build`."""
-    if stage.generation is None:
-        return {}
-    return _generators(spec, stage, denoising=False, decoding=False, weights=weights, seed=seed)
+    """Build of a stage's generators only what makes targets, with the same weights as in `build`.
+
+    These are the text encoder and, where the stage trains eq. 5, the autoencoder's encoder.
+    """
+
+    def parts(own: Generation) -> dict[str, bool]:
+        return {"denoising": False, "encoding": own.denoise > 0}
+
+    return _generators(spec, stage, parts, weights=weights, seed=seed)
 
 
 def _generators(
     spec: ModelSpec,
     stage: Stage,
+    parts: Callable[[Generation], dict[str, bool]],
     *,
-    denoising: bool,
-    decoding: bool,
     weights: Weights,
     seed: int,
 ) -> dict[str, Generator]:
-    """Build the generators by modality; each has a seed of its own for random weights."""
+    """Build the generators by modality; each has a seed of its own for random weights.
+
+    Args:
+        spec: of the model.
+        stage: its generation and precision are used.
+        parts: which parts a branch with these loss weights needs, as arguments of its `build`.
+        weights: see `build`.
+        seed: see `build`.
+    """
+    if stage.generation is None:
+        return {}
     generators: dict[str, Generator] = {}
     for number, output in enumerate(spec.outputs, start=1):
         torch.manual_seed(seed + number)
         generators[output.modality] = GENERATORS[type(output.generator)].build(
             output.generator,
-            denoising=denoising,
-            decoding=decoding,
+            **parts(stage.generation.of(output.modality)),
             weights=weights,
             dtype=DTYPES[stage.precision],
         )

@@ -80,8 +80,8 @@ class MultimodalLM(nn.Module):
 
     Attributes:
         feature_kinds: kinds of media of which all batches of all ranks give features instead of
-            input values (of generated media: embeddings instead of captions); their encoders are
-            never called.
+            input values (of generated media, `to_image`: embeddings instead of captions, and
+            `to_image.latents`: latents instead of media); their encoders are never called.
     """
 
     feature_kinds: Collection[str] = ()
@@ -282,6 +282,7 @@ class MultimodalLM(nn.Module):
                 batch.generation_targets.get(kind),
                 signal_hidden(batch, branch.spec, hidden_btd, signals[kind]),
                 embeds_given=kind in self.feature_kinds,
+                latents_given=branch.spec.latents_kind in self.feature_kinds,
             )
             for kind, branch in branches.items()
             if kind in used or kind in batch.generation_targets

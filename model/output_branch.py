@@ -59,10 +59,22 @@ class Generator(nn.Module, ABC):
         """Return the conditions (count, l, w) from which guidance leads away."""
 
     @abstractmethod
+    def encode(self, input_values: Tensor) -> Tensor:
+        """Return the latents z₀ (g, c, y, x), float32, of media, without a gradient."""
+
+    @abstractmethod
     def denoise(
-        self, input_values: Tensor, condition_embeds_glw: Tensor, seeds_g: Tensor
+        self, latents: Tensor, condition_embeds_glw: Tensor, seeds_g: Tensor
     ) -> NoisePrediction:
-        """Noise the media and return the noise predicted under the conditions, and its target."""
+        """Noise the latents and return the noise predicted under the conditions, and its target."""
+
+    @abstractmethod
+    def recomputed_layers(self) -> Sequence[nn.Module]:
+        """Return the layers that are recomputed, one after the other, where any are."""
+
+    @abstractmethod
+    def set_recompute(self, enabled: bool) -> None:
+        """Recompute the activations of `denoise` in the backward pass, or not."""
 
     @abstractmethod
     def sample(
@@ -110,7 +122,7 @@ class OutputBranch(nn.Module):
             nn.init.normal_(module.weight, std=INIT_STD)
         self.projector = projector
         self.generator = generator
-        self._denoising = denoising
+        self.denoising = denoising
         if spec.condition_dropout:
             # Once: its modules would otherwise be called in steps whose captions are cached.
             self.register_buffer("negative_1lw", generator.negative(1), persistent=False)
@@ -150,6 +162,7 @@ class OutputBranch(nn.Module):
         signal_hidden_gnd: Tensor,
         *,
         embeds_given: bool,
+        latents_given: bool = False,
     ) -> GenerationOutput:
         """Return the inputs of the losses, given the hidden states at the signal tokens.
 
@@ -162,11 +175,14 @@ class OutputBranch(nn.Module):
                 input embeddings.
             embeds_given: whether batches give the embeddings of captions, so that no rank calls
                 the text encoder.
+            latents_given: whether batches give latents, so that no rank calls the autoencoder.
         """
         dtype = next(self.projector.parameters()).dtype
         if targets is not None:
             return self._run(targets, signal_hidden_gnd.to(dtype))
-        dummy = self.dummy_targets(signal_hidden_gnd.device, embeds_given=embeds_given)
+        dummy = self.dummy_targets(
+            signal_hidden_gnd.device, embeds_given=embeds_given, latents_given=latents_given
+        )
         signal_hidden_gnd = signal_hidden_gnd.new_zeros(1, *signal_hidden_gnd.shape[1:])
         # The backward pass, too, calls the same modules: also frozen ones before trainable ones.
         signal_hidden_gnd.requires_grad_(torch.is_grad_enabled())
@@ -190,9 +206,12 @@ class OutputBranch(nn.Module):
             target_embeds_glw = torch.where(dropped_g11, negative_1lw, target_embeds_glw)
         condition_embeds_glw = self.projector(signal_hidden_gnd)
         noise_prediction = None
-        if self._denoising:
+        if self.denoising:
+            latents = targets.cached_latents
+            if latents is None:
+                latents = self.generator.encode(targets.input_values)
             noise_prediction = self.generator.denoise(
-                targets.input_values, condition_embeds_glw, targets.seeds_g
+                latents, condition_embeds_glw, targets.seeds_g
             )
         return GenerationOutput(condition_embeds_glw, target_embeds_glw, noise_prediction)
 
@@ -203,17 +222,21 @@ class OutputBranch(nn.Module):
         draws = [torch.rand(1, generator=rng, device="cpu") for rng in rngs]
         return torch.cat(draws) < self.spec.condition_dropout
 
-    def dummy_targets(self, device: torch.device, *, embeds_given: bool) -> GenerationTargets:
-        """Return the targets of a dummy medium, with its caption's ids or their embeddings."""
+    def dummy_targets(
+        self, device: torch.device, *, embeds_given: bool, latents_given: bool = False
+    ) -> GenerationTargets:
+        """Return the targets of a dummy medium; see `generation_output`."""
         spec = self.spec.generator
         ids_gl = torch.zeros(1, sum(spec.caption_lengths), dtype=torch.long, device=device)
         embeds_glw = torch.zeros(1, *spec.condition_shape, device=device)
+        latents = torch.zeros(1, *spec.latent_shape, device=device)
         return GenerationTargets(
             media_mask_bt=torch.zeros(1, 1, dtype=torch.bool, device=device),
             seeds_g=torch.zeros(1, dtype=torch.long, device="cpu"),
             ids_gl=None if embeds_given else ids_gl,
             input_values=torch.zeros(1, *spec.shape, dtype=torch.uint8, device=device),
             cached_embeds=embeds_glw if embeds_given else None,
+            cached_latents=latents if latents_given else None,
         )
 
 

@@ -59,8 +59,9 @@ class GeneratorFile(Protocol):
         weights: Weights,
         dtype: torch.dtype,
         decoding: bool = False,
+        encoding: bool | None = None,
     ) -> Generator:
-        """Return the generator, for eq. 5 and to sample; or only what makes τ(t)."""
+        """Return the generator, for eq. 5 and to sample; or only what makes τ(t) and latents."""
 
     def preprocess(self, spec: AnySpec, raw: Any) -> Tensor:  # noqa: ANN401 -- a decoded medium
         """Return the generator's training target (*shape) for a decoded medium."""

@@ -144,6 +144,8 @@ class PlanOptions(PresetOptions):
     device: str = "a100"
     """The device whose published peak FLOP/s the step time is computed with; `cpu` is this machine,
     whose ranks have everything in its memory."""
+    feature_cache: bool = False
+    """Whether features of frozen encoders, and generators' embeddings and latents, are cached."""
     measure: bool = False
     """Measure this machine's peak FLOP/s instead, which takes a second."""
     json: bool = False
@@ -173,17 +175,26 @@ def _plan(args: Sequence[str]) -> int:
             tokens=sample_length(system, stage, data.positions),
             targets=data.targets / stage.micro_batch,
             on_cpu=on_cpu,
+            with_features=options.feature_cache,
         )
     else:
         data = None
-        planned = plan(system, options.stage, options.gpus, on_cpu=on_cpu)
+        planned = plan(
+            system,
+            options.stage,
+            options.gpus,
+            on_cpu=on_cpu,
+            with_features=options.feature_cache,
+        )
     peak = (
         peak_flops.measured(stage.precision, forecast.typical_product(system.model, stage))
         if options.measure or on_cpu
         else peak_flops.published(options.device, stage.precision)
     )
     average = data.average if data else None
-    expected = forecast.make_forecast(system, options.stage, planned, peak, average)
+    expected = forecast.make_forecast(
+        system, options.stage, planned, peak, average, with_features=options.feature_cache
+    )
     if options.json:
         _print_json(planned.to_json() | expected.to_json())
     else:

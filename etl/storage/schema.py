@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
@@ -83,7 +84,8 @@ class Turn:
 class Medium:
     """One encoded medium and the columns that determine its cost; None where one does not apply.
 
-    Units: width and height in pixels, duration in seconds, sample_rate in Hz.
+    Units: width and height in pixels, duration in seconds, sample_rate in Hz. The `data` of a
+    medium in a shard are read when they are first needed.
     """
 
     kind: str
@@ -96,6 +98,29 @@ class Medium:
     duration: float | None = None
     sample_rate: int | None = None
     points: int | None = None
+
+    @classmethod
+    def stored(cls, columns: Mapping[str, Any], read: Callable[[], bytes]) -> Medium:
+        """Return a medium of all columns but `data`, which `read` returns."""
+        medium = cls.__new__(cls)
+        vars(medium).update(columns, _read=read)
+        return medium
+
+    if not TYPE_CHECKING:  # it would hide misspelt attributes
+
+        def __getattr__(self, name: str) -> bytes:
+            """Read `data`, if that is what lacks."""
+            if name != "data" or "_read" not in vars(self):
+                raise AttributeError(name)
+            return vars(self).setdefault("data", vars(self)["_read"]())
+
+    def columns(self) -> dict[str, Any]:
+        """Return all columns; reads `data`."""
+        return {column.name: getattr(self, column.name) for column in fields(self)}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle with `data`."""
+        return self.columns()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,7 +202,7 @@ def to_batch(samples: Iterable[Sample]) -> pa.RecordBatch:
                 "id": sample.id,
                 "source": sample.source,
                 "turns": [vars(turn) for turn in sample.turns],
-                "media": [vars(medium) for medium in sample.media],
+                "media": [medium.columns() for medium in sample.media],
                 "rejected": [vars(turn) for turn in sample.rejected],
                 "feedback": [vars(turn) for turn in sample.feedback],
                 "scores": list(sample.scores.items()),
@@ -187,13 +212,21 @@ def to_batch(samples: Iterable[Sample]) -> pa.RecordBatch:
     return pa.RecordBatch.from_pylist(rows, schema=SCHEMA)
 
 
-def from_row(row: Mapping[str, Any]) -> Sample:
-    """The sample of one row, as `RecordBatch.to_pylist` returns it."""
+def from_row(row: Mapping[str, Any], read: Callable[[int], bytes] | None = None) -> Sample:
+    """The sample of one row, as `RecordBatch.to_pylist` returns it.
+
+    Args:
+        row: its columns.
+        read: returns the data of the n-th medium, if the row lacks them.
+    """
     return Sample(
         id=row["id"],
         source=row["source"],
         turns=_turns(row["turns"]),
-        media=tuple(Medium(**medium) for medium in row["media"]),
+        media=tuple(
+            Medium.stored(medium, partial(read, number)) if read else Medium(**medium)
+            for number, medium in enumerate(row["media"])
+        ),
         rejected=_turns(row["rejected"]),
         feedback=_turns(row["feedback"]),
         scores=dict(row["scores"] or ()),

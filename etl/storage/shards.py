@@ -11,6 +11,8 @@ import hashlib
 import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,11 @@ from etl.cli import RankError, UserError
 from etl.storage.atomic import atomic_file, file_sha256
 from etl.storage.fingerprint import FileFingerprint, check_unchanged, file_fingerprint
 from etl.storage.manifest import MANIFEST, Manifest, Shard, read_manifest, write_manifest
-from etl.storage.schema import SCHEMA, SCHEMA_VERSION, Sample, from_row, to_batch
+from etl.storage.schema import SCHEMA, SCHEMA_VERSION, Medium, Sample, from_row, to_batch
 from etl.storage.verified import VerifiedShards
+
+_COLUMNS = [name for name in SCHEMA.names if name != "media"]
+_MEDIUM_COLUMNS = [field.name for field in fields(Medium) if field.name != "data"]
 
 MAX_BATCH_ROWS = 256
 MAX_BATCH_BYTES = 64 << 20
@@ -187,7 +192,11 @@ class ShardSet:
             raise IndexError(f"sample {index} of {len(self)}")
         number = bisect.bisect_right(self._ends, index)
         first = self._ends[number - 1] if number else 0
-        return self._shard(number).sample(index - first)
+        read = partial(self._medium_data, number, index - first)
+        return self._shard(number).sample(index - first, read)
+
+    def _medium_data(self, shard: int, row: int, medium: int) -> bytes:
+        return self._shard(shard).medium_data(row, medium)
 
     def folder(self, index: int) -> int:
         """The number of the folder that holds the sample at `index`."""
@@ -246,10 +255,26 @@ class _OpenShard:
         self.batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
         self._ends = list(itertools.accumulate(batch.num_rows for batch in self.batches))
 
-    def sample(self, index: int) -> Sample:
+    def sample(self, index: int, read: Callable[[int], bytes] | None = None) -> Sample:
+        """The sample of a row; `read` returns the data of its n-th medium."""
+        batch, place = self._find(index)
+        row = {name: batch.column(name)[place].as_py() for name in _COLUMNS}
+        media = batch.column("media")[place].values
+        columns = [media.field(name).to_pylist() for name in _MEDIUM_COLUMNS]
+        rows = zip(*columns, strict=True)
+        row["media"] = [dict(zip(_MEDIUM_COLUMNS, each, strict=True)) for each in rows]
+        return from_row(row, read or partial(self.medium_data, index))
+
+    def medium_data(self, index: int, medium: int) -> bytes:
+        """The data of the n-th medium of a row."""
+        batch, place = self._find(index)
+        data: bytes = batch.column("media")[place].values.field("data")[medium].as_py()
+        return data
+
+    def _find(self, index: int) -> tuple[pa.RecordBatch, int]:
+        """The record batch that holds a row, and the row's place in it."""
         number = bisect.bisect_right(self._ends, index)
-        first = self._ends[number - 1] if number else 0
-        return from_row(self.batches[number].slice(index - first, 1).to_pylist()[0])
+        return self.batches[number], index - (self._ends[number - 1] if number else 0)
 
 
 def read_samples(folder: Path, manifest: Manifest, number: int) -> list[Sample]:

@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from model import byte_tokenizers
@@ -65,6 +67,25 @@ class LatentDiffusionTeacher(Generator):
         self.scheduler: Any = DDPMScheduler.from_config(schedule)  # no module: it has no weights
         self._schedule = schedule
 
+    def recomputed_layers(self) -> list[nn.Module]:
+        """Return the UNet's residual and attention blocks."""
+        unet: Any = self.unet
+        if unet is None:
+            return []
+        levels = [*unet.down_blocks, unet.mid_block, *unet.up_blocks]
+        lists = [layers for level in levels for layers in level.children()]
+        return [layer for layers in lists if isinstance(layers, nn.ModuleList) for layer in layers]
+
+    def set_recompute(self, enabled: bool) -> None:
+        """Recompute the UNet's activations in the backward pass (activation checkpointing), or not.
+
+        diffusers' own switch does not exist for the UNet of videos.
+        """
+        for layer in self.recomputed_layers():
+            layer.__dict__.pop("forward", None)
+            if enabled:
+                layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+
     def embed(self, ids_gl: Tensor, input_values: Tensor | None = None) -> Tensor:
         """Return τ(t) (g, l, w) of padded captions; of the media where `spec.embeds_media`."""
         embedded_glw: Tensor = self.text(ids_gl, input_values)
@@ -74,26 +95,34 @@ class LatentDiffusionTeacher(Generator):
         """Return the conditions (count, l, w) from which guidance leads away."""
         return self.text.negative(count)
 
+    @torch.no_grad()
+    def encode(self, input_values: Tensor) -> Tensor:
+        """Return the latents z₀ (g, *latent_shape), float32, of targets (g, *shape).
+
+        They are the mean of the autoencoder's posterior, not a sample.
+        """
+        assert self.vae is not None
+        # In one layout, on which last bits of the UNet's gradients depend.
+        return media.encode(self.vae, self.spec, input_values).contiguous()
+
     def denoise(
-        self, input_values: Tensor, condition_embeds_glw: Tensor, seeds_g: Tensor
+        self, latents: Tensor, condition_embeds_glw: Tensor, seeds_g: Tensor
     ) -> NoisePrediction:
-        """Add noise to media and let the UNet predict it under the conditions.
+        """Add noise to latents and let the UNet predict it under the conditions.
 
         Time step and noise of each medium are sampled from its own seed, so they do not depend on
-        rank or micro-batch. Latents are the mean of the autoencoder's posterior, not a sample. With
-        min-SNR weighting, prediction and target are multiplied by the root of a medium's weight.
+        rank or micro-batch. With min-SNR weighting, prediction and target are multiplied by the
+        root of a medium's weight.
 
         Args:
-            input_values: targets (g, *shape), see `preprocess`.
+            latents: see `encode`.
             condition_embeds_glw: H, with a gradient.
             seeds_g: one per medium.
         """
-        assert self.vae is not None
         assert self.unet is not None
         dtype = next(self.unet.parameters()).dtype
         rngs = [torch.Generator("cpu").manual_seed(seed) for seed in seeds_g.tolist()]
         with torch.no_grad():
-            latents = media.encode(self.vae, self.spec, input_values)
             steps_g, noise = self._sample_noise(rngs, latents.device)
             noised = self.scheduler.add_noise(latents, noise, steps_g)
             noise_target = noise
@@ -199,27 +228,37 @@ def build(
     weights: Weights,
     dtype: torch.dtype,
     decoding: bool = False,
+    encoding: bool | None = None,
 ) -> LatentDiffusionTeacher:
     """Return the frozen model with published or random weights.
 
     Args:
         spec: the sizes.
-        denoising: whether autoencoder and UNet are loaded for eq. 5, or only what makes τ(t).
+        denoising: whether the UNet is loaded for eq. 5, or only what makes τ(t).
         weights: of a diffusers checkpoint, or random.
         dtype: of all modules.
         decoding: whether it can `sample`: the autoencoder's decoder, UNet and vocoder are loaded.
+        encoding: whether it can `encode`: the autoencoder's encoder is loaded; by default for
+            `denoising`.
 
     Raises:
         SpecError: weights that cannot be loaded, or whose sizes differ from the spec's.
     """
-    latent = (VOCODER, *LATENT) if decoding else LATENT
-    names = [name for name in parts(spec) if name not in (VOCODER, *LATENT)]
-    names += latent if denoising or decoding else ()
+    encoding = denoising if encoding is None else encoding
+    needed = {
+        "vae": encoding or decoding,
+        "unet": denoising or decoding,
+        VOCODER: decoding,
+    }
+    # The UNet's random weights do not depend on whether the autoencoder is needed.
+    built = needed | {"vae": needed["vae"] or (weights == "random" and needed["unet"])}
+    names = [name for name in parts(spec) if built.get(name, True)]
     found = build_parts(spec, names, weights=weights, dtype=dtype)
+    found = {name: part for name, part in found.items() if needed.get(name, True)}
     vae: Any = found.get("vae")
     if vae is not None and not decoding:
         del vae.decoder, vae.post_quant_conv
-    if vae is not None and not denoising:
+    if vae is not None and not encoding:
         del vae.encoder, vae.quant_conv
     text = {name: part for name, part in found.items() if name not in (VOCODER, *LATENT)}
     conditions = _conditions(spec, text, weights)

@@ -19,7 +19,7 @@ from model.presets.templates import CODI_2, PANDAGPT
 from model.spec.generators import AudioLdm, AudioLdm2, StableDiffusion, TextToVideo, UnClip
 from model.spec.imagebind import ImageBind
 from model.spec.input_branches import InputBranchSpec, Modality, ModelSpec
-from model.spec.output_branches import Generation, OutputBranchSpec, OutputMlp
+from model.spec.output_branches import BranchWeights, Generation, OutputBranchSpec, OutputMlp
 from model.spec.peft import Lora
 from model.spec.projectors import Mlp
 from model.spec.system import TRAINABLE_OUTPUTS, Stage, System
@@ -70,7 +70,9 @@ def next_gpt() -> System:
 
     Its first version: one linear layer for all modalities, as in the survey; a later one groups
     patch features first. The batch size of PT is not published. Its two alignments, of the encoding
-    and of the decoding side, are one PT here; as in the released code, without eq. 5.
+    and of the decoding side, are one PT here. Eqs. 2, 4 and 5 weigh the same, as in the paper's
+    §4.2 and the later version's code, with its min-SNR weighting for images; in IT, eq. 4 of videos
+    counts double, as in the first version's.
     """
     encoders: tuple[tuple[Modality, ImageBind], ...] = (
         ("image", imagebind_of("image")),
@@ -78,14 +80,14 @@ def next_gpt() -> System:
         ("audio", imagebind_audio(clips=3)),
     )
     outputs = (
-        OutputBranchSpec(modality="image", signals=4, generator=StableDiffusion()),
+        OutputBranchSpec(modality="image", signals=4, generator=StableDiffusion(min_snr=5.0)),
         OutputBranchSpec(modality="video", signals=24, generator=TextToVideo()),
         OutputBranchSpec(modality="audio", signals=8, generator=AudioLdm()),
     )
     stage = Stage(
         trainable=(PROJECTORS, LORA, *TRAINABLE_OUTPUTS),
         peft=Lora(rank=32, alpha=32, dropout=0.1, targets=ATTENTION),
-        generation=Generation(align=1.0, denoise=0.0),
+        generation=Generation(branches=(BranchWeights(modality="video", align=2.0),)),
         prompt="chat",
         learning_rate=5e-4,
         weight_decay=1e-3,
@@ -107,6 +109,7 @@ def next_gpt() -> System:
             stage,
             trainable=(PROJECTORS, *TRAINABLE_OUTPUTS),
             peft=None,
+            generation=Generation(),
             prompt="plain",
             learning_rate=4e-4,
         ),

@@ -116,6 +116,11 @@ class OutputBranchSpec:
         """Kind of the generated media, as distinct from input media: `to_image`."""
         return f"to_{self.modality}"
 
+    @property
+    def latents_kind(self) -> str:
+        """Name of the media's latents in the feature cache: `to_image.latents`."""
+        return f"{self.kind}.latents"
+
     def tiny(self) -> OutputBranchSpec:
         """Return the same wiring with small components."""
         generator, projector = self.generator.tiny(), self.projector.tiny()
@@ -123,6 +128,20 @@ class OutputBranchSpec:
         if isinstance(projector, OutputMlp):
             signals = sum(count for count, _ in generator.streams)
         return replace(self, signals=signals, projector=projector, generator=generator)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BranchWeights:
+    """Loss weights of one modality's output branch; None stands for the stage's.
+
+    Args:
+        modality: of the generated media.
+        align, denoise: see `Generation`.
+    """
+
+    modality: Literal["image", "video", "audio"]
+    align: float | None = None
+    denoise: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,11 +153,13 @@ class Generation:
         align: weight of eq. 4, ‖H_X − τ_X(t)‖²; needs captions only.
         denoise: weight of eq. 5, E‖ε − ε_X(z_t, t, H_X)‖²; needs the media, and a forward and
             backward pass of the generator. At 0 only the generator's text encoder is loaded.
+        branches: other weights of some modalities.
     """
 
     text: float = 1.0
     align: float = 1.0
     denoise: float = 1.0
+    branches: tuple[BranchWeights, ...] = ()
 
     def __post_init__(self) -> None:
         """Raise SpecError unless all weights are non-negative, and one of eqs. 4 and 5 positive."""
@@ -149,3 +170,21 @@ class Generation:
                 f"generation: align {self.align}, denoise {self.denoise}; "
                 "both must be at least 0 and one of them positive"
             )
+        modalities = [branch.modality for branch in self.branches]
+        if len(set(modalities)) < len(modalities):
+            raise SpecError(f"generation: branches {modalities}, want each modality once")
+        for modality in modalities:
+            self.of(modality)
+
+    def of(self, modality: str) -> Generation:
+        """Return the weights of one modality's branch.
+
+        Raises:
+            SpecError: they are not valid.
+        """
+        for own in self.branches:
+            if own.modality == modality:
+                align = self.align if own.align is None else own.align
+                denoise = self.denoise if own.denoise is None else own.denoise
+                return replace(self, align=align, denoise=denoise, branches=())
+        return replace(self, branches=())

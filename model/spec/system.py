@@ -75,8 +75,8 @@ class Stage:
         max_tokens: longer samples are truncated, but never inside a medium.
         precision: of the forward and backward pass; for bf16, ZeRO keeps float32 master weights.
         ds_config: a file of `ds_configs/` without its suffix, or a path.
-        recompute: whether activations of the backbone are recomputed in the backward pass
-            (activation checkpointing).
+        recompute: whether activations of the backbone, and of the generators' UNets in eq. 5, are
+            recomputed in the backward pass (activation checkpointing).
         packing: `auto` packs samples end to end where the model supports it, into micro-batches of
             at most micro_batch · max_tokens tokens and micro_batch · pack_media media: without
             padding, and with no more memory than `micro_batch` samples of full length.
@@ -127,6 +127,13 @@ class Stage:
     def output_branches(self, model: ModelSpec) -> tuple[OutputBranchSpec, ...]:
         """Return the model's output branches that this stage uses."""
         return model.outputs if self.generation else ()
+
+    def denoising_branches(self, model: ModelSpec) -> tuple[OutputBranchSpec, ...]:
+        """Return those output branches that this stage trains with eq. 5."""
+        if self.generation is None:
+            return ()
+        weights = {branch: self.generation.of(branch.modality) for branch in model.outputs}
+        return tuple(branch for branch, own in weights.items() if own.denoise > 0)
 
     def kinds(self, model: ModelSpec) -> tuple[str, ...]:
         """Return the kinds of media in this stage: input modalities, then outputs (`to_…`)."""

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import Tensor
 
+from etl.cli import UserError
 from etl.storage.schema import PLACEHOLDER_PATTERN, Medium, Sample, SampleError, Turn, words_of
 from model.build import CaptionTokenizer, preprocess_target
 from model.spec.generators import SoundDiffusion, TextToVideo
-from model.spec.output_branches import OutputBranchSpec
+from model.spec.output_branches import Generation, OutputBranchSpec
 from pipeline.data.features import FeatureReader
 from pipeline.data.readers import RawMedium, read_audio, read_image, read_video
 
@@ -28,16 +29,18 @@ class GenerationTarget:
         kind: `to_image`.
         seed: of the noise and the time step of eq. 5.
         ids: of its caption, padded, in the vocabulary of the generator's text encoder; None where
-            its embedding is given.
-        input_values: the medium, for eq. 5; None in a stage without eq. 5.
-        cached_embeds: the text encoder's embedding (l, w) of the caption instead of its ids.
+            the target of eq. 4 is given.
+        input_values: the medium, where eq. 5 or the target of eq. 4 is made from it; else None.
+        cached_embeds: the target (l, w) of eq. 4.
+        cached_latents: the latents of the medium, for eq. 5.
     """
 
     kind: str
     seed: int
-    ids: tuple[int, ...] | None
-    input_values: Tensor | None
+    ids: tuple[int, ...] | None = None
+    input_values: Tensor | None = None
     cached_embeds: Tensor | None = None
+    cached_latents: Tensor | None = None
 
 
 class GenerationTargetEncoder:
@@ -46,9 +49,9 @@ class GenerationTargetEncoder:
     Args:
         branches: the output branches in use.
         tokenizers: from a caption to the ids of a generator's text encoders, by kind.
-        denoises: whether the stage trains eq. 5, which needs the media themselves.
+        generation: the stage's loss weights: eq. 5 needs the media themselves.
         seed: the run's.
-        features: reads the embeddings of captions, if it has this kind's.
+        features: reads targets of eqs. 4 and 5, of the kinds that it has.
     """
 
     def __init__(
@@ -56,13 +59,13 @@ class GenerationTargetEncoder:
         branches: Sequence[OutputBranchSpec],
         tokenizers: Mapping[str, CaptionTokenizer],
         *,
-        denoises: bool,
+        generation: Generation,
         seed: int,
         features: FeatureReader | None = None,
     ) -> None:
         self.branches = {branch.kind: branch for branch in branches}
         self._tokenizers = tokenizers
-        self._denoises = denoises
+        self._generation = generation
         self._seed = seed
         self._features = features
 
@@ -79,25 +82,49 @@ class GenerationTargetEncoder:
             SampleError: a medium that cannot be decoded.
         """
         text = captions(sample.turns, sample.lineage)[number]
-        features = self._features if self._features and kind in self._features.kinds else None
-        branch, medium = self.branches[kind], sample.media[number]
-        reads_media = self._denoises or branch.generator.embeds_media
+        medium = sample.media[number]
         seed = np.random.SeedSequence((self._seed, position, number)).generate_state(1)[0]
-        return GenerationTarget(
-            kind=kind,
-            seed=int(seed),
-            ids=None if features else self._tokenizers[kind](text),
-            input_values=self._input_values(sample, medium, branch) if reads_media else None,
-            cached_embeds=features.caption(kind, text) if features else None,
-        )
-
-    def _input_values(self, sample: Sample, medium: Medium, branch: OutputBranchSpec) -> Tensor:
+        target = GenerationTarget(kind=kind, seed=int(seed))
         try:
-            return preprocess_target(branch, _read(medium, branch))
+            return self._with_latents(self._with_embeds(target, text, medium), medium)
+        except UserError:  # not of the medium, but of a file of features
+            raise
         except (OSError, ValueError) as error:
             raise SampleError(
                 f"sample {sample.id}: its {medium.kind} cannot be decoded ({error})"
             ) from error
+
+    def _with_embeds(self, target: GenerationTarget, text: str, medium: Medium) -> GenerationTarget:
+        """Return a target with what eq. 4 needs: its embedding, or what that is made from."""
+        kind, branch = target.kind, self.branches[target.kind]
+        embeds_media = branch.generator.embeds_media
+        if self._features is not None and kind in self._features.kinds:
+            if embeds_media:
+                return replace(target, cached_embeds=self._features.target(kind, medium))
+            return replace(target, cached_embeds=self._features.caption(kind, text))
+        target = replace(target, ids=self._tokenizers[kind](text))
+        return replace(target, input_values=read_target(medium, branch)) if embeds_media else target
+
+    def _with_latents(self, target: GenerationTarget, medium: Medium) -> GenerationTarget:
+        """Return a target with what eq. 5 needs: its latents, or the medium."""
+        branch = self.branches[target.kind]
+        if not self._generation.of(branch.modality).denoise:
+            return target
+        if self._features is not None and branch.latents_kind in self._features.kinds:
+            latents = self._features.target(branch.latents_kind, medium)
+            return replace(target, cached_latents=latents)
+        if target.input_values is not None:
+            return target
+        return replace(target, input_values=read_target(medium, branch))
+
+
+def read_target(medium: Medium, branch: OutputBranchSpec) -> Tensor:
+    """Decode a medium and return its generator's target (*shape).
+
+    Raises:
+        OSError, ValueError: truncated, of an unknown format, too large, or not of its kind.
+    """
+    return preprocess_target(branch, _read(medium, branch))
 
 
 def _read(medium: Medium, branch: OutputBranchSpec) -> RawMedium:

@@ -28,6 +28,7 @@ class Prediction:
         answer: the model's.
         skip_reason: why the question could not be asked; empty if it was.
         cut: which of its media the model takes in part only, and how much.
+        option_scores: mean log-likelihoods of the options, where one of them was chosen.
     """
 
     id: str
@@ -37,6 +38,7 @@ class Prediction:
     answer: str
     skip_reason: str = ""
     cut: str = ""
+    option_scores: tuple[float, ...] = ()
 
     @property
     def correct(self) -> bool:
@@ -101,7 +103,7 @@ def generate_answers(
         )
     )
     return [
-        _prediction(sample, one, next(answers) if isinstance(one, Example) else "")
+        prediction_of(sample, one, next(answers) if isinstance(one, Example) else "")
         for sample, one in zip(samples, encoded, strict=True)
     ]
 
@@ -145,7 +147,8 @@ def _answers(
     return [text.partition(end)[0] if end else text for text in texts]
 
 
-def _prediction(sample: Sample, prompt: Example | SampleError, answer: str) -> Prediction:
+def prediction_of(sample: Sample, prompt: Example | SampleError, answer: str) -> Prediction:
+    """Return the answer to a sample's question, or why it could not be asked."""
     questions = [turn.text for turn in sample.turns if turn.role == "user"]
     return Prediction(
         id=sample.id,

@@ -110,12 +110,14 @@ def _write(stream: IO[bytes], head: str, predictions: Sequence[Prediction]) -> N
     stream.write(head.encode())
     for prediction in predictions:
         line = {**asdict(prediction), "correct": prediction.correct}
-        if not prediction.skip_reason:
-            del line["skip_reason"]
+        for name in ("skip_reason", "option_scores"):
+            if not line[name]:
+                del line[name]
         stream.write(json.dumps(line).encode() + b"\n")
 
 
 def _parse(line: bytes) -> Prediction:
     value = json.loads(line)
     del value["correct"]  # derived from the others
+    value["option_scores"] = tuple(value.get("option_scores", ()))
     return Prediction(**value)

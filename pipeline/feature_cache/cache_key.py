@@ -1,4 +1,4 @@
-"""Cache keys: which encoder made a feature, from which medium or text.
+"""Cache keys: which encoder made a feature (or latents), from which medium or text.
 
 Both keys are of content: an encoder's is of its weights in memory, wherever they come from; a
 medium's is of its bytes. So no renamed folder, no other revision of a hub's weights and no wrong
@@ -20,6 +20,8 @@ from etl.storage.schema import Medium
 from model.spec import InputBranchSpec
 from model.spec.output_branches import OutputBranchSpec
 
+_WITHOUT_EFFECT = ("min_snr", "steps", "guidance_scale")
+"""Fields of generators that decide on eq. 5 or on sampling, not on targets."""
 VERSION = 1
 """Increase it whenever readers or an encoder's `preprocess` give other inputs for the same media,
 so that no stale features are used."""
@@ -30,7 +32,8 @@ class EncoderId:
     """The identity of a frozen encoder whose outputs are cached.
 
     Args:
-        role: `encoder`, or `text` for a generator's own text encoder.
+        role: `encoder`, `text` for what makes a generator's conditions, or `latents` for its
+            autoencoder's encoder.
         spec: its specification, for people: it names where the weights come from.
         weights: fingerprint of the weights in memory.
         dtype: of its computation and of its features.
@@ -63,12 +66,19 @@ def media_encoder_id(branch: InputBranchSpec, encoder: nn.Module) -> EncoderId:
 
 
 def text_encoder_id(branch: OutputBranchSpec, generator: nn.Module) -> EncoderId:
-    """Return the identity of a generator's text encoder; see `media_encoder_id`."""
-    text = generator.get_submodule("text")
-    dtype = str(next(text.parameters()).dtype).removeprefix("torch.")
-    return EncoderId(
-        role="text", spec=asdict(branch.generator), weights=fingerprint(text), dtype=dtype
-    )
+    """Return the identity of what makes a generator's conditions; see `media_encoder_id`."""
+    return _generator_part_id("text", branch, generator.get_submodule("text"))
+
+
+def latents_encoder_id(branch: OutputBranchSpec, generator: nn.Module) -> EncoderId:
+    """Return the identity of the encoder of a generator's autoencoder; see `media_encoder_id`."""
+    return _generator_part_id("latents", branch, generator.get_submodule("vae"))
+
+
+def _generator_part_id(role: str, branch: OutputBranchSpec, module: nn.Module) -> EncoderId:
+    dtype = str(next(module.parameters()).dtype).removeprefix("torch.")
+    spec = {k: v for k, v in asdict(branch.generator).items() if k not in _WITHOUT_EFFECT}
+    return EncoderId(role=role, spec=spec, weights=fingerprint(module), dtype=dtype)
 
 
 def fingerprint(module: nn.Module) -> str:
@@ -117,6 +127,11 @@ def medium_key(digest: bytes, branch: InputBranchSpec) -> bytes:
     The number of frames of a video is the branch's; all else is in the encoder's spec.
     """
     return content_key(digest, f"{branch.modality} {branch.frames}")
+
+
+def target_medium_key(medium_digest: bytes, branch: OutputBranchSpec) -> bytes:
+    """Return the key of a medium that is generated; how it is read is in the generator's spec."""
+    return content_key(medium_digest, f"to_{branch.modality}")
 
 
 def text_key(text: str) -> bytes:

@@ -8,8 +8,9 @@ Shapes: k media.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,13 +24,14 @@ from pipeline.feature_cache.cache_key import (
     declared_digest,
     medium_digest,
     medium_key,
+    target_medium_key,
     text_key,
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class DistinctMedia:
-    """The distinct media of one kind (or captions, of media to be generated), in reading order.
+    """The distinct media of one kind, or captions of media to be generated, in reading order.
 
     Args:
         prefixes_k: the first 8 bytes of each key.
@@ -52,7 +54,8 @@ def distinct_media(
         shards: the data.
         model: its input branches say how media are read.
         outputs: the output branches of the stage.
-        kinds: of media: input modalities, and `to_…` for the captions of generated ones.
+        kinds: of media: input modalities, and of generated ones `to_…` and `to_….latents` for the
+            targets of eqs. 4 and 5.
     """
     inputs: dict[str, InputBranchSpec] = {branch.modality: branch for branch in model.inputs}
     columns = {kind: (array("Q"), array("q")) for kind in kinds}
@@ -75,7 +78,8 @@ def _keys(
     outputs: Sequence[OutputBranchSpec],
     kinds: Collection[str],
 ) -> Iterator[tuple[int, int, str, bytes]]:
-    """Yield row, number, kind and key of each medium (of the caption of one to generate)."""
+    """Yield row, number, kind and key of each medium, or of its caption."""
+    generated = {branch.kind: branch for branch in outputs}
     text_columns = ["turns", "lineage"] if outputs else []
     row = 0
     for table in shards.batches(["media.kind", "media.sha256", *text_columns]):
@@ -86,12 +90,29 @@ def _keys(
                 media_kinds = branch_kinds(turns, media_kinds, outputs)
                 texts = captions(turns, dict(entry["lineage"] or ()))
             for number, kind in enumerate(media_kinds):
-                if kind not in kinds:
-                    continue
-                if kind in inputs:
-                    digest = declared_digest(entry["media.sha256"][number])
-                    digest = digest or medium_digest(shards[row].media[number])
-                    yield row, number, kind, medium_key(digest, inputs[kind])
-                else:
-                    yield row, number, kind, text_key(texts[number])
+                declared = declared_digest(entry["media.sha256"][number])
+                read = partial(_digest, shards, row, number, declared)
+                if kind in generated:
+                    text = texts[number]
+                    for own, key in _target_keys(generated[kind], text, read, kinds):
+                        yield row, number, own, key
+                elif kind in kinds:
+                    yield row, number, kind, medium_key(read(), inputs[kind])
             row += 1
+
+
+def _digest(shards: ShardSet, row: int, number: int, declared: bytes | None) -> bytes:
+    """Return a medium's declared digest, or else that of its bytes."""
+    return declared or medium_digest(shards[row].media[number])
+
+
+def _target_keys(
+    branch: OutputBranchSpec, text: str, digest: Callable[[], bytes], kinds: Collection[str]
+) -> Iterator[tuple[str, bytes]]:
+    """Yield kind and key of the targets of eqs. 4 and 5 of a generated medium."""
+    if branch.kind in kinds and branch.generator.embeds_media:
+        yield branch.kind, target_medium_key(digest(), branch)
+    elif branch.kind in kinds:
+        yield branch.kind, text_key(text)
+    if branch.latents_kind in kinds:
+        yield branch.latents_kind, target_medium_key(digest(), branch)

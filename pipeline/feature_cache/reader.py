@@ -1,4 +1,4 @@
-"""The reader of the feature cache: features of media and captions, for the data pipeline."""
+"""The reader of the feature cache: features, latents and embeddings, for the data pipeline."""
 
 from __future__ import annotations
 
@@ -10,7 +10,13 @@ from torch import Tensor
 from etl.cli import UserError
 from etl.storage.schema import Medium
 from model.spec import ModelSpec
-from pipeline.feature_cache.cache_key import check_digest, medium_digest, medium_key, text_key
+from pipeline.feature_cache.cache_key import (
+    check_digest,
+    medium_digest,
+    medium_key,
+    target_medium_key,
+    text_key,
+)
 from pipeline.feature_cache.feature_file import DamagedFileError
 from pipeline.feature_cache.store import FeatureStore
 
@@ -21,7 +27,7 @@ class CacheReader:
 
     Args:
         model: says how media are read.
-        stores: by kind: input modalities, and `to_…` for captions of generated media.
+        stores: by kind, see `FeatureReader`.
         command: makes missing features.
     """
 
@@ -31,7 +37,7 @@ class CacheReader:
 
     @property
     def kinds(self) -> Collection[str]:
-        """Return the kinds of media that are read as features."""
+        """Return the kinds that are read as features."""
         return self.stores.keys()
 
     def medium(self, medium: Medium) -> Tensor:
@@ -51,6 +57,18 @@ class CacheReader:
     def caption(self, kind: str, text: str) -> Tensor:
         """Return the embedding of a caption; raises UserError as `medium` does."""
         return self._get(kind, text_key(text))
+
+    def target(self, kind: str, medium: Medium) -> Tensor:
+        """Return the latents or the embedding of a medium that is generated.
+
+        A shard's sha256 is taken as it is, so that the medium is not read: the job that made the
+        features has compared it with the bytes.
+
+        Raises:
+            ValueError, UserError: as `medium` does.
+        """
+        branch = next(b for b in self.model.outputs if kind in (b.kind, b.latents_kind))
+        return self._get(kind, target_medium_key(medium_digest(medium), branch))
 
     def _get(self, kind: str, key: bytes) -> Tensor:
         try:

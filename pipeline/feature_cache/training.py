@@ -12,12 +12,18 @@ from torch import nn
 
 from etl.cli import UserError
 from etl.storage.shards import ShardSet
+from model.build import build_target_encoders
 from model.features import is_trainable
 from model.multimodal_lm import MultimodalLM
 from model.pretraining.image_text import ImageTextModel
 from pipeline.config.files import CONFIG_FILE
 from pipeline.config.run_config import RunConfig
-from pipeline.feature_cache.cache_key import EncoderId, media_encoder_id, text_encoder_id
+from pipeline.feature_cache.cache_key import (
+    EncoderId,
+    latents_encoder_id,
+    media_encoder_id,
+    text_encoder_id,
+)
 from pipeline.feature_cache.distinct_media import distinct_media
 from pipeline.feature_cache.feature_file import DamagedFileError
 from pipeline.feature_cache.reader import CacheReader
@@ -108,10 +114,12 @@ def encoder_ids(run: RunConfig, model: nn.Module) -> Mapping[str, EncoderId]:
             ids[kind] = ids.get(branch.encoder_of or "") or media_encoder_id(branch, encoder)
     if isinstance(model, MultimodalLM):
         for kind, output in model.output_branches().items():
-            if output.spec.generator.embeds_media:
-                log.info("targets of %s: not cached, since they are made from the media", kind)
-            else:
-                ids[kind] = text_encoder_id(output.spec, output.generator)
+            ids[kind] = text_encoder_id(output.spec, output.generator)
+    if branches := run.settings.denoising_branches(spec):
+        # Built for their identity alone: training does not hold the encoders of autoencoders.
+        own = build_target_encoders(spec, run.settings, weights=run.weights, seed=run.seed)
+        for each in branches:
+            ids[each.latents_kind] = latents_encoder_id(each, own.pop(each.modality))
     if not ids:
         raise UserError(
             f"--feature-cache: stage {run.stage} of {run.system.name} uses no frozen encoder; "

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from etl.storage.shards import ShardSet
-from model.build import build_caption_tokenizers, build_inputs, build_text_encoders, preprocess
+from model.build import build_caption_tokenizers, build_inputs, build_target_encoders, preprocess
 from model.features import is_trainable
 from model.freeze import set_trainable
 from model.segments import encode_segments
@@ -27,14 +27,16 @@ from model.spec import InputBranchSpec
 from model.spec.output_branches import OutputBranchSpec
 from model.weights import assign
 from pipeline.config.run_config import RunConfig
-from pipeline.data.generation_targets import captions
+from pipeline.data.generation_targets import captions, read_target
 from pipeline.data.readers import read_medium
 from pipeline.feature_cache.cache_key import (
     EncoderId,
     check_digest,
+    latents_encoder_id,
     media_encoder_id,
     medium_digest,
     medium_key,
+    target_medium_key,
     text_encoder_id,
     text_key,
 )
@@ -49,7 +51,7 @@ class MediaRange:
     """Media of one kind whose features go to one file.
 
     Args:
-        kind: an input modality, or `to_…` for the captions of generated media.
+        kind: an input modality, or of generated media `to_…` or `to_….latents`.
         media_k2: the row of each in the data, and its number among the sample's media.
     """
 
@@ -89,23 +91,27 @@ class PrecomputeWorker:
         self._shards = ShardSet([Path(folder) for folder in run.data], verify=False)
         spec, settings = run.system.model, run.settings
         encoders = frozen_encoders(run, initial)
-        # The targets of some generators are made from the media, and not cached.
-        outputs = [
-            branch for branch in settings.output_branches(spec) if not branch.generator.embeds_media
-        ]
-        generators = build_text_encoders(spec, settings, weights=run.weights, seed=run.seed)
+        outputs = settings.output_branches(spec)
+        latents = {branch.latents_kind: branch for branch in settings.denoising_branches(spec)}
+        generators = build_target_encoders(spec, settings, weights=run.weights, seed=run.seed)
         self._inputs: dict[str, InputBranchSpec] = {
             b.modality: b for b in spec.inputs if b.modality in encoders
         }
-        self._outputs: dict[str, OutputBranchSpec] = {branch.kind: branch for branch in outputs}
+        texts: dict[str, OutputBranchSpec] = {branch.kind: branch for branch in outputs}
+        self._outputs = texts | latents
         self._tokenizers = build_caption_tokenizers(outputs, weights=run.weights)
         self._encoders = encoders
-        self._generators = {branch.kind: generators[branch.modality] for branch in outputs}
+        self._generators = generators
         self.encoder_ids: dict[str, EncoderId] = {
             kind: media_encoder_id(branch, encoders[kind]) for kind, branch in self._inputs.items()
-        } | {
-            kind: text_encoder_id(branch, self._generators[kind])
-            for kind, branch in self._outputs.items()
+        }
+        self.encoder_ids |= {
+            kind: text_encoder_id(branch, generators[branch.modality])
+            for kind, branch in texts.items()
+        }
+        self.encoder_ids |= {
+            kind: latents_encoder_id(branch, generators[branch.modality])
+            for kind, branch in latents.items()
         }
         for module in (*self._encoders.values(), *self._generators.values()):
             module.to(device).eval()
@@ -132,16 +138,27 @@ class PrecomputeWorker:
 
     def _decode(self, kind: str, row: int, number: int) -> Decoded:
         sample = self._shards[row]
-        if kind in self._outputs:
+        medium = sample.media[number]
+        if kind not in self._outputs:
+            branch = self._inputs[kind]
+            key = medium_key(medium_digest(medium), branch)
+        elif self._embeds_text(kind):
             text = captions(sample.turns, sample.lineage)[number]
             return text_key(text), torch.tensor(self._tokenizers[kind](text))
-        branch, medium = self._inputs[kind], sample.media[number]
-        key = medium_key(medium_digest(medium), branch)
+        else:
+            key = target_medium_key(medium_digest(medium), self._outputs[kind])
         try:
             check_digest(medium)
+            if kind in self._outputs:
+                return key, read_target(medium, self._outputs[kind])
             return key, preprocess(branch.encoder, read_medium(medium, branch))
         except (OSError, ValueError) as error:
             return key, str(error)
+
+    def _embeds_text(self, kind: str) -> bool:
+        """Return whether the features of generated media are made from captions alone."""
+        branch = self._outputs[kind]
+        return kind == branch.kind and not branch.generator.embeds_media
 
     @torch.no_grad()
     def _encode_all(self, kind: str, media: Iterable[Decoded]) -> Iterator[FeatureRow]:
@@ -158,9 +175,19 @@ class PrecomputeWorker:
         """Return the features of a batch (x, …) on the CPU."""
         values = values.to(self._device)
         if kind in self._outputs:
-            return self._generators[kind].embed(values).cpu()
+            return self._encode_target(kind, values).cpu()
         jointly = self._inputs[kind].encoder.encodes_jointly
         return encode_segments(self._encoders[kind], values, jointly=jointly).cpu()
+
+    def _encode_target(self, kind: str, values: Tensor) -> Tensor:
+        branch = self._outputs[kind]
+        generator = self._generators[branch.modality]
+        if kind == branch.latents_kind:
+            return generator.encode(values)
+        if self._embeds_text(kind):
+            return generator.embed(values)
+        ids = values.new_zeros(len(values), sum(branch.generator.caption_lengths)).long()
+        return generator.embed(ids, values)
 
 
 def frozen_encoders(run: RunConfig, initial: Path | None) -> dict[str, nn.Module]:

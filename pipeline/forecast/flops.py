@@ -24,7 +24,7 @@ saving where no gradient has to pass the layers before the first trainable one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -89,7 +89,7 @@ class UnitCosts:
         pair: the attention scores of a pair of positions, in all layers.
         target: a target in the output embedding, and in the decoder of a seq2seq backbone.
         encoders: by kind of media, a medium in its encoder; for output media (`to_image`), its
-            caption in the generator's text encoder.
+            caption in the generator's text encoder, and the medium in the autoencoder's.
         projectors: by kind of media, a medium in its projector and in the backbone's fusion
             layers; for output media, in the rest of the generator, too.
         seq2seq: whether attention is bidirectional, and targets attend to all positions.
@@ -144,7 +144,7 @@ def unit_costs(model: MultimodalLM, stage: Stage) -> UnitCosts:
     """
     media = {kind: medium_flops(model, kind) for kind in model.spec.modalities}
     media |= {
-        kind: generation_flops(branch, model.spec.backbone.width)
+        kind: generation_flops(branch, model.spec.backbone.width, recompute=stage.recompute)
         for kind, branch in model.output_branches().items()
     }
     position, target = token_flops(model, stage)
@@ -231,8 +231,10 @@ def medium_flops(model: MultimodalLM, kind: str) -> tuple[Work, Work]:
     return encoded, projected + Work(forward=keys, backward=2 * keys)
 
 
-def generation_flops(branch: OutputBranch, width: int) -> tuple[Work, Work]:
-    """Return the FLOPs of one generated medium: of its caption, and of everything else.
+def generation_flops(
+    branch: OutputBranch, width: int, *, recompute: bool = False
+) -> tuple[Work, Work]:
+    """Return the FLOPs of one generated medium: of its targets, and of everything else.
 
     The model must be on the meta device. The generator is frozen, but gradients flow through it to
     the projector.
@@ -240,17 +242,24 @@ def generation_flops(branch: OutputBranch, width: int) -> tuple[Work, Work]:
     Args:
         branch: the modality's output branch.
         width: of the backbone.
+        recompute: whether the generator's activations are recomputed.
     """
-    with torch.device("meta"):
-        device = torch.device("meta")
-        ids_gl = branch.dummy_targets(device, embeds_given=False).ids_gl
+    device, given = torch.device("meta"), {"embeds_given": True, "latents_given": True}
+    generator = branch.generator
+    with device:
+        raw, dummy = (
+            branch.dummy_targets(device, embeds_given=False),
+            branch.dummy_targets(device, **given),
+        )
+        ids_gl = raw.ids_gl
         assert ids_gl is not None
-        dummy = branch.dummy_targets(device, embeds_given=True)
         signal_hidden_gnd = torch.zeros(1, branch.spec.signals, width)
-        _, embedded = _counted(lambda: branch.generator.embed(ids_gl, dummy.input_values))
+        _, embedded = _counted(lambda: generator.embed(ids_gl, raw.input_values))
+        if branch.denoising:
+            embedded += _counted(lambda: generator.encode(raw.input_values))[1]
 
         def generate() -> Tensor:
-            output = branch.generation_output(dummy, signal_hidden_gnd, embeds_given=True)
+            output = branch.generation_output(dummy, signal_hidden_gnd, **given)
             prediction = (
                 output.noise_prediction.noise_pred_gcyx
                 if output.noise_prediction
@@ -258,18 +267,43 @@ def generation_flops(branch: OutputBranch, width: int) -> tuple[Work, Work]:
             )
             return prediction.sum() + output.condition_embeds_glw.sum()
 
-        _, generated = _counted(generate)
+        generator.set_recompute(False)
+        _, generated = _counted(generate, generator.recomputed_layers() if recompute else ())
+        generator.set_recompute(recompute)
     return embedded, generated
 
 
-def _counted(run: Callable[[], Tensor]) -> tuple[Tensor, Work]:
-    """Run a forward pass, and a backward pass if it has one, under PyTorch's FLOP counter."""
+def _counted(
+    run: Callable[[], Tensor], recomputed: Sequence[nn.Module] = ()
+) -> tuple[Tensor, Work]:
+    """Run a forward pass, and a backward pass if it has one, under PyTorch's FLOP counter.
+
+    Args:
+        run: the forward pass.
+        recomputed: layers whose forward pass runs again in the backward pass, where they have one.
+    """
+    again, starts = 0.0, [0]
+
+    def enter(*_: object) -> None:
+        starts.append(counter.get_total_flops())
+
+    def leave(_: nn.Module, __: object, output: object) -> None:
+        nonlocal again
+        values = output if isinstance(output, tuple) else (output,)
+        needed = any(isinstance(value, Tensor) and value.requires_grad for value in values)
+        again += needed * (counter.get_total_flops() - starts.pop())
+
+    hooks = [layer.register_forward_pre_hook(enter) for layer in recomputed]
+    hooks += [layer.register_forward_hook(leave) for layer in recomputed]
     with FlopCounterMode(display=False) as counter:
         out = run()
         forward = counter.get_total_flops()
         if out.requires_grad:
             out.sum().backward()
-    return out, Work(forward=forward, backward=counter.get_total_flops() - forward)
+    for hook in hooks:
+        hook.remove()
+    backward = counter.get_total_flops() - forward
+    return out, Work(forward=forward, backward=backward, recomputed=again)
 
 
 @dataclass

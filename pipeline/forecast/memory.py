@@ -13,7 +13,7 @@ fragmentation.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -166,7 +166,9 @@ class SampleProfile:
         projectors: by modality, bytes that autograd saves in the projector for one medium.
         trains_backbone: whether the backbone's own weights are trainable, not only its adapters.
         generation: by kind, bytes that autograd saves for one generated medium, from its signal
-            tokens to the generator's prediction.
+            tokens to the generator's prediction; of layers that are recomputed only their inputs,
+            and all of the largest of them.
+        features: modalities whose features are given, so that their encoders do not run.
     """
 
     tokens: int
@@ -175,6 +177,7 @@ class SampleProfile:
     projectors: Mapping[str, int]
     trains_backbone: bool
     generation: Mapping[str, int] = field(default_factory=dict)
+    features: Collection[str] = ()
 
 
 def activations(model: ModelSpec, stage: Stage, zero: Zero, sample: SampleProfile) -> int:
@@ -199,7 +202,8 @@ def activations(model: ModelSpec, stage: Stage, zero: Zero, sample: SampleProfil
     per_medium = sum(sample.generation.values())
     for slot in model.inputs:
         per_medium += sample.projectors[slot.modality]
-        per_medium += slot.segments * encoder_bytes(slot.encoder, precision)
+        if slot.modality not in sample.features:
+            per_medium += slot.segments * encoder_bytes(slot.encoder, precision)
     return stage.micro_batch * (sample.tokens * per_token + sample.media * per_medium)
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from rich.console import Group
 from rich.table import Table
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from etl.cli import UserError
 from model.build import build_on_meta
+from model.features import is_trainable
 from model.freeze import set_trainable
 from model.multimodal_lm import MultimodalLM
 from model.output_branch import OutputBranch
@@ -117,6 +121,7 @@ def plan(
     tokens: int | None = None,
     targets: float | None = None,
     on_cpu: bool = False,
+    with_features: bool = False,
 ) -> Plan:
     """Build a system on the meta device and compute what a stage needs.
 
@@ -128,6 +133,7 @@ def plan(
             stage's `max_tokens`.
         targets: of these, positions whose next token is a target; by default all of the text.
         on_cpu: whether the ranks run on CPUs, with everything in the host's memory.
+        with_features: whether features, embeddings and latents come from the feature cache.
 
     Raises:
         UserError: batch sizes that do not divide, or a length that leaves no room for text.
@@ -136,7 +142,7 @@ def plan(
         raise UserError(f"--gpus: {gpus}, want 1 or more")
     stage = system.stage(stage_name)
     config = ds_config(stage, gpus)
-    model = build_on_meta(system.model, stage)
+    model = build_on_meta(system.model, stage, latents_given=with_features)
     set_trainable(model, stage.trainable)
     sizes = [
         memory.Weight(elements=weight.numel(), trainable=weight.requires_grad)
@@ -148,7 +154,8 @@ def plan(
         targets=tokens_of["text"] if targets is None else round(targets),
         media=_media_per_sample(system.model, stage, tokens_of["total"]),
         projectors={kind: _saved_by_projector(model, kind) for kind in system.model.modalities},
-        generation=_saved_by_generation(model),
+        generation=_saved_by_generation(model, recompute=stage.recompute),
+        features=_given_features(model) if with_features else (),
         trains_backbone=any(
             weight.requires_grad and _component(name, stage) == "backbone"
             for name, weight in model.backbone.named_parameters()
@@ -193,43 +200,112 @@ def _saved_by_projector(model: MultimodalLM, kind: str) -> int:
     return _saved_bytes(projector, project)
 
 
-def _saved_by_generation(model: MultimodalLM) -> dict[str, int]:
+def _given_features(model: MultimodalLM) -> list[str]:
+    """Return the modalities whose features a cache gives: those of frozen encoders."""
+    return [kind for kind in model.spec.modalities if not is_trainable(model.encoder(kind))]
+
+
+def _saved_by_generation(model: MultimodalLM, *, recompute: bool) -> dict[str, int]:
     """Return the bytes that autograd saves in generating one medium of each kind."""
-    width = model.spec.backbone.width
-    saved = {}
-    for kind, branch in model.output_branches().items():
+    branches = model.output_branches()
+    return {kind: saved_by_branch(branch, recompute=recompute) for kind, branch in branches.items()}
 
-        def generate(branch: OutputBranch = branch) -> None:
-            signal_hidden_gnd = torch.zeros(1, branch.spec.signals, width)
-            # The text encoder saves nothing, so its embeddings are given.
-            branch.generation_output(
-                branch.dummy_targets(signal_hidden_gnd.device, embeds_given=True),
-                signal_hidden_gnd,
-                embeds_given=True,
-            )
 
-        saved[kind] = _saved_bytes(branch, generate)
+def saved_by_branch(branch: OutputBranch, *, recompute: bool) -> int:
+    """Return the bytes that autograd saves in generating one medium, on the meta device.
+
+    With recomputation, these are the inputs of the recomputed layers, and while the backward pass
+    is in one of them, all that this layer saves.
+    """
+    # Text encoder and autoencoder save nothing, so their outputs are given.
+    given = {"embeds_given": True, "latents_given": True}
+    width = branch.signals.embedding_dim
+
+    def generate() -> None:
+        signal_hidden_gnd = torch.zeros(1, branch.spec.signals, width)
+        targets = branch.dummy_targets(signal_hidden_gnd.device, **given)
+        branch.generation_output(targets, signal_hidden_gnd, **given)
+
+    generator = branch.generator
+    generator.set_recompute(False)
+    saved = _saved_bytes(branch, generate, generator.recomputed_layers() if recompute else ())
+    generator.set_recompute(recompute)
     return saved
 
 
-def _saved_bytes(module: nn.Module, run: Callable[[], None]) -> int:
-    """Return the bytes that autograd saves while `run` runs, without the module's own weights."""
+def _saved_bytes(
+    module: nn.Module, run: Callable[[], None], recomputed: Sequence[nn.Module] = ()
+) -> int:
+    """Return the bytes that autograd saves while `run` runs, without the module's own weights.
+
+    Of layers that are recomputed, these are the inputs, and of the largest of them, in which the
+    backward pass is, all else.
+    """
     # A storage is one Python object for as long as it is referred to.
     weights = {id(storage): storage for storage in map(_storage, module.parameters())}
-    saved: dict[int, torch.UntypedStorage] = {}
+    kept: dict[int, torch.UntypedStorage] = {}
+    layers: list[dict[int, torch.UntypedStorage]] = []
+    saved = [kept]
 
     def save(tensor: Tensor) -> Tensor:
         storage = _storage(tensor)
         if id(storage) not in weights:
-            saved[id(storage)] = storage
+            saved[-1][id(storage)] = storage
         return tensor
 
+    def enter(_: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
+        for value in (*args, *kwargs.values()):
+            if isinstance(value, Tensor):
+                save(value)
+        layers.append({})
+        saved.append(layers[-1])
+
+    def leave(*_: object) -> None:
+        saved.pop()
+
+    hooks = [layer.register_forward_pre_hook(enter, with_kwargs=True) for layer in recomputed]
+    hooks += [layer.register_forward_hook(leave) for layer in recomputed]
     with (
         torch.device("meta"),
+        _FusedAttention(),
         torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor),
     ):
         run()
-    return sum(storage.nbytes() for storage in saved.values())
+    for hook in hooks:
+        hook.remove()
+    return _bytes(kept) + max(map(_bytes, layers), default=0)
+
+
+class _FusedAttention(TorchFunctionMode):
+    """Lets attention save what a fused kernel does; the meta device has none, and saves scores."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401 -- of any function of PyTorch
+        kwargs = kwargs or {}
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **kwargs)
+        named = dict(zip(("query", "key", "value"), args, strict=False)) | dict(kwargs)
+        return _SavesNoScores.apply(named["query"], named["key"], named["value"])
+
+
+class _SavesNoScores(torch.autograd.Function):
+    """Attention without a result, which saves its inputs, its output and one number per query."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:  # noqa: ANN401
+        output = query.new_empty(*query.shape[:-1], value.shape[-1])
+        log_sum = torch.empty(query.shape[:-1], dtype=torch.float32, device=query.device)
+        ctx.save_for_backward(query, key, value, output, log_sum)
+        return output
+
+
+def _bytes(storages: Mapping[int, torch.UntypedStorage]) -> int:
+    return sum(storage.nbytes() for storage in storages.values())
 
 
 def _storage(tensor: Tensor) -> torch.UntypedStorage:

@@ -22,7 +22,7 @@ from model.multimodal_lm import MultimodalLM
 from model.output_branch import OutputBranch, signal_ids
 from model.signal_decoding import Condition, Sampling, decode
 from model.spec.generators import SoundDiffusion
-from model.spec.output_branches import OutputBranchSpec
+from model.spec.output_branches import Generation, OutputBranchSpec
 from pipeline.data.collate import collate
 from pipeline.data.encode import Example, SampleEncoder
 from pipeline.data.generation_targets import GenerationTarget, GenerationTargetEncoder
@@ -41,7 +41,7 @@ class EarlierMedia(GenerationTargetEncoder):
     """
 
     def __init__(self, branches: Sequence[OutputBranchSpec]) -> None:
-        super().__init__(branches, {}, denoises=False, seed=0)
+        super().__init__(branches, {}, generation=Generation(), seed=0)
 
     def encode(self, sample: Sample, number: int, kind: str, position: int) -> GenerationTarget:
         """Return a target that needs neither caption nor medium."""

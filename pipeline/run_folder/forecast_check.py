@@ -49,7 +49,16 @@ def compare_with_forecast(
     tokens = sample_length(system, settings, totals.max_positions)
     targets = tokens * totals.targets / totals.positions
     on_cpu = get_accelerator().device_name() == "cpu"
-    planned = plan(system, run.stage, world, tokens=tokens, targets=targets, on_cpu=on_cpu)
+    with_features = run.feature_cache is not None
+    planned = plan(
+        system,
+        run.stage,
+        world,
+        tokens=tokens,
+        targets=targets,
+        on_cpu=on_cpu,
+        with_features=with_features,
+    )
     peak = of_this_device(settings.precision, typical_product(system.model, settings), measure=True)
     assert peak is not None
     workload = Workload(
@@ -59,7 +68,7 @@ def compare_with_forecast(
         media={kind: count / totals.samples for kind, count in totals.media.items()},
     )
     forecast = make_forecast(
-        system, run.stage, planned, peak, workload, with_features=run.feature_cache is not None
+        system, run.stage, planned, peak, workload, with_features=with_features
     )
     rows = _compare(Path(run.output), planned, forecast, totals, memory_before)
     notes = [

@@ -79,7 +79,7 @@ def loss_terms(spec: ModelSpec, stage: Stage) -> tuple[LossTerm, ...]:
         terms += (align_term(spec, kind, stage.reference.weight, _align_text),)
     if stage.generation is not None:
         for branch in spec.outputs:
-            terms += generation_terms(branch, stage.generation)
+            terms += generation_terms(branch, stage.generation.of(branch.modality))
     return terms
 
 
@@ -183,6 +183,10 @@ def generation_terms(branch: OutputBranchSpec, generation: Generation) -> tuple[
 
     Each is a mean over the elements of a kind of media; one of weight 0 is not computed. The target
     text of eq. 2 then contains the signal tokens.
+
+    Args:
+        branch: the modality's.
+        generation: the weights of this branch.
     """
     kind = branch.kind
     terms = (

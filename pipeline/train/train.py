@@ -237,7 +237,13 @@ def build_model(run: RunConfig, inputs: Inputs) -> nn.Module:
     if isinstance(settings, InitStage):
         model = build_init(run.system.model, settings, weights=run.weights, seed=run.seed)
     else:
-        model = build(run.system.model, settings, weights=run.weights, seed=run.seed)
+        model = build(
+            run.system.model,
+            settings,
+            weights=run.weights,
+            seed=run.seed,
+            latents_given=run.feature_cache is not None,
+        )
     inputs.checkpoints.adapters = adapter_record(run, model)
     if inputs.initial_weights is not None:
         check_adapters(inputs.initial_weights, inputs.checkpoints.adapters)
@@ -312,7 +318,7 @@ def _generation_target_encoder(
     return GenerationTargetEncoder(
         branches,
         build_caption_tokenizers(branches, weights=run.weights),
-        denoises=generation.denoise > 0,
+        generation=generation,
         seed=run.seed,
         features=features,
     )

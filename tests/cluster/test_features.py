@@ -106,20 +106,29 @@ def test_features_give_the_losses_of_the_encoder(
     assert contents(cache).keys() == before.keys()
 
 
-def test_caption_embeddings_are_read_too(tmp_path: Path) -> None:
-    """In a mix in which a micro-batch of a rank may lack images, or images to be generated."""
+def test_targets_of_generated_media_are_read_too(tmp_path: Path) -> None:
+    """In a mix in which a micro-batch of a rank may lack images, or images to be generated.
+
+    The UNet is recomputed. A run that is stopped resumes on another number of ranks.
+    """
     generated = generation_shards(tmp_path / "generated", 12)
     inputs = caption_shards(tmp_path / "inputs", 12)
-    settings = ["pt.max_tokens=256", *generative_overrides(system("digits").tiny())]
+    settings = ["pt.max_tokens=256", "pt.recompute=true"]
+    settings += generative_overrides(system("digits").tiny())
     command = ["pt", "digits", "--scale", "tiny", "--data", generated, inputs, *SMALL, *SLOW]
     command += ["--set", *settings]
     runs = {name: tmp_path / name for name in ("plain", "cached")}
     checked(run_ranks(2, *command, "--output", runs["plain"]))
     cache = precomputed([inputs, generated], tmp_path / "cache", *settings, scale="tiny")
     roles = {json.loads(path.read_text())["role"] for path in cache.glob("*/encoder.json")}
-    assert roles == {"encoder", "text"}
-    outcome = checked(run_ranks(2, *command, "--output", runs["cached"], "--feature-cache", cache))
+    assert roles == {"encoder", "text", "latents"}
+    command += ["--output", runs["cached"], "--feature-cache", cache]
+    ranks = Ranks(2, command)
+    stop_after(3, runs["cached"], ranks)
+    assert ranks.wait().code == 75
+    outcome = checked(run_ranks(1, *command))
     assert "features of to_image: 12 from" in outcome.stderr
+    assert "features of to_image.latents: 12 from" in outcome.stderr
     assert losses(runs["cached"]) == pytest.approx(losses(runs["plain"]), rel=CLOSE)
 
 

@@ -161,7 +161,7 @@ def generation_targets(
     return GenerationTargetEncoder(
         branches,
         build_caption_tokenizers(branches, weights=weights),
-        denoises=stage.generation.denoise > 0,
+        generation=stage.generation,
         seed=0,
     )
 

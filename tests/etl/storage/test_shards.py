@@ -4,6 +4,7 @@ import pickle
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -45,6 +46,27 @@ def test_samples_come_back_as_written(folder: Path) -> None:
     for index in (0, 255, 256, 299, 300, 599, 600, 699):
         assert samples[index] == sample(index)
     assert samples[-1] == sample(699)
+
+
+def test_media_are_read_when_they_are_needed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So what is cached of them costs no reading; copies have them, wherever they go."""
+    reads = []
+    read = ShardSet._medium_data
+    monkeypatch.setattr(
+        ShardSet, "_medium_data", lambda *args: reads.append(args[1:]) or read(*args)
+    )
+    stored = ShardSet([folder])[301]
+    assert (stored.media[0].kind, stored.media[0].height, reads) == ("image", 7, [])
+    with pytest.raises(AttributeError, match="datum"):
+        _ = stored.media[0].datum
+    assert replace(stored.media[0], width=8) == replace(sample(301).media[0], width=8)
+    assert stored == sample(301)
+    assert reads == [(1, 1, 0)]
+    copied = pickle.loads(pickle.dumps(ShardSet([folder])[301]))
+    assert copied == sample(301)
+    assert len(reads) == 2
+    assert write_folder(folder.parent / "copy", [ShardSet([folder])[301]], job="test")
+    assert ShardSet([folder.parent / "copy"])[0] == sample(301)
 
 
 def test_an_index_past_the_end_is_an_index_error(folder: Path) -> None:

@@ -144,7 +144,7 @@ def test_one_loss_of_eq_5_is_that_of_the_pipelines_modules(both):
     pipe, made = both
     spec, seeds = made.spec, torch.tensor([3, 4])
     values, condition = targets(spec, 2), condition_of(pipe, spec, CAPTIONS)
-    found = made.denoise(values, condition, seeds)
+    found = made.denoise(made.encode(values), condition, seeds)
     draws = rngs(seeds.tolist())
     steps, noise = made._sample_noise(draws, torch.device("cpu"))
     scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
@@ -254,12 +254,34 @@ def test_a_medium_is_drawn_alike_in_any_batch(both):
 
 
 def test_the_gradient_reaches_the_conditions(both):
+    """With recomputation bit for bit the same, of fewer saved tensors and more forward passes."""
     _, made = both
     made.requires_grad_(False)
-    conditions = torch.randn(2, *made.spec.condition_shape, requires_grad=True)
-    found = made.denoise(targets(made.spec, 2), conditions, torch.tensor([0, 1]))
-    (found.noise_pred_gcyx - found.noise_target_gcyx).square().mean().backward()
-    assert (conditions.grad.flatten(1).abs().sum(1) > 0).all()
+    latents = made.encode(targets(made.spec, 2))
+    given = torch.randn(2, *made.spec.condition_shape)
+    found, calls, saved = [], [], []
+    layer = made.recomputed_layers()[-1]
+    inner = next(part for part in layer.children() if not isinstance(part, torch.nn.ModuleList))
+    hook = inner.register_forward_hook(lambda *_: calls.append(1))
+    for recompute in (False, True):
+        made.set_recompute(recompute)
+        conditions = given.clone().requires_grad_()
+        sizes = []
+        count = len(calls)
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor, sizes=sizes: sizes.append(tensor.numel()) or tensor, lambda t: t
+        ):
+            output = made.denoise(latents, conditions, torch.tensor([0, 1]))
+        (output.noise_pred_gcyx - output.noise_target_gcyx).square().mean().backward()
+        found.append((output.noise_pred_gcyx, conditions.grad))
+        saved.append(sum(sizes))
+        calls[count:] = [len(calls) - count]
+    hook.remove()
+    made.set_recompute(False)
+    assert (found[0][1].flatten(1).abs().sum(1) > 0).all()
+    assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
+    assert calls == [1, 2]
+    assert saved[1] < saved[0] / 2
 
 
 def test_noise_depends_on_the_medium_and_not_on_its_batch(both):
@@ -268,8 +290,8 @@ def test_noise_depends_on_the_medium_and_not_on_its_batch(both):
     conditions = torch.randn(3, *made.spec.condition_shape)
     seeds = torch.tensor([5, 2**32 - 1, 7])
     with torch.no_grad():
-        together = made.denoise(shown, conditions, seeds)
-        alone = made.denoise(shown[1:2], conditions[1:2], seeds[1:2])
+        together = made.denoise(made.encode(shown), conditions, seeds)
+        alone = made.denoise(made.encode(shown[1:2]), conditions[1:2], seeds[1:2])
     if made.spec.prediction == "epsilon":
         assert torch.equal(together.noise_target_gcyx[1:2], alone.noise_target_gcyx)
     torch.testing.assert_close(
@@ -331,7 +353,9 @@ def test_the_target_of_v_prediction_is_the_velocity():
     made, shown, draws = built(spec), targets(spec, 1), rngs([3])
     steps, noise = made._sample_noise(draws, torch.device("cpu"))
     with torch.no_grad():
-        found = made.denoise(shown, torch.zeros(1, *spec.condition_shape), torch.tensor([3]))
+        found = made.denoise(
+            made.encode(shown), torch.zeros(1, *spec.condition_shape), torch.tensor([3])
+        )
         latents = made.vae.encode(shown / 127.5 - 1).latent_dist.mode() * 0.18215
     kept = made.scheduler.alphas_cumprod[steps]
     # v = √ᾱ ε − √(1 − ᾱ) z (Salimans and Ho 2022, appendix D)
@@ -350,7 +374,7 @@ def test_min_snr_limits_the_weight_of_easy_time_steps(prediction):
         errors = [
             (found.noise_pred_gcyx - found.noise_target_gcyx).square().flatten(1).mean(1)
             for found in (
-                made.denoise(shown, torch.zeros(3, *spec.condition_shape), seeds)
+                made.denoise(made.encode(shown), torch.zeros(3, *spec.condition_shape), seeds)
                 for made in (plain, weighted)
             )
         ]

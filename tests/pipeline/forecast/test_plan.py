@@ -24,7 +24,7 @@ from pipeline.forecast.plan import plan, plan_table
 
 NAMES = [
     # Three generators with their UNets, of which one is of videos: as long as ten others together.
-    pytest.param(name, marks=pytest.mark.nightly) if name == "codi_2" else name
+    pytest.param(name, marks=pytest.mark.nightly) if name in ("codi_2", "next_gpt") else name
     for name in PRESETS
 ]
 STAGES = [pytest.param("pt", marks=pytest.mark.nightly), "sft"]

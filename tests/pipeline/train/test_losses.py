@@ -7,7 +7,10 @@ import torch
 import torch.nn.functional as F
 
 from model.batch import IGNORED
+from model.build import build_outputs
 from model.presets import PRESETS, system
+from model.spec import SpecError
+from model.spec.output_branches import BranchWeights, Generation
 from pipeline.train.losses import (
     contrastive_loss,
     loss_terms,
@@ -120,6 +123,39 @@ def test_every_stage_of_every_preset_has_loss_terms_with_names_of_their_own(name
         assert all(term.weight > 0 for term in terms)
         assert ("align" in names) == (stage.reference is not None)
         assert any(name.startswith("to_") for name in names) == (stage.generation is not None)
+
+
+def test_published_weights_of_eqs_2_4_and_5() -> None:
+    """MiniGPT-5's (model.py); NExT-GPT's, in whose IT a video's eq. 4 counts double."""
+
+    def weights(name: str, stage: str) -> dict[str, float]:
+        terms = loss_terms(system(name).model, system(name).stage(stage))
+        return {term.name: term.weight for term in terms}
+
+    minigpt_5 = {"text": 0.01, "to_image.align": 0.1, "to_image.denoise": 1.0}
+    assert weights("minigpt_5", "pt") == weights("minigpt_5", "sft") == minigpt_5
+    kinds = ("to_image", "to_video", "to_audio")
+    next_gpt = {f"{kind}.{loss}": 1.0 for kind in kinds for loss in ("align", "denoise")}
+    assert weights("next_gpt", "pt") == {"text": 1.0} | next_gpt
+    assert weights("next_gpt", "sft") == {"text": 1.0} | next_gpt | {"to_video.align": 2.0}
+
+
+def test_a_branch_may_do_without_one_of_the_losses() -> None:
+    whole = Generation(branches=(BranchWeights(modality="audio", denoise=0.0),))
+    preset = system("next_gpt").tiny()
+    stage = replace(preset.sft, generation=whole)
+    names = [term.name for term in loss_terms(preset.model, stage)]
+    assert "to_audio.align" in names
+    assert "to_audio.denoise" not in names
+    assert [b.modality for b in stage.denoising_branches(preset.model)] == ["image", "video"]
+    built = build_outputs(preset.model, stage, weights="random")
+    unets = {kind: branch.generator.unet is not None for kind, branch in built.items()}
+    assert unets == {"image": True, "video": True, "audio": False}
+    twice = 2 * (BranchWeights(modality="audio"),)
+    with pytest.raises(SpecError, match="want each modality once"):
+        Generation(branches=twice)
+    with pytest.raises(SpecError, match="one of them positive"):
+        Generation(branches=(BranchWeights(modality="audio", align=0.0, denoise=0.0),))
 
 
 def test_the_z_loss_is_the_squared_log_of_the_softmax_denominator() -> None:
