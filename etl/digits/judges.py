@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import io
 import json
-import logging
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,8 +32,7 @@ from etl.digits.tones import KEYS
 from etl.storage.atomic import write_json
 from etl.storage.shards import ShardSet
 
-log = logging.getLogger(__name__)
-
+_REPLIES = "replies.jsonl"
 _SIDE = 8  # pixels, as the scans have
 _PICTURES_PER_SCAN = 3
 _NOISE = 40.0  # of 255; a picture with less contrast shows nothing
@@ -160,18 +159,18 @@ def _classifier() -> SVC:
     return SVC(C=10).fit(np.array(glyphs), np.array(digits))
 
 
-def judge(path: Path, features: Mapping[str, str]) -> dict[str, bool]:
-    """Return which of the features asked for a medium's file shows.
+def judge(kind: str, data: bytes, features: Mapping[str, str]) -> dict[str, bool]:
+    """Return which of the features asked for a medium shows.
 
     Args:
-        path: of a PNG, WAV or MP4 file.
+        kind: of the medium.
+        data: the content of its file.
         features: `digit`, `colour` and `direction`, as far as they were asked for. The digit in a
             video is too small to be read.
     """
-    data = path.read_bytes()
-    if path.suffix == ".wav":
+    if kind == "audio":
         return {"digit": digit_of_sound(data) == int(features["digit"])}
-    if path.suffix == ".mp4":
+    if kind == "video":
         return {"direction": direction_of_video(data) == features["direction"]}
     shown = {"digit": digit_of_picture(data) == int(features["digit"])}
     if "colour" in features:
@@ -184,36 +183,49 @@ class Options:
     """Judge the media of replies to requests; writes scores.json next to them, by task.
 
     A reply is correct if its medium shows all that was asked for; one without a medium of the kind
-    that was asked for is wrong.
+    that was asked for is wrong. Without --replies, the requests' own media are judged: what the
+    judges say of real ones.
     """
 
     requests: Path
     """Shards of requests, as the ETL writes them."""
-    replies: Path
+    replies: Path | None = None
     """Folder with replies.jsonl and media, as `python -m pipeline generate` writes it."""
 
 
 def run(args: Sequence[str]) -> None:
     """Run the command with command-line arguments."""
     options = parse(Options, prog="python -m etl.digits.judges", args=args)
-    lines = (options.replies / "replies.jsonl").read_text().splitlines()
-    replies = {reply["id"]: reply for reply in map(json.loads, lines)}
+    replies = None if options.replies is None else _read(options.replies)
     found: dict[str, list[dict[str, bool]]] = {task: [] for task in TASKS}
     requests = ShardSet([options.requests])
     for number in range(len(requests)):
         sample = requests[number]
-        if sample.id not in replies:
-            raise UserError(f"{options.replies / 'replies.jsonl'}: no reply to {sample.id}")
+        if replies is None:
+            media = [(sample.media[-1].kind, sample.media[-1].data)]
+        elif sample.id in replies:
+            media = replies[sample.id]
+        else:
+            raise UserError(f"{options.replies}/{_REPLIES}: no reply to {sample.id}")
         task = sample.lineage["task"]
-        found[task].append(_shown(options.replies, replies[sample.id], task, sample.lineage))
+        found[task].append(_shown(media, task, sample.lineage))
     scores = {task: _scores(shown) for task, shown in found.items() if shown}
-    write_json(options.replies / "scores.json", scores)
-    for task, score in scores.items():
-        log.info("%s: %s", task, score)
+    if options.replies is not None:
+        write_json(options.replies / "scores.json", scores)
+    sys.stdout.write(json.dumps(scores) + "\n")
+
+
+def _read(folder: Path) -> dict[str, list[tuple[str, bytes]]]:
+    """Return kinds and files of the media of each reply, by its id."""
+    replies = map(json.loads, (folder / _REPLIES).read_text().splitlines())
+    return {
+        reply["id"]: [(one["kind"], (folder / one["file"]).read_bytes()) for one in reply["media"]]
+        for reply in replies
+    }
 
 
 def _shown(
-    folder: Path, reply: Mapping[str, Any], task: str, features: Mapping[str, str]
+    media: Sequence[tuple[str, bytes]], task: str, features: Mapping[str, str]
 ) -> dict[str, bool]:
     """Return which of the features asked for the first medium of the right kind shows."""
     wants, wordings = TASKS[task].wants, TASKS[task].wordings
@@ -221,9 +233,9 @@ def _shown(
     for name in ("colour", "direction"):
         if f"{{{name}}}" in wordings[0]:
             asked[name] = features[name]
-    for medium in reply["media"]:
-        if medium["kind"] == wants:
-            return judge(folder / medium["file"], asked)
+    for kind, data in media:
+        if kind == wants:
+            return judge(kind, data, asked)
     return {"medium": False}
 
 
