@@ -11,6 +11,7 @@ import binascii
 import hashlib
 import json
 import mimetypes
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -137,6 +138,11 @@ class Grading:
     max_tokens: int
 
 
+def likeliest_letter(scores: Sequence[float]) -> str:
+    """Return the letter of the option with the highest score, the first of several."""
+    return LETTERS[max(range(len(scores)), key=scores.__getitem__)]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Benchmark:
     """A published benchmark.
@@ -145,9 +151,12 @@ class Benchmark:
         name: on the command line.
         read: reads its published files from a data folder; raises UserError.
         metrics: the official metrics of answered questions.
-        prompt: how the question is usually put to a model.
+        prompt: how the question is usually put to a model that writes its answer.
+        ranked: how it is put where its options are ranked by their likelihoods.
         ask: whether the model writes its answer, or the most likely of the options is taken.
         prediction: what a model's reply becomes in the official format of predictions.
+        chosen: the reply that stands for the mean log-likelihoods of a question's options.
+        max_new_tokens: the longest reply, as LLaVA-1.5's scripts cut it.
         load: reads the official format of predictions from a file or folder: (question id,
             answer) of each; None if there is no other than ours.
         save: returns the files of predictions that the official server or script accepts: name →
@@ -162,14 +171,27 @@ class Benchmark:
     read: Callable[[Path], list[Question]]
     metrics: Callable[[Sequence[Answered]], Metrics]
     prompt: Callable[[Question], str] = lambda question: question.text
+    ranked: Callable[[Question], str] = lambda question: question.text
     ask: Literal["generation", "likelihood"] = "generation"
     prediction: Callable[[Question, str], str] = lambda _, reply: reply
+    chosen: Callable[[Sequence[float]], str] = likeliest_letter
+    max_new_tokens: int = 128
     load: Callable[[Path, Sequence[Question]], list[tuple[str, str]]] | None = None
     save: Callable[[Sequence[Answered]], Mapping[str, bytes]] | None = None
     rules: Rules = STRICT
     grading: Grading | None = None
     layout: tuple[Needed, ...] = ()
     headlines: tuple[Headline, ...] = ()
+
+    def survey_figures(self, scores: Scores) -> dict[str, float]:
+        """Return what stands in the survey's Table 2: column → figure."""
+        found = {}
+        for headline in self.headlines:
+            try:
+                found[headline.column] = headline.value(scores)
+            except KeyError:  # of questions that were not asked
+                continue
+        return found
 
     def score(self, questions: Sequence[Question], answers: Mapping[str, str]) -> Scores:
         """Return the official score of answers by question id, one to each question."""
@@ -185,16 +207,25 @@ class BenchmarkSamples:
     Args:
         benchmark: to read.
         folder: with its published files and its images.
-        limit: number of questions, from the start; None for all.
+        limit: at most so many questions, of whole units from the start; None for all.
+        ask: by generation or by likelihood; by default the benchmark's way.
 
     Raises:
         UserError: a file is missing or damaged.
     """
 
-    def __init__(self, benchmark: Benchmark, folder: Path, limit: int | None = None) -> None:
+    def __init__(
+        self,
+        benchmark: Benchmark,
+        folder: Path,
+        limit: int | None = None,
+        ask: Literal["generation", "likelihood"] | None = None,
+    ) -> None:
         self.benchmark, self._folder = benchmark, folder
-        check_layout(benchmark, folder)
-        self.questions = benchmark.read(folder)[:limit]
+        self.by_likelihood = (ask or benchmark.ask) == "likelihood"
+        self.questions = read_questions(benchmark, folder)
+        if limit is not None:
+            self.questions = _first_units(self.questions, limit)
         for path in dict.fromkeys(path for q in self.questions for path in q.images):
             if not path.startswith(DATA_URI) and not (folder / path).is_file():
                 raise UserError(f"{folder / path}: no such file; {benchmark.name} needs its images")
@@ -205,7 +236,7 @@ class BenchmarkSamples:
     def __getitem__(self, index: int) -> Sample:
         """Return a question, with its true answer as the assistant's turn."""
         question = self.questions[index]
-        text = f"{PLACEHOLDERS['image']}\n" * len(question.images) + self.benchmark.prompt(question)
+        text = f"{PLACEHOLDERS['image']}\n" * len(question.images) + self.prompt(question)
         return Sample(
             id=question.id,
             source=self.benchmark.name,
@@ -217,11 +248,54 @@ class BenchmarkSamples:
             lineage={"kind": question.split},
         )
 
+    def prompt(self, question: Question) -> str:
+        """Return how a question is put."""
+        ranked = self.by_likelihood and question.options
+        return self.benchmark.ranked(question) if ranked else self.benchmark.prompt(question)
+
     @property
     def fingerprint(self) -> str:
         """The sha256 of all questions and prompts; images are identified by their paths."""
-        questions = [(asdict(one), self.benchmark.prompt(one)) for one in self.questions]
+        questions = [(asdict(one), self.prompt(one)) for one in self.questions]
         return hashlib.sha256(json.dumps(questions).encode()).hexdigest()
+
+
+def _first_units(questions: Sequence[Question], limit: int) -> list[Question]:
+    """Return the questions of as many units as fit into a limit, in their order.
+
+    Raises:
+        UserError: not one unit does.
+    """
+    sizes = Counter(question.unit for question in questions)
+    taken: set[str] = set()
+    total = 0
+    for unit, size in sizes.items():
+        if total + size > limit:
+            break
+        taken.add(unit)
+        total += size
+    if not taken:
+        unit, size = next(iter(sizes.items()))
+        raise UserError(f"--limit: {limit}, want at least {size}, the questions of unit {unit!r}")
+    return [question for question in questions if question.unit in taken]
+
+
+def read_questions(benchmark: Benchmark, folder: Path, *, images: bool = True) -> list[Question]:
+    """Read a benchmark's questions from a data folder that has all of its files.
+
+    Args:
+        benchmark: to read.
+        folder: with its published files.
+        images: whether its images have to be there, too.
+
+    Raises:
+        UserError: a file is missing or damaged, or there are no questions.
+    """
+    check_layout(benchmark, folder, images=images)
+    questions = benchmark.read(folder)
+    if not questions:
+        raise UserError(f"{folder}: holds no questions of {benchmark.name}")
+    return questions
 
 
 def check_layout(benchmark: Benchmark, folder: Path, *, images: bool = True) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.progress import Progress
 from transformers import PreTrainedTokenizerBase
 
@@ -28,14 +28,17 @@ from pipeline.checkpoint.checkpoints import newest_weights
 from pipeline.config.run_config import RunConfig, read_run
 from pipeline.data.encode import SampleEncoder
 from pipeline.data.tokenize import warn_of_other_template
-from pipeline.evaluate.benchmark import BenchmarkSamples, benchmark_table
+from pipeline.evaluate.benchmark import BenchmarkSamples
+from pipeline.evaluate.benchmark_results import benchmark_results, benchmark_tasks
 from pipeline.evaluate.benchmarks import find_benchmark
 from pipeline.evaluate.device import FittingBatches, inference_device
 from pipeline.evaluate.exact_match import exact_match_table, score_exact_match
 from pipeline.evaluate.examples import examples_table, write_examples
 from pipeline.evaluate.generate_answers import Prediction, generate_answers, without_media
-from pipeline.evaluate.metrics import values
+from pipeline.evaluate.judge import Judge, address_judge
+from pipeline.evaluate.option_likelihoods import Answer, choose_options, choose_or_generate
 from pipeline.evaluate.partial_predictions import PartialPredictions, writing
+from pipeline.evaluate.survey_table import survey_table
 from pipeline.run_folder.evaluation import EVALUATION, EXAMPLES
 from pipeline.run_folder.report import run_report
 from pipeline.signals import STOPPED, StopRequest
@@ -54,15 +57,24 @@ class EvaluateOptions:
     """The run folder of a trained stage."""
     data: tuple[Path, ...]
     """Folders of Arrow shards whose samples end with the true answer; or with --benchmark, the
-    folder with its published files and images."""
-    benchmark: str | None = None
-    """Ask the questions of a published benchmark, and score them as its official script does."""
+    folder with its published files and images: of several, one each, or one that has a folder
+    named after each."""
+    benchmark: tuple[str, ...] = ()
+    """Ask the questions of published benchmarks, and score them as their official scripts do."""
+    choose: Literal["generation", "likelihood"] | None = None
+    """Have the model write the letter of an option, or take the most likely option. Default: each
+    benchmark's way."""
+    judge: str | None = None
+    """Of benchmarks that a language model grades: an OpenAI-compatible address, such as
+    http://127.0.0.1:8000/v1."""
+    judge_model: str = "gpt-4-0613"
+    """The judge's name at that address."""
     output: Path | None = None
     """Folder for predictions, scores and a page. Default: RUN/evaluation, and the run's page."""
     batch: int = 64
     """Questions per batch; answered in smaller ones where they do not fit into memory."""
-    max_new_tokens: int = 32
-    """Longest answer in tokens."""
+    max_new_tokens: int | None = None
+    """Longest answer in tokens. Default: 32; of a benchmark its own, 128 or 1024."""
     limit: int | None = None
     """Ask only the first questions, at most so many."""
     json: bool = False
@@ -82,78 +94,155 @@ def evaluate(args: Sequence[str]) -> int:
     config = read_run(options.run)
     if isinstance(config.settings, InitStage):
         raise UserError(f"{options.run}: a run of stage init has no answers; want one of pt or sft")
-    samples = _open_samples(options)
     # Chosen once: a run that is still training may save newer weights meanwhile.
     weights = newest_weights(options.run)
-    output = options.output or options.run / EVALUATION
-    number = min(len(samples), options.limit or len(samples))
-    identity = {
-        "weights": file_sha256(weights),
-        "config": file_sha256(options.run / "config.json"),
-        "data": samples.fingerprint,
-        "questions": number,
-        "batch": options.batch,
-        "max_new_tokens": options.max_new_tokens,
-    }
+    tasks = _tasks(options)
     tokenizer = build_tokenizer(config.system.model, weights=config.weights)
     warn_of_other_template(config, tokenizer)
     model = _load(config, weights)
-    seeing, blind = (
-        PartialPredictions(output / f"{name}.jsonl", identity | {"file": name}, options.batch)
-        for name in ("predictions", "predictions_blind")
-    )
-    for predictions, view in ((seeing, lambda sample: sample), (blind, without_media)):
-        questions = Questions(samples, number, view)
-        _answer(config, model, tokenizer, questions, predictions, options, stop)
-        if stop.asked:
-            done = len(seeing.predictions) + len(blind.predictions)
-            log.info("stopped on request after %d of %d answers; saved", done, 2 * number)
+    results: list[dict[str, Any]] = []
+    tables: list[RenderableType] = []
+    for task in tasks:
+        found = _evaluate(task, config, weights, model, tokenizer, options, stop)
+        if found is None:
             return STOPPED
-        predictions.finish()
-    asked = _asked(options, samples, seeing.predictions, blind.predictions)
-    cut = [seeing.predictions[i] for i in asked if seeing.predictions[i].cut]
-    if cut:
-        total = f"{len(cut)} of {len(asked)}"
-        log.warning(
-            "%s samples have media longer than the encoder takes; the first: sample %s, %s",
-            total,
-            cut[0].id,
-            cut[0].cut,
+        results.append(found[0])
+        tables.append(found[1])
+    survey = {column: one for result in results for column, one in result.get("survey", {}).items()}
+    if survey:
+        tables.append(survey_table(survey, str(options.run)))
+    if options.json:
+        value = results[0] if len(results) == 1 else {one["benchmark"]: one for one in results}
+        sys.stdout.write(json.dumps(value, indent=2) + "\n")
+    else:
+        Console().print(*tables)
+    return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What is evaluated together.
+
+    Args:
+        samples: to be asked.
+        output: folder for predictions, scores and examples.
+        page: folder of the page, or None for the run's own.
+        source: of the samples, for messages.
+        max_new_tokens: longest answer.
+    """
+
+    samples: ShardSet | BenchmarkSamples
+    output: Path
+    page: Path | None
+    source: str
+    max_new_tokens: int
+
+
+def _tasks(options: EvaluateOptions) -> list[Task]:
+    """Open all data, so that what is missing is reported before the model is loaded."""
+    output, page = options.output or options.run / EVALUATION, options.output
+    if not options.benchmark:
+        source = ", ".join(map(str, options.data))
+        shards = ShardSet(options.data, stamps=options.output or options.run)
+        limit = options.max_new_tokens or 32
+        return [Task(samples=shards, output=output, page=page, source=source, max_new_tokens=limit)]
+    pairs = benchmark_tasks([find_benchmark(name) for name in options.benchmark], options.data)
+    several = len(pairs) > 1
+    return [
+        Task(
+            samples=BenchmarkSamples(benchmark, folder, options.limit, options.choose),
+            output=output / benchmark.name if several else output,
+            page=output / benchmark.name if several else page,
+            source=str(folder),
+            max_new_tokens=options.max_new_tokens or benchmark.max_new_tokens,
         )
+        for benchmark, folder in pairs
+    ]
+
+
+def _evaluate(
+    task: Task,
+    config: RunConfig,
+    weights: Path,
+    model: MultimodalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    options: EvaluateOptions,
+    stop: StopRequest,
+) -> tuple[dict[str, Any], RenderableType] | None:
+    """Return the content of scores.json and a table of it; None if it was stopped."""
+    samples, output = task.samples, task.output
+    identity: dict[str, Any] = {
+        "weights": file_sha256(weights),
+        "config": file_sha256(options.run / "config.json"),
+        "data": samples.fingerprint,
+        "questions": min(len(samples), options.limit or len(samples)),
+        "batch": options.batch,
+        "max_new_tokens": task.max_new_tokens,
+    }
+    if isinstance(samples, BenchmarkSamples):
+        identity["by_likelihood"] = samples.by_likelihood
+    answer = _answer_function(config, model, tokenizer, task)
+    passes = _predict(task, answer, identity, stop)
+    if passes is None:
+        return None
+    seeing, blind = passes
+    asked = _asked(task, seeing.predictions, blind.predictions)
+    cut = _warn_of_cut([seeing.predictions[i] for i in asked])
     scores, table = _score(
-        samples, [seeing.predictions[i] for i in asked], [blind.predictions[i] for i in asked]
+        task,
+        [seeing.predictions[i] for i in asked],
+        [blind.predictions[i] for i in asked],
+        address_judge(options.judge, options.judge_model) if options.judge else None,
     )
     if isinstance(samples, ShardSet):
-        scores["skipped"] = number - len(asked)
-        scores["cut"] = len(cut)
+        scores["skipped"] = identity["questions"] - len(asked)
+        scores["cut"] = cut
     with writing(output / "scores.json"):
         write_json(output / "scores.json", scores)
     answers = {i: (seeing.predictions[i], blind.predictions[i]) for i in asked}
     with writing(output / EXAMPLES):
-        source = f"{weights.parent.name} on {', '.join(map(str, options.data))}"
+        source = f"{weights.parent.name} on {task.source}"
         write_examples(output / EXAMPLES, samples, answers, source=source)
-        log.info("report: %s", run_report(options.run, options.output))
-    for predictions in (seeing, blind):
+        log.info("report: %s", run_report(options.run, task.page))
+    for predictions in passes:
         predictions.remove_partial()
-    if options.json:
-        sys.stdout.write(json.dumps(scores, indent=2) + "\n")
-    else:
-        Console().print(table, examples_table(answers))
-    return 0
+    return scores, Group(table, examples_table(answers))
 
 
-def _open_samples(options: EvaluateOptions) -> ShardSet | BenchmarkSamples:
-    if options.benchmark is None:
-        return ShardSet(options.data, stamps=options.output or options.run)
-    benchmark = find_benchmark(options.benchmark)
-    if len(options.data) != 1:
-        raise UserError(f"--data: {len(options.data)} folders, want one for --benchmark")
-    return BenchmarkSamples(benchmark, options.data[0], options.limit)
+def _predict(
+    task: Task, answer: Answer, identity: Mapping[str, Any], stop: StopRequest
+) -> tuple[PartialPredictions, PartialPredictions] | None:
+    """Return the complete predictions with media and without; None if it was stopped."""
+    number, batch = identity["questions"], identity["batch"]
+    seeing, blind = (
+        PartialPredictions(task.output / f"{name}.jsonl", {**identity, "file": name}, batch)
+        for name in ("predictions", "predictions_blind")
+    )
+    for predictions, view in ((seeing, lambda sample: sample), (blind, without_media)):
+        _answer(answer, Questions(task.samples, number, view), predictions, batch, stop)
+        if stop.asked:
+            done = len(seeing.predictions) + len(blind.predictions)
+            log.info("stopped on request after %d of %d answers; saved", done, 2 * number)
+            return None
+        predictions.finish()
+    return seeing, blind
+
+
+def _warn_of_cut(asked: Sequence[Prediction]) -> int:
+    """Return how many questions have media that the model takes in part only, and log it."""
+    cut = [prediction for prediction in asked if prediction.cut]
+    if cut:
+        log.warning(
+            "%s samples have media longer than the encoder takes; the first: sample %s, %s",
+            f"{len(cut)} of {len(asked)}",
+            cut[0].id,
+            cut[0].cut,
+        )
+    return len(cut)
 
 
 def _asked(
-    options: EvaluateOptions,
-    samples: ShardSet | BenchmarkSamples,
+    task: Task,
     seeing: Sequence[Prediction],
     blind: Sequence[Prediction],
 ) -> list[int]:
@@ -166,15 +255,14 @@ def _asked(
         index: one.skip_reason or other.skip_reason
         for index, (one, other) in enumerate(zip(seeing, blind, strict=True))
     }
-    if isinstance(samples, ShardSet):
+    if isinstance(task.samples, ShardSet):
         for index, one in enumerate(seeing):
             if not one.truth.strip():
                 reasons[index] = reasons[index] or f"sample {one.id}: has no answer"
     skipped = [(index, reason) for index, reason in reasons.items() if reason]
-    data = ", ".join(map(str, options.data))
-    if skipped and (isinstance(samples, BenchmarkSamples) or len(skipped) == len(seeing)):
-        raise UserError(f"{data}: {skipped[0][1]} ({len(skipped)} of {len(seeing)} samples)")
-    path = (options.output or options.run / EVALUATION) / BAD_SAMPLES
+    if skipped and (isinstance(task.samples, BenchmarkSamples) or len(skipped) == len(seeing)):
+        raise UserError(f"{task.source}: {skipped[0][1]} ({len(skipped)} of {len(seeing)} samples)")
+    path = task.output / BAD_SAMPLES
     with writing(path), atomic_file(path) as stream:
         for index, reason in skipped:
             line = {"id": seeing[index].id, "reason": reason}
@@ -186,33 +274,13 @@ def _asked(
 
 
 def _score(
-    samples: ShardSet | BenchmarkSamples,
-    seeing: Sequence[Prediction],
-    blind: Sequence[Prediction],
+    task: Task, seeing: Sequence[Prediction], blind: Sequence[Prediction], judge: Judge | None
 ) -> tuple[dict[str, Any], RenderableType]:
     """Return the content of scores.json, and a table of it."""
-    if isinstance(samples, ShardSet):
+    if isinstance(task.samples, ShardSet):
         scores = score_exact_match(seeing, blind)
         return asdict(scores), exact_match_table(scores)
-    benchmark = samples.benchmark
-    benchmark_scores, blind_scores = (
-        values(
-            benchmark.metrics(
-                [
-                    (question, benchmark.prediction(question, prediction.answer))
-                    for question, prediction in zip(samples.questions, predictions, strict=True)
-                ]
-            )
-        )
-        for predictions in (seeing, blind)
-    )
-    value = {
-        "benchmark": samples.benchmark.name,
-        "questions": len(samples),
-        "scores": benchmark_scores,
-        "blind": blind_scores,
-    }
-    return value, benchmark_table(benchmark_scores)
+    return benchmark_results(task.samples, seeing, blind, task.output, judge)
 
 
 class Questions:
@@ -259,16 +327,10 @@ def _load(config: RunConfig, weights: Path, *, decoding: bool = False) -> Multim
     return model.to(inference_device())
 
 
-def _answer(
-    config: RunConfig,
-    model: MultimodalLM,
-    tokenizer: PreTrainedTokenizerBase,
-    questions: Questions,
-    predictions: PartialPredictions,
-    options: EvaluateOptions,
-    stop: StopRequest,
-) -> None:
-    """Answer the remaining questions, a batch at a time, until done or stopped."""
+def _answer_function(
+    config: RunConfig, model: MultimodalLM, tokenizer: PreTrainedTokenizerBase, task: Task
+) -> Answer:
+    """Return what answers a batch of samples, by generation or by likelihood."""
     encoder = SampleEncoder(
         config.system.model,
         tokenizer,
@@ -276,16 +338,33 @@ def _answer(
         max_tokens=config.settings.max_tokens,
         text_tokenizer=build_text_tokenizer(config.system.model, weights=config.weights),
     )
-    answer = partial(
-        generate_answers, model, tokenizer, encoder, max_new_tokens=options.max_new_tokens
+    generate = partial(
+        generate_answers, model, tokenizer, encoder, max_new_tokens=task.max_new_tokens
     )
-    fitting = FittingBatches(options.batch)
+    samples = task.samples
+    if isinstance(samples, ShardSet) or not samples.by_likelihood:
+        return generate
+    options = {question.id: question.options for question in samples.questions}
+    chosen = samples.benchmark.chosen
+    choose = partial(choose_options, model, tokenizer, encoder, options=options, reply=chosen)
+    return partial(choose_or_generate, choose, generate)
+
+
+def _answer(
+    answer: Answer,
+    questions: Questions,
+    predictions: PartialPredictions,
+    batch: int,
+    stop: StopRequest,
+) -> None:
+    """Answer the remaining questions, a batch at a time, until done or stopped."""
+    fitting = FittingBatches(batch)
     with Progress(console=Console(stderr=True)) as progress:
         done = len(predictions.predictions)
-        task = progress.add_task(predictions.path.stem, total=len(questions), completed=done)
-        for first in range(done, len(questions), options.batch):
+        row = progress.add_task(predictions.path.stem, total=len(questions), completed=done)
+        for first in range(done, len(questions), batch):
             if stop.asked:
                 return
-            answered = fitting.map(answer, questions.batch(first, options.batch))
+            answered = fitting.map(answer, questions.batch(first, batch))
             predictions.add(answered)
-            progress.update(task, advance=len(answered))
+            progress.update(row, advance=len(answered))

@@ -1,4 +1,4 @@
-"""Answers graded by a language model: at an OpenAI-compatible address, or in a run of ours."""
+"""Answers graded by a language model: such as one at an OpenAI-compatible address."""
 
 from __future__ import annotations
 
@@ -63,20 +63,6 @@ def address_judge(address: str, model: str) -> Judge:
         return build(
             url, want, lambda: str(json.loads(response.data)["choices"][0]["message"]["content"])
         )
-
-    return ask
-
-
-def run_judge(run: Path) -> Judge:
-    """Return a run of ours as a judge; its replies are greedy."""
-    from pipeline.evaluate.assistant import Assistant  # noqa: PLC0415 - loads PyTorch
-
-    assistant = Assistant.open(run)
-
-    def ask(messages: Messages, max_tokens: int, temperature: float) -> str:
-        del temperature
-        text = "\n\n".join(message["content"] for message in messages)
-        return assistant.ask(text, max_new_tokens=max_tokens)
 
     return ask
 

@@ -8,7 +8,7 @@ Shapes: b sequences, t positions, o positions with a target, v vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -21,15 +21,19 @@ from pipeline.data.collate import collate
 from pipeline.data.encode import Example, SampleEncoder
 from pipeline.evaluate.generate_answers import Prediction, prediction_of
 
+Answer = Callable[[Sequence[Sample]], list[Prediction]]
+
 
 def choose_options(
     model: MultimodalLM,
     tokenizer: PreTrainedTokenizerBase,
     encoder: SampleEncoder,
     samples: Sequence[Sample],
+    *,
     options: Mapping[str, Sequence[str]],
-) -> list[Prediction]:
-    """Choose an option for each sample.
+    reply: Callable[[Sequence[float]], str],
+) -> list[Prediction | None]:
+    """Choose an option for each sample that has some.
 
     Args:
         model: as the run trained it.
@@ -37,12 +41,30 @@ def choose_options(
         encoder: of the run's prompts.
         samples: each ends with the true answer of the assistant, which the options replace.
         options: of each sample, by id.
+        reply: what stands for the options' mean log-likelihoods, such as a letter.
 
     Returns:
-        A prediction for each sample, with the log-likelihoods of its options; the answer is the
-        text of the likeliest. One that cannot be a prompt has the reason and no answer.
+        For each sample with options a prediction with their log-likelihoods, or the reason why it
+        cannot be a prompt and no answer.
     """
-    return [_choose(model, tokenizer, encoder, sample, options[sample.id]) for sample in samples]
+    return [
+        _choose(model, tokenizer, encoder, sample, options[sample.id], reply)
+        if options[sample.id]
+        else None
+        for sample in samples
+    ]
+
+
+def choose_or_generate(
+    choose: Callable[[Sequence[Sample]], list[Prediction | None]],
+    generate: Answer,
+    samples: Sequence[Sample],
+) -> list[Prediction]:
+    """Choose an option for each sample that has some, and generate the answers to the others."""
+    chosen = choose(samples)
+    rest = [sample for sample, one in zip(samples, chosen, strict=True) if one is None]
+    generated = iter(generate(rest) if rest else [])
+    return [next(generated) if one is None else one for one in chosen]
 
 
 def _choose(
@@ -51,16 +73,14 @@ def _choose(
     encoder: SampleEncoder,
     sample: Sample,
     options: Sequence[str],
+    reply: Callable[[Sequence[float]], str],
 ) -> Prediction:
     try:
         examples = [encoder.encode(_answered(sample, option)) for option in options]
     except SampleError as error:
         return prediction_of(sample, error, "")
     scores = option_log_likelihoods(model, tokenizer, examples)
-    best = max(range(len(options)), key=scores.__getitem__)
-    return replace(
-        prediction_of(sample, examples[best], options[best]), option_scores=tuple(scores)
-    )
+    return replace(prediction_of(sample, examples[0], reply(scores)), option_scores=tuple(scores))
 
 
 def _answered(sample: Sample, option: str) -> Sample:

@@ -15,6 +15,35 @@ log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
+EVALUATED = "predictions.jsonl"
+"""In the folder of an evaluation."""
+
+
+def read_text(path: Path, want: str) -> str:
+    """Return the text of a file.
+
+    Raises:
+        UserError: no such file, or one that is not text; `want` says what it should hold.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; want {want}")
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not text in UTF-8; want {want}") from None
+
+
+def read_list(path: Path) -> list[Any]:
+    """Return the list in a JSON file, or its JSON lines.
+
+    Raises:
+        UserError: no such file, or one that is neither.
+    """
+    values = read_json(path)
+    if not isinstance(values, list):
+        raise UserError(f"{path}: want a list")
+    return values
+
 
 def read_json(path: Path) -> Any:  # noqa: ANN401
     """Return the JSON document in a file, or the list of its JSON lines.
@@ -22,9 +51,7 @@ def read_json(path: Path) -> Any:  # noqa: ANN401
     Raises:
         UserError: no such file, or one that is neither.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; want JSON, or JSON lines")
-    text = path.read_text(encoding="utf-8-sig")
+    text = read_text(path, "JSON, or JSON lines")
     try:
         return json.loads(text)
     except ValueError:
@@ -37,9 +64,7 @@ def read_json_lines(path: Path) -> list[tuple[str, Any]]:
     Raises:
         UserError: no such file, or a line that is not JSON.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; want JSON lines")
-    return _lines(path, path.read_text(encoding="utf-8-sig"))
+    return _lines(path, read_text(path, "JSON lines"))
 
 
 def _lines(path: Path, text: str) -> list[tuple[str, Any]]:
@@ -115,10 +140,9 @@ def read_answers(
     Raises:
         UserError: no such file, an invalid line, or what the rules call an error.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; want predictions as JSON lines")
     pairs = []
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+    lines = read_text(path, "predictions as JSON lines").splitlines()
+    for number, line in enumerate(lines, start=1):
         where = f"{path}:{number}"
         try:
             value = json.loads(line)
@@ -133,9 +157,16 @@ def read_predictions(
 ) -> list[Answered]:
     """Read predictions in our format or the benchmark's official one.
 
+    Args:
+        benchmark: says which answers are official, and what is done with missing ones.
+        path: a file, a folder of official files, or the folder of an evaluation of ours.
+        questions: of the benchmark.
+
     Raises:
         UserError: neither format, or what the benchmark's rules call an error.
     """
+    if (path / EVALUATED).is_file():
+        path /= EVALUATED
     if benchmark.load is None or _is_ours(path):
         replies = read_answers(path, questions, benchmark.rules)
         return [(question, benchmark.prediction(question, reply)) for question, reply in replies]

@@ -14,11 +14,12 @@ from rich.console import Console
 from rich.table import Table
 
 from etl.cli import UserError, parse
-from pipeline.evaluate.benchmark import Benchmark, Question, benchmark_table, check_layout
+from pipeline.evaluate.benchmark import Benchmark, Question, benchmark_table, read_questions
 from pipeline.evaluate.benchmarks import find_benchmark
-from pipeline.evaluate.judge import Judge, address_judge, grade, read_grades, run_judge
+from pipeline.evaluate.judge import Judge, Messages, address_judge, grade, read_grades
 from pipeline.evaluate.metrics import Difference, Metrics, differences, intervals, values
 from pipeline.evaluate.prediction_files import read_predictions
+from pipeline.evaluate.survey_table import survey_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +29,8 @@ class ScoreOptions:
     benchmark: tyro.conf.Positional[str]
     """The benchmark's name."""
     predictions: Path
-    """Predictions in the benchmark's official format, or JSON lines with the id of each question
-    and the answer to it."""
+    """Predictions in the benchmark's official format, JSON lines with the id of each question and
+    the answer to it, or the folder of an evaluation."""
     data: Path
     """The folder with the benchmark's published files."""
     against: Path | None = None
@@ -59,8 +60,7 @@ def score(args: Sequence[str]) -> int:
     """Run the command; returns the exit code."""
     options = parse(ScoreOptions, prog="python -m pipeline score", args=args)
     benchmark = find_benchmark(options.benchmark)
-    check_layout(benchmark, options.data, images=False)
-    questions = benchmark.read(options.data)
+    questions = read_questions(benchmark, options.data, images=False)
     check_answers(benchmark, questions, options.data)
     metrics = _metrics(options, benchmark, options.predictions, questions)
     scores = values(metrics)
@@ -78,6 +78,9 @@ def score(args: Sequence[str]) -> int:
             for split, named in found.items()
         }
         tables.append(_differences_table(options, found))
+    survey = benchmark.survey_figures(scores)
+    if survey:
+        tables.append(survey_table(survey, str(options.predictions)))
     if options.json:
         sys.stdout.write(json.dumps(result, indent=2) + "\n")
     else:
@@ -118,11 +121,25 @@ def _judge(options: ScoreOptions, benchmark: Benchmark, path: Path) -> Judge:
     if options.judge is not None:
         return address_judge(options.judge, options.judge_model)
     if options.judge_run is not None:
-        return run_judge(options.judge_run)
+        return _run_judge(options.judge_run)
     raise UserError(
         f"{path}: a language model grades the answers to {benchmark.name}; want --judge or"
         " --judge-run, or a file of grades as the predictions"
     )
+
+
+def _run_judge(run: Path) -> Judge:
+    """Return a run of ours as a judge; its replies are greedy."""
+    from pipeline.evaluate.assistant import Assistant  # noqa: PLC0415 - PyTorch, which scores need not
+
+    assistant = Assistant.open(run)
+
+    def ask(messages: Messages, max_tokens: int, temperature: float) -> str:
+        del temperature
+        text = "\n\n".join(message["content"] for message in messages)
+        return assistant.ask(text, max_new_tokens=max_tokens)
+
+    return ask
 
 
 def _differences_table(options: ScoreOptions, found: dict[str, dict[str, Difference]]) -> Table:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -33,7 +34,7 @@ from pipeline.evaluate.benchmark import (
     percent,
 )
 from pipeline.evaluate.metrics import Metrics, auc_metric, mean_metric
-from pipeline.evaluate.prediction_files import build, read_json_lines
+from pipeline.evaluate.prediction_files import build, read_json_lines, read_text
 
 _FILES = ("dev_seen.jsonl", "dev.jsonl", "test_seen.jsonl")
 _WORDS = ("no", "yes")
@@ -102,11 +103,15 @@ def _prediction(question: Question, reply: str) -> str:
     return f"{probability:.9g} {int(probability > 0.5)}"
 
 
+def _probability(scores: Sequence[float]) -> str:
+    """Return the probability of "yes" against "no", of their log-likelihoods."""
+    no, yes = scores
+    return f"{1 / (1 + math.exp(min(no - yes, 700))):.9g}"
+
+
 def _load(path: Path, questions: Sequence[Question]) -> list[tuple[str, str]]:
     del questions
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; want a CSV with id, proba and label")
-    rows = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig")))
+    rows = csv.DictReader(io.StringIO(read_text(path, "a CSV with id, proba and label")))
     return [
         build(
             f"{path}:{number}",
@@ -129,7 +134,9 @@ HATEFUL_MEMES = Benchmark(
     read=read,
     metrics=metrics,
     prompt=_prompt,
+    ranked=_prompt,
     ask="likelihood",
+    chosen=_probability,
     prediction=_prediction,
     load=_load,
     save=_save,

@@ -8,8 +8,9 @@ https://iconqa.github.io/, the unpacked iconqa_data:
 
 Scored by the official `tools/sub_acc.py` over the predictions: a question without one is not
 counted, of two the last one counts. Predictions: `{"results": {ID: index of the choice, or text}}`,
-or a folder with such a file per sub-task. A model is asked as MiniGPT-v2 (Vision-CAIR/MiniGPT-4,
-`IconQAEvalData`), and the most likely choice is taken; the survey's figures are of choose_txt.
+or a folder with such a file per sub-task. Choices are ranked by their likelihood after MiniGPT-v2's
+question (Vision-CAIR/MiniGPT-4, `IconQAEvalData`), or with `--choose generation` asked for by
+letter, as for LLaVA-1.5's benchmarks. The survey's figures are of choose_txt.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from pipeline.evaluate.benchmark import (
 from pipeline.evaluate.metrics import Metrics, accuracies
 from pipeline.evaluate.multiple_choice import lettered_options, mmbench_letter
 from pipeline.evaluate.prediction_files import build, read_json, save_json
+from pipeline.evaluate.prompts import lettered, short_answer
 
 _SOURCE = "https://iconqa.github.io/"
 _BLANK = "fill_in_blank"
@@ -83,6 +85,10 @@ def _question(
 
 
 def _prompt(question: Question) -> str:
+    return lettered(question) if question.options else short_answer(question)
+
+
+def _ranked(question: Question) -> str:
     return f"Based on the image, respond to this question with a short answer: {question.text}"
 
 
@@ -91,7 +97,8 @@ def _prediction(question: Question, reply: str) -> str:
     if not question.options:
         return reply
     letter = mmbench_letter(reply, lettered_options(question.options))
-    return str(LETTERS.index(letter)) if letter in LETTERS[: len(question.options)] else reply
+    index = LETTERS.find(letter) if letter else -1
+    return str(index) if 0 <= index < len(question.options) else reply
 
 
 def metrics(answered: Sequence[Answered]) -> Metrics:
@@ -131,6 +138,7 @@ ICONQA = Benchmark(
     read=read,
     metrics=metrics,
     prompt=_prompt,
+    ranked=_ranked,
     ask="likelihood",
     prediction=_prediction,
     load=_load,

@@ -167,6 +167,7 @@ LLAVA_BENCH = Benchmark(
     name="llava_bench",
     read=read,
     metrics=metrics,
+    max_new_tokens=1024,
     load=load_list("question_id", "text"),
     save=save_json(
         "llava_bench.jsonl",

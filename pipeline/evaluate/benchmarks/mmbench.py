@@ -22,8 +22,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
 
 from openpyxl import Workbook, load_workbook
+from openpyxl.utils.exceptions import InvalidFileException
 
 from etl.cli import UserError
 from pipeline.evaluate.benchmark import (
@@ -39,7 +42,7 @@ from pipeline.evaluate.benchmark import (
 )
 from pipeline.evaluate.metrics import Metrics, accuracies
 from pipeline.evaluate.multiple_choice import lettered_options, mmbench_letter
-from pipeline.evaluate.prediction_files import build
+from pipeline.evaluate.prediction_files import build, read_text
 from pipeline.evaluate.prompts import lettered
 
 _SOURCE = "https://github.com/open-compass/MMBench"
@@ -75,8 +78,11 @@ def read(folder: Path, *, names: Sequence[str]) -> list[Question]:
 
 def _table(path: Path, delimiter: str) -> list[dict[str, str]]:
     csv.field_size_limit(sys.maxsize)  # images are longer than the default
-    with path.open(encoding="utf-8-sig", newline="") as stream:
+    stream = io.StringIO(read_text(path, "a table with index and question or prediction"))
+    try:
         return list(csv.DictReader(stream, delimiter=delimiter))
+    except csv.Error as error:
+        raise UserError(f"{path}: not a table ({error})") from None
 
 
 def _question(row: Mapping[str, str], images: Mapping[str, str]) -> Question:
@@ -125,12 +131,8 @@ def metrics(answered: Sequence[Answered]) -> Metrics:
 
 def _load(path: Path, questions: Sequence[Question]) -> list[tuple[str, str]]:
     del questions
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; want .xlsx, .tsv or .csv")
     if path.suffix == ".xlsx":
-        sheet = load_workbook(path, read_only=True).active
-        names, *lines = sheet.iter_rows(values_only=True)
-        rows = [dict(zip(names, line, strict=True)) for line in lines]
+        rows = _spreadsheet(path)
     else:
         rows = list(map(dict, _table(path, "," if path.suffix == ".csv" else "\t")))
     return [
@@ -145,6 +147,17 @@ def _load(path: Path, questions: Sequence[Question]) -> list[tuple[str, str]]:
         )
         for number, row in enumerate(rows, start=1)
     ]
+
+
+def _spreadsheet(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; want .xlsx, .tsv or .csv")
+    try:
+        sheet = load_workbook(path, read_only=True).active
+        names, *lines = sheet.iter_rows(values_only=True)
+        return [dict(zip(names, line, strict=True)) for line in lines]
+    except (BadZipFile, KeyError, ValueError, InvalidFileException) as error:
+        raise UserError(f"{path}: not a spreadsheet with index and prediction ({error})") from None
 
 
 def _save(answered: Sequence[Answered], *, name: str) -> dict[str, bytes]:

@@ -23,6 +23,7 @@ from pathlib import Path
 from etl.cli import UserError
 from pipeline.evaluate.benchmark import Answered, Benchmark, Headline, Needed, Question, Rules
 from pipeline.evaluate.metrics import Array, Metric, Metrics, ratio, sums_metric
+from pipeline.evaluate.prediction_files import read_text
 from pipeline.evaluate.prompts import short_answer
 
 PERCEPTION = (
@@ -56,12 +57,14 @@ def read(folder: Path) -> list[Question]:
 
 
 def _questions(task: str, path: Path, image: str) -> list[Question]:
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    lines = [line for line in read_text(path, "two questions").splitlines() if line.strip()]
+    if len(lines) != 2:
+        raise UserError(f"{path}: {len(lines)} lines, want two questions about one image")
     found = []
     for number, line in enumerate(lines, start=1):
         text, tab, answer = line.partition("\t")
-        if not tab or answer.strip().lower() not in ("yes", "no") or len(lines) != 2:
-            raise UserError(f"{path}:{number}: want two lines of a question, a tab, and Yes or No")
+        if not tab or answer.strip().lower() not in ("yes", "no"):
+            raise UserError(f"{path}:{number}: want a question, a tab, and Yes or No")
         found.append(
             Question(
                 id=f"{task}/{path.stem}/{number}",
@@ -150,9 +153,7 @@ def _load(path: Path, questions: Sequence[Question]) -> list[tuple[str, str]]:
     files = [path / f"{task}.txt" for task in tasks] if path.is_dir() else [path]
     found = []
     for file in files:
-        if not file.is_file():
-            raise UserError(f"{file}: no such file; want the answers to all of MME's tasks")
-        lines = file.read_text(encoding="utf-8").split("\n")
+        lines = read_text(file, "the answers to a task, as of all of MME's tasks").split("\n")
         for number, line in enumerate(lines, start=1):
             if not line and number == len(lines):
                 continue

@@ -157,6 +157,7 @@ MMVET = Benchmark(
     name="mmvet",
     read=read,
     metrics=metrics,
+    max_new_tokens=1024,
     load=_load,
     save=save_json(
         "mmvet.json", lambda answered: {question.id: answer for question, answer in answered}

@@ -18,7 +18,7 @@ from pathlib import Path
 from etl.cli import UserError
 from pipeline.evaluate.benchmark import Answered, Benchmark, Headline, Needed, Question, Rules
 from pipeline.evaluate.metrics import Array, Metric, Metrics, Scores, ratio, sums_metric
-from pipeline.evaluate.prediction_files import build, read_json_lines
+from pipeline.evaluate.prediction_files import build, read_json_lines, read_text
 from pipeline.evaluate.prompts import short_answer
 
 SAMPLINGS = ("random", "popular", "adversarial")
@@ -30,11 +30,16 @@ def read(folder: Path) -> list[Question]:
     found = {name: path for name, path in files.items() if path.is_file()}
     if not found:
         raise UserError(f"{folder}: has none of {', '.join(path.name for path in files.values())}")
-    return [
-        _question(sampling, line, f"{path}:{number}")
-        for sampling, path in found.items()
-        for number, line in enumerate(path.read_text().splitlines(), start=1)
-    ]
+    questions: list[Question] = []
+    for sampling, path in found.items():
+        lines = read_text(path, "questions").splitlines()
+        if not lines:
+            raise UserError(f"{path}: no questions; want lines of JSON")
+        questions += [
+            _question(sampling, line, f"{path}:{number}")
+            for number, line in enumerate(lines, start=1)
+        ]
+    return questions
 
 
 def _question(sampling: str, line: str, where: str) -> Question:

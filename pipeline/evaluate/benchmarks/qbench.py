@@ -30,7 +30,7 @@ from pipeline.evaluate.benchmark import (
     percent,
 )
 from pipeline.evaluate.metrics import Metrics, accuracies
-from pipeline.evaluate.prediction_files import build, read_json
+from pipeline.evaluate.prediction_files import build, read_list, read_text
 from pipeline.evaluate.prompts import lettered
 
 _SOURCE = "https://huggingface.co/datasets/nanyangtu/LLVisionQA-QBench"
@@ -50,7 +50,7 @@ def read(folder: Path) -> list[Question]:
     want = "img_path, question, candidates and correct_ans"
     return [
         build(f"{path}: question {number}", want, partial(_question, number, value, path, images))
-        for number, value in enumerate(read_json(path))
+        for number, value in enumerate(read_list(path))
     ]
 
 
@@ -102,9 +102,7 @@ def _load(path: Path, questions: Sequence[Question]) -> list[tuple[str, str]]:
 
 def _objects(path: Path) -> list[Any]:
     """Return the objects of a list, or those that stand one after another without separators."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; want objects with a response")
-    text, decoder = path.read_text(), json.JSONDecoder()
+    text, decoder = read_text(path, "objects with a response"), json.JSONDecoder()
     found: list[Any] = []
     position = 0
     while text[position:].strip():

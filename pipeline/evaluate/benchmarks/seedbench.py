@@ -39,16 +39,18 @@ def read(folder: Path) -> list[Question]:
     """Read the questions about images."""
     path = folder / _FILE
     document = build(str(path), "questions and question_type", lambda: dict(read_json(path)))
-    types = build(
+    types, values = build(
         str(path),
-        "question_type: name → number",
-        lambda: {number: name for name, number in document["question_type"].items()},
+        "questions, and question_type: name → number",
+        lambda: (
+            {number: name for name, number in document["question_type"].items()},
+            [value for value in document["questions"] if value["data_type"] == "image"],
+        ),
     )
     want = "question_id, question, choice_a to choice_d, answer, data_id and question_type_id"
     return [
-        build(f"{path}: question {number}", want, partial(_question, value, types))
-        for number, value in enumerate(document["questions"], start=1)
-        if value.get("data_type") == "image"
+        build(f"{path}: image question {number}", want, partial(_question, value, types))
+        for number, value in enumerate(values, start=1)
     ]
 
 
@@ -76,7 +78,8 @@ def metrics(answered: Sequence[Answered]) -> Metrics:
 
 def _load(path: Path, questions: Sequence[Question]) -> list[tuple[str, str]]:
     values = read_json(path)
-    llava = isinstance(values, list) and values and "text" in values[0]
+    first = values[0] if isinstance(values, list) and values else values
+    llava = isinstance(first, dict) and "text" in first
     return load_list("question_id", "text" if llava else "prediction")(path, questions)
 
 

@@ -84,7 +84,8 @@ def _prompt(question: Question) -> str:
 
 def _load(path: Path, questions: Sequence[Question]) -> list[tuple[str, str]]:
     values = read_json(path)
-    if not isinstance(values, list) or not any("text" in value for value in values):
+    llava = isinstance(values, list) and any(isinstance(v, dict) and "text" in v for v in values)
+    if not llava:
         return load_list("question_id", "answer")(path, questions)
     by_prompt = {(q.labels["image"], q.text.lower()): q.id for q in questions}
     found = []

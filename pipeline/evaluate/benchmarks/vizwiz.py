@@ -28,7 +28,7 @@ from pipeline.evaluate.benchmark import (
     percent,
 )
 from pipeline.evaluate.benchmarks.vqa import accuracy_by_type, most_common
-from pipeline.evaluate.prediction_files import build, load_list, read_json, save_json
+from pipeline.evaluate.prediction_files import build, load_list, read_list, save_json
 from pipeline.evaluate.prompts import SHORT_ANSWER
 from pipeline.evaluate.vqa_accuracy import normalise_textvqa, vizwiz_accuracy
 
@@ -44,7 +44,7 @@ def read(folder: Path) -> list[Question]:
         raise UserError(f"{folder}: has none of {', '.join(_FILES)}")
     return [
         build(f"{path}: question {number}", "image and question", partial(_question, value, path))
-        for number, value in enumerate(read_json(path), start=1)
+        for number, value in enumerate(read_list(path), start=1)
     ]
 
 

@@ -30,7 +30,7 @@ from pipeline.evaluate.benchmark import (
     percent,
 )
 from pipeline.evaluate.metrics import Metrics, accuracies
-from pipeline.evaluate.prediction_files import build, read_json_lines
+from pipeline.evaluate.prediction_files import build, read_json_lines, read_text
 
 _FILE = "test.jsonl"
 _WORDS = ("false", "true")
@@ -72,10 +72,8 @@ def metrics(answered: Sequence[Answered]) -> Metrics:
 
 
 def _load(path: Path, questions: Sequence[Question]) -> list[tuple[str, str]]:
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; want lines of 0 or 1")
     found = []
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+    for number, line in enumerate(read_text(path, "lines of 0 or 1").splitlines(), start=1):
         if line.strip() not in ("0", "1"):
             raise UserError(f"{path}:{number}: {line.strip()!r}, want 0 (false) or 1 (true)")
         found.append((str(number), _WORDS[int(line)]))

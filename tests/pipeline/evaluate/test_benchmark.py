@@ -14,10 +14,18 @@ from model.presets import system
 from pipeline.checkpoint.checkpoints import write_weights
 from pipeline.config.run_config import RunConfig
 from pipeline.evaluate import benchmarks
-from pipeline.evaluate.benchmark import Answered, Benchmark, BenchmarkSamples, Question
+from pipeline.evaluate.benchmark import (
+    Answered,
+    Benchmark,
+    BenchmarkSamples,
+    Headline,
+    Question,
+    percent,
+)
+from pipeline.evaluate.benchmarks import find_benchmark
 from pipeline.evaluate.evaluate import evaluate
 from pipeline.evaluate.metrics import Metrics, mean_metric
-from pipeline.evaluate.prediction_files import read_answers
+from pipeline.evaluate.prediction_files import read_answers, save_json
 from pipeline.evaluate.score import score
 
 QUESTIONS = [
@@ -129,3 +137,100 @@ def test_evaluate_asks_and_scores_a_benchmark(
     assert scores["scores"]["hard"]["length"] == len(lines[1]["answer"])
     with pytest.raises(UserError, match="--data: 2 folders, want one for --benchmark"):
         evaluate([*args[:3], str(data), *args[3:], "--benchmark", "toy"])
+
+
+def choice_metrics(answered: Sequence[Answered]) -> Metrics:
+    points = [float(answer == question.answer) for question, answer in answered]
+    return {"all": {"accuracy": mean_metric(points, [q.unit for q, _ in answered])}}
+
+
+CHOICE = Benchmark(
+    name="choice",
+    read=lambda folder: [
+        Question(
+            id=name,
+            split="all",
+            text="Which digit?",
+            answer="B",
+            images=("one.png",),
+            options=options,
+        )
+        for name, options in (("a", ("3", "5")), ("b", ("5", "3")), ("c", ()))
+    ],
+    metrics=choice_metrics,
+    save=save_json("choice.json", lambda answered: {q.id: answer for q, answer in answered}),
+    headlines=(Headline(column="SEED-I", value=percent("all", "accuracy")),),
+)
+
+
+def test_several_benchmarks_by_likelihood_and_under_the_surveys_table(
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    trained_run: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(benchmarks, "BENCHMARKS", (TOY, CHOICE))
+    output = tmp_path / "out"
+    args = ["--run", str(trained_run), "--output", str(output), "--max-new-tokens", "2"]
+    args += ["--data", str(data), str(data), "--benchmark", "toy", "choice"]
+    assert evaluate([*args, "--choose", "likelihood"]) == 0
+    shown = capsys.readouterr().out
+    assert "Table 2 of the survey" in shown
+    assert "LLaVA-1.5" in shown
+    lines = (output / "choice" / "predictions.jsonl").read_text().splitlines()
+    first, second, third = map(json.loads, lines)
+    # The same two options in the other order: the same likelihoods, and so the other letter.
+    assert first["option_scores"] == pytest.approx(second["option_scores"][::-1], abs=1e-4)
+    assert {first["answer"], second["answer"]} == {"A", "B"}
+    assert "option_scores" not in third
+    scores = json.loads((output / "choice" / "scores.json").read_text())
+    accuracy = scores["scores"]["all"]["accuracy"]
+    assert scores["survey"] == {"SEED-I": pytest.approx(100 * accuracy)}
+    low, high = scores["intervals"]["all"]["accuracy"]
+    assert low <= accuracy <= high
+    official = json.loads((output / "choice" / "official" / "choice.json").read_text())
+    assert official == {"a": first["answer"], "b": second["answer"], "c": third["answer"]}
+    with pytest.raises(UserError, match="--data: 3 folders, want one for each of 2 benchmarks"):
+        evaluate([*args[:7], str(data), *args[7:]])
+
+
+def test_missing_files_are_named_with_their_source(tmp_path: Path) -> None:
+    message = (
+        r"vsr lacks test\.jsonl \(https://github\.com/cambridgeltl/\S+ \S+\); images "
+        r"\(https://cocodataset\.org/#download\)"
+    )
+    with pytest.raises(UserError, match=message):
+        BenchmarkSamples(find_benchmark("vsr"), tmp_path)
+
+
+def test_intervals_and_a_comparison_of_two_files(
+    data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(benchmarks, "BENCHMARKS", (CHOICE,))
+    ours = write_predictions(data / "a.jsonl", *({"id": i, "answer": "B"} for i in "abc"))
+    theirs = write_predictions(data / "b.jsonl", *({"id": i, "answer": "A"} for i in "abc"))
+    args = ["choice", "--predictions", str(ours), "--data", str(data), "--bootstrap", "20"]
+    assert score([*args, "--against", str(theirs), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {
+        "all": {"accuracy": 1.0},
+        "intervals": {"all": {"accuracy": [1.0, 1.0]}},
+        "differences": {
+            "all": {"accuracy": {"value": 1, "low": 1, "high": 1, "p_value": pytest.approx(2 / 21)}}
+        },
+    }
+    assert score([*args, "--against", str(theirs)]) == 0
+    shown = capsys.readouterr().out
+    assert "1.0000 [1.0000, 1.0000]" in shown
+    assert "+1.0000" in shown
+    assert "Table 2 of the survey" in shown
+    # The folders of two evaluations.
+    for name, path in (("run_a", ours), ("run_b", theirs)):
+        (data / name).mkdir()
+        (data / name / "predictions.jsonl").write_bytes(path.read_bytes())
+    folders = ["--predictions", str(data / "run_a"), "--against", str(data / "run_b")]
+    assert score(["choice", *folders, "--data", str(data), "--json"]) == 0
+    compared = json.loads(capsys.readouterr().out)
+    assert compared["differences"]["all"]["accuracy"]["value"] == 1
+    with pytest.raises(UserError, match="--bootstrap: -1, want at least 0"):
+        score([*args[:-1], "-1"])
