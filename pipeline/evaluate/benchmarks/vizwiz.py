@@ -7,6 +7,7 @@ https://vizwiz.org/tasks-and-datasets/vqa/ (arXiv:1802.08218):
 
 Scored by the challenge's `vqaEval.py`, which normalises the prediction but not the ten human
 answers, and fails without a prediction for each image; of two the last one counts.
+Predictions of other images are refused, as by VQA's loader.
 Predictions: `[{"image", "answer"}]`.
 """
 
