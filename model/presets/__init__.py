@@ -40,11 +40,11 @@ from model.spec import System, choose
 
 PRESETS: Mapping[str, Callable[[], System]] = {
     "digits": digits,
-    "digits_any": digits_any,
     "digits_video": digits_video,
     "digits_audio": digits_audio,
     "digits_points": digits_points,
     "digits_omni": digits_omni,
+    "digits_any": digits_any,
     "flamingo_3b": flamingo_3b,
     "flamingo_9b": flamingo_9b,
     "flamingo_80b": flamingo_80b,

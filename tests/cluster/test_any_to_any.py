@@ -34,7 +34,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     "name",
     [
-        "minigpt_5",
+        pytest.param("minigpt_5", marks=pytest.mark.nightly(minutes=2)),
         pytest.param("next_gpt", marks=pytest.mark.nightly(minutes=2)),
         pytest.param("codi_2", marks=pytest.mark.nightly(minutes=2)),
     ],
