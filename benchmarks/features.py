@@ -1,13 +1,14 @@
 """Feature cache: MM-PT with the encoder, and with its cached features.
 
-    python benchmarks/features.py [--samples N] [--systems llava blip_2]
+    python benchmarks/features.py [--samples N] [--systems llava blip_2 minigpt_5]
 
 Both runs train the same model from the same weights on the same samples in the same order, under
 ZeRO-3; the second reads all features from a precomputed cache. The cache can save the decoding and
 the encoder's share of the FLOPs, which varies: 2 % in LLaVA-1.5 7B, 23 % in BLIP-2 with its few
 tokens. So a scaled-down model of each is trained. It pays after as many epochs as precomputing
-takes longer than they save. The losses of both runs are compared. Prints a table and as the last
-line one JSON object.
+takes longer than they save. In MiniGPT-5 the images are generated: cached are the latents of eq. 5
+and the conditions of eq. 4, which spare autoencoder and text encoder. The losses of both runs are
+compared. Prints a table and as the last line one JSON object.
 """
 
 from __future__ import annotations
@@ -50,11 +51,15 @@ class ScaledDown:
         preset: of the system.
         settings: that scale the preset down; the number of image tokens stays.
         published: settings at full size, for samples of an image and a caption.
+        scale: of the preset, before the settings.
+        kind: of the media that are cached.
     """
 
     preset: str
     settings: tuple[str, ...]
     published: tuple[str, ...]
+    scale: str = "full"
+    kind: str = "image"
 
 
 SYSTEMS = {
@@ -96,6 +101,17 @@ SYSTEMS = {
         ),
         published=("pt.max_tokens=64",),
     ),
+    "minigpt_5": ScaledDown(
+        preset="minigpt_5",
+        settings=(
+            "model.outputs.image.generator.image_size=128",
+            "model.outputs.image.generator.text_layers=4",
+            "pt.recompute=false",
+        ),
+        published=("pt.max_tokens=128",),
+        scale="tiny",
+        kind="to_image.latents",
+    ),
 }
 
 
@@ -103,7 +119,7 @@ SYSTEMS = {
 class Options:
     """Compare samples a second with and without the feature cache."""
 
-    systems: tuple[Literal["llava", "blip_2"], ...] = ("llava", "blip_2")
+    systems: tuple[Literal["llava", "blip_2", "minigpt_5"], ...] = ("llava", "blip_2", "minigpt_5")
     """Systems to train, scaled down."""
     samples: int = 96
     """Images, each with a caption."""
@@ -132,8 +148,8 @@ class Result:
         return self.samples / self.seconds
 
 
-def samples(count: int) -> Iterator[Sample]:
-    """Yield captioned images that compress like photographs."""
+def samples(count: int, *, generated: bool) -> Iterator[Sample]:
+    """Yield captioned images that compress like photographs; to be generated, or as inputs."""
     random = np.random.default_rng(1)
     for number in range(count):
         coarse = random.integers(0, 256, (12, 16, 3), dtype=np.uint8)
@@ -143,14 +159,16 @@ def samples(count: int) -> Iterator[Sample]:
         data = stream.getvalue()
         digest = hashlib.sha256(data).hexdigest()
         medium = Medium(kind="image", data=data, mime="image/jpeg", sha256=digest)
-        answer = f"image number {number} of many colours that flow into each other"
-        turns = (Turn(role="user", text="<image>"), Turn(role="assistant", text=answer))
+        words = f"image number {number} of many colours that flow into each other"
+        texts = (words, "<image>") if generated else ("<image>", words)
+        turns = (Turn(role="user", text=texts[0]), Turn(role="assistant", text=texts[1]))
         yield Sample(id=f"{number:06d}", source="bench", turns=turns, media=(medium,))
 
 
 def model_arguments(model: ScaledDown) -> list[str]:
     """Return the command-line arguments that select the model."""
-    return [model.preset, "--weights", "random", "--precision", "fp32", "--set", *model.settings]
+    words = [model.preset, "--scale", model.scale, "--weights", "random", "--precision", "fp32"]
+    return [*words, "--set", *model.settings]
 
 
 def train(
@@ -178,7 +196,7 @@ def precompute(model: ScaledDown, data: Path, cache: Path) -> dict[str, float]:
     output = _pipeline(
         "features", *model_arguments(model), "--data", data, "--output", cache, "--json"
     )
-    count = output["kinds"]["image"]
+    count = output["kinds"][model.kind]
     size = sum(path.stat().st_size for path in cache.rglob("part-*.arrow"))
     return {
         "media_per_second": count["encoded"] / output["encoding_seconds"],
@@ -186,9 +204,10 @@ def precompute(model: ScaledDown, data: Path, cache: Path) -> dict[str, float]:
     }
 
 
-def encoder_share(preset: str, settings: Sequence[str]) -> float:
+def encoder_share(preset: str, settings: Sequence[str], scale: str = "full") -> float:
     """Return the encoders' share of the FLOPs of a sample, as estimated by `plan`."""
-    output = _pipeline("plan", preset, "--set", *settings, "--stage", "pt", "--json")
+    words = ["--scale", scale, "--set", *settings, "--stage", "pt", "--json"]
+    output = _pipeline("plan", preset, *words)
     flops = output["flops_per_sample"]
     share: float = flops["encoders"] / flops["total"]
     return share
@@ -221,7 +240,7 @@ def compare(name: str, options: Options, data: Path, folder: Path) -> dict[str, 
         "precompute": precomputed,
         "pays_after_epochs": 1 / precomputed["media_per_second"] / saved if saved > 0 else None,
         "encoder_share": {
-            "here": encoder_share(model.preset, model.settings),
+            "here": encoder_share(model.preset, model.settings, model.scale),
             "published": encoder_share(model.preset, model.published),
         },
         "largest_difference_of_losses": max(abs(a - b) / b for a, b in pairs),
@@ -256,8 +275,11 @@ def run(args: list[str]) -> None:
     with contextlib.ExitStack() as stack:
         folder = options.keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         shutil.rmtree(folder, ignore_errors=True)
-        data = write_folder(folder / "data", samples(options.samples), job="bench")
-        compared = [compare(name, options, data, folder / name) for name in options.systems]
+        compared = []
+        for name in options.systems:
+            made = samples(options.samples, generated=SYSTEMS[name].kind != "image")
+            data = write_folder(folder / name / "data", made, job="bench")
+            compared.append(compare(name, options, data, folder / name))
     Console(stderr=True).print(table(compared, options))
     results = {
         "systems": compared,

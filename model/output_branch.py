@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from model.batch import Batch, GenerationTargets
+from model.batch_invariance import batch_invariant
 from model.fusion.splice import splice
 from model.input_projectors.attention import INIT_STD
 from model.spec.output_branches import OutputBranchSpec
@@ -88,6 +89,21 @@ class Generator(nn.Module, ABC):
         on_step: Callable[[int, int], None] | None = None,
     ) -> Tensor:
         """Draw media under conditions."""
+
+
+def target_embeds(generator: Generator, ids_gl: Tensor, input_values: Tensor | None) -> Tensor:
+    """Return the targets (g, l, w) of eq. 4; on the CPU the same bits in any batch."""
+    with batch_invariant(generator.get_submodule("text")):
+        return generator.embed(ids_gl, input_values)
+
+
+def target_latents(generator: Generator, input_values: Tensor) -> Tensor:
+    """Return the latents (g, c, y, x) for eq. 5; on the CPU the same bits in any batch.
+
+    Their layout is always the same, too: last bits of the UNet's gradients depend on it.
+    """
+    with batch_invariant(generator.get_submodule("vae")):
+        return generator.encode(input_values).contiguous()
 
 
 class OutputBranch(nn.Module):
@@ -198,7 +214,7 @@ class OutputBranch(nn.Module):
         target_embeds_glw = targets.cached_embeds
         if target_embeds_glw is None:
             assert targets.ids_gl is not None
-            target_embeds_glw = self.generator.embed(targets.ids_gl, targets.input_values)
+            target_embeds_glw = target_embeds(self.generator, targets.ids_gl, targets.input_values)
         if self.training and self.spec.condition_dropout:
             dropped_g11 = self._dropped(targets.seeds_g)[:, None, None].to(signal_hidden_gnd.device)
             signal_hidden_gnd = signal_hidden_gnd.masked_fill(dropped_g11, 0.0)
@@ -209,7 +225,7 @@ class OutputBranch(nn.Module):
         if self.denoising:
             latents = targets.cached_latents
             if latents is None:
-                latents = self.generator.encode(targets.input_values)
+                latents = target_latents(self.generator, targets.input_values)
             noise_prediction = self.generator.denoise(
                 latents, condition_embeds_glw, targets.seeds_g
             )

@@ -17,6 +17,7 @@ from rich.progress import Progress
 from etl.cli import UserError, main, parse
 from etl.digits.corpora import write_corpora
 from etl.digits.faults import WorldSize
+from etl.digits.generation_lists import write_generation
 from etl.digits.lists import media_count, write_lists, write_media
 from etl.digits.records import VERSION
 from etl.digits.server import HOST, MediaServer
@@ -50,13 +51,16 @@ class Options:
     others: int = 0
     """Valid rows of each of webvid.csv, wavcaps.json, triplets.jsonl and mmc4.jsonl, besides
     planted faults; 2 or more, or 0 for none of these lists."""
+    requests: int = 0
+    """Requests for generated media, of each of six tasks, with a quarter as many held out: writes
+    generation_captions.json, requests.json and held_out_requests.json; 0 for none."""
     seed: int = 0
     """Seed of all random numbers."""
     shards: tuple[str, ...] = ()
     """Subjects to write as Arrow shards: image, video, audio, points, image_audio, two_images."""
 
     def __post_init__(self) -> None:
-        for name in ("captions", "dialogues", "questions", "others", "seed"):
+        for name in ("captions", "dialogues", "questions", "others", "requests", "seed"):
             if getattr(self, name) < 0:
                 raise UserError(f"--{name} {getattr(self, name)}: want 0 or more")
         if self.others == 1:
@@ -78,6 +82,7 @@ class Options:
             questions=self.questions,
             seed=self.seed,
             others=self.others,
+            requests=self.requests,
         )
 
 
@@ -172,6 +177,8 @@ def _write(options: Options, base_url: str) -> None:
     write_lists(options.output, options.size, base_url)
     if options.others:
         write_corpora(options.output, options.size, base_url)
+    if options.requests:
+        write_generation(options.output, options.seed, options.requests, base_url)
     write_json(marker, current)
 
 

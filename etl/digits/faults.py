@@ -24,7 +24,8 @@ class WorldSize:
     """How much of the digits world to write, and its seed.
 
     `captions` counts the valid pairs; faulty rows are added to them. `others` counts the valid rows
-    of each of the lists of videos, sounds, clouds and documents.
+    of each of the lists of videos, sounds, clouds and documents, `requests` those of each task of
+    `etl/digits/generation.py`.
     """
 
     captions: int
@@ -32,6 +33,7 @@ class WorldSize:
     questions: int
     seed: int
     others: int = 0
+    requests: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

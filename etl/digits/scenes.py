@@ -118,9 +118,11 @@ def render(scene: Scene) -> Image.Image:
     return Image.fromarray(canvas.astype(np.uint8))
 
 
-def render_background(rng: np.random.Generator, level: float) -> NDArray[np.float32]:
-    """Render a noisy background (CANVAS, CANVAS, 3); `level` is its brightness, of 255."""
-    canvas = rng.standard_normal((CANVAS, CANVAS, 3), dtype=np.float32) * 4 + np.float32(level)
+def render_background(
+    rng: np.random.Generator, level: float, side: int = CANVAS
+) -> NDArray[np.float32]:
+    """Render a noisy background (side, side, 3); `level` is its brightness, of 255."""
+    canvas = rng.standard_normal((side, side, 3), dtype=np.float32) * 4 + np.float32(level)
     np.clip(canvas, 0, 255, out=canvas)
     return canvas
 

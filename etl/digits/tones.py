@@ -133,6 +133,27 @@ def render(dialling: Dialling) -> NDArray[np.float32]:
     return np.clip(level * wave, -1, 1).astype(np.float32)
 
 
+SINGLE_SECONDS = 0.16
+"""Duration of a sound that a model is asked to make."""
+_SINGLE_SPAN = (0.03, 0.13)
+
+
+def render_single(digit: int, rng: np.random.Generator) -> NDArray[np.float32]:
+    """Return the waveform (samples,) of one tone, as a model is asked to make it.
+
+    Both sines begin with phase 0 after 30 ms of near silence: a spectrogram does not hold phases,
+    so a vocoder can only learn those that follow from what it holds.
+    """
+    seconds = np.arange(round(SINGLE_SECONDS * SAMPLE_RATE)) / SAMPLE_RATE
+    begin, end = _SINGLE_SPAN
+    pitch = np.multiply(KEYS[digit], rng.uniform(0.995, 1.005, 2))
+    twist = 10 ** (rng.uniform(-3, 3) / 40)
+    sines = np.sin(2 * np.pi * (seconds[:, None] - begin) * pitch) @ (0.3 / twist, 0.3 * twist)
+    wave = np.where((begin <= seconds) & (seconds < end), sines, 0.0)
+    wave += rng.uniform(0.001, 0.006) * rng.standard_normal(len(wave))
+    return (10 ** (rng.uniform(-12, 0) / 20) * wave).astype(np.float32)
+
+
 def encode(wave: NDArray[np.float32], mime: str) -> bytes:
     """Encode a waveform of SAMPLE_RATE as `audio/wav` or `audio/flac`, 16 bits per sample."""
     stream = io.BytesIO()

@@ -108,8 +108,7 @@ class LatentDiffusionTeacher(Generator):
         They are the mean of the autoencoder's posterior, not a sample.
         """
         assert self.vae is not None
-        # In one layout, on which last bits of the UNet's gradients depend.
-        return media.encode(self.vae, self.spec, input_values).contiguous()
+        return media.encode(self.vae, self.spec, input_values)
 
     def denoise(
         self, latents: Tensor, condition_embeds_glw: Tensor, seeds_g: Tensor

@@ -14,6 +14,7 @@ from model.presets.blip import (
 from model.presets.cogvlm import cogvlm
 from model.presets.digits import (
     digits,
+    digits_any,
     digits_audio,
     digits_omni,
     digits_points,
@@ -43,6 +44,7 @@ PRESETS: Mapping[str, Callable[[], System]] = {
     "digits_audio": digits_audio,
     "digits_points": digits_points,
     "digits_omni": digits_omni,
+    "digits_any": digits_any,
     "flamingo_3b": flamingo_3b,
     "flamingo_9b": flamingo_9b,
     "flamingo_80b": flamingo_80b,

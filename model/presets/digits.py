@@ -1,5 +1,6 @@
 """The embedded default: a small LLaVA-1.5 on the toy checkpoints of the digits world."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -15,9 +16,12 @@ from model.spec import (
     System,
 )
 from model.spec.audio import Whisper
+from model.spec.generators import StableDiffusion
 from model.spec.image_processor import HALF, squash
+from model.spec.output_branches import Generation, OutputBranchSpec, OutputTransformer
 from model.spec.points import PointBert
 from model.spec.projectors import TokenConcat
+from model.spec.system import TRAINABLE_OUTPUTS, ParameterGroup
 
 # A path, not an import: toy checkpoints are plain files next to the scripts that train them.
 TOY_CHECKPOINTS = Path(__file__).parents[2] / "etl" / "digits" / "checkpoints"
@@ -48,6 +52,64 @@ def digits_omni() -> System:
     """One model for pictures, videos, sounds and point clouds; the first two share an encoder."""
     image = InputBranchSpec(encoder=_vision("frames"), projector=Mlp(depth=2))
     return _system("digits_omni", image, _video(encoder_of="image"), _audio(), _points())
+
+
+def digits_any() -> System:
+    """One model that sees and hears, and answers with text and pictures.
+
+    NExT-GPT's wiring: its transformer from signal tokens to the conditions of a frozen generator.
+    """
+    image = InputBranchSpec(encoder=_vision("vision"), projector=Mlp(depth=2))
+    system = _system("digits_any", image, _audio(), captions=128, dialogues=192)
+    assert system.pt is not None
+    assert system.sft is not None
+    stages = [
+        replace(
+            stage,
+            trainable=(*stage.trainable, *TRAINABLE_OUTPUTS),
+            generation=Generation(),
+            groups=(ParameterGroup(pattern="outputs.*", learning_rate=1e-3),),
+        )
+        for stage in (system.pt, system.sft)
+    ]
+    output = OutputBranchSpec(
+        modality="image",
+        signals=4,
+        projector=OutputTransformer(width=128, layers=2),
+        generator=_picture_generator(),
+        condition_dropout=0.1,
+    )
+    return replace(
+        system,
+        paper="arXiv:2309.05519",
+        model=replace(system.model, outputs=(output,)),
+        pt=stages[0],
+        sft=stages[1],
+    )
+
+
+def _picture_generator() -> StableDiffusion:
+    """Return the toy generator of pictures, see `etl/digits/checkpoints/`."""
+    return StableDiffusion(
+        weights=str(TOY_CHECKPOINTS / "generators" / "image"),
+        image_size=24,
+        latent_channels=8,
+        vae_widths=(8, 16, 32),
+        widths=(32, 64),
+        blocks=1,
+        norm_groups=8,
+        heads=(4, 4),
+        linear_projection=True,
+        text_width=64,
+        text_mlp_width=128,
+        text_layers=2,
+        text_heads=4,
+        text_tokens=7,
+        text_vocabulary=21,
+        prediction="v_prediction",
+        steps=10,
+        guidance_scale=2.0,
+    )
 
 
 def _system(

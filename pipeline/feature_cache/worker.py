@@ -22,6 +22,7 @@ from etl.storage.shards import ShardSet
 from model.build import build_caption_tokenizers, build_inputs, build_target_encoders, preprocess
 from model.features import is_trainable
 from model.freeze import set_trainable
+from model.output_branch import target_embeds, target_latents
 from model.segments import encode_segments
 from model.spec import InputBranchSpec
 from model.spec.output_branches import OutputBranchSpec
@@ -183,11 +184,11 @@ class PrecomputeWorker:
         branch = self._outputs[kind]
         generator = self._generators[branch.modality]
         if kind == branch.latents_kind:
-            return generator.encode(values)
+            return target_latents(generator, values)
         if self._embeds_text(kind):
-            return generator.embed(values)
+            return target_embeds(generator, values, None)
         ids = values.new_zeros(len(values), sum(branch.generator.caption_lengths)).long()
-        return generator.embed(ids, values)
+        return target_embeds(generator, ids, values)
 
 
 def frozen_encoders(run: RunConfig, initial: Path | None) -> dict[str, nn.Module]:

@@ -30,9 +30,9 @@ def print_summary(out: Path, summary: Mapping[str, Any]) -> None:
             else f"[red]wrong[/] ({prediction['truth']})"
         )
         console.print(f"  {prediction['question']}  →  {prediction['answer']}  {mark}")
-    stages = Table(*_STAGE_COLUMNS, title="stages")
+    stages = Table(*STAGE_COLUMNS, title="stages")
     for stage in summary["stages"]:
-        stages.add_row(*("" if cell is None else str(cell) for cell in _stage_row(stage)))
+        stages.add_row(*("" if cell is None else str(cell) for cell in stage_row(stage)))
     console.print(stages)
     scores = Table("exact answers on held-out handwriting", "share", title="accuracy")
     for row in _accuracy_rows(summary):
@@ -51,8 +51,8 @@ def write_quickstart_report(out: Path, summary: Mapping[str, Any]) -> None:
         Section(heading="What this is", tiles=_accuracy_rows(summary), paragraphs=_ABOUT),
         Section(
             heading="Stages",
-            columns=_STAGE_COLUMNS,
-            rows=[_stage_row(stage) for stage in summary["stages"]],
+            columns=STAGE_COLUMNS,
+            rows=[stage_row(stage) for stage in summary["stages"]],
             note="Each stage's folder has a page of its own, report.html.",
         ),
         Section(heading="Losses", charts=curves),
@@ -73,10 +73,12 @@ _ABOUT = (
     "The questions are about handwriting that no part of the model was trained on.",
 )
 
-_STAGE_COLUMNS = ("stage", "samples", "seconds", "first loss", "last loss")
+STAGE_COLUMNS = ("stage", "samples", "seconds", "first loss", "last loss")
+"""Of the table of stages."""
 
 
-def _stage_row(stage: Mapping[str, Any]) -> tuple[str | int | float | None, ...]:
+def stage_row(stage: Mapping[str, Any]) -> tuple[str | int | float | None, ...]:
+    """Return a stage's row of the table."""
     losses = (stage["loss_first"], stage["loss_last"])
     rounded = (None if loss is None else round(loss, 3) for loss in losses)
     return (stage["name"], stage["samples"], round(stage["seconds"], 1), *rounded)

@@ -9,7 +9,7 @@ import pytest
 
 from tests.cluster.ranks import REPOSITORY, losses
 from tests.cluster.slurm_cluster import ENDED, SlurmCluster, await_that
-from tests.worlds import caption_shards, instruct_shards, question_shards
+from tests.worlds import caption_shards, instruct_shards, preset_shards, question_shards
 
 pytestmark = [
     pytest.mark.cluster,
@@ -47,9 +47,12 @@ def whole(slurm: SlurmCluster, folder: Path, captions: Path) -> Path:
     return run
 
 
-def submit(slurm: SlurmCluster, stage: str, data: Path, run: Path, *more: object) -> str:
+def submit(
+    slurm: SlurmCluster, stage: str, data: object, run: Path, *more: object, preset: str = "digits"
+) -> str:
     script = REPOSITORY / "slurm" / f"{stage}.sh"
-    words = (script, "digits", "--scale", "tiny", "--data", data, "--output", run, *SMALL, *more)
+    folders = data if isinstance(data, list) else [data]
+    words = (script, preset, "--scale", "tiny", "--data", *folders, "--output", run, *SMALL, *more)
     return slurm.submit(*map(str, words), cwd=run.parent)
 
 
@@ -134,6 +137,31 @@ def test_sft_starts_from_what_pt_has_trained_and_is_evaluated(slurm, folder, who
     job = slurm.submit(str(REPOSITORY / "slurm" / "evaluate.sh"), *map(str, words), cwd=folder)
     assert slurm.wait(job)["JobState"] == "COMPLETED", slurm.output(job)
     assert (run / "evaluation" / "scores.json").is_file()
+
+
+@pytest.mark.nightly(minutes=4)
+@pytest.mark.parametrize("preset", ["next_gpt", "minigpt_5", "codi_2"])
+def test_generation_is_trained_by_pt_then_by_it_with_a_killed_rank(slurm, folder, preset):
+    """In media and out, on two nodes under ZeRO-3; see `test_any_to_any`, too."""
+    kinds = ("image",) if preset == "minigpt_5" else ("image", "video", "audio")
+    world = folder / preset
+    preset_shards(world, rows=24)
+    for stage in ("pt", "sft"):
+        data = [world / kind / stage for kind in (*kinds, *(f"to_{each}" for each in kinds))]
+        more = ["--max-steps", 4, "--save-every", 2, "--epochs", 9]
+        more += ["--init-from", folder / f"{preset}-pt"] if stage == "sft" else []
+        run = folder / f"{preset}-{stage}"
+        job = submit(slurm, stage, data, run, *more, preset=preset)
+        assert slurm.wait(job)["JobState"] == "COMPLETED", slurm.output(job)
+        assert len(losses(run)) == 4
+    killed = folder / f"{preset}-killed"
+    job = submit(slurm, "sft", data, killed, *more, preset=preset)
+    await_file(slurm, job, killed / "checkpoints" / "step-00000002")
+    os.kill(slurm.rank(job, 1), signal.SIGKILL)
+    slurm.wait(job)
+    job = submit(slurm, "sft", data, killed, *more, preset=preset)
+    assert slurm.wait(job)["JobState"] == "COMPLETED", slurm.output(job)
+    assert losses(killed) == losses(run)
 
 
 @pytest.mark.nightly

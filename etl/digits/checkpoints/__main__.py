@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from etl.cli import main, parse
-from etl.digits.checkpoints import audio, encoder, frames, language
+from etl.digits.checkpoints import audio, encoder, frames, language, pictures, sounds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +18,7 @@ class Options:
     """
 
     output: Path = Path(__file__).parent
-    """Parent of the folders `vision`, `frames`, `language` and `audio`."""
+    """Parent of the folders `vision`, `frames`, `language`, `audio` and `generators`."""
     encoder_steps: int = 2400
     """Batches of 128 images for the vision encoder; 0 skips it."""
     frames_steps: int = 600
@@ -27,6 +27,12 @@ class Options:
     """Batches of 48 texts for the language model; 0 skips it."""
     audio_steps: int = 400
     """Batches of 64 sounds for the audio encoder; 0 skips it."""
+    picture_steps: int = 1400
+    """Batches of 96 latents for the generator of pictures, after 900 of 24 pictures for its
+    autoencoder, and half as many of 24 videos for the generator of videos; 0 skips both."""
+    sound_steps: int = 800
+    """Batches of 16 sounds for the vocoder of the generator of sounds, and half as many for its
+    other parts; 0 skips it."""
 
 
 def run(args: Sequence[str]) -> None:
@@ -41,6 +47,15 @@ def run(args: Sequence[str]) -> None:
         language.train(options.output / "language", steps=options.language_steps)
     if options.audio_steps:
         audio.train(options.output / "audio", steps=options.audio_steps)
+    if options.picture_steps:
+        pictures.train(
+            options.output / "generators",
+            autoencoder_steps=900,
+            picture_steps=options.picture_steps,
+            video_steps=options.picture_steps // 2,
+        )
+    if options.sound_steps:
+        sounds.train(options.output / "generators", steps=options.sound_steps)
 
 
 if __name__ == "__main__":

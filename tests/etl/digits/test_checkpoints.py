@@ -7,9 +7,14 @@ from sklearn.linear_model import LogisticRegression
 
 from etl.digits import motion, solids, tones
 from etl.digits.checkpoints import audio, frames
+from etl.digits.generation import CAPTIONS
+from etl.digits.judges import judge
+from etl.digits.scenes import COLOURS
 from model.build import ENCODERS, build, preprocess
+from model.generators import latent_diffusion
 from model.presets import system
 from pipeline.data.readers import read_audio, read_points, read_video
+from pipeline.generate.replies import Drawn
 
 RNG = np.random.default_rng
 
@@ -84,3 +89,34 @@ def test_presets_load_their_checkpoints(name):
     whole = system(name)
     model = build(whole.model, whole.sft, weights="pretrained")
     assert sum(parameter.numel() for parameter in model.parameters()) < 5_000_000
+
+
+@pytest.mark.parametrize("kind", ["image"])
+@torch.no_grad()
+def test_generators_show_what_their_captions_say(kind):
+    """The ceiling of generation; the judges see written files alone."""
+    [branch] = [b for b in system("digits_any").model.outputs if b.modality == kind]
+    spec = branch.generator
+    loaded = latent_diffusion.build(
+        spec, denoising=False, decoding=True, weights="pretrained", dtype=torch.float32
+    ).eval()
+    tokenizers = latent_diffusion.tokenizers(spec, weights="pretrained")
+    directions = list(motion.DIRECTIONS)
+    asked = [
+        {"digit": str(digit), "colour": colour, "direction": directions[digit % 4]}
+        for digit, colour in zip(range(10), 2 * list(COLOURS), strict=False)
+    ]
+    texts = [CAPTIONS[kind].format(**features) for features in asked]
+    ids = torch.tensor([latent_diffusion.caption_ids(spec, tokenizers, text) for text in texts])
+    made = loaded.sample(
+        loaded.embed(ids),
+        seeds=range(10),
+        steps=spec.steps,
+        guidance_scale=spec.guidance_scale,
+    )
+    shown = []
+    for values, features in zip(made, asked, strict=True):
+        rate = spec.sample_rate if kind == "audio" else None
+        data = Drawn(kind=kind, values=values, seed=0, sample_rate=rate).encoded()
+        shown.append(all(judge(kind, data, features).values()))
+    assert np.mean(shown) >= 0.9

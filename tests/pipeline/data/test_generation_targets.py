@@ -16,6 +16,7 @@ from model.batch import IGNORED, Batch
 from model.build import build, build_caption_tokenizers
 from model.freeze import set_trainable
 from model.multimodal_lm import MultimodalLM, MultimodalOutput
+from model.output_branch import target_embeds
 from model.presets import system
 from model.pretraining.build import SentenceReader, sentence_reader
 from model.spec import SpecError, System
@@ -255,7 +256,7 @@ def test_a_target_that_is_made_from_the_medium_needs_it(
     generator = model.output_branches()["to_image"].generator
     pixels = example.generation_targets[0].input_values[None]
     ids = torch.zeros(1, 77, dtype=torch.long)
-    assert torch.equal(output.target_embeds_glw, generator.embed(ids, pixels))
+    assert torch.equal(output.target_embeds_glw, target_embeds(generator, ids, pixels))
     assert output.noise_prediction is None
 
 
@@ -536,7 +537,7 @@ def run(tmp_path: Path) -> RunConfig:
 
 def precomputed(run: RunConfig) -> PrecomputeWorker:
     """Make the complete cache of a run's data in its output folder; return who made it."""
-    worker = PrecomputeWorker(run, None, batch=4, threads=1, device="cpu")
+    worker = PrecomputeWorker(run, None, batch=3, threads=1, device="cpu")
     stores = feature_stores(Path(run.output), worker.encoder_ids)
     for store in stores.values():
         store.create()
