@@ -167,7 +167,7 @@ def _diffusers(model: MultimodalLM, options: Options, folder: Path) -> Callable[
     return draw
 
 
-def benchmark(args: Sequence[str]) -> int:
+def run(args: Sequence[str]) -> int:
     """Run both sides in turn; returns the exit code."""
     options = parse(Options, prog="python benchmarks/generate.py", args=args)
     torch.set_num_threads(options.threads)
@@ -209,4 +209,4 @@ def _print(options: Options, rates: Mapping[str, Sequence[float]]) -> None:
 
 
 if __name__ == "__main__":
-    main(benchmark)
+    main(run)
