@@ -31,7 +31,7 @@ from pipeline.data.encode import SampleEncoder
 from pipeline.train import train as common
 from tests.pipeline.test_presets_train import generation_targets
 
-STEPS = 6
+STEPS = 8
 LOOKED_AT = 8
 STAGES = ("pt", "sft")
 
