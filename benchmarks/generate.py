@@ -3,7 +3,7 @@
     python benchmarks/generate.py [--prompts N] [--batch-size B] [--steps N]
 
 Ours reads the prompts, decodes the answers (text, then MiniGPT-5's eight signal tokens), projects
-their hidden states and draws, and encodes PNG files; conditions are the model's own. The other side
+their hidden states, generates and encodes PNG files; conditions are the model's own. The other side
 is `StableDiffusionPipeline` with the same autoencoder, UNet and scheduler, given ready embeddings:
 the same batch, steps and guidance scale, and PNG files, too. Weights are random.
 
@@ -131,7 +131,7 @@ def _ours(replier: Replier, samples: Sequence[Sample], batch: int, folder: Path)
 
 
 def _diffusers(model: MultimodalLM, options: Options, folder: Path) -> Callable[[], int]:
-    """Return what draws as many pictures with diffusers' pipeline and writes them."""
+    """Return what generates as many pictures with diffusers' pipeline and writes them."""
     [branch] = model.output_branches().values()
     generator = cast(LatentDiffusionTeacher, branch.generator)
     pipe = StableDiffusionPipeline(
@@ -149,7 +149,7 @@ def _diffusers(model: MultimodalLM, options: Options, folder: Path) -> Callable[
     weight = next(branch.parameters())
     (folder / "diffusers").mkdir()
 
-    def draw() -> int:
+    def generate() -> int:
         for start in range(0, options.prompts, options.batch_size):
             seeds = range(start, min(options.prompts, start + options.batch_size))
             embeds = torch.randn(len(seeds), *shape, device=weight.device, dtype=weight.dtype)
@@ -164,7 +164,7 @@ def _diffusers(model: MultimodalLM, options: Options, folder: Path) -> Callable[
                 picture.save(folder / "diffusers" / f"{seed}.png")
         return options.prompts
 
-    return draw
+    return generate
 
 
 def run(args: Sequence[str]) -> int:
@@ -187,10 +187,10 @@ def run(args: Sequence[str]) -> int:
         }
         rates: dict[str, list[float]] = {side: [] for side in sides}
         for number in range(options.rounds + 1):
-            for side, draw in sides.items():
+            for side, generate in sides.items():
                 started = time.perf_counter()
-                if draw() != options.prompts:
-                    raise UserError(f"{side} did not draw a picture for each prompt")
+                if generate() != options.prompts:
+                    raise UserError(f"{side} did not generate a picture for each prompt")
                 if number:  # the first warms up
                     rates[side].append(options.prompts / (time.perf_counter() - started))
     _print(options, rates)

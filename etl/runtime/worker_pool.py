@@ -101,7 +101,7 @@ def spare_pandas() -> None:
     """Keep pyarrow from importing pandas, which it does at the first `pa.array` of a process.
 
     It looks for pandas once, to know its series; that costs each process 0.4 s, and nothing in a
-    job has any. Whoever imports pandas later gets it.
+    job has any. A later `import pandas` works as ever.
     """
     if "pandas" in sys.modules:
         return

@@ -1,4 +1,4 @@
-"""Latent diffusion models as frozen teachers, and as what draws at inference.
+"""Latent diffusion models as frozen teachers, and as generators at inference.
 
 One mechanism for all pipelines of diffusers in `model/spec/generators.py`: text encoder τ,
 autoencoder, UNet ε, noise schedule, sampler, and for sounds a vocoder. They differ in their

@@ -38,7 +38,7 @@ LATENT = ("vae", "unet")
 VOCODER = "vocoder"
 _RATES, _KERNELS = (5, 4, 2, 2, 2), (16, 16, 8, 4, 4)
 """HiFi-GAN's upsampling from a frame of 10 ms to 160 samples."""
-_FREE = IRRELEVANT | {"sample_size"}  # it is only the default size of what diffusers draws
+_FREE = IRRELEVANT | {"sample_size"}  # it is only the default size of what diffusers generates
 
 
 class ClapText(ClapTextModelWithProjection):

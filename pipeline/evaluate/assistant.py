@@ -60,10 +60,10 @@ class Assistant:
         name: of the folder, for messages.
 
     Attributes:
-        draws: whether the weights are loaded that generated media need.
+        generates_media: whether the weights are loaded that generated media need.
     """
 
-    draws: ClassVar[bool] = False
+    generates_media: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -113,7 +113,7 @@ class Assistant:
             raise UserError(f"{folder}: a run of stage init gives no answers; want pt or sft")
         return cls(
             config.system.model,
-            partial(load_run, config, folder, decoding=cls.draws),
+            partial(load_run, config, folder, decoding=cls.generates_media),
             build_tokenizer(config.system.model, weights=config.weights),
             config.settings,
             weights=config.weights,
@@ -125,7 +125,7 @@ class Assistant:
         spec = read_spec(folder)
         return cls(
             spec.model,
-            lambda: load(folder, decoding=cls.draws).module.to(inference_device()),
+            lambda: load(folder, decoding=cls.generates_media).module.to(inference_device()),
             build_tokenizer(spec.model, weights="pretrained"),
             spec.stage,
             weights="pretrained",

@@ -39,7 +39,7 @@ class Question:
         answers: all true answers where several people gave one.
         images: paths relative to the data folder, or data URIs; shown before the text.
         options: of a multiple-choice question.
-        unit: questions of one unit are drawn together in the bootstrap; by default each alone.
+        unit: the bootstrap resamples the questions of one unit together; by default each alone.
         labels: what else the score needs, such as the type of question.
     """
 

@@ -310,7 +310,7 @@ class Questions:
 
 
 def load_run(config: RunConfig, run: Path, *, decoding: bool = False) -> MultimodalLM:
-    """Build a run's model, which can draw with `decoding`, and load its newest valid weights."""
+    """Build a run's model, with `decoding` to generate media, too, and load its newest weights."""
     return _load(config, newest_weights(run), decoding=decoding)
 
 

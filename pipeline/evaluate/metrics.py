@@ -26,8 +26,8 @@ class Metric:
     """A metric as a function of how often each row counts.
 
     Args:
-        units: the unit of each row; rows of one unit are drawn together (an image with both of its
-            questions, a question with all rotations of its options).
+        units: the unit of each row; rows of one unit are resampled together (an image with both of
+            its questions, a question with all rotations of its options).
         at: returns the metric where row i counts `weights_n[i]` times.
     """
 
@@ -108,12 +108,12 @@ def intervals(
 
     Args:
         metrics: to resample.
-        resamples: how often units are drawn with replacement.
-        seed: of the draws, which are the same for metrics of the same units.
+        resamples: how often the units are resampled, with replacement.
+        seed: of the resamples, which are the same for metrics of the same units.
     """
     return {
         split: {
-            name: _interval([metric.at(w_n) for w_n in _draws(metric, resamples, seed)])
+            name: _interval([metric.at(w_n) for w_n in _resampled_weights(metric, resamples, seed)])
             for name, metric in named.items()
         }
         for split, named in metrics.items()
@@ -126,9 +126,9 @@ class Difference:
 
     Args:
         value: the difference.
-        low, high: its bootstrap interval, with the same draws for A and B.
-        p_value: two-sided, of no difference: twice the share of draws on the rarer side of 0, and
-            at least one over the number of draws plus one.
+        low, high: its bootstrap interval, with the same resamples for A and B.
+        p_value: two-sided, of no difference: twice the share of resamples on the rarer side of
+            0, and at least one over their number plus one.
     """
 
     value: float
@@ -154,9 +154,11 @@ def differences(
                     f"{split} {name}: the two predictions answer different questions; want answers"
                     " to the same ones in both"
                 )
-            draws = [one.at(w_n) - other.at(w_n) for w_n in _draws(one, resamples, seed)]
-            low, high = _interval(draws)
-            rarer = min(sum(draw <= 0 for draw in draws), sum(draw >= 0 for draw in draws))
+            resampled = [
+                one.at(w_n) - other.at(w_n) for w_n in _resampled_weights(one, resamples, seed)
+            ]
+            low, high = _interval(resampled)
+            rarer = min(sum(each <= 0 for each in resampled), sum(each >= 0 for each in resampled))
             found.setdefault(split, {})[name] = Difference(
                 value=one.value - other.value,
                 low=low,
@@ -166,16 +168,16 @@ def differences(
     return found
 
 
-def _draws(metric: Metric, resamples: int, seed: int) -> Iterator[Array]:
-    """Yield how often each row counts, for each draw of as many units as there are."""
+def _resampled_weights(metric: Metric, resamples: int, seed: int) -> Iterator[Array]:
+    """Yield how often each row counts in each resample of as many units as there are."""
     names, unit_n = np.unique(np.asarray(metric.units, dtype=np.str_), return_inverse=True)
     generator = np.random.default_rng(seed)
     for _ in range(resamples):
-        drawn = generator.integers(0, len(names), len(names))
-        counts = np.bincount(drawn, minlength=len(names)).astype(np.float64)
+        chosen = generator.integers(0, len(names), len(names))
+        counts = np.bincount(chosen, minlength=len(names)).astype(np.float64)
         yield counts[unit_n]
 
 
-def _interval(draws: Sequence[float]) -> tuple[float, float]:
-    low, high = np.quantile(np.asarray(draws), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+def _interval(values: Sequence[float]) -> tuple[float, float]:
+    low, high = np.quantile(np.asarray(values), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)

@@ -45,7 +45,7 @@ def read_list(path: Path) -> list[Any]:
     return values
 
 
-def read_json(path: Path) -> Any:  # noqa: ANN401
+def read_json(path: Path) -> Any:  # noqa: ANN401 - whatever the file holds
     """Return the JSON document in a file, or the list of its JSON lines.
 
     Raises:

@@ -1,6 +1,6 @@
 """Answers that hold media: prompts to text, and to the media that a trained run generates."""
 
 from pipeline.generate.assistant import GeneratingAssistant
-from pipeline.generate.replies import Drawn, GenerationSettings, Reply
+from pipeline.generate.replies import GeneratedMedium, GenerationSettings, Reply
 
-__all__ = ["Drawn", "GeneratingAssistant", "GenerationSettings", "Reply"]
+__all__ = ["GeneratedMedium", "GeneratingAssistant", "GenerationSettings", "Reply"]

@@ -28,7 +28,7 @@ from pipeline.data.encode import Example, SampleEncoder
 from pipeline.data.generation_targets import GenerationTarget, GenerationTargetEncoder
 from pipeline.evaluate.device import FittingBatches
 from pipeline.evaluate.generate_answers import StopText
-from pipeline.generate.replies import Drawn, GenerationSettings, Reply
+from pipeline.generate.replies import GeneratedMedium, GenerationSettings, Reply
 
 OnStep = Callable[[int, int], None]
 
@@ -52,11 +52,11 @@ class Replier:
     """Replies to samples in batches.
 
     Args:
-        model: with output branches that can draw.
+        model: with output branches, decoders included.
         tokenizer: the backbone's.
         encoder: of the run's prompts.
         settings: of the replies.
-        batch: the most media that are drawn together.
+        batch: the most media that are generated together.
 
     Attributes:
         model: in evaluation mode.
@@ -100,7 +100,7 @@ class Replier:
                 where the assistant's last turn holds some.
             streamer: gets the tokens of a single sample's reply as they are generated.
             on_step: called after each step of denoising with the steps done, and all, of the media
-                that are drawn together.
+                that are generated together.
 
         Returns:
             A reply for each sample; one that cannot be a prompt has the reason alone.
@@ -121,12 +121,12 @@ class Replier:
                 for (sample, _), (_, media) in zip(asked, answers, strict=True)
                 for number, medium in enumerate(media)
             ]
-            drawn = self._draw(flat, on_step)
+            generated = self._generate_media(flat, on_step)
         replies = iter(
             Reply(
                 id=sample.id,
                 text=text,
-                media=tuple(drawn[sample.id, number] for number in range(len(media))),
+                media=tuple(generated[sample.id, number] for number in range(len(media))),
             )
             for (sample, _), (text, media) in zip(asked, answers, strict=True)
         )
@@ -166,28 +166,28 @@ class Replier:
         kept = [len(PLACEHOLDER_PATTERN.findall(text)) for text in texts]
         return [(text, found[:n]) for text, found, n in zip(texts, media, kept, strict=True)]
 
-    def _draw(
+    def _generate_media(
         self, media: Sequence[tuple[str, int, Condition]], on_step: OnStep | None
-    ) -> dict[tuple[str, int], Drawn]:
-        """Return the media by sample and number; those of one kind are drawn together."""
-        drawn: dict[tuple[str, int], Drawn] = {}
+    ) -> dict[tuple[str, int], GeneratedMedium]:
+        """Return the media by sample and number; those of one kind are generated together."""
+        generated: dict[tuple[str, int], GeneratedMedium] = {}
         for kind, branch in self._branches.items():
             own = [each for each in media if each[2].modality == kind]
             fitting = self._fitting[kind]
-            draw = partial(self._draw_together, kind, branch, on_step)
+            generate = partial(self._generate_together, kind, branch, on_step)
             for first in range(0, len(own), fitting.size):
                 part = own[first : first + fitting.size]
-                found = fitting.map(draw, part)
-                drawn |= {each[:2]: medium for each, medium in zip(part, found, strict=True)}
-        return drawn
+                found = fitting.map(generate, part)
+                generated |= {each[:2]: medium for each, medium in zip(part, found, strict=True)}
+        return generated
 
-    def _draw_together(
+    def _generate_together(
         self,
         kind: str,
         branch: OutputBranch,
         on_step: OnStep | None,
         media: Sequence[tuple[str, int, Condition]],
-    ) -> list[Drawn]:
+    ) -> list[GeneratedMedium]:
         settings, spec = self._settings, branch.spec.generator
         if kind not in self._negatives:
             self._negatives[kind] = branch.negative_condition()
@@ -202,7 +202,7 @@ class Replier:
         )
         rate = spec.sample_rate if isinstance(spec, SoundDiffusion) else None
         return [
-            Drawn(kind=kind, values=each, seed=seed, sample_rate=rate)
+            GeneratedMedium(kind=kind, values=each, seed=seed, sample_rate=rate)
             for each, seed in zip(values.cpu(), seeds, strict=True)
         ]
 

@@ -1,4 +1,4 @@
-"""A trained run that answers with text and media: `pipeline.evaluate`'s assistant that draws."""
+"""A trained run that answers with text and media; `pipeline.evaluate` has the one of text alone."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class GeneratingAssistant(Assistant):
         UserError: a run without output branches.
     """
 
-    draws: ClassVar[bool] = True
+    generates_media: ClassVar[bool] = True
 
     def _earlier_media(self, stage: Stage) -> GenerationTargetEncoder:
         branches = stage.output_branches(self.spec)

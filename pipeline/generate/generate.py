@@ -129,7 +129,7 @@ def _append(file: Path, value: dict[str, object]) -> None:
 
 @contextmanager
 def _denoising_bar() -> Iterator[OnStep]:
-    """Show a bar for each group of media that are drawn together, once the text is complete."""
+    """Show a bar for each group of media that are generated together, once the text is complete."""
     with Progress(console=Console(stderr=True), transient=True) as progress:
         tasks = []
 

@@ -72,7 +72,7 @@ class GenerationSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drawn:
+class GeneratedMedium:
     """A generated medium.
 
     Args:
@@ -113,7 +113,7 @@ class Reply:
 
     id: str
     text: str = ""
-    media: tuple[Drawn, ...] = ()
+    media: tuple[GeneratedMedium, ...] = ()
     skip_reason: str = ""
 
     def save(self, folder: Path | str, name: str = "") -> dict[str, Any]:

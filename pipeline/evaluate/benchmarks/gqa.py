@@ -100,9 +100,9 @@ def _distribution(answered: Sequence[Answered]) -> Metric:
     def at(w_n: Array) -> float:
         true_c = np.bincount(true_n, w_n, minlength=outside)
         predicted_c = np.bincount(predicted_n, w_n, minlength=outside + 1)[:outside]
-        drawn = true_c > 0
+        possible = true_c > 0
         score_c = np.zeros(outside)
-        score_c[drawn] = (predicted_c[drawn] - true_c[drawn]) ** 2 / true_c[drawn]
+        score_c[possible] = (predicted_c[possible] - true_c[possible]) ** 2 / true_c[possible]
         sizes = np.bincount(group_c, true_c, minlength=len(groups))
         scores = np.bincount(group_c, score_c, minlength=len(groups))
         return ratio(scores @ sizes, sizes.sum()) / 100

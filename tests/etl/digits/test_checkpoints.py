@@ -14,7 +14,7 @@ from model.build import ENCODERS, build, preprocess
 from model.generators import latent_diffusion
 from model.presets import system
 from pipeline.data.readers import read_audio, read_points, read_video
-from pipeline.generate.replies import Drawn
+from pipeline.generate.replies import GeneratedMedium
 
 RNG = np.random.default_rng
 
@@ -117,6 +117,6 @@ def test_generators_show_what_their_captions_say(kind):
     shown = []
     for values, features in zip(made, asked, strict=True):
         rate = spec.sample_rate if kind == "audio" else None
-        data = Drawn(kind=kind, values=values, seed=0, sample_rate=rate).encoded()
+        data = GeneratedMedium(kind=kind, values=values, seed=0, sample_rate=rate).encoded()
         shown.append(all(judge(kind, data, features).values()))
     assert np.mean(shown) >= 0.9

@@ -22,7 +22,7 @@ from pipeline.cli import run as run_pipeline
 from pipeline.convert.export import export_run
 from pipeline.data.collate import collate
 from pipeline.evaluate.assistant import Assistant
-from pipeline.generate import Drawn, GeneratingAssistant, GenerationSettings, Reply
+from pipeline.generate import GeneratedMedium, GeneratingAssistant, GenerationSettings, Reply
 from pipeline.generate.answers import encode_request
 from pipeline.generate.batches import GenerateWorker, SampleRange
 from tests.runs import random_run
@@ -264,9 +264,9 @@ def test_files_are_read_by_other_programs(tmp_path) -> None:
         video[number, :, 4:12, 4 * number : 4 * number + 8] = 1.0
     sound = 0.5 * torch.sin(torch.arange(2000) * 0.3)
     media = (
-        Drawn(kind="image", values=picture, seed=1),
-        Drawn(kind="video", values=video, seed=2),
-        Drawn(kind="audio", values=sound, seed=3, sample_rate=16_000),
+        GeneratedMedium(kind="image", values=picture, seed=1),
+        GeneratedMedium(kind="video", values=video, seed=2),
+        GeneratedMedium(kind="audio", values=sound, seed=3, sample_rate=16_000),
     )
     reply = Reply(id="x", text="<image> and <video>, <audio>", media=media)
     saved = reply.save(tmp_path / "out")
