@@ -9,8 +9,13 @@ from model.peft.targets import linear_layers
 from model.spec.peft import Lora, QLora
 
 
-def add_lora(backbone: PreTrainedModel, lora: Lora | QLora) -> None:
+def add_lora(backbone: PreTrainedModel, lora: Lora | QLora, *, name: str = "default") -> None:
     """Add LoRA adapters to the backbone's linear layers, in place; initially they are zero.
+
+    Args:
+        backbone: to adapt.
+        lora: rank, scale and targets.
+        name: of the adapter; a later one is the one that is computed with.
 
     Raises:
         SpecError: a target that matches no linear layer.
@@ -25,7 +30,7 @@ def add_lora(backbone: PreTrainedModel, lora: Lora | QLora) -> None:
         lora_dropout=lora.dropout,
         target_modules=list(lora.targets),
     )
-    inject_adapter_in_model(config, backbone)
+    inject_adapter_in_model(config, backbone, adapter_name=name)
 
 
 def merge_lora(backbone: nn.Module) -> int:

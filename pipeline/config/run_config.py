@@ -21,7 +21,7 @@ from pipeline.config.mix import Mix
 from pipeline.config.older_versions import OlderVersionError, check_files
 from pipeline.config.overrides import override
 
-StageName = Literal["init", "pt", "sft"]
+StageName = Literal["init", "pt", "sft", "rlhf"]
 Scale = Literal["full", "tiny"]
 REPOSITORY = Path(__file__).parents[2]
 
@@ -217,6 +217,8 @@ def _names(options: type) -> list[str]:
 def _base_config(options: PresetOptions, stage: StageName, part: str | None) -> RunConfig:
     """Return the configuration that `preset`, `scale` and `set` name, before the other options."""
     base, settings, given = read_preset(options.preset)
+    if stage == "rlhf":
+        base = base.with_rlhf()
     if given.get("stage", stage) != stage:
         raise UserError(f"{options.preset}: a run of stage {given['stage']!r}, not {stage!r}")
     own = _run_options(options.preset, given)
@@ -268,7 +270,7 @@ def _with_stage(base: System, stage: StageName, settings: Stage) -> System:
         part = settings.objective.kind
         init = (settings if item.objective.kind == part else item for item in base.init)
         return replace(base, init=tuple(init))
-    return replace(base, pt=settings) if stage == "pt" else replace(base, sft=settings)
+    return replace(base, **{stage: settings})
 
 
 def read_run(folder: Path) -> RunConfig:
