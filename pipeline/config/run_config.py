@@ -13,7 +13,7 @@ from etl.cli import UserError, parse
 from etl.storage.atomic import write_json
 from model.spec import ModelSpec, SpecError, Stage, System
 from model.spec.base import FieldError
-from model.spec.system import InitStage
+from model.spec.system import InitStage, RlhfStage
 from pipeline.config.decode import decode
 from pipeline.config.files import CONFIG_FILE, leaves, older_file, read_mapping, read_preset
 from pipeline.config.loggers import LoggerName, check_loggers
@@ -270,7 +270,10 @@ def _with_stage(base: System, stage: StageName, settings: Stage) -> System:
         part = settings.objective.kind
         init = (settings if item.objective.kind == part else item for item in base.init)
         return replace(base, init=tuple(init))
-    return replace(base, **{stage: settings})
+    if stage == "rlhf":
+        assert isinstance(settings, RlhfStage)
+        return replace(base, rlhf=settings)
+    return replace(base, pt=settings) if stage == "pt" else replace(base, sft=settings)
 
 
 def read_run(folder: Path) -> RunConfig:

@@ -162,9 +162,7 @@ def _media_order(kind: str, examples: Sequence[Example]) -> Tensor | None:
     first = 0
     for example in examples:
         own = [number for number, medium in enumerate(example.media) if medium.kind == kind]
-        occurrences = (
-            range(len(example.media)) if example.media_order is None else example.media_order
-        )
+        occurrences = example.media_order or tuple(range(len(example.media)))
         order += [first + own.index(number) for number in occurrences if number in own]
         first += len(own)
     return torch.tensor(order)

@@ -229,16 +229,14 @@ class SampleEncoder:
         Raises:
             SampleError: a medium cannot be decoded, or has no corrupted form.
         """
-        columns = zip(
-            sample.media, tokenized.media_starts, _instructions(sample.turns), strict=True
-        )
+        texts = _instructions(sample.turns)
+        columns = zip(sample.media, tokenized.media_starts, texts, strict=True)
         media = []
-        for number, (medium, (start, first), instruction) in enumerate(columns):
+        for number, (medium, starts, text) in enumerate(columns):
             if known:
-                media.append(replace(known[number], start=start, first=first))
+                media.append(replace(known[number], start=starts[0], first=starts[1]))
             else:
-                starts = (start, first)
-                media.append(self._medium_input(sample, medium, starts, instruction, corrupted))
+                media.append(self._medium_input(sample, medium, starts, text, corrupted))
         return _example(tokenized, tuple(media))
 
     def encode_prompt(

@@ -33,6 +33,8 @@ from pipeline.data.tokenize import SampleTokenizer
 
 log = logging.getLogger(__name__)
 
+AnyTokenizer = SampleTokenizer | PreferenceTokenizer
+
 _FOLDER = ".lengths"
 _MAX_SINGLE_PROCESS = 20_000
 """Samples up to which a process pool takes longer to start than it saves."""
@@ -60,7 +62,7 @@ class Lengths:
 
 def read_lengths(
     folders: Sequence[Path],
-    tokenizer: SampleTokenizer | PreferenceTokenizer,
+    tokenizer: AnyTokenizer,
     kinds: Sequence[str],
     *,
     fallback: Path,
@@ -96,7 +98,7 @@ def _concatenate(tables: Sequence[pa.Table], name: str) -> NDArray[Any]:
 
 def _folder_lengths(
     folder: Path,
-    tokenizer: SampleTokenizer | PreferenceTokenizer,
+    tokenizer: AnyTokenizer,
     kinds: Sequence[str],
     fallback: Path,
 ) -> pa.Table:
@@ -125,7 +127,7 @@ def _write_lengths(
     path: Path,
     folder: Path,
     shards: ShardSet,
-    tokenizer: SampleTokenizer | PreferenceTokenizer,
+    tokenizer: AnyTokenizer,
     kinds: Sequence[str],
 ) -> None:
     """Tokenize every sample and write the lengths."""
@@ -148,9 +150,7 @@ def _write_lengths(
 class _LengthCounter:
     """Computes the lengths of a batch of samples; an object, since it is pickled for workers."""
 
-    def __init__(
-        self, tokenizer: SampleTokenizer | PreferenceTokenizer, kinds: tuple[str, ...]
-    ) -> None:
+    def __init__(self, tokenizer: AnyTokenizer, kinds: tuple[str, ...]) -> None:
         self._tokenizer = tokenizer
         self._kinds = kinds
 

@@ -211,7 +211,7 @@ class PreferenceEncoder:
         Raises:
             SampleError: as `tokenize`, or media that cannot be decoded or corrupted.
         """
-        parts = []
+        parts: list[tuple[Role, Example]] = []
         for one in tokenized if tokenized is not None else self.tokenize(sample):
             corrupted = one.role is Role.CORRUPTED
             rng = np.random.default_rng((self._seed, position)) if corrupted else None

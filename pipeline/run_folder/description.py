@@ -19,10 +19,8 @@ Facts = list[tuple[str, Cell]]
 Entries = Sequence[Mapping[str, Any]]
 
 _STAGES = {
-    "init": "pre-training before MM-PT",
-    "pt": "MM-PT",
-    "sft": "MM-IT (SFT)",
-    "rlhf": "MM-IT (RLHF)",
+    **{"init": "pre-training before MM-PT", "pt": "MM-PT"},
+    **{"sft": "MM-IT (SFT)", "rlhf": "MM-IT (RLHF)"},
 }
 
 

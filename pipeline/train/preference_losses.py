@@ -25,8 +25,9 @@ def dpo_loss(chosen_p: Tensor, other_p: Tensor, beta: float) -> Tensor:
     chosen answer given a corrupted image in place of the rejected one.
 
     Args:
-        chosen_p, other_p: log π_θ / π_ref of the sequences: sums over their targets, or means for
-            the length-normalized form.
+        chosen_p: log π_θ / π_ref of the chosen answers: sums over their targets, or means for the
+            length-normalized form.
+        other_p: the same of the other sequences.
         beta: strength of the divergence from the reference.
 
     Returns:
