@@ -9,21 +9,21 @@ from model.peft.targets import linear_layers
 from model.spec.peft import Lora, QLora
 
 
-def add_lora(backbone: PreTrainedModel, lora: Lora | QLora, *, name: str = "default") -> None:
+def add_lora(backbone: PreTrainedModel, lora: Lora | QLora) -> None:
     """Add LoRA adapters to the backbone's linear layers, in place; initially they are zero.
-
-    Args:
-        backbone: to adapt.
-        lora: rank, scale and targets.
-        name: of the adapter; a later one is the one that is computed with.
 
     Raises:
         SpecError: a target that matches no linear layer.
     """
+    linear_layers(backbone, lora.targets)
+    inject(backbone, lora, "default")
+
+
+def inject(backbone: PreTrainedModel, lora: Lora | QLora, name: str) -> None:
+    """Add an adapter of that name to the target layers, and compute with it from now on."""
     # Imported here since it imports packages (bitsandbytes, if installed) that few stages need.
     from peft import LoraConfig, inject_adapter_in_model  # noqa: PLC0415
 
-    linear_layers(backbone, lora.targets)
     config = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,

@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from model.compat.peft import active_adapter
-from model.peft.lora import add_lora
+from model.peft.lora import inject
 from model.spec.peft import Lora, QLora
 
 _POLICY, _REFERENCE = "default", "reference"
@@ -24,7 +24,7 @@ def add_reference(backbone: PreTrainedModel, lora: Lora | QLora) -> None:
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Already found a `peft_config`")
-        add_lora(backbone, replace(lora, dropout=0.0), name=_REFERENCE)
+        inject(backbone, replace(lora, dropout=0.0), _REFERENCE)
     with torch.no_grad():
         own = dict(backbone.named_parameters())
         for name, weight in own.items():

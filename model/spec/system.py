@@ -136,6 +136,11 @@ class Stage:
         weights = {branch: self.generation.of(branch.modality) for branch in model.outputs}
         return tuple(branch for branch, own in weights.items() if own.denoise > 0)
 
+    @property
+    def answer_feedback(self) -> str:
+        """What a prompt begins with, as the model has learnt it; "" but for DRESS."""
+        return ""
+
     def kinds(self, model: ModelSpec) -> tuple[str, ...]:
         """Return the kinds of media in this stage: input modalities, then outputs (`to_…`)."""
         return (*model.modalities, *(branch.kind for branch in self.output_branches(model)))
@@ -172,6 +177,11 @@ class RlhfStage(Stage):
     """
 
     objective: Preference = field(default_factory=Dpo)
+
+    @property
+    def answer_feedback(self) -> str:
+        """The feedback about good answers, on which DRESS has conditioned them."""
+        return self.objective.good if isinstance(self.objective, Dress) else ""
 
     @property
     def sequences(self) -> int:

@@ -24,7 +24,7 @@ from model.build import preprocess
 from model.pretraining.build import SentenceReader
 from model.spec import InputBranchSpec, ModelSpec
 from model.spec.qformer import QFormer
-from pipeline.data.chat_template import assistant_text
+from pipeline.data.chat_template import assistant_text, with_feedback
 from pipeline.data.features import FeatureReader
 from pipeline.data.generation_targets import GenerationTarget, GenerationTargetEncoder
 from pipeline.data.readers import AudioEncoderSpec, read_medium
@@ -117,6 +117,7 @@ class SampleEncoder:
         features: reads features of some kinds of media instead of the media.
         generation_targets: encodes the media that the assistant generates, in a stage that trains
             generation.
+        feedback: that answers are asked for with (DRESS), see `Stage.answer_feedback`.
 
     Attributes:
         stop_ids, stop_text: what ends an answer, see `SampleTokenizer`.
@@ -137,7 +138,9 @@ class SampleEncoder:
         sentences: SentenceReader | None = None,
         features: FeatureReader | None = None,
         generation_targets: GenerationTargetEncoder | None = None,
+        feedback: str = "",
     ) -> None:
+        self._feedback = feedback
         self._features = features
         self._generation_targets = generation_targets
         self._inputs: dict[str, InputBranchSpec] = {b.modality: b for b in spec.inputs}
@@ -260,7 +263,7 @@ class SampleEncoder:
             raise SampleError(f"sample {sample.id}: its answer holds media, want text")
         tokenized = self._tokenizer.tokenize_prompt(
             sample.id,
-            sample.turns[:-1],
+            with_feedback(sample.turns[:-1], self._feedback),
             _kinds(sample),
             max_new_tokens=max_new_tokens,
             asks_for_media=asks_for_media,

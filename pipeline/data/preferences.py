@@ -16,6 +16,7 @@ import numpy as np
 from etl.storage.schema import Sample, SampleError, Turn
 from model.batch import IGNORED
 from model.spec.rlhf import Dpo, Dress, Kto, Preference
+from pipeline.data.chat_template import with_feedback
 from pipeline.data.encode import Example, MediumInput, SampleEncoder
 from pipeline.data.tokenize import SampleLength, SampleTokenizer, TokenizedSample
 
@@ -49,15 +50,6 @@ class TokenizedSequence:
 
     role: Role
     tokens: TokenizedSample
-
-
-def with_feedback(turns: Sequence[Turn], feedback: str) -> tuple[Turn, ...]:
-    """Return a prompt that begins its last user turn with feedback about the answer to come."""
-    last = max((n for n, turn in enumerate(turns) if turn.role == "user"), default=None)
-    if last is None or not feedback:
-        return tuple(turns)
-    told = replace(turns[last], text=f"{feedback}\n{turns[last].text}")
-    return (*turns[:last], told, *turns[last + 1 :])
 
 
 def dialogues(

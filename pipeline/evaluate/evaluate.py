@@ -337,6 +337,7 @@ def _answer_function(
         prompt=config.settings.prompt,
         max_tokens=config.settings.max_tokens,
         text_tokenizer=build_text_tokenizer(config.system.model, weights=config.weights),
+        feedback=config.settings.answer_feedback,
     )
     generate = partial(
         generate_answers, model, tokenizer, encoder, max_new_tokens=task.max_new_tokens
