@@ -184,15 +184,15 @@ class RlhfStage(Stage):
         return self.objective.good if isinstance(self.objective, Dress) else ""
 
     @property
+    def corrupts(self) -> bool:
+        """Whether samples have corrupted images, too."""
+        return isinstance(self.objective, Dpo) and self.objective.media_weight > 0
+
+    @property
     def sequences(self) -> int:
         """The greatest number of sequences of a sample, each of at most `max_tokens`."""
-        match self.objective:
-            case Dpo(media_weight=weight):
-                return 3 if weight else 2
-            case Dress(refinement=True):
-                return 3
-            case _:
-                return 2
+        refines = isinstance(self.objective, Dress) and self.objective.refinement
+        return 3 if self.corrupts or refines else 2
 
     def __post_init__(self) -> None:
         """Raise SpecError for a value out of its range, or a stage that trains other parameters."""
@@ -304,7 +304,8 @@ class System:
         choose(name, ("init", "pt", "sft", "rlhf"), "stage")
         if name == "init":
             return self._init(part)
-        stage = {"pt": self.pt, "sft": self.sft, "rlhf": self.rlhf}[name]
+        system = self.with_rlhf() if name == "rlhf" else self
+        stage = {"pt": self.pt, "sft": self.sft, "rlhf": system.rlhf}[name]
         if stage is None:
             raise SpecError(f"{self.name} has no stage {name!r}; add one to its file")
         return stage

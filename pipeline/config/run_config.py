@@ -261,6 +261,8 @@ def _changed(base: System, settings: Sequence[str], scale: Scale) -> System:
 
     Components that the settings bring become tiny like the others; numbers stay as they were set.
     """
+    if any(setting.startswith("rlhf.") for setting in settings):
+        base = base.with_rlhf()  # fields of a stage that the preset leaves to its default
     full = override(base, settings)
     return override(full.tiny(), leaves(settings)) if scale == "tiny" else full
 

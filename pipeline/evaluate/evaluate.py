@@ -93,7 +93,9 @@ def evaluate(args: Sequence[str]) -> int:
     options = parse(EvaluateOptions, prog="python -m pipeline evaluate", args=args)
     config = read_run(options.run)
     if isinstance(config.settings, InitStage):
-        raise UserError(f"{options.run}: a run of stage init has no answers; want one of pt or sft")
+        raise UserError(
+            f"{options.run}: a run of stage init has no answers; want one of pt, sft or rlhf"
+        )
     # Chosen once: a run that is still training may save newer weights meanwhile.
     weights = newest_weights(options.run)
     tasks = _tasks(options)

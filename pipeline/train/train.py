@@ -31,6 +31,7 @@ import torch.distributed as dist
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from etl.cli import UserError
 from etl.storage.lock import owner_lock
 from etl.storage.shards import ShardSet
 from model.build import (
@@ -195,6 +196,8 @@ def open_inputs(run: RunConfig, resume: str) -> Inputs:
         UserError: any mistake in data, options or checkpoints.
     """
     settings = run.settings
+    if run.feature_cache is not None and isinstance(settings, RlhfStage) and settings.corrupts:
+        raise UserError("--feature-cache: has no features of mDPO's corrupted images; leave it out")
     rank, world = rank_and_world_size()
     accumulation(settings, world)
     ds_config(settings, world)

@@ -62,9 +62,7 @@ def packed(batch: Batch, order: list[int]) -> Batch:
         context_bt=torch.zeros(1, sum(lengths), dtype=torch.bool),
         media={"image": media},
         positions_bt=torch.cat([torch.arange(length) for length in lengths])[None],
-        sequences=Sequences(
-            samples_q=torch.arange(count) // 2, roles_q=torch.arange(count) % 2
-        ),
+        sequences=Sequences(samples_q=torch.arange(count) // 2, roles_q=torch.arange(count) % 2),
     )
 
 
@@ -76,9 +74,7 @@ def test_log_probabilities_are_those_of_each_dialogue_alone(policy, digits, stag
     rows = replace(rows, media={"image": replace(images, input_values=shared)})
     batch = packed(rows, [0, 0, 1, 1])
     plain = build(digits.model, replace(digits.sft, peft=stage.peft), weights="random", seed=0)
-    plain.load_state_dict(
-        {n: w for n, w in policy.state_dict().items() if ".reference." not in n}
-    )
+    plain.load_state_dict({n: w for n, w in policy.state_dict().items() if ".reference." not in n})
     before = batch_log_probabilities(plain, rows)
     out = policy(batch)
     torch.testing.assert_close(out.logps_o, before, atol=1e-4, rtol=1e-4)
@@ -87,10 +83,8 @@ def test_log_probabilities_are_those_of_each_dialogue_alone(policy, digits, stag
     with torch.no_grad():
         for weight in policy.parameters():
             if weight.grad is not None:
-                weight -= 1e-2 * weight.grad
-    plain.load_state_dict(
-        {n: w for n, w in policy.state_dict().items() if ".reference." not in n}
-    )
+                weight.sub_(1e-2 * weight.grad)
+    plain.load_state_dict({n: w for n, w in policy.state_dict().items() if ".reference." not in n})
     after = batch_log_probabilities(plain, rows)
     assert (after - before).abs().max() > 1e-2
     out = policy(batch)

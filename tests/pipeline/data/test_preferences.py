@@ -92,9 +92,7 @@ def test_media_are_there_once(
     corrupted = Role.CORRUPTED in sequences.roles_q.tolist()
     assert len(images.input_values) == (4 if corrupted else 2)
     each = len(sequences.roles_q) // 2
-    assert images.order_e.tolist() == (
-        [0, 0, 1, 2, 2, 3] if corrupted else [0] * each + [1] * each
-    )
+    assert images.order_e.tolist() == ([0, 0, 1, 2, 2, 3] if corrupted else [0] * each + [1] * each)
     assert sequences.samples_q.tolist() == [0] * each + [1] * each
     patches = spec.inputs[0].tokens
     assert int(images.media_mask_bt.sum()) == 2 * each * patches
@@ -168,9 +166,7 @@ def test_a_dummy_belongs_to_no_sample(spec: ModelSpec, tokenizer: PreTrainedToke
     assert not batch.target_mask.any()
 
 
-def test_prompts_ask_for_good_answers(
-    spec: ModelSpec, tokenizer: PreTrainedTokenizerBase
-) -> None:
+def test_prompts_ask_for_good_answers(spec: ModelSpec, tokenizer: PreTrainedTokenizerBase) -> None:
     """As DRESS has learnt them."""
     sample = question_sample(0, 0)
     sample = replace(sample, turns=(Turn(role="user", text="<image>\nQ?"), sample.turns[1]))

@@ -30,9 +30,7 @@ LENGTHS = (6, 3, 5, 1, 2, 6, 4, 3)
 def log_probabilities() -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probabilities of the policy and of the reference, padded: chosen answers come first."""
     generator = torch.Generator().manual_seed(0)
-    policy, reference = (
-        -torch.rand(2 * PAIRS, LONGEST, generator=generator) * 2 for _ in range(2)
-    )
+    policy, reference = (-torch.rand(2 * PAIRS, LONGEST, generator=generator) * 2 for _ in range(2))
     return policy, reference
 
 
@@ -99,9 +97,7 @@ def test_mdpos_terms() -> None:
     """Wang et al. 2024, eqs. 4 and 5, by hand: ratios 1, -1 and 0.5 with β = 0.2."""
     chosen, corrupted = torch.tensor([1.0]), torch.tensor([-1.0])
     assert float(dpo_loss(chosen, corrupted, 0.2)) == pytest.approx(math.log1p(math.exp(-0.4)))
-    assert float(anchor_loss(torch.tensor([0.5]), 0.2)) == pytest.approx(
-        math.log1p(math.exp(-0.1))
-    )
+    assert float(anchor_loss(torch.tensor([0.5]), 0.2)) == pytest.approx(math.log1p(math.exp(-0.1)))
 
 
 def test_gradients_raise_chosen_answers_and_lower_rejected_ones() -> None:
