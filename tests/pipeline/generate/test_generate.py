@@ -289,7 +289,7 @@ def test_files_are_read_by_other_programs(tmp_path) -> None:
 
 def test_plain_prompts_keep_the_text_that_asks_for_a_medium(tmp_path) -> None:
     random_run(tmp_path / "run", "minigpt_5", prompt="plain")
-    encoder = GeneratingAssistant.open(tmp_path / "run")._encoder
+    encoder = GeneratingAssistant.open(tmp_path / "run").encoder
     asked_for, described = (
         encode_request(encoder, replace(SAMPLES[0], turns=turns), SETTINGS)
         for turns in (
