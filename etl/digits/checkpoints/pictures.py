@@ -7,7 +7,7 @@ autoencoder, as the published ones do.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +144,7 @@ def _videos(rng: np.random.Generator, number: int) -> tuple[Tensor, list[str]]:
     """Return videos (b, f, 3, h, w) of training scans, from -1 to 1, and their captions."""
     rendered, captions = [], []
     for _ in range(number):
-        moving = motion.random_motion(rng, "train")
+        moving = replace(motion.random_motion(rng, "train"), crossing=True)
         frames = motion.render(moving)
         chosen = np.linspace(0, len(frames) - 1, FRAMES).round().astype(int)
         rendered.append(frames[chosen])
