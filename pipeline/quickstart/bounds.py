@@ -102,7 +102,9 @@ class _Prompted:
             sample.id: Reply(
                 id=sample.id,
                 text=f"<{spec.media[0]}>",
-                media=(GeneratedMedium(kind=spec.media[0], values=one, seed=seed, sample_rate=rate),),
+                media=(
+                    GeneratedMedium(kind=spec.media[0], values=one, seed=seed, sample_rate=rate),
+                ),
             )
             for sample, one, seed in zip(samples, values, seeds, strict=True)
         }
