@@ -69,6 +69,8 @@ def digits_any() -> System:
             trainable=(*stage.trainable, *TRAINABLE_OUTPUTS),
             generation=Generation(),
             groups=(ParameterGroup(pattern="outputs.*", learning_rate=1e-3),),
+            # ZeRO-3's hooks on each of the many small modules of three UNets cost more than they.
+            ds_config="zero2",
         )
         for stage in (system.pt, system.sft)
     ]
