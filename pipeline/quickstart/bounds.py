@@ -59,9 +59,9 @@ def run(args: Sequence[str]) -> None:
     replies: dict[str, Reply] = {}
     for kind, branch in branches.items():
         own = [sample for sample in samples if sample.media[-1].kind == kind]
-        draw = _Prompted(branch, seed=options.seed, guidance_scale=options.guidance_scale)
+        prompted = _Prompted(branch, seed=options.seed, guidance_scale=options.guidance_scale)
         for start in range(0, len(own), _BATCH):
-            replies |= draw(own[start : start + _BATCH])
+            replies |= prompted(own[start : start + _BATCH])
     options.output.mkdir(parents=True, exist_ok=True)
     with atomic_file(options.output / REPLIES) as stream:
         for number, sample in enumerate(samples):
