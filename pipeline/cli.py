@@ -237,6 +237,10 @@ COMMANDS: Mapping[str, tuple[Command, str]] = {
         _command("pipeline.generate.generate", "generate"),
         "answer prompts with text and generated media",
     ),
+    "serve": (
+        _command("pipeline.serve.serve", "serve"),
+        "serve trained runs behind an OpenAI-compatible endpoint",
+    ),
     "evaluate": (
         _command("pipeline.evaluate.evaluate", "evaluate"),
         "ask a trained run the questions of a data folder or a benchmark",

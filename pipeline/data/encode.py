@@ -109,6 +109,8 @@ class SampleEncoder:
     Attributes:
         stop_ids, stop_text: what ends an answer, see `SampleTokenizer`.
         seq2seq: whether the backbone has a decoder, which answers only the last turn.
+        max_positions: how many tokens the backbone takes, prompt and answer together; None where
+            its positions are relative.
     """
 
     def __init__(
@@ -134,6 +136,7 @@ class SampleEncoder:
         self._sentences = sentences
         self._prompt = prompt
         self.seq2seq = self._tokenizer.seq2seq
+        self.max_positions = None if self.seq2seq else self._tokenizer.max_positions
         self.stop_ids, self.stop_text = self._tokenizer.stop_ids, self._tokenizer.stop_text
 
     def tokenize(self, sample: Sample) -> TokenizedSample | None:
