@@ -1,4 +1,4 @@
-"""The page of the any-to-any quickstart: what was asked for, and what was made, ready to be played."""
+"""The page of the any-to-any quickstart: what was asked for, and what was made of it."""
 
 import base64
 import json
