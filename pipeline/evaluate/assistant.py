@@ -90,6 +90,7 @@ class Assistant:
             max_tokens=stage.max_tokens,
             text_tokenizer=build_text_tokenizer(spec, weights=weights),
             generation_targets=self._earlier_media(stage),
+            feedback=stage.answer_feedback,
         )
 
     def _earlier_media(self, stage: Stage) -> GenerationTargetEncoder | None:
