@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import mimetypes
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from etl.report.page import Card, Section, write_page
 from etl.storage.schema import Medium, Sample, sha256, words_of
 from etl.storage.shards import ShardSet
 from pipeline.generate.replies import REPLIES
+from pipeline.quickstart.commands import StageSummary
 from pipeline.quickstart.report import STAGE_COLUMNS, stage_row
 from pipeline.run_folder.evaluation import EVALUATION, evaluation_sections
 from pipeline.run_folder.metrics_writer import read_metrics
@@ -49,7 +51,7 @@ def print_any_summary(out: Path, summary: Mapping[str, Any]) -> None:
     console.print(f"report: {out / 'report.html'}", soft_wrap=True, highlight=False)
 
 
-def write_any_report(out: Path, summary: Mapping[str, Any]) -> None:
+def write_any_report(out: Path, summary: Mapping[str, Any], stages: Sequence[StageSummary]) -> None:
     """Write `report.html`: the figures, losses, and for each task what the model made."""
     curves = [
         loss_chart("MM-PT: captions", read_metrics(out / "pt")),
@@ -62,7 +64,7 @@ def write_any_report(out: Path, summary: Mapping[str, Any]) -> None:
         Section(
             heading="Stages",
             columns=STAGE_COLUMNS,
-            rows=[stage_row(stage) for stage in summary["stages"]],
+            rows=[stage_row(asdict(stage)) for stage in stages],
         ),
         Section(heading="Losses", charts=curves),
         *evaluation_sections(out / "sft" / EVALUATION),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -68,11 +68,10 @@ def run(args: Sequence[str]) -> None:
     summary = {
         "tasks": judged_tasks(sft, out / "held_out_requests", out),
         "understanding": understanding(sft, out / "questions"),
-        "stages": [asdict(stage) for stage in stages],
         "seconds_total": time.monotonic() - started,
     }
     write_json(out / "summary.json", summary)
-    write_any_report(out, summary)
+    write_any_report(out, summary, stages)
     print_any_summary(out, summary)
 
 

@@ -39,7 +39,7 @@ def test_pictures_and_players_stand_under_their_requests(tmp_path):
         (tmp_path / stage).mkdir()
         (tmp_path / stage / "metrics.jsonl").write_text('{"step": 1, "losses": {"text": 1.0}}\n')
     figures = {"judged": 0.875, "ceiling": 1.0, "floor": 0.1}
-    write_any_report(tmp_path, {"tasks": dict.fromkeys(TASKS, figures), "stages": []})
+    write_any_report(tmp_path, {"tasks": dict.fromkeys(TASKS, figures)}, [])
     page = (tmp_path / "report.html").read_text()
     assert page.count("<audio") == 3  # two replies, and a request
     assert page.count("<video") == 1
