@@ -58,7 +58,9 @@ def test_mdpo_goes_on_from_sft(tmp_path: Path) -> None:
 def test_grpo_gives_the_same_answers_on_any_number_of_ranks(tmp_path: Path) -> None:
     """And after a kill; under ZeRO-3 the ranks decode together, also a rank without a question."""
     questions = preference_shards(tmp_path / "questions", 12)
-    (tmp_path / "own.py").write_text("def letters(answer):\n    return sum(map(ord, answer.text)) % 7\n")
+    (tmp_path / "own.py").write_text(
+        "def letters(answer):\n    return sum(map(ord, answer.text)) % 7\n"
+    )
     objective = {"kind": "grpo", "group": 3, "max_new_tokens": 6, "beta": 0.1}
     objective["rewards"] = [f"{tmp_path / 'own.py'}:letters"]
     words = ["rlhf", "digits", "--scale", "tiny", "--data", questions, *SMALL]
