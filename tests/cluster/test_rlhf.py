@@ -55,6 +55,7 @@ def test_mdpo_goes_on_from_sft(tmp_path: Path) -> None:
     assert isinstance(Assistant.open(run).ask("Which digit is red?"), str)
 
 
+@pytest.mark.nightly(minutes=1)
 def test_grpo_gives_the_same_answers_on_any_number_of_ranks(tmp_path: Path) -> None:
     """And after a kill; under ZeRO-3 the ranks decode together, also a rank without a question."""
     questions = preference_shards(tmp_path / "questions", 12)
