@@ -72,11 +72,13 @@ def serve_world(out: Path, sizes: Mapping[str, int]) -> Iterator[Path]:
         server.terminate()
 
 
-def run_etl(job: str, source: Path, output: Path, *extra: object) -> StageSummary:
-    """Run a job of the ETL on Ray."""
+def run_etl(
+    job: str, source: Path, output: Path, *extra: object, executor: str = "ray"
+) -> StageSummary:
+    """Run a job of the ETL."""
     started = time.monotonic()
     script = Path(__file__).parents[2] / "etl" / f"{job}.py"
-    options = ("--allow-private-addresses", "--executor", "ray", *extra)
+    options = ("--allow-private-addresses", "--executor", executor, *extra)
     call(python_command(script, "--input", source, "--output", output, *options))
     return StageSummary(
         name=f"etl {output.name}",
