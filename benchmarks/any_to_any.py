@@ -29,9 +29,9 @@ from pipeline.quickstart.any_to_any import Options as QuickstartOptions
 from pipeline.quickstart.commands import call, pipeline_command, train
 
 LOSSES: Mapping[str, tuple[float, float]] = {
-    "eq. 4": (2.0, 0.0),
+    "eq. 4": (1.0, 0.0),
     "eq. 5": (0.0, 1.0),
-    "both": (2.0, 1.0),
+    "both": (1.0, 1.0),
 }
 """Name → weights of eqs. 4 and 5; of both, the preset's."""
 SCALES = (1.0, None)
@@ -44,14 +44,14 @@ class Options:
 
     output: Path = Path("runs/any-to-any")
     """Folder for data and runs; existing ones are kept and resumed."""
-    captions: int = 2000
+    captions: int = 5000
     """Pairs of image and caption for MM-PT."""
-    dialogues: int = 2000
+    dialogues: int = 3500
     """Dialogues about images for MM-IT."""
     questions: int = 600
     """Questions about held-out handwriting."""
-    requests: int = 1000
-    """Requests of each of six tasks; an eighth as many are held out."""
+    requests: int = 600
+    """Requests of each of six tasks; a sixth as many are held out."""
     ranks: int = 2
     """Ranks of the DeepSpeed runs."""
 

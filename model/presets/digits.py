@@ -67,13 +67,12 @@ def digits_any() -> System:
         replace(
             stage,
             trainable=(*stage.trainable, *TRAINABLE_OUTPUTS),
-            generation=Generation(align=2.0),
-            epochs=epochs,
+            generation=Generation(),
             groups=(ParameterGroup(pattern="outputs.*", learning_rate=1e-3),),
             # ZeRO-3's hooks on each of the many small modules of three UNets cost more than they.
             ds_config="zero2",
         )
-        for stage, epochs in ((system.pt, 2), (system.sft, 3))
+        for stage in (system.pt, system.sft)
     ]
     outputs = tuple(
         OutputBranchSpec(

@@ -42,15 +42,15 @@ class Options:
 
     output: Path = Path("runs/quickstart-any")
     """Folder for everything; an earlier quickstart in it is removed."""
-    captions: int = 2000
+    captions: int = 5000
     """Pairs of image and caption for MM-PT."""
-    dialogues: int = 2000
+    dialogues: int = 3500
     """Dialogues about images for MM-IT."""
     questions: int = 600
     """Questions about held-out handwriting."""
-    requests: int = 1000
-    """Requests of each of six tasks for MM-IT, and captions of each kind of medium for MM-PT; an
-    eighth as many requests are held out."""
+    requests: int = 600
+    """Requests of each of six tasks for MM-IT, and captions of each kind of medium for MM-PT; a
+    sixth as many requests are held out."""
     ranks: int = 2
     """Ranks of the DeepSpeed runs."""
 
