@@ -253,6 +253,10 @@ COMMANDS: Mapping[str, tuple[Command, str]] = {
         _command("pipeline.convert.export", "export"),
         "write a run as a transformers checkpoint, or as a self-contained folder",
     ),
+    "trace": (
+        _command("pipeline.lineage.trace", "trace"),
+        "the samples of a step, and what a removal request touches",
+    ),
     "compose": (
         _command("pipeline.compose", "compose_command"),
         "write a preset file for published encoders and a language model",

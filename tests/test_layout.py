@@ -62,6 +62,7 @@ LAYERS = {
         "compose",
         "train",
         "generate",
+        "lineage",
         "evaluate",
         "convert",
         "feature_cache",

@@ -74,7 +74,7 @@ from pipeline.run_folder.report import run_report
 from pipeline.run_folder.starts import record_end, record_start, recording_failure
 from pipeline.signals import STOPPED, StopRequest
 from pipeline.train.engine import follow_schedule, start_engine
-from pipeline.train.identity import complete_identity, run_identity
+from pipeline.train.identity import complete_identity, run_identity, start_lineage
 from pipeline.train.loop import LoopSettings, TrainingLoop
 from pipeline.train.losses import loss_terms
 from pipeline.train.metrics import MetricsAccumulator, source_names
@@ -202,7 +202,7 @@ def open_inputs(run: RunConfig, resume: str) -> Inputs:
         RetentionPolicy(newest=run.keep_last, every=run.keep_every),
         inherited=names_in(initial) if initial else (),
         objective_only=partial(is_stage_only, run.system.model, settings),
-        complete=partial(complete_identity, run),
+        complete=partial(complete_identity, run, sampler, shards.fingerprint),
     )
     return Inputs(
         shards=shards,
@@ -260,7 +260,10 @@ def write_start(run: RunConfig, inputs: Inputs, model: nn.Module) -> None:
     step = step_of(inputs.checkpoint) if inputs.checkpoint is not None else 0
     if rank == 0:
         parameters = count_parameters(model)
-        record_start(Path(run.output), ranks=world, from_step=step, parameters=parameters)
+        lineage = start_lineage(run, inputs.shards.fingerprint, inputs.initial_weights)
+        record_start(
+            Path(run.output), ranks=world, from_step=step, parameters=parameters, lineage=lineage
+        )
 
 
 def restore(

@@ -3,6 +3,7 @@
 import json
 import logging
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ from model.presets import system
 from model.spec import Stage
 from pipeline.checkpoint.checkpoints import Checkpoints, RetentionPolicy
 from pipeline.config.run_config import RunConfig, StageName
+from pipeline.data.packing import PackedLayout
+from pipeline.data.sampler import BatchSampler, CostModel
+from pipeline.data.shuffle import ShuffledStream, Source
 from pipeline.train.identity import complete_identity, run_identity
 
 
@@ -26,6 +30,18 @@ def run_of(stage: StageName = "pt", **changes: Any) -> RunConfig:
     else:
         preset = replace(preset, **{stage: settings})
     return RunConfig(stage=stage, system=preset, data=("data",), output="run")
+
+
+def sampler_of(run: RunConfig) -> BatchSampler:
+    """Return the sampler of ten samples."""
+    source = Source(first=0, rows=10, samples_per_epoch=10)
+    return BatchSampler(
+        stream=ShuffledStream(sources=(source,), seed=0, epochs=1),
+        global_batch=run.settings.global_batch,
+        layout=PackedLayout(max_tokens=1, max_media=1),
+        lengths=None,
+        cost_model=CostModel(per_medium={}),
+    )
 
 
 def identity(run: RunConfig, *, steps: int = 10, world: int = 2) -> dict[str, object]:
@@ -41,7 +57,7 @@ def resumes(folder: Path, stored: dict[str, object], run: RunConfig, *, steps: i
         folder,
         identity(run, steps=steps),
         RetentionPolicy(),
-        complete=lambda old: complete_identity(run, old),
+        complete=partial(complete_identity, run, sampler_of(run), "data"),
     )
     return checkpoints.choose("auto") == checkpoint
 
