@@ -253,6 +253,10 @@ COMMANDS: Mapping[str, tuple[Command, str]] = {
         _command("pipeline.convert.export", "export"),
         "write a run as a transformers checkpoint, or as a self-contained folder",
     ),
+    "contest": (
+        _command("pipeline.contest.contest", "contest"),
+        "train variants of a preset alike, and compare them in pairs",
+    ),
     "trace": (
         _command("pipeline.lineage.trace", "trace"),
         "the samples of a step, and what a removal request touches",

@@ -58,6 +58,7 @@ LAYERS = {
     "pipeline": [
         "__main__",
         "cli",
+        "contest",
         "quickstart",
         "compose",
         "train",
