@@ -127,25 +127,23 @@ def _print_step(traced: TracedStep, *, as_json: bool) -> None:
     if as_json:
         sys.stdout.write(json.dumps(asdict(traced), indent=2) + "\n")
         return
-    title = f"{traced.run}, step {traced.step}: {len(traced.samples)} samples, ranks {traced.ranks}"
-    if traced.applied is False:
-        title += "; not finite, so no weight has changed"
-    table = Table(title=title)
-    for name in ("rank", "micro-step", "id", "shard, row", "URL", "sha256", "scores"):
-        table.add_column(name, overflow="fold")
+    lines = [
+        f"{traced.run}, step {traced.step}: {len(traced.samples)} samples, {traced.ranks} ranks"
+        + ("; not finite, so that no weight has changed" if traced.applied is False else "")
+    ]
     for sample in traced.samples:
-        digests = " ".join(medium["sha256"][:12] for medium in sample.media)
-        scores = " ".join(f"{name}={value:.4g}" for name, value in sample.scores.items())
-        table.add_row(
-            str(sample.rank),
-            str(sample.micro_step),
-            sample.id + (f" (skipped: {sample.skip_reason})" if sample.skip_reason else ""),
-            f"{Path(sample.folder, sample.shard)}, {sample.row}",
-            "\n".join(sample.urls),
-            digests,
-            scores,
-        )
-    Console().print(table)
+        scores = (f"{name}={value:.4g}" for name, value in sample.scores.items())
+        words = [
+            f"rank {sample.rank} micro-step {sample.micro_step}",
+            sample.id,
+            f"{Path(sample.folder, sample.shard)}:{sample.row}",
+            *sample.urls,
+            *(f"sha256:{medium['sha256'][:16]}" for medium in sample.media),
+            *scores,
+            *([f"skipped: {sample.skip_reason}"] if sample.skip_reason else []),
+        ]
+        lines.append("  ".join(words))
+    sys.stdout.write("\n".join(lines) + "\n")
 
 
 def _to_json(one: TouchedRun) -> dict[str, Any]:
