@@ -115,10 +115,13 @@ def _related(touched: Sequence[TouchedRun], run: Path) -> list[TouchedRun]:
 
 
 def _call(commands: Sequence[Sequence[str]]) -> None:
-    """Run commands one after the other; raises UserError with the one that fails."""
+    """Run commands one after the other; raises UserError with the one that fails.
+
+    What they print goes to stderr: stdout has the result of `trace`.
+    """
     for command in commands:
         Console(stderr=True).print(f"$ {shlex.join(command)}", style="bold", soft_wrap=True)
-        code = subprocess.run(command, check=False, stdout=sys.stderr).returncode
+        code = subprocess.run(command, check=False, stdout=2).returncode
         if code:
             raise UserError(f"{shlex.join(command)}: exit code {code}")
 
