@@ -68,6 +68,10 @@ class Sampling:
         return self.temperature == 0 and self.repetition_penalty == 1
 
 
+GREEDY = Sampling()
+"""The most likely tokens: the default."""
+
+
 def seed_of(seed: int, sample: str, purpose: int | str) -> int:
     """Return the seed, below 2³², of an answer to a sample, or of a medium in it.
 
