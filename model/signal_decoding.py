@@ -9,7 +9,7 @@ a medium, v vocabulary (followed by the signal tokens), l and w positions and wi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -96,9 +96,7 @@ def decode(
         )
     states_btd = torch.stack(signals.states, dim=1)
     media = tuple(
-        Condition(
-            row, start, branch.spec.modality, signals.condition(branch, states_btd[row], start)
-        )
+        Condition(row, start, branch.spec.modality, condition_of(branch, states_btd[row], start))
         for row, start, branch in _starts(ids_bt, branches, ids)
     )
     return Decoded(ids_bt, media)
@@ -166,14 +164,26 @@ class _Signals:
         signals = [branch.head(hidden_bsd).to(logits_bsv) for branch in self._branches]
         return torch.cat([logits_bsv, *signals], dim=-1)
 
-    def condition(self, branch: OutputBranch, states_td: Tensor, start: int) -> Tensor:
-        """Return the condition (1, l, w) of a medium whose first signal token is at `start`."""
-        signals_nd = branch.signal_embeddings()
-        if branch.spec.projector.states == "before":
-            hidden_nd = states_td[start : start + len(signals_nd)]
-        else:  # a token's own states predict the token after it
-            hidden_nd = states_td[start + 1 : start + 1 + len(signals_nd)] + signals_nd
-        return branch.condition(hidden_nd[None])
+
+def condition_of(branch: OutputBranch, states_td: Tensor, start: int) -> Tensor:
+    """Return the condition (1, l, w) of a medium of an answer.
+
+    Args:
+        branch: of the medium.
+        states_td: per new token the hidden state that predicts it, one after the medium included.
+        start: index of the medium's first signal token.
+    """
+    signals_nd = branch.signal_embeddings()
+    if branch.spec.projector.states == "before":
+        hidden_nd = states_td[start : start + len(signals_nd)]
+    else:  # a token's own states predict the token after it
+        hidden_nd = states_td[start + 1 : start + 1 + len(signals_nd)] + signals_nd
+    return branch.condition(hidden_nd[None])
+
+
+def next_signals(media: Iterable[Sequence[int]]) -> dict[int, int]:
+    """Return the signal token that follows each one but the last, given the ids of each branch."""
+    return {before: after for ids in media for before, after in pairwise(ids)}
 
 
 class _Choice(LogitsProcessor):
@@ -193,7 +203,7 @@ class _Choice(LogitsProcessor):
         seeds: Sequence[int],
         limit: int,
     ) -> None:
-        self._next = {before: after for ids in media for before, after in pairwise(ids)}
+        self._next = next_signals(media)
         self._first = [ids[0] for ids in media]
         self._later = [number for ids in media for number in ids[1:]]
         self._limit = limit

@@ -53,7 +53,7 @@ def embed(medium: Medium) -> Embedded:
 
 
 def embed_any(medium: Medium) -> Embedded:
-    """Return a medium as a page shows it; an image that cannot be read in words, with the reason."""
+    """Return a medium as a page shows it; of an image that cannot be read, the reason."""
     try:
         return embed(medium)
     except ValueError as error:

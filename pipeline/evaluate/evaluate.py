@@ -96,7 +96,9 @@ def evaluate(args: Sequence[str]) -> int:
     options = parse(EvaluateOptions, prog="python -m pipeline evaluate", args=args)
     config = read_run(options.run)
     if isinstance(config.settings, InitStage):
-        raise UserError(f"{options.run}: a run of stage init has no answers; want one of pt or sft")
+        raise UserError(
+            f"{options.run}: a run of stage init has no answers; want one of pt, sft or rlhf"
+        )
     # Chosen once: a run that is still training may save newer weights meanwhile.
     weights = newest_weights(options.run)
     tasks = _tasks(options)
@@ -345,6 +347,7 @@ def _answer_function(
         prompt=config.settings.prompt,
         max_tokens=config.settings.max_tokens,
         text_tokenizer=build_text_tokenizer(config.system.model, weights=config.weights),
+        feedback=config.settings.answer_feedback,
     )
     generate = partial(
         generate_answers,
