@@ -315,7 +315,7 @@ def load_batches(
     """Yield this rank's micro-batches of each step, from the trainer's state on."""
     rank, world = rank_and_world_size()
     return micro_batches(
-        MultimodalDataset(inputs.shards, _encoder(run, inputs, features), decoding),
+        MultimodalDataset(inputs.shards, build_encoder(run, inputs.tokenizer, features), decoding),
         inputs.sampler,
         steps=range(state.step, inputs.steps),
         rank=rank,
@@ -355,14 +355,14 @@ def with_answers(
     return with_rollouts(batches, model, inputs.tokenizer, rollouts)
 
 
-def _encoder(
-    run: RunConfig, inputs: Inputs, features: FeatureReader | None
+def build_encoder(
+    run: RunConfig, tokenizer: PreTrainedTokenizerBase, features: FeatureReader | None
 ) -> SampleEncoder | PreferenceEncoder | RolloutEncoder:
     """Return the encoder of a stage's samples."""
     settings = run.settings
     encoder = SampleEncoder(
         run.system.model,
-        inputs.tokenizer,
+        tokenizer,
         prompt=settings.prompt,
         max_tokens=settings.max_tokens,
         text_tokenizer=build_text_tokenizer(run.system.model, weights=run.weights),
@@ -374,9 +374,9 @@ def _encoder(
         return encoder
     if isinstance(settings.objective, Grpo):
         return RolloutEncoder(encoder, settings.objective)
-    tokenizer = sample_tokenizer(run, inputs.tokenizer)
-    assert isinstance(tokenizer, PreferenceTokenizer)
-    return PreferenceEncoder(encoder, tokenizer, seed=run.seed)
+    counter = sample_tokenizer(run, tokenizer)
+    assert isinstance(counter, PreferenceTokenizer)
+    return PreferenceEncoder(encoder, counter, seed=run.seed)
 
 
 def _generation_target_encoder(
