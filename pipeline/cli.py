@@ -237,6 +237,10 @@ COMMANDS: Mapping[str, tuple[Command, str]] = {
         _command("pipeline.generate.generate", "generate"),
         "answer prompts with text and generated media",
     ),
+    "chat": (
+        _command("pipeline.serve.chat", "chat"),
+        "talk with a trained run in the terminal, about files or without any",
+    ),
     "serve": (
         _command("pipeline.serve.serve", "serve"),
         "serve trained runs behind an OpenAI-compatible endpoint",
