@@ -30,7 +30,7 @@ _POINTS = (".npy", ".ply")
 _SUFFIXES = {"image/png": ".png", "video/mp4": ".mp4", "audio/wav": ".wav"}
 _SECONDS = httpx.Timeout(10.0, read=600.0)
 _CSS = """
-.gradio-container { max-width: 72rem !important; margin: 0 auto; }
+.gradio-container { width: 100% !important; max-width: 72rem !important; margin: 0 auto; }
 .dialogue { height: calc(100dvh - 17rem) !important; min-height: 16rem; }
 footer { display: none !important; }
 @media (max-width: 640px) {
@@ -271,7 +271,7 @@ class Page:
         for side in sides:
             inputs = [side.model, side.rounds, *settings]
             outputs = [side.chatbot, side.rounds]
-            running.append(asked.then(self._answer, inputs, outputs, concurrency_limit=8))
+            running.append(asked.success(self._answer, inputs, outputs, concurrency_limit=8))
             for event, change in (
                 (side.chatbot.retry, self._retry),
                 (side.chatbot.edit, self._edit),
@@ -279,7 +279,8 @@ class Page:
                 changed = event(change, side.rounds, side.rounds)
                 running.append(changed.then(self._answer, inputs, outputs, concurrency_limit=8))
             side.chatbot.undo(self._undo, side.rounds, [box, side.chatbot, side.rounds])
-        stop.click(None, cancels=running)
+            side.chatbot.clear(lambda: [], None, side.rounds)
+        stop.click(self._stop, states, states, cancels=running)
         clear.click(lambda: ([], [], [], []), None, [*chatbots, *states], cancels=running)
 
     def _ask(
@@ -291,6 +292,9 @@ class Page:
         right: list[Round],
     ) -> tuple[dict[str, Any], list[Round], list[Round]]:
         """Add a question to the dialogues; what is wrong with its files is said at once."""
+        if any(rounds and rounds[-1].get("busy") for rounds in (left, right)):
+            text = "Still answering: wait, or press Stop."
+            raise gr.Error(text, duration=5, print_exception=False)
         text, files = (message["text"] or "").strip(), list(message["files"] or [])
         if not text and not files:
             raise gr.Error("Ask something, or drop a file.", duration=5, print_exception=False)
@@ -329,7 +333,7 @@ class Page:
             "max_tokens": int(longest),
             "seed": int(seed or 0) + last.get("retries", 0),
         }
-        last["answer"] = ""
+        last["answer"], last["busy"] = "", True
         try:
             for delta in self._endpoint.stream(body):
                 last["answer"] += delta.get("content") or ""
@@ -338,7 +342,17 @@ class Page:
                 yield to_bubbles(rounds)[0], rounds
         except RuntimeError as error:
             last["answer"], last["error"] = None, str(error)
-            yield to_bubbles(rounds)[0], rounds
+        finally:
+            last["busy"] = False
+        yield to_bubbles(rounds)[0], rounds
+
+    @staticmethod
+    def _stop(left: list[Round], right: list[Round]) -> tuple[list[Round], list[Round]]:
+        """Keep what there is of the answers."""
+        for rounds in (left, right):
+            if rounds:
+                rounds[-1]["busy"] = False
+        return left, right
 
     @staticmethod
     def _retry(rounds: list[Round], data: gr.RetryData) -> list[Round]:

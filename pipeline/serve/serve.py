@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -133,6 +134,8 @@ def serve(args: Sequence[str]) -> int:
     """Run the command; returns the exit code."""
     options = parse(ServeOptions, prog="python -m pipeline serve", args=args)
     token = options.token()
+    # uvicorn raises the signal again once it has stopped: this ends the page, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with ExitStack() as stack:
         listening = stack.enter_context(_listen(options))
         models = load_models(options.run)
