@@ -130,7 +130,7 @@ class PlanOptions(PresetOptions):
     Step times are compute times, at an assumed utilization of the device's published peak FLOP/s.
     """
 
-    stage: Literal["pt", "sft"]
+    stage: Literal["pt", "sft", "rlhf"]
     """The stage to plan."""
     gpus: int = 8
     """Number of GPUs."""
@@ -225,6 +225,7 @@ COMMANDS: Mapping[str, tuple[Command, str]] = {
     "init": (_train("init"), "pre-train a Q-Former or a P-Former, before MM-PT"),
     "pt": (_train("pt"), "align a preset's projectors on captions (MM-PT)"),
     "sft": (_train("sft"), "fine-tune on instructions (MM-IT)"),
+    "rlhf": (_train("rlhf"), "align with preferences and feedback (MM-IT)"),
     "features": (
         _command("pipeline.feature_cache.precompute", "precompute"),
         "precompute the feature cache for pt --feature-cache",
@@ -261,6 +262,18 @@ COMMANDS: Mapping[str, tuple[Command, str]] = {
         _command("pipeline.convert.export", "export"),
         "write a run as a transformers checkpoint, or as a self-contained folder",
     ),
+    "contest": (
+        _command("pipeline.contest.contest", "contest"),
+        "train variants of a preset alike, and compare them in pairs",
+    ),
+    "show-sample": (
+        _command("pipeline.train.show_sample", "show_sample"),
+        "show samples as the model gets them: tokens, loss mask, positions, media",
+    ),
+    "trace": (
+        _command("pipeline.lineage.trace", "trace"),
+        "the samples of a step, and what a removal request touches",
+    ),
     "compose": (
         _command("pipeline.compose", "compose_command"),
         "write a preset file for published encoders and a language model",
@@ -276,7 +289,7 @@ def run(args: Sequence[str]) -> int:
     # DeepSpeed's launcher passes the local rank as an option, and in the environment, too.
     args = [arg for arg in args if not arg.startswith("--local_rank=")]
     if not args or args[0] in ("-h", "--help"):
-        lines = [f"  {name:<10} {summary}" for name, (_, summary) in COMMANDS.items()]
+        lines = [f"  {name:<12} {summary}" for name, (_, summary) in COMMANDS.items()]
         usage = "usage: python -m pipeline COMMAND … (each has --help)"
         sys.stdout.write("\n".join([usage, "", *lines, ""]))
         return 0

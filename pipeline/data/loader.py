@@ -15,6 +15,7 @@ from pipeline.data.collate import collate, dummy_example, pack
 from pipeline.data.dataset import BadSample, CutSample, MultimodalDataset, UnreadableShard
 from pipeline.data.encode import Example
 from pipeline.data.packing import PackedLayout
+from pipeline.data.rollout_prompts import RolloutPrompt
 from pipeline.data.sampler import BatchSampler, Bin
 from pipeline.signals import stop_signals_blocked
 
@@ -31,6 +32,7 @@ class MicroBatch:
         ids: of the samples, for log lines.
         sources: the index of each sample's data folder, in the order of the samples.
         unreadable_shard: the error of a shard that could not be read; None if there was none.
+        prompts: the samples themselves, where the model is to answer them first (GRPO).
     """
 
     batch: Batch
@@ -40,6 +42,7 @@ class MicroBatch:
     ids: tuple[str, ...] = ()
     sources: tuple[int, ...] = ()
     unreadable_shard: str | None = None
+    prompts: tuple[RolloutPrompt, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -49,11 +52,13 @@ class _Collator:
     Args:
         pad_id: the padding token.
         seq2seq: whether examples have a decoder's target.
+        dummy_roles: of the sequences of a dummy example, where examples have several.
         max_samples: of a padded micro-batch, filled up with dummy examples; None to pack.
     """
 
     pad_id: int
     seq2seq: bool
+    dummy_roles: tuple[int, ...]
     max_samples: int | None
 
     def __call__(self, items: list[Example | BadSample | UnreadableShard]) -> MicroBatch:
@@ -61,7 +66,8 @@ class _Collator:
         samples = len(examples)
         # Every rank must call the model in every micro-step, so that an empty bin gets a dummy.
         missing = (1 if self.max_samples is None else self.max_samples) - samples
-        padding = [dummy_example(self.pad_id, seq2seq=self.seq2seq)] * max(0, missing)
+        dummy = dummy_example(self.pad_id, seq2seq=self.seq2seq, roles=self.dummy_roles)
+        padding = [dummy] * max(0, missing)
         batch = (
             pack(examples + padding)
             if self.max_samples is None
@@ -76,6 +82,7 @@ class _Collator:
             ids=tuple(example.id for example in examples),
             sources=tuple(example.source for example in examples),
             unreadable_shard=next(errors, None),
+            prompts=tuple(item for item in examples if isinstance(item, RolloutPrompt)),
         )
 
 
@@ -116,7 +123,7 @@ def micro_batches(
     loader = DataLoader(
         dataset,
         batch_sampler=bins,
-        collate_fn=_Collator(pad_id, dataset.seq2seq, max_samples),
+        collate_fn=_Collator(pad_id, dataset.seq2seq, dataset.dummy_roles, max_samples),
         num_workers=num_workers,
         # fork would copy the threads of gloo or NCCL in an unknown state
         multiprocessing_context="spawn" if num_workers else None,

@@ -153,6 +153,9 @@ class SampleTokenizer:
         SpecError: a chat template or a tokenizer that cannot be used.
     """
 
+    columns: tuple[str, ...] = ("id", "turns", "media.kind")
+    """Of the shards, the arguments of `length`."""
+
     def __init__(
         self,
         spec: ModelSpec,

@@ -21,6 +21,7 @@ from etl.storage.schema import Sample
 from etl.storage.shards import ShardSet
 from model.build import build, build_text_tokenizer, build_tokenizer
 from model.multimodal_lm import MultimodalLM
+from model.sampling import GREEDY, Sampling
 from model.spec.system import InitStage
 from model.weights import load_trained
 from pipeline.checkpoint.adapters import adapter_record, check_adapters
@@ -38,6 +39,7 @@ from pipeline.evaluate.generate_answers import Prediction, generate_answers, wit
 from pipeline.evaluate.judge import Judge, address_judge
 from pipeline.evaluate.option_likelihoods import Answer, choose_options, choose_or_generate
 from pipeline.evaluate.partial_predictions import PartialPredictions, writing
+from pipeline.evaluate.sampling_options import SamplingOptions
 from pipeline.evaluate.survey_table import survey_table
 from pipeline.run_folder.evaluation import EVALUATION, EXAMPLES
 from pipeline.run_folder.report import run_report
@@ -50,7 +52,7 @@ BAD_SAMPLES = "bad_samples.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateOptions:
+class EvaluateOptions(SamplingOptions):
     """Ask a trained run the last question of every sample, with and without its media."""
 
     run: Path
@@ -81,6 +83,7 @@ class EvaluateOptions:
     """Print the scores as JSON instead of a table."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("batch", "max_new_tokens", "limit"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -93,7 +96,9 @@ def evaluate(args: Sequence[str]) -> int:
     options = parse(EvaluateOptions, prog="python -m pipeline evaluate", args=args)
     config = read_run(options.run)
     if isinstance(config.settings, InitStage):
-        raise UserError(f"{options.run}: a run of stage init has no answers; want one of pt or sft")
+        raise UserError(
+            f"{options.run}: a run of stage init has no answers; want one of pt, sft or rlhf"
+        )
     # Chosen once: a run that is still training may save newer weights meanwhile.
     weights = newest_weights(options.run)
     tasks = _tasks(options)
@@ -170,7 +175,7 @@ def _evaluate(
     stop: StopRequest,
 ) -> tuple[dict[str, Any], RenderableType] | None:
     """Return the content of scores.json and a table of it; None if it was stopped."""
-    samples, output = task.samples, task.output
+    samples, output, sampling = task.samples, task.output, Sampling.of(options)
     identity: dict[str, Any] = {
         "weights": file_sha256(weights),
         "config": file_sha256(options.run / "config.json"),
@@ -178,10 +183,11 @@ def _evaluate(
         "questions": min(len(samples), options.limit or len(samples)),
         "batch": options.batch,
         "max_new_tokens": task.max_new_tokens,
+        **({} if sampling == GREEDY else {"sampling": asdict(sampling)}),
     }
     if isinstance(samples, BenchmarkSamples):
         identity["by_likelihood"] = samples.by_likelihood
-    answer = _answer_function(config, model, tokenizer, task)
+    answer = _answer_function(config, model, tokenizer, task, sampling)
     passes = _predict(task, answer, identity, stop)
     if passes is None:
         return None
@@ -328,7 +334,11 @@ def _load(config: RunConfig, weights: Path, *, decoding: bool = False) -> Multim
 
 
 def _answer_function(
-    config: RunConfig, model: MultimodalLM, tokenizer: PreTrainedTokenizerBase, task: Task
+    config: RunConfig,
+    model: MultimodalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    sampling: Sampling,
 ) -> Answer:
     """Return what answers a batch of samples, by generation or by likelihood."""
     encoder = SampleEncoder(
@@ -337,9 +347,15 @@ def _answer_function(
         prompt=config.settings.prompt,
         max_tokens=config.settings.max_tokens,
         text_tokenizer=build_text_tokenizer(config.system.model, weights=config.weights),
+        feedback=config.settings.answer_feedback,
     )
     generate = partial(
-        generate_answers, model, tokenizer, encoder, max_new_tokens=task.max_new_tokens
+        generate_answers,
+        model,
+        tokenizer,
+        encoder,
+        max_new_tokens=task.max_new_tokens,
+        sampling=sampling,
     )
     samples = task.samples
     if isinstance(samples, ShardSet) or not samples.by_likelihood:

@@ -110,7 +110,7 @@ def _write(stream: IO[bytes], head: str, predictions: Sequence[Prediction]) -> N
     stream.write(head.encode())
     for prediction in predictions:
         line = {**asdict(prediction), "correct": prediction.correct}
-        for name in ("skip_reason", "option_scores"):
+        for name in ("skip_reason", "option_scores", "others"):
             if not line[name]:
                 del line[name]
         stream.write(json.dumps(line).encode() + b"\n")
@@ -119,5 +119,6 @@ def _write(stream: IO[bytes], head: str, predictions: Sequence[Prediction]) -> N
 def _parse(line: bytes) -> Prediction:
     value = json.loads(line)
     del value["correct"]  # derived from the others
-    value["option_scores"] = tuple(value.get("option_scores", ()))
+    for name in ("option_scores", "others"):
+        value[name] = tuple(value.get(name, ()))
     return Prediction(**value)

@@ -13,6 +13,9 @@ The stages differ in the modules that they train and in their losses, which a pr
   distance between the projected tokens and its prompts.
 - `sft`, the first part of MM-IT: fine-tune projectors and the backbone's adapters on dialogues as
   `etl/instruct.py` writes them (survey §3.2): eq. 2 over the assistant's turns.
+- `rlhf`, the second part of MM-IT: train the adapters on preferences and feedback as
+  `etl/preference.py` writes them (survey §3.2): DPO, KTO or DRESS; or on answers of its own to the
+  questions of any dialogues, judged by rewards: GRPO (`model.spec.rlhf`).
 """
 
 from __future__ import annotations
@@ -29,17 +32,23 @@ import torch.distributed as dist
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from etl.cli import UserError
 from etl.storage.lock import owner_lock
 from etl.storage.shards import ShardSet
 from model.build import (
     build,
     build_caption_tokenizers,
+    build_policy,
     build_text_tokenizer,
     build_tokenizer,
 )
 from model.freeze import count_parameters, set_trainable
+from model.peft.reference import add_reference
+from model.preference_lm import PreferenceLM
 from model.pretraining.build import build_init, is_stage_only, sentence_reader
-from model.spec.system import InitStage
+from model.spec.peft import Lora, QLora
+from model.spec.rlhf import Dress, Grpo
+from model.spec.system import InitStage, RlhfStage
 from model.weights import load_trained, names_in
 from pipeline.checkpoint.adapters import adapter_record, check_adapters
 from pipeline.checkpoint.checkpoints import Checkpoints, RetentionPolicy, newest_weights
@@ -53,7 +62,9 @@ from pipeline.data.encode import SampleEncoder
 from pipeline.data.features import FeatureReader
 from pipeline.data.generation_targets import GenerationTargetEncoder
 from pipeline.data.loader import MicroBatch, micro_batches
-from pipeline.data.sampler import BatchSampler, build_sampler
+from pipeline.data.preferences import PreferenceEncoder, PreferenceTokenizer
+from pipeline.data.rollout_prompts import RolloutEncoder, RolloutTokenizer
+from pipeline.data.sampler import BatchSampler, build_sampler, sample_tokenizer
 from pipeline.data.tokenize import warn_of_other_template
 from pipeline.data.worker_status import WorkerStatus
 from pipeline.distributed import (
@@ -74,10 +85,12 @@ from pipeline.run_folder.report import run_report
 from pipeline.run_folder.starts import record_end, record_start, recording_failure
 from pipeline.signals import STOPPED, StopRequest
 from pipeline.train.engine import follow_schedule, start_engine
-from pipeline.train.identity import complete_identity, run_identity
+from pipeline.train.identity import complete_identity, run_identity, start_lineage
 from pipeline.train.loop import LoopSettings, TrainingLoop
 from pipeline.train.losses import loss_terms
 from pipeline.train.metrics import MetricsAccumulator, source_names
+from pipeline.train.rewards import load_rewards
+from pipeline.train.rollouts import RolloutSettings, with_rollouts
 from pipeline.train.watchdog import PhaseTracker, Watchdog
 
 log = logging.getLogger(__name__)
@@ -147,6 +160,7 @@ def _train(run: RunConfig, inputs: Inputs, stop: StopRequest) -> int:
     tracker = PhaseTracker(WorkerStatus(run.num_workers))
     tracker.register_hooks(engine.module)
     batches = load_batches(run, inputs, state, tracker.decoding, features)
+    batches = with_answers(run, inputs, batches, engine.module)
     if rank == 0:
         writer.log_to(start_loggers(run.log_to, Path(run.output), asdict(run), step=state.step))
     loop = TrainingLoop(
@@ -172,7 +186,9 @@ def _warn_about_random_weights(run: RunConfig) -> None:
     """Warn where a stage builds on an earlier one and no run of that is given."""
     if run.init_from is not None:
         return
-    if run.stage == "sft":
+    if run.stage == "rlhf":
+        log.warning("no --init-from: the policy starts from random weights, not from SFT's")
+    elif run.stage == "sft":
         log.warning("no --init-from: the projector starts from random weights, not from MM-PT's")
     elif run.settings.reference is not None:
         log.warning("no --init-from: the reference P-Former has random weights")
@@ -185,6 +201,8 @@ def open_inputs(run: RunConfig, resume: str) -> Inputs:
         UserError: any mistake in data, options or checkpoints.
     """
     settings = run.settings
+    if run.feature_cache is not None and isinstance(settings, RlhfStage) and settings.corrupts:
+        raise UserError("--feature-cache: has no features of mDPO's corrupted images; leave it out")
     rank, world = rank_and_world_size()
     accumulation(settings, world)
     ds_config(settings, world)
@@ -202,7 +220,7 @@ def open_inputs(run: RunConfig, resume: str) -> Inputs:
         RetentionPolicy(newest=run.keep_last, every=run.keep_every),
         inherited=names_in(initial) if initial else (),
         objective_only=partial(is_stage_only, run.system.model, settings),
-        complete=partial(complete_identity, run),
+        complete=partial(complete_identity, run, sampler, shards.fingerprint),
     )
     return Inputs(
         shards=shards,
@@ -236,6 +254,11 @@ def build_model(run: RunConfig, inputs: Inputs) -> nn.Module:
     model: nn.Module
     if isinstance(settings, InitStage):
         model = build_init(run.system.model, settings, weights=run.weights, seed=run.seed)
+    elif isinstance(settings, RlhfStage) and not isinstance(settings.objective, Dress):
+        model = build_policy(run.system.model, settings, weights=run.weights, seed=run.seed)
+        if isinstance(settings.objective, Grpo):
+            model.temperature = settings.objective.temperature
+            model.with_reference = settings.objective.beta > 0
     else:
         model = build(
             run.system.model,
@@ -248,6 +271,9 @@ def build_model(run: RunConfig, inputs: Inputs) -> nn.Module:
     if inputs.initial_weights is not None:
         check_adapters(inputs.initial_weights, inputs.checkpoints.adapters)
         load_trained(model, inputs.initial_weights)
+    if isinstance(model, PreferenceLM):
+        assert isinstance(settings.peft, Lora | QLora)
+        add_reference(model.backbone, settings.peft)  # a copy of what was just loaded
     names = set_trainable(model, settings.trainable)
     trainable, total = count_parameters(model)
     log.info("%d of %d parameters are trainable (%d tensors)", trainable, total, len(names))
@@ -260,7 +286,10 @@ def write_start(run: RunConfig, inputs: Inputs, model: nn.Module) -> None:
     step = step_of(inputs.checkpoint) if inputs.checkpoint is not None else 0
     if rank == 0:
         parameters = count_parameters(model)
-        record_start(Path(run.output), ranks=world, from_step=step, parameters=parameters)
+        lineage = start_lineage(run, inputs.shards.fingerprint, inputs.initial_weights)
+        record_start(
+            Path(run.output), ranks=world, from_step=step, parameters=parameters, lineage=lineage
+        )
 
 
 def restore(
@@ -284,20 +313,9 @@ def load_batches(
     features: FeatureReader | None = None,
 ) -> Iterator[list[MicroBatch]]:
     """Yield this rank's micro-batches of each step, from the trainer's state on."""
-    settings = run.settings
-    encoder = SampleEncoder(
-        run.system.model,
-        inputs.tokenizer,
-        prompt=settings.prompt,
-        max_tokens=settings.max_tokens,
-        text_tokenizer=build_text_tokenizer(run.system.model, weights=run.weights),
-        sentences=sentence_reader(run.system.model, settings, weights=run.weights),
-        features=features,
-        generation_targets=_generation_target_encoder(run, features),
-    )
     rank, world = rank_and_world_size()
     return micro_batches(
-        MultimodalDataset(inputs.shards, encoder, decoding),
+        MultimodalDataset(inputs.shards, build_encoder(run, inputs.tokenizer, features), decoding),
         inputs.sampler,
         steps=range(state.step, inputs.steps),
         rank=rank,
@@ -305,6 +323,60 @@ def load_batches(
         pad_id=inputs.tokenizer.pad_token_id,
         num_workers=run.num_workers,
     )
+
+
+def with_answers(
+    run: RunConfig,
+    inputs: Inputs,
+    batches: Iterator[list[MicroBatch]],
+    model: nn.Module,
+) -> Iterator[list[MicroBatch]]:
+    """Return the micro-batches, in GRPO with the policy's answers in place of their prompts.
+
+    Raises:
+        UserError, SpecError: an unknown reward, or a chat template whose answers end with no token.
+    """
+    settings = run.settings
+    if not isinstance(settings, RlhfStage) or not isinstance(settings.objective, Grpo):
+        return batches
+    assert isinstance(model, PreferenceLM)
+    tokenizer = sample_tokenizer(run, inputs.tokenizer)
+    assert isinstance(tokenizer, RolloutTokenizer)
+    _, world = rank_and_world_size()
+    zero = ds_config(settings, world).get("zero_optimization", {}).get("stage", 0)
+    rollouts = RolloutSettings(
+        objective=settings.objective,
+        rewards=load_rewards(settings.objective.rewards),
+        seed=run.seed,
+        end_ids=tokenizer.end_ids,
+        pad_id=inputs.tokenizer.pad_token_id,
+        synced=zero == 3 and world > 1,
+    )
+    return with_rollouts(batches, model, inputs.tokenizer, rollouts)
+
+
+def build_encoder(
+    run: RunConfig, tokenizer: PreTrainedTokenizerBase, features: FeatureReader | None
+) -> SampleEncoder | PreferenceEncoder | RolloutEncoder:
+    """Return the encoder of a stage's samples."""
+    settings = run.settings
+    encoder = SampleEncoder(
+        run.system.model,
+        tokenizer,
+        prompt=settings.prompt,
+        max_tokens=settings.max_tokens,
+        text_tokenizer=build_text_tokenizer(run.system.model, weights=run.weights),
+        sentences=sentence_reader(run.system.model, settings, weights=run.weights),
+        features=features,
+        generation_targets=_generation_target_encoder(run, features),
+    )
+    if not isinstance(settings, RlhfStage):
+        return encoder
+    if isinstance(settings.objective, Grpo):
+        return RolloutEncoder(encoder, settings.objective)
+    counter = sample_tokenizer(run, tokenizer)
+    assert isinstance(counter, PreferenceTokenizer)
+    return PreferenceEncoder(encoder, counter, seed=run.seed)
 
 
 def _generation_target_encoder(
