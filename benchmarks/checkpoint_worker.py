@@ -30,6 +30,7 @@ from pipeline.train.train import (
     make_accumulator,
     open_inputs,
     restore,
+    sample_encoder,
 )
 from pipeline.train.watchdog import PhaseTracker
 
@@ -90,7 +91,10 @@ def run(args: list[str]) -> None:
             stop=StopRequest(),
         )
         state = TrainerState()
-        loop.run(load_batches(config, inputs, state, tracker.decoding), state)
+        loop.run(
+            load_batches(config, inputs, state, tracker.decoding, sample_encoder(config, inputs)),
+            state,
+        )
         results |= save_like_mmloom(engine, inputs.checkpoints, options.saves)
         folder = Path(config.output) / "deepspeed"
         results |= save_like_deepspeed(engine, folder, options.saves)

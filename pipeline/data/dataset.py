@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from torch.utils.data import Dataset
@@ -52,13 +52,20 @@ class MultimodalDataset(Dataset[Example | BadSample | UnreadableShard]):
         shards: the data.
         encoder: of the samples.
         status: shows which sample is being decoded.
+        view: returns what is encoded of a sample; None for all of it.
     """
 
     def __init__(
-        self, shards: ShardSet, encoder: SampleEncoder, status: WorkerStatus | None = None
+        self,
+        shards: ShardSet,
+        encoder: SampleEncoder,
+        status: WorkerStatus | None = None,
+        *,
+        view: Callable[[Sample], Sample] | None = None,
     ) -> None:
         self._shards = shards
         self._encoder = encoder
+        self._view = view
         self._status = status
         self.seq2seq = encoder.seq2seq
 
@@ -85,6 +92,8 @@ class MultimodalDataset(Dataset[Example | BadSample | UnreadableShard]):
             sample = self._shards[ref.row]
         except UserError as error:
             return UnreadableShard(str(error))
+        if self._view is not None:
+            sample = self._view(sample)
         if ref.skip_reason is not None:
             return sample, SampleError(ref.skip_reason)
         try:
