@@ -416,3 +416,30 @@ def newest_weights(run: Path) -> Path:
     if chosen is None:
         raise UserError(f"{run}: has no valid checkpoint; want a run folder with a saved one")
     return chosen / WEIGHTS
+
+
+def checkpoint_weights(run: Path, checkpoint: str) -> Path:
+    """Return the file of trained weights of a run's checkpoint.
+
+    Args:
+        run: the run folder.
+        checkpoint: `newest`, `best` or the number of a step.
+
+    Raises:
+        UserError: as of `newest_weights`; no such checkpoint, or a damaged one.
+    """
+    newest = newest_weights(run)
+    if checkpoint == "newest":
+        return newest
+    folder = CheckpointFolder(run / "checkpoints")
+    names = {str(step_of(path)): path.name for path in folder.complete()}
+    best = folder.best(folder.latest())
+    if best is not None:
+        names["best"] = best[0]
+    if checkpoint not in names:
+        known = ", ".join(["newest", *reversed(names)])
+        raise UserError(f"--checkpoint {checkpoint}: {run} has no such checkpoint; want {known}")
+    chosen = folder.path / names[checkpoint]
+    if (damage := find_damage(chosen)) is not None:
+        raise UserError(f"{chosen}: {damage}")
+    return chosen / WEIGHTS

@@ -24,15 +24,16 @@ from model.multimodal_lm import MultimodalLM
 from model.spec.system import InitStage
 from model.weights import load_trained
 from pipeline.checkpoint.adapters import adapter_record, check_adapters
-from pipeline.checkpoint.checkpoints import newest_weights
+from pipeline.checkpoint.checkpoints import checkpoint_weights, newest_weights
 from pipeline.config.run_config import RunConfig, read_run
 from pipeline.data.encode import SampleEncoder
 from pipeline.data.tokenize import warn_of_other_template
 from pipeline.evaluate.benchmark import BenchmarkSamples
 from pipeline.evaluate.benchmark_results import benchmark_results, benchmark_tasks
 from pipeline.evaluate.benchmarks import find_benchmark
+from pipeline.evaluate.caption_scores import CaptionScores, score_captions
 from pipeline.evaluate.device import FittingBatches, inference_device
-from pipeline.evaluate.exact_match import exact_match_table, score_exact_match
+from pipeline.evaluate.exact_match import captions_table, exact_match_table, score_exact_match
 from pipeline.evaluate.examples import examples_table, write_examples
 from pipeline.evaluate.generate_answers import Prediction, generate_answers, without_media
 from pipeline.evaluate.judge import Judge, address_judge
@@ -55,6 +56,8 @@ class EvaluateOptions:
 
     run: Path
     """The run folder of a trained stage."""
+    checkpoint: str = "newest"
+    """`newest`, `best` (by the loss of its validations), or the step of a checkpoint."""
     data: tuple[Path, ...]
     """Folders of Arrow shards whose samples end with the true answer; or with --benchmark, the
     folder with its published files and images: of several, one each, or one that has a folder
@@ -95,7 +98,7 @@ def evaluate(args: Sequence[str]) -> int:
     if isinstance(config.settings, InitStage):
         raise UserError(f"{options.run}: a run of stage init has no answers; want one of pt or sft")
     # Chosen once: a run that is still training may save newer weights meanwhile.
-    weights = newest_weights(options.run)
+    weights = checkpoint_weights(options.run, options.checkpoint)
     tasks = _tasks(options)
     tokenizer = build_tokenizer(config.system.model, weights=config.weights)
     warn_of_other_template(config, tokenizer)
@@ -197,6 +200,13 @@ def _evaluate(
     if isinstance(samples, ShardSet):
         scores["skipped"] = identity["questions"] - len(asked)
         scores["cut"] = cut
+        captions = {
+            name: _caption_scores(samples, [(i, one.predictions[i]) for i in asked])
+            for name, one in (("scores", seeing), ("blind", blind))
+        }
+        if captions["scores"] is not None:
+            scores["captions"] = {name: vars(one) for name, one in captions.items() if one}
+            table = Group(table, captions_table(captions["scores"]))
     with writing(output / "scores.json"):
         write_json(output / "scores.json", scores)
     answers = {i: (seeing.predictions[i], blind.predictions[i]) for i in asked}
@@ -281,6 +291,18 @@ def _score(
         scores = score_exact_match(seeing, blind)
         return asdict(scores), exact_match_table(scores)
     return benchmark_results(task.samples, seeing, blind, task.output, judge)
+
+
+def _caption_scores(
+    samples: ShardSet, predictions: Sequence[tuple[int, Prediction]]
+) -> CaptionScores | None:
+    """Score the answers to questions that are media without a word, if there are any."""
+    answers = []
+    for index, one in predictions:
+        media = samples[index].media if not one.question else ()
+        if media:
+            answers.append((" ".join(m.sha256 for m in media), one.answer, one.truth))
+    return score_captions(answers) if answers else None
 
 
 class Questions:

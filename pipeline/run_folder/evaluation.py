@@ -22,6 +22,7 @@ def evaluation_sections(folder: Path) -> list[Section]:
     scores = json.loads((folder / "scores.json").read_bytes())
     return [
         _benchmark_scores(scores) if "benchmark" in scores else _exact_scores(scores),
+        _caption_scores(scores.get("captions", {})),
         _examples(folder / EXAMPLES),
     ]
 
@@ -59,6 +60,25 @@ def _exact_scores(scores: Mapping[str, Any]) -> Section:
         rows=rows if len(rows) > 1 else (),
         note="Blind is the same model without the media; chance is always giving the most frequent "
         "true answer to that kind of question. Error rates are of the answers with media.",
+    )
+
+
+def _caption_scores(captions: Mapping[str, Any]) -> Section:
+    """Return CIDEr-D, BLEU-4 and ROUGE-L; nothing where no captions were asked for."""
+    names = {"cider_d": "CIDEr-D", "bleu_4": "BLEU-4", "rouge_l": "ROUGE-L"}
+    views = {"scores": "with media", "blind": "blind"}
+    return Section(
+        heading="Evaluation: captions",
+        columns=("", *names.values(), "captioned", "references"),
+        rows=[
+            (
+                views[view],
+                *(f"{one[name]:.3f}" for name in names),
+                one["images"],
+                one["references"],
+            )
+            for view, one in captions.items()
+        ],
     )
 
 
