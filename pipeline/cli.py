@@ -245,6 +245,10 @@ COMMANDS: Mapping[str, tuple[Command, str]] = {
         _command("pipeline.evaluate.score", "score"),
         "a benchmark's official score of any file of predictions",
     ),
+    "score-media": (
+        _command("pipeline.generate.score_media", "score_media"),
+        "Fréchet distances and CLIPScore of generated media",
+    ),
     "import": (
         _command("pipeline.convert.import_", "import_"),
         "make a run folder from a transformers checkpoint",
@@ -268,7 +272,7 @@ def run(args: Sequence[str]) -> int:
     # DeepSpeed's launcher passes the local rank as an option, and in the environment, too.
     args = [arg for arg in args if not arg.startswith("--local_rank=")]
     if not args or args[0] in ("-h", "--help"):
-        lines = [f"  {name:<10} {summary}" for name, (_, summary) in COMMANDS.items()]
+        lines = [f"  {name:<12} {summary}" for name, (_, summary) in COMMANDS.items()]
         usage = "usage: python -m pipeline COMMAND … (each has --help)"
         sys.stdout.write("\n".join([usage, "", *lines, ""]))
         return 0
