@@ -116,7 +116,8 @@ def test_pictures_are_scored_by_a_clip_folder(
         inputs = tokenizer(captions(sample.turns, sample.lineage), return_tensors="pt")
         pixels = processor([read_image((made / f"{number}.png").read_bytes())], return_tensors="pt")
         output = model(**inputs, **pixels)
-        cosines.append(float(torch.cosine_similarity(output.image_embeds, output.text_embeds)))
+        cosine = torch.cosine_similarity(output.image_embeds, output.text_embeds)
+        cosines.append(cosine.item())
     expected = 100 * np.maximum(cosines, 0).mean()
     assert agreement["value"] == pytest.approx(expected, rel=1e-3)
 
