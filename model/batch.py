@@ -2,7 +2,8 @@
 
 Shapes: b sequences, t positions, s positions of a seq2seq decoder, m input media of a kind,
 g generated media of a kind, f segments of a medium, n tokens of a segment, d width of features, l
-positions and w width of a generator's text encoder, o positions with a target.
+positions and w width of a generator's text encoder, o positions with a target, q sequences that
+samples consist of, e occurrences of media.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ class Media:
         starts_m: the first position of its sequence at which each medium is visible.
         text: the instruction for each medium, for projectors that read it.
         features: the encoder's features (m, f, n, d) instead of its input.
+        order_e: where media occur more than once, as in the sequences of a preference, the index of
+            the medium of each occurrence, in reading order; None where each occurs once.
     """
 
     input_values: Tensor | None
@@ -38,6 +41,7 @@ class Media:
     starts_m: Tensor
     text: TextIds | None = None
     features: Tensor | None = None
+    order_e: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Media:
         """Return the media on `device`."""
@@ -48,6 +52,7 @@ class Media:
             starts_m=self.starts_m.to(device),
             text=None if self.text is None else self.text.to(device),
             features=_to(self.features, device),
+            order_e=_to(self.order_e, device),
         )
 
 
@@ -85,6 +90,23 @@ class GenerationTargets:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Sequences:
+    """The sequences of a packed batch, where samples consist of several (preferences).
+
+    Args:
+        samples_q: the sample that each belongs to, ascending; a dummy's is beyond the last.
+        roles_q: what each is to its sample, see `pipeline.data.preferences.Role`.
+    """
+
+    samples_q: Tensor
+    roles_q: Tensor
+
+    def to(self, device: torch.device | str) -> Sequences:
+        """Return them on `device`."""
+        return Sequences(samples_q=self.samples_q.to(device), roles_q=self.roles_q.to(device))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Batch:
     """One micro-batch.
 
@@ -101,6 +123,7 @@ class Batch:
             branch or a P-Former; None where the model reads no sentences.
         positions_bt: position of each token in its sample, where a row packs several samples:
             positions restart at 0 and attention stays within samples. None where rows are samples.
+        sequences: where a sample consists of several sequences, each with positions from 0 on.
     """
 
     ids_bt: Tensor
@@ -112,6 +135,7 @@ class Batch:
     decoder_bs: Tensor | None = None
     sentences: TextIds | None = None
     positions_bt: Tensor | None = None
+    sequences: Sequences | None = None
 
     def count(self, kind: str) -> int:
         """Return the number of media of a kind, input or generated."""
@@ -131,6 +155,13 @@ class Batch:
         labels = self.labels_bt if self.decoder_bs is not None else self.labels_bt[:, 1:]
         return labels[self.target_mask]
 
+    @property
+    def sequences_bt(self) -> Tensor:
+        """The index (b, t) of the sequence that each position of a packed batch belongs to."""
+        assert self.positions_bt is not None
+        starts_bt = self.positions_bt == 0
+        return starts_bt.flatten().cumsum(0).view_as(self.positions_bt) - 1
+
     def to(self, device: torch.device | str) -> Batch:
         """Return the batch with every tensor on `device`."""
         return Batch(
@@ -145,6 +176,7 @@ class Batch:
             decoder_bs=_to(self.decoder_bs, device),
             sentences=None if self.sentences is None else self.sentences.to(device),
             positions_bt=_to(self.positions_bt, device),
+            sequences=None if self.sequences is None else self.sequences.to(device),
         )
 
 

@@ -56,6 +56,7 @@ from model.output_branch import Generator, OutputBranch
 from model.output_projectors import output_mlp, output_transformer
 from model.packing import attend_within_samples
 from model.peft import adapter, lora, prefix, qlora
+from model.preference_lm import PreferenceLM
 from model.protocols import (
     AnySpec,
     BackboneFile,
@@ -96,6 +97,7 @@ from model.spec.projectors import (
 )
 from model.spec.qformer import QFormer, VideoQFormer
 from model.spec.siglip import Siglip
+from model.spec.system import RlhfStage
 from model.spec.video import TemporalClip, UniformerEva
 from model.spec.vit import Vit, Vit22B
 from model.weights import Weights, load_tokenizer
@@ -207,6 +209,24 @@ def build(
         reference = build_reference(spec, stage.reference, weights=weights).to(backbone.dtype)
         max_text = stage.reference.pformer.max_text
     return MultimodalLM(spec, inputs, backbone, outputs, reference, max_text)
+
+
+def build_policy(
+    spec: ModelSpec, stage: RlhfStage, *, weights: Weights, seed: int = 0
+) -> PreferenceLM:
+    """Build a model for RLHF; the reference is added once the weights of SFT are loaded.
+
+    Args:
+        spec: of the model.
+        stage: its adapters and precision are used.
+        weights: see `build`.
+        seed: of all weights that are not loaded.
+
+    Raises:
+        SpecError: weights that cannot be loaded, or that do not fit the spec.
+    """
+    inputs = build_inputs(spec, stage, weights=weights, seed=seed)
+    return PreferenceLM(spec, inputs, build_backbone(spec, stage, weights=weights))
 
 
 def build_on_meta(spec: ModelSpec, stage: Stage, *, latents_given: bool = False) -> MultimodalLM:

@@ -145,6 +145,8 @@ class MultimodalLM(nn.Module):
     def media_tokens(self, batch: Batch, used: Collection[str] = ()) -> dict[str, Tensor]:
         """Return the projected tokens (m, k, d) of every kind in the batch or in `used`.
 
+        A medium that occurs several times (`Media.order_e`) is encoded once; its tokens repeat.
+
         Args:
             batch: the micro-batch.
             used: the kinds of media that any rank uses in this forward pass. Under ZeRO-3 calling a
@@ -176,7 +178,8 @@ class MultimodalLM(nn.Module):
             if media is None:
                 projected[kind] = self.project(kind, features_mfnd, _dummy_text(branch, device))[:0]
             else:
-                projected[kind] = self.project(kind, features_mfnd, media.text)
+                tokens_mkd = self.project(kind, features_mfnd, media.text)
+                projected[kind] = tokens_mkd if media.order_e is None else tokens_mkd[media.order_e]
         return projected
 
     def embed(

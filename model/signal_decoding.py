@@ -9,7 +9,7 @@ a medium, v vocabulary (followed by the signal tokens), l and w positions and wi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -110,9 +110,7 @@ def decode(
         )
     states_btd = torch.stack(signals.states, dim=1)
     media = tuple(
-        Condition(
-            row, start, branch.spec.modality, signals.condition(branch, states_btd[row], start)
-        )
+        Condition(row, start, branch.spec.modality, condition_of(branch, states_btd[row], start))
         for row, start, branch in _starts(ids_bt, branches, ids)
     )
     return Decoded(ids_bt, media)
@@ -180,14 +178,47 @@ class _Signals:
         signals = [branch.head(hidden_bsd).to(logits_bsv) for branch in self._branches]
         return torch.cat([logits_bsv, *signals], dim=-1)
 
-    def condition(self, branch: OutputBranch, states_td: Tensor, start: int) -> Tensor:
-        """Return the condition (1, l, w) of a medium whose first signal token is at `start`."""
-        signals_nd = branch.signal_embeddings()
-        if branch.spec.projector.states == "before":
-            hidden_nd = states_td[start : start + len(signals_nd)]
-        else:  # a token's own states predict the token after it
-            hidden_nd = states_td[start + 1 : start + 1 + len(signals_nd)] + signals_nd
-        return branch.condition(hidden_nd[None])
+
+def condition_of(branch: OutputBranch, states_td: Tensor, start: int) -> Tensor:
+    """Return the condition (1, l, w) of a medium of an answer.
+
+    Args:
+        branch: of the medium.
+        states_td: per new token the hidden state that predicts it, one after the medium included.
+        start: index of the medium's first signal token.
+    """
+    signals_nd = branch.signal_embeddings()
+    if branch.spec.projector.states == "before":
+        hidden_nd = states_td[start : start + len(signals_nd)]
+    else:  # a token's own states predict the token after it
+        hidden_nd = states_td[start + 1 : start + 1 + len(signals_nd)] + signals_nd
+    return branch.condition(hidden_nd[None])
+
+
+def next_signals(media: Iterable[Sequence[int]]) -> dict[int, int]:
+    """Return the signal token that follows each one but the last, given the ids of each branch."""
+    return {before: after for ids in media for before, after in pairwise(ids)}
+
+
+def sample_token(
+    scores_v: Tensor, *, temperature: float, top_p: float, rng: torch.Generator
+) -> int:
+    """Return a token by nucleus sampling; one random number of a CPU generator decides.
+
+    Args:
+        scores_v: logits (v,).
+        temperature: of the softmax, above 0.
+        top_p: share of the probability, of the most likely tokens, that is sampled from.
+        rng: gives the number.
+    """
+    share_v = (scores_v.float() / temperature).softmax(dim=0)
+    share_v, order_v = share_v.sort(descending=True, stable=True)
+    before_v = share_v.cumsum(0) - share_v
+    share_v = share_v.masked_fill(before_v >= top_p, 0.0)
+    whole_v = share_v.double().cumsum(0)
+    draw = torch.rand(1, generator=rng, dtype=torch.float64, device="cpu").item()
+    place = int((whole_v <= draw * whole_v[-1]).sum())
+    return int(order_v[place])
 
 
 class _Choice(LogitsProcessor):
@@ -200,7 +231,7 @@ class _Choice(LogitsProcessor):
     """
 
     def __init__(self, media: Sequence[Sequence[int]], sampling: Sampling, limit: int) -> None:
-        self._next = {before: after for ids in media for before, after in pairwise(ids)}
+        self._next = next_signals(media)
         self._first = [ids[0] for ids in media]
         self._later = [number for ids in media for number in ids[1:]]
         self._limit = limit
@@ -217,22 +248,16 @@ class _Choice(LogitsProcessor):
         for row in range(len(scores_bv)):
             chosen = self._next.get(last[row]) if last else None
             if chosen is None and self._sampling.temperature > 0:
-                chosen = self._sample(row, scores_bv[row])
+                chosen = sample_token(
+                    scores_bv[row],
+                    temperature=self._sampling.temperature,
+                    top_p=self._sampling.top_p,
+                    rng=self._rngs[row],
+                )
             if chosen is not None:
                 scores_bv[row] = -torch.inf
                 scores_bv[row, chosen] = 0.0
         return scores_bv
-
-    def _sample(self, row: int, scores_v: Tensor) -> int:
-        """Return a token by nucleus sampling; one random number per token decides."""
-        share_v = (scores_v.float() / self._sampling.temperature).softmax(dim=0)
-        share_v, order_v = share_v.sort(descending=True, stable=True)
-        before_v = share_v.cumsum(0) - share_v
-        share_v = share_v.masked_fill(before_v >= self._sampling.top_p, 0.0)
-        whole_v = share_v.double().cumsum(0)
-        draw = torch.rand(1, generator=self._rngs[row], dtype=torch.float64, device="cpu").item()
-        place = int((whole_v <= draw * whole_v[-1]).sum())
-        return int(order_v[place])
 
 
 class _Limit(StoppingCriteria):

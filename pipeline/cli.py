@@ -130,7 +130,7 @@ class PlanOptions(PresetOptions):
     Step times are compute times, at an assumed utilization of the device's published peak FLOP/s.
     """
 
-    stage: Literal["pt", "sft"]
+    stage: Literal["pt", "sft", "rlhf"]
     """The stage to plan."""
     gpus: int = 8
     """Number of GPUs."""
@@ -225,6 +225,7 @@ COMMANDS: Mapping[str, tuple[Command, str]] = {
     "init": (_train("init"), "pre-train a Q-Former or a P-Former, before MM-PT"),
     "pt": (_train("pt"), "align a preset's projectors on captions (MM-PT)"),
     "sft": (_train("sft"), "fine-tune on instructions (MM-IT)"),
+    "rlhf": (_train("rlhf"), "align with preferences and feedback (MM-IT)"),
     "features": (
         _command("pipeline.feature_cache.precompute", "precompute"),
         "precompute the feature cache for pt --feature-cache",
@@ -236,6 +237,10 @@ COMMANDS: Mapping[str, tuple[Command, str]] = {
     "generate": (
         _command("pipeline.generate.generate", "generate"),
         "answer prompts with text and generated media",
+    ),
+    "serve": (
+        _command("pipeline.serve.serve", "serve"),
+        "serve trained runs behind an OpenAI-compatible endpoint",
     ),
     "evaluate": (
         _command("pipeline.evaluate.evaluate", "evaluate"),

@@ -110,3 +110,30 @@ def generation_sample(seed: int, number: int, *, kind: str = "image") -> Sample:
 def _shards(folder: Path, rows: int, seed: int, make: Callable[[int, int], Sample]) -> Path:
     samples = (make(seed, row) for row in range(rows))
     return write_folder(folder, samples, job="worlds", rows_per_shard=256)
+
+
+def preference_sample(
+    number: int,
+    *,
+    question: str = "",
+    chosen: str = "",
+    rejected: str = "",
+    feedback: str = "That is the blue one.",
+) -> Sample:
+    """Return a question of the digits world with a wrong answer and its critique."""
+    sample = question_sample(0, number)
+    asked, answer = sample.turns
+    if question:
+        asked = Turn(role="user", text=f"<image>\n{question}")
+        answer = Turn(role="assistant", text=chosen)
+    return replace(
+        sample,
+        turns=(asked, answer),
+        rejected=(Turn(role="assistant", text=rejected or "none of them"),),
+        feedback=(Turn(role="user", text=feedback),),
+    )
+
+
+def preference_shards(folder: Path, count: int) -> Path:
+    """Write questions with wrong answers and critiques."""
+    return write_folder(folder, [preference_sample(n) for n in range(count)], job="test")

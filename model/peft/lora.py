@@ -15,17 +15,22 @@ def add_lora(backbone: PreTrainedModel, lora: Lora | QLora) -> None:
     Raises:
         SpecError: a target that matches no linear layer.
     """
+    linear_layers(backbone, lora.targets)
+    inject(backbone, lora, "default")
+
+
+def inject(backbone: PreTrainedModel, lora: Lora | QLora, name: str) -> None:
+    """Add an adapter of that name to the target layers, and compute with it from now on."""
     # Imported here since it imports packages (bitsandbytes, if installed) that few stages need.
     from peft import LoraConfig, inject_adapter_in_model  # noqa: PLC0415
 
-    linear_layers(backbone, lora.targets)
     config = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=list(lora.targets),
     )
-    inject_adapter_in_model(config, backbone)
+    inject_adapter_in_model(config, backbone, adapter_name=name)
 
 
 def merge_lora(backbone: nn.Module) -> int:

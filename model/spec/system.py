@@ -5,15 +5,16 @@ Survey: Zhang et al. 2024, *MM-LLMs: Recent Advances in MultiModal Large Languag
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Literal, Self
 
 from model.spec.base import SpecError, check_at_least, check_fraction, choose
 from model.spec.init import ImageTextInit, SentenceInit
 from model.spec.input_branches import ModelSpec
 from model.spec.output_branches import Generation, OutputBranchSpec
-from model.spec.peft import Peft
+from model.spec.peft import Lora, Peft, QLora
 from model.spec.pformer import Reference
+from model.spec.rlhf import Dpo, Dress, Preference
 
 TRAINABLE_OUTPUTS = ("outputs.*.signals.*", "outputs.*.head.*", "outputs.*.projector.*")
 """Trainable patterns of the output branches in a stage with generation; generators stay frozen."""
@@ -135,6 +136,11 @@ class Stage:
         weights = {branch: self.generation.of(branch.modality) for branch in model.outputs}
         return tuple(branch for branch, own in weights.items() if own.denoise > 0)
 
+    @property
+    def answer_feedback(self) -> str:
+        """What a prompt begins with, as the model has learnt it; "" but for DRESS."""
+        return ""
+
     def kinds(self, model: ModelSpec) -> tuple[str, ...]:
         """Return the kinds of media in this stage: input modalities, then outputs (`to_…`)."""
         return (*model.modalities, *(branch.kind for branch in self.output_branches(model)))
@@ -155,6 +161,81 @@ class InitStage(Stage):
         return replace(super().tiny(), objective=self.objective.tiny())
 
 
+ADAPTERS = "backbone.*lora_*.default.*"
+"""Trainable pattern of RLHF: the policy's adapters, and not those of the reference."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RlhfStage(Stage):
+    """RLHF, the second part of MM-IT: training on preferences and written feedback (survey §3.2).
+
+    It trains low-rank adapters alone. The policy goes on from those of SFT, and the reference is
+    the same model with a frozen copy of them, so that there is no second model.
+
+    Args:
+        objective: what is learnt from a preference.
+    """
+
+    objective: Preference = field(default_factory=Dpo)
+
+    @property
+    def answer_feedback(self) -> str:
+        """The feedback about good answers, on which DRESS has conditioned them."""
+        return self.objective.good if isinstance(self.objective, Dress) else ""
+
+    @property
+    def corrupts(self) -> bool:
+        """Whether samples have corrupted images, too."""
+        return isinstance(self.objective, Dpo) and self.objective.media_weight > 0
+
+    @property
+    def sequences(self) -> int:
+        """The greatest number of sequences of a sample, each of at most `max_tokens`."""
+        refines = isinstance(self.objective, Dress) and self.objective.refinement
+        return 3 if self.corrupts or refines else 2
+
+    def __post_init__(self) -> None:
+        """Raise SpecError for a value out of its range, or a stage that trains other parameters."""
+        super().__post_init__()
+        if not isinstance(self.peft, Lora | QLora):
+            raise SpecError("rlhf: peft: want lora or qlora, whose copy is the reference")
+        if self.trainable != (ADAPTERS,):
+            raise SpecError(f"rlhf: trainable: want [{ADAPTERS!r}], the adapters alone")
+        if self.generation is not None or self.reference is not None or self.z_loss:
+            raise SpecError("rlhf: has no generation, no reference P-Former and no z-loss")
+        if self.packing == "off":
+            raise SpecError("rlhf: packing: want auto, the answers of a sample share its media")
+
+    def tiny(self) -> Self:
+        """Return the same stage for a tiny model."""
+        return replace(super().tiny(), learning_rate=1e-3)
+
+
+def rlhf_of(sft: Stage) -> RlhfStage:
+    """Return RLHF for a system that names none: DPO from its SFT's settings and adapters.
+
+    A tenth of SFT's learning rate, as in Zephyr (Tunstall et al. 2023, §4: 2e-5, then 5e-7 without
+    adapters) one goes down by more; one epoch. A system without adapters in SFT gets LoRA.
+    """
+    own = sft.peft if isinstance(sft.peft, Lora | QLora) else Lora(rank=16, alpha=32)
+    rate = own.learning_rate or sft.learning_rate
+    shared = {item.name: getattr(sft, item.name) for item in fields(Stage)}
+    return RlhfStage(
+        **shared
+        | {
+            "trainable": (ADAPTERS,),
+            "peft": replace(own, learning_rate=None, dropout=0.0),
+            "learning_rate": rate / 10,
+            "generation": None,
+            "reference": None,
+            "z_loss": 0.0,
+            "packing": "auto",
+            "groups": (),
+            "epochs": 1,
+        }
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class System:
     """A system: its name, its model and its stages, of which any may be left out.
@@ -166,6 +247,7 @@ class System:
         init: the stages before MM-PT, one per component, in the order in which they are run.
         pt: MM-PT.
         sft: SFT, the first part of MM-IT.
+        rlhf: RLHF, its second part; where it is left out, `rlhf_of` SFT.
     """
 
     name: str
@@ -174,14 +256,20 @@ class System:
     init: tuple[InitStage, ...] = ()
     pt: Stage | None = None
     sft: Stage | None = None
+    rlhf: RlhfStage | None = None
 
     def __post_init__(self) -> None:
         """Raise SpecError for stages that the model does not support."""
-        for stage in filter(None, (self.pt, self.sft)):
+        for stage in filter(None, (self.pt, self.sft, self.rlhf)):
             if stage.peft is not None:
                 stage.peft.check(self.model.backbone)
             if stage.generation is not None:
                 self._check_generation(stage)
+        if self.rlhf is not None and not self.model.supports_packing:
+            raise SpecError(
+                f"{self.name}: rlhf: the answers of a sample are packed into one sequence, which "
+                f"{self.model.backbone.kind!r} with {self.model.fusion.kind!r} does not support"
+            )
 
     def _check_generation(self, stage: Stage) -> None:
         if not self.model.outputs:
@@ -200,10 +288,11 @@ class System:
             init=tuple(stage.tiny() for stage in self.init),
             pt=self.pt.tiny() if self.pt else None,
             sft=self.sft.tiny() if self.sft else None,
+            rlhf=self.rlhf.tiny() if self.rlhf else None,
         )
 
     def stage(self, name: str, part: str | None = None) -> Stage:
-        """Return the settings of the stage `init`, `pt` or `sft`.
+        """Return the settings of the stage `init`, `pt`, `sft` or `rlhf`.
 
         Args:
             name: the stage's.
@@ -212,13 +301,20 @@ class System:
         Raises:
             SpecError: no such stage or component.
         """
-        choose(name, ("init", "pt", "sft"), "stage")
+        choose(name, ("init", "pt", "sft", "rlhf"), "stage")
         if name == "init":
             return self._init(part)
-        stage = self.pt if name == "pt" else self.sft
+        system = self.with_rlhf() if name == "rlhf" else self
+        stage = {"pt": self.pt, "sft": self.sft, "rlhf": system.rlhf}[name]
         if stage is None:
             raise SpecError(f"{self.name} has no stage {name!r}; add one to its file")
         return stage
+
+    def with_rlhf(self) -> System:
+        """Return the system with RLHF's settings, where it has SFT's."""
+        if self.rlhf is not None or self.sft is None:
+            return self
+        return replace(self, rlhf=rlhf_of(self.sft))
 
     def _init(self, part: str | None) -> InitStage:
         kinds: list[str] = [stage.objective.kind for stage in self.init]

@@ -13,7 +13,7 @@ from etl.cli import UserError, parse
 from etl.storage.atomic import write_json
 from model.spec import ModelSpec, SpecError, Stage, System
 from model.spec.base import FieldError
-from model.spec.system import InitStage
+from model.spec.system import InitStage, RlhfStage
 from pipeline.config.decode import decode
 from pipeline.config.files import CONFIG_FILE, leaves, older_file, read_mapping, read_preset
 from pipeline.config.loggers import LoggerName, check_loggers
@@ -21,7 +21,7 @@ from pipeline.config.mix import Mix
 from pipeline.config.older_versions import OlderVersionError, check_files
 from pipeline.config.overrides import override
 
-StageName = Literal["init", "pt", "sft"]
+StageName = Literal["init", "pt", "sft", "rlhf"]
 Scale = Literal["full", "tiny"]
 REPOSITORY = Path(__file__).parents[2]
 
@@ -231,6 +231,8 @@ def _names(options: type) -> list[str]:
 def _base_config(options: PresetOptions, stage: StageName, part: str | None) -> RunConfig:
     """Return the configuration that `preset`, `scale` and `set` name, before the other options."""
     base, settings, given = read_preset(options.preset)
+    if stage == "rlhf":
+        base = base.with_rlhf()
     if given.get("stage", stage) != stage:
         raise UserError(f"{options.preset}: a run of stage {given['stage']!r}, not {stage!r}")
     own = _run_options(options.preset, given)
@@ -273,6 +275,8 @@ def _changed(base: System, settings: Sequence[str], scale: Scale) -> System:
 
     Components that the settings bring become tiny like the others; numbers stay as they were set.
     """
+    if any(setting.startswith("rlhf.") for setting in settings):
+        base = base.with_rlhf()  # fields of a stage that the preset leaves to its default
     full = override(base, settings)
     return override(full.tiny(), leaves(settings)) if scale == "tiny" else full
 
@@ -282,6 +286,9 @@ def _with_stage(base: System, stage: StageName, settings: Stage) -> System:
         part = settings.objective.kind
         init = (settings if item.objective.kind == part else item for item in base.init)
         return replace(base, init=tuple(init))
+    if stage == "rlhf":
+        assert isinstance(settings, RlhfStage)
+        return replace(base, rlhf=settings)
     return replace(base, pt=settings) if stage == "pt" else replace(base, sft=settings)
 
 

@@ -68,7 +68,9 @@ def export_run(
         raise UserError(f"{run}: no such run folder")
     config = read_run(run)
     if isinstance(config.settings, InitStage):
-        raise UserError(f"{run}: a run of stage init is not a whole model; want one of pt or sft")
+        raise UserError(
+            f"{run}: a run of stage init is not a whole model; want one of pt, sft or rlhf"
+        )
     partial = output.with_name(f"{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

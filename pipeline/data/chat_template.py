@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from jinja2 import TemplateError
@@ -236,6 +236,15 @@ class ChatRenderer:
                 f"the chat template of {source} cannot be used ({error}); "
                 "set model.backbone.template"
             ) from error
+
+
+def with_feedback(turns: Sequence[Turn], feedback: str) -> tuple[Turn, ...]:
+    """Return a prompt that begins its last user turn with feedback about the answer to come."""
+    last = max((n for n, turn in enumerate(turns) if turn.role == "user"), default=None)
+    if last is None or not feedback:
+        return tuple(turns)
+    told = replace(turns[last], text=f"{feedback}\n{turns[last].text}")
+    return (*turns[:last], told, *turns[last + 1 :])
 
 
 def plain_turns(

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.batch import IGNORED, Batch, GenerationTargets, Media
+from model.batch import IGNORED, Batch, GenerationTargets, Media, Sequences
 from model.text import TextIds
 from pipeline.data.encode import Example, MediumInput
 
@@ -67,12 +67,18 @@ def collate(
 def pack(examples: Sequence[Example]) -> Batch:
     """Concatenate examples into one sequence; position ids keep them apart in attention.
 
-    The first token of each example is not a target: the token before it is of another sample.
+    So are the sequences of an example that has several. The first token of each is not a target:
+    the token before it is of another one.
     """
     offsets = list(itertools.accumulate((len(example.ids) for example in examples), initial=0))
     length = offsets.pop()
     labels_t = torch.cat([_tensor(example.labels) for example in examples])
-    labels_t[torch.tensor(offsets)] = IGNORED
+    starts = [
+        offset + start
+        for offset, example in zip(offsets, examples, strict=True)
+        for start in example.sequence_starts
+    ]
+    labels_t[torch.tensor(starts)] = IGNORED
     context_bt = torch.zeros(1, length, dtype=torch.bool)
     for example, offset in zip(examples, offsets, strict=True):
         context_bt[0, offset : offset + example.context] = True
@@ -88,13 +94,25 @@ def pack(examples: Sequence[Example]) -> Batch:
             kind: _packed_generation_targets(kind, examples, offsets, length)
             for kind in _target_kinds(examples)
         },
-        positions_bt=torch.cat([torch.arange(len(example.ids)) for example in examples])[None],
+        positions_bt=torch.cat(
+            [torch.arange(end - start) for start, end in itertools.pairwise([*starts, length])]
+        )[None],
+        sequences=_sequences(examples) if any(example.roles for example in examples) else None,
     )
 
 
-def dummy_example(pad_id: int, *, seq2seq: bool) -> Example:
+def _sequences(examples: Sequence[Example]) -> Sequences:
+    """Return what the sequences of packed examples are to their samples."""
+    samples = [n for n, example in enumerate(examples) for _ in example.roles]
+    roles = [role for example in examples for role in example.roles]
+    return Sequences(samples_q=torch.tensor(samples), roles_q=torch.tensor(roles))
+
+
+def dummy_example(pad_id: int, *, seq2seq: bool, roles: tuple[int, ...] = ()) -> Example:
     """Return an example of no sample: one token that is not a target."""
-    return Example(ids=[pad_id], labels=[IGNORED], kinds=[""], answer=[] if seq2seq else None)
+    return Example(
+        ids=[pad_id], labels=[IGNORED], kinds=[""], answer=[] if seq2seq else None, roles=roles
+    )
 
 
 def _input_kinds(examples: Sequence[Example]) -> list[str]:
@@ -135,7 +153,22 @@ def _media(kind: str, examples: Sequence[Example], offsets: Sequence[int], lengt
         starts_m=torch.tensor([start for _, start, _ in found]),
         text=_texts(texts) if texts else None,
         features=torch.stack(features) if features else None,
+        order_e=_media_order(kind, examples),
     )
+
+
+def _media_order(kind: str, examples: Sequence[Example]) -> Tensor | None:
+    """Return the index of the medium of each occurrence; None where each medium occurs once."""
+    if all(example.media_order is None for example in examples):
+        return None
+    order: list[int] = []
+    first = 0
+    for example in examples:
+        own = [number for number, medium in enumerate(example.media) if medium.kind == kind]
+        occurrences = example.media_order or tuple(range(len(example.media)))
+        order += [first + own.index(number) for number in occurrences if number in own]
+        first += len(own)
+    return torch.tensor(order)
 
 
 def _media_mask(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch.utils.data import Dataset
 
@@ -11,8 +12,8 @@ from etl.cli import UserError
 from etl.storage.schema import Sample, SampleError
 from etl.storage.shards import ShardSet
 from pipeline.data.encode import Example, SampleEncoder
+from pipeline.data.preferences import PreferenceEncoder
 from pipeline.data.sampler import SampleRef
-from pipeline.data.tokenize import TokenizedSample
 from pipeline.data.worker_status import WorkerStatus
 
 
@@ -41,8 +42,8 @@ class UnreadableShard:
     reason: str
 
 
-_Tokenized = tuple[Sample, TokenizedSample | SampleError | None]
-"""A sample and the result of `SampleEncoder.tokenize`, or why the sample cannot be used."""
+_Tokenized = tuple[Sample, Any]
+"""A sample and the result of the encoder's `tokenize`, or a SampleError: why it cannot be used."""
 
 
 class MultimodalDataset(Dataset[Example | BadSample | UnreadableShard]):
@@ -58,7 +59,7 @@ class MultimodalDataset(Dataset[Example | BadSample | UnreadableShard]):
     def __init__(
         self,
         shards: ShardSet,
-        encoder: SampleEncoder,
+        encoder: SampleEncoder | PreferenceEncoder,
         status: WorkerStatus | None = None,
         *,
         view: Callable[[Sample], Sample] | None = None,
@@ -67,7 +68,7 @@ class MultimodalDataset(Dataset[Example | BadSample | UnreadableShard]):
         self._encoder = encoder
         self._view = view
         self._status = status
-        self.seq2seq = encoder.seq2seq
+        self.seq2seq, self.dummy_roles = encoder.seq2seq, encoder.dummy_roles
 
     def __getitem__(self, ref: SampleRef) -> Example | BadSample | UnreadableShard:
         """Return the example, or why there is none."""

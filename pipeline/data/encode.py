@@ -24,10 +24,11 @@ from model.build import preprocess
 from model.pretraining.build import SentenceReader
 from model.spec import InputBranchSpec, ModelSpec
 from model.spec.qformer import QFormer
-from pipeline.data.chat_template import assistant_text
+from pipeline.data.chat_template import assistant_text, with_feedback
 from pipeline.data.features import FeatureReader
 from pipeline.data.generation_targets import GenerationTarget, GenerationTargetEncoder
 from pipeline.data.readers import AudioEncoderSpec, read_medium
+from pipeline.data.readers.corrupted import corrupt
 from pipeline.data.tokenize import SampleTokenizer, TokenizedSample
 
 _UNHEARD_SECONDS = 0.05
@@ -56,6 +57,11 @@ class MediumInput:
     features: Tensor | None = None
     cut: str = ""
 
+    def is_input_of(self, other: MediumInput) -> bool:
+        """Whether both are the same input, with the same instruction, so that one will do."""
+        mine, theirs = (self.input_values, self.features), (other.input_values, other.features)
+        return self.text == other.text and mine[0] is theirs[0] and mine[1] is theirs[1]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
@@ -72,6 +78,9 @@ class Example:
             P-Former; empty for other models.
         id: the sample's, for log lines.
         source: the index of its data folder.
+        sequence_starts: where each sequence starts, of a sample that consists of several.
+        roles: of these sequences, see `pipeline.data.preferences.Role`.
+        media_order: the index into `media` of each occurrence of a medium, where some come again.
     """
 
     ids: list[int]
@@ -84,6 +93,9 @@ class Example:
     sentence: tuple[int, ...] = ()
     id: str = ""
     source: int = 0
+    sequence_starts: tuple[int, ...] = (0,)
+    roles: tuple[int, ...] = ()
+    media_order: tuple[int, ...] | None = None
 
     @property
     def cut(self) -> str:
@@ -105,11 +117,17 @@ class SampleEncoder:
         features: reads features of some kinds of media instead of the media.
         generation_targets: encodes the media that the assistant generates, in a stage that trains
             generation.
+        feedback: that answers are asked for with (DRESS), see `Stage.answer_feedback`.
 
     Attributes:
         stop_ids, stop_text: what ends an answer, see `SampleTokenizer`.
         seq2seq: whether the backbone has a decoder, which answers only the last turn.
+        dummy_roles: none, since an example is one sequence.
+        max_positions: how many tokens the backbone takes, prompt and answer together; None where
+            its positions are relative.
     """
+
+    dummy_roles: tuple[int, ...] = ()
 
     def __init__(
         self,
@@ -122,7 +140,9 @@ class SampleEncoder:
         sentences: SentenceReader | None = None,
         features: FeatureReader | None = None,
         generation_targets: GenerationTargetEncoder | None = None,
+        feedback: str = "",
     ) -> None:
+        self._feedback = feedback
         self._features = features
         self._generation_targets = generation_targets
         self._inputs: dict[str, InputBranchSpec] = {b.modality: b for b in spec.inputs}
@@ -134,6 +154,7 @@ class SampleEncoder:
         self._sentences = sentences
         self._prompt = prompt
         self.seq2seq = self._tokenizer.seq2seq
+        self.max_positions = None if self.seq2seq else self._tokenizer.max_positions
         self.stop_ids, self.stop_text = self._tokenizer.stop_ids, self._tokenizer.stop_text
 
     def tokenize(self, sample: Sample) -> TokenizedSample | None:
@@ -196,6 +217,34 @@ class SampleEncoder:
         example = self._encode(sample, tokenized, position=position)
         return replace(example, sentence=reader.ids(text))
 
+    def encode_sequence(
+        self,
+        sample: Sample,
+        tokenized: TokenizedSample,
+        known: Sequence[MediumInput] = (),
+        corrupted: np.random.Generator | None = None,
+    ) -> Example:
+        """Encode one of several sequences of a sample, which share its media.
+
+        Args:
+            sample: the media's, and of the instructions.
+            tokenized: the sequence.
+            known: the media as another sequence has them already; none decodes them.
+            corrupted: makes the media corrupted ones.
+
+        Raises:
+            SampleError: a medium cannot be decoded, or has no corrupted form.
+        """
+        texts = _instructions(sample.turns)
+        columns = zip(sample.media, tokenized.media_starts, texts, strict=True)
+        media = []
+        for number, (medium, starts, text) in enumerate(columns):
+            if known:
+                media.append(replace(known[number], start=starts[0], first=starts[1]))
+            else:
+                media.append(self._medium_input(sample, medium, starts, text, corrupted))
+        return _example(tokenized, tuple(media))
+
     def encode_prompt(
         self, sample: Sample, *, max_new_tokens: int = 0, asks_for_media: bool = False
     ) -> Example:
@@ -217,7 +266,7 @@ class SampleEncoder:
             raise SampleError(f"sample {sample.id}: its answer holds media, want text")
         tokenized = self._tokenizer.tokenize_prompt(
             sample.id,
-            sample.turns[:-1],
+            with_feedback(sample.turns[:-1], self._feedback),
             _kinds(sample),
             max_new_tokens=max_new_tokens,
             asks_for_media=asks_for_media,
@@ -248,17 +297,25 @@ class SampleEncoder:
         return replace(_example(tokenized, tuple(media)), generation_targets=tuple(targets))
 
     def _medium_input(
-        self, sample: Sample, medium: Medium, starts: tuple[int, int], instruction: str
+        self,
+        sample: Sample,
+        medium: Medium,
+        starts: tuple[int, int],
+        instruction: str,
+        corrupted: np.random.Generator | None = None,
     ) -> MediumInput:
-        """Return a medium, decoded or as features."""
+        """Return a medium, decoded or as features; with `corrupted`, only a part of it."""
         branch = self._inputs[medium.kind]
         input_values = features = None
         seconds = medium.duration
         try:
-            if self._features is not None and medium.kind in self._features.kinds:
+            cached = self._features is not None and medium.kind in self._features.kinds
+            if cached and corrupted is None:
+                assert self._features is not None
                 features = self._features.medium(medium)
             else:
                 raw = read_medium(medium, branch)
+                raw = raw if corrupted is None else corrupt(raw, corrupted)
                 input_values = preprocess(branch.encoder, raw)
                 if isinstance(raw, np.ndarray) and isinstance(branch.encoder, AudioEncoderSpec):
                     seconds = len(raw) / branch.encoder.sample_rate

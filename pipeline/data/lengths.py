@@ -28,9 +28,12 @@ from etl.storage.atomic import atomic_file
 from etl.storage.lock import owner_lock
 from etl.storage.schema import Turn
 from etl.storage.shards import ShardSet
+from pipeline.data.preferences import PreferenceTokenizer
 from pipeline.data.tokenize import SampleTokenizer
 
 log = logging.getLogger(__name__)
+
+AnyTokenizer = SampleTokenizer | PreferenceTokenizer
 
 _FOLDER = ".lengths"
 _MAX_SINGLE_PROCESS = 20_000
@@ -59,7 +62,7 @@ class Lengths:
 
 def read_lengths(
     folders: Sequence[Path],
-    tokenizer: SampleTokenizer,
+    tokenizer: AnyTokenizer,
     kinds: Sequence[str],
     *,
     fallback: Path,
@@ -94,7 +97,10 @@ def _concatenate(tables: Sequence[pa.Table], name: str) -> NDArray[Any]:
 
 
 def _folder_lengths(
-    folder: Path, tokenizer: SampleTokenizer, kinds: Sequence[str], fallback: Path
+    folder: Path,
+    tokenizer: AnyTokenizer,
+    kinds: Sequence[str],
+    fallback: Path,
 ) -> pa.Table:
     shards = ShardSet([folder], verify=False)
     cache = folder / _FOLDER
@@ -118,7 +124,11 @@ def _folder_lengths(
 
 
 def _write_lengths(
-    path: Path, folder: Path, shards: ShardSet, tokenizer: SampleTokenizer, kinds: Sequence[str]
+    path: Path,
+    folder: Path,
+    shards: ShardSet,
+    tokenizer: AnyTokenizer,
+    kinds: Sequence[str],
 ) -> None:
     """Tokenize every sample and write the lengths."""
     log.info("%s: counting the tokens of %d samples, once", folder, len(shards))
@@ -130,7 +140,7 @@ def _write_lengths(
             ("skip_reason", pa.string()),
         ]
     )
-    batches = shards.batches(["id", "turns", "media.kind"])
+    batches = shards.batches(list(tokenizer.columns))
     count = _LengthCounter(tokenizer, tuple(kinds))
     with atomic_file(path) as stream, pa.ipc.new_file(stream, schema) as writer:
         for columns in _map_batches(batches, len(shards), count):
@@ -140,7 +150,7 @@ def _write_lengths(
 class _LengthCounter:
     """Computes the lengths of a batch of samples; an object, since it is pickled for workers."""
 
-    def __init__(self, tokenizer: SampleTokenizer, kinds: tuple[str, ...]) -> None:
+    def __init__(self, tokenizer: AnyTokenizer, kinds: tuple[str, ...]) -> None:
         self._tokenizer = tokenizer
         self._kinds = kinds
 
@@ -148,8 +158,9 @@ class _LengthCounter:
         rows = zip(*(table[name].to_pylist() for name in table.column_names), strict=True)
         columns: dict[str, list[object]] = {"tokens": [], "targets": []}
         columns |= {f"media.{kind}": [] for kind in self._kinds} | {"skip_reason": []}
-        for sample_id, turns, media in rows:
-            length = self._tokenizer.length(sample_id, [Turn(**turn) for turn in turns], media)
+        for sample_id, turns, media, *more in rows:
+            dialogues = ([Turn(**turn) for turn in column or ()] for column in (turns, *more))
+            length = self._tokenizer.length(sample_id, next(dialogues), media, *dialogues)
             columns["tokens"].append(length.tokens)
             columns["targets"].append(length.targets)
             columns["skip_reason"].append(length.skip_reason)

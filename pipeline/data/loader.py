@@ -49,11 +49,13 @@ class _Collator:
     Args:
         pad_id: the padding token.
         seq2seq: whether examples have a decoder's target.
+        dummy_roles: of the sequences of a dummy example, where examples have several.
         max_samples: of a padded micro-batch, filled up with dummy examples; None to pack.
     """
 
     pad_id: int
     seq2seq: bool
+    dummy_roles: tuple[int, ...]
     max_samples: int | None
 
     def __call__(self, items: list[Example | BadSample | UnreadableShard]) -> MicroBatch:
@@ -61,7 +63,8 @@ class _Collator:
         samples = len(examples)
         # Every rank must call the model in every micro-step, so that an empty bin gets a dummy.
         missing = (1 if self.max_samples is None else self.max_samples) - samples
-        padding = [dummy_example(self.pad_id, seq2seq=self.seq2seq)] * max(0, missing)
+        dummy = dummy_example(self.pad_id, seq2seq=self.seq2seq, roles=self.dummy_roles)
+        padding = [dummy] * max(0, missing)
         batch = (
             pack(examples + padding)
             if self.max_samples is None
@@ -116,7 +119,7 @@ def micro_batches(
     loader = DataLoader(
         dataset,
         batch_sampler=bins,
-        collate_fn=_Collator(pad_id, dataset.seq2seq, max_samples),
+        collate_fn=_Collator(pad_id, dataset.seq2seq, dataset.dummy_roles, max_samples),
         num_workers=num_workers,
         # fork would copy the threads of gloo or NCCL in an unknown state
         multiprocessing_context="spawn" if num_workers else None,

@@ -17,11 +17,12 @@ from transformers import PreTrainedTokenizerBase
 
 from etl.cli import UserError
 from etl.storage.manifest import read_manifest
-from model.spec.system import InitStage
+from model.spec.system import InitStage, RlhfStage
 from pipeline.config.run_config import RunConfig, packs
 from pipeline.data.lengths import Lengths, read_lengths
 from pipeline.data.mixture import build_sources
 from pipeline.data.packing import Layout, PackedLayout, PaddedLayout, SampleSizes, assign_to_ranks
+from pipeline.data.preferences import PreferenceTokenizer
 from pipeline.data.shuffle import ShuffledStream
 from pipeline.data.tokenize import SampleTokenizer, check_max_tokens
 from pipeline.forecast.forecast import stage_costs
@@ -139,15 +140,9 @@ def build_sampler(run: RunConfig, tokenizer: PreTrainedTokenizerBase) -> BatchSa
     layout, cost_model = _layout(run), CostModel(per_medium={})
     lengths = None
     if not isinstance(settings, InitStage):
-        sample_tokenizer = SampleTokenizer(
-            run.system.model,
-            tokenizer,
-            prompt=settings.prompt,
-            max_tokens=settings.max_tokens,
-            outputs=settings.output_branches(run.system.model),
-        )
+        counter = sample_tokenizer(run, tokenizer)
         kinds = settings.kinds(run.system.model)
-        lengths = read_lengths(folders, sample_tokenizer, kinds, fallback=Path(run.output))
+        lengths = read_lengths(folders, counter, kinds, fallback=Path(run.output))
         if len(lengths.skip_reasons) == len(lengths):
             _, first = min(lengths.skip_reasons.items())
             raise UserError(f"--data: all {len(lengths)} samples are unusable; first: {first}")
@@ -165,11 +160,30 @@ def build_sampler(run: RunConfig, tokenizer: PreTrainedTokenizerBase) -> BatchSa
     )
 
 
+def sample_tokenizer(
+    run: RunConfig, tokenizer: PreTrainedTokenizerBase
+) -> SampleTokenizer | PreferenceTokenizer:
+    """Return the tokenizer of a run's samples."""
+    settings = run.settings
+    one = SampleTokenizer(
+        run.system.model,
+        tokenizer,
+        prompt=settings.prompt,
+        max_tokens=settings.max_tokens,
+        outputs=settings.output_branches(run.system.model),
+    )
+    if isinstance(settings, RlhfStage):
+        return PreferenceTokenizer(one, settings.objective)
+    return one
+
+
 def _layout(run: RunConfig) -> Layout:
+    """Return the layout; the sequences of a preference count as one sample of their length."""
     settings = run.settings
     if packs(run.system.model, settings):
+        sequences = settings.sequences if isinstance(settings, RlhfStage) else 1
         return PackedLayout(
-            max_tokens=settings.micro_batch * settings.max_tokens,
+            max_tokens=settings.micro_batch * settings.max_tokens * sequences,
             max_media=settings.micro_batch * settings.pack_media,
         )
     compares_samples = isinstance(settings, InitStage)

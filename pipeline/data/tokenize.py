@@ -147,10 +147,14 @@ class SampleTokenizer:
         seq2seq: whether the backbone has a decoder, which answers only the last turn.
         stop_ids: the tokens of which any ends an answer.
         stop_text: the text that ends an answer, where several tokens do.
+        max_positions: how many tokens the backbone takes; None where its positions are relative.
 
     Raises:
         SpecError: a chat template or a tokenizer that cannot be used.
     """
+
+    columns: tuple[str, ...] = ("id", "turns", "media.kind")
+    """Of the shards, the arguments of `length`."""
 
     def __init__(
         self,
@@ -167,7 +171,7 @@ class SampleTokenizer:
         self._inputs: dict[str, InputBranchSpec] = {b.modality: b for b in spec.inputs}
         self._prompt = prompt
         self._max_tokens = max_tokens
-        self._max_positions = _max_positions(spec)
+        self.max_positions = _max_positions(spec)
         template = spec.backbone.template
         self._media_first = template is not None and template.media_first
         self._renderer = (
@@ -264,10 +268,10 @@ class SampleTokenizer:
             sample_id, turns, kinds, self._tokenize_prompt, asks_for_media=asks_for_media
         )
         longest = len(tokenized.ids) + max_new_tokens
-        if not self.seq2seq and self._max_positions is not None and longest > self._max_positions:
+        if not self.seq2seq and self.max_positions is not None and longest > self.max_positions:
             raise SampleError(
                 f"sample {sample_id}: prompt and answer have up to {longest} tokens, but the "
-                f"backbone has {self._max_positions} positions"
+                f"backbone has {self.max_positions} positions"
             )
         return tokenized
 

@@ -32,7 +32,7 @@ from model.spec import ModelSpec, Stage
 from model.spec.system import InitStage
 from model.weights import Weights
 from pipeline.config.files import CONFIG_FILE
-from pipeline.config.run_config import read_run
+from pipeline.config.run_config import RunConfig, read_run
 from pipeline.data.encode import SampleEncoder
 from pipeline.data.generation_targets import GenerationTargetEncoder
 from pipeline.evaluate.device import inference_device
@@ -58,9 +58,12 @@ class Assistant:
         stage: of the run; its prompt is used.
         weights: `pretrained`, or `random` for a run without a hub or folders.
         name: of the folder, for messages.
+        config: of the run; None for an exported folder.
 
     Attributes:
         generates_media: whether the weights are loaded that generated media need.
+        load_model: loads the model, once.
+        encoder: of the stage's prompts.
     """
 
     generates_media: ClassVar[bool] = False
@@ -74,17 +77,20 @@ class Assistant:
         *,
         weights: Weights,
         name: str,
+        config: RunConfig | None = None,
     ) -> None:
-        self.spec, self._tokenizer, self._name = spec, tokenizer, name
-        self._model = cache(load_model)
+        self.spec, self.tokenizer, self._name = spec, tokenizer, name
+        self.stage, self.config = stage, config
+        self.load_model = cache(load_model)
         self.reads_questions = stage.prompt == "chat"
-        self._encoder = SampleEncoder(
+        self.encoder = SampleEncoder(
             spec,
             tokenizer,
             prompt=stage.prompt,
             max_tokens=stage.max_tokens,
             text_tokenizer=build_text_tokenizer(spec, weights=weights),
             generation_targets=self._earlier_media(stage),
+            feedback=stage.answer_feedback,
         )
 
     def _earlier_media(self, stage: Stage) -> GenerationTargetEncoder | None:
@@ -118,6 +124,7 @@ class Assistant:
             config.settings,
             weights=config.weights,
             name=str(folder),
+            config=config,
         )
 
     @classmethod
@@ -163,18 +170,18 @@ class Assistant:
         given = [(kind, Path(file)) for kind, file in files.items() if file is not None]
         sample = self._sample(text, given)
         try:
-            self._encoder.encode_prompt(sample)
+            self.encoder.encode_prompt(sample)
         except SampleError as error:
             raise self._mistake(str(error), given) from None
         streamer = (
             None
             if on_text is None
-            else AnswerStreamer(self._text_of, on_text, self._encoder.stop_text)
+            else AnswerStreamer(self._text_of, on_text, self.encoder.stop_text)
         )
         [prediction] = generate_answers(
-            self._model(),
-            self._tokenizer,
-            self._encoder,
+            self.load_model(),
+            self.tokenizer,
+            self.encoder,
             [sample],
             max_new_tokens=max_new_tokens,
             streamer=streamer,
@@ -184,8 +191,8 @@ class Assistant:
         return prediction.answer
 
     def _text_of(self, ids: Sequence[int]) -> str:
-        text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
-        end = self._encoder.stop_text
+        text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
+        end = self.encoder.stop_text
         return text.partition(end)[0] if end else text
 
     @staticmethod

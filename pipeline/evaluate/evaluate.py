@@ -113,7 +113,9 @@ def evaluate(args: Sequence[str]) -> int:
     options = parse(EvaluateOptions, prog="python -m pipeline evaluate", args=args)
     config = read_run(options.run)
     if isinstance(config.settings, InitStage):
-        raise UserError(f"{options.run}: a run of stage init has no answers; want one of pt or sft")
+        raise UserError(
+            f"{options.run}: a run of stage init has no answers; want one of pt, sft or rlhf"
+        )
     rank, world = rank_and_world_size()
     tasks = _tasks(options)
     pool = ShardSet(options.shots_data, stamps=options.run) if options.shots else None
@@ -400,6 +402,7 @@ def _encoder(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> SampleEnc
         prompt=config.settings.prompt,
         max_tokens=config.settings.max_tokens,
         text_tokenizer=build_text_tokenizer(config.system.model, weights=config.weights),
+        feedback=config.settings.answer_feedback,
     )
 
 

@@ -20,6 +20,7 @@ from model.freeze import set_trainable
 from model.multimodal_lm import MultimodalLM
 from model.output_branch import OutputBranch
 from model.spec import ModelSpec, Stage, System
+from model.spec.system import RlhfStage
 from model.text import TextIds
 from pipeline.config.deepspeed import ds_config
 from pipeline.config.run_config import StageName, accumulation, packs
@@ -110,7 +111,13 @@ def sample_length(system: System, stage: Stage, positions: float) -> int:
     """Return the sample length at which a full micro-batch has so many positions."""
     least = 1 + sum(slot.tokens for slot in system.model.inputs)
     least += sum(slot.signals for slot in stage.output_branches(system.model))
-    return min(max(round(positions / stage.micro_batch), least), stage.max_tokens)
+    sequences = stage.micro_batch * _sequences(stage)
+    return min(max(round(positions / sequences), least), stage.max_tokens)
+
+
+def _sequences(stage: Stage) -> int:
+    """Return how many sequences a sample has, each with its media: several in RLHF."""
+    return stage.sequences if isinstance(stage, RlhfStage) else 1
 
 
 def plan(
@@ -149,9 +156,10 @@ def plan(
         for weight in model.parameters()
     ]
     tokens_of = _tokens_per_sample(system.model, stage, tokens)
+    sequences = _sequences(stage)
     sample = memory.SampleProfile(
-        tokens=tokens_of["total"],
-        targets=tokens_of["text"] if targets is None else round(targets),
+        tokens=tokens_of["total"] * sequences,
+        targets=(tokens_of["text"] if targets is None else round(targets)) * sequences,
         media=_media_per_sample(system.model, stage, tokens_of["total"]),
         projectors={kind: _saved_by_projector(model, kind) for kind in system.model.modalities},
         generation=_saved_by_generation(model, recompute=stage.recompute),

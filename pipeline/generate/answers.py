@@ -121,7 +121,7 @@ class Replier:
                 for (sample, _), (_, media) in zip(asked, answers, strict=True)
                 for number, medium in enumerate(media)
             ]
-            generated = self._generate_media(flat, on_step)
+            generated = self.generate_media(flat, self._settings, on_step)
         replies = iter(
             Reply(
                 id=sample.id,
@@ -166,15 +166,35 @@ class Replier:
         kept = [len(PLACEHOLDER_PATTERN.findall(text)) for text in texts]
         return [(text, found[:n]) for text, found, n in zip(texts, media, kept, strict=True)]
 
-    def _generate_media(
-        self, media: Sequence[tuple[str, int, Condition]], on_step: OnStep | None
+    def load_negatives(self) -> None:
+        """Compute the conditions from which guidance leads away, unless they are known.
+
+        They may depend on trained weights; generating a medium from its condition does not.
+        """
+        for kind, branch in self._branches.items():
+            if kind not in self._negatives:
+                self._negatives[kind] = branch.negative_condition()
+
+    def generate_media(
+        self,
+        media: Sequence[tuple[str, int, Condition]],
+        settings: GenerationSettings,
+        on_step: OnStep | None = None,
     ) -> dict[tuple[str, int], GeneratedMedium]:
-        """Return the media by sample and number; those of one kind are generated together."""
+        """Return the media by sample and number; those of one kind are generated together.
+
+        Args:
+            media: ids of samples, numbers of media in their replies, and conditions.
+            settings: of the media.
+            on_step: see `reply`.
+        """
+        if media:
+            self.load_negatives()
         generated: dict[tuple[str, int], GeneratedMedium] = {}
         for kind, branch in self._branches.items():
             own = [each for each in media if each[2].modality == kind]
             fitting = self._fitting[kind]
-            generate = partial(self._generate_together, kind, branch, on_step)
+            generate = partial(self._generate_together, kind, branch, settings, on_step)
             for first in range(0, len(own), fitting.size):
                 part = own[first : first + fitting.size]
                 found = fitting.map(generate, part)
@@ -185,12 +205,11 @@ class Replier:
         self,
         kind: str,
         branch: OutputBranch,
+        settings: GenerationSettings,
         on_step: OnStep | None,
         media: Sequence[tuple[str, int, Condition]],
     ) -> list[GeneratedMedium]:
-        settings, spec = self._settings, branch.spec.generator
-        if kind not in self._negatives:
-            self._negatives[kind] = branch.negative_condition()
+        spec = branch.spec.generator
         seeds = [seed_of(settings.seed, sample, number) for sample, number, _ in media]
         values = branch.generator.sample(
             torch.cat([medium.condition_1lw for _, _, medium in media]),

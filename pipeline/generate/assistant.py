@@ -18,6 +18,18 @@ from pipeline.generate.replies import GenerationSettings, Reply
 _POINTS = (".npy", ".ply")
 
 
+def open_assistant(folder: Path | str) -> Assistant:
+    """Open a run or an exported folder: one that answers with media where it was trained to.
+
+    Raises:
+        UserError, SpecError: see `Assistant.open`.
+    """
+    assistant = Assistant.open(folder)
+    if assistant.stage.output_branches(assistant.spec):
+        return GeneratingAssistant.open(folder)
+    return assistant
+
+
 class GeneratingAssistant(Assistant):
     """An assistant whose answers hold media: pictures, videos and sounds.
 
@@ -40,7 +52,7 @@ class GeneratingAssistant(Assistant):
 
     def replier(self, settings: GenerationSettings, *, batch: int = 1) -> Replier:
         """Return what replies to samples in batches; loads the weights."""
-        return Replier(self._model(), self._tokenizer, self._encoder, settings, batch=batch)
+        return Replier(self.load_model(), self.tokenizer, self.encoder, settings, batch=batch)
 
     def generate(
         self,
@@ -85,14 +97,14 @@ class GeneratingAssistant(Assistant):
         )
         given = self._with_kinds(files)
         sample = self._request(text, given)
-        error = encode_request(self._encoder, sample, settings, asks_for_media=True)
+        error = encode_request(self.encoder, sample, settings, asks_for_media=True)
         if isinstance(error, SampleError):
             raise self._mistake(str(error), given)
         replier = self.replier(settings)
         streamer = (
             None
             if on_text is None
-            else AnswerStreamer(replier.text_of, on_text, self._encoder.stop_text)
+            else AnswerStreamer(replier.text_of, on_text, self.encoder.stop_text)
         )
         [reply] = replier.reply([sample], asks_for_media=True, streamer=streamer, on_step=on_step)
         return reply

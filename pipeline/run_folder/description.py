@@ -18,7 +18,10 @@ from pipeline.run_folder.starts import read_starts
 Facts = list[tuple[str, Cell]]
 Entries = Sequence[Mapping[str, Any]]
 
-_STAGES = {"init": "pre-training before MM-PT", "pt": "MM-PT", "sft": "MM-IT (SFT)"}
+_STAGES = {
+    **{"init": "pre-training before MM-PT", "pt": "MM-PT"},
+    **{"sft": "MM-IT (SFT)", "rlhf": "MM-IT (RLHF)"},
+}
 
 
 def description(run: Path, metrics: Entries) -> list[Section]:

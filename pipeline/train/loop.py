@@ -23,7 +23,8 @@ from pipeline.distributed import device
 from pipeline.run_folder.metrics_writer import MetricsWriter
 from pipeline.signals import StopRequest
 from pipeline.train.engine import learning_rates
-from pipeline.train.losses import LossTerm, compute_losses
+from pipeline.train.loss_term import LossTerm
+from pipeline.train.losses import compute_losses
 from pipeline.train.metrics import MetricsAccumulator, StepMetrics
 from pipeline.train.progress import ProgressLine
 from pipeline.train.seeding import seed_step

@@ -9,7 +9,6 @@ Shapes: m, o target positions, v vocabulary; b rows of this rank, g rows of all 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -24,40 +23,10 @@ from model.pretraining.sentences import SentenceOutput
 from model.spec import ModelSpec, Stage
 from model.spec.init import ImageTextInit, SentenceInit
 from model.spec.output_branches import Generation, OutputBranchSpec
-from model.spec.system import InitStage
-
-
-@dataclass(frozen=True, kw_only=True)
-class LossSum:
-    """A loss of one micro-batch.
-
-    Args:
-        total: the sum.
-        count: the number of summands by which the sum counts in the denominator.
-        per_target_m: the summands, one per text target, without a gradient; None for other losses.
-    """
-
-    total: Tensor
-    count: int
-    per_target_m: Tensor | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class LossTerm:
-    """One term of the weighted sum that a stage minimizes.
-
-    Args:
-        name: its key in `losses` of metrics.jsonl.
-        weight: its factor in the sum.
-        count: returns the count of a micro-batch on this rank. It is called before the forward
-            pass, since the ranks first add the counts up over the global batch.
-        fn: computes the loss from the model's output; its count must be the one announced.
-    """
-
-    name: str
-    weight: float
-    count: Callable[[Batch], int]
-    fn: Callable[[Any], LossSum]
+from model.spec.rlhf import Dress
+from model.spec.system import InitStage, RlhfStage
+from pipeline.train.loss_term import LossSum, LossTerm
+from pipeline.train.preference_losses import preference_terms
 
 
 def loss_terms(spec: ModelSpec, stage: Stage) -> tuple[LossTerm, ...]:
@@ -70,6 +39,8 @@ def loss_terms(spec: ModelSpec, stage: Stage) -> tuple[LossTerm, ...]:
             kind = stage.objective.modality
             terms += (align_term(spec, kind, stage.reference.weight, _align_image_text),)
         return terms
+    if isinstance(stage, RlhfStage) and not isinstance(stage.objective, Dress):
+        return preference_terms(stage.objective)
     weight = stage.generation.text if stage.generation else 1.0
     terms = (LossTerm(name="text", weight=weight, count=_count_targets, fn=_text),)
     if stage.z_loss:

@@ -21,7 +21,7 @@ from pipeline.data.loader import MicroBatch
 from pipeline.distributed import peak_memory
 from pipeline.forecast.flops import UnitCosts, Work
 from pipeline.forecast.workload import WorkTotals
-from pipeline.train.losses import LossSum
+from pipeline.train.loss_term import LossSum
 
 BY_SOURCE = "text"
 """The loss that is reported by source: the one with a summand per target of the batch."""
@@ -130,8 +130,10 @@ def samples_bt(batch: Batch) -> Tensor:
 
     A row is a sample or, packed, several samples whose positions each start at 0.
     """
+    if batch.sequences is not None:
+        return batch.sequences.samples_q[batch.sequences_bt]
     if batch.positions_bt is not None:
-        return (batch.positions_bt == 0).flatten().cumsum(0).view_as(batch.positions_bt) - 1
+        return batch.sequences_bt
     rows = len(batch.ids_bt)
     return torch.arange(rows)[:, None].expand(batch.ids_bt.shape)
 

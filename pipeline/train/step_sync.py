@@ -15,7 +15,8 @@ import torch.distributed as dist
 
 from pipeline.checkpoint.async_writer import SaveStatus
 from pipeline.data.loader import MicroBatch
-from pipeline.train.losses import LossTerm, count_losses
+from pipeline.train.loss_term import LossTerm
+from pipeline.train.losses import count_losses
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,8 @@ The stages differ in the modules that they train and in their losses, which a pr
   distance between the projected tokens and its prompts.
 - `sft`, the first part of MM-IT: fine-tune projectors and the backbone's adapters on dialogues as
   `etl/instruct.py` writes them (survey §3.2): eq. 2 over the assistant's turns.
+- `rlhf`, the second part of MM-IT: train the adapters on preferences and feedback as
+  `etl/preference.py` writes them (survey §3.2): DPO, KTO or DRESS (`model.spec.rlhf`).
 """
 
 from __future__ import annotations
@@ -29,17 +31,23 @@ import torch.distributed as dist
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from etl.cli import UserError
 from etl.storage.lock import owner_lock
 from etl.storage.shards import ShardSet
 from model.build import (
     build,
     build_caption_tokenizers,
+    build_policy,
     build_text_tokenizer,
     build_tokenizer,
 )
 from model.freeze import count_parameters, set_trainable
+from model.peft.reference import add_reference
+from model.preference_lm import PreferenceLM
 from model.pretraining.build import build_init, is_stage_only, sentence_reader
-from model.spec.system import InitStage
+from model.spec.peft import Lora, QLora
+from model.spec.rlhf import Dress
+from model.spec.system import InitStage, RlhfStage
 from model.weights import load_trained, names_in
 from pipeline.checkpoint.adapters import adapter_record, check_adapters
 from pipeline.checkpoint.checkpoints import Checkpoints, RetentionPolicy, newest_weights
@@ -53,7 +61,8 @@ from pipeline.data.encode import SampleEncoder
 from pipeline.data.features import FeatureReader
 from pipeline.data.generation_targets import GenerationTargetEncoder
 from pipeline.data.loader import MicroBatch, micro_batches
-from pipeline.data.sampler import BatchSampler, build_sampler
+from pipeline.data.preferences import PreferenceEncoder, PreferenceTokenizer
+from pipeline.data.sampler import BatchSampler, build_sampler, sample_tokenizer
 from pipeline.data.tokenize import warn_of_other_template
 from pipeline.data.worker_status import WorkerStatus
 from pipeline.distributed import (
@@ -183,7 +192,9 @@ def _warn_about_random_weights(run: RunConfig) -> None:
     """Warn where a stage builds on an earlier one and no run of that is given."""
     if run.init_from is not None:
         return
-    if run.stage == "sft":
+    if run.stage == "rlhf":
+        log.warning("no --init-from: the policy starts from random weights, not from SFT's")
+    elif run.stage == "sft":
         log.warning("no --init-from: the projector starts from random weights, not from MM-PT's")
     elif run.settings.reference is not None:
         log.warning("no --init-from: the reference P-Former has random weights")
@@ -196,6 +207,8 @@ def open_inputs(run: RunConfig, resume: str) -> Inputs:
         UserError: any mistake in data, options or checkpoints.
     """
     settings = run.settings
+    if run.feature_cache is not None and isinstance(settings, RlhfStage) and settings.corrupts:
+        raise UserError("--feature-cache: has no features of mDPO's corrupted images; leave it out")
     rank, world = rank_and_world_size()
     accumulation(settings, world)
     ds_config(settings, world)
@@ -248,6 +261,8 @@ def build_model(run: RunConfig, inputs: Inputs) -> nn.Module:
     model: nn.Module
     if isinstance(settings, InitStage):
         model = build_init(run.system.model, settings, weights=run.weights, seed=run.seed)
+    elif isinstance(settings, RlhfStage) and not isinstance(settings.objective, Dress):
+        model = build_policy(run.system.model, settings, weights=run.weights, seed=run.seed)
     else:
         model = build(
             run.system.model,
@@ -260,6 +275,9 @@ def build_model(run: RunConfig, inputs: Inputs) -> nn.Module:
     if inputs.initial_weights is not None:
         check_adapters(inputs.initial_weights, inputs.checkpoints.adapters)
         load_trained(model, inputs.initial_weights)
+    if isinstance(model, PreferenceLM):
+        assert isinstance(settings.peft, Lora | QLora)
+        add_reference(model.backbone, settings.peft)  # a copy of what was just loaded
     names = set_trainable(model, settings.trainable)
     trainable, total = count_parameters(model)
     log.info("%d of %d parameters are trainable (%d tensors)", trainable, total, len(names))
@@ -298,10 +316,10 @@ def _all_shards(run: RunConfig, inputs: Inputs) -> ShardSet:
 
 def sample_encoder(
     run: RunConfig, inputs: Inputs, features: FeatureReader | None = None
-) -> SampleEncoder:
-    """Return the encoder of a run's samples."""
+) -> SampleEncoder | PreferenceEncoder:
+    """Return the encoder of a stage's samples."""
     settings = run.settings
-    return SampleEncoder(
+    encoder = SampleEncoder(
         run.system.model,
         inputs.tokenizer,
         prompt=settings.prompt,
@@ -311,6 +329,11 @@ def sample_encoder(
         features=features,
         generation_targets=_generation_target_encoder(run, features),
     )
+    if not isinstance(settings, RlhfStage):
+        return encoder
+    tokenizer = sample_tokenizer(run, inputs.tokenizer)
+    assert isinstance(tokenizer, PreferenceTokenizer)
+    return PreferenceEncoder(encoder, tokenizer, seed=run.seed)
 
 
 def load_batches(
@@ -318,7 +341,7 @@ def load_batches(
     inputs: Inputs,
     state: TrainerState,
     decoding: WorkerStatus,
-    encoder: SampleEncoder,
+    encoder: SampleEncoder | PreferenceEncoder,
 ) -> Iterator[list[MicroBatch]]:
     """Yield this rank's micro-batches of each step, from the trainer's state on."""
     rank, world = rank_and_world_size()
@@ -334,7 +357,10 @@ def load_batches(
 
 
 def make_validation(
-    run: RunConfig, inputs: Inputs, state: TrainerState, encoder: SampleEncoder
+    run: RunConfig,
+    inputs: Inputs,
+    state: TrainerState,
+    encoder: SampleEncoder | PreferenceEncoder,
 ) -> Validation | None:
     """Return the validation of a run, if it has validation data; a collective."""
     data = inputs.validation

@@ -29,16 +29,18 @@ from transformers import PreTrainedTokenizerBase
 from etl.cli import UserError
 from etl.storage.shards import ShardSet
 from model.multimodal_lm import MultimodalOutput
-from model.spec.system import InitStage
+from model.spec.system import InitStage, RlhfStage
 from pipeline.config.mix import Mix
 from pipeline.config.run_config import RunConfig
 from pipeline.data.dataset import MultimodalDataset
 from pipeline.data.encode import SampleEncoder
 from pipeline.data.loader import MicroBatch, micro_batches
+from pipeline.data.preferences import PreferenceEncoder
 from pipeline.data.sampler import BatchSampler, build_sampler
 from pipeline.distributed import device, rank_and_world_size
 from pipeline.evaluate.generate_answers import without_media
-from pipeline.train.losses import LossSum, LossTerm, compute_losses
+from pipeline.train.loss_term import LossSum, LossTerm
+from pipeline.train.losses import compute_losses
 from pipeline.train.metrics import finite_or_none, samples_o, sum_by
 from pipeline.train.seeding import seed_step
 from pipeline.train.step_sync import StepSync
@@ -249,7 +251,9 @@ class Validation:
                 bad = {one.position for one in item.bad}
                 positions = [ref.position for ref in refs if ref.position not in bad]
                 outputs = engine(item.batch.to(device()), used)
-                _add(scores, item, positions, outputs, compute_losses(self._terms, outputs))
+                losses = compute_losses(self._terms, outputs)
+                answers = BLIND in self._batches
+                _add(scores, item, positions, outputs, losses, answers=answers)
         return scores
 
     def _warn_of_bad(self, seeing: _Scores) -> None:
@@ -307,14 +311,17 @@ def _add(
     positions: Sequence[int],
     outputs: object,
     losses: Mapping[str, LossSum],
+    *,
+    answers: bool,
 ) -> None:
-    """Add the results of a micro-batch of this rank."""
+    """Add the results of a micro-batch of this rank, of each sample where there are answers."""
     scores.bad += [one.reason for one in item.bad]
     for name, (total, count) in scores.losses.items():
         own = losses[name]
         scores.losses[name] = (total + float(own.total), count + own.count)
-    if not isinstance(outputs, MultimodalOutput):
+    if not answers:
         return
+    assert isinstance(outputs, MultimodalOutput)
     per_target_o = losses[_TEXT].per_target_m
     assert per_target_o is not None
     owner_o, number = samples_o(item.batch), len(positions)
@@ -345,7 +352,7 @@ def answer_targets(item: MicroBatch, logits_ov: Tensor) -> tuple[Tensor, Tensor]
 
 
 def validation_batches(
-    run: RunConfig, data: ValidationData, encoder: SampleEncoder, pad_id: int
+    run: RunConfig, data: ValidationData, encoder: SampleEncoder | PreferenceEncoder, pad_id: int
 ) -> dict[str, Iterator[list[MicroBatch]]]:
     """Return this rank's micro-batches of the validation samples, over and over, by view.
 
@@ -362,7 +369,7 @@ def validation_batches(
             num_workers=run.num_workers,
         )
     }
-    if not isinstance(run.settings, InitStage):
+    if not isinstance(run.settings, InitStage | RlhfStage):
         # Media that the assistant generates are not seen: they stay.
         keep = "assistant" if run.settings.generation is not None else ""
         blind = MultimodalDataset(data.shards, encoder, view=partial(without_media, keep=keep))

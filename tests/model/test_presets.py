@@ -5,7 +5,7 @@ of `plan` build every preset at full size.
 """
 
 import json
-from dataclasses import FrozenInstanceError, asdict
+from dataclasses import FrozenInstanceError, asdict, replace
 from pathlib import Path
 
 import pytest
@@ -139,3 +139,35 @@ def test_specs_are_frozen():
 if __name__ == "__main__":
     GOLDEN.parent.mkdir(exist_ok=True)
     GOLDEN.write_text(json.dumps(resolved(), indent=1, ensure_ascii=False) + "\n")
+
+
+def test_rlhf_of_a_preset_without_one_goes_on_from_its_sft():
+    """DPO of the same adapters at a tenth of their rate; nothing else is trained."""
+    preset = system("llava_1_5_7b")
+    assert preset.rlhf is None
+    rlhf = preset.stage("rlhf")
+    assert (rlhf.trainable, rlhf.objective.kind) == (("backbone.*lora_*.default.*",), "dpo")
+    assert rlhf.learning_rate == pytest.approx(
+        (preset.sft.peft.learning_rate if preset.sft.peft else preset.sft.learning_rate) / 10
+    )
+    assert rlhf.max_tokens == preset.sft.max_tokens
+    assert preset.with_rlhf().with_rlhf() == preset.with_rlhf()
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"peft": None}, "peft: want lora or qlora"),
+        ({"trainable": ("inputs.*",)}, "the adapters alone"),
+        ({"packing": "off"}, "packing: want auto"),
+        ({"z_loss": 1e-4}, "no z-loss"),
+    ],
+)
+def test_rlhf_trains_adapters_alone(changes, reason):
+    with pytest.raises(SpecError, match=reason):
+        replace(system("digits").stage("rlhf"), **changes)
+
+
+def test_rlhf_is_refused_where_samples_cannot_be_packed():
+    with pytest.raises(SpecError, match="packed into one sequence"):
+        system("blip_2_flan_t5_xxl").stage("rlhf")

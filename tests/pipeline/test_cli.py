@@ -173,4 +173,4 @@ def test_a_run_of_the_stage_init_cannot_be_evaluated(
     run = RunConfig(stage="init", part="qformer", system=preset, data=("d",), output="o")
     run.save(tmp_path)
     words = ("evaluate", "--run", tmp_path, "--data", captions)
-    assert "a run of stage init has no answers; want one of pt or sft" in error_line(*words)
+    assert "a run of stage init has no answers; want one of pt, sft or rlhf" in error_line(*words)

@@ -156,9 +156,9 @@ def test_sampling_depends_on_seeds_alone(assistant) -> None:
 
 @torch.no_grad()
 def test_a_drawn_picture_is_that_of_diffusers_under_our_condition(assistant, replies) -> None:
-    model, encoder = assistant._model(), assistant._encoder
+    model, encoder = assistant.load_model(), assistant.encoder
     example = encode_request(encoder, SAMPLES[2], SETTINGS)
-    batch = collate([example], pad_id=assistant._tokenizer.pad_token_id, side="left", multiple=16)
+    batch = collate([example], pad_id=assistant.tokenizer.pad_token_id, side="left", multiple=16)
     branch = model.output_branches()["to_image"]
     with batch_invariant(model):
         options = {"pad_id": 0, "end_ids": encoder.stop_ids}
@@ -194,7 +194,7 @@ def test_a_drawn_picture_is_that_of_diffusers_under_our_condition(assistant, rep
 @torch.no_grad()
 def test_conditions_are_those_of_training(assistant) -> None:
     """One pass with a cache gives the states that the forward pass of training gives."""
-    model, encoder = assistant._model(), assistant._encoder
+    model, encoder = assistant.load_model(), assistant.encoder
     [branch] = model.output_branches().values()
     example = encode_request(encoder, SAMPLES[2], SETTINGS)
     batch = collate([example], pad_id=0, side="left")
@@ -289,7 +289,7 @@ def test_files_are_read_by_other_programs(tmp_path) -> None:
 
 def test_plain_prompts_keep_the_text_that_asks_for_a_medium(tmp_path) -> None:
     random_run(tmp_path / "run", "minigpt_5", prompt="plain")
-    encoder = GeneratingAssistant.open(tmp_path / "run")._encoder
+    encoder = GeneratingAssistant.open(tmp_path / "run").encoder
     asked_for, described = (
         encode_request(encoder, replace(SAMPLES[0], turns=turns), SETTINGS)
         for turns in (

@@ -12,7 +12,8 @@ from pipeline.data.collate import collate, pack
 from pipeline.data.encode import Example, MediumInput
 from pipeline.data.loader import MicroBatch
 from pipeline.forecast.flops import UnitCosts, Work
-from pipeline.train.losses import LossSum, text_loss
+from pipeline.train.loss_term import LossSum
+from pipeline.train.losses import text_loss
 from pipeline.train.metrics import (
     MetricsAccumulator,
     SourceMetrics,

@@ -1,0 +1,64 @@
+"""A multimodal LLM under RLHF: log-probabilities of answers under the policy and the reference.
+
+Shapes: b sequences, t positions, o positions with a target, v vocabulary, d width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from model.batch import Batch, Sequences
+from model.multimodal_lm import MultimodalLM
+from model.peft.reference import policy_active, reference_active
+
+
+class PreferenceOutput(NamedTuple):
+    """What the losses of RLHF need of a micro-batch.
+
+    Attributes:
+        logps_o: log π_θ of every target, in float32, with a gradient.
+        reference_logps_o: log π_ref of the same targets.
+        owners_o: the sequence of each target.
+        sequences: what the sequences are to their samples.
+    """
+
+    logps_o: Tensor
+    reference_logps_o: Tensor
+    owners_o: Tensor
+    sequences: Sequences
+
+
+class PreferenceLM(MultimodalLM):
+    """`MultimodalLM` whose forward pass computes policy and reference; names of weights are its.
+
+    Both read the same fused input: every medium is encoded, projected and placed once, so that the
+    number of its tokens cannot differ. Only adapters may be trained, and their frozen copy is the
+    reference (`model.peft.reference.add_reference`).
+    """
+
+    def forward(self, batch: Batch, used: Collection[str] = ()) -> PreferenceOutput:  # type: ignore[override]
+        """Return the log-probabilities of a packed micro-batch of preferences.
+
+        Args:
+            batch: the micro-batch, with `sequences`.
+            used: kinds of media that any rank has in this forward pass, see `MultimodalLM`.
+        """
+        assert batch.sequences is not None
+        embeddings_btd, kwargs = self.embed(batch, self.media_tokens(batch, used))
+        with reference_active(self.backbone):
+            reference_o = self._log_probabilities(batch, embeddings_btd, kwargs)
+        with policy_active(self.backbone):
+            policy_o = self._log_probabilities(batch, embeddings_btd, kwargs)
+        owners_o = batch.sequences_bt[:, 1:][batch.target_mask]
+        return PreferenceOutput(policy_o, reference_o, owners_o, batch.sequences)
+
+    def _log_probabilities(
+        self, batch: Batch, embeddings_btd: Tensor, kwargs: dict[str, Tensor]
+    ) -> Tensor:
+        hidden_btd = self.backbone_hidden_states(batch, embeddings_btd, kwargs)[:, :-1]
+        logits_ov = self.backbone.get_output_embeddings()(hidden_btd[batch.target_mask])
+        return -F.cross_entropy(logits_ov.float(), batch.targets_o, reduction="none")

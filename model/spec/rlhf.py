@@ -1,0 +1,85 @@
+"""Objectives of RLHF: what is learnt from preferences and written feedback (survey §3.2).
+
+A sample of preferences holds the chosen answer as its last turn, the rejected one, and perhaps
+feedback about that. Each objective trains on several sequences of it, which share its media.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from model.spec.base import check_at_least
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dpo:
+    """Direct preference optimization (Rafailov et al. 2023, eq. 7), with what multimodal data need.
+
+    Args:
+        beta: strength of the divergence from the reference.
+        length_normalized: whether log-ratios are means over the answer's tokens instead of sums
+            (Grattafiori et al. 2024, *The Llama 3 Herd of Models*, §4.1.4 report the need; TRL's
+            `sigmoid_norm`). `beta` then is to be larger by about the length of an answer.
+        sft_weight: of the chosen answer's cross-entropy per token beside it (Pang et al. 2024,
+            *Iterative Reasoning Preference Optimization*, eq. 1).
+        media_weight: of mDPO's preference for the true image over a corrupted one, given the chosen
+            answer (Wang et al. 2024, arXiv:2406.11839, eq. 4); 0 leaves out the third sequence.
+        anchor_weight: of mDPO's anchor, which keeps the chosen answer's reward above 0 (eq. 5).
+    """
+
+    kind: Literal["dpo"] = "dpo"
+    beta: float = 0.1
+    length_normalized: bool = False
+    sft_weight: float = 0.0
+    media_weight: float = 0.0
+    anchor_weight: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Raise SpecError for a value out of its range."""
+        check_at_least(self, 0, "beta", "sft_weight", "media_weight", "anchor_weight")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kto:
+    """Kahneman-Tversky optimization, for thumbs up or down (Ethayarajh et al. 2024, eq. 7).
+
+    Its reference point z₀ is 0, as in APO-zero's unpaired form (D'Oosterlinck et al. 2024, eq. 7):
+    the paper's estimate over a micro-batch would depend on how a step is split over ranks.
+
+    Args:
+        beta: strength of the divergence from the reference.
+        desirable_weight, undesirable_weight: λ_D and λ_U, for data with more of one than of the
+            other.
+    """
+
+    kind: Literal["kto"] = "kto"
+    beta: float = 0.1
+    desirable_weight: float = 1.0
+    undesirable_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Raise SpecError for a value out of its range."""
+        check_at_least(self, 0, "beta", "desirable_weight", "undesirable_weight")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dress:
+    """Conditional reinforcement on feedback (Chen et al. 2023, *DRESS*, arXiv:2311.10081, §3.3).
+
+    Each answer is learnt by cross-entropy, given feedback about it that stands before it: the
+    chosen one given `good`, the rejected one given its own critique. With `refinement` also the
+    turn in which the critique leads from the rejected answer to the chosen one.
+
+    Args:
+        good: the feedback about chosen answers; answers are asked for with it (`ask`, `evaluate`).
+        refinement: weight of that turn as a sequence of its own: 1 has it, 0 leaves it out.
+    """
+
+    kind: Literal["dress"] = "dress"
+    good: str = "The answer is helpful, honest and harmless."
+    refinement: bool = True
+
+
+Preference = Dpo | Kto | Dress
+"""Objectives of RLHF from recorded preferences."""

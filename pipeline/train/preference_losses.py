@@ -1,0 +1,159 @@
+"""The losses of RLHF from preferences: pure functions of log-probabilities, and their terms.
+
+Shapes: o target positions, q sequences, p pairs of a chosen answer and another sequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model.batch import Batch
+from model.preference_lm import PreferenceOutput
+from model.spec.rlhf import Dpo, Kto
+from pipeline.data.preferences import Role
+from pipeline.train.loss_term import LossSum, LossTerm
+
+
+def dpo_loss(chosen_p: Tensor, other_p: Tensor, beta: float) -> Tensor:
+    """Direct preference optimization (Rafailov et al. 2023, eq. 7).
+
+    mDPO's preference for the true image (Wang et al. 2024, eq. 4) is the same function, with the
+    chosen answer given a corrupted image in place of the rejected one.
+
+    Args:
+        chosen_p: log π_θ / π_ref of the chosen answers: sums over their targets, or means for the
+            length-normalized form.
+        other_p: the same of the other sequences.
+        beta: strength of the divergence from the reference.
+
+    Returns:
+        The loss of each pair.
+    """
+    return -F.logsigmoid(beta * (chosen_p - other_p))
+
+
+def anchor_loss(chosen_p: Tensor, beta: float) -> Tensor:
+    """MDPO's anchor, which keeps the chosen answer's reward above 0 (Wang et al. 2024, eq. 5)."""
+    return -F.logsigmoid(beta * chosen_p)
+
+
+def kto_loss(ratio_q: Tensor, desirable_q: Tensor, objective: Kto) -> Tensor:
+    """Kahneman-Tversky optimization with reference point 0 (Ethayarajh et al. 2024, eq. 7).
+
+    Args:
+        ratio_q: log π_θ / π_ref of each answer.
+        desirable_q: whether it is desirable.
+        objective: β and the weights λ.
+
+    Returns:
+        λ_y - v of each answer.
+    """
+    value_q = torch.where(desirable_q, ratio_q, -ratio_q) * objective.beta
+    weight_q = torch.where(desirable_q, objective.desirable_weight, objective.undesirable_weight)
+    return weight_q * (1 - value_q.sigmoid())
+
+
+def log_ratios(outputs: PreferenceOutput, *, mean: bool = False) -> Tensor:
+    """Return log π_θ / π_ref (q,) of every sequence: the sum, or the mean, over its targets."""
+    ratio_o = outputs.logps_o - outputs.reference_logps_o
+    total_q = _sum_by_sequence(outputs, ratio_o)
+    if not mean:
+        return total_q
+    return total_q / _sum_by_sequence(outputs, torch.ones_like(ratio_o)).clamp(min=1)
+
+
+def preference_terms(objective: Dpo | Kto) -> tuple[LossTerm, ...]:
+    """Return the loss terms of an objective; those of weight 0 are figures to watch.
+
+    The reward of an answer is β log π_θ / π_ref (Rafailov et al. 2023, §4); `accuracy` is the share
+    of pairs whose chosen answer has the greater one.
+    """
+    return _kto_terms(objective) if isinstance(objective, Kto) else _dpo_terms(objective)
+
+
+def _dpo_terms(objective: Dpo) -> tuple[LossTerm, ...]:
+    beta = objective.beta
+
+    def ratios(outputs: PreferenceOutput, role: Role) -> Tensor:
+        mean = objective.length_normalized
+        return log_ratios(outputs, mean=mean)[outputs.sequences.roles_q == role]
+
+    def against(role: Role) -> Callable[[PreferenceOutput], Tensor]:
+        return lambda out: dpo_loss(ratios(out, Role.CHOSEN), ratios(out, role), beta)
+
+    def anchor(outputs: PreferenceOutput) -> Tensor:
+        return anchor_loss(ratios(outputs, Role.CHOSEN), beta)
+
+    def accuracy(outputs: PreferenceOutput) -> Tensor:
+        return (ratios(outputs, Role.CHOSEN) > ratios(outputs, Role.REJECTED)).float()
+
+    weighted = [
+        _term("dpo", 1.0, Role.CHOSEN, against(Role.REJECTED)),
+        _term("media", objective.media_weight, Role.CHOSEN, against(Role.CORRUPTED)),
+        _term("anchor", objective.anchor_weight, Role.CHOSEN, anchor),
+        LossTerm(name="sft", weight=objective.sft_weight, count=_count_chosen_targets, fn=_sft),
+    ]
+    return (
+        *(term for term in weighted if term.weight),
+        _term("accuracy", 0.0, Role.CHOSEN, accuracy),
+        _term("chosen_reward", 0.0, Role.CHOSEN, lambda out: beta * ratios(out, Role.CHOSEN)),
+        _term("rejected_reward", 0.0, Role.REJECTED, lambda out: beta * ratios(out, Role.REJECTED)),
+    )
+
+
+def _kto_terms(objective: Kto) -> tuple[LossTerm, ...]:
+    def loss(outputs: PreferenceOutput) -> LossSum:
+        roles_q = outputs.sequences.roles_q
+        loss_q = kto_loss(log_ratios(outputs), roles_q == Role.CHOSEN, objective)
+        judged_q = roles_q != Role.NONE
+        return LossSum(total=loss_q[judged_q].sum(), count=int(judged_q.sum()))
+
+    def reward(role: Role) -> Callable[[PreferenceOutput], Tensor]:
+        return lambda out: objective.beta * log_ratios(out)[out.sequences.roles_q == role]
+
+    def count(batch: Batch) -> int:
+        assert batch.sequences is not None
+        return int((batch.sequences.roles_q != Role.NONE).sum())
+
+    return (
+        LossTerm(name="kto", weight=1.0, count=count, fn=loss),
+        _term("chosen_reward", 0.0, Role.CHOSEN, reward(Role.CHOSEN)),
+        _term("rejected_reward", 0.0, Role.REJECTED, reward(Role.REJECTED)),
+    )
+
+
+def _term(
+    name: str, weight: float, role: Role, fn: Callable[[PreferenceOutput], Tensor]
+) -> LossTerm:
+    """Return the term of a function that has one value for each sequence of a role."""
+
+    def count(batch: Batch) -> int:
+        assert batch.sequences is not None
+        return int((batch.sequences.roles_q == role).sum())
+
+    def total(outputs: PreferenceOutput) -> LossSum:
+        values_p = fn(outputs) if weight else fn(outputs).detach()
+        return LossSum(total=values_p.sum(), count=len(values_p))
+
+    return LossTerm(name=name, weight=weight, count=count, fn=total)
+
+
+def _sft(outputs: PreferenceOutput) -> LossSum:
+    """The chosen answers' cross-entropy per token, the anchor of Pang et al. 2024 (eq. 1)."""
+    chosen_o = outputs.sequences.roles_q[outputs.owners_o] == Role.CHOSEN
+    return LossSum(total=-outputs.logps_o[chosen_o].sum(), count=int(chosen_o.sum()))
+
+
+def _count_chosen_targets(batch: Batch) -> int:
+    assert batch.sequences is not None
+    owners_o = batch.sequences_bt[:, 1:][batch.target_mask]
+    return int((batch.sequences.roles_q[owners_o] == Role.CHOSEN).sum())
+
+
+def _sum_by_sequence(outputs: PreferenceOutput, values_o: Tensor) -> Tensor:
+    none_q = values_o.new_zeros(len(outputs.sequences.roles_q))
+    return none_q.index_add(0, outputs.owners_o, values_o)

@@ -1,0 +1,55 @@
+"""RLHF from preferences on two ranks under ZeRO-3: killed, resumed, and equal to one rank."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pipeline.evaluate.assistant import Assistant
+from tests.cluster.ranks import Ranks, losses, run_ranks, wait_for
+from tests.worlds import instruct_shards, preference_shards
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+
+OBJECTIVE = {"kind": "dpo", "sft_weight": 0.1, "media_weight": 1.0, "anchor_weight": 1.0}
+SMALL = ("--global-batch", 3, "--micro-batch", 1, "--max-steps", 4, "--save-every", 2)
+"""Three samples a step: a rank has two, the other has one and a dummy."""
+
+
+def test_mdpo_goes_on_from_sft(tmp_path: Path) -> None:
+    dialogues = instruct_shards(tmp_path / "dialogues", 8)
+    preferences = preference_shards(tmp_path / "preferences", 12)
+    sft, whole, run = (tmp_path / name for name in ("sft", "whole", "run"))
+    words = ["sft", "digits", "--scale", "tiny", "--data", dialogues, "--output", sft]
+    assert run_ranks(1, *words, "--max-steps", 3).code == 0
+    words = ["rlhf", "digits", "--scale", "tiny", "--data", preferences, "--init-from", sft]
+    words += [*SMALL, "--set", f"rlhf.objective={json.dumps(OBJECTIVE)}"]
+    outcome = run_ranks(1, *words, "--output", whole)
+    assert outcome.code == 0, outcome.stderr
+
+    ranks = Ranks(2, [*words, "--output", run])
+    wait_for(run / "checkpoints" / "step-00000002", ranks)
+    os.kill(ranks.processes[1].pid, signal.SIGKILL)
+    ranks.kill()
+    ranks.wait()
+    assert run_ranks(2, *words, "--output", run).code == 0
+    assert losses(run) == pytest.approx(losses(whole), rel=1e-5)
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    first, last = (json.loads(line)["losses"] for line in (lines[0], lines[-1]))
+    # Policy and reference are one at first; then answers are told apart.
+    assert first["chosen_reward"] == pytest.approx(0.0, abs=1e-5)
+    assert last["chosen_reward"] - last["rejected_reward"] > 1e-4
+
+    saved, before = (
+        load_file(folder / "checkpoints" / step / "weights.safetensors")
+        for folder, step in ((run, "step-00000004"), (sft, "step-00000003"))
+    )
+    assert saved.keys() == before.keys()
+    moved = {name for name in saved if not torch.equal(saved[name], before[name])}
+    assert moved
+    assert all("lora_" in name for name in moved)
+    assert isinstance(Assistant.open(run).ask("Which digit is red?"), str)
