@@ -6,6 +6,7 @@
 #   PYTEST_ARGS      options for pytest, e.g. -x
 #   COMMIT           whose share of the nightly tests `make test-share` runs (default: HEAD)
 #   QUICKSTART_ARGS  options for the quickstart
+#   ANY_ARGS         options for the any-to-any quickstart
 #   REAL_ARGS        options for benchmarks/real_speech.py
 
 SHELL := /bin/bash
@@ -24,6 +25,7 @@ TORCH_PIP_ARGS ?=
 PYTEST_ARGS ?=
 COMMIT ?= $(shell git rev-parse HEAD 2>/dev/null || date +%j)
 QUICKSTART_ARGS ?=
+ANY_ARGS ?=
 REAL_ARGS ?=
 
 # ninja, ray and deepspeed are called by name, also by what we start.
@@ -42,15 +44,18 @@ test test-all test-share: export OMP_NUM_THREADS := 1
 CLUSTER := tests/cluster tests/etl/runtime/test_executor.py
 SEVERAL := -n 3 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help setup quickstart real test test-all test-share check lock clean
+.PHONY: help setup quickstart quickstart-any real test test-all test-share check lock clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(INSTALLED) $(COMPILED) ## set up .venv; the other targets do it by themselves
 
 quickstart: setup ## run the whole system on the digits world, into runs/quickstart
 	$(BIN)/python -m pipeline.quickstart --output runs/quickstart $(QUICKSTART_ARGS)
+
+quickstart-any: setup ## the same for a model that also generates pictures, sounds and videos, into runs/quickstart-any
+	$(BIN)/python -m pipeline.quickstart.any_to_any --output runs/quickstart-any $(ANY_ARGS)
 
 real: setup ## teach a real language model to hear, into runs/real_speech; needs espeak-ng
 	$(BIN)/python benchmarks/real_speech.py $(REAL_ARGS)

@@ -18,6 +18,7 @@ LAYERS = {
         "pretraining",
         "exported",
         "build",
+        "preference_lm",
         "signal_decoding",
         "multimodal_lm",
         "generators",

@@ -244,6 +244,7 @@ def _target(rng: np.random.Generator, split: str, kind: str, features: Mapping[s
         colour=colour,
         direction=features["direction"],
         scan=scan,
+        crossing=True,
     )
     return File(kind=kind, data=motion.encode(motion.render(moving)))
 

@@ -33,7 +33,10 @@ DIRECTIONS: dict[str, tuple[int, int]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Motion:
-    """One moving scan: its digit, colour and direction, and the seed of all other randomness."""
+    """One moving scan: its digit, colour and direction, and the seed of all other randomness.
+
+    If `crossing`, it crosses the whole canvas through its centre, as a model is asked to show it.
+    """
 
     digit: int
     colour: str
@@ -41,6 +44,7 @@ class Motion:
     scan: int
     frames: int
     seed: int
+    crossing: bool = False
 
 
 def random_motion(rng: np.random.Generator, split_name: str) -> Motion:
@@ -79,6 +83,8 @@ def _render(motion: Motion) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     across = round(rng.uniform(0, room))
     length = rng.uniform(0.6, 1.0) * room
     begin = rng.uniform(0, room - length)
+    if motion.crossing:
+        across, begin, length = room // 2, 0.0, room
     path = begin + np.linspace(0, length, motion.frames)
     rows, columns = DIRECTIONS[motion.direction]
     if rows + columns < 0:

@@ -16,7 +16,7 @@ from model.spec import (
     System,
 )
 from model.spec.audio import Whisper
-from model.spec.generators import StableDiffusion
+from model.spec.generators import AudioLdm, StableDiffusion, TextToVideo
 from model.spec.image_processor import HALF, squash
 from model.spec.output_branches import Generation, OutputBranchSpec, OutputTransformer
 from model.spec.points import PointBert
@@ -55,9 +55,9 @@ def digits_omni() -> System:
 
 
 def digits_any() -> System:
-    """One model that sees and hears, and answers with text and pictures.
+    """One model that sees and hears, and answers with text, pictures, sounds and videos.
 
-    NExT-GPT's wiring: its transformer from signal tokens to the conditions of a frozen generator.
+    NExT-GPT's wiring: its transformer from signal tokens to the conditions of frozen generators.
     """
     image = InputBranchSpec(encoder=_vision("vision"), projector=Mlp(depth=2))
     system = _system("digits_any", image, _audio(), captions=128, dialogues=192)
@@ -69,29 +69,37 @@ def digits_any() -> System:
             trainable=(*stage.trainable, *TRAINABLE_OUTPUTS),
             generation=Generation(),
             groups=(ParameterGroup(pattern="outputs.*", learning_rate=1e-3),),
+            # ZeRO-3's hooks on each of the many small modules of three UNets cost more than they.
+            ds_config="zero2",
         )
         for stage in (system.pt, system.sft)
     ]
-    output = OutputBranchSpec(
-        modality="image",
-        signals=4,
-        projector=OutputTransformer(width=128, layers=2),
-        generator=_picture_generator(),
-        condition_dropout=0.1,
+    outputs = tuple(
+        OutputBranchSpec(
+            modality=modality,
+            signals=4,
+            projector=OutputTransformer(width=128, layers=2),
+            generator=generator,
+            condition_dropout=0.1,
+        )
+        for modality, generator in _generators().items()
     )
     return replace(
         system,
         paper="arXiv:2309.05519",
-        model=replace(system.model, outputs=(output,)),
+        model=replace(system.model, outputs=outputs),
         pt=stages[0],
         sft=stages[1],
     )
 
 
-def _picture_generator() -> StableDiffusion:
-    """Return the toy generator of pictures, see `etl/digits/checkpoints/`."""
-    return StableDiffusion(
-        weights=str(TOY_CHECKPOINTS / "generators" / "image"),
+def _generators() -> dict[
+    Literal["image", "video", "audio"], StableDiffusion | TextToVideo | AudioLdm
+]:
+    """Return the toy generators, see `etl/digits/checkpoints/`."""
+    folder = TOY_CHECKPOINTS / "generators"
+    image = StableDiffusion(
+        weights=str(folder / "image"),
         image_size=24,
         latent_channels=8,
         vae_widths=(8, 16, 32),
@@ -110,6 +118,51 @@ def _picture_generator() -> StableDiffusion:
         steps=10,
         guidance_scale=2.0,
     )
+    video = TextToVideo(
+        weights=str(folder / "video"),
+        width=24,
+        height=24,
+        frames=4,
+        latent_channels=8,
+        vae_widths=(8, 16, 32),
+        widths=(32, 32),
+        blocks=1,
+        norm_groups=8,
+        head_width=8,
+        text_width=64,
+        text_mlp_width=128,
+        text_layers=2,
+        text_heads=4,
+        text_tokens=10,
+        text_vocabulary=27,
+        text_activation="quick_gelu",
+        prediction="v_prediction",
+        steps=10,
+        guidance_scale=2.0,
+    )
+    audio = AudioLdm(
+        weights=str(folder / "audio"),
+        seconds=0.16,
+        mel_bins=64,
+        latent_channels=4,
+        vae_widths=(8, 16, 32),
+        widths=(24, 48),
+        blocks=1,
+        norm_groups=8,
+        heads=4,
+        text_width=64,
+        text_mlp_width=128,
+        text_layers=2,
+        text_heads=4,
+        text_tokens=6,
+        text_vocabulary=17,
+        embedding_width=64,
+        vocoder_width=64,
+        prediction="v_prediction",
+        steps=10,
+        guidance_scale=2.0,
+    )
+    return {"image": image, "video": video, "audio": audio}
 
 
 def _system(

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from itertools import combinations_with_replacement
 from operator import itemgetter
@@ -18,6 +19,7 @@ from model.spec.image_processor import squash
 from pipeline.config.run_config import TrainOptions, resolve
 from pipeline.data.sampler import build_sampler
 from pipeline.data.shuffle import ShuffledStream, Source
+from pipeline.run_folder.metrics_writer import read_metrics
 from tests.cluster.ranks import REPOSITORY, Ranks, losses, run_ranks
 from tests.worlds import generation_sample, generation_shards, generative_overrides, preset_shards
 
@@ -36,6 +38,8 @@ SETS = (
 )
 """The media of a rank in a step: none, one of a kind, several, all; `to_image` is to be drawn."""
 PAIRS = tuple(combinations_with_replacement(SETS, 2))
+OUTPUTS = ((), ("to_image",), ("to_video",), ("to_audio",), ("to_image", "to_video", "to_audio"))
+"""The same for generated media alone, with an output branch for each kind."""
 PATCHES = HfVision(
     weights="",
     config={
@@ -80,24 +84,30 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pairs(world: Path) -> Path:
-    """Two samples for each step, such that the steps go through all pairs of media sets."""
+    return _write_pairs(world, SETS, "pairs")
+
+
+def _write_pairs(world: Path, sets: Sequence[tuple[str, ...]], name: str) -> Path:
+    """Write two samples for each step, such that the steps go through all pairs of media sets."""
     shards = {kind: ShardSet([world / kind / "pt"]) for kind in KINDS}
     samples = [
         _sample(media, shards, f"{number}-{place}")
-        for number, pair in enumerate(PAIRS)
+        for number, pair in enumerate(combinations_with_replacement(sets, 2))
         for place, media in enumerate(pair)
     ]
     # A run draws its order from the seed: each sample is written where that order looks for it.
     whole = Source(first=0, rows=len(samples), samples_per_epoch=len(samples))
     order = ShuffledStream(sources=(whole,), seed=0, epochs=1).rows(0, len(samples)).tolist()
     written = [sample for _, sample in sorted(zip(order, samples, strict=True), key=itemgetter(0))]
-    return write_folder(world / "pairs", written, job="pairs")
+    return write_folder(world / name, written, job=name)
 
 
 def _sample(media: tuple[str, ...], shards: dict[str, ShardSet], name: str) -> Sample:
     """Return a sample with these media, each with its caption, or a text."""
     parts = [
-        generation_sample(0, number) if kind == "to_image" else shards[kind][number]
+        generation_sample(0, number, kind=kind.removeprefix("to_"))
+        if kind.startswith("to_")
+        else shards[kind][number]
         for number, kind in enumerate(media)
     ]
     return _joined(parts or [shards["text"][0]], name)
@@ -120,11 +130,17 @@ def cut_up(zero: str, folder: Path) -> Path:
     return path
 
 
-def words(data: list[Path], run: Path, zero: str) -> list[object]:
+def words(
+    data: list[Path],
+    run: Path,
+    zero: str,
+    preset: str = "digits_omni",
+    settings: Sequence[str] = SETTINGS,
+) -> list[object]:
     return [
-        *("pt", "digits_omni", "--scale", "tiny", "--data", *data, "--output", run),
+        *("pt", preset, "--scale", "tiny", "--data", *data, "--output", run),
         *("--ds-config", cut_up(zero, run.parent), "--learning-rate", 1e-3),
-        *("--stall-seconds", 120, "--set", *SETTINGS),
+        *("--stall-seconds", 120, *(("--set", *settings) if settings else ())),
     ]
 
 
@@ -134,29 +150,56 @@ def test_every_pair_of_media_sets(pairs: Path, tmp_path: Path) -> None:
     The matrices of every part are cut up, so that each use of one is a collective. ZeRO-2, under
     which none is, is in the nightly tier.
     """
-    assert media_sets(pairs, tmp_path) == list(PAIRS)
+    assert media_sets(pairs, tmp_path, SETS, "digits_omni", SETTINGS) == list(PAIRS)
+    _compare_one_rank_with_two(pairs, tmp_path, len(PAIRS), "digits_omni", SETTINGS)
+
+
+@pytest.mark.nightly(minutes=2)
+def test_ranks_that_generate_different_media(world: Path, tmp_path: Path) -> None:
+    """The same for a model with three generators: each pair of them in the same step."""
+    data = _write_pairs(world, OUTPUTS, "outputs")
+    expected = list(combinations_with_replacement(OUTPUTS, 2))
+    assert media_sets(data, tmp_path, OUTPUTS, "digits_any", ()) == expected
+    run = _compare_one_rank_with_two(data, tmp_path, len(expected), "digits_any", ())
+    seen = {name for entry in read_metrics(run) for name in entry["losses"]}
+    kinds = ("image", "video", "audio")
+    assert seen == {"text", *(f"to_{k}.{loss}" for k in kinds for loss in ("align", "denoise"))}
+
+
+def _compare_one_rank_with_two(
+    data: Path, folder: Path, steps: int, preset: str, settings: Sequence[str]
+) -> Path:
+    """Train on pairs with one rank and with two; return the run folder of the latter."""
     curves = []
     for ranks, zero in ((1, "zero2"), (2, "zero3")):
-        run = tmp_path / f"{zero}-{ranks}"
-        outcome = run_ranks(ranks, *words([pairs], run, zero), "--global-batch", 2, "--epochs", 1)
+        run = folder / f"{zero}-{ranks}"
+        command = words([data], run, zero, preset, settings)
+        outcome = run_ranks(ranks, *command, "--global-batch", 2, "--epochs", 1)
         assert outcome.code == 0, outcome.stderr
         assert not (run / "bad_samples.jsonl").exists()
         curves.append(losses(run))
-    assert len(curves[0]) == len(PAIRS)
+    assert len(curves[0]) == steps
     assert all(map(math.isfinite, curves[0]))
     assert curves[1] == pytest.approx(curves[0], rel=1e-5)
+    return run
 
 
-def media_sets(pairs: Path, output: Path) -> list[tuple[tuple[str, ...], ...]]:
-    """Return what media the two ranks have in each step, in the order of `SETS`."""
+def media_sets(
+    pairs: Path,
+    output: Path,
+    sets: Sequence[tuple[str, ...]],
+    preset: str,
+    settings: Sequence[str],
+) -> list[tuple[tuple[str, ...], ...]]:
+    """Return what media the two ranks have in each step, in the order of `sets`."""
     options = TrainOptions(
-        preset="digits_omni",
+        preset=preset,
         scale="tiny",
         data=(pairs,),
         output=output,
         global_batch=2,
         epochs=1,
-        set=SETTINGS,
+        set=tuple(settings),
     )
     run = resolve(options, "pt")
     schedule = build_sampler(run, build_tokenizer(run.system.model, weights=run.weights))
@@ -170,7 +213,7 @@ def media_sets(pairs: Path, output: Path) -> list[tuple[tuple[str, ...], ...]]:
     for step in range(schedule.steps):
         (ranks,) = schedule.step(step, 2)
         own = [tuple(one for place in bin_ for one in media(place.row)) for bin_ in ranks]
-        found.append(tuple(sorted(own, key=SETS.index)))
+        found.append(tuple(sorted(own, key=sets.index)))
     return found
 
 

@@ -29,7 +29,10 @@ class Options:
     """Batches of 64 sounds for the audio encoder; 0 skips it."""
     picture_steps: int = 1400
     """Batches of 96 latents for the generator of pictures, after 900 of 24 pictures for its
-    autoencoder, and half as many of 24 videos for the generator of videos; 0 skips both."""
+    autoencoder; 0 skips it."""
+    video_steps: int = 700
+    """Batches of 24 latents for the generator of videos, which has the autoencoder of
+    `generators/image`; 0 skips it."""
     sound_steps: int = 800
     """Batches of 16 sounds for the vocoder of the generator of sounds, and half as many for its
     other parts; 0 skips it."""
@@ -47,15 +50,13 @@ def run(args: Sequence[str]) -> None:
         language.train(options.output / "language", steps=options.language_steps)
     if options.audio_steps:
         audio.train(options.output / "audio", steps=options.audio_steps)
+    generators = options.output / "generators"
     if options.picture_steps:
-        pictures.train(
-            options.output / "generators",
-            autoencoder_steps=900,
-            picture_steps=options.picture_steps,
-            video_steps=options.picture_steps // 2,
-        )
+        pictures.train(generators / "image", autoencoder_steps=900, steps=options.picture_steps)
+    if options.video_steps:
+        pictures.train_videos(generators / "video", generators / "image", steps=options.video_steps)
     if options.sound_steps:
-        sounds.train(options.output / "generators", steps=options.sound_steps)
+        sounds.train(generators / "audio", steps=options.sound_steps)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 """What the digits world's toy generators have in common: training of latent diffusion models.
 
-First an autoencoder learns to reconstruct media, then, on its latents, a UNet and the text encoder
-that conditions it learn together to denoise them (Rombach et al. 2022). Saved are diffusers'
+First an autoencoder learns to reconstruct media, and a text encoder to match captions with them;
+then a UNet learns to denoise latents under captions (Rombach et al. 2022). Saved are diffusers'
 checkpoints, in float16 to halve their size.
 
-Shapes: b media, c channels, hw sides; n positions of a caption, w width of its embedding.
+Shapes: b media, c channels, hw sides, x values of a medium; t captions, n positions of a caption, w
+width of its embedding.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor, nn
@@ -39,6 +41,10 @@ SCHEDULE: Mapping[str, Any] = {
 _KL_WEIGHT = 1e-5
 _NO_CAPTION = 0.1
 """Share of the media without a caption, for classifier-free guidance."""
+_CONTRASTED = 64
+"""Media in a step of the text encoder."""
+_SHARPNESS = 10.0
+"""Inverse temperature of its contrast."""
 _AVERAGE = 0.995
 """Decay of the weights' moving average, which is what is saved."""
 
@@ -90,6 +96,49 @@ def latents_of(vae: Any, media_bchw: Tensor) -> Tensor:  # noqa: ANN401 -- diffu
     return _encode(vae, media_bchw.float()) * float(vae.config.scaling_factor)
 
 
+def train_text_encoder(
+    text_encoder: nn.Module,
+    tokenizer: PreTrainedTokenizerFast,
+    media: Tensor,
+    captions: Sequence[str],
+    embed: Callable[[Any, Tensor], Tensor],
+    tokens: int,
+    *,
+    steps: int = 300,
+) -> None:
+    """Match captions with media by contrast, as CLIP does (Radford et al. 2021), and freeze it.
+
+    A text encoder that learns with the UNet alone soon maps all captions to the same embedding,
+    since the UNet has no use for them at first.
+
+    Args:
+        text_encoder: of captions.
+        tokenizer: of captions.
+        media: all media (b, …), or their latents, which a linear layer embeds.
+        captions: of the media.
+        embed: maps the text encoder and ids to one embedding (b, w) each.
+        tokens: length of padded captions.
+        steps: of the optimizer.
+    """
+    texts = sorted(set(captions))
+    ids_tn = padded_ids(tokenizer, texts, tokens)
+    labels_b = torch.tensor([texts.index(caption) for caption in captions])
+    media_bx = ((media - media.mean()) / media.std()).flatten(1)
+    linear = nn.Linear(media_bx.shape[1], embed(text_encoder, ids_tn).shape[1])
+    optimizer = torch.optim.AdamW([*text_encoder.parameters(), *linear.parameters()], lr=1e-3)
+    for step in range(steps):
+        chosen = torch.randint(len(media_bx), (_CONTRASTED,))
+        media_bw = F.normalize(linear(media_bx[chosen]), dim=-1)
+        texts_tw = F.normalize(embed(text_encoder, ids_tn), dim=-1)
+        loss = F.cross_entropy(_SHARPNESS * media_bw @ texts_tw.T, labels_b[chosen])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if step % 100 == 0 or step == steps - 1:
+            log.info("text encoder step %d: loss %.4f", step, loss.item())
+    text_encoder.eval().requires_grad_(requires_grad=False)
+
+
 def train_denoiser(
     unet: Any,  # noqa: ANN401 -- diffusers' classes
     text_encoder: nn.Module,
@@ -106,7 +155,7 @@ def train_denoiser(
 
     Args:
         unet: predicts v.
-        text_encoder: trained together with it.
+        text_encoder: trained together with it, as far as its parameters require gradients.
         latents: of all media.
         ids_bn: of their captions.
         empty_n: of the empty caption.
@@ -118,7 +167,9 @@ def train_denoiser(
     modules = nn.ModuleList([unet, text_encoder])
     average = copy.deepcopy(modules)
     noising = DDPMScheduler.from_config(dict(SCHEDULE))
-    parameters = list(modules.parameters())
+    trained = [(name, p) for name, p in modules.named_parameters() if p.requires_grad]
+    parameters = [parameter for _, parameter in trained]
+    means = [average.get_parameter(name) for name, _ in trained]
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.01)
     schedule = OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.05)
     for step in range(steps):
@@ -133,7 +184,7 @@ def train_denoiser(
         optimizer_step(loss, parameters, optimizer, schedule)
         decay = min(_AVERAGE, (step + 1) / (step + 10))
         with torch.no_grad():
-            for mean, parameter in zip(average.parameters(), parameters, strict=True):
+            for mean, parameter in zip(means, parameters, strict=True):
                 mean.lerp_(parameter, 1 - decay)
         if step % 100 == 0 or step == steps - 1:
             log.info("denoiser step %d: loss %.4f", step, loss.item())

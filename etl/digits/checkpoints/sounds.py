@@ -1,7 +1,8 @@
 """Trains the digits world's toy generator of sounds: a small checkpoint of AudioLDM's classes.
 
-Besides autoencoder and UNet it has a vocoder, which learns waveforms from spectrograms. What it
-generates is a single tone, see `etl.digits.tones.render_single`.
+Besides autoencoder and UNet it has a vocoder, which learns waveforms from spectrograms. Its text
+encoder is trained by contrast, as CLAP is (Wu et al. 2022, arXiv:2211.06687). What it generates is
+a single tone, see `etl.digits.tones.render_single`.
 
 Shapes: b sounds, t samples, f frames, m mel bins, n positions of a caption, e width of its
 embedding.
@@ -43,18 +44,18 @@ MEL_BINS = 64
 _HOP, _FFT = 160, 1024
 FRAMES = round(SINGLE_SECONDS * RATE / _HOP)
 _SAMPLES = FRAMES * _HOP
-_WIDTHS = (32, 64)
+_WIDTHS = (24, 48)
 _TEXT_WIDTH = 64
 _TEXT_TOKENS = 6
 _LATENT_CHANNELS = 4
 _SOUNDS = 1500
 _VOCODER_WIDTH = 64
-_BATCH = 32
+_BATCH = 64  # in a step of the denoiser; a quarter as many sounds in one of the vocoder
 _SPECTROGRAMS = 12  # in a step of the autoencoder
 
 
 def train(folder: Path, *, steps: int) -> None:
-    """Train the vocoder for `steps`, the rest for half as many; save all to `folder`/audio."""
+    """Train the vocoder for `steps`, the rest for half as many; save all to `folder`."""
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
     mels_b1fm, waves_bt, captions = _sounds(rng, _SOUNDS)
@@ -64,6 +65,7 @@ def train(folder: Path, *, steps: int) -> None:
     _train_vocoder(vocoder, mels_b1fm[:, 0], waves_bt, steps=steps)
     tokenizer = diffusion.roberta_tokenizer(captions)
     text_encoder = ClapTextModelWithProjection(_text_config(tokenizer))
+    diffusion.train_text_encoder(text_encoder, tokenizer, mels_b1fm, captions, _embed, _TEXT_TOKENS)
     unet: Any = _unet()
     diffusion.train_denoiser(
         unet,
@@ -76,7 +78,7 @@ def train(folder: Path, *, steps: int) -> None:
         batch=_BATCH,
     )
     parts = {"vae": vae, "unet": unet, "text_encoder": text_encoder, "vocoder": vocoder}
-    diffusion.save(folder / "audio", tokenizer, parts)
+    diffusion.save(folder, tokenizer, parts)
 
 
 def log_mel(wave_t: NDArray[np.float64]) -> NDArray[np.float32]:
@@ -132,7 +134,7 @@ def _train_vocoder(
     optimizer = torch.optim.AdamW(parameters, lr=rate, betas=(0.8, 0.99), weight_decay=0.0)
     schedule = OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.1)
     for step in range(steps):
-        chosen = torch.randint(len(mels_bfm), (_BATCH // 2,))
+        chosen = torch.randint(len(mels_bfm), (_BATCH // 4,))
         mel_bfm = mels_bfm[chosen]
         made_bt = vocoder(mel_bfm + 0.05 * torch.randn_like(mel_bfm))[:, :_SAMPLES]
         loss = 10 * F.mse_loss(made_bt, waves_bt[chosen])
@@ -168,10 +170,14 @@ def _spectrum(wave_bt: Tensor) -> Tensor:
     ).abs()
 
 
-def _conditions(encoder: ClapTextModelWithProjection, ids_bn: Tensor) -> dict[str, Tensor | None]:
+def _embed(encoder: ClapTextModelWithProjection, ids_bn: Tensor) -> Tensor:
+    """Return the embeddings (b, e), of length 1."""
     mask_bn = ids_bn.ne(encoder.config.pad_token_id).long()
-    embeds_be = encoder(input_ids=ids_bn, attention_mask=mask_bn).text_embeds
-    return {"encoder_hidden_states": None, "class_labels": F.normalize(embeds_be, dim=-1)}
+    return F.normalize(encoder(input_ids=ids_bn, attention_mask=mask_bn).text_embeds, dim=-1)
+
+
+def _conditions(encoder: ClapTextModelWithProjection, ids_bn: Tensor) -> dict[str, Tensor | None]:
+    return {"encoder_hidden_states": None, "class_labels": _embed(encoder, ids_bn)}
 
 
 def _text_config(tokenizer: PreTrainedTokenizerFast) -> ClapTextConfig:
@@ -187,7 +193,7 @@ def _text_config(tokenizer: PreTrainedTokenizerFast) -> ClapTextConfig:
 
 
 def _unet() -> UNet2DConditionModel:
-    return UNet2DConditionModel(
+    unet = UNet2DConditionModel(
         sample_size=FRAMES // 4,
         in_channels=_LATENT_CHANNELS,
         out_channels=_LATENT_CHANNELS,
@@ -202,6 +208,9 @@ def _unet() -> UNet2DConditionModel:
         class_embeddings_concat=True,
         attention_head_dim=4,
     )
+    with torch.no_grad():  # its inputs are of length 1, while those of other layers are about 8
+        unet.class_embedding.weight *= _TEXT_WIDTH**0.5
+    return unet
 
 
 def _vocoder_config() -> SpeechT5HifiGanConfig:

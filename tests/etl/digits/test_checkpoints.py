@@ -91,7 +91,7 @@ def test_presets_load_their_checkpoints(name):
     assert sum(parameter.numel() for parameter in model.parameters()) < 5_000_000
 
 
-@pytest.mark.parametrize("kind", ["image"])
+@pytest.mark.parametrize("kind", ["image", "audio", "video"])
 @torch.no_grad()
 def test_generators_show_what_their_captions_say(kind):
     """The ceiling of generation; the judges see written files alone."""

@@ -1,6 +1,7 @@
 """Videos, sounds and clouds of the digits world: what they show, and that they are repeatable."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -52,6 +53,16 @@ def test_splits_share_no_scans_or_telephones():
             assert solids.random_solid(RNG(number), purpose).scan in scans
             assert tones.random_dialling(RNG(number), purpose).phone in phones
     assert not set(tones.split("train")) & set(tones.split("held_out"))
+
+
+@pytest.mark.parametrize("direction", motion.DIRECTIONS)
+def test_crossings_go_from_edge_to_edge_through_the_centre(direction):
+    subject = replace(motion.random_motion(RNG(3), "train"), direction=direction, crossing=True)
+    boxes = motion.boxes(subject)
+    along = 0 if motion.DIRECTIONS[direction][0] else 1
+    room = motion.CANVAS - boxes[0, 2]
+    assert sorted(boxes[[0, -1], along]) == [0, room]
+    assert set(boxes[:, 1 - along]) == {room // 2}
 
 
 @pytest.mark.parametrize("direction", motion.DIRECTIONS)
