@@ -40,6 +40,7 @@ from pipeline.evaluate.generate_answers import Prediction, generate_answers, wit
 from pipeline.evaluate.judge import Judge, address_judge
 from pipeline.evaluate.option_likelihoods import Answer, choose_options, choose_or_generate
 from pipeline.evaluate.partial_predictions import PartialPredictions, writing
+from pipeline.evaluate.retrieval import evaluate_retrieval
 from pipeline.evaluate.shots import Shots, ShotsBy, SimilarMedia
 from pipeline.evaluate.survey_table import survey_table
 from pipeline.run_folder.evaluation import EVALUATION, EXAMPLES
@@ -113,9 +114,7 @@ def evaluate(args: Sequence[str]) -> int:
     options = parse(EvaluateOptions, prog="python -m pipeline evaluate", args=args)
     config = read_run(options.run)
     if isinstance(config.settings, InitStage):
-        raise UserError(
-            f"{options.run}: a run of stage init has no answers; want one of pt, sft or rlhf"
-        )
+        return _evaluate_init(config, options)
     rank, world = rank_and_world_size()
     tasks = _tasks(options)
     pool = ShardSet(options.shots_data, stamps=options.run) if options.shots else None
@@ -152,6 +151,27 @@ def evaluate(args: Sequence[str]) -> int:
         sys.stdout.write(json.dumps(value, indent=2) + "\n")
     else:
         Console().print(*tables)
+    return 0
+
+
+def _evaluate_init(config: RunConfig, options: EvaluateOptions) -> int:
+    """Evaluate a run of the stage `init`, which has no answers: retrieval by ITC."""
+    if options.benchmark or options.shots:
+        raise UserError(
+            f"{options.run}: a run of stage init has no answers, only retrieval; want one of pt, "
+            "sft or rlhf"
+        )
+    weights = checkpoint_weights(options.run, options.checkpoint)
+    scores, table = evaluate_retrieval(
+        config, weights, options.data, batch=options.batch, limit=options.limit
+    )
+    path = (options.output or options.run / EVALUATION) / "scores.json"
+    with writing(path):
+        write_json(path, scores)
+    if options.json:
+        sys.stdout.write(json.dumps(scores, indent=2) + "\n")
+    else:
+        Console().print(table)
     return 0
 
 
