@@ -96,14 +96,23 @@ class Sequences:
     Args:
         samples_q: the sample that each belongs to, ascending; a dummy's is beyond the last.
         roles_q: what each is to its sample, see `pipeline.data.preferences.Role`.
+        rewards_q: of answers that the model has sampled.
+        advantages_q: of the same, over the others of their group.
     """
 
     samples_q: Tensor
     roles_q: Tensor
+    rewards_q: Tensor | None = None
+    advantages_q: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Sequences:
         """Return them on `device`."""
-        return Sequences(samples_q=self.samples_q.to(device), roles_q=self.roles_q.to(device))
+        return Sequences(
+            samples_q=self.samples_q.to(device),
+            roles_q=self.roles_q.to(device),
+            rewards_q=_to(self.rewards_q, device),
+            advantages_q=_to(self.advantages_q, device),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -348,6 +348,8 @@ class MultimodalLM(nn.Module):
         streamer: BaseStreamer | None = None,
         stop: Sequence[StoppingCriteria] = (),
         choose: LogitsProcessor | None = None,
+        used: Collection[str] = (),
+        synced: bool = False,
     ) -> Tensor:
         """Return the new ids (b, ≤ max_new_tokens) of greedy decoding from left-padded prompts.
 
@@ -359,8 +361,10 @@ class MultimodalLM(nn.Module):
             streamer: gets the ids of a single prompt's answer as they are generated.
             stop: say which answers are complete otherwise.
             choose: changes the logits, of which the greatest is taken.
+            used: kinds of media that any rank uses in this call, see `forward`.
+            synced: whether all ranks decode together and as long as any does (ZeRO-3).
         """
-        embeddings_btd, kwargs = self.embed(batch, self.media_tokens(batch))
+        embeddings_btd, kwargs = self.embed(batch, self.media_tokens(batch, used))
         if batch.generation_targets:  # those of the answers before
             branches = self.output_branches()
             signals = {kind: branch.signal_embeddings() for kind, branch in branches.items()}
@@ -378,6 +382,7 @@ class MultimodalLM(nn.Module):
                 streamer=streamer,
                 stopping_criteria=StoppingCriteriaList(stop),
                 logits_processor=LogitsProcessorList([] if choose is None else [choose]),
+                synced_gpus=synced,
             )
         # A seq2seq decoder's start token is not part of the answer.
         return ids_bt[:, 1:] if self.spec.backbone.seq2seq else ids_bt

@@ -6,8 +6,9 @@ Shapes: b sequences, t positions, o positions with a target, v vocabulary, d wid
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -38,7 +39,14 @@ class PreferenceLM(MultimodalLM):
     Both read the same fused input: every medium is encoded, projected and placed once, so that the
     number of its tokens cannot differ. Only adapters may be trained, and their frozen copy is the
     reference (`model.peft.reference.add_reference`).
+
+    Attributes:
+        temperature: by which logits are divided, that of the sampling whose answers are trained on.
+        with_reference: whether the objective needs the reference at all; else its values are 0.
     """
+
+    temperature: float = 1.0
+    with_reference: bool = True
 
     def forward(self, batch: Batch, used: Collection[str] = ()) -> PreferenceOutput:  # type: ignore[override]
         """Return the log-probabilities of a packed micro-batch of preferences.
@@ -49,10 +57,12 @@ class PreferenceLM(MultimodalLM):
         """
         assert batch.sequences is not None
         embeddings_btd, kwargs = self.embed(batch, self.media_tokens(batch, used))
-        with reference_active(self.backbone):
-            reference_o = self._log_probabilities(batch, embeddings_btd, kwargs)
         with policy_active(self.backbone):
             policy_o = self._log_probabilities(batch, embeddings_btd, kwargs)
+        reference_o = torch.zeros_like(policy_o)
+        if self.with_reference:
+            with reference_active(self.backbone):
+                reference_o = self._log_probabilities(batch, embeddings_btd, kwargs)
         owners_o = batch.sequences_bt[:, 1:][batch.target_mask]
         return PreferenceOutput(policy_o, reference_o, owners_o, batch.sequences)
 
@@ -61,4 +71,10 @@ class PreferenceLM(MultimodalLM):
     ) -> Tensor:
         hidden_btd = self.backbone_hidden_states(batch, embeddings_btd, kwargs)[:, :-1]
         logits_ov = self.backbone.get_output_embeddings()(hidden_btd[batch.target_mask])
-        return -F.cross_entropy(logits_ov.float(), batch.targets_o, reduction="none")
+        logits_ov = logits_ov.float() / self.temperature
+        return -F.cross_entropy(logits_ov, batch.targets_o, reduction="none")
+
+    def generate(self, batch: Batch, **options: Any) -> Tensor:  # noqa: ANN401 -- as `MultimodalLM`
+        """Continue prompts under the policy, see `MultimodalLM.generate`."""
+        with policy_active(self.backbone):
+            return super().generate(batch, **options)

@@ -106,7 +106,7 @@ def decode(
             end_ids=end_ids,
             streamer=streamer,
             stop=[_Limit(max_new_tokens, signals.first_id), *stop],
-            choose=_Choice([*ids.values()], sampling or Sampling(), max_new_tokens),
+            choose=TokenChoice([*ids.values()], sampling or Sampling(), max_new_tokens),
         )
     states_btd = torch.stack(signals.states, dim=1)
     media = tuple(
@@ -221,7 +221,7 @@ def sample_token(
     return int(order_v[place])
 
 
-class _Choice(LogitsProcessor):
+class TokenChoice(LogitsProcessor):
     """Leaves one token per row: the next signal token of a medium, or a chosen one.
 
     Args:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from model.spec.base import check_at_least
+from model.spec.base import SpecError, check_at_least, check_fraction
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,3 +83,54 @@ class Dress:
 
 Preference = Dpo | Kto | Dress
 """Objectives of RLHF from recorded preferences."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grpo:
+    """Group relative policy optimization from verifiable rewards (Shao et al. 2024, §4.1).
+
+    In each step the model answers each prompt several times; the advantage of an answer is its
+    reward relative to those of the others. The answers of a step are used once, so that the ratio
+    of new and old policy is 1 and its clipping without effect.
+
+    Args:
+        group: answers to a prompt.
+        max_new_tokens: longest answer.
+        temperature: of sampling, and of the log-probabilities that are trained.
+        top_p: share of the probability that is sampled from.
+        rewards: `exact` (the answer is the sample's), or functions of the user's own, as
+            `FILE.py:FUNCTION` or `MODULE:FUNCTION`; an answer's rewards are added up.
+        scaled: whether advantages are divided by the group's standard deviation; Dr. GRPO leaves
+            it out, since it favours questions that are nearly always, or never, answered right
+            (Liu et al. 2025, §3.1).
+        per_token: whether every token of the step weighs the same, as in DAPO (Yu et al. 2025,
+            eq. 8), and not every answer.
+        beta: weight of the divergence from the reference (the k3 estimate of Shao et al., eq. 4).
+    """
+
+    kind: Literal["grpo"] = "grpo"
+    group: int = 8
+    max_new_tokens: int = 64
+    temperature: float = 1.0
+    top_p: float = 1.0
+    rewards: tuple[str, ...] = ("exact",)
+    scaled: bool = True
+    per_token: bool = False
+    beta: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Raise SpecError for a value out of its range."""
+        check_at_least(self, 2, "group")
+        check_at_least(self, 1, "max_new_tokens")
+        check_at_least(self, 0, "beta")
+        check_fraction(self, "top_p")
+        if self.temperature <= 0:
+            raise SpecError(
+                f"temperature: {self.temperature}, want more than 0, to get different answers"
+            )
+        if not self.rewards:
+            raise SpecError("rewards: name at least one")
+
+
+Objective = Preference | Grpo
+"""Objectives of RLHF."""

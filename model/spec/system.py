@@ -14,7 +14,7 @@ from model.spec.input_branches import ModelSpec
 from model.spec.output_branches import Generation, OutputBranchSpec
 from model.spec.peft import Lora, Peft, QLora
 from model.spec.pformer import Reference
-from model.spec.rlhf import Dpo, Dress, Preference
+from model.spec.rlhf import Dpo, Dress, Grpo, Objective
 
 TRAINABLE_OUTPUTS = ("outputs.*.signals.*", "outputs.*.head.*", "outputs.*.projector.*")
 """Trainable patterns of the output branches in a stage with generation; generators stay frozen."""
@@ -176,7 +176,7 @@ class RlhfStage(Stage):
         objective: what is learnt from a preference.
     """
 
-    objective: Preference = field(default_factory=Dpo)
+    objective: Objective = field(default_factory=Dpo)
 
     @property
     def answer_feedback(self) -> str:
@@ -191,6 +191,8 @@ class RlhfStage(Stage):
     @property
     def sequences(self) -> int:
         """The greatest number of sequences of a sample, each of at most `max_tokens`."""
+        if isinstance(self.objective, Grpo):
+            return self.objective.group
         refines = isinstance(self.objective, Dress) and self.objective.refinement
         return 3 if self.corrupts or refines else 2
 
@@ -203,6 +205,8 @@ class RlhfStage(Stage):
             raise SpecError(f"rlhf: trainable: want [{ADAPTERS!r}], the adapters alone")
         if self.generation is not None or self.reference is not None or self.z_loss:
             raise SpecError("rlhf: has no generation, no reference P-Former and no z-loss")
+        if isinstance(self.objective, Grpo) and self.prompt != "chat":
+            raise SpecError("rlhf: prompt: want chat, the questions that are to be answered")
         if self.packing == "off":
             raise SpecError("rlhf: packing: want auto, the answers of a sample share its media")
 

@@ -13,6 +13,7 @@ from etl.storage.schema import Sample, SampleError
 from etl.storage.shards import ShardSet
 from pipeline.data.encode import Example, SampleEncoder
 from pipeline.data.preferences import PreferenceEncoder
+from pipeline.data.rollout_prompts import RolloutEncoder
 from pipeline.data.sampler import SampleRef
 from pipeline.data.worker_status import WorkerStatus
 
@@ -59,7 +60,7 @@ class MultimodalDataset(Dataset[Example | BadSample | UnreadableShard]):
     def __init__(
         self,
         shards: ShardSet,
-        encoder: SampleEncoder | PreferenceEncoder,
+        encoder: SampleEncoder | PreferenceEncoder | RolloutEncoder,
         status: WorkerStatus | None = None,
         *,
         view: Callable[[Sample], Sample] | None = None,

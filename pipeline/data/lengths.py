@@ -29,11 +29,12 @@ from etl.storage.lock import owner_lock
 from etl.storage.schema import Turn
 from etl.storage.shards import ShardSet
 from pipeline.data.preferences import PreferenceTokenizer
+from pipeline.data.rollout_prompts import RolloutTokenizer
 from pipeline.data.tokenize import SampleTokenizer
 
 log = logging.getLogger(__name__)
 
-AnyTokenizer = SampleTokenizer | PreferenceTokenizer
+AnyTokenizer = SampleTokenizer | PreferenceTokenizer | RolloutTokenizer
 
 _FOLDER = ".lengths"
 _MAX_SINGLE_PROCESS = 20_000

@@ -15,6 +15,7 @@ from pipeline.data.collate import collate, dummy_example, pack
 from pipeline.data.dataset import BadSample, CutSample, MultimodalDataset, UnreadableShard
 from pipeline.data.encode import Example
 from pipeline.data.packing import PackedLayout
+from pipeline.data.rollout_prompts import RolloutPrompt
 from pipeline.data.sampler import BatchSampler, Bin
 from pipeline.signals import stop_signals_blocked
 
@@ -31,6 +32,7 @@ class MicroBatch:
         ids: of the samples, for log lines.
         sources: the index of each sample's data folder, in the order of the samples.
         unreadable_shard: the error of a shard that could not be read; None if there was none.
+        prompts: the samples themselves, where the model is to answer them first (GRPO).
     """
 
     batch: Batch
@@ -40,6 +42,7 @@ class MicroBatch:
     ids: tuple[str, ...] = ()
     sources: tuple[int, ...] = ()
     unreadable_shard: str | None = None
+    prompts: tuple[RolloutPrompt, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,7 @@ class _Collator:
             ids=tuple(example.id for example in examples),
             sources=tuple(example.source for example in examples),
             unreadable_shard=next(errors, None),
+            prompts=tuple(item for item in examples if isinstance(item, RolloutPrompt)),
         )
 
 

@@ -34,6 +34,8 @@ class Role(IntEnum):
     """The preferred answer, given a corrupted image."""
     REFINED = 3
     """The preferred answer, after the other one and its critique."""
+    SAMPLED = 4
+    """An answer of the model's own (`pipeline.train.rollouts`)."""
 
 
 @dataclass(frozen=True, kw_only=True)

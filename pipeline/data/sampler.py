@@ -17,12 +17,14 @@ from transformers import PreTrainedTokenizerBase
 
 from etl.cli import UserError
 from etl.storage.manifest import read_manifest
+from model.spec.rlhf import Grpo
 from model.spec.system import InitStage, RlhfStage
 from pipeline.config.run_config import RunConfig, packs
-from pipeline.data.lengths import Lengths, read_lengths
+from pipeline.data.lengths import AnyTokenizer, Lengths, read_lengths
 from pipeline.data.mixture import build_sources
 from pipeline.data.packing import Layout, PackedLayout, PaddedLayout, SampleSizes, assign_to_ranks
 from pipeline.data.preferences import PreferenceTokenizer
+from pipeline.data.rollout_prompts import RolloutTokenizer
 from pipeline.data.shuffle import ShuffledStream
 from pipeline.data.tokenize import SampleTokenizer, check_max_tokens
 from pipeline.forecast.forecast import stage_costs
@@ -160,9 +162,7 @@ def build_sampler(run: RunConfig, tokenizer: PreTrainedTokenizerBase) -> BatchSa
     )
 
 
-def sample_tokenizer(
-    run: RunConfig, tokenizer: PreTrainedTokenizerBase
-) -> SampleTokenizer | PreferenceTokenizer:
+def sample_tokenizer(run: RunConfig, tokenizer: PreTrainedTokenizerBase) -> AnyTokenizer:
     """Return the tokenizer of a run's samples."""
     settings = run.settings
     one = SampleTokenizer(
@@ -172,9 +172,11 @@ def sample_tokenizer(
         max_tokens=settings.max_tokens,
         outputs=settings.output_branches(run.system.model),
     )
-    if isinstance(settings, RlhfStage):
-        return PreferenceTokenizer(one, settings.objective)
-    return one
+    if not isinstance(settings, RlhfStage):
+        return one
+    if isinstance(settings.objective, Grpo):
+        return RolloutTokenizer(one, settings.objective)
+    return PreferenceTokenizer(one, settings.objective)
 
 
 def _layout(run: RunConfig) -> Layout:

@@ -1,4 +1,4 @@
-"""The losses of RLHF from preferences: pure functions of log-probabilities, and their terms.
+"""The losses of RLHF: pure functions of log-probabilities, and their terms.
 
 Shapes: o target positions, q sequences, p pairs of a chosen answer and another sequence.
 """
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from model.batch import Batch
 from model.preference_lm import PreferenceOutput
-from model.spec.rlhf import Dpo, Kto
+from model.spec.rlhf import Dpo, Grpo, Kto
 from pipeline.data.preferences import Role
 from pipeline.train.loss_term import LossSum, LossTerm
 
@@ -57,6 +57,37 @@ def kto_loss(ratio_q: Tensor, desirable_q: Tensor, objective: Kto) -> Tensor:
     return weight_q * (1 - value_q.sigmoid())
 
 
+def grpo_loss(
+    logps_o: Tensor,
+    old_logps_o: Tensor,
+    advantages_o: Tensor,
+    *,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+) -> Tensor:
+    """The clipped surrogate of GRPO per token (Shao et al. 2024, eq. 3).
+
+    Args:
+        logps_o: log π_θ of the sampled tokens.
+        old_logps_o: of the policy that has sampled them.
+        advantages_o: of the answer that each token is of.
+        clip_low: ε below.
+        clip_high: ε above; greater than ε below in DAPO, "clip-higher" (Yu et al. 2025, eq. 8).
+
+    Returns:
+        The loss of each token.
+    """
+    ratio_o = (logps_o - old_logps_o).exp()
+    clipped_o = ratio_o.clamp(1 - clip_low, 1 + clip_high)
+    return -torch.minimum(ratio_o * advantages_o, clipped_o * advantages_o)
+
+
+def divergence(logps_o: Tensor, reference_logps_o: Tensor) -> Tensor:
+    """The k3 estimate of KL(π_θ ‖ π_ref) per token (Schulman 2020; Shao et al. 2024, eq. 4)."""
+    difference_o = reference_logps_o - logps_o
+    return difference_o.exp() - difference_o - 1
+
+
 def log_ratios(outputs: PreferenceOutput, *, mean: bool = False) -> Tensor:
     """Return log π_θ / π_ref (q,) of every sequence: the sum, or the mean, over its targets."""
     ratio_o = outputs.logps_o - outputs.reference_logps_o
@@ -66,13 +97,67 @@ def log_ratios(outputs: PreferenceOutput, *, mean: bool = False) -> Tensor:
     return total_q / _sum_by_sequence(outputs, torch.ones_like(ratio_o)).clamp(min=1)
 
 
-def preference_terms(objective: Dpo | Kto) -> tuple[LossTerm, ...]:
+def preference_terms(objective: Dpo | Kto | Grpo) -> tuple[LossTerm, ...]:
     """Return the loss terms of an objective; those of weight 0 are figures to watch.
 
-    The reward of an answer is β log π_θ / π_ref (Rafailov et al. 2023, §4); `accuracy` is the share
-    of pairs whose chosen answer has the greater one.
+    With DPO and KTO, the reward of an answer is β log π_θ / π_ref (Rafailov et al. 2023, §4), and
+    `accuracy` is the share of pairs whose chosen answer has the greater one. With GRPO, `reward`
+    and `length` are means over the sampled answers.
     """
-    return _kto_terms(objective) if isinstance(objective, Kto) else _dpo_terms(objective)
+    match objective:
+        case Grpo():
+            return _grpo_terms(objective)
+        case Kto():
+            return _kto_terms(objective)
+        case _:
+            return _dpo_terms(objective)
+
+
+def _grpo_terms(objective: Grpo) -> tuple[LossTerm, ...]:
+    def averaged(outputs: PreferenceOutput, values_o: Tensor) -> LossSum:
+        """Every token weighs the same, or every answer."""
+        if objective.per_token:
+            return LossSum(total=values_o.sum(), count=len(values_o))
+        ones_o = torch.ones_like(values_o)
+        means_q = _sum_by_sequence(outputs, values_o) / _sum_by_sequence(outputs, ones_o).clamp(
+            min=1
+        )
+        sampled_q = outputs.sequences.roles_q == Role.SAMPLED
+        return LossSum(total=means_q[sampled_q].sum(), count=int(sampled_q.sum()))
+
+    def policy(outputs: PreferenceOutput) -> LossSum:
+        advantages_q = outputs.sequences.advantages_q
+        if advantages_q is None:  # a rank without samples
+            return LossSum(total=outputs.logps_o.sum(), count=0)
+        advantages_o = advantages_q[outputs.owners_o]
+        old_logps_o = outputs.logps_o.detach()
+        return averaged(outputs, grpo_loss(outputs.logps_o, old_logps_o, advantages_o))
+
+    def kl(outputs: PreferenceOutput) -> LossSum:
+        return averaged(outputs, divergence(outputs.logps_o, outputs.reference_logps_o))
+
+    def count(batch: Batch) -> int:
+        if objective.per_token:
+            return int(batch.target_mask.sum())
+        return _count_role(batch, Role.SAMPLED)
+
+    def reward(outputs: PreferenceOutput) -> Tensor:
+        rewards_q = outputs.sequences.rewards_q
+        return outputs.logps_o.new_zeros(0) if rewards_q is None else rewards_q
+
+    def length(outputs: PreferenceOutput) -> Tensor:
+        length_q = _sum_by_sequence(outputs, torch.ones_like(outputs.logps_o))
+        return length_q[outputs.sequences.roles_q == Role.SAMPLED]
+
+    terms = (
+        LossTerm(name="grpo", weight=1.0, count=count, fn=policy),
+        LossTerm(name="kl", weight=objective.beta, count=count, fn=kl),
+    )
+    return (
+        *(term for term in terms if term.weight),
+        _term("reward", 0.0, Role.SAMPLED, reward),
+        _term("length", 0.0, Role.SAMPLED, length),
+    )
 
 
 def _dpo_terms(objective: Dpo) -> tuple[LossTerm, ...]:
@@ -131,15 +216,18 @@ def _term(
 ) -> LossTerm:
     """Return the term of a function that has one value for each sequence of a role."""
 
-    def count(batch: Batch) -> int:
-        assert batch.sequences is not None
-        return int((batch.sequences.roles_q == role).sum())
-
     def total(outputs: PreferenceOutput) -> LossSum:
         values_p = fn(outputs) if weight else fn(outputs).detach()
         return LossSum(total=values_p.sum(), count=len(values_p))
 
-    return LossTerm(name=name, weight=weight, count=count, fn=total)
+    return LossTerm(
+        name=name, weight=weight, count=lambda batch: _count_role(batch, role), fn=total
+    )
+
+
+def _count_role(batch: Batch, role: Role) -> int:
+    assert batch.sequences is not None
+    return int((batch.sequences.roles_q == role).sum())
 
 
 def _sft(outputs: PreferenceOutput) -> LossSum:

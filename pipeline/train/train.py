@@ -14,7 +14,8 @@ The stages differ in the modules that they train and in their losses, which a pr
 - `sft`, the first part of MM-IT: fine-tune projectors and the backbone's adapters on dialogues as
   `etl/instruct.py` writes them (survey §3.2): eq. 2 over the assistant's turns.
 - `rlhf`, the second part of MM-IT: train the adapters on preferences and feedback as
-  `etl/preference.py` writes them (survey §3.2): DPO, KTO or DRESS (`model.spec.rlhf`).
+  `etl/preference.py` writes them (survey §3.2): DPO, KTO or DRESS; or on answers of its own to the
+  questions of any dialogues, judged by rewards: GRPO (`model.spec.rlhf`).
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ from model.peft.reference import add_reference
 from model.preference_lm import PreferenceLM
 from model.pretraining.build import build_init, is_stage_only, sentence_reader
 from model.spec.peft import Lora, QLora
-from model.spec.rlhf import Dress
+from model.spec.rlhf import Dress, Grpo
 from model.spec.system import InitStage, RlhfStage
 from model.weights import load_trained, names_in
 from pipeline.checkpoint.adapters import adapter_record, check_adapters
@@ -62,6 +63,7 @@ from pipeline.data.features import FeatureReader
 from pipeline.data.generation_targets import GenerationTargetEncoder
 from pipeline.data.loader import MicroBatch, micro_batches
 from pipeline.data.preferences import PreferenceEncoder, PreferenceTokenizer
+from pipeline.data.rollout_prompts import RolloutEncoder, RolloutTokenizer
 from pipeline.data.sampler import BatchSampler, build_sampler, sample_tokenizer
 from pipeline.data.tokenize import warn_of_other_template
 from pipeline.data.worker_status import WorkerStatus
@@ -87,6 +89,8 @@ from pipeline.train.identity import complete_identity, run_identity
 from pipeline.train.loop import LoopSettings, TrainingLoop
 from pipeline.train.losses import loss_terms
 from pipeline.train.metrics import MetricsAccumulator, source_names
+from pipeline.train.rewards import load_rewards
+from pipeline.train.rollouts import RolloutSettings, with_rollouts
 from pipeline.train.validation import (
     Validation,
     ValidationData,
@@ -164,6 +168,7 @@ def _train(run: RunConfig, inputs: Inputs, stop: StopRequest) -> int:
     tracker.register_hooks(engine.module)
     encoder = sample_encoder(run, inputs, features)
     batches = load_batches(run, inputs, state, tracker.decoding, encoder)
+    batches = with_answers(run, inputs, batches, engine.module)
     if rank == 0:
         writer.log_to(start_loggers(run.log_to, Path(run.output), asdict(run), step=state.step))
     loop = TrainingLoop(
@@ -263,6 +268,9 @@ def build_model(run: RunConfig, inputs: Inputs) -> nn.Module:
         model = build_init(run.system.model, settings, weights=run.weights, seed=run.seed)
     elif isinstance(settings, RlhfStage) and not isinstance(settings.objective, Dress):
         model = build_policy(run.system.model, settings, weights=run.weights, seed=run.seed)
+        if isinstance(settings.objective, Grpo):
+            model.temperature = settings.objective.temperature
+            model.with_reference = settings.objective.beta > 0
     else:
         model = build(
             run.system.model,
@@ -314,9 +322,39 @@ def _all_shards(run: RunConfig, inputs: Inputs) -> ShardSet:
     return ShardSet(folders, verify=False)
 
 
+def with_answers(
+    run: RunConfig,
+    inputs: Inputs,
+    batches: Iterator[list[MicroBatch]],
+    model: nn.Module,
+) -> Iterator[list[MicroBatch]]:
+    """Return the micro-batches, in GRPO with the policy's answers in place of their prompts.
+
+    Raises:
+        UserError, SpecError: an unknown reward, or a chat template whose answers end with no token.
+    """
+    settings = run.settings
+    if not isinstance(settings, RlhfStage) or not isinstance(settings.objective, Grpo):
+        return batches
+    assert isinstance(model, PreferenceLM)
+    tokenizer = sample_tokenizer(run, inputs.tokenizer)
+    assert isinstance(tokenizer, RolloutTokenizer)
+    _, world = rank_and_world_size()
+    zero = ds_config(settings, world).get("zero_optimization", {}).get("stage", 0)
+    rollouts = RolloutSettings(
+        objective=settings.objective,
+        rewards=load_rewards(settings.objective.rewards),
+        seed=run.seed,
+        end_ids=tokenizer.end_ids,
+        pad_id=inputs.tokenizer.pad_token_id,
+        synced=zero == 3 and world > 1,
+    )
+    return with_rollouts(batches, model, inputs.tokenizer, rollouts)
+
+
 def sample_encoder(
     run: RunConfig, inputs: Inputs, features: FeatureReader | None = None
-) -> SampleEncoder | PreferenceEncoder:
+) -> SampleEncoder | PreferenceEncoder | RolloutEncoder:
     """Return the encoder of a stage's samples."""
     settings = run.settings
     encoder = SampleEncoder(
@@ -331,6 +369,8 @@ def sample_encoder(
     )
     if not isinstance(settings, RlhfStage):
         return encoder
+    if isinstance(settings.objective, Grpo):
+        return RolloutEncoder(encoder, settings.objective)
     tokenizer = sample_tokenizer(run, inputs.tokenizer)
     assert isinstance(tokenizer, PreferenceTokenizer)
     return PreferenceEncoder(encoder, tokenizer, seed=run.seed)
@@ -341,7 +381,7 @@ def load_batches(
     inputs: Inputs,
     state: TrainerState,
     decoding: WorkerStatus,
-    encoder: SampleEncoder | PreferenceEncoder,
+    encoder: SampleEncoder | PreferenceEncoder | RolloutEncoder,
 ) -> Iterator[list[MicroBatch]]:
     """Yield this rank's micro-batches of each step, from the trainer's state on."""
     rank, world = rank_and_world_size()
@@ -360,7 +400,7 @@ def make_validation(
     run: RunConfig,
     inputs: Inputs,
     state: TrainerState,
-    encoder: SampleEncoder | PreferenceEncoder,
+    encoder: SampleEncoder | PreferenceEncoder | RolloutEncoder,
 ) -> Validation | None:
     """Return the validation of a run, if it has validation data; a collective."""
     data = inputs.validation

@@ -29,6 +29,7 @@ from transformers import PreTrainedTokenizerBase
 from etl.cli import UserError
 from etl.storage.shards import ShardSet
 from model.multimodal_lm import MultimodalOutput
+from model.spec.rlhf import Grpo
 from model.spec.system import InitStage, RlhfStage
 from pipeline.config.mix import Mix
 from pipeline.config.run_config import RunConfig
@@ -36,6 +37,7 @@ from pipeline.data.dataset import MultimodalDataset
 from pipeline.data.encode import SampleEncoder
 from pipeline.data.loader import MicroBatch, micro_batches
 from pipeline.data.preferences import PreferenceEncoder
+from pipeline.data.rollout_prompts import RolloutEncoder
 from pipeline.data.sampler import BatchSampler, build_sampler
 from pipeline.distributed import device, rank_and_world_size
 from pipeline.evaluate.generate_answers import without_media
@@ -108,9 +110,19 @@ class ValidationData:
 
 
 def open_validation(run: RunConfig, tokenizer: PreTrainedTokenizerBase) -> ValidationData | None:
-    """Open a run's validation data; None if it has none. Raises as `build_sampler` does."""
+    """Open a run's validation data; None if it has none.
+
+    Raises:
+        UserError, SpecError: as `build_sampler` does, or the stage trains on the policy's answers.
+    """
     if not run.validation_data:
         return None
+    settings = run.settings
+    if isinstance(settings, RlhfStage) and isinstance(settings.objective, Grpo):
+        raise UserError(
+            "--validation-data: not with GRPO, which trains on the policy's own answers; evaluate "
+            "its checkpoints instead: `evaluate --checkpoint STEP`"
+        )
     rank, world = rank_and_world_size()
     folders = [Path(folder) for folder in run.validation_data]
     shards = ShardSet(folders, rank=rank, ranks=world, stamps=Path(run.output))
@@ -352,7 +364,10 @@ def answer_targets(item: MicroBatch, logits_ov: Tensor) -> tuple[Tensor, Tensor]
 
 
 def validation_batches(
-    run: RunConfig, data: ValidationData, encoder: SampleEncoder | PreferenceEncoder, pad_id: int
+    run: RunConfig,
+    data: ValidationData,
+    encoder: SampleEncoder | PreferenceEncoder | RolloutEncoder,
+    pad_id: int,
 ) -> dict[str, Iterator[list[MicroBatch]]]:
     """Return this rank's micro-batches of the validation samples, over and over, by view.
 

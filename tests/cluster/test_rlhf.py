@@ -53,3 +53,37 @@ def test_mdpo_goes_on_from_sft(tmp_path: Path) -> None:
     assert moved
     assert all("lora_" in name for name in moved)
     assert isinstance(Assistant.open(run).ask("Which digit is red?"), str)
+
+
+def test_grpo_gives_the_same_answers_on_any_number_of_ranks(tmp_path: Path) -> None:
+    """And after a kill; under ZeRO-3 the ranks decode together, also a rank without a question."""
+    questions = preference_shards(tmp_path / "questions", 12)
+    (tmp_path / "own.py").write_text(
+        "def letters(answer):\n    return sum(map(ord, answer.text)) % 7\n"
+    )
+    objective = {"kind": "grpo", "group": 3, "max_new_tokens": 6, "beta": 0.1}
+    objective["rewards"] = [f"{tmp_path / 'own.py'}:letters"]
+    words = ["rlhf", "digits", "--scale", "tiny", "--data", questions, *SMALL]
+    words += ["--set", f"rlhf.objective={json.dumps(objective)}", "--learning-rate", 1e-2]
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    outcome = run_ranks(1, *words, "--output", whole, "--ds-config", "zero2")
+    assert outcome.code == 0, outcome.stderr
+
+    words += ["--output", run, "--ds-config", "zero3"]
+    ranks = Ranks(2, words)
+    wait_for(run / "checkpoints" / "step-00000002", ranks)
+    os.kill(ranks.processes[0].pid, signal.SIGKILL)
+    ranks.kill()
+    ranks.wait()
+    assert run_ranks(2, *words).code == 0
+    expected, found = (
+        [json.loads(line)["losses"] for line in (folder / "metrics.jsonl").open()]
+        for folder in (whole, run)
+    )
+    assert len(found) == 4
+    for name in ("reward", "length"):
+        assert [step[name] for step in found] == [step[name] for step in expected]
+    assert [step["kl"] for step in found] == pytest.approx(
+        [step["kl"] for step in expected], rel=1e-3, abs=1e-7
+    )
+    assert len({step["reward"] for step in found}) > 1

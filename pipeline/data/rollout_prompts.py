@@ -1,0 +1,104 @@
+"""Questions for GRPO: prompts that the model itself answers, and what judges the answers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+from etl.storage.schema import Sample, SampleError, Turn
+from model.batch import IGNORED
+from model.spec import SpecError
+from model.spec.rlhf import Grpo
+from pipeline.data.encode import Example, SampleEncoder
+from pipeline.data.preferences import Role
+from pipeline.data.tokenize import SampleLength, SampleTokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutPrompt(Example):
+    """A prompt; no token of it is a target.
+
+    Args:
+        sample: with the true answer as its last turn.
+        position: of the sample in the run's stream, which seeds its answers.
+    """
+
+    sample: Sample
+    position: int
+
+
+class RolloutTokenizer:
+    """Counts the tokens of prompts and their answers, without reading media.
+
+    Args:
+        tokenizer: of one dialogue.
+        objective: how many answers of what length there are.
+    """
+
+    columns: tuple[str, ...] = SampleTokenizer.columns
+
+    def __init__(self, tokenizer: SampleTokenizer, objective: Grpo) -> None:
+        self._tokenizer, self._objective = tokenizer, objective
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """The tokens of which any ends an answer.
+
+        Raises:
+            SpecError: in the chat template, a text of several tokens does.
+        """
+        if self._tokenizer.stop_text:
+            raise SpecError(
+                f"rlhf: grpo: answers end with {self._tokenizer.stop_text!r}, want one token"
+            )
+        return self._tokenizer.stop_ids
+
+    @property
+    def key(self) -> str:
+        """The sha256 of all that determines the lengths."""
+        own = [self._tokenizer.key, "grpo", self._objective.group, self._objective.max_new_tokens]
+        return hashlib.sha256(json.dumps(own).encode()).hexdigest()
+
+    def length(self, sample_id: str, turns: Sequence[Turn], kinds: Sequence[str]) -> SampleLength:
+        """Return the greatest length of all answers together, with the prompt before each."""
+        own = self._objective
+        try:
+            if not turns or turns[-1].role != "assistant":
+                raise SampleError(f"sample {sample_id}: the last turn is not the assistant's")
+            prompt = self._tokenizer.tokenize_prompt(
+                sample_id, turns[:-1], kinds, max_new_tokens=own.max_new_tokens
+            )
+        except SampleError as error:
+            return SampleLength(tokens=0, targets=0, skip_reason=str(error))
+        return SampleLength(
+            tokens=own.group * (len(prompt.ids) + own.max_new_tokens),
+            targets=own.group * own.max_new_tokens,
+            branch_kinds=tuple(prompt.branch_kinds),
+        )
+
+
+class RolloutEncoder:
+    """Encodes the prompts of samples.
+
+    Args:
+        encoder: of one dialogue; it decodes the media.
+        objective: limits the length of answers.
+    """
+
+    seq2seq = False
+    dummy_roles = (int(Role.NONE),)
+
+    def __init__(self, encoder: SampleEncoder, objective: Grpo) -> None:
+        self._encoder, self._limit = encoder, objective.max_new_tokens
+
+    def tokenize(self, _: Sample) -> None:
+        """Do nothing: `encode` tokenizes."""
+
+    def encode(self, sample: Sample, _: None = None, *, position: int = 0) -> RolloutPrompt:
+        """Encode everything before the last answer; raises SampleError as `encode_prompt` does."""
+        example = self._encoder.encode_prompt(sample, max_new_tokens=self._limit)
+        own = {field.name: getattr(example, field.name) for field in fields(Example)}
+        own["labels"] = [IGNORED] * len(example.ids)
+        return RolloutPrompt(**own | {"roles": self.dummy_roles}, sample=sample, position=position)

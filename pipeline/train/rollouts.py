@@ -1,0 +1,224 @@
+"""Rollouts of GRPO: in each step the policy answers the step's questions, and is judged.
+
+What an answer is depends on the weights, the seed, the step, the sample and the answer's number: a
+killed run gives the same ones again, on any number of ranks (on the CPU, in float32, with one
+thread a rank: elsewhere last bits of logits depend on the batch).
+
+Shapes: b sequences (all answers to all prompts of a micro-batch), t new tokens, q sequences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from model.batch import IGNORED
+from model.batch_invariance import ALIGNED, batch_invariant
+from model.features import media_features
+from model.preference_lm import PreferenceLM
+from model.signal_decoding import Sampling, TokenChoice
+from model.spec.rlhf import Grpo
+from pipeline.data.collate import collate, dummy_example, pack
+from pipeline.data.encode import Example
+from pipeline.data.loader import MicroBatch
+from pipeline.data.preferences import Role
+from pipeline.data.rollout_prompts import RolloutPrompt
+from pipeline.distributed import device
+from pipeline.train.rewards import Answer, Reward, total
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutSettings:
+    """How prompts are answered and judged.
+
+    Args:
+        objective: group, length and sampling.
+        rewards: of the answers.
+        seed: of the run.
+        end_ids: of which any ends an answer.
+        pad_id: the padding token.
+        synced: whether the ranks must decode together, as under ZeRO-3.
+    """
+
+    objective: Grpo
+    rewards: tuple[Reward, ...]
+    seed: int
+    end_ids: tuple[int, ...]
+    pad_id: int
+    synced: bool
+
+
+def with_rollouts(
+    batches: Iterator[list[MicroBatch]],
+    model: PreferenceLM,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: RolloutSettings,
+) -> Iterator[list[MicroBatch]]:
+    """Yield each step's micro-batches with the policy's answers in place of their prompts.
+
+    A collective: every rank answers in each micro-step, with a dummy prompt where it has none. A
+    medium is encoded here, once; the answers and the update after them read its features.
+    """
+    cached = frozenset(model.feature_kinds)
+    for items in batches:
+        training = model.training
+        model.eval()
+        used = _used(items, model)
+        encoded = [
+            replace(item, prompts=_with_features(item.prompts, model, kinds, cached, settings))
+            for item, kinds in zip(items, used, strict=True)
+        ]
+        model.feature_kinds = frozenset(model.spec.modalities)
+        answered = [
+            _answered(item, model, tokenizer, kinds, settings)
+            for item, kinds in zip(encoded, used, strict=True)
+        ]
+        model.train(training)
+        yield answered
+        model.feature_kinds = cached
+
+
+def _used(items: Sequence[MicroBatch], model: PreferenceLM) -> list[list[str]]:
+    """Return per micro-batch the kinds of media that any rank has in it; a collective."""
+    kinds = model.spec.modalities
+    flags = [[item.batch.count(kind) > 0 for kind in kinds] for item in items]
+    flags_ik = torch.tensor(flags, dtype=torch.int32, device=device())
+    dist.all_reduce(flags_ik, op=dist.ReduceOp.MAX)
+    return [
+        [kind for kind, flag in zip(kinds, row, strict=True) if flag] for row in flags_ik.tolist()
+    ]
+
+
+@torch.no_grad()
+def _with_features(
+    prompts: Sequence[RolloutPrompt],
+    model: PreferenceLM,
+    used: Sequence[str],
+    cached: Collection[str],
+    settings: RolloutSettings,
+) -> tuple[RolloutPrompt, ...]:
+    """Return prompts with the features of their media in place of the encoders' input."""
+    examples: Sequence[Example] = prompts or [dummy_example(settings.pad_id, seq2seq=False)]
+    batch = collate(examples, pad_id=settings.pad_id, side="left").to(device())
+    features: dict[str, Iterator[Tensor]] = {}
+    for branch in model.spec.inputs:
+        kind = branch.modality
+        if kind not in used:
+            continue
+        encode = partial(model.encode, kind)
+        given = kind in cached
+        own = batch.media.get(kind)
+        features_mfnd = media_features(branch, encode, own, given=given, device=batch.ids_bt.device)
+        features[kind] = iter(features_mfnd.cpu())
+    return tuple(
+        replace(
+            prompt,
+            media=tuple(
+                replace(medium, input_values=None, features=next(features[medium.kind]))
+                for medium in prompt.media
+            ),
+        )
+        for prompt in prompts
+    )
+
+
+def _answered(
+    item: MicroBatch,
+    model: PreferenceLM,
+    tokenizer: PreTrainedTokenizerBase,
+    used: Sequence[str],
+    settings: RolloutSettings,
+) -> MicroBatch:
+    group = settings.objective.group
+    prompts = item.prompts
+    ids = _sample(model, prompts, used, settings)
+    if not prompts:
+        return item
+    answers = [
+        Answer(
+            sample=prompts[number // group].sample,
+            text=tokenizer.decode(new, skip_special_tokens=True),
+            finished=new[-1] in settings.end_ids,
+        )
+        for number, new in enumerate(ids)
+    ]
+    rewards_q = torch.tensor([total(settings.rewards, answer) for answer in answers])
+    grouped = [ids[first : first + group] for first in range(0, len(ids), group)]
+    batch = pack([_joined(prompt, own) for prompt, own in zip(prompts, grouped, strict=True)])
+    assert batch.sequences is not None
+    advantages_q = advantages(rewards_q.view(-1, group), scaled=settings.objective.scaled).flatten()
+    sequences = replace(batch.sequences, rewards_q=rewards_q, advantages_q=advantages_q)
+    return replace(item, batch=replace(batch, sequences=sequences))
+
+
+def advantages(rewards_pg: Tensor, *, scaled: bool) -> Tensor:
+    """Return the advantages (p, g) of g answers to each of p prompts (Shao et al. 2024, §4.1.2).
+
+    Args:
+        rewards_pg: of the answers.
+        scaled: whether they are divided by the group's standard deviation.
+    """
+    centred_pg = rewards_pg - rewards_pg.mean(1, keepdim=True)
+    return centred_pg / (rewards_pg.std(1, keepdim=True) + 1e-4) if scaled else centred_pg
+
+
+def _sample(
+    model: PreferenceLM,
+    prompts: Sequence[RolloutPrompt],
+    used: Sequence[str],
+    settings: RolloutSettings,
+) -> list[list[int]]:
+    """Return the ids of all answers, each up to its end token; those to a prompt are neighbours."""
+    objective, pad_id = settings.objective, settings.pad_id
+    repeated: list[Example] = [one for one in prompts for _ in range(objective.group)]
+    seeds = tuple(
+        int(np.random.SeedSequence((settings.seed, one.position, number)).generate_state(1)[0])
+        for one in prompts
+        for number in range(objective.group)
+    )
+    sampling = Sampling(
+        temperature=objective.temperature, top_p=objective.top_p, seeds=seeds or (0,)
+    )
+    rows = repeated or [dummy_example(pad_id, seq2seq=False)]
+    batch = collate(rows, pad_id=pad_id, side="left", multiple=ALIGNED).to(device())
+    with batch_invariant(model.backbone):
+        ids_bt = model.generate(
+            batch,
+            max_new_tokens=objective.max_new_tokens,
+            pad_id=pad_id,
+            end_ids=settings.end_ids,
+            choose=TokenChoice([], sampling, objective.max_new_tokens),
+            used=used,
+            synced=settings.synced,
+        )
+    found = [_until_end(numbers, settings.end_ids) for numbers in ids_bt.tolist()]
+    return found[: len(repeated)]
+
+
+def _until_end(ids: list[int], end_ids: Sequence[int]) -> list[int]:
+    end = next((place for place, number in enumerate(ids) if number in end_ids), len(ids) - 1)
+    return ids[: end + 1]
+
+
+def _joined(prompt: RolloutPrompt, answers: Sequence[list[int]]) -> Example:
+    """Return all answers to a prompt, each after the prompt, whose media are there once."""
+    lengths = [len(prompt.ids) + len(new) for new in answers]
+    starts = [sum(lengths[:number]) for number in range(len(answers))]
+    return Example(
+        ids=[number for new in answers for number in (*prompt.ids, *new)],
+        labels=[x for new in answers for x in (*[IGNORED] * len(prompt.ids), *new)],
+        kinds=[kind for new in answers for kind in (*prompt.kinds, *[""] * len(new))],
+        media=prompt.media,
+        media_order=tuple(range(len(prompt.media))) * len(answers),
+        sequence_starts=tuple(starts),
+        roles=(int(Role.SAMPLED),) * len(answers),
+        id=prompt.id,
+        source=prompt.source,
+    )
