@@ -23,6 +23,7 @@ from pipeline.signals import StopRequest
 from pipeline.train.engine import start_engine
 from pipeline.train.loop import TrainingLoop
 from pipeline.train.train import (
+    build_encoder,
     build_model,
     create_run_folder,
     load_batches,
@@ -30,7 +31,6 @@ from pipeline.train.train import (
     make_accumulator,
     open_inputs,
     restore,
-    sample_encoder,
 )
 from pipeline.train.watchdog import PhaseTracker
 
@@ -92,7 +92,13 @@ def run(args: list[str]) -> None:
         )
         state = TrainerState()
         loop.run(
-            load_batches(config, inputs, state, tracker.decoding, sample_encoder(config, inputs)),
+            load_batches(
+                config,
+                inputs,
+                state,
+                tracker.decoding,
+                build_encoder(config, inputs.tokenizer, None),
+            ),
             state,
         )
         results |= save_like_mmloom(engine, inputs.checkpoints, options.saves)

@@ -262,6 +262,18 @@ COMMANDS: Mapping[str, tuple[Command, str]] = {
         _command("pipeline.convert.export", "export"),
         "write a run as a transformers checkpoint, or as a self-contained folder",
     ),
+    "contest": (
+        _command("pipeline.contest.contest", "contest"),
+        "train variants of a preset alike, and compare them in pairs",
+    ),
+    "show-sample": (
+        _command("pipeline.train.show_sample", "show_sample"),
+        "show samples as the model gets them: tokens, loss mask, positions, media",
+    ),
+    "trace": (
+        _command("pipeline.lineage.trace", "trace"),
+        "the samples of a step, and what a removal request touches",
+    ),
     "compose": (
         _command("pipeline.compose", "compose_command"),
         "write a preset file for published encoders and a language model",

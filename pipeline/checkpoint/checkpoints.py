@@ -88,7 +88,8 @@ class Checkpoints:
         run: the run folder.
         identity: what must be equal for a resumed run to continue the same loss curve; a flat
             mapping of names to JSON values. `steps` may be more than they were.
-        complete: returns the identity in a checkpoint with what an older version left out.
+        complete: returns a checkpoint's identity as this run would have written it: with what an
+            older version left out, and with data from which samples were removed since.
         retention: which checkpoints are kept.
         inherited: names of weights from another run; they are saved whether trained or not.
         objective_only: whether only this stage's losses need a weight; such weights are saved in
@@ -105,7 +106,7 @@ class Checkpoints:
         retention: RetentionPolicy,
         inherited: Collection[str] = (),
         objective_only: Callable[[str], bool] = lambda name: False,
-        complete: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda stored: stored,
+        complete: Callable[[Path, Mapping[str, Any]], Mapping[str, Any]] = lambda _, stored: stored,
     ) -> None:
         self.folder = CheckpointFolder(run / "checkpoints")
         self._run = run
@@ -332,7 +333,7 @@ class Checkpoints:
         return chosen
 
     def _check_identity(self, checkpoint: Path) -> None:
-        stored = self._complete(read_manifest(checkpoint)["identity"])
+        stored = self._complete(checkpoint, read_manifest(checkpoint)["identity"])
         for name, value in self._identity.items():
             if name == "steps":
                 check_steps(checkpoint, stored.get(name, value), value)

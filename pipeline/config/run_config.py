@@ -208,7 +208,7 @@ def resolve(options: TrainOptions, stage: StageName) -> RunConfig:
         raise UserError(f"--{error.field.replace('_', '-')}: {error.reason}") from None
     run = RunConfig(
         stage=stage,
-        system=_with_stage(base.system, stage, settings),
+        system=with_stage(base.system, stage, settings),
         **{name: getattr(options, name) for name in _names(RunOptions)},
     )
     run = replace(
@@ -281,7 +281,8 @@ def _changed(base: System, settings: Sequence[str], scale: Scale) -> System:
     return override(full.tiny(), leaves(settings)) if scale == "tiny" else full
 
 
-def _with_stage(base: System, stage: StageName, settings: Stage) -> System:
+def with_stage(base: System, stage: StageName, settings: Stage) -> System:
+    """Return a system with other settings of a stage."""
     if isinstance(settings, InitStage):
         part = settings.objective.kind
         init = (settings if item.objective.kind == part else item for item in base.init)

@@ -21,6 +21,7 @@ from etl.storage.schema import Sample
 from etl.storage.shards import ShardSet
 from model.build import build, build_text_tokenizer, build_tokenizer
 from model.multimodal_lm import MultimodalLM
+from model.sampling import GREEDY, Sampling
 from model.spec.system import InitStage
 from model.weights import load_trained
 from pipeline.checkpoint.adapters import adapter_record, check_adapters
@@ -41,6 +42,7 @@ from pipeline.evaluate.judge import Judge, address_judge
 from pipeline.evaluate.option_likelihoods import Answer, choose_options, choose_or_generate
 from pipeline.evaluate.partial_predictions import PartialPredictions, writing
 from pipeline.evaluate.retrieval import evaluate_retrieval
+from pipeline.evaluate.sampling_options import SamplingOptions
 from pipeline.evaluate.shots import Shots, ShotsBy, SimilarMedia
 from pipeline.evaluate.survey_table import survey_table
 from pipeline.run_folder.evaluation import EVALUATION, EXAMPLES
@@ -57,7 +59,7 @@ BAD_SAMPLES = "bad_samples.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateOptions:
+class EvaluateOptions(SamplingOptions):
     """Ask a trained run the last question of every sample, with and without its media."""
 
     run: Path
@@ -91,13 +93,12 @@ class EvaluateOptions:
     shots_data: tuple[Path, ...] = ()
     """Folders of Arrow shards with solved samples: others than those of --data."""
     shots_by: ShotsBy = "seed"
-    """Choose examples at random, or the ones with the most similar first medium."""
-    seed: int = 0
-    """Of the choice of examples."""
+    """Choose examples at random, by --seed, or the ones with the most similar first medium."""
     json: bool = False
     """Print the scores as JSON instead of a table."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("batch", "max_new_tokens", "limit"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -135,7 +136,7 @@ def evaluate(args: Sequence[str]) -> int:
     results: list[dict[str, Any]] = []
     tables: list[RenderableType] = []
     for task in tasks:
-        answer = _answer_function(model, tokenizer, encoder, task)
+        answer = _answer_function(model, tokenizer, encoder, task, Sampling.of(options))
         found = _evaluate(task, weights, answer, shots, options, stop)
         if found is None:
             return STOPPED
@@ -227,7 +228,7 @@ def _evaluate(
     stop: StopRequest,
 ) -> tuple[dict[str, Any], RenderableType] | None:
     """Return the content of scores.json and a table of it; None if it was stopped."""
-    samples, output = task.samples, task.output
+    samples, output, sampling = task.samples, task.output, Sampling.of(options)
     identity: dict[str, Any] = {
         "weights": file_sha256(weights),
         "config": file_sha256(options.run / "config.json"),
@@ -235,6 +236,7 @@ def _evaluate(
         "questions": min(len(samples), options.limit or len(samples)),
         "batch": options.batch,
         "max_new_tokens": task.max_new_tokens,
+        **({} if sampling == GREEDY else {"sampling": asdict(sampling)}),
     }
     if isinstance(samples, BenchmarkSamples):
         identity["by_likelihood"] = samples.by_likelihood
@@ -427,11 +429,20 @@ def _encoder(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> SampleEnc
 
 
 def _answer_function(
-    model: MultimodalLM, tokenizer: PreTrainedTokenizerBase, encoder: SampleEncoder, task: Task
+    model: MultimodalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    encoder: SampleEncoder,
+    task: Task,
+    sampling: Sampling,
 ) -> Answer:
     """Return what answers a batch of samples, by generation or by likelihood."""
     generate = partial(
-        generate_answers, model, tokenizer, encoder, max_new_tokens=task.max_new_tokens
+        generate_answers,
+        model,
+        tokenizer,
+        encoder,
+        max_new_tokens=task.max_new_tokens,
+        sampling=sampling,
     )
     samples = task.samples
     if isinstance(samples, ShardSet) or not samples.by_likelihood:

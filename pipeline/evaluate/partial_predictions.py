@@ -173,7 +173,7 @@ def _write(
     stream.write(head.encode())
     for number, prediction in predictions.items():
         line = {**asdict(prediction), "correct": prediction.correct}
-        for name in ("skip_reason", "option_scores"):
+        for name in ("skip_reason", "option_scores", "others"):
             if not line[name]:
                 del line[name]
         if index:
@@ -185,5 +185,6 @@ def _parse(line: bytes) -> tuple[int, Prediction]:
     value = json.loads(line)
     index = value.pop("index")
     del value["correct"]  # derived from the others
-    value["option_scores"] = tuple(value.get("option_scores", ()))
+    for name in ("option_scores", "others"):
+        value[name] = tuple(value.get(name, ()))
     return index, Prediction(**value)

@@ -171,6 +171,11 @@ def read_bad_samples(run: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in whole_lines(run / "bad_samples.jsonl")]
 
 
+def skipped_positions(run: Path) -> dict[int, str]:
+    """Return the positions of a run's skipped samples in its data, and the reason of each."""
+    return {int(str(bad["position"])): str(bad["reason"]) for bad in read_bad_samples(run)}
+
+
 def read_cut_samples(run: Path) -> list[dict[str, object]]:
     """Return the samples of whose media the encoders take only a part, each with its step."""
     return [json.loads(line) for line in whole_lines(run / "cut_samples.jsonl")]

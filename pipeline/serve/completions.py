@@ -16,8 +16,8 @@ from starlette.types import Receive, Scope, Send
 
 from etl.cli import UserError
 from etl.storage.schema import SampleError
+from model.sampling import seed_of
 from pipeline.data.encode import Example
-from pipeline.generate.answers import seed_of
 from pipeline.generate.replies import GenerationSettings
 from pipeline.serve.engine import Engine, QueueFullError
 from pipeline.serve.jobs import Done, Event, Failed, Job, JobSettings, Piece, TokenLogprobs
@@ -160,6 +160,8 @@ class ChatCompletions:
             seed=chat.seed,
             temperature=chat.temperature,
             top_p=chat.top_p,
+            top_k=chat.top_k,
+            repetition_penalty=chat.repetition_penalty,
             max_new_tokens=self._longest(served, chat, example),
             steps=chat.steps,
             guidance_scale=chat.guidance_scale,

@@ -107,6 +107,8 @@ class ChatRequest:
     seed: int
     temperature: float
     top_p: float
+    top_k: int
+    repetition_penalty: float
     max_tokens: int | None
     stops: tuple[str, ...]
     logprobs: int | None
@@ -157,6 +159,8 @@ def parse_request(
         ),
         temperature=float(fields.number("temperature", 1.0, 0, 2)),
         top_p=float(fields.number("top_p", 1.0, 0, 1)),
+        top_k=int(fields.number("top_k", 0, 0, None, whole=True)),
+        repetition_penalty=float(fields.number("repetition_penalty", 1.0, 0, 100)),
         max_tokens=None if limit is None else int(limit),
         stops=_stops(fields.take("stop", (str, list), [])),
         logprobs=int(top or 0) if logprobs else None,
@@ -167,8 +171,9 @@ def parse_request(
         usage=bool(options.get("include_usage")),
     )
     fields.check_rest()
-    if not request.top_p:
-        raise RequestError("0, want a number above 0, and at most 1", param="top_p")
+    for name, most in (("top_p", 1), ("repetition_penalty", 100)):
+        if not getattr(request, name):
+            raise RequestError(f"0, want a number above 0, and at most {most}", param=name)
     return request
 
 

@@ -85,7 +85,7 @@ from pipeline.run_folder.report import run_report
 from pipeline.run_folder.starts import record_end, record_start, recording_failure
 from pipeline.signals import STOPPED, StopRequest
 from pipeline.train.engine import follow_schedule, start_engine
-from pipeline.train.identity import complete_identity, run_identity
+from pipeline.train.identity import complete_identity, run_identity, start_lineage
 from pipeline.train.loop import LoopSettings, TrainingLoop
 from pipeline.train.losses import loss_terms
 from pipeline.train.metrics import MetricsAccumulator, source_names
@@ -166,7 +166,7 @@ def _train(run: RunConfig, inputs: Inputs, stop: StopRequest) -> int:
 
     tracker = PhaseTracker(WorkerStatus(run.num_workers))
     tracker.register_hooks(engine.module)
-    encoder = sample_encoder(run, inputs, features)
+    encoder = build_encoder(run, inputs.tokenizer, features)
     batches = load_batches(run, inputs, state, tracker.decoding, encoder)
     batches = with_answers(run, inputs, batches, engine.module)
     if rank == 0:
@@ -231,7 +231,7 @@ def open_inputs(run: RunConfig, resume: str) -> Inputs:
         RetentionPolicy(newest=run.keep_last, every=run.keep_every),
         inherited=names_in(initial) if initial else (),
         objective_only=partial(is_stage_only, run.system.model, settings),
-        complete=partial(complete_identity, run),
+        complete=partial(complete_identity, run, sampler, shards.fingerprint),
     )
     return Inputs(
         shards=shards,
@@ -298,7 +298,10 @@ def write_start(run: RunConfig, inputs: Inputs, model: nn.Module) -> None:
     step = step_of(inputs.checkpoint) if inputs.checkpoint is not None else 0
     if rank == 0:
         parameters = count_parameters(model)
-        record_start(Path(run.output), ranks=world, from_step=step, parameters=parameters)
+        lineage = start_lineage(run, inputs.shards.fingerprint, inputs.initial_weights)
+        record_start(
+            Path(run.output), ranks=world, from_step=step, parameters=parameters, lineage=lineage
+        )
 
 
 def restore(
@@ -352,14 +355,14 @@ def with_answers(
     return with_rollouts(batches, model, inputs.tokenizer, rollouts)
 
 
-def sample_encoder(
-    run: RunConfig, inputs: Inputs, features: FeatureReader | None = None
+def build_encoder(
+    run: RunConfig, tokenizer: PreTrainedTokenizerBase, features: FeatureReader | None
 ) -> SampleEncoder | PreferenceEncoder | RolloutEncoder:
     """Return the encoder of a stage's samples."""
     settings = run.settings
     encoder = SampleEncoder(
         run.system.model,
-        inputs.tokenizer,
+        tokenizer,
         prompt=settings.prompt,
         max_tokens=settings.max_tokens,
         text_tokenizer=build_text_tokenizer(run.system.model, weights=run.weights),
@@ -371,9 +374,9 @@ def sample_encoder(
         return encoder
     if isinstance(settings.objective, Grpo):
         return RolloutEncoder(encoder, settings.objective)
-    tokenizer = sample_tokenizer(run, inputs.tokenizer)
-    assert isinstance(tokenizer, PreferenceTokenizer)
-    return PreferenceEncoder(encoder, tokenizer, seed=run.seed)
+    counter = sample_tokenizer(run, tokenizer)
+    assert isinstance(counter, PreferenceTokenizer)
+    return PreferenceEncoder(encoder, counter, seed=run.seed)
 
 
 def load_batches(

@@ -154,7 +154,7 @@ def test_the_page_begins_with_what_the_run_was(tmp_path, monkeypatch):
     preset = system("digits")
     run = RunConfig(stage="pt", system=preset, data=data, output="", max_steps=9, mix=mix)
     run.save(tmp_path)
-    record_start(tmp_path, ranks=2, from_step=0, parameters=(25, 200))
+    record_start(tmp_path, ranks=2, from_step=0, parameters=(25, 200), lineage={})
     for step in (4, 8):
         (tmp_path / "checkpoints" / f"step-{step:08d}").mkdir(parents=True)
     write_lines(tmp_path / "metrics.jsonl", metrics(8))
