@@ -254,6 +254,10 @@ COMMANDS: Mapping[str, tuple[Command, str]] = {
         _command("pipeline.evaluate.score", "score"),
         "a benchmark's official score of any file of predictions",
     ),
+    "score-media": (
+        _command("pipeline.generate.score_media", "score_media"),
+        "Fréchet distances and CLIPScore of generated media",
+    ),
     "import": (
         _command("pipeline.convert.import_", "import_"),
         "make a run folder from a transformers checkpoint",
