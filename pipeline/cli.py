@@ -238,6 +238,10 @@ COMMANDS: Mapping[str, tuple[Command, str]] = {
         _command("pipeline.generate.generate", "generate"),
         "answer prompts with text and generated media",
     ),
+    "chat": (
+        _command("pipeline.serve.chat", "chat"),
+        "talk with a trained run in the terminal, about files or without any",
+    ),
     "serve": (
         _command("pipeline.serve.serve", "serve"),
         "serve trained runs behind an OpenAI-compatible endpoint",
@@ -249,6 +253,10 @@ COMMANDS: Mapping[str, tuple[Command, str]] = {
     "score": (
         _command("pipeline.evaluate.score", "score"),
         "a benchmark's official score of any file of predictions",
+    ),
+    "score-media": (
+        _command("pipeline.generate.score_media", "score_media"),
+        "Fréchet distances and CLIPScore of generated media",
     ),
     "import": (
         _command("pipeline.convert.import_", "import_"),

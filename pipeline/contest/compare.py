@@ -1,14 +1,14 @@
 """Paired comparison of the runs of a contest: the same steps, and answers to the same questions.
 
 The losses of neighbouring steps are correlated, since they are of nearly the same weights: blocks
-of about √n consecutive steps are resampled together (Künsch 1989, *The jackknife and the bootstrap
-for general stationary observations*).
+of about n^⅓ consecutive steps are resampled together (Künsch 1989, *The jackknife and the bootstrap
+for general stationary observations*; the length after Hall, Horowitz and Jing 1995).
 """
 
 from __future__ import annotations
 
 import json
-import math
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,9 @@ from pipeline.run_folder.evaluation import EVALUATION
 from pipeline.run_folder.metrics_writer import read_metrics
 from pipeline.run_folder.starts import read_starts
 
+log = logging.getLogger(__name__)
+
+_LEAST_UNITS = 5
 _LAST = 4
 """The last quarter of the steps is compared, too: what a variant has come to."""
 ALL_STEPS, LAST_STEPS, ANSWERS = "all steps", "last quarter of steps", "questions"
@@ -84,10 +87,9 @@ def read_scores(run: Path, *, answered: bool) -> Metrics:
         answered: whether it has answered questions.
     """
     entries = read_metrics(run)
-    block = max(1, round(math.sqrt(len(entries))))
     scores = {
-        ALL_STEPS: _losses(entries, block),
-        LAST_STEPS: _losses(entries[-max(1, len(entries) // _LAST) :], block),
+        ALL_STEPS: _losses(entries),
+        LAST_STEPS: _losses(entries[-max(1, len(entries) // _LAST) :]),
     }
     if answered:
         lines = _predictions(run)
@@ -96,8 +98,9 @@ def read_scores(run: Path, *, answered: bool) -> Metrics:
     return scores
 
 
-def _losses(entries: Sequence[Mapping[str, Any]], block: int) -> dict[str, Any]:
-    units = [str(entry["step"] // block) for entry in entries]
+def _losses(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    block = max(1, round(len(entries) ** (1 / 3)))
+    units = [str(number // block) for number in range(len(entries))]
     names = list(entries[0]["losses"])
     return {
         name: mean_metric([entry["losses"][name] for entry in entries], units) for name in names
@@ -131,10 +134,20 @@ def read_result(name: str, settings: Sequence[str], run: Path, scores: Metrics) 
     )
 
 
+def _are_enough(of: str, units: Sequence[str]) -> bool:
+    """Return whether so many units give an interval: of a few, resamples are all alike."""
+    count = len(set(units))
+    if count < _LEAST_UNITS:
+        log.warning("%s: too few for an interval (%d blocks or questions)", of, count)
+    return count >= _LEAST_UNITS
+
+
 def compare(
     results: Sequence[Result], scores: Sequence[Metrics], *, resamples: int
 ) -> list[PairedDifference]:
     """Return the paired differences of each variant and the first one.
+
+    Scores of too few steps or questions for an interval are left out, with a warning.
 
     Raises:
         UserError: they were not trained on equally many samples, or have answered different
@@ -149,7 +162,11 @@ def compare(
                 f"{base.samples} in {base.steps}; bad_samples.jsonl of both says which were skipped"
             )
         shared = {
-            of: {name: metric for name, metric in named.items() if name in scores[0].get(of, {})}
+            of: {
+                name: metric
+                for name, metric in named.items()
+                if name in scores[0].get(of, {}) and _are_enough(of, metric.units)
+            }
             for of, named in theirs.items()
         }
         for of, named in differences(shared, scores[0], resamples=resamples).items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -10,7 +11,14 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
-from etl.storage.schema import PLACEHOLDER_PATTERN, Sample, SampleError, words_of
+from etl.storage.schema import (
+    PLACEHOLDER_PATTERN,
+    Medium,
+    Sample,
+    SampleError,
+    Turn,
+    words_of,
+)
 from model.multimodal_lm import MultimodalLM
 from model.sampling import GREEDY, Sampling, TokenChoice, cut_at, seed_of
 from pipeline.data.collate import collate
@@ -49,13 +57,25 @@ class Prediction:
         return self.answer.strip().lower() == self.truth.strip().lower()
 
 
-def without_media(sample: Sample) -> Sample:
-    """Return the sample's text alone, for the blind baseline."""
-    turns = tuple(
-        replace(turn, text=PLACEHOLDER_PATTERN.sub("", turn.text).lstrip("\n"))
-        for turn in sample.turns
-    )
-    return replace(sample, turns=turns, media=())
+def without_media(sample: Sample, *, keep: str = "") -> Sample:
+    """Return the sample's text alone, for the blind baseline.
+
+    Args:
+        sample: of any kind.
+        keep: the role whose media stay: the assistant's, where they are generated, not seen.
+    """
+    turns: list[Turn] = []
+    kept: list[Medium] = []
+    media = iter(sample.media)
+    for turn in sample.turns:
+        own = list(itertools.islice(media, len(PLACEHOLDER_PATTERN.findall(turn.text))))
+        if turn.role == keep:
+            turns.append(turn)
+            kept += own
+        else:
+            text = PLACEHOLDER_PATTERN.sub("", turn.text).lstrip("\n")
+            turns.append(replace(turn, text=text))
+    return replace(sample, turns=tuple(turns), media=tuple(kept))
 
 
 class StopText(StoppingCriteria):

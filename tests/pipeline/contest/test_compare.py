@@ -71,6 +71,16 @@ def test_noise_that_variants_share_does_not_count(tmp_path: Path) -> None:
     assert (results[0].trainable, results[0].parameters) == (25, 200)
 
 
+def test_too_few_steps_give_no_interval(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    runs = [run_folder(tmp_path / name, 0.1, right=1) for name in ("base", "a")]
+    for run in runs:
+        lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+        (run / "metrics.jsonl").write_text("".join(lines[:16]))
+    _, found = contest(*runs)
+    assert {one.of for one in found} == {"all steps", ANSWERS}
+    assert "last quarter of steps: too few for an interval (2 blocks" in caplog.text
+
+
 def test_runs_on_other_samples_are_not_compared(tmp_path: Path) -> None:
     base = run_folder(tmp_path / "base", 0.0, right=10)
     with pytest.raises(UserError, match=r"448 samples in 64 steps, .*base has 512 in 64"):
