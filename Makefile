@@ -44,12 +44,14 @@ test test-all test-share: export OMP_NUM_THREADS := 1
 CLUSTER := tests/cluster tests/etl/runtime/test_executor.py
 SEVERAL := -n 3 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help setup quickstart quickstart-any real test test-all test-share check lock clean
+.PHONY: help setup page quickstart quickstart-any real test test-all test-share check lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(INSTALLED) $(COMPILED) ## set up .venv; the other targets do it by themselves
+
+page: .venv-page/.installed ## set up .venv-page, with Gradio, for the page of `pipeline serve`
 
 quickstart: setup ## run the whole system on the digits world, into runs/quickstart
 	$(BIN)/python -m pipeline.quickstart --output runs/quickstart $(QUICKSTART_ARGS)
@@ -75,6 +77,12 @@ check: $(INSTALLED) ## formatting, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# Apart: Gradio wants pillow < 13.
+.venv-page/.installed: requirements-page.txt
+	$(or $(PYTHON),$(BIN)/python) -m venv .venv-page
+	.venv-page/bin/python -m pip --disable-pip-version-check install --quiet -r requirements-page.txt
+	@touch $@
 
 # Once per lock file and project metadata. An environment that works is kept and brought up to date.
 $(INSTALLED): requirements.lock pyproject.toml

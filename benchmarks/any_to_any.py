@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from etl.cli import main, parse
+from model.presets import system
 from pipeline.quickstart.any_to_any import PRESET, judge_replies, make_data, understanding
 from pipeline.quickstart.any_to_any import Options as QuickstartOptions
 from pipeline.quickstart.commands import call, pipeline_command, train
@@ -32,7 +33,7 @@ LOSSES: Mapping[str, tuple[float, float]] = {
     "eq. 5": (0.0, 1.0),
     "both": (1.0, 1.0),
 }
-"""Name → weights of eqs. 4 and 5."""
+"""Name → weights of eqs. 4 and 5; of both, the preset's."""
 SCALES = (1.0, None)
 """Of guidance: without, and each generator's own."""
 
@@ -43,14 +44,14 @@ class Options:
 
     output: Path = Path("runs/any-to-any")
     """Folder for data and runs; existing ones are kept and resumed."""
-    captions: int = 3000
+    captions: int = 5000
     """Pairs of image and caption for MM-PT."""
-    dialogues: int = 3000
+    dialogues: int = 3500
     """Dialogues about images for MM-IT."""
     questions: int = 600
     """Questions about held-out handwriting."""
     requests: int = 600
-    """Requests of each of six tasks; a quarter as many are held out."""
+    """Requests of each of six tasks; a sixth as many are held out."""
     ranks: int = 2
     """Ranks of the DeepSpeed runs."""
 
@@ -91,7 +92,7 @@ def _settings(align: float, denoise: float) -> tuple[str, ...]:
         for stage in ("pt", "sft")
         for name, weight in (("align", align), ("denoise", denoise))
     ]
-    return tuple(word for path in paths for word in ("--set", path))
+    return ("--set", *paths)
 
 
 def _train(
@@ -103,12 +104,19 @@ def _train(
     settings: Sequence[str],
 ) -> Path:
     """Train both stages; return the run folder of the second."""
-    out, pt, sft = options.output.resolve(), folder / "pt", folder / "sft"
-    data = [out / name for name in captions]
-    train("pt", preset, data, pt, ranks=options.ranks, extra=settings)
-    data = [out / name for name in dialogues]
-    train("sft", preset, data, sft, ranks=options.ranks, init_from=pt, extra=settings)
-    return sft
+    runs = {"pt": folder / "pt", "sft": folder / "sft"}
+    for (stage, run_folder), names in zip(runs.items(), (captions, dialogues), strict=True):
+        epochs = system(PRESET).stage(stage).epochs  # every model sees its data equally often
+        train(
+            stage,
+            preset,
+            [options.output.resolve() / name for name in names],
+            run_folder,
+            ranks=options.ranks,
+            init_from=runs["pt"] if stage == "sft" else None,
+            extra=(*settings, "--epochs", str(epochs)),
+        )
+    return runs["sft"]
 
 
 def _judged(out: Path, run_folder: Path, scale: float | None) -> dict[str, float]:

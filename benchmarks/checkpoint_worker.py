@@ -23,6 +23,7 @@ from pipeline.signals import StopRequest
 from pipeline.train.engine import start_engine
 from pipeline.train.loop import TrainingLoop
 from pipeline.train.train import (
+    build_encoder,
     build_model,
     create_run_folder,
     load_batches,
@@ -90,7 +91,16 @@ def run(args: list[str]) -> None:
             stop=StopRequest(),
         )
         state = TrainerState()
-        loop.run(load_batches(config, inputs, state, tracker.decoding), state)
+        loop.run(
+            load_batches(
+                config,
+                inputs,
+                state,
+                tracker.decoding,
+                build_encoder(config, inputs.tokenizer, None),
+            ),
+            state,
+        )
         results |= save_like_mmloom(engine, inputs.checkpoints, options.saves)
         folder = Path(config.output) / "deepspeed"
         results |= save_like_deepspeed(engine, folder, options.saves)

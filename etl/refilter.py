@@ -23,6 +23,7 @@ from etl.cli import UserError, main, parse
 from etl.filters.base import Filter, FilteredBatch, add_yields, run_filters
 from etl.filters.policy import Policy, read_bounds
 from etl.filters.records import captioned_only
+from etl.filters.urls import excluded_urls
 from etl.media.image import ImageLimits
 from etl.report.job_report import DROPS_FILE, print_summary, write_report
 from etl.runtime.executor import ExecutorName, open_executor
@@ -37,6 +38,7 @@ from etl.runtime.shard_copy import (
 )
 from etl.storage.atomic import atomic_file
 from etl.storage.manifest import MANIFEST, Manifest, Shard, read_manifest, write_manifest
+from etl.storage.positions import POSITIONS, remove_rows
 from etl.storage.shards import ShardSet
 
 _log = logging.getLogger("etl.refilter")
@@ -71,6 +73,12 @@ class Options(CaptionOptions):
     """The minimum width and height of every image, in pixels."""
     max_aspect: float | None = None
     """The maximum ratio of an image's longer to its shorter side."""
+    exclude_urls: tuple[str, ...] = ()
+    """Drop samples that have a URL, file or page which matches a pattern. In it * is any text, such
+    as in 'https://example.org/*'."""
+    keep_positions: bool = False
+    """Record which rows are removed. A run that was trained on --input can then resume on --output,
+    with all other samples in the steps that they had (docs/lineage.md)."""
     executor: ExecutorName = "auto"
     """Where shards are copied: in processes on this machine (local) or on a Ray cluster (ray); auto
     is ray where RAY_ADDRESS names a cluster."""
@@ -91,7 +99,9 @@ class Options(CaptionOptions):
         limits = ImageLimits(
             min_side=self.min_side, max_aspect=self.max_aspect or float("inf"), max_pixels=1 << 62
         )
+        excluded = functools.partial(excluded_urls, patterns=self.exclude_urls)
         return (
+            *([Filter(name="excluded URLs", function=excluded)] if self.exclude_urls else []),
             Filter(name=length.name, function=captioned),
             *others,
             Filter(name="image size", function=functools.partial(image_size, limits=limits)),
@@ -172,6 +182,7 @@ def _finish(
     drops = pa.concat_tables(batch.drops for batch in batches).sort_by("row")
     with atomic_file(state.output / DROPS_FILE) as stream:
         pq.write_table(drops, stream)
+    removed = remove_rows(source, drops["row"].to_pylist())
     yields = add_yields([batch.yields for batch in batches])
     manifest = Manifest(
         job="refilter",
@@ -183,6 +194,7 @@ def _finish(
         details={
             "yields": [dataclasses.asdict(entry) for entry in yields],
             "input": {"job": source.job, "plan": source.plan},
+            **({POSITIONS: removed.to_json()} if plan.config["keep_positions"] else {}),
         },
     )
     write_report(state.output, manifest)

@@ -124,7 +124,7 @@ class Batch:
         attention_bt: 1 for tokens, 0 for padding.
         labels_bt: the ids of targets, else `IGNORED`. With `decoder_bs` (b, s): the target of each
             decoder position.
-        context_bt: true before the last answer, for prefix-LM backbones.
+        context_bt: true before the last answer of each sample.
         media: input media, by kind.
         generation_targets: of generated media, by kind (`to_image`).
         decoder_bs: decoder input of a seq2seq backbone; None for a causal one.

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -23,22 +22,7 @@ from transformers.generation.streamers import BaseStreamer
 from model.batch import Batch
 from model.multimodal_lm import MultimodalLM
 from model.output_branch import OutputBranch, signal_ids
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """How the next token is chosen.
-
-    Args:
-        temperature: of the softmax; 0 takes the most likely token.
-        top_p: share of the probability, of the most likely tokens, that is sampled from (nucleus
-            sampling, Holtzman et al. 2020).
-        seeds: of the sequences; each has its own, so that the others in a batch do not change it.
-    """
-
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seeds: tuple[int, ...] = ()
+from model.sampling import Sampling, TokenChoice
 
 
 class Condition(NamedTuple):
@@ -76,6 +60,7 @@ def decode(
     pad_id: int,
     end_ids: Sequence[int],
     sampling: Sampling | None = None,
+    seeds: Sequence[int] = (),
     streamer: BaseStreamer | None = None,
     stop: Sequence[StoppingCriteria] = (),
 ) -> Decoded:
@@ -91,6 +76,7 @@ def decode(
         pad_id: after the end of an answer.
         end_ids: of which any ends an answer.
         sampling: how tokens are chosen; by default the most likely ones.
+        seeds: of the answers, unless the most likely tokens are taken.
         streamer: gets the ids of a single prompt's answer as they are generated.
         stop: say which answers are complete otherwise.
     """
@@ -106,7 +92,7 @@ def decode(
             end_ids=end_ids,
             streamer=streamer,
             stop=[_Limit(max_new_tokens, signals.first_id), *stop],
-            choose=TokenChoice([*ids.values()], sampling or Sampling(), max_new_tokens),
+            choose=_Choice([*ids.values()], sampling or Sampling(), seeds, max_new_tokens),
         )
     states_btd = torch.stack(signals.states, dim=1)
     media = tuple(
@@ -200,43 +186,28 @@ def next_signals(media: Iterable[Sequence[int]]) -> dict[int, int]:
     return {before: after for ids in media for before, after in pairwise(ids)}
 
 
-def sample_token(
-    scores_v: Tensor, *, temperature: float, top_p: float, rng: torch.Generator
-) -> int:
-    """Return a token by nucleus sampling; one random number of a CPU generator decides.
-
-    Args:
-        scores_v: logits (v,).
-        temperature: of the softmax, above 0.
-        top_p: share of the probability, of the most likely tokens, that is sampled from.
-        rng: gives the number.
-    """
-    share_v = (scores_v.float() / temperature).softmax(dim=0)
-    share_v, order_v = share_v.sort(descending=True, stable=True)
-    before_v = share_v.cumsum(0) - share_v
-    share_v = share_v.masked_fill(before_v >= top_p, 0.0)
-    whole_v = share_v.double().cumsum(0)
-    draw = torch.rand(1, generator=rng, dtype=torch.float64, device="cpu").item()
-    place = int((whole_v <= draw * whole_v[-1]).sum())
-    return int(order_v[place])
-
-
-class TokenChoice(LogitsProcessor):
+class _Choice(LogitsProcessor):
     """Leaves one token per row: the next signal token of a medium, or a chosen one.
 
     Args:
         media: the ids of the signal tokens of each branch.
         sampling: how other tokens are chosen.
+        seeds: of the rows.
         limit: number of new tokens after which no medium may begin.
     """
 
-    def __init__(self, media: Sequence[Sequence[int]], sampling: Sampling, limit: int) -> None:
+    def __init__(
+        self,
+        media: Sequence[Sequence[int]],
+        sampling: Sampling,
+        seeds: Sequence[int],
+        limit: int,
+    ) -> None:
         self._next = next_signals(media)
         self._first = [ids[0] for ids in media]
         self._later = [number for ids in media for number in ids[1:]]
         self._limit = limit
-        self._sampling = sampling
-        self._rngs = [torch.Generator("cpu").manual_seed(seed) for seed in sampling.seeds]
+        self._other = None if sampling.is_greedy else TokenChoice(sampling, seeds)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Return the logits (b, v), in which nothing but possible tokens is finite."""
@@ -247,13 +218,8 @@ class TokenChoice(LogitsProcessor):
         last = input_ids[:, -1].tolist() if input_ids.shape[1] else []
         for row in range(len(scores_bv)):
             chosen = self._next.get(last[row]) if last else None
-            if chosen is None and self._sampling.temperature > 0:
-                chosen = sample_token(
-                    scores_bv[row],
-                    temperature=self._sampling.temperature,
-                    top_p=self._sampling.top_p,
-                    rng=self._rngs[row],
-                )
+            if chosen is None and self._other is not None:
+                chosen = self._other.choose(row, input_ids[row], scores_bv[row])
             if chosen is not None:
                 scores_bv[row] = -torch.inf
                 scores_bv[row, chosen] = 0.0

@@ -238,6 +238,10 @@ COMMANDS: Mapping[str, tuple[Command, str]] = {
         _command("pipeline.generate.generate", "generate"),
         "answer prompts with text and generated media",
     ),
+    "chat": (
+        _command("pipeline.serve.chat", "chat"),
+        "talk with a trained run in the terminal, about files or without any",
+    ),
     "serve": (
         _command("pipeline.serve.serve", "serve"),
         "serve trained runs behind an OpenAI-compatible endpoint",
@@ -250,6 +254,10 @@ COMMANDS: Mapping[str, tuple[Command, str]] = {
         _command("pipeline.evaluate.score", "score"),
         "a benchmark's official score of any file of predictions",
     ),
+    "score-media": (
+        _command("pipeline.generate.score_media", "score_media"),
+        "Fréchet distances and CLIPScore of generated media",
+    ),
     "import": (
         _command("pipeline.convert.import_", "import_"),
         "make a run folder from a transformers checkpoint",
@@ -257,6 +265,18 @@ COMMANDS: Mapping[str, tuple[Command, str]] = {
     "export": (
         _command("pipeline.convert.export", "export"),
         "write a run as a transformers checkpoint, or as a self-contained folder",
+    ),
+    "contest": (
+        _command("pipeline.contest.contest", "contest"),
+        "train variants of a preset alike, and compare them in pairs",
+    ),
+    "show-sample": (
+        _command("pipeline.train.show_sample", "show_sample"),
+        "show samples as the model gets them: tokens, loss mask, positions, media",
+    ),
+    "trace": (
+        _command("pipeline.lineage.trace", "trace"),
+        "the samples of a step, and what a removal request touches",
     ),
     "compose": (
         _command("pipeline.compose", "compose_command"),
@@ -273,7 +293,7 @@ def run(args: Sequence[str]) -> int:
     # DeepSpeed's launcher passes the local rank as an option, and in the environment, too.
     args = [arg for arg in args if not arg.startswith("--local_rank=")]
     if not args or args[0] in ("-h", "--help"):
-        lines = [f"  {name:<10} {summary}" for name, (_, summary) in COMMANDS.items()]
+        lines = [f"  {name:<12} {summary}" for name, (_, summary) in COMMANDS.items()]
         usage = "usage: python -m pipeline COMMAND … (each has --help)"
         sys.stdout.write("\n".join([usage, "", *lines, ""]))
         return 0

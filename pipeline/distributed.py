@@ -8,12 +8,15 @@ import socket
 import warnings
 from datetime import timedelta
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from deepspeed.accelerator import get_accelerator
 
 from etl.cli import UserError
 from pipeline.compat.deepspeed import init_process_group, load_op
+
+Value = TypeVar("Value")
 
 
 def rank_and_world_size() -> tuple[int, int]:
@@ -72,6 +75,29 @@ def init_distributed(stall_seconds: float) -> None:
             raise UserError(message) from None
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"{where}: the ranks cannot meet there ({reason})") from None
+
+
+def barrier() -> None:
+    """Wait for the other ranks; without a process group there are none."""
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+
+
+def shared(value: Value) -> Value:
+    """Return rank 0's value on every rank; without a process group there is no other."""
+    values = [value]
+    if torch.distributed.is_initialized():
+        torch.distributed.broadcast_object_list(values)
+    return values[0]
+
+
+def any_rank(flag: bool) -> bool:
+    """Return whether a flag is set on any rank; a collective."""
+    if not torch.distributed.is_initialized():
+        return flag
+    total = torch.tensor([int(flag)], device=device())
+    torch.distributed.all_reduce(total)
+    return bool(total.item())
 
 
 def collective_timeout(stall_seconds: float) -> timedelta:

@@ -5,22 +5,8 @@
 #SBATCH --nodes=1
 #SBATCH --requeue
 #SBATCH --signal=B:USR1@120
-# Evaluates a run: sbatch [sbatch's options] slurm/evaluate.sh --run DIR --data DIR [option …]
-set -euo pipefail
+# Evaluates a run, its questions divided among one rank per GPU: sbatch [sbatch's options] slurm/evaluate.sh --run DIR --data DIR [option …]
 
 # sbatch runs a copy of this file from a spool folder; Slurm knows the original's path.
 command=$(scontrol show job "${SLURM_JOB_ID:?use sbatch}" | sed -n 's/^ *Command=//p')
-source "${command%%/evaluate.sh*}/env.sh"
-handle_stop_signals
-# More threads than CPUs wait for each other where other jobs share the node.
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$SLURM_CPUS_ON_NODE}
-
-step_options=(--ntasks=1 --cpus-per-task="$SLURM_CPUS_ON_NODE" --export=ALL)
-if ((${SLURM_GPUS_ON_NODE:-0} > 0)); then
-    step_options+=(--gpus-per-node="$SLURM_GPUS_ON_NODE")
-fi
-
-# Neither signal may kill the task before Python handles them.
-# shellcheck disable=SC2016  # the step's own arguments
-run_and_requeue srun "${step_options[@]}" \
-    bash -c 'trap "" USR1 TERM; exec python -m pipeline evaluate "$@"' evaluate "$@"
+exec bash "${command%%/evaluate.sh*}/train.sh" evaluate "$@"

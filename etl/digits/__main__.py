@@ -52,7 +52,7 @@ class Options:
     """Valid rows of each of webvid.csv, wavcaps.json, triplets.jsonl and mmc4.jsonl, besides
     planted faults; 2 or more, or 0 for none of these lists."""
     requests: int = 0
-    """Requests for generated media, of each of six tasks, with a quarter as many held out: writes
+    """Requests for generated media, of each of six tasks, with a sixth as many held out: writes
     generation_captions.json, requests.json and held_out_requests.json; 0 for none."""
     seed: int = 0
     """Seed of all random numbers."""

@@ -17,7 +17,7 @@ from typing import Any
 from etl.digits.generation import CAPTIONS, TASKS, File, Request, captioned, heard, request
 from etl.storage.atomic import write_json
 
-HELD_OUT_SHARE = 4
+HELD_OUT_SHARE = 6
 """A task has one held-out request for so many to train on."""
 _FOLDER = "generation"
 
@@ -28,7 +28,7 @@ def write_generation(folder: Path, seed: int, requests: int, base_url: str) -> N
     Args:
         folder: the world's folder; the files go to its `media/generation/`.
         seed: of all random numbers.
-        requests: of each task, and captions of each kind of medium; a quarter as many held out.
+        requests: of each task, and captions of each kind of medium; a sixth as many held out.
         base_url: the server's address, without a trailing slash.
     """
     media = folder / "media" / _FOLDER

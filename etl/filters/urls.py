@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ipaddress
+import json
+from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 import pyarrow as pa
 
 from etl.filters.base import FilterResult
+from etl.storage.lineage import url_matcher, urls_of
 
 EMBEDDED = "input:"
 """The scheme of the location of a medium in the input's own files (`etl.media.embedded`)."""
@@ -45,6 +48,20 @@ def _reason(url: str | None, allow_private: bool) -> str | None:
     if not allow_private and (host == "localhost" or not _literal_is_public(host)):
         return "private_address"
     return None
+
+
+def excluded_urls(table: pa.Table, *, patterns: Sequence[str]) -> FilterResult:
+    """Drop rows whose lineage has a URL, file or page that matches one of the patterns.
+
+    Args:
+        table: needs `lineage`, a JSON object per row.
+        patterns: see `etl.storage.lineage.url_matcher`.
+    """
+    matches = url_matcher(patterns)
+    lineage = map(json.loads, table["lineage"].to_pylist())
+    return FilterResult(
+        reasons=["excluded_url" if any(map(matches, urls_of(one))) else None for one in lineage]
+    )
 
 
 def _literal_is_public(host: str) -> bool:

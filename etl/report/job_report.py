@@ -16,7 +16,7 @@ from rich.table import Table
 
 from etl.report.charts import bar_chart, histogram, number
 from etl.report.hints import hint_for
-from etl.report.media import embed
+from etl.report.media import embed_any
 from etl.report.page import Card, Cell, Section, write_page
 from etl.report.statistics import download_yield, spread
 from etl.storage.manifest import Manifest
@@ -202,4 +202,4 @@ def _drops(folder: Path) -> list[tuple[str, ...]]:
 def _card(sample: Sample) -> Card:
     texts = [words_of(turn.text).strip() for turn in sample.turns]
     text = "\n".join(filter(None, texts))[:400]
-    return Card(media=[embed(medium) for medium in sample.media], text=text)
+    return Card(media=[embed_any(medium) for medium in sample.media], text=text)

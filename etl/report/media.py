@@ -52,6 +52,14 @@ def embed(medium: Medium) -> Embedded:
     return Embedded(kind=medium.kind, text=text, uri=uri, sharp=sharp)
 
 
+def embed_any(medium: Medium) -> Embedded:
+    """Return a medium as a page shows it; of an image that cannot be read, the reason."""
+    try:
+        return embed(medium)
+    except ValueError as error:
+        return Embedded(kind=medium.kind, text=f"{medium.kind}, not shown: {error}")
+
+
 def _thumbnail(data: bytes) -> tuple[bytes, str]:
     """Return an image's bytes and MIME type, scaled down if it is large."""
     try:

@@ -31,7 +31,7 @@ from etl.storage.manifest import MANIFEST, Shard, read_manifest
 STAGED, KEYS, DROPPED, RESULT = "rows.arrow", "keys.arrow", "drops.arrow", "result.json"
 """The files in the folder of a unit that is done."""
 
-CODE_VERSION = 5
+CODE_VERSION = 6
 """Raise it when the same input and options give other rows, or when files in `.work` change."""
 
 

@@ -21,6 +21,7 @@ from etl.download.backends import make_backend
 from etl.download.base import BackendName, Fetched, FetchOptions, dns_outage
 from etl.filters.base import DROPS, StepYield
 from etl.filters.records import is_url
+from etl.filters.urls import display_url
 from etl.media.faces import Box
 from etl.media.gather import (
     STEPS,
@@ -47,6 +48,7 @@ from etl.runtime.job_state import (
 from etl.runtime.scores import scores_path, with_scores
 from etl.sources.base import Identity
 from etl.storage.atomic import link_file
+from etl.storage.lineage import MEDIA_URLS
 from etl.storage.schema import Sample, Turn
 from etl.storage.schema import check as check_sample
 from etl.storage.shards import copy_rows, shard_name, write_shard
@@ -205,6 +207,9 @@ class DownloadWorker:
         lineage = {}
         if row["url"]:
             lineage = {"url" if is_url(row["url"]) else "file": row["url"]}
+        urls = list(dict.fromkeys(display_url(ref["url"]) for ref in row["media"]))
+        if len(urls) > 1:  # a removal request may name any of them
+            lineage[MEDIA_URLS] = json.dumps(urls, ensure_ascii=False)
         if row.get("language"):  # detected by a filter; a published one takes precedence
             lineage["language"] = row["language"]
         notes = {k: v for medium in gathered.media for k, v in medium.notes.items()}

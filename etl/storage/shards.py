@@ -198,6 +198,11 @@ class ShardSet:
     def _medium_data(self, shard: int, row: int, medium: int) -> bytes:
         return self._shard(shard).medium_data(row, medium)
 
+    def location(self, index: int) -> tuple[Path, int]:
+        """The shard that holds the sample at `index`, and the sample's row in it."""
+        number = bisect.bisect_right(self._ends, index)
+        return self._paths[number], index - (self._ends[number - 1] if number else 0)
+
     def folder(self, index: int) -> int:
         """The number of the folder that holds the sample at `index`."""
         return bisect.bisect_right(self._folder_ends, index)

@@ -204,6 +204,22 @@ class ImageTextModel(nn.Module):
             prompts_xku=prompts_xku,
         )
 
+    def embed(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what ITC compares, for retrieval.
+
+        Args:
+            batch: as of `forward`.
+
+        Returns:
+            Normalised embeddings of the queries (b, q, e) of each picture, whose similarity to a
+            text is the maximum over them, and of each text (b, e), and the mask (b,) of pairs.
+        """
+        features_bnd, text, valid_b = self._pairs(batch)
+        qformer = self.projector.qformer
+        queries_bqw, _ = qformer.joint(features_bnd, self._with_dec(text), causal=True)
+        texts_be = self.heads.texts(qformer.read_text(text)[:, 0])
+        return self.heads.images(queries_bqw), texts_be, valid_b
+
     def _pairs(self, batch: Batch) -> tuple[Tensor, TextIds, Tensor]:
         """Return features (b, f·n, d), captions (b, l) and the mask of rows with a pair (b,).
 

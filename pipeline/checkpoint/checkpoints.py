@@ -7,6 +7,7 @@ RUN/checkpoints/step-00000040/
     objective.safetensors  weights that only this stage's losses need, if there are any
     zero/…               DeepSpeed's own files, without frozen weights
 RUN/checkpoints/latest   the name of the newest one, moved last
+RUN/checkpoints/best     the name of the one with the lowest validation loss, if any was validated
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from etl.storage.atomic import write_json
 from pipeline.checkpoint.adapters import ADAPTERS, check_adapters
 from pipeline.checkpoint.async_writer import AsyncWriter, SaveStatus
 from pipeline.checkpoint.files import (
+    VALIDATION,
     WEIGHTS,
     ZERO,
     CheckpointFolder,
@@ -74,6 +76,7 @@ class _PendingSave:
 
     state: TrainerState
     partial: Path
+    validation: Mapping[str, Any] | None = None
     confirmed: bool = False
     written: bool = False
 
@@ -85,7 +88,8 @@ class Checkpoints:
         run: the run folder.
         identity: what must be equal for a resumed run to continue the same loss curve; a flat
             mapping of names to JSON values. `steps` may be more than they were.
-        complete: returns the identity in a checkpoint with what an older version left out.
+        complete: returns a checkpoint's identity as this run would have written it: with what an
+            older version left out, and with data from which samples were removed since.
         retention: which checkpoints are kept.
         inherited: names of weights from another run; they are saved whether trained or not.
         objective_only: whether only this stage's losses need a weight; such weights are saved in
@@ -102,7 +106,7 @@ class Checkpoints:
         retention: RetentionPolicy,
         inherited: Collection[str] = (),
         objective_only: Callable[[str], bool] = lambda name: False,
-        complete: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda stored: stored,
+        complete: Callable[[Path, Mapping[str, Any]], Mapping[str, Any]] = lambda _, stored: stored,
     ) -> None:
         self.folder = CheckpointFolder(run / "checkpoints")
         self._run = run
@@ -114,12 +118,23 @@ class Checkpoints:
         self._writer = AsyncWriter()
         self._pending: _PendingSave | None = None
         self._failures = 0
+        self._best: Mapping[str, Any] | None = None
 
-    def save(self, engine: deepspeed.DeepSpeedEngine, state: TrainerState) -> None:
+    def save(
+        self,
+        engine: deepspeed.DeepSpeedEngine,
+        state: TrainerState,
+        validation: Mapping[str, Any] | None = None,
+    ) -> None:
         """Copy a checkpoint and start writing it in the background; a collective.
 
         Waits for an unfinished earlier one. Older checkpoints stay until the new one is complete
         and confirmed.
+
+        Args:
+            engine: DeepSpeed's.
+            state: the progress so far.
+            validation: of these weights, as `validation.jsonl` has it; None without.
 
         Raises:
             UserError: a weight is not finite, or too many consecutive checkpoints could not be
@@ -134,8 +149,18 @@ class Checkpoints:
         copied = snapshot(
             engine, partial, inherited=self._inherited, objective_only=self._objective_only
         )
-        self._pending = _PendingSave(state=state, partial=partial)
+        self._pending = _PendingSave(state=state, partial=partial, validation=validation)
         self._writer.start(lambda: self._write(copied, partial))
+
+    def is_best(self, validation: Mapping[str, Any]) -> bool:
+        """Whether a validation's loss is lower than that of every checkpoint on the same data.
+
+        The same on every rank; needs no collective.
+        """
+        others = [self._best, self._pending.validation if self._pending else None]
+        losses = [one["loss"] for one in others if one and one["data"] == validation["data"]]
+        loss = validation["loss"]
+        return loss is not None and all(other is None or loss < other for other in losses)
 
     def confirm(self) -> None:
         """Allow the pending checkpoint to replace older ones: its weights gave a finite loss."""
@@ -199,6 +224,8 @@ class Checkpoints:
             self._give_up(pending)
         elif pending.written:
             self._pending, self._failures = None, 0
+            if pending.validation is not None and self.is_best(pending.validation):
+                self._best = pending.validation
         elif pending.confirmed:
             pending.written = True
             if dist.get_rank() == 0:
@@ -235,11 +262,13 @@ class Checkpoints:
             path = _checksum_file(pending.partial, rank)
             files |= json.loads(path.read_bytes())
             path.unlink()
-        content = {
+        content: dict[str, Any] = {
             "trainer_state": asdict(pending.state),
             "identity": self._identity,
             ADAPTERS: self.adapters,
         }
+        if pending.validation is not None:
+            content[VALIDATION] = pending.validation
         self.folder.publish(pending.partial, content, files)
         self.folder.prune(self._retention.newest, self._retention.every)
 
@@ -304,7 +333,7 @@ class Checkpoints:
         return chosen
 
     def _check_identity(self, checkpoint: Path) -> None:
-        stored = self._complete(read_manifest(checkpoint)["identity"])
+        stored = self._complete(checkpoint, read_manifest(checkpoint)["identity"])
         for name, value in self._identity.items():
             if name == "steps":
                 check_steps(checkpoint, stored.get(name, value), value)
@@ -321,6 +350,8 @@ class Checkpoints:
             UserError: its adapters were trained on another backbone.
         """
         check_adapters(checkpoint / WEIGHTS, self.adapters)
+        best = self.folder.best(checkpoint.name)
+        self._best = best and best[1]
         files = checkpoint / ZERO
         saved, ranks = len(list(files.glob("*_optim_states.pt"))), dist.get_world_size()
         if saved in (0, ranks):
@@ -330,6 +361,7 @@ class Checkpoints:
             log.info("%s: written by %d ranks, resharded to %d", checkpoint, saved, ranks)
         if dist.get_rank() == 0:
             self.folder.point_latest(checkpoint.name)
+            self.folder.point_best()
         return TrainerState(**read_manifest(checkpoint)["trainer_state"])
 
 
@@ -384,4 +416,31 @@ def newest_weights(run: Path) -> Path:
     chosen = CheckpointFolder(run / "checkpoints").newest_valid()
     if chosen is None:
         raise UserError(f"{run}: has no valid checkpoint; want a run folder with a saved one")
+    return chosen / WEIGHTS
+
+
+def checkpoint_weights(run: Path, checkpoint: str) -> Path:
+    """Return the file of trained weights of a run's checkpoint.
+
+    Args:
+        run: the run folder.
+        checkpoint: `newest`, `best` or the number of a step.
+
+    Raises:
+        UserError: as of `newest_weights`; no such checkpoint, or a damaged one.
+    """
+    newest = newest_weights(run)
+    if checkpoint == "newest":
+        return newest
+    folder = CheckpointFolder(run / "checkpoints")
+    names = {str(step_of(path)): path.name for path in folder.complete()}
+    best = folder.best(folder.latest())
+    if best is not None:
+        names["best"] = best[0]
+    if checkpoint not in names:
+        known = ", ".join(["newest", *reversed(names)])
+        raise UserError(f"--checkpoint {checkpoint}: {run} has no such checkpoint; want {known}")
+    chosen = folder.path / names[checkpoint]
+    if (damage := find_damage(chosen)) is not None:
+        raise UserError(f"{chosen}: {damage}")
     return chosen / WEIGHTS

@@ -18,6 +18,8 @@ WEIGHTS = "weights.safetensors"
 OBJECTIVE_WEIGHTS = "objective.safetensors"
 ZERO = "zero"
 MANIFEST = "manifest.json"
+VALIDATION = "validation"
+"""Of a manifest: what `validation.jsonl` has of the checkpoint's step, if it was validated."""
 _PREFIX = "step-"
 _PARTIAL = ".partial"
 _REMOVED = ".removed"
@@ -68,18 +70,19 @@ class CheckpointFolder:
             self._remove(final)
         partial.rename(final)
         self.point_latest(final.name)
+        self.point_best()
 
     def prune(self, keep_last: int, keep_every: int | None) -> None:
-        """Delete old checkpoints: all but `latest`, the `keep_last` - 1 before it and milestones.
+        """Delete old checkpoints but `latest`, `keep_last` - 1 before it, milestones and the best.
 
         Args:
             keep_last: how many to keep.
             keep_every: a checkpoint whose step is a multiple of this is a milestone.
         """
-        newest = self.latest()
+        newest, best = self.latest(), self.best(self.latest())
         older = [path for path in self.complete() if newest is not None and path.name < newest]
         for old in older[keep_last - 1 :]:
-            if keep_every is None or step_of(old) % keep_every:
+            if old.name != (best and best[0]) and (keep_every is None or step_of(old) % keep_every):
                 self._remove(old)
 
     def _remove(self, checkpoint: Path) -> None:
@@ -98,6 +101,39 @@ class CheckpointFolder:
         """Set the checkpoint that a run resumes from; newer ones are then ignored."""
         with atomic_file(self.path / "latest") as stream:
             stream.write(f"{name}\n".encode())
+
+    def best(self, newest: str | None) -> tuple[str, dict[str, Any]] | None:
+        """Return the checkpoint with the lowest validation loss, and its validation.
+
+        Losses on other validation data than the newest one's are not compared.
+
+        Args:
+            newest: the name of the checkpoint up to which they are compared; None for all.
+        """
+        best: tuple[str, dict[str, Any]] | None = None
+        for checkpoint in self.complete():
+            if newest is not None and checkpoint.name > newest:
+                continue  # of an abandoned future
+            try:
+                found = read_manifest(checkpoint).get(VALIDATION)
+            except (OSError, ValueError):
+                continue  # damaged; who loads it says so
+            if not found or found["loss"] is None:
+                continue
+            if best is None or (
+                found["data"] == best[1]["data"] and found["loss"] <= best[1]["loss"]
+            ):
+                best = checkpoint.name, found
+        return best
+
+    def point_best(self) -> None:
+        """Write the name of the best checkpoint up to `latest` to `best`, if any was validated."""
+        best = self.best(self.latest())
+        if best is None:
+            (self.path / "best").unlink(missing_ok=True)
+            return
+        with atomic_file(self.path / "best") as stream:
+            stream.write(f"{best[0]}\n".encode())
 
     def newest_valid(self) -> Path | None:
         """Return the newest checkpoint whose checksums match; log what is wrong with newer ones.

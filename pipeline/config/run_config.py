@@ -59,6 +59,14 @@ class RunOptions:
     changes the weights, and no checkpoint is written before a step is finite again."""
     log_every: int = 10
     """Steps between progress lines where there is no terminal."""
+    validation_data: tuple[str, ...] = ()
+    """Folders of held-out Arrow shards. Their losses and exact answers, with media and blind, are
+    computed before the first step, every --validate-every steps and at the end; the checkpoint
+    with the lowest loss is kept."""
+    validate_every: int | None = None
+    """Steps between validations. Default: --save-every."""
+    validation_samples: int = 1024
+    """At most so many samples of --validation-data, drawn by --seed; the same ones every time."""
     log_to: tuple[LoggerName, ...] = ()
     """Loggers that get the metrics of every step, too."""
     mix: Mix = field(default_factory=Mix)
@@ -86,6 +94,11 @@ class RunConfig(RunOptions):
     def settings(self) -> Stage:
         """The settings of the stage to train."""
         return self.system.stage(self.stage, self.part)
+
+    @property
+    def validation_interval(self) -> int:
+        """Steps between validations, if there are validation data."""
+        return self.validate_every or self.save_every
 
     def save(self, folder: Path) -> None:
         """Write `config.json` into a run folder."""
@@ -195,13 +208,14 @@ def resolve(options: TrainOptions, stage: StageName) -> RunConfig:
         raise UserError(f"--{error.field.replace('_', '-')}: {error.reason}") from None
     run = RunConfig(
         stage=stage,
-        system=_with_stage(base.system, stage, settings),
+        system=with_stage(base.system, stage, settings),
         **{name: getattr(options, name) for name in _names(RunOptions)},
     )
     run = replace(
         run,
         data=tuple(map(str, run.data)),
         output=str(run.output),
+        validation_data=tuple(map(str, run.validation_data)),
         init_from=None if run.init_from is None else str(run.init_from),
         feature_cache=None if run.feature_cache is None else str(run.feature_cache),
         weights="random" if options.scale == "tiny" else run.weights,
@@ -267,7 +281,8 @@ def _changed(base: System, settings: Sequence[str], scale: Scale) -> System:
     return override(full.tiny(), leaves(settings)) if scale == "tiny" else full
 
 
-def _with_stage(base: System, stage: StageName, settings: Stage) -> System:
+def with_stage(base: System, stage: StageName, settings: Stage) -> System:
+    """Return a system with other settings of a stage."""
     if isinstance(settings, InitStage):
         part = settings.objective.kind
         init = (settings if item.objective.kind == part else item for item in base.init)
@@ -329,8 +344,13 @@ def _check(run: RunConfig) -> None:
         "--log-every": run.log_every,
         "--stall-seconds": run.stall_seconds,
         "--max-nonfinite-steps": run.max_nonfinite_steps,
+        "--validation-samples": run.validation_samples,
     }
-    for name, number in (("--max-steps", run.max_steps), ("--keep-every", run.keep_every)):
+    for name, number in (
+        ("--max-steps", run.max_steps),
+        ("--keep-every", run.keep_every),
+        ("--validate-every", run.validate_every),
+    ):
         if number is not None:
             positive[name] = number
     for option, value in positive.items():
@@ -342,6 +362,18 @@ def _check(run: RunConfig) -> None:
             f"--keep-every {run.keep_every}: not a multiple of --save-every {run.save_every}, so "
             f"there is no such checkpoint; {near} would be"
         )
+    _check_validation(run)
+
+
+def _check_validation(run: RunConfig) -> None:
+    if run.validate_every is not None and not run.validation_data:
+        raise UserError(
+            f"--validate-every {run.validate_every}: name held-out shards with --validation-data"
+        )
+    trained = {Path(folder).resolve() for folder in run.data}
+    for folder in run.validation_data:
+        if Path(folder).resolve() in trained:
+            raise UserError(f"--validation-data {folder}: is in --data, too; want held-out shards")
 
 
 def accumulation(settings: Stage, ranks: int) -> int:

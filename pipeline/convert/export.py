@@ -75,7 +75,8 @@ def export_run(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     line = _write(run, config, partial, layout, adapters)
-    write_model_card(run, config, partial, usage=_usage(output, line))
+    library = "mmloom" if line.startswith("self-contained") else "transformers"
+    write_model_card(run, config, partial, usage=_usage(output, line), library=library)
     partial.rename(output)
     return line
 

@@ -1,18 +1,26 @@
-"""The model card of an exported run: what it is, how to open it, its lineage and curves."""
+"""The model card of an exported run: what it is, how to open it, its lineage, scores and curves.
+
+The header is Hugging Face's (https://huggingface.co/docs/hub/model-cards): base models, licence
+and evaluation results. `lineage.json` beside it has every shard with its checksum, and the options
+of the jobs that made the data.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from etl.cli import UserError
 from etl.report.charts import number, standalone
-from etl.storage.atomic import atomic_file
-from etl.storage.manifest import read_manifest
+from etl.storage.atomic import atomic_file, write_json
+from etl.storage.manifest import Manifest, read_manifest
 from etl.storage.shards import ShardSet
 from model.spec import System
 from pipeline.config.files import CONFIG_FILE
@@ -22,9 +30,11 @@ from pipeline.run_folder.metrics_writer import read_metrics
 from pipeline.run_folder.report import loss_charts
 
 CARD = "README.md"
+LINEAGE = "lineage.json"
 _CURVES = "curves"
 _LICENCE_ROWS = 10_000
 """About so many samples of a folder are searched for their licences."""
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,25 +46,33 @@ class StageRun:
     metrics: Sequence[Mapping[str, Any]]
 
 
-def write_model_card(run: Path, config: RunConfig, output: Path, *, usage: str) -> None:
-    """Write README.md, and the curves that it shows, into an exported folder.
+def write_model_card(
+    run: Path, config: RunConfig, output: Path, *, usage: str, library: str
+) -> None:
+    """Write README.md, and the curves and the lineage behind it, into an exported folder.
 
     Args:
         run: the exported run.
         config: of the run.
         output: the exported folder.
         usage: the Python that opens it.
+        library: the library that opens it.
     """
     chain = _chain(run, config)
+    sources = [
+        (stage, DataSource.read(Path(name))) for stage in chain for name in stage.config.data
+    ]
+    if sources:
+        write_json(output / LINEAGE, [_lineage(stage, source) for stage, source in sources])
     curves = list(_write_curves(chain, output))
     sections = [
-        _front_matter(config.system),
+        _front_matter(run, config.system, library),
         f"# {config.system.name}\n\n{_summary(config.system)}",
         f"## Use\n\n```python\n{usage.strip()}\n```",
         "## Parts\n\n"
         + _table(("part", "class", "weights from", "licence"), _parts(config.system)),
         "## Training\n\n" + _table(_STAGE_COLUMNS, map(_stage_row, chain)),
-        "## Data\n\n" + _table(_DATA_COLUMNS, _data_rows(chain)),
+        _data(sources),
         _scores(run),
         "## Curves\n\n" + "\n".join(f"![{title}]({file})" for title, file in curves)
         if curves
@@ -80,11 +98,43 @@ def _chain(run: Path, config: RunConfig) -> list[StageRun]:
     return chain
 
 
-def _front_matter(system: System) -> str:
+def _front_matter(run: Path, system: System, library: str) -> str:
+    """Return the header that the Hub reads."""
     kinds = [kind for kind in system.model.modalities if kind in ("image", "video", "audio")]
     task = f"{kinds[0]}-text-to-text" if kinds else "text-generation"
-    lines = ["---", "tags:", "- mmloom", "- multimodal", f"pipeline_tag: {task}", "---"]
-    return "\n".join(lines)
+    parts = [branch.encoder for branch in system.model.inputs]
+    weights = [getattr(part, "weights", "") for part in (*parts, system.model.backbone)]
+    licences = sorted({licence for name in weights if (licence := _licence(name))})
+    header: dict[str, Any] = {
+        "library_name": library,
+        "pipeline_tag": task,
+        "tags": ["mmloom", "multimodal"],
+        # Of the Hub: "owner/name". A folder means nothing to others.
+        "base_model": [
+            name for name in weights if _HUB_NAME.fullmatch(name) and not Path(name).exists()
+        ],
+        "license": licences[0] if len(licences) == 1 else "",
+        "model-index": _model_index(run, system, task),
+    }
+    text = yaml.safe_dump({k: v for k, v in header.items() if v}, sort_keys=False, width=100)
+    return f"---\n{text}---"
+
+
+def _model_index(run: Path, system: System, task: str) -> list[dict[str, Any]]:
+    """Return the scores of a run's evaluation as the Hub reads them; nothing if there are none."""
+    scores = _read_scores(run)
+    dataset = scores.pop("benchmark", "questions")
+    metrics = [
+        {"type": name, "value": round(value, 6), "name": name.replace("_", " ")}
+        for name, value in scores.items()
+        if isinstance(value, float)
+    ]
+    result = {
+        "task": {"type": task},
+        "dataset": {"type": str(dataset).lower(), "name": str(dataset)},
+        "metrics": metrics,
+    }
+    return [{"name": system.name, "results": [result]}] if metrics else []
 
 
 def _summary(system: System) -> str:
@@ -137,25 +187,103 @@ def _stage_row(stage: StageRun) -> tuple[str, ...]:
     return stage.config.stage, str(stage.folder), trained, *counts, *losses
 
 
-_DATA_COLUMNS = ("stage", "folder", "job", "samples", "dropped", "made from", "licences")
+_DATA_COLUMNS = (
+    *("stage", "folder", "job", "corpus", "samples", "shards", "dropped", "options", "licences"),
+)
+_REASONS = 4
 
 
-def _data_rows(chain: Sequence[StageRun]) -> Iterator[tuple[str, ...]]:
-    for stage in chain:
-        for name in stage.config.data:
-            yield stage.config.stage, name, *_manifest(Path(name))
+@dataclass(frozen=True, kw_only=True)
+class DataSource:
+    """A data folder of a run.
+
+    Args:
+        folder: its path.
+        manifest: of the folder; None if it is gone.
+    """
+
+    folder: Path
+    manifest: Manifest | None
+
+    @classmethod
+    def read(cls, folder: Path) -> DataSource:
+        """Read the manifest of a folder, if it is still there."""
+        try:
+            return cls(folder=folder, manifest=read_manifest(folder))
+        except UserError:
+            return cls(folder=folder, manifest=None)
+
+    @property
+    def plans(self) -> list[Mapping[str, Any]]:
+        """The plans of the jobs that made the folder, the last one first."""
+        if self.manifest is None:
+            return []
+        earlier = self.manifest.details.get("input", {}).get("plan")
+        return [plan for plan in (self.manifest.plan, earlier) if plan and "inputs" in plan]
+
+    @property
+    def corpora(self) -> list[str]:
+        """The names of the files that the first of these jobs has read."""
+        inputs = self.plans[-1]["inputs"] if self.plans else []
+        return [Path(one["path"]).name for one in inputs]
+
+    @property
+    def dropped(self) -> str:
+        """The most frequent reasons for which rows were dropped, with their numbers."""
+        drops = Counter(self.manifest.drops if self.manifest else {}).most_common()
+        words = [f"{reason} {number(count)}" for reason, count in drops[:_REASONS]]
+        rest = sum(count for _, count in drops[_REASONS:])
+        return ", ".join([*words, *([f"others {number(rest)}"] if rest else [])]) or "none"
 
 
-def _manifest(folder: Path) -> tuple[str, ...]:
-    """Return what the manifest of a data folder tells; nothing if the folder is gone."""
-    try:
-        manifest = read_manifest(folder)
-    except UserError:
-        return "", "", "", "no longer there", ""
-    plan = manifest.plan
-    source = str(plan.get("input", "")) if isinstance(plan, Mapping) else ""
-    dropped = number(sum(manifest.drops.values()))
-    return manifest.job, number(manifest.rows), dropped, source, _licences(folder)
+def _data(sources: Sequence[tuple[StageRun, DataSource]]) -> str:
+    if not sources:
+        return ""
+    table = _table(_DATA_COLUMNS, [_data_row(*pair) for pair in sources])
+    return (
+        f"## Data\n\n{table}\n\n"
+        f"Every shard with its checksum, and the options of each job: [{LINEAGE}]({LINEAGE})."
+    )
+
+
+def _data_row(stage: StageRun, source: DataSource) -> tuple[str, ...]:
+    """Return a row of the table of data; nearly empty if the folder is gone."""
+    manifest = source.manifest
+    if manifest is None:
+        return stage.config.stage, str(source.folder), *["no longer there"], *[""] * 6
+    size = sum(shard.bytes for shard in manifest.shards)
+    options = source.plans[0].get("config", {}) if source.plans else {}
+    given = (f"{name}={value}" for name, value in options.items() if value not in _UNSET)
+    return (
+        stage.config.stage,
+        str(source.folder),
+        manifest.job,
+        ", ".join(source.corpora),
+        number(manifest.rows),
+        f"{number(len(manifest.shards))} ({size / 1e6:,.1f} MB)",
+        source.dropped,
+        ", ".join(given),
+        _licences(source.folder),
+    )
+
+
+_UNSET: tuple[object, ...] = (None, False, "", [], {})
+
+
+def _lineage(stage: StageRun, source: DataSource) -> dict[str, Any]:
+    """Return all that the manifest of a data folder says of its origin, for `lineage.json`."""
+    manifest = source.manifest
+    entry: dict[str, Any] = {"stage": stage.config.stage, "folder": str(source.folder)}
+    if manifest is None:
+        return {**entry, "missing": True}
+    return {
+        **entry,
+        **{"job": manifest.job, "plans": source.plans, "mix": list(stage.config.mix.shares)},
+        **{"input_rows": manifest.input_rows, "rows": manifest.rows},
+        "drops": dict(manifest.drops),
+        "shards": [asdict(shard) for shard in manifest.shards],
+        "licences": _licences(source.folder),
+    }
 
 
 def _licences(folder: Path) -> str:
@@ -169,17 +297,20 @@ def _licences(folder: Path) -> str:
     return ", ".join(f"{name} ({number(count)})" for name, count in counts.most_common(5))
 
 
-def _scores(run: Path) -> str:
+def _read_scores(run: Path) -> dict[str, Any]:
+    """Return what the run's evaluation has written; nothing if there is none."""
     file = run / EVALUATION / "scores.json"
-    if not file.is_file():
-        return ""
-    scores = json.loads(file.read_bytes())
+    scores: dict[str, Any] = json.loads(file.read_bytes()) if file.is_file() else {}
+    return scores
+
+
+def _scores(run: Path) -> str:
     rows = [
         (name.replace("_", " "), f"{value:.4g}")
-        for name, value in scores.items()
+        for name, value in _read_scores(run).items()
         if isinstance(value, int | float)
     ]
-    return "## Evaluation\n\n" + _table(("score", "value"), rows)
+    return "## Evaluation\n\n" + _table(("score", "value"), rows) if rows else ""
 
 
 def _write_curves(chain: Sequence[StageRun], output: Path) -> Iterator[tuple[str, str]]:

@@ -79,11 +79,14 @@ def pack(examples: Sequence[Example]) -> Batch:
         for start in example.sequence_starts
     ]
     labels_t[torch.tensor(starts)] = IGNORED
+    context_bt = torch.zeros(1, length, dtype=torch.bool)
+    for example, offset in zip(examples, offsets, strict=True):
+        context_bt[0, offset : offset + example.context] = True
     return Batch(
         ids_bt=torch.cat([_tensor(example.ids) for example in examples])[None],
         attention_bt=torch.ones(1, length, dtype=torch.long),
         labels_bt=labels_t[None],
-        context_bt=torch.zeros(1, length, dtype=torch.bool),
+        context_bt=context_bt,
         media={
             kind: _packed_media(kind, examples, offsets, length) for kind in _input_kinds(examples)
         },

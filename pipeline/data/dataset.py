@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -54,6 +54,7 @@ class MultimodalDataset(Dataset[Example | BadSample | UnreadableShard]):
         shards: the data.
         encoder: of the samples.
         status: shows which sample is being decoded.
+        view: returns what is encoded of a sample; None for all of it.
     """
 
     def __init__(
@@ -61,9 +62,12 @@ class MultimodalDataset(Dataset[Example | BadSample | UnreadableShard]):
         shards: ShardSet,
         encoder: SampleEncoder | PreferenceEncoder | RolloutEncoder,
         status: WorkerStatus | None = None,
+        *,
+        view: Callable[[Sample], Sample] | None = None,
     ) -> None:
         self._shards = shards
         self._encoder = encoder
+        self._view = view
         self._status = status
         self.seq2seq, self.dummy_roles = encoder.seq2seq, encoder.dummy_roles
 
@@ -90,6 +94,8 @@ class MultimodalDataset(Dataset[Example | BadSample | UnreadableShard]):
             sample = self._shards[ref.row]
         except UserError as error:
             return UnreadableShard(str(error))
+        if self._view is not None:
+            sample = self._view(sample)
         if ref.skip_reason is not None:
             return sample, SampleError(ref.skip_reason)
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import multiprocessing
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from torch.utils.data import DataLoader
@@ -89,7 +89,7 @@ class _Collator:
 class _RankBins:
     """This rank's bins in order, computed on demand; counts the micro-steps of each step."""
 
-    def __init__(self, sampler: BatchSampler, steps: range, rank: int, ranks: int) -> None:
+    def __init__(self, sampler: BatchSampler, steps: Iterable[int], rank: int, ranks: int) -> None:
         self._sampler, self._steps = sampler, steps
         self._rank, self._ranks = rank, ranks
         self.micro_steps: deque[int] = deque()
@@ -106,7 +106,7 @@ def micro_batches(
     dataset: MultimodalDataset,
     sampler: BatchSampler,
     *,
-    steps: range,
+    steps: Iterable[int],
     rank: int,
     ranks: int,
     pad_id: int,

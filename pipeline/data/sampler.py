@@ -7,8 +7,8 @@ decides how the samples of a step are divided. Seeking to a step is as cheap as 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from etl.cli import UserError
-from etl.storage.manifest import read_manifest
 from model.spec.rlhf import Grpo
 from model.spec.system import InitStage, RlhfStage
 from pipeline.config.run_config import RunConfig, packs
@@ -24,10 +23,14 @@ from pipeline.data.lengths import AnyTokenizer, Lengths, read_lengths
 from pipeline.data.mixture import build_sources
 from pipeline.data.packing import Layout, PackedLayout, PaddedLayout, SampleSizes, assign_to_ranks
 from pipeline.data.preferences import PreferenceTokenizer
+from pipeline.data.removed import RemovedRows, read_removed
 from pipeline.data.rollout_prompts import RolloutTokenizer
 from pipeline.data.shuffle import ShuffledStream
 from pipeline.data.tokenize import SampleTokenizer, check_max_tokens
 from pipeline.forecast.forecast import stage_costs
+
+_POSITIONS = 1 << 20
+"""Positions of the stream that are looked at together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +73,8 @@ class BatchSampler:
     """The samples of every step.
 
     Args:
-        stream: the order of the samples.
+        stream: the order of the samples, those included that were removed since.
+        removed: which those are.
         global_batch: samples of a step.
         layout: how the samples of a bin are arranged in a batch.
         lengths: of all samples; None where they are not needed.
@@ -78,6 +82,7 @@ class BatchSampler:
     """
 
     stream: ShuffledStream
+    removed: RemovedRows = field(default_factory=RemovedRows)
     global_batch: int
     layout: Layout
     lengths: Lengths | None
@@ -91,17 +96,23 @@ class BatchSampler:
     def step(self, step: int, ranks: int) -> list[list[Bin]]:
         """Return the bins of a step (counted from 0), by micro-step and rank."""
         first = step * self.global_batch
-        rows = self.stream.rows(first, first + self.global_batch)
+        positions, rows = self.rows(first, first + self.global_batch)
         skip_reasons = self.lengths.skip_reasons if self.lengths else {}
         samples = [
-            SampleRef(position=first + number, row=row, skip_reason=skip_reasons.get(row))
-            for number, row in enumerate(rows.tolist())
+            SampleRef(position=position, row=row, skip_reason=skip_reasons.get(row))
+            for position, row in zip(positions.tolist(), rows.tolist(), strict=True)
         ]
         assignment = assign_to_ranks(self._sizes(rows), self.layout, ranks)
         return [
             [[samples[number] for number in numbers] for numbers in micro_step]
             for micro_step in assignment
         ]
+
+    def rows(self, first: int, end: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the positions in [first, end) whose samples are still there, and their rows."""
+        planned = self.stream.rows(first, end)
+        there = ~self.removed.contains(planned)
+        return first + np.flatnonzero(there), self.removed.present_rows(planned[there])
 
     def _sizes(self, rows: NDArray[np.int64]) -> SampleSizes:
         zeros = np.zeros(len(rows))
@@ -125,6 +136,44 @@ class BatchSampler:
         )
 
 
+def steps_with(
+    stream: ShuffledStream,
+    global_batch: int,
+    rows_r: NDArray[np.int64],
+    steps: range,
+    *,
+    skipped: Collection[int],
+) -> list[int]:
+    """Return which steps had any of some samples.
+
+    Args:
+        stream: the order of the samples.
+        global_batch: samples of a step.
+        rows_r: rows of the data as they first were.
+        steps: the steps to look at, counted from 1.
+        skipped: positions of samples that were skipped; they do not count.
+    """
+    end = min((steps.stop - 1) * global_batch, len(stream))
+    found = [np.empty(0, np.int64)]
+    for first in range((steps.start - 1) * global_batch, end, _POSITIONS):
+        rows = stream.rows(first, min(end, first + _POSITIONS))
+        found.append(first + np.flatnonzero(np.isin(rows, rows_r)))
+    positions = np.setdiff1d(np.concatenate(found), np.fromiter(skipped, np.int64))
+    return [int(step) for step in np.unique(positions // global_batch) + 1]
+
+
+def build_stream(run: RunConfig) -> tuple[ShuffledStream, RemovedRows]:
+    """Return the order of a run's samples, and which of them were removed from its data since.
+
+    Raises:
+        UserError: a mistake in the data or the mix.
+    """
+    removed = read_removed(map(Path, run.data))
+    sources = build_sources(run.data, [each.rows for each in removed.folders], run.mix)
+    stream = ShuffledStream(sources=sources, seed=run.seed, epochs=run.settings.epochs)
+    return stream, removed
+
+
 def build_sampler(run: RunConfig, tokenizer: PreTrainedTokenizerBase) -> BatchSampler:
     """Build the sampler of a run; reads all texts where lengths are not cached, and no medium.
 
@@ -135,10 +184,7 @@ def build_sampler(run: RunConfig, tokenizer: PreTrainedTokenizerBase) -> BatchSa
     settings = run.settings
     check_max_tokens(run.system.model, settings.max_tokens)
     folders = [Path(folder) for folder in run.data]
-    rows = [read_manifest(folder).rows for folder in folders]
-    stream = ShuffledStream(
-        sources=build_sources(run.data, rows, run.mix), seed=run.seed, epochs=settings.epochs
-    )
+    stream, removed = build_stream(run)
     layout, cost_model = _layout(run), CostModel(per_medium={})
     lengths = None
     if not isinstance(settings, InitStage):
@@ -155,6 +201,7 @@ def build_sampler(run: RunConfig, tokenizer: PreTrainedTokenizerBase) -> BatchSa
         )
     return BatchSampler(
         stream=stream,
+        removed=removed,
         global_batch=settings.global_batch,
         layout=layout,
         lengths=lengths,

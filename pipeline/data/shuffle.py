@@ -38,11 +38,13 @@ class ShuffledStream:
         sources: the mix.
         seed: of the permutations.
         epochs: the number of epochs.
+        limit: end after this many positions; None for no limit.
     """
 
     sources: tuple[Source, ...]
     seed: int
     epochs: int
+    limit: int | None = None
 
     @property
     def samples_per_epoch(self) -> int:
@@ -51,7 +53,8 @@ class ShuffledStream:
 
     def __len__(self) -> int:
         """Return the number of positions of all epochs."""
-        return self.samples_per_epoch * self.epochs
+        positions = self.samples_per_epoch * self.epochs
+        return positions if self.limit is None else min(positions, self.limit)
 
     def rows(self, first: int, end: int) -> NDArray[np.int64]:
         """Return the rows at the positions [first, end), up to the end of the stream."""

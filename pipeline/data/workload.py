@@ -50,7 +50,7 @@ def data_workload(run: RunConfig, ranks: int) -> DataWorkload:
     sampler = build_sampler(run, build_tokenizer(run.system.model, weights=run.weights))
     lengths, costs = sampler.lengths, stage_costs(run.system.model, run.settings)
     assert lengths is not None
-    rows = sampler.stream.rows(0, _SAMPLES)
+    _, rows = sampler.rows(0, _SAMPLES)
     rows = rows[lengths.tokens_n[rows] > 0]  # those that are skipped have none
     if not len(rows):
         raise UserError(f"{', '.join(run.data)}: no sample can be used")

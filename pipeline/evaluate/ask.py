@@ -12,13 +12,15 @@ from pathlib import Path
 import tyro
 
 from etl.cli import UserError, parse
+from model.sampling import Sampling
 from pipeline.evaluate.assistant import Assistant
+from pipeline.evaluate.sampling_options import SamplingOptions
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class AskOptions:
+class AskOptions(SamplingOptions):
     """Ask a trained run, or a folder that `export` wrote, about files, or without any."""
 
     text: tyro.conf.Positional[str]
@@ -55,15 +57,21 @@ def ask(args: Sequence[str]) -> int:
             options.run,
         )
     files = {name: getattr(options, name) for name in ("image", "video", "audio", "points")}
-    answer = assistant.ask(
+    sampling = Sampling.of(options)
+    answer, *others = assistant.answers(
         options.text,
-        **files,
+        files,
         max_new_tokens=options.max_new_tokens,
+        sampling=sampling,
         on_text=None if options.json else _write,
     )
     if options.json:
         given = {kind: str(file) for kind, file in files.items() if file is not None}
-        sys.stdout.write(json.dumps({"question": options.text, **given, "answer": answer}) + "\n")
+        value: dict[str, object] = {"question": options.text, **given, "answer": answer}
+        value |= {"others": others} if others else {}
+        sys.stdout.write(json.dumps(value) + "\n")
+    elif others:
+        sys.stdout.write("\n\n".join([answer, *others]) + "\n")
     else:
         sys.stdout.write("\n")
     return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import mimetypes
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import ClassVar, Self
@@ -28,6 +28,7 @@ from model import load
 from model.build import build_text_tokenizer, build_tokenizer
 from model.exported import SPEC_FILE, read_spec
 from model.multimodal_lm import MultimodalLM
+from model.sampling import GREEDY, Sampling, cut_at
 from model.spec import ModelSpec, Stage
 from model.spec.system import InitStage
 from model.weights import Weights
@@ -37,7 +38,7 @@ from pipeline.data.encode import SampleEncoder
 from pipeline.data.generation_targets import GenerationTargetEncoder
 from pipeline.evaluate.device import inference_device
 from pipeline.evaluate.evaluate import load_run
-from pipeline.evaluate.generate_answers import generate_answers
+from pipeline.evaluate.generate_answers import generate_answers, stop_texts
 
 WriteText = Callable[[str], object]
 
@@ -148,9 +149,10 @@ class Assistant:
         audio: Path | str | None = None,
         points: Path | str | None = None,
         max_new_tokens: int = 256,
+        sampling: Sampling = GREEDY,
         on_text: WriteText | None = None,
     ) -> str:
-        """Return the greedy answer to a question about files.
+        """Return the answer to a question about files, by default the greedy one.
 
         Args:
             text: the question. A medium is shown before it, or where the text has its placeholder,
@@ -160,6 +162,7 @@ class Assistant:
             audio: of a sound.
             points: of a point cloud.
             max_new_tokens: length at which the answer is cut.
+            sampling: how tokens are chosen; of several answers the first is returned.
             on_text: called with each piece of the answer as soon as its words are complete.
 
         Raises:
@@ -167,16 +170,34 @@ class Assistant:
             SpecError: weights that cannot be loaded.
         """
         files = {"image": image, "video": video, "audio": audio, "points": points}
+        return self.answers(
+            text, files, max_new_tokens=max_new_tokens, sampling=sampling, on_text=on_text
+        )[0]
+
+    def answers(
+        self,
+        text: str,
+        files: Mapping[str, Path | str | None],
+        *,
+        max_new_tokens: int = 256,
+        sampling: Sampling = GREEDY,
+        on_text: WriteText | None = None,
+    ) -> list[str]:
+        """Return the `sampling.n` answers to a question about files, by kind; see `ask`.
+
+        Several answers are not streamed.
+        """
         given = [(kind, Path(file)) for kind, file in files.items() if file is not None]
         sample = self._sample(text, given)
         try:
             self.encoder.encode_prompt(sample)
         except SampleError as error:
             raise self._mistake(str(error), given) from None
+        ends = stop_texts(self.encoder, sampling)
         streamer = (
             None
-            if on_text is None
-            else AnswerStreamer(self._text_of, on_text, self.encoder.stop_text)
+            if on_text is None or sampling.n > 1
+            else AnswerStreamer(partial(self._text_of, ends=ends), on_text, ends)
         )
         [prediction] = generate_answers(
             self.load_model(),
@@ -184,16 +205,15 @@ class Assistant:
             self.encoder,
             [sample],
             max_new_tokens=max_new_tokens,
+            sampling=sampling,
             streamer=streamer,
         )
         if prediction.skip_reason:
             raise self._mistake(prediction.skip_reason, given)
-        return prediction.answer
+        return [prediction.answer, *prediction.others]
 
-    def _text_of(self, ids: Sequence[int]) -> str:
-        text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
-        end = self.encoder.stop_text
-        return text.partition(end)[0] if end else text
+    def _text_of(self, ids: Sequence[int], *, ends: Sequence[str]) -> str:
+        return cut_at(self.tokenizer.decode(ids, skip_special_tokens=True), ends)
 
     @staticmethod
     def _mistake(reason: str, files: Sequence[tuple[str, Path]]) -> UserError:
@@ -253,16 +273,17 @@ class AnswerStreamer(BaseStreamer):
     Args:
         text_of: returns the text of an answer's first ids.
         write: is called with each new piece of it.
-        stop_text: ends an answer; `text_of` leaves it out once it is complete.
+        ends: texts, each of which ends an answer; `text_of` leaves them out once complete.
     """
 
     def __init__(
         self,
         text_of: Callable[[Sequence[int]], str],
         write: WriteText,
-        stop_text: str | None = None,
+        ends: Sequence[str] = (),
     ) -> None:
-        self._text_of, self._write, self._stop_text = text_of, write, stop_text or ""
+        self._text_of, self._write = text_of, write
+        self._starts = sorted({end[:n] for end in ends for n in range(1, len(end) + 1)}, key=len)
         self._ids: list[int] | None = None
         self._written = 0
 
@@ -273,8 +294,8 @@ class AnswerStreamer(BaseStreamer):
             return
         self._ids += value.reshape(-1).tolist()
         text = _INCOMPLETE.sub("", self._text_of(self._ids))
-        starts = (self._stop_text[:n] for n in range(len(self._stop_text), 0, -1))
-        self._pass_on(text.removesuffix(next(filter(text.endswith, starts), "")))
+        begun = next(filter(text.endswith, reversed(self._starts)), "")  # perhaps an end
+        self._pass_on(text.removesuffix(begun))
 
     def end(self) -> None:
         """Pass on the rest."""

@@ -21,23 +21,29 @@ from etl.storage.schema import Sample
 from etl.storage.shards import ShardSet
 from model.build import build, build_text_tokenizer, build_tokenizer
 from model.multimodal_lm import MultimodalLM
+from model.sampling import GREEDY, Sampling
 from model.spec.system import InitStage
 from model.weights import load_trained
 from pipeline.checkpoint.adapters import adapter_record, check_adapters
-from pipeline.checkpoint.checkpoints import newest_weights
+from pipeline.checkpoint.checkpoints import checkpoint_weights, newest_weights
 from pipeline.config.run_config import RunConfig, read_run
 from pipeline.data.encode import SampleEncoder
 from pipeline.data.tokenize import warn_of_other_template
+from pipeline.distributed import any_rank, init_distributed, rank_and_world_size, shared
 from pipeline.evaluate.benchmark import BenchmarkSamples
 from pipeline.evaluate.benchmark_results import benchmark_results, benchmark_tasks
 from pipeline.evaluate.benchmarks import find_benchmark
+from pipeline.evaluate.caption_scores import CaptionScores, score_captions
 from pipeline.evaluate.device import FittingBatches, inference_device
-from pipeline.evaluate.exact_match import exact_match_table, score_exact_match
+from pipeline.evaluate.exact_match import captions_table, exact_match_table, score_exact_match
 from pipeline.evaluate.examples import examples_table, write_examples
 from pipeline.evaluate.generate_answers import Prediction, generate_answers, without_media
 from pipeline.evaluate.judge import Judge, address_judge
 from pipeline.evaluate.option_likelihoods import Answer, choose_options, choose_or_generate
 from pipeline.evaluate.partial_predictions import PartialPredictions, writing
+from pipeline.evaluate.retrieval import evaluate_retrieval
+from pipeline.evaluate.sampling_options import SamplingOptions
+from pipeline.evaluate.shots import Shots, ShotsBy, SimilarMedia
 from pipeline.evaluate.survey_table import survey_table
 from pipeline.run_folder.evaluation import EVALUATION, EXAMPLES
 from pipeline.run_folder.report import run_report
@@ -45,16 +51,21 @@ from pipeline.signals import STOPPED, StopRequest
 
 log = logging.getLogger(__name__)
 
+_LONGEST_WAIT = 7 * 24 * 3600.0
+"""Seconds for which a rank that has answered its questions waits for the others."""
+
 BAD_SAMPLES = "bad_samples.jsonl"
 """Of an evaluation: the id of each sample that could not be asked, and the reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateOptions:
+class EvaluateOptions(SamplingOptions):
     """Ask a trained run the last question of every sample, with and without its media."""
 
     run: Path
     """The run folder of a trained stage."""
+    checkpoint: str = "newest"
+    """`newest`, `best` (by the loss of its validations), or the step of a checkpoint."""
     data: tuple[Path, ...]
     """Folders of Arrow shards whose samples end with the true answer; or with --benchmark, the
     folder with its published files and images: of several, one each, or one that has a folder
@@ -77,14 +88,25 @@ class EvaluateOptions:
     """Longest answer in tokens. Default: 32; of a benchmark its own, 128 or 1024."""
     limit: int | None = None
     """Ask only the first questions, at most so many."""
+    shots: int = 0
+    """In-context examples before each question, from --shots-data."""
+    shots_data: tuple[Path, ...] = ()
+    """Folders of Arrow shards with solved samples: others than those of --data."""
+    shots_by: ShotsBy = "seed"
+    """Choose examples at random, by --seed, or the ones with the most similar first medium."""
     json: bool = False
     """Print the scores as JSON instead of a table."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("batch", "max_new_tokens", "limit"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"--{name.replace('_', '-')}: {value}, want at least 1")
+        if self.shots < 0:
+            raise UserError(f"--shots: {self.shots}, want at least 0")
+        if bool(self.shots) != bool(self.shots_data):
+            raise UserError("--shots N and --shots-data DIR: want both or neither")
 
 
 def evaluate(args: Sequence[str]) -> int:
@@ -93,23 +115,35 @@ def evaluate(args: Sequence[str]) -> int:
     options = parse(EvaluateOptions, prog="python -m pipeline evaluate", args=args)
     config = read_run(options.run)
     if isinstance(config.settings, InitStage):
-        raise UserError(
-            f"{options.run}: a run of stage init has no answers; want one of pt, sft or rlhf"
-        )
-    # Chosen once: a run that is still training may save newer weights meanwhile.
-    weights = newest_weights(options.run)
+        return _evaluate_init(config, options)
+    rank, world = rank_and_world_size()
     tasks = _tasks(options)
+    pool = ShardSet(options.shots_data, stamps=options.run) if options.shots else None
+    if world > 1:
+        init_distributed(_LONGEST_WAIT)
+    # Chosen once: a run that is still training may save newer weights meanwhile.
+    weights = shared(checkpoint_weights(options.run, options.checkpoint))
     tokenizer = build_tokenizer(config.system.model, weights=config.weights)
     warn_of_other_template(config, tokenizer)
     model = _load(config, weights)
+    encoder = _encoder(config, tokenizer)
+    shots = None
+    if pool is not None:
+        similar = None
+        if options.shots_by == "similarity":
+            similar = SimilarMedia(pool, model, encoder)
+        shots = Shots(pool, options.shots, seed=options.seed, similar=similar)
     results: list[dict[str, Any]] = []
     tables: list[RenderableType] = []
     for task in tasks:
-        found = _evaluate(task, config, weights, model, tokenizer, options, stop)
+        answer = _answer_function(model, tokenizer, encoder, task, Sampling.of(options))
+        found = _evaluate(task, weights, answer, shots, options, stop)
         if found is None:
             return STOPPED
         results.append(found[0])
         tables.append(found[1])
+    if rank:
+        return 0
     survey = {column: one for result in results for column, one in result.get("survey", {}).items()}
     if survey:
         tables.append(survey_table(survey, str(options.run)))
@@ -118,6 +152,27 @@ def evaluate(args: Sequence[str]) -> int:
         sys.stdout.write(json.dumps(value, indent=2) + "\n")
     else:
         Console().print(*tables)
+    return 0
+
+
+def _evaluate_init(config: RunConfig, options: EvaluateOptions) -> int:
+    """Evaluate a run of the stage `init`, which has no answers: retrieval by ITC."""
+    if options.benchmark or options.shots:
+        raise UserError(
+            f"{options.run}: a run of stage init has no answers, only retrieval; want one of pt, "
+            "sft or rlhf"
+        )
+    weights = checkpoint_weights(options.run, options.checkpoint)
+    scores, table = evaluate_retrieval(
+        config, weights, options.data, batch=options.batch, limit=options.limit
+    )
+    path = (options.output or options.run / EVALUATION) / "scores.json"
+    with writing(path):
+        write_json(path, scores)
+    if options.json:
+        sys.stdout.write(json.dumps(scores, indent=2) + "\n")
+    else:
+        Console().print(table)
     return 0
 
 
@@ -145,7 +200,9 @@ def _tasks(options: EvaluateOptions) -> list[Task]:
     output, page = options.output or options.run / EVALUATION, options.output
     if not options.benchmark:
         source = ", ".join(map(str, options.data))
-        shards = ShardSet(options.data, stamps=options.output or options.run)
+        rank, world = rank_and_world_size()
+        stamps = options.output or options.run
+        shards = ShardSet(options.data, rank=rank, ranks=world, stamps=stamps)
         limit = options.max_new_tokens or 32
         return [Task(samples=shards, output=output, page=page, source=source, max_new_tokens=limit)]
     pairs = benchmark_tasks([find_benchmark(name) for name in options.benchmark], options.data)
@@ -164,15 +221,14 @@ def _tasks(options: EvaluateOptions) -> list[Task]:
 
 def _evaluate(
     task: Task,
-    config: RunConfig,
     weights: Path,
-    model: MultimodalLM,
-    tokenizer: PreTrainedTokenizerBase,
+    answer: Answer,
+    shots: Shots | None,
     options: EvaluateOptions,
     stop: StopRequest,
 ) -> tuple[dict[str, Any], RenderableType] | None:
     """Return the content of scores.json and a table of it; None if it was stopped."""
-    samples, output = task.samples, task.output
+    samples, output, sampling = task.samples, task.output, Sampling.of(options)
     identity: dict[str, Any] = {
         "weights": file_sha256(weights),
         "config": file_sha256(options.run / "config.json"),
@@ -180,13 +236,17 @@ def _evaluate(
         "questions": min(len(samples), options.limit or len(samples)),
         "batch": options.batch,
         "max_new_tokens": task.max_new_tokens,
+        **({} if sampling == GREEDY else {"sampling": asdict(sampling)}),
     }
     if isinstance(samples, BenchmarkSamples):
         identity["by_likelihood"] = samples.by_likelihood
-    answer = _answer_function(config, model, tokenizer, task)
-    passes = _predict(task, answer, identity, stop)
+    if shots is not None:
+        identity["shots"] = [shots.identity, options.shots, options.shots_by, options.seed]
+    passes = _predict(task, answer, identity, stop, shots)
     if passes is None:
         return None
+    if rank_and_world_size()[0]:
+        return {}, ""  # rank 0 scores
     seeing, blind = passes
     asked = _asked(task, seeing.predictions, blind.predictions)
     cut = _warn_of_cut([seeing.predictions[i] for i in asked])
@@ -199,6 +259,13 @@ def _evaluate(
     if isinstance(samples, ShardSet):
         scores["skipped"] = identity["questions"] - len(asked)
         scores["cut"] = cut
+        captions = {
+            name: _caption_scores(samples, [(i, one.predictions[i]) for i in asked])
+            for name, one in (("scores", seeing), ("blind", blind))
+        }
+        if captions["scores"] is not None:
+            scores["captions"] = {name: vars(one) for name, one in captions.items() if one}
+            table = Group(table, captions_table(captions["scores"]))
     with writing(output / "scores.json"):
         write_json(output / "scores.json", scores)
     answers = {i: (seeing.predictions[i], blind.predictions[i]) for i in asked}
@@ -212,17 +279,25 @@ def _evaluate(
 
 
 def _predict(
-    task: Task, answer: Answer, identity: Mapping[str, Any], stop: StopRequest
+    task: Task,
+    answer: Answer,
+    identity: Mapping[str, Any],
+    stop: StopRequest,
+    shots: Shots | None,
 ) -> tuple[PartialPredictions, PartialPredictions] | None:
     """Return the complete predictions with media and without; None if it was stopped."""
     number, batch = identity["questions"], identity["batch"]
     seeing, blind = (
-        PartialPredictions(task.output / f"{name}.jsonl", {**identity, "file": name}, batch)
+        PartialPredictions(task.output / f"{name}.jsonl", {**identity, "file": name}, batch, number)
         for name in ("predictions", "predictions_blind")
     )
-    for predictions, view in ((seeing, lambda sample: sample), (blind, without_media)):
+    prompt: Callable[[Sample], Sample] = shots or (lambda sample: sample)
+    for predictions, view in (
+        (seeing, prompt),
+        (blind, lambda sample: without_media(prompt(sample))),
+    ):
         _answer(answer, Questions(task.samples, number, view), predictions, batch, stop)
-        if stop.asked:
+        if any_rank(stop.asked):
             done = len(seeing.predictions) + len(blind.predictions)
             log.info("stopped on request after %d of %d answers; saved", done, 2 * number)
             return None
@@ -285,6 +360,18 @@ def _score(
     return benchmark_results(task.samples, seeing, blind, task.output, judge)
 
 
+def _caption_scores(
+    samples: ShardSet, predictions: Sequence[tuple[int, Prediction]]
+) -> CaptionScores | None:
+    """Score the answers to questions that are media without a word, if there are any."""
+    answers = []
+    for index, one in predictions:
+        media = samples[index].media if not one.question else ()
+        if media:
+            answers.append((" ".join(m.sha256 for m in media), one.answer, one.truth))
+    return score_captions(answers) if answers else None
+
+
 class Questions:
     """The first samples of a data set, read on demand, as the model is to see them.
 
@@ -329,11 +416,9 @@ def _load(config: RunConfig, weights: Path, *, decoding: bool = False) -> Multim
     return model.to(inference_device())
 
 
-def _answer_function(
-    config: RunConfig, model: MultimodalLM, tokenizer: PreTrainedTokenizerBase, task: Task
-) -> Answer:
-    """Return what answers a batch of samples, by generation or by likelihood."""
-    encoder = SampleEncoder(
+def _encoder(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> SampleEncoder:
+    """Return the encoder of a run's prompts."""
+    return SampleEncoder(
         config.system.model,
         tokenizer,
         prompt=config.settings.prompt,
@@ -341,8 +426,23 @@ def _answer_function(
         text_tokenizer=build_text_tokenizer(config.system.model, weights=config.weights),
         feedback=config.settings.answer_feedback,
     )
+
+
+def _answer_function(
+    model: MultimodalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    encoder: SampleEncoder,
+    task: Task,
+    sampling: Sampling,
+) -> Answer:
+    """Return what answers a batch of samples, by generation or by likelihood."""
     generate = partial(
-        generate_answers, model, tokenizer, encoder, max_new_tokens=task.max_new_tokens
+        generate_answers,
+        model,
+        tokenizer,
+        encoder,
+        max_new_tokens=task.max_new_tokens,
+        sampling=sampling,
     )
     samples = task.samples
     if isinstance(samples, ShardSet) or not samples.by_likelihood:
@@ -360,14 +460,14 @@ def _answer(
     batch: int,
     stop: StopRequest,
 ) -> None:
-    """Answer the remaining questions, a batch at a time, until done or stopped."""
+    """Answer this rank's remaining questions, a batch at a time, until done or stopped."""
     fitting = FittingBatches(batch)
-    with Progress(console=Console(stderr=True)) as progress:
-        done = len(predictions.predictions)
-        row = progress.add_task(predictions.path.stem, total=len(questions), completed=done)
-        for first in range(done, len(questions), batch):
+    batches = predictions.remaining(len(questions))
+    console = Console(stderr=True, quiet=rank_and_world_size()[0] != 0)
+    with Progress(console=console) as progress:
+        row = progress.add_task(predictions.path.stem, total=len(batches))
+        for first in batches:
             if stop.asked:
                 return
-            answered = fitting.map(answer, questions.batch(first, batch))
-            predictions.add(answered)
-            progress.update(row, advance=len(answered))
+            predictions.add(first, fitting.map(answer, questions.batch(first, batch)))
+            progress.advance(row)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
+from pipeline.evaluate.caption_scores import CaptionScores
 from pipeline.evaluate.error_rates import character_error_rate, word_error_rate
 from pipeline.evaluate.generate_answers import Prediction
 
@@ -81,4 +82,12 @@ def exact_match_table(scores: Scores) -> Table:
         rates = (score.word_error_rate, score.character_error_rate)
         fractions = (f"{x:.3f}" for x in (score.accuracy, score.blind, score.chance, *rates))
         table.add_row(kind or "–", str(score.questions), *fractions)
+    return table
+
+
+def captions_table(scores: CaptionScores) -> Table:
+    """Return the scores of captions as a table."""
+    table = Table("captioned", "references", "CIDEr-D", "BLEU-4", "ROUGE-L")
+    numbers = (f"{x:.3f}" for x in (scores.cider_d, scores.bleu_4, scores.rouge_l))
+    table.add_row(str(scores.images), str(scores.references), *numbers)
     return table

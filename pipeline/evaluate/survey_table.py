@@ -3,7 +3,13 @@
 `*` in the published table: images of the benchmark's training split were seen in training. `‡`:
 re-implemented test results of ShareGPT4V (Chen et al. 2023). The survey collects its figures from
 other papers, so that a column can hold different splits and protocols: HM, for example, is the AUC
-of BLIP-2 and InstructBLIP, and the accuracy of MiniGPT-v2.
+of BLIP-2 and InstructBLIP, and the accuracy of MiniGPT-v2. Most of SEED-I are SEED-Bench's averages
+of images and videos together, as its leaderboard has them (BLIP-2 46.4, InstructBLIP 53.4,
+LLaVA-1.5 61.6; of the images alone 49.7, 58.8 and 68.2); those with ShareGPT4V are of the images.
+
+Compared with other publications, and equal: SEED-I of these three with that leaderboard
+(AILab-CVC/SEED-Bench_Leaderboard, file/result.csv), and 14 figures of MMB, MME-P and LLaVA-W of
+eight rows with the comparison in *Honeybee* (Cha et al. 2023, arXiv:2312.06742).
 """
 
 from __future__ import annotations

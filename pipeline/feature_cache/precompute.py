@@ -61,7 +61,7 @@ class PrecomputeOptions(PresetOptions):
     output: Path
     """The cache, as given to training as --feature-cache; may hold other encoders' features."""
     data: tuple[Path, ...] = ()
-    """Folders of Arrow shards. Default: those of the run's config.json."""
+    """Folders of Arrow shards. Default: those of the run's config.json, validation data, too."""
     stage: StageName = "pt"
     """The stage that will read it: determines which encoders are frozen, and their precision."""
     part: str | None = None
@@ -129,6 +129,8 @@ def precompute(args: Sequence[str]) -> int:
 def _run_config(options: PrecomputeOptions) -> RunConfig:
     """Return the training run that would read the cache; its output is the cache's folder."""
     default = default_options(options, options.stage, part=options.part)
+    data = (*default.data, *default.validation_data)
+    default = replace(default, data=data, validation_data=(), validate_every=None)
     names = ("data", "output", "init_from", "weights", "seed", "precision")
     given = {name: value for name in names if (value := getattr(options, name)) not in (None, ())}
     return resolve(replace(default, **given), options.stage)

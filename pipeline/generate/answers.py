@@ -5,12 +5,10 @@ Shapes: b samples, t tokens, g media, l and w positions and width of a condition
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -20,14 +18,15 @@ from etl.storage.schema import PLACEHOLDER_PATTERN, PLACEHOLDERS, Sample, Sample
 from model.batch_invariance import ALIGNED, align_weights, batch_invariant
 from model.multimodal_lm import MultimodalLM
 from model.output_branch import OutputBranch, signal_ids
-from model.signal_decoding import Condition, Sampling, decode
+from model.sampling import cut_at, seed_of
+from model.signal_decoding import Condition, decode
 from model.spec.generators import SoundDiffusion
 from model.spec.output_branches import Generation, OutputBranchSpec
 from pipeline.data.collate import collate
 from pipeline.data.encode import Example, SampleEncoder
 from pipeline.data.generation_targets import GenerationTarget, GenerationTargetEncoder
 from pipeline.evaluate.device import FittingBatches
-from pipeline.evaluate.generate_answers import StopText
+from pipeline.evaluate.generate_answers import StopText, stop_texts
 from pipeline.generate.replies import GeneratedMedium, GenerationSettings, Reply
 
 OnStep = Callable[[int, int], None]
@@ -60,6 +59,7 @@ class Replier:
 
     Attributes:
         model: in evaluation mode.
+        ends: the texts that end an answer.
         text_of: turns the ids of an answer into its text.
     """
 
@@ -80,9 +80,8 @@ class Replier:
         }
         self._negatives: dict[str, Tensor] = {}
         self._fitting = {kind: FittingBatches(batch) for kind in ("text", *self._branches)}
-        self.text_of = AnswerText(
-            tokenizer, model, encoder.stop_text, longest=settings.max_new_tokens
-        )
+        self.ends = stop_texts(encoder, settings)
+        self.text_of = AnswerText(tokenizer, model, self.ends, longest=settings.max_new_tokens)
 
     def reply(
         self,
@@ -103,8 +102,14 @@ class Replier:
                 that are generated together.
 
         Returns:
-            A reply for each sample; one that cannot be a prompt has the reason alone.
+            The replies to each sample, as many as the settings say; one to a sample that cannot be
+            a prompt has the reason alone. Those after the first have ids of their own.
         """
+        samples = [
+            replace(sample, id=numbered(sample.id, number))
+            for sample in samples
+            for number in range(self._settings.n)
+        ]
         encoded = [
             encode_request(self._encoder, sample, self._settings, asks_for_media)
             for sample in samples
@@ -150,13 +155,10 @@ class Replier:
             max_new_tokens=settings.max_new_tokens,
             pad_id=pad_id,
             end_ids=encoder.stop_ids,
-            sampling=Sampling(
-                temperature=settings.temperature,
-                top_p=settings.top_p,
-                seeds=tuple(seed_of(settings.seed, sample.id, "text") for sample, _ in asked),
-            ),
+            sampling=settings,
+            seeds=[seed_of(settings.seed, sample.id, "text") for sample, _ in asked],
             streamer=streamer,
-            stop=[StopText(self._tokenizer, encoder.stop_text)] if encoder.stop_text else [],
+            stop=[StopText(self._tokenizer, *self.ends)] if self.ends else [],
         )
         texts = [self.text_of(numbers).strip() for numbers in decoded.ids_bt.tolist()]
         media: list[list[Condition]] = [[] for _ in asked]
@@ -253,13 +255,9 @@ def encode_request(
         return error
 
 
-def seed_of(seed: int, sample: str, purpose: int | str) -> int:
-    """Return the seed, below 2³², of a medium of a reply by its number, or of its text.
-
-    It depends on the run's seed and the sample's id alone, so not on batches or workers.
-    """
-    digest = hashlib.sha256(f"{seed} {purpose} {sample}".encode()).digest()
-    return int(np.frombuffer(digest[:4], np.uint32)[0])
+def numbered(sample: str, number: int) -> str:
+    """Return the id of one of several replies to a sample; that of the first is the sample's."""
+    return f"{sample}-n{number + 1}" if number else sample
 
 
 class AnswerText:
@@ -268,7 +266,7 @@ class AnswerText:
     Args:
         tokenizer: the backbone's.
         model: whose signal tokens follow the vocabulary.
-        stop_text: ends an answer, if it is not None.
+        ends: texts, each of which ends an answer.
         longest: number of ids after which there are no more words.
     """
 
@@ -276,11 +274,11 @@ class AnswerText:
         self,
         tokenizer: PreTrainedTokenizerBase,
         model: MultimodalLM,
-        stop_text: str | None,
+        ends: Sequence[str],
         *,
         longest: int,
     ) -> None:
-        self._tokenizer, self._stop_text, self._longest = tokenizer, stop_text, longest
+        self._tokenizer, self._ends, self._longest = tokenizer, ends, longest
         self._vocabulary = model.spec.backbone.vocabulary
         branches = [branch.spec for branch in model.output_branches().values()]
         ids = signal_ids(branches, self._vocabulary)
@@ -296,9 +294,10 @@ class AnswerText:
             elif number is None or number in self._placeholders:
                 # Decoded from the beginning: a tokenizer drops the space before a text.
                 whole: str = self._tokenizer.decode(words, skip_special_tokens=True)
-                new, end, _ = whole[written:].partition(self._stop_text or "\0")
+                new = cut_at(whole[written:], self._ends)
+                ended = len(new) < len(whole) - written
                 text, written = text + escape(new), len(whole)
-                if end and self._stop_text:
+                if ended:
                     return text
                 text += self._placeholders.get(number, "") if number is not None else ""
         return text

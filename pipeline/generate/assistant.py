@@ -5,7 +5,7 @@ from __future__ import annotations
 import mimetypes
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from etl.cli import UserError
 from etl.storage.schema import PLACEHOLDERS, Sample, SampleError
@@ -59,42 +59,37 @@ class GeneratingAssistant(Assistant):
         text: str,
         files: Sequence[Path | str] = (),
         *,
-        seed: int = 0,
-        steps: int | None = None,
-        guidance_scale: float | None = None,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        max_new_tokens: int = 256,
         on_text: WriteText | None = None,
         on_step: OnStep | None = None,
+        **settings: Any,  # noqa: ANN401 - the fields of `GenerationSettings`
     ) -> Reply:
         """Answer a prompt with text and media.
 
         Args:
             text: the prompt; files are shown before it, or where it has their placeholders.
             files: of media.
-            seed: of sampled tokens and of the media's first noise.
-            steps: of denoising; by default each generator's own.
-            guidance_scale: of classifier-free guidance; by default each generator's own.
-            temperature: of sampling; 0 takes the most likely token.
-            top_p: share of the probability that is sampled from.
-            max_new_tokens: length at which the text is cut.
             on_text: called with each piece of the text as soon as its words are complete.
             on_step: called after each step of denoising with the steps done and all of them.
+            settings: fields of `GenerationSettings`, such as `seed`, `temperature` or `steps`.
 
         Raises:
             UserError: an empty prompt, or a file that cannot be read or whose medium the model
                 does not take.
             SpecError: weights that cannot be loaded.
         """
-        settings = GenerationSettings(
-            seed=seed,
-            steps=steps,
-            guidance_scale=guidance_scale,
-            temperature=temperature,
-            top_p=top_p,
-            max_new_tokens=max_new_tokens,
-        )
+        given = GenerationSettings(**settings)
+        return self.replies(text, files, given, on_text=on_text, on_step=on_step)[0]
+
+    def replies(
+        self,
+        text: str,
+        files: Sequence[Path | str],
+        settings: GenerationSettings,
+        *,
+        on_text: WriteText | None = None,
+        on_step: OnStep | None = None,
+    ) -> list[Reply]:
+        """Answer a prompt as often as the settings say; see `generate`. One answer is streamed."""
         given = self._with_kinds(files)
         sample = self._request(text, given)
         error = encode_request(self.encoder, sample, settings, asks_for_media=True)
@@ -102,12 +97,9 @@ class GeneratingAssistant(Assistant):
             raise self._mistake(str(error), given)
         replier = self.replier(settings)
         streamer = (
-            None
-            if on_text is None
-            else AnswerStreamer(replier.text_of, on_text, self.encoder.stop_text)
+            None if on_text is None else AnswerStreamer(replier.text_of, on_text, replier.ends)
         )
-        [reply] = replier.reply([sample], asks_for_media=True, streamer=streamer, on_step=on_step)
-        return reply
+        return replier.reply([sample], asks_for_media=True, streamer=streamer, on_step=on_step)
 
     def _request(self, text: str, files: Sequence[tuple[str, Path]]) -> Sample:
         if not text.strip() and not files:

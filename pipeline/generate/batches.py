@@ -30,6 +30,7 @@ from etl.storage.shards import ShardSet
 from model.exported import SPEC_FILE
 from pipeline.checkpoint.checkpoints import newest_weights
 from pipeline.config.files import CONFIG_FILE
+from pipeline.generate.answers import numbered
 from pipeline.generate.assistant import GeneratingAssistant
 from pipeline.generate.replies import REPLIES, GenerationSettings, reply_line
 
@@ -79,7 +80,7 @@ class GenerateWorker:
         if threads is not None:
             torch.set_num_threads(threads)
         self._shards = ShardSet(data, verify=False)
-        self._output, self._batch = output, batch
+        self._output, self._batch, self._answers = output, batch, settings.n
         self._replier = GeneratingAssistant.open(run).replier(settings, batch=batch)
 
     def __call__(self, item: SampleRange) -> int:
@@ -88,11 +89,12 @@ class GenerateWorker:
         for start in range(item.start, item.stop, self._batch):
             rows = range(start, min(item.stop, start + self._batch))
             replies = self._replier.reply([self._shards[row] for row in rows])
-            for row, reply in zip(rows, replies, strict=True):
+            names = [numbered(f"{row:06d}", n) for row in rows for n in range(self._answers)]
+            for name, reply in zip(names, replies, strict=True):
                 if reply.skip_reason:
                     lines.append({"id": reply.id, "reason": reply.skip_reason})
                 else:
-                    lines.append(reply.save(self._output, f"{row:06d}"))
+                    lines.append(reply.save(self._output, name))
         with atomic_file(item.part(self._output)) as stream:
             stream.writelines(map(reply_line, lines))
         return item.stop - item.start
@@ -157,6 +159,7 @@ def _identity(run: Path) -> dict[str, str]:
 
 def _prepare(output: Path, identity: Mapping[str, Any]) -> None:
     """Make the folder of parts; discard what is there of another run, data or settings."""
+    identity = json.loads(json.dumps(identity))  # as it is read back
     file = output / PARTS / "identity.json"
     if file.is_file() and json.loads(file.read_bytes()) != identity:
         log.warning("%s: of another run, data or settings; starting over", output / PARTS)

@@ -6,7 +6,7 @@ import hashlib
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -15,14 +15,14 @@ from rich.progress import Progress
 from etl.cli import UserError, parse
 from etl.runtime.executor import ExecutorName
 from etl.storage.atomic import atomic_file
-from pipeline.generate.answers import OnStep
+from pipeline.generate.answers import OnStep, numbered
 from pipeline.generate.assistant import GeneratingAssistant
 from pipeline.generate.batches import generate_from_shards
 from pipeline.generate.replies import REPLIES, GenerationSettings, reply_line
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateOptions:
+class GenerateOptions(GenerationSettings):
     """Answer a prompt, or those of data folders, with text and with media that are generated.
 
     The model decides where a medium stands. Text is printed as it is generated; media are written
@@ -40,18 +40,6 @@ class GenerateOptions:
     """Folders of Arrow shards instead: the last answer of each sample is made anew."""
     output: Path | None = None
     """Folder for replies.jsonl and the media. Default: RUN/generated."""
-    seed: int = 0
-    """Of sampled tokens and of the first noise of media."""
-    steps: int | None = None
-    """Of denoising. Default: each generator's own."""
-    guidance_scale: float | None = None
-    """Of classifier-free guidance; 1 is without. Default: each generator's own."""
-    temperature: float = 0.0
-    """Of sampling text; 0 takes the most likely token."""
-    top_p: float = 1.0
-    """Share of the probability, of the most likely tokens, that is sampled from."""
-    max_new_tokens: int = 256
-    """Longest text of a reply in tokens."""
     batch_size: int = 16
     """With --data: samples, and media, per batch; fewer where they do not fit into memory."""
     executor: ExecutorName = "auto"
@@ -64,6 +52,7 @@ class GenerateOptions:
     """With --data: only the first samples, at most so many."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("batch_size", "workers", "limit"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -76,8 +65,7 @@ class GenerateOptions:
     @property
     def settings(self) -> GenerationSettings:
         """The settings among the options."""
-        names = [each.name for each in fields(GenerationSettings)]
-        return GenerationSettings(**{name: getattr(self, name) for name in names})
+        return GenerationSettings.of(self)
 
 
 def generate(args: Sequence[str]) -> int:
@@ -103,18 +91,22 @@ def _answer_prompt(
     options: GenerateOptions, prompt: str, settings: GenerationSettings, output: Path
 ) -> int:
     assistant = GeneratingAssistant.open(options.run)
+    streams = settings.n == 1
     with _denoising_bar() as on_step:
-        reply = assistant.generate(
-            prompt, options.media, **vars(settings), on_text=_write, on_step=on_step
+        replies = assistant.replies(
+            prompt, options.media, settings, on_text=_write if streams else None, on_step=on_step
         )
-    sys.stdout.write("\n")
     # Other prompts, files or settings do not overwrite it.
     given = [prompt, *(file.name for file in options.media), repr(settings)]
     name = hashlib.sha256("\0".join(given).encode()).hexdigest()[:8]
-    value = reply.save(output, name) | {"id": name, "prompt": prompt}
-    _append(output / REPLIES, value)
-    for medium in value["media"]:
-        sys.stdout.write(f"{medium['kind']}: {output / medium['file']} (seed {medium['seed']})\n")
+    for number, reply in enumerate(replies):
+        sys.stdout.write("\n" if streams else f"{reply.text}\n")
+        value = reply.save(output, numbered(name, number))
+        value |= {"id": numbered(name, number), "prompt": prompt}
+        _append(output / REPLIES, value)
+        for medium in value["media"]:
+            file = output / medium["file"]
+            sys.stdout.write(f"{medium['kind']}: {file} (seed {medium['seed']})\n")
     return 0
 
 

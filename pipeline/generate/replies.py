@@ -21,6 +21,7 @@ from torch import Tensor
 
 from etl.cli import UserError
 from etl.storage.atomic import atomic_file
+from pipeline.evaluate.sampling_options import SamplingOptions
 
 REPLIES = "replies.jsonl"
 SUFFIXES = {"image": ".png", "video": ".mp4", "audio": ".wav"}
@@ -32,43 +33,29 @@ _QUALITY = "12"
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerationSettings:
-    """How replies are generated.
+class GenerationSettings(SamplingOptions):
+    """How replies are generated: how their tokens are chosen, and how their media are denoised.
 
-    Args:
-        seed: with a sample's id and the number of a medium in its reply it seeds the medium's first
-            noise; with the id alone the sampling of its text.
-        steps: of denoising; None for each generator's own.
-        guidance_scale: of classifier-free guidance; None for each generator's own.
-        temperature: of sampling; 0 takes the most likely token.
-        top_p: share of the probability that is sampled from.
-        max_new_tokens: longest text of a reply.
+    The seed, a sample's id and the number of a medium in its reply seed the medium's first noise.
 
     Raises:
         UserError: a value out of its range.
     """
 
-    seed: int = 0
     steps: int | None = None
+    """Of denoising. Default: each generator's own."""
     guidance_scale: float | None = None
-    temperature: float = 0.0
-    top_p: float = 1.0
+    """Of classifier-free guidance; 1 is without. Default: each generator's own."""
     max_new_tokens: int = 256
+    """Longest text of a reply in tokens."""
 
     def __post_init__(self) -> None:
         """Raise UserError for a value out of its range."""
-        for name, least in {
-            "seed": 0,
-            "steps": 1,
-            "guidance_scale": 1,
-            "temperature": 0,
-            "max_new_tokens": 1,
-        }.items():
+        super().__post_init__()
+        for name in ("steps", "guidance_scale", "max_new_tokens"):
             value = getattr(self, name)
-            if value is not None and not value >= least:
-                raise UserError(f"--{name.replace('_', '-')}: {value}, want at least {least}")
-        if not 0 < self.top_p <= 1:
-            raise UserError(f"--top-p: {self.top_p}, want a number above 0, and at most 1")
+            if value is not None and not value >= 1:
+                raise UserError(f"--{name.replace('_', '-')}: {value}, want at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)

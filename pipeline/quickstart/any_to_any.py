@@ -6,6 +6,7 @@ generators, prompted with captions) and a floor (output projectors before their 
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -41,15 +42,15 @@ class Options:
 
     output: Path = Path("runs/quickstart-any")
     """Folder for everything; an earlier quickstart in it is removed."""
-    captions: int = 3000
+    captions: int = 5000
     """Pairs of image and caption for MM-PT."""
-    dialogues: int = 3000
+    dialogues: int = 3500
     """Dialogues about images for MM-IT."""
     questions: int = 600
     """Questions about held-out handwriting."""
     requests: int = 600
     """Requests of each of six tasks for MM-IT, and captions of each kind of medium for MM-PT; a
-    quarter as many requests are held out."""
+    sixth as many requests are held out."""
     ranks: int = 2
     """Ranks of the DeepSpeed runs."""
 
@@ -81,9 +82,11 @@ def make_data(options: Options, out: Path) -> list[StageSummary]:
     with serve_world(out, {name: getattr(options, name) for name in names}) as world:
         lists = ("dialogues", "questions", "generation_captions", "requests", "held_out_requests")
         small = ("--min-side", _SMALLEST)
+        # On processes of this machine: to start Ray for each list would take longer than the jobs.
+        job = functools.partial(run_etl, executor="local")
         return [
-            run_etl("laion", world / "laion.parquet", out / "captions"),
-            *(run_etl("instruct", world / f"{name}.json", out / name, *small) for name in lists),
+            job("laion", world / "laion.parquet", out / "captions"),
+            *(job("instruct", world / f"{name}.json", out / name, *small) for name in lists),
         ]
 
 

@@ -21,6 +21,7 @@ from etl.storage.schema import Sample
 from etl.storage.shards import ShardSet
 from model.build import OUTPUT_PROJECTORS
 from model.generators import latent_diffusion
+from model.sampling import seed_of
 from model.spec.generators import SoundDiffusion
 from model.spec.output_branches import OutputBranchSpec
 from pipeline.checkpoint.checkpoints import newest_weights, write_weights
@@ -28,7 +29,6 @@ from pipeline.checkpoint.files import read_manifest
 from pipeline.config.files import CONFIG_FILE
 from pipeline.config.run_config import read_run
 from pipeline.data.generation_targets import captions
-from pipeline.generate.answers import seed_of
 from pipeline.generate.replies import REPLIES, GeneratedMedium, Reply, reply_line
 
 _BATCH = 50

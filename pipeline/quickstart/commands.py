@@ -72,11 +72,13 @@ def serve_world(out: Path, sizes: Mapping[str, int]) -> Iterator[Path]:
         server.terminate()
 
 
-def run_etl(job: str, source: Path, output: Path, *extra: object) -> StageSummary:
-    """Run a job of the ETL on Ray."""
+def run_etl(
+    job: str, source: Path, output: Path, *extra: object, executor: str = "ray"
+) -> StageSummary:
+    """Run a job of the ETL."""
     started = time.monotonic()
     script = Path(__file__).parents[2] / "etl" / f"{job}.py"
-    options = ("--allow-private-addresses", "--executor", "ray", *extra)
+    options = ("--allow-private-addresses", "--executor", executor, *extra)
     call(python_command(script, "--input", source, "--output", output, *options))
     return StageSummary(
         name=f"etl {output.name}",
@@ -98,14 +100,8 @@ def train(
 ) -> StageSummary:
     """Train a stage under DeepSpeed; with `crash`, kill it after a checkpoint and resume."""
     started = time.monotonic()
-    launcher = Path(sys.executable).with_name("deepspeed")
-    # DeepSpeed's own port may be taken by another run on this machine.
-    command = [
-        *[str(launcher), "--num_accelerators", str(ranks), "--log_level", "warning"],
-        *["--master_port", str(_free_port())],
-        *["--module", "pipeline", stage, preset, "--data", *map(str, data)],
-        *["--output", str(output), "--save-every", str(_CHECKPOINT_EVERY), *extra],
-    ]
+    words = ["--output", output, "--save-every", _CHECKPOINT_EVERY, *extra]
+    command = deepspeed_command(ranks, stage, preset, "--data", *data, *words)
     if init_from is not None:
         command += ["--init-from", str(init_from)]
     if crash:
@@ -152,6 +148,14 @@ def call(command: Sequence[str]) -> None:
     code = subprocess.run(command, env=_environment(), check=False).returncode
     if code:
         raise UserError(f"{shlex.join(command)}: exit code {code}")
+
+
+def deepspeed_command(ranks: int, *words: object) -> list[str]:
+    """Return a command of the pipeline for several ranks of this machine."""
+    launcher = str(Path(sys.executable).with_name("deepspeed"))
+    # DeepSpeed's own port may be taken by another run on this machine.
+    options = ["--num_accelerators", ranks, "--log_level", "warning", "--master_port", _free_port()]
+    return [launcher, *map(str, [*options, "--module", "pipeline", *words])]
 
 
 def _free_port() -> int:

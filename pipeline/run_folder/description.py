@@ -64,7 +64,7 @@ def _totals(metrics: Entries, starts: Entries) -> Facts:
 
 
 def _of_config(config: RunConfig) -> Facts:
-    settings, system = config.settings, config.system
+    settings, system, validation = config.settings, config.system, config.validation_data
     part = f", {config.part}" if config.part else ""
     limit = f", at most {config.max_steps:,} steps" if config.max_steps else ""
     rate = f"{settings.learning_rate:g}, after a warm-up over {settings.warmup:.0%} of the steps"
@@ -73,6 +73,7 @@ def _of_config(config: RunConfig) -> Facts:
         ("preset", f"{system.name} ({system.paper})" if system.paper else system.name),
         ("stage", f"{config.stage}: {_STAGES[config.stage]}{part}"),
         ("data", ", ".join(config.data)),
+        *([("validation data", ", ".join(validation))] if validation else []),
         ("mix", _mix(config.mix)),
         ("epochs", f"{settings.epochs}{limit}"),
         ("starts from", config.init_from or f"no other run; {config.weights} frozen weights"),
@@ -93,6 +94,9 @@ def _mix(mix: Mix) -> str:
 def _checkpoints(run: Path) -> Facts:
     found = sorted(run.glob("checkpoints/step-????????"))
     steps = ", ".join(str(int(path.name.removeprefix("step-"))) for path in found)
+    best = run / "checkpoints" / "best"
+    if best.is_file():
+        steps += f"; the lowest validation loss: {int(best.read_text().removeprefix('step-'))}"
     return [("checkpoints", f"of step {steps}")] if steps else []
 
 

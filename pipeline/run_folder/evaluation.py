@@ -20,8 +20,11 @@ def evaluation_sections(folder: Path) -> list[Section]:
     if not (folder / "scores.json").is_file():
         return []
     scores = json.loads((folder / "scores.json").read_bytes())
+    if "retrieval" in scores:
+        return [_retrieval(scores["retrieval"])]
     return [
         _benchmark_scores(scores) if "benchmark" in scores else _exact_scores(scores),
+        _caption_scores(scores.get("captions", {})),
         _examples(folder / EXAMPLES),
     ]
 
@@ -59,6 +62,41 @@ def _exact_scores(scores: Mapping[str, Any]) -> Section:
         rows=rows if len(rows) > 1 else (),
         note="Blind is the same model without the media; chance is always giving the most frequent "
         "true answer to that kind of question. Error rates are of the answers with media.",
+    )
+
+
+def _retrieval(scores: Mapping[str, Any]) -> Section:
+    ranks = list(scores["text_of_medium"])
+    return Section(
+        heading="Evaluation: retrieval",
+        columns=("", *(f"R@{k}" for k in ranks), "of"),
+        rows=[
+            (name, *(f"{scores[key][k]:.1%}" for k in ranks), scores[of])
+            for name, key, of in (
+                ("text of a medium", "text_of_medium", "media"),
+                ("medium of a text", "medium_of_text", "texts"),
+            )
+        ],
+        note="Ranked by the contrastive similarity alone.",
+    )
+
+
+def _caption_scores(captions: Mapping[str, Any]) -> Section:
+    """Return CIDEr-D, BLEU-4 and ROUGE-L; nothing where no captions were asked for."""
+    names = {"cider_d": "CIDEr-D", "bleu_4": "BLEU-4", "rouge_l": "ROUGE-L"}
+    views = {"scores": "with media", "blind": "blind"}
+    return Section(
+        heading="Evaluation: captions",
+        columns=("", *names.values(), "captioned", "references"),
+        rows=[
+            (
+                views[view],
+                *(f"{one[name]:.3f}" for name in names),
+                one["images"],
+                one["references"],
+            )
+            for view, one in captions.items()
+        ],
     )
 
 

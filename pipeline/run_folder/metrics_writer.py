@@ -1,6 +1,7 @@
 """The files that a run writes, and their readers.
 
 RUN/metrics.jsonl       one object per step
+RUN/validation.jsonl    one object per validation
 RUN/bad_samples.jsonl   one object per skipped sample
 RUN/cut_samples.jsonl   one object per sample of whose media the encoders take only a part
 RUN/starts.jsonl        when and how the run was started, and how it ended (`starts.py`)
@@ -25,6 +26,7 @@ from pipeline.run_folder.loggers import Logger, flat
 log = logging.getLogger(__name__)
 
 METRICS = "metrics.jsonl"
+VALIDATION = "validation.jsonl"
 _DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _FORECAST = "forecast.json"
 _MIN_SAMPLES = 1000
@@ -41,6 +43,7 @@ class MetricsWriter:
 
     def __init__(self, run: Path, rank: int) -> None:
         self._metrics = run / METRICS
+        self._validation = run / VALIDATION
         self._bad = run / "bad_samples.jsonl"
         self._cut = run / "cut_samples.jsonl"
         self._writes = rank == 0
@@ -68,7 +71,7 @@ class MetricsWriter:
 
     def rewind(self, step: int) -> None:
         """Remove the lines after a checkpoint's step, so that every step is in the files once."""
-        for path in (self._metrics, self._bad, self._cut):
+        for path in (self._metrics, self._validation, self._bad, self._cut):
             if self._writes and path.is_file():
                 lines = [line for line in whole_lines(path) if json.loads(line)["step"] <= step]
                 with atomic_file(path) as stream:
@@ -81,6 +84,14 @@ class MetricsWriter:
         assert isinstance(step, int)
         for logger in self._loggers:
             logger.log(step, flat(metrics))
+
+    def validation(self, metrics: Mapping[str, object]) -> None:
+        """Append a validation; loggers get it under `validation/`."""
+        self._append(self._validation, [metrics])
+        step = metrics["step"]
+        assert isinstance(step, int)
+        for logger in self._loggers:
+            logger.log(step, flat({"validation": metrics}))
 
     def bad(self, step: int, samples: Iterable[Mapping[str, object]]) -> None:
         """Append the samples that were skipped in a step; called on every rank."""
@@ -137,6 +148,18 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in whole_lines(run / METRICS)]
 
 
+def read_validations(run: Path, data: str | None = None) -> list[dict[str, Any]]:
+    """Return a run's validations by step, on the same data, whose losses can be compared.
+
+    Args:
+        run: the run folder.
+        data: identity of the data; None for those of the last validation.
+    """
+    found = [json.loads(line) for line in whole_lines(run / VALIDATION)]
+    data = data or (found[-1]["data"] if found else None)
+    return [one for one in found if one["data"] == data]
+
+
 def last_step(run: Path) -> int:
     """Return the last step in a run's metrics; 0 for none."""
     lines = whole_lines(run / METRICS)
@@ -146,6 +169,11 @@ def last_step(run: Path) -> int:
 def read_bad_samples(run: Path) -> list[dict[str, object]]:
     """Return the skipped samples, each with its step and the reason."""
     return [json.loads(line) for line in whole_lines(run / "bad_samples.jsonl")]
+
+
+def skipped_positions(run: Path) -> dict[int, str]:
+    """Return the positions of a run's skipped samples in its data, and the reason of each."""
+    return {int(str(bad["position"])): str(bad["reason"]) for bad in read_bad_samples(run)}
 
 
 def read_cut_samples(run: Path) -> list[dict[str, object]]:

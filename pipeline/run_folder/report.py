@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -22,6 +22,7 @@ from pipeline.run_folder.metrics_writer import (
     read_cut_samples,
     read_forecast,
     read_metrics,
+    read_validations,
 )
 
 Metrics = Sequence[Mapping[str, Any]]
@@ -68,6 +69,7 @@ def run_report(run: Path, evaluation: Path | None = None) -> Path:
         _bad_samples(run),
         *_cut_samples(run),
         _training(metrics),
+        _validation(read_validations(run)),
         _speed(metrics),
         _forecast(run),
         *ends_with,
@@ -99,6 +101,42 @@ def _training(metrics: Metrics) -> Section:
         del wanted["lr"]  # the largest of them
     drawn = _draw("Training", metrics, wanted)
     return replace(drawn, charts=[loss_chart("Loss", metrics), *drawn.charts]) if metrics else drawn
+
+
+def _validation(validations: Metrics) -> Section:
+    """Draw the curves of a run's validations; nothing if it had none."""
+    heading = "Validation on held-out samples"
+    if not validations:
+        return Section(heading=heading)
+
+    def series(value: Callable[[Mapping[str, Any]], object]) -> list[tuple[float, float]]:
+        return [(one["step"], _number(value(one))) for one in validations]
+
+    last = validations[-1]
+    losses = {"with media": series(lambda one: one["losses"].get("text", one["loss"]))}
+    exact = {}
+    if "blind" in last:
+        losses["blind"] = series(lambda one: one["blind"]["loss"])
+        exact["with media"] = series(lambda one: one["accuracy"])
+        exact["blind"] = series(lambda one: one["blind"]["accuracy"])
+    charts = [line_chart("Loss on held-out samples", losses, unit=_NATS)]
+    charts += [line_chart("Exact answers", exact, from_zero=True)] if exact else []
+    best = min(validations, key=lambda one: math.inf if one["loss"] is None else one["loss"])
+    return Section(
+        heading=heading,
+        tiles=[
+            ("samples", last["samples"]),
+            ("lowest loss", best["loss"]),
+            ("after step", best["step"]),
+            ("last loss", last["loss"]),
+            *([("skipped", last["bad"])] if last["bad"] else []),
+        ],
+        charts=charts,
+        note="Blind is the same model without the media that it sees. An answer is exact if greedy "
+        "decoding would write it, token by token."
+        if exact
+        else "",
+    )
 
 
 def _speed(metrics: Metrics) -> Section:

@@ -1,7 +1,9 @@
 """RUN/starts.jsonl: when, where and how a run was started, and how each start ended.
 
 A start is one line: its time, rank 0's host, the number of ranks, the command, the code, the step
-after which it resumed, and the numbers of trainable and of all parameters. Its end is another line:
+after which it resumed, the numbers of trainable and of all parameters, and its lineage: the
+fingerprint of the data, the weights that the run began from, and the settings that a later start
+may change. Its end is another line:
 the time, the last step and the outcome. A killed start has no end, but the next one writes down how
 far it found the run.
 """
@@ -29,7 +31,14 @@ log = logging.getLogger(__name__)
 _FILE = "starts.jsonl"
 
 
-def record_start(run: Path, *, ranks: int, from_step: int, parameters: tuple[int, int]) -> None:
+def record_start(
+    run: Path,
+    *,
+    ranks: int,
+    from_step: int,
+    parameters: tuple[int, int],
+    lineage: Mapping[str, object],
+) -> None:
     """Write down a start, before the metrics after `from_step` are removed.
 
     Args:
@@ -37,6 +46,7 @@ def record_start(run: Path, *, ranks: int, from_step: int, parameters: tuple[int
         ranks: their number.
         from_step: the step after which the run resumes; 0 for none.
         parameters: how many are trainable, and how many there are.
+        lineage: what the start was made of, see `pipeline.train.identity.start_lineage`.
     """
     program, *words = sys.orig_argv
     words = [word for word in words if not word.startswith("--local_rank=")]
@@ -49,6 +59,7 @@ def record_start(run: Path, *, ranks: int, from_step: int, parameters: tuple[int
         "code": _code(),
         "from_step": from_step,
         "parameters": parameters,
+        **lineage,
         "found": {
             "to_step": last_step(run),
             "ended": metrics.stat().st_mtime if metrics.is_file() else None,

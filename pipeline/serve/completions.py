@@ -16,8 +16,8 @@ from starlette.types import Receive, Scope, Send
 
 from etl.cli import UserError
 from etl.storage.schema import SampleError
+from model.sampling import seed_of
 from pipeline.data.encode import Example
-from pipeline.generate.answers import seed_of
 from pipeline.generate.replies import GenerationSettings
 from pipeline.serve.engine import Engine, QueueFullError
 from pipeline.serve.jobs import Done, Event, Failed, Job, JobSettings, Piece, TokenLogprobs
@@ -106,39 +106,20 @@ class ChatCompletions:
         except ClientDisconnect:
             status = _GONE
         except (RequestError, QueueFullError, TimeoutError) as error:
-            response = self._refusal(error)
+            response = refusal(error, self._limits)
             status = response.status_code
             await response(scope, receive, send)
         finally:
             self._requests -= 1
             self.metrics.requests.labels(name, status).inc()
 
-    def _refusal(self, error: Exception) -> Response:
-        if isinstance(error, RequestError):
-            return error_response(
-                str(error), status=error.status, param=error.param, code=error.code
-            )
-        if isinstance(error, QueueFullError):
-            text = "too many requests at a time; try again"
-            return error_response(text, status=429, code="rate_limit_exceeded")
-        return error_response(f"not complete after {self._limits.seconds:g} seconds", status=408)
-
     async def _prepared(self, request: Request) -> _Prepared:
-        """Read a body that is not too large, and parse it and encode its prompt in a thread."""
-        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind != "application/json":  # which no web page may send to another host unasked
-            raise RequestError("want Content-Type: application/json", status=415)
-        chunks, size = [], 0
-        async for chunk in request.stream():
-            size += len(chunk)
-            if size > self._limits.body:
-                text = f"a body of more than {self._limits.body} bytes"
-                raise RequestError(text, status=413)
-            chunks.append(chunk)
+        """Read a body, and parse it and encode its prompt in a thread."""
+        body = await read_body(request, self._limits.body)
         if self._encoders is None:  # it belongs to an event loop
             self._encoders = anyio.CapacityLimiter(self._limits.encoders)
         return await anyio.to_thread.run_sync(
-            self._prepare, b"".join(chunks), limiter=self._encoders, abandon_on_cancel=True
+            self._prepare, body, limiter=self._encoders, abandon_on_cancel=True
         )
 
     def _prepare(self, body: bytes) -> _Prepared:
@@ -160,6 +141,8 @@ class ChatCompletions:
             seed=chat.seed,
             temperature=chat.temperature,
             top_p=chat.top_p,
+            top_k=chat.top_k,
+            repetition_penalty=chat.repetition_penalty,
             max_new_tokens=self._longest(served, chat, example),
             steps=chat.steps,
             guidance_scale=chat.guidance_scale,
@@ -244,6 +227,35 @@ class ChatCompletions:
             answer.begun = True
             seconds = time.monotonic() - began
             self.metrics.first_token.labels(answer.chat.model).observe(seconds)
+
+
+def refusal(error: Exception, limits: EndpointLimits) -> Response:
+    """Return the response to a request that cannot be answered."""
+    if isinstance(error, RequestError):
+        return error_response(str(error), status=error.status, param=error.param, code=error.code)
+    if isinstance(error, QueueFullError):
+        text = "too many requests at a time; try again"
+        return error_response(text, status=429, code="rate_limit_exceeded")
+    return error_response(f"not complete after {limits.seconds:g} seconds", status=408)
+
+
+async def read_body(request: Request, most: int) -> bytes:
+    """Return the body of a request.
+
+    Raises:
+        RequestError: it is larger than `most` bytes, or not JSON by its type.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":  # which no web page may send to another host unasked
+        raise RequestError("want Content-Type: application/json", status=415)
+    chunks, size = [], 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > most:
+            text = f"a body of more than {most} bytes"
+            raise RequestError(text, status=413)
+        chunks.append(chunk)
+    return b"".join(chunks)
 
 
 class _Answer:

@@ -6,10 +6,17 @@ one. A client that goes away frees its place in the batch.
 
 from __future__ import annotations
 
+import asyncio
 import hmac
+import io
+import json
+import tempfile
+import zipfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import anyio.to_thread
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -19,11 +26,12 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from pipeline.serve.completions import ChatCompletions, EndpointLimits
+from etl.storage.shards import write_folder
+from pipeline.serve.completions import ChatCompletions, EndpointLimits, read_body, refusal
 from pipeline.serve.engine import Engine
 from pipeline.serve.metrics import CONTENT_TYPE
 from pipeline.serve.models import ServedModel
-from pipeline.serve.requests import Fetch
+from pipeline.serve.requests import Fetch, RequestError, RequestLimits, parse_dialogue
 from pipeline.serve.responses import error_response
 
 _OPEN = ("/health",)
@@ -47,7 +55,8 @@ def build_app(
         fetch: gets the bytes of a URL; None refuses URLs.
         hosts: values of the Host header that are answered.
     """
-    chat = ChatCompletions(engine, limits or EndpointLimits(), fetch)
+    limits = limits or EndpointLimits()
+    chat = ChatCompletions(engine, limits, fetch)
     middleware = [Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))]
     if token is not None:
         middleware.append(Middleware(BearerToken, token=token))
@@ -67,6 +76,14 @@ def build_app(
             raise HTTPException(404, f"model {name!r} is not served")
         return JSONResponse(_model(engine.models[name]))
 
+    async def dialogue(request: Request) -> Response:
+        try:
+            async with asyncio.timeout(limits.seconds):
+                body = await read_body(request, limits.body)
+                return await anyio.to_thread.run_sync(_zipped, body, limits.request, fetch)
+        except (RequestError, TimeoutError) as error:
+            return refusal(error, limits)
+
     return Starlette(
         routes=[
             Route("/health", health),
@@ -74,10 +91,27 @@ def build_app(
             Route("/v1/models", models),
             Route("/v1/models/{name}", model),
             Route("/v1/chat/completions", chat, methods=["POST"]),
+            Route("/v1/dialogues", dialogue, methods=["POST"]),
         ],
         middleware=middleware,
         exception_handlers={HTTPException: _http_error, Exception: _server_error},
     )
+
+
+def _zipped(body: bytes, limits: RequestLimits, fetch: Fetch | None) -> Response:
+    """Return a dialogue as a folder of shards, in a ZIP."""
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"the body is not JSON ({error})") from None
+    sample = parse_dialogue(value, limits=limits, fetch=fetch)
+    stream = io.BytesIO()
+    with tempfile.TemporaryDirectory() as folder:
+        write_folder(Path(folder) / "dialogue", iter([sample]), job="chat", rows_per_shard=1)
+        with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
+            for file in sorted(Path(folder).rglob("*")):
+                archive.write(file, file.relative_to(folder))
+    return Response(stream.getvalue(), media_type="application/zip")
 
 
 def _model(served: ServedModel) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from etl.storage.schema import PLACEHOLDER_PATTERN, PLACEHOLDERS
 from model.output_branch import signal_ids
-from model.signal_decoding import Condition, condition_of, next_signals, sample_token
+from model.sampling import choose_token, token_rng
+from model.signal_decoding import Condition, condition_of, next_signals
 from pipeline.serve.decoding import step_decoder
 from pipeline.serve.jobs import Done, Job, Likely, Piece, TokenLogprobs
 from pipeline.serve.models import ServedModel
@@ -78,7 +79,7 @@ class Lane:
         running = Running(
             job=job,
             stream=TextStream(self._tokenizer, stops, self._placeholders),
-            rng=torch.Generator("cpu").manual_seed(job.settings.generation.seed),
+            rng=token_rng(job.settings.generation.seed),
         )
         self.served.activate()
         hidden_d = self._decoder.add(job.example)
@@ -118,13 +119,9 @@ class Lane:
         for row, running in enumerate(rows):
             settings = running.job.settings.generation
             number = self._next.get(running.ids[-1]) if running.ids else None
-            if number is None and settings.temperature > 0:
-                number = sample_token(
-                    scores_nv[row],
-                    temperature=settings.temperature,
-                    top_p=settings.top_p,
-                    rng=running.rng,
-                )
+            if number is None and not settings.is_greedy:
+                earlier_t = torch.tensor(running.ids, device=scores_nv.device)
+                number = choose_token(scores_nv[row], earlier_t, settings, running.rng)
             if number is None:
                 greedy = greedy or scores_nv.argmax(dim=1).tolist()
                 number = greedy[row]

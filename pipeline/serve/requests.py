@@ -107,6 +107,8 @@ class ChatRequest:
     seed: int
     temperature: float
     top_p: float
+    top_k: int
+    repetition_penalty: float
     max_tokens: int | None
     stops: tuple[str, ...]
     logprobs: int | None
@@ -140,8 +142,10 @@ def parse_request(
             status=404,
             code="model_not_found",
         )
-    messages = fields.take("messages", list)
-    turns, media = _dialogue(messages, limits, fetch)
+    turns, media = _dialogue(fields.take("messages", list), limits, fetch)
+    if turns[-1].role == "assistant":
+        raise RequestError("the last message is the assistant's, want the user's", param="messages")
+    turns = (*turns, Turn(role="assistant", text=""))
     limit = fields.number("max_tokens", None, 1, None, whole=True)
     limit = fields.number("max_completion_tokens", limit, 1, None, whole=True)
     logprobs = fields.take("logprobs", bool, False)
@@ -157,6 +161,8 @@ def parse_request(
         ),
         temperature=float(fields.number("temperature", 1.0, 0, 2)),
         top_p=float(fields.number("top_p", 1.0, 0, 1)),
+        top_k=int(fields.number("top_k", 0, 0, None, whole=True)),
+        repetition_penalty=float(fields.number("repetition_penalty", 1.0, 0, 100)),
         max_tokens=None if limit is None else int(limit),
         stops=_stops(fields.take("stop", (str, list), [])),
         logprobs=int(top or 0) if logprobs else None,
@@ -167,9 +173,24 @@ def parse_request(
         usage=bool(options.get("include_usage")),
     )
     fields.check_rest()
-    if not request.top_p:
-        raise RequestError("0, want a number above 0, and at most 1", param="top_p")
+    for name, most in (("top_p", 1), ("repetition_penalty", 100)):
+        if not getattr(request, name):
+            raise RequestError(f"0, want a number above 0, and at most {most}", param=name)
     return request
+
+
+def parse_dialogue(body: object, *, limits: RequestLimits, fetch: Fetch | None) -> Sample:
+    """Return the messages of a body as a sample, which ends with an answer.
+
+    Raises:
+        RequestError: a mistake.
+    """
+    fields = _Fields(body)
+    turns, media = _dialogue(fields.take("messages", list), limits, fetch)
+    fields.check_rest()
+    if turns[-1].role != "assistant":
+        raise RequestError("the last message is not the assistant's", param="messages")
+    return Sample(id="dialogue", source="chat", turns=turns, media=media)
 
 
 class _Fields:
@@ -242,7 +263,7 @@ def _stops(value: str | list[object]) -> tuple[str, ...]:
 def _dialogue(
     messages: Sequence[object], limits: RequestLimits, fetch: Fetch | None
 ) -> tuple[tuple[Turn, ...], tuple[Medium, ...]]:
-    """Return the turns of messages, an empty one of the assistant at the end, and their media."""
+    """Return the turns of messages, and their media."""
     if not messages or len(messages) > limits.messages:
         raise RequestError(
             f"{len(messages)} messages, want 1 to {limits.messages}", param="messages"
@@ -256,9 +277,7 @@ def _dialogue(
         media += own
         if len(media) > limits.media:
             raise RequestError(f"more than {limits.media} media in all messages", param=where)
-    if turns[-1].role == "assistant":
-        raise RequestError("the last message is the assistant's, want the user's", param="messages")
-    return (*turns, Turn(role="assistant", text="")), tuple(media)
+    return tuple(turns), tuple(media)
 
 
 def _message(message: object, where: str, fetch: Fetch | None) -> tuple[str, str, list[Medium]]:

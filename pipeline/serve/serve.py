@@ -1,16 +1,20 @@
-"""`python -m pipeline serve`: trained runs behind an OpenAI-compatible endpoint."""
+"""`python -m pipeline serve`: trained runs behind an OpenAI-compatible endpoint, and a page."""
 
 from __future__ import annotations
 
 import ipaddress
 import logging
 import os
+import signal
 import socket
+import subprocess
 import sys
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal
 
 import uvicorn
 
@@ -25,6 +29,8 @@ from pipeline.serve.urls import url_fetcher
 log = logging.getLogger(__name__)
 
 TOKEN_VARIABLE = "MMLOOM_TOKEN"
+PAGE_ENVIRONMENT = ".venv-page"
+"""Where `make page` installs Gradio, whose pins are not ours (pillow < 13)."""
 _FETCH_SECONDS = 30.0
 _SHUTDOWN_SECONDS = 5
 _SPARE_CONNECTIONS = 64
@@ -55,6 +61,13 @@ class ServeOptions:
     """Longest answer where a request does not say."""
     max_body_mb: int = 32
     """Largest body of a request."""
+    page: Literal["auto", "never"] = "auto"
+    """`auto`: also serve a page to chat in a browser, where Gradio is installed: in this
+    environment, in that of --page-python, or in the one that `make page` sets up."""
+    page_port: int = 7860
+    """The page's port."""
+    page_python: Path | None = None
+    """The Python of an environment with Gradio."""
     timeout: float = 300.0
     """Seconds from a request to the end of its answer."""
     fetch_urls: bool = False
@@ -121,6 +134,8 @@ def serve(args: Sequence[str]) -> int:
     """Run the command; returns the exit code."""
     options = parse(ServeOptions, prog="python -m pipeline serve", args=args)
     token = options.token()
+    # uvicorn raises the signal again once it has stopped: this ends the page, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with ExitStack() as stack:
         listening = stack.enter_context(_listen(options))
         models = load_models(options.run)
@@ -156,8 +171,47 @@ def serve(args: Sequence[str]) -> int:
         host, port = listening.getsockname()[:2]
         sys.stdout.write(f"{', '.join(models)}: http://{host}:{port}/v1\n")
         sys.stdout.flush()
+        if options.page == "auto":
+            stack.enter_context(page_process(options, f"http://{host}:{port}/v1", token))
         _server(app, endpoint_limits).run(sockets=[listening])
     return 0
+
+
+@contextmanager
+def page_process(options: ServeOptions, endpoint: str, token: str | None) -> Iterator[None]:
+    """Serve the page, in a process and an environment of its own, for the duration of the block."""
+    python = _page_python(options)
+    if python is None:
+        sys.stdout.write("no page: Gradio is not installed; `make page` sets it up\n")
+        yield
+        return
+    words = ["--endpoint", endpoint, "--host", options.host, "--port", str(options.page_port)]
+    words += [] if options.on_loopback else ["--login"]
+    given = {TOKEN_VARIABLE: token or ""}
+    # Isolated (-I): beside the script there are files with names of libraries.
+    process = subprocess.Popen(
+        [str(python), "-I", str(Path(__file__).with_name("page.py")), *words],
+        env={**os.environ, **given, "GRADIO_ANALYTICS_ENABLED": "False"},
+    )
+    sys.stdout.write(f"page: http://{options.host}:{options.page_port}\n")
+    sys.stdout.flush()
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _page_python(options: ServeOptions) -> Path | None:
+    """Return the Python of an environment with Gradio, if there is one."""
+    if options.page_python is not None:
+        if not options.page_python.is_file():
+            raise UserError(f"--page-python: {options.page_python}: no such file")
+        return options.page_python
+    if find_spec("gradio") is not None:
+        return Path(sys.executable)
+    own = Path(__file__).parents[2] / PAGE_ENVIRONMENT / "bin" / "python"
+    return own if own.is_file() else None
 
 
 def _listen(options: ServeOptions) -> socket.socket:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import logging
-import random
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import deepspeed
-import numpy as np
 import torch
 import torch.distributed as dist
 from rich.console import Console
@@ -29,7 +27,9 @@ from pipeline.train.loss_term import LossTerm
 from pipeline.train.losses import compute_losses
 from pipeline.train.metrics import MetricsAccumulator, StepMetrics
 from pipeline.train.progress import ProgressLine
+from pipeline.train.seeding import seed_step
 from pipeline.train.step_sync import StepSync, sync_step
+from pipeline.train.validation import Validation, ValidationMetrics
 from pipeline.train.watchdog import PhaseTracker
 
 log = logging.getLogger(__name__)
@@ -74,6 +74,7 @@ class TrainingLoop:
         accumulator: of the metrics of a step.
         phases: what this rank is doing, for the watchdog.
         stop: whether this process was asked to stop.
+        validation: on held-out samples; None without.
     """
 
     engine: deepspeed.DeepSpeedEngine
@@ -83,6 +84,7 @@ class TrainingLoop:
     accumulator: MetricsAccumulator
     phases: PhaseTracker
     stop: StopRequest
+    validation: Validation | None = None
 
     def run(self, batches: Iterator[list[MicroBatch]], state: TrainerState) -> TrainerState:
         """Train to the last step, or until asked to stop.
@@ -102,6 +104,7 @@ class TrainingLoop:
         saved_step, stopping = state.step, False
         nonfinite = 0  # steps in a row
         with self._progress(state) as progress:
+            stopping = self._validate_first(state)
             self.phases.take_seconds()  # the time before the first step belongs to no step
             while state.step < self.settings.steps and not stopping:
                 self.phases.enter_phase("data", step=state.step + 1)
@@ -127,13 +130,60 @@ class TrainingLoop:
                     state.step, loss=metrics.loss, tokens_per_second=metrics.tokens_per_second
                 )
                 self.writer.check_bad(state, self.settings.max_bad_fraction)
-                stopping = sync.stop
                 nonfinite = 0 if metrics.is_finite else nonfinite + 1
+                saved = state.step if nonfinite else saved_step
+                validation = None if sync.stop else self._validate(state, saved)
+                stopping = self._left_out(state) or sync.stop
                 if nonfinite:
                     self._report_nonfinite(metrics, nonfinite, stopping=stopping)
-                elif self._save_if_due(state, stopping=stopping):
+                elif self._save_if_due(state, validation, stopping=stopping):
                     saved_step = state.step
         return replace(state, step=self.checkpoints.newest_step) if nonfinite else state
+
+    def _validate_first(self, state: TrainerState) -> bool:
+        """Validate the weights that a run starts from, or that a stopped one did not get to.
+
+        Returns:
+            Whether a stop was requested meanwhile.
+        """
+        validation = self._validate(state, state.step)
+        if validation is not None and state.step:
+            result = validation.to_json()
+            if self.checkpoints.is_best(result):
+                self.phases.enter_phase("save")
+                self.checkpoints.save(self.engine, state, result)  # again, now with its validation
+        return self._left_out(state)
+
+    def _validate(self, state: TrainerState, saved: int) -> ValidationMetrics | None:
+        """Validate if that is due; None if it is not, or if a stop was requested meanwhile.
+
+        Args:
+            state: the progress so far.
+            saved: the step of the newest checkpoint, for the case that a shard cannot be read.
+        """
+        if self.validation is None or not self.validation.is_due(state.step):
+            return None
+
+        def sync(items: list[MicroBatch]) -> StepSync:
+            agreed = self._sync(items)
+            if agreed.unreadable:
+                self._save_and_raise(items, state, saved)
+            return agreed
+
+        metrics = self.validation.run(self.engine, state.step, sync, self.phases.enter_phase)
+        if metrics is not None:
+            self.writer.validation(metrics.to_json())
+            if dist.get_rank() == 0:
+                log.info("%s", metrics)
+        return metrics
+
+    def _left_out(self, state: TrainerState) -> bool:
+        """Whether a validation was left out since a stop was requested; log it."""
+        if self.validation is None or not self.validation.is_due(state.step):
+            return False
+        if dist.get_rank() == 0:
+            log.info("stopping on request: no validation after step %d yet", state.step)
+        return True
 
     def _report_nonfinite(self, metrics: StepMetrics, count: int, *, stopping: bool) -> None:
         """Log a step that is not finite, alike on all ranks; no checkpoint is written after it.
@@ -224,14 +274,18 @@ class TrainingLoop:
             phase_seconds=self.phases.take_seconds(),
         )
 
-    def _save_if_due(self, state: TrainerState, *, stopping: bool) -> bool:
-        """Save where a checkpoint is due; wait until it is complete if no step follows."""
+    def _save_if_due(
+        self, state: TrainerState, validation: ValidationMetrics | None, *, stopping: bool
+    ) -> bool:
+        """Save where a checkpoint is due, or is the best; wait for it if no step follows."""
         self.checkpoints.confirm()
+        result = validation.to_json() if validation is not None else None
+        best = result is not None and self.checkpoints.is_best(result)
         last = stopping or state.step == self.settings.steps
-        if not last and state.step % self.settings.save_every:
+        if not last and not best and state.step % self.settings.save_every:
             return False
         self.phases.enter_phase("save")
-        self.checkpoints.save(self.engine, state)
+        self.checkpoints.save(self.engine, state, result)
         if last:
             self.checkpoints.finish()
         return True
@@ -294,14 +348,6 @@ def _advance(state: TrainerState, sync: StepSync, *, skipped: bool) -> TrainerSt
         tokens=state.tokens + sync.tokens,
         skipped_steps=state.skipped_steps + skipped,
     )
-
-
-def seed_step(seed: int, step: int, rank: int) -> None:
-    """Seed all random number generators by (seed, step, rank), whatever was drawn before."""
-    state = int(np.random.SeedSequence((seed, step, rank)).generate_state(1)[0])
-    random.seed(state)
-    np.random.seed(state)  # for libraries that use the global generator
-    torch.manual_seed(state)
 
 
 def _gather(items: list[MicroBatch], name: Literal["bad", "cut"]) -> list[dict[str, object]]:

@@ -112,16 +112,16 @@ class StepMetrics:
             del fields["lr_by_group"]
         work, phase_seconds = fields.pop("work"), fields.pop("phase_seconds")
         fields |= {name: value for name, value in work.items() if value is not None}
-        valid: dict[str, object] = _finite_or_none(fields | {"phase_seconds": phase_seconds})
+        valid: dict[str, object] = finite_or_none(fields | {"phase_seconds": phase_seconds})
         return valid
 
 
-def _finite_or_none(value: Any) -> Any:  # noqa: ANN401 -- any JSON
+def finite_or_none(value: Any) -> Any:  # noqa: ANN401 -- any JSON
     """Return a JSON value with None for every number that JSON does not have: NaN and infinity."""
     if isinstance(value, dict):
-        return {name: _finite_or_none(item) for name, item in value.items()}
+        return {name: finite_or_none(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite_or_none(item) for item in value]
+        return [finite_or_none(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -190,9 +190,9 @@ class MetricsAccumulator:
         count = len(item.sources)
         ones_bt = batch.attention_bt.double()
         # Rows after the last sample are dummies.
-        length_n = _sum_by(samples_bt(batch).flatten(), ones_bt.flatten(), count)
+        length_n = sum_by(samples_bt(batch).flatten(), ones_bt.flatten(), count)
         owner_o = samples_o(batch)
-        targets_n = _sum_by(owner_o, torch.ones(len(owner_o), dtype=torch.float64), count)
+        targets_n = sum_by(owner_o, torch.ones(len(owner_o), dtype=torch.float64), count)
         per_sample_n3 = torch.stack([torch.ones_like(length_n), length_n, targets_n], dim=1)
         self._counts_s3.index_add_(0, source_n, per_sample_n3)
         for length, targets in zip(length_n.tolist(), targets_n.tolist(), strict=True):
@@ -346,7 +346,7 @@ def source_names(folders: Sequence[str]) -> list[str]:
     return [f"{number}: {folder}" for number, folder in enumerate(folders)]
 
 
-def _sum_by(owner_x: Tensor, values_x: Tensor, count: int) -> Tensor:
+def sum_by(owner_x: Tensor, values_x: Tensor, count: int) -> Tensor:
     """Return the sums (n,) of values by owner; owners from `count` on are left out."""
     valid = owner_x < count
     return torch.zeros(count, dtype=torch.float64).index_add_(0, owner_x[valid], values_x[valid])

@@ -23,7 +23,7 @@ from model.batch import IGNORED
 from model.batch_invariance import ALIGNED, batch_invariant
 from model.features import media_features
 from model.preference_lm import PreferenceLM
-from model.signal_decoding import Sampling, TokenChoice
+from model.sampling import Sampling, TokenChoice
 from model.spec.rlhf import Grpo
 from pipeline.data.collate import collate, dummy_example, pack
 from pipeline.data.encode import Example
@@ -183,9 +183,7 @@ def _sample(
         for one in prompts
         for number in range(objective.group)
     )
-    sampling = Sampling(
-        temperature=objective.temperature, top_p=objective.top_p, seeds=seeds or (0,)
-    )
+    sampling = Sampling(temperature=objective.temperature, top_p=objective.top_p)
     rows = repeated or [dummy_example(pad_id, seq2seq=False)]
     batch = collate(rows, pad_id=pad_id, side="left", multiple=ALIGNED).to(device())
     with batch_invariant(model.backbone):
@@ -194,7 +192,7 @@ def _sample(
             max_new_tokens=objective.max_new_tokens,
             pad_id=pad_id,
             end_ids=settings.end_ids,
-            choose=TokenChoice([], sampling, objective.max_new_tokens),
+            choose=TokenChoice(sampling, seeds or (0,)),
             used=used,
             synced=settings.synced,
         )

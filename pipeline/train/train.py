@@ -80,17 +80,23 @@ from pipeline.forecast.peak_flops import of_this_device
 from pipeline.forecast.workload import WorkTotals
 from pipeline.run_folder.forecast_check import compare_with_forecast
 from pipeline.run_folder.loggers import start_loggers
-from pipeline.run_folder.metrics_writer import MetricsWriter
+from pipeline.run_folder.metrics_writer import MetricsWriter, read_validations
 from pipeline.run_folder.report import run_report
 from pipeline.run_folder.starts import record_end, record_start, recording_failure
 from pipeline.signals import STOPPED, StopRequest
 from pipeline.train.engine import follow_schedule, start_engine
-from pipeline.train.identity import complete_identity, run_identity
+from pipeline.train.identity import complete_identity, run_identity, start_lineage
 from pipeline.train.loop import LoopSettings, TrainingLoop
 from pipeline.train.losses import loss_terms
 from pipeline.train.metrics import MetricsAccumulator, source_names
 from pipeline.train.rewards import load_rewards
 from pipeline.train.rollouts import RolloutSettings, with_rollouts
+from pipeline.train.validation import (
+    Validation,
+    ValidationData,
+    open_validation,
+    validation_batches,
+)
 from pipeline.train.watchdog import PhaseTracker, Watchdog
 
 log = logging.getLogger(__name__)
@@ -101,6 +107,7 @@ class Inputs:
     """Everything that is opened and checked before the process group is initialized."""
 
     shards: ShardSet
+    validation: ValidationData | None
     tokenizer: PreTrainedTokenizerBase
     sampler: BatchSampler
     steps: int
@@ -150,7 +157,7 @@ def _train(run: RunConfig, inputs: Inputs, stop: StopRequest) -> int:
     writer = create_run_folder(run)
     memory_before = memory_in_use()
     model = build_model(run, inputs)
-    features = open_feature_cache(run, inputs.shards, model)
+    features = open_feature_cache(run, _all_shards(run, inputs), model)
     rank, world = rank_and_world_size()
     write_start(run, inputs, model)
     engine = start_engine(model, run.settings, steps=inputs.steps, world=world)
@@ -159,7 +166,8 @@ def _train(run: RunConfig, inputs: Inputs, stop: StopRequest) -> int:
 
     tracker = PhaseTracker(WorkerStatus(run.num_workers))
     tracker.register_hooks(engine.module)
-    batches = load_batches(run, inputs, state, tracker.decoding, features)
+    encoder = build_encoder(run, inputs.tokenizer, features)
+    batches = load_batches(run, inputs, state, tracker.decoding, encoder)
     batches = with_answers(run, inputs, batches, engine.module)
     if rank == 0:
         writer.log_to(start_loggers(run.log_to, Path(run.output), asdict(run), step=state.step))
@@ -171,13 +179,16 @@ def _train(run: RunConfig, inputs: Inputs, stop: StopRequest) -> int:
         accumulator=make_accumulator(run),
         phases=tracker,
         stop=stop,
+        validation=make_validation(run, inputs, state, encoder),
     )
     seconds = run.stall_seconds
     watchdog = Watchdog(tracker, Path(run.output), rank=rank, world=world, seconds=seconds)
     with watchdog, recording_failure(Path(run.output), rank):
         state = loop.run(batches, state)
     writer.close()
-    if rank == 0:
+    if state.step == 0:
+        log.info("stopped before the first step; the same command starts again")
+    elif rank == 0:
         write_report(run, inputs, state, loop.accumulator.totals, memory_before=memory_before)
     return 0 if state.step == inputs.steps else STOPPED
 
@@ -220,10 +231,11 @@ def open_inputs(run: RunConfig, resume: str) -> Inputs:
         RetentionPolicy(newest=run.keep_last, every=run.keep_every),
         inherited=names_in(initial) if initial else (),
         objective_only=partial(is_stage_only, run.system.model, settings),
-        complete=partial(complete_identity, run),
+        complete=partial(complete_identity, run, sampler, shards.fingerprint),
     )
     return Inputs(
         shards=shards,
+        validation=open_validation(run, tokenizer),
         tokenizer=tokenizer,
         sampler=sampler,
         steps=steps,
@@ -286,7 +298,10 @@ def write_start(run: RunConfig, inputs: Inputs, model: nn.Module) -> None:
     step = step_of(inputs.checkpoint) if inputs.checkpoint is not None else 0
     if rank == 0:
         parameters = count_parameters(model)
-        record_start(Path(run.output), ranks=world, from_step=step, parameters=parameters)
+        lineage = start_lineage(run, inputs.shards.fingerprint, inputs.initial_weights)
+        record_start(
+            Path(run.output), ranks=world, from_step=step, parameters=parameters, lineage=lineage
+        )
 
 
 def restore(
@@ -302,24 +317,12 @@ def restore(
     return state
 
 
-def load_batches(
-    run: RunConfig,
-    inputs: Inputs,
-    state: TrainerState,
-    decoding: WorkerStatus,
-    features: FeatureReader | None = None,
-) -> Iterator[list[MicroBatch]]:
-    """Yield this rank's micro-batches of each step, from the trainer's state on."""
-    rank, world = rank_and_world_size()
-    return micro_batches(
-        MultimodalDataset(inputs.shards, _encoder(run, inputs, features), decoding),
-        inputs.sampler,
-        steps=range(state.step, inputs.steps),
-        rank=rank,
-        ranks=world,
-        pad_id=inputs.tokenizer.pad_token_id,
-        num_workers=run.num_workers,
-    )
+def _all_shards(run: RunConfig, inputs: Inputs) -> ShardSet:
+    """Return the data of training and of validation, whose features a cache must hold."""
+    if inputs.validation is None:
+        return inputs.shards
+    folders = [Path(folder) for folder in (*run.data, *run.validation_data)]
+    return ShardSet(folders, verify=False)
 
 
 def with_answers(
@@ -352,14 +355,14 @@ def with_answers(
     return with_rollouts(batches, model, inputs.tokenizer, rollouts)
 
 
-def _encoder(
-    run: RunConfig, inputs: Inputs, features: FeatureReader | None
+def build_encoder(
+    run: RunConfig, tokenizer: PreTrainedTokenizerBase, features: FeatureReader | None
 ) -> SampleEncoder | PreferenceEncoder | RolloutEncoder:
     """Return the encoder of a stage's samples."""
     settings = run.settings
     encoder = SampleEncoder(
         run.system.model,
-        inputs.tokenizer,
+        tokenizer,
         prompt=settings.prompt,
         max_tokens=settings.max_tokens,
         text_tokenizer=build_text_tokenizer(run.system.model, weights=run.weights),
@@ -371,9 +374,55 @@ def _encoder(
         return encoder
     if isinstance(settings.objective, Grpo):
         return RolloutEncoder(encoder, settings.objective)
-    tokenizer = sample_tokenizer(run, inputs.tokenizer)
-    assert isinstance(tokenizer, PreferenceTokenizer)
-    return PreferenceEncoder(encoder, tokenizer, seed=run.seed)
+    counter = sample_tokenizer(run, tokenizer)
+    assert isinstance(counter, PreferenceTokenizer)
+    return PreferenceEncoder(encoder, counter, seed=run.seed)
+
+
+def load_batches(
+    run: RunConfig,
+    inputs: Inputs,
+    state: TrainerState,
+    decoding: WorkerStatus,
+    encoder: SampleEncoder | PreferenceEncoder | RolloutEncoder,
+) -> Iterator[list[MicroBatch]]:
+    """Yield this rank's micro-batches of each step, from the trainer's state on."""
+    rank, world = rank_and_world_size()
+    return micro_batches(
+        MultimodalDataset(inputs.shards, encoder, decoding),
+        inputs.sampler,
+        steps=range(state.step, inputs.steps),
+        rank=rank,
+        ranks=world,
+        pad_id=inputs.tokenizer.pad_token_id,
+        num_workers=run.num_workers,
+    )
+
+
+def make_validation(
+    run: RunConfig,
+    inputs: Inputs,
+    state: TrainerState,
+    encoder: SampleEncoder | PreferenceEncoder | RolloutEncoder,
+) -> Validation | None:
+    """Return the validation of a run, if it has validation data; a collective."""
+    data = inputs.validation
+    if data is None:
+        return None
+    done: list[int | None] = [None]
+    if dist.get_rank() == 0:
+        steps = [one["step"] for one in read_validations(Path(run.output), data.identity)]
+        done = [state.step if state.step in steps else None]
+    dist.broadcast_object_list(done)
+    return Validation(
+        data,
+        validation_batches(run, data, encoder, inputs.tokenizer.pad_token_id),
+        loss_terms(run.system.model, run.settings),
+        seed=run.seed,
+        every=run.validation_interval,
+        last=inputs.steps,
+        done=done[0],
+    )
 
 
 def _generation_target_encoder(

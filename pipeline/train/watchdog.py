@@ -51,7 +51,8 @@ class RankState:
 
     Args:
         step: of the run, counted from 1; 0 before the first.
-        phase: `data`, `sync`, `forward`, `backward`, `step`, `metrics` or `save`.
+        phase: `data`, `sync`, `forward`, `backward`, `step`, `metrics`,
+            `validation` or `save`.
         module: the module entered last in this phase.
         samples: ids of the samples being processed.
         phase_count: phases entered so far. All ranks of a run enter the same phases, so a rank

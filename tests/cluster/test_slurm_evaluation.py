@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.ranks import REPOSITORY, Ranks, run_ranks
+from tests.cluster.ranks import REPOSITORY, Ranks, run_ranks, wait_for
 from tests.cluster.slurm_cluster import ENDED, SlurmCluster, await_that
 from tests.worlds import instruct_shards, question_shards
 
@@ -110,3 +110,18 @@ def test_killed_it_goes_on_after_the_last_whole_answer(words, whole, tmp_path):
     kept.write_text(kept.read_text()[:-5])  # and torn
     assert run_ranks(1, "evaluate", *words, "--output", output).code == 0
     assert same(output, whole)
+
+
+def test_two_ranks_give_the_same_files_and_one_rank_resumes_them(words, whole, tmp_path):
+    output = tmp_path / "scores"
+    ranks = Ranks(2, ["evaluate", *words, "--output", output])
+    wait_for(output / "predictions.jsonl.1.partial", ranks)
+    ranks.kill()
+    ranks.wait()
+    assert not (output / "scores.json").exists()
+    assert run_ranks(1, "evaluate", *words, "--output", output).code == 0
+    assert same(output, whole)
+    both = tmp_path / "both"
+    outcome = run_ranks(2, "evaluate", *words, "--output", both)
+    assert outcome.code == 0, outcome.stderr
+    assert same(both, whole)

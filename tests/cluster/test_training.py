@@ -12,6 +12,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -134,6 +135,39 @@ def test_a_damaged_checkpoint_is_noticed_and_the_one_before_it_used(
     assert outcome.code == 0
     assert f"damaged: zero/{victim.name} is not what was written" in outcome.stderr
     assert losses(tmp_path / "run") == losses(whole)
+
+
+def test_validation_does_not_change_training_and_resumes_with_it(
+    captions: Path, whole: Path, tmp_path: Path
+) -> None:
+    """Killed while it trains, resumed on the same ranks; then uninterrupted on one rank."""
+    held_out = caption_shards(tmp_path / "held-out", 12, seed=7)
+    validated = ("--validation-data", held_out, "--validate-every", 3, "--keep-last", 1)
+    words = ("pt", "digits", "--data", captions, "--output", tmp_path / "run", *SMALL, *validated)
+    ranks = Ranks(2, words)
+    wait_for(tmp_path / "run" / "checkpoints" / "step-00000003", ranks)
+    ranks.kill()
+    ranks.wait()
+    assert run_ranks(2, *words).code == 0
+    assert losses(tmp_path / "run") == losses(whole)
+    name = "checkpoints/step-00000006/weights.safetensors"
+    assert (tmp_path / "run" / name).read_bytes() == (whole / name).read_bytes()
+    found = validations(tmp_path / "run")
+    assert [one["step"] for one in found] == [0, 3, 6]
+    assert [one["blind"]["samples"] for one in found] == [12, 12, 12]
+    best = min(found[1:], key=lambda one: one["loss"])["step"]
+    marker = (tmp_path / "run" / "checkpoints" / "best").read_text()
+    assert marker == f"step-{best:08d}\n"
+    assert "Validation on held-out samples" in (tmp_path / "run" / "report.html").read_text()
+    alone = tmp_path / "alone"
+    assert run_ranks(1, *words, "--output", alone).code == 0
+    for one, other in zip(validations(alone), found, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
+        assert one["accuracy"] == other["accuracy"]
+
+
+def validations(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "validation.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.parametrize(("ranks", "micro"), [(1, 8), (1, 2), (2, 4)])

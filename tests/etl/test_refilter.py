@@ -151,3 +151,14 @@ def test_a_damaged_shard_is_not_copied(shards: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"shard-00002.arrow: shard is damaged"):
         refilter(shards, tmp_path / "out")
     assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_samples_are_excluded_by_their_urls(shards: Path, tmp_path: Path) -> None:
+    patterns = ["http://web/1*", "http://WEB/7"]
+    found = refilter(shards, tmp_path / "a", "--exclude-urls", *patterns)
+    assert found == dict.fromkeys((1, 7, *range(10, 20)), "excluded_url")
+    assert "positions" not in read_manifest(tmp_path / "a").details
+    refilter(shards, tmp_path / "b", "--exclude-urls", *patterns, "--keep-positions")
+    positions = read_manifest(tmp_path / "b").details["positions"]
+    assert positions["removed"] == [[1, 2], [7, 8], [10, 20]]
+    assert positions["rows"] == ROWS

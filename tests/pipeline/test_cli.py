@@ -166,11 +166,12 @@ def test_data_of_which_no_sample_can_be_used(
     assert line.endswith("its media do not fit in 5 tokens")
 
 
-def test_a_run_of_the_stage_init_cannot_be_evaluated(
+def test_a_run_of_the_stage_init_has_no_answers_to_a_benchmark(
     captions: Path, tmp_path: Path, error_line: Callable[..., str]
 ) -> None:
     preset = system("dlp").tiny()
     run = RunConfig(stage="init", part="qformer", system=preset, data=("d",), output="o")
     run.save(tmp_path)
-    words = ("evaluate", "--run", tmp_path, "--data", captions)
-    assert "a run of stage init has no answers; want one of pt, sft or rlhf" in error_line(*words)
+    words = ("evaluate", "--run", tmp_path, "--data", captions, "--benchmark", "pope")
+    message = "a run of stage init has no answers, only retrieval; want one of pt, sft or rlhf"
+    assert message in error_line(*words)

@@ -45,8 +45,8 @@ def test_held_out_requests_are_of_words_and_features_never_trained(task):
 
 def test_lists_are_read_as_next_gpts(tmp_path):
     run(["--output", str(tmp_path), "--captions", "0", "--dialogues", "0", "--questions", "0",
-         "--requests", "4"])  # fmt: skip
-    sizes = {"generation_captions.json": 16, "requests.json": 24, "held_out_requests.json": 6}
+         "--requests", "8"])  # fmt: skip
+    sizes = {"generation_captions.json": 32, "requests.json": 48, "held_out_requests.json": 6}
     for name, size in sizes.items():
         records = json.loads((tmp_path / name).read_bytes())
         assert len(records) == size

@@ -16,6 +16,7 @@ from etl.storage.atomic import file_sha256, write_json
 from pipeline.checkpoint.checkpoints import (
     Checkpoints,
     RetentionPolicy,
+    checkpoint_weights,
     newest_weights,
     write_weights,
 )
@@ -148,3 +149,28 @@ def test_imported_weights_are_a_checkpoint_of_step_0(tmp_path: Path) -> None:
     write_weights(tmp_path, weights, {"preset": "digits"})
     assert newest_weights(tmp_path).parent.name == "step-00000000"
     assert torch.equal(load_file(newest_weights(tmp_path))["b.weight"], torch.ones(2))
+
+
+def test_weights_of_a_checkpoint_by_name(tmp_path: Path) -> None:
+    for step, loss in ((1, 2.0), (2, 1.0), (3, 3.0)):
+        folder = make(tmp_path, step)
+        manifest = json.loads((folder / "manifest.json").read_bytes())
+        manifest["validation"] = {"loss": loss, "data": "d"}
+        write_json(folder / "manifest.json", manifest)
+    for name, step in (("newest", 3), ("best", 2), ("1", 1)):
+        assert checkpoint_weights(tmp_path, name).parent.name == f"step-{step:08d}"
+    with pytest.raises(UserError, match=r"--checkpoint 7: .* want newest, best, 1, 2, 3"):
+        checkpoint_weights(tmp_path, "7")
+    (tmp_path / "checkpoints" / "step-00000002" / "weights.safetensors").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"damaged: weights.safetensors is not what was written"):
+        checkpoint_weights(tmp_path, "best")
+
+
+def test_a_validation_is_the_best_if_its_loss_is_the_lowest_on_its_data(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, IDENTITY, RetentionPolicy())
+    assert checkpoints.is_best({"loss": 2.0, "data": "d"})
+    assert not checkpoints.is_best({"loss": None, "data": "d"})
+    checkpoints._best = {"loss": 2.0, "data": "d"}
+    assert not checkpoints.is_best({"loss": 2.0, "data": "d"})
+    assert checkpoints.is_best({"loss": 1.9, "data": "d"})
+    assert checkpoints.is_best({"loss": 9.0, "data": "other"})

@@ -5,12 +5,20 @@ from pathlib import Path
 from pipeline.checkpoint.files import CheckpointFolder, checksums, find_damage, read_manifest
 
 
-def publish(folder: CheckpointFolder, step: int, *, text: str = "w") -> Path:
+def publish(
+    folder: CheckpointFolder,
+    step: int,
+    *,
+    text: str = "w",
+    loss: float | None = None,
+    data: str = "d",
+) -> Path:
     partial = folder.partial(step)
     partial.mkdir(parents=True)
     (partial / "weights").write_text(text)
     files = checksums(partial, [partial / "weights"])
-    folder.publish(partial, {"trainer_state": {"step": step}}, files)
+    content = {"trainer_state": {"step": step}, "validation": {"loss": loss, "data": data}}
+    folder.publish(partial, content, files)
     return folder.final(step)
 
 
@@ -37,6 +45,26 @@ def test_the_newest_and_the_milestones_are_kept(tmp_path: Path) -> None:
     assert names(folder) == [40, 80, 90]  # the newest two, one of them a milestone, and another
     folder.prune(1, None)
     assert names(folder) == [90]
+
+
+def test_the_best_is_kept_too(tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path)
+    assert folder.best(None) is None
+    for step, loss in enumerate([3.0, 1.0, 2.0, None, 1.0, 4.0], start=1):
+        publish(folder, step, loss=loss)
+        folder.prune(1, None)
+    assert names(folder) == [2, 6]
+    assert (tmp_path / "best").read_text() == "step-00000002\n"  # of equal ones the first
+    folder.point_latest("step-00000002")
+    publish(folder, 3, loss=0.5)  # 6 belongs to an abandoned future
+    assert (tmp_path / "best").read_text() == "step-00000003\n"
+
+
+def test_losses_on_other_validation_data_do_not_compare(tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path)
+    publish(folder, 1, loss=1.0)
+    publish(folder, 2, loss=5.0, data="other")
+    assert (tmp_path / "best").read_text() == "step-00000002\n"
 
 
 def test_checkpoints_newer_than_latest_are_kept_until_they_are_overwritten(tmp_path: Path) -> None:

@@ -137,6 +137,18 @@ def test_a_wrong_field_is_named(change: dict[str, object], message: str) -> None
         (["digits", "--output", "o"], "--data"),
         (["digits", "--data", "d"], "--output"),
         (["digits", "--data", "d", "--output", "o", "--save-every", "0"], "--save-every: 0"),
+        (
+            ["digits", "--data", "d", "--output", "o", "--validate-every", "5"],
+            "--validate-every 5: name held-out shards with --validation-data",
+        ),
+        (
+            ["digits", "--data", "d", "e", "--output", "o", "--validation-data", "./e"],
+            "--validation-data ./e: is in --data, too",
+        ),
+        (
+            ["digits", "--data", "d", "--output", "o", "--validation-samples", "0"],
+            "--validation-samples: 0, want 1 or more",
+        ),
         (["none.json"], "none.json: no such file"),
         (["digits", "--data", "d", "--outptu", "o"], "--output"),
         (["digits", "--max-steps", "many"], "--max-steps"),

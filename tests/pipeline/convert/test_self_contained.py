@@ -2,17 +2,20 @@
 
 import json
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from xml.etree import ElementTree
 
 import peft
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from etl.cli import UserError
+from etl.refilter import run as refilter
+from etl.storage.manifest import read_manifest
 from model import load
 from model.exported import distinct_names
 from model.presets import PRESETS
@@ -167,7 +170,11 @@ def test_an_init_run_and_no_run_are_one_line(tmp_path: Path) -> None:
 
 def test_the_model_card_has_lineage_scores_and_curves(tmp_path: Path) -> None:
     before = random_run(tmp_path / "pt", "digits")
-    data = caption_shards(tmp_path / "data", 6)
+    data = tmp_path / "filtered"
+    words = ["--input", str(caption_shards(tmp_path / "data", 6)), "--output", str(data)]
+    refilter([*words, "--min-caption", "20", "--executor", "local"])
+    rows = read_manifest(data).rows
+    assert 0 < rows < 6
     replace(before, stage="pt", data=(str(data),)).save(tmp_path / "pt")
     steps = [
         {"step": step, "samples": 8 * step, "loss": 3 / step, "losses": {"text": 3 / step}}
@@ -186,7 +193,18 @@ def test_the_model_card_has_lineage_scores_and_curves(tmp_path: Path) -> None:
     assert card.startswith("---\n")
     assert f"| pt | {tmp_path / 'pt'} |" in card
     assert "| 4 | 32 | 3 | 0.75 |" in card
-    assert f"| pt | {data} | worlds | 6 | 0 |" in card
+    [row] = [line for line in card.splitlines() if line.startswith(f"| pt | {data} |")]
+    assert f"| refilter | manifest.json | {rows} | 1 (" in row
+    assert f"| caption_too_short {6 - rows} | min_caption=20, " in row
+    [source] = json.loads((folder / "lineage.json").read_text())
+    assert source["shards"] == [asdict(shard) for shard in read_manifest(data).shards]
+    assert source["drops"] == {"caption_too_short": 6 - rows}
+    header = ModelCard.load(folder / "README.md").data
+    assert header.pipeline_tag == "image-text-to-text"
+    assert [(one.metric_type, one.metric_value) for one in header.eval_results] == [
+        ("accuracy", 0.75),
+        ("word_error_rate", 0.1),
+    ]
     assert "| word error rate | 0.1 |" in card
     assert 'load("run-exported")' in card
     [curve] = re.findall(r"!\[.*\]\((curves/pt-text\.svg)\)", card)

@@ -137,7 +137,7 @@ def test_a_text_that_ends_an_answer_is_not_streamed() -> None:
     tokenizer = published_tokenizers.llama(legacy=False)
     written: list[str] = []
     streamer = AnswerStreamer(
-        lambda ids: tokenizer.decode(ids).partition("###")[0], written.append, "###"
+        lambda ids: tokenizer.decode(ids).partition("###")[0], written.append, ("###",)
     )
     streamer.put(torch.tensor([[]]))
     for number in tokenizer.encode("It is ## or 7 ### Human: no", add_special_tokens=False):

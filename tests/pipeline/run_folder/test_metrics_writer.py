@@ -2,13 +2,19 @@
 
 import contextlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from etl.cli import UserError
 from pipeline.config.trainer_state import TrainerState
-from pipeline.run_folder.metrics_writer import MetricsWriter, read_cut_samples, read_metrics
+from pipeline.run_folder.metrics_writer import (
+    MetricsWriter,
+    read_cut_samples,
+    read_metrics,
+    read_validations,
+)
 from tests.disks import make_room, small_disk
 
 
@@ -25,6 +31,30 @@ def test_rewinding_removes_the_lines_after_the_checkpoint(tmp_path: Path) -> Non
     lines = (tmp_path / "bad_samples.jsonl").read_text().splitlines()
     assert [json.loads(line)["id"] for line in lines] == ["s1", "s2", "s3"]
     assert [one["id"] for one in read_cut_samples(tmp_path)] == ["long1", "long2", "long3"]
+
+
+class Recorder:
+    """A logger that remembers what it gets."""
+
+    def __init__(self) -> None:
+        self.logged: list[tuple[int, Mapping[str, float]]] = []
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        self.logged.append((step, metrics))
+
+    def close(self) -> None:
+        pass
+
+
+def test_validations_are_rewound_logged_and_read_by_their_data(tmp_path: Path) -> None:
+    writer, recorder = MetricsWriter(tmp_path, rank=0), Recorder()
+    writer.log_to([recorder])
+    for step, data in ((0, "a"), (2, "b"), (4, "b"), (6, "b")):
+        writer.validation({"step": step, "data": data, "blind": {"loss": 2.0}})
+    writer.rewind(4)
+    assert [one["step"] for one in read_validations(tmp_path)] == [2, 4]
+    assert [one["step"] for one in read_validations(tmp_path, "a")] == [0]
+    assert recorder.logged[1] == (2, {"validation/step": 2, "validation/blind/loss": 2.0})
 
 
 def test_only_rank_0_writes(tmp_path: Path) -> None:

@@ -98,6 +98,34 @@ def test_a_runs_page_shows_every_recorded_metric(tmp_path):
     assert page.count("script") == 0
 
 
+def test_a_runs_page_shows_its_validations(tmp_path):
+    shared = {"samples": 20, "bad": 1, "data": "d", "seconds": 1.0}
+    validations = [
+        shared
+        | {
+            "step": step,
+            "loss": loss,
+            "losses": {"text": loss},
+            "accuracy": step / 8,
+            "blind": {"samples": 20, "loss": 3.0, "accuracy": 0.0},
+        }
+        for step, loss in ((0, 4.0), (2, None), (4, 1.5), (6, 2.5))
+    ]
+    write_lines(tmp_path / "validation.jsonl", validations)
+    page = report(tmp_path, metrics(6))
+    facts = page.facts
+    assert (facts["lowest loss"], facts["after step"], facts["last loss"]) == ("1.5", "4", "2.5")
+    assert facts["skipped"] == "1"
+    assert {"Loss on held-out samples", "Exact answers", "with media", "blind"} <= {*page.texts}
+    for one in validations:  # a stage before MM-PT
+        del one["blind"], one["accuracy"]
+        one["losses"] = {"contrast": one["loss"]}
+    write_lines(tmp_path / "validation.jsonl", validations)
+    page = report(tmp_path)
+    assert "Loss on held-out samples" in page.texts
+    assert "Exact answers" not in page.texts
+
+
 def test_no_chart_repeats_another_or_shows_one_number(tmp_path):
     source = {"captions": {"samples": 8, "tokens": 100, "targets": 9, "loss": 2.0}}
     more = {"sources": source, "memory_bytes": [2**30], "lr": 0.002, "padding_share": 0.0}
@@ -126,7 +154,7 @@ def test_the_page_begins_with_what_the_run_was(tmp_path, monkeypatch):
     preset = system("digits")
     run = RunConfig(stage="pt", system=preset, data=data, output="", max_steps=9, mix=mix)
     run.save(tmp_path)
-    record_start(tmp_path, ranks=2, from_step=0, parameters=(25, 200))
+    record_start(tmp_path, ranks=2, from_step=0, parameters=(25, 200), lineage={})
     for step in (4, 8):
         (tmp_path / "checkpoints" / f"step-{step:08d}").mkdir(parents=True)
     write_lines(tmp_path / "metrics.jsonl", metrics(8))

@@ -17,7 +17,7 @@ def train(run: Path, steps: range) -> None:
 
 
 def start(run: Path, step: int = 0) -> None:
-    record_start(run, ranks=2, from_step=step, parameters=(1, 2))
+    record_start(run, ranks=2, from_step=step, parameters=(1, 2), lineage={})
 
 
 def facts(start: dict) -> tuple:

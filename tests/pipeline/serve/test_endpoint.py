@@ -1,8 +1,10 @@
 """The endpoint as OpenAI's own client sees it, and what else may come over HTTP."""
 
 import http.client
+import io
 import json
 import threading
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
 
@@ -11,6 +13,7 @@ import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from etl.storage.shards import ShardSet
 from pipeline.evaluate.assistant import Assistant
 from pipeline.serve.completions import EndpointLimits
 from pipeline.serve.engine import Engine, EngineLimits
@@ -159,6 +162,19 @@ def test_a_dialogue_remembers(client) -> None:
         chat(client, messages=each, logprobs=True).choices[0].logprobs for each in (messages, other)
     ]
     assert logprobs[0] != logprobs[1]
+
+
+def test_a_dialogue_becomes_a_shard(address, tmp_path) -> None:
+    answer = {"role": "assistant", "content": "a 7"}
+    messages = [*question("What is it", picture()), answer]
+    response = httpx.post(f"{address}/v1/dialogues", json={"messages": messages})
+    with zipfile.ZipFile(io.BytesIO(response.content)) as archive:
+        archive.extractall(tmp_path)
+    [sample] = ShardSet([tmp_path / "dialogue"])
+    assert [turn.text for turn in sample.turns] == ["<image>\nWhat is it", "a 7"]
+    assert sample.media[0].data == picture()
+    refused = httpx.post(f"{address}/v1/dialogues", json={"messages": messages[:1]})
+    assert "the last message is not the assistant's" in refused.json()["error"]["message"]
 
 
 BAD = {

@@ -1,19 +1,28 @@
 """Which changes of a command a resumed run accepts."""
 
+import hashlib
 import json
 import logging
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from etl.cli import UserError
 from etl.storage.atomic import write_json
+from etl.storage.positions import Positions, Version
 from model.presets import system
 from model.spec import Stage
 from pipeline.checkpoint.checkpoints import Checkpoints, RetentionPolicy
+from pipeline.config.mix import Mix
 from pipeline.config.run_config import RunConfig, StageName
+from pipeline.data.packing import PackedLayout
+from pipeline.data.removed import RemovedRows
+from pipeline.data.sampler import BatchSampler, CostModel
+from pipeline.data.shuffle import ShuffledStream, Source
 from pipeline.train.identity import complete_identity, run_identity
 
 
@@ -26,6 +35,18 @@ def run_of(stage: StageName = "pt", **changes: Any) -> RunConfig:
     else:
         preset = replace(preset, **{stage: settings})
     return RunConfig(stage=stage, system=preset, data=("data",), output="run")
+
+
+def sampler_of(run: RunConfig) -> BatchSampler:
+    """Return the sampler of ten samples."""
+    source = Source(first=0, rows=10, samples_per_epoch=10)
+    return BatchSampler(
+        stream=ShuffledStream(sources=(source,), seed=0, epochs=1),
+        global_batch=run.settings.global_batch,
+        layout=PackedLayout(max_tokens=1, max_media=1),
+        lengths=None,
+        cost_model=CostModel(per_medium={}),
+    )
 
 
 def identity(run: RunConfig, *, steps: int = 10, world: int = 2) -> dict[str, object]:
@@ -41,7 +62,7 @@ def resumes(folder: Path, stored: dict[str, object], run: RunConfig, *, steps: i
         folder,
         identity(run, steps=steps),
         RetentionPolicy(),
-        complete=lambda old: complete_identity(run, old),
+        complete=partial(complete_identity, run, sampler_of(run), "data"),
     )
     return checkpoints.choose("auto") == checkpoint
 
@@ -94,3 +115,37 @@ def test_a_field_that_an_older_version_lacked_has_its_default(tmp_path: Path) ->
     with pytest.raises(UserError, match=r"gradient_clipping 1\.0, this one has 0\.5"):
         resumes(tmp_path, stored, run_of(gradient_clipping=0.5))
     assert isinstance(run_of().settings, Stage)
+
+
+def test_a_run_resumes_where_no_removed_sample_was_trained_on(tmp_path: Path) -> None:
+    """Ten samples in steps of two; of the removed one depends where the run may resume."""
+    run = replace(run_of(global_batch=2), data=("data",), output=str(tmp_path))
+    stored = {**identity(run), "data": hashlib.sha256(b"before").hexdigest()}
+    order = sampler_of(run).stream.rows(0, 10).tolist()
+    (tmp_path / "bad_samples.jsonl").write_text(
+        json.dumps({"step": 1, "position": 0, "row": order[0], "id": "a", "reason": "b"}) + "\n"
+    )
+
+    def resumed(removed: int, step: int) -> object:
+        before = Version(shards=("before",), removed_r=np.empty(0, np.int64))
+        positions = Positions(rows=10, removed_r=np.array([removed]), versions=(before,))
+        now = RemovedRows(folders=(positions,), shards=(("now",),))
+        sampler = replace(sampler_of(run), removed=now)
+        checkpoint = tmp_path / f"step-{step:08d}"
+        return complete_identity(run, sampler, "now", checkpoint, stored)["data"]
+
+    assert resumed(order[5], 2) == "now"  # of step 3
+    with pytest.raises(UserError, match="the first in step 3; want --resume"):
+        resumed(order[5], 3)
+    assert resumed(order[0], 3) == "now"  # it was skipped
+    stored["data"] = "of other data"
+    assert resumed(order[5], 2) == "of other data"
+
+
+def test_a_mix_names_its_folders_by_the_last_part_of_their_paths(tmp_path: Path) -> None:
+    run = replace(run_of(), data=("a/x", "b/y"), mix=Mix(shares=("a/x=2", "y=10%")))
+    moved = replace(run, data=("c/x", "y"), mix=Mix(shares=("c/x=2", "y=10%")))
+    assert identity(run)["mix"] == identity(moved)["mix"]
+    ambiguous = replace(run, data=("a/x", "b/x"), mix=Mix(shares=("a/x=2",)))
+    other = replace(ambiguous, mix=Mix(shares=("b/x=2",)))
+    assert identity(ambiguous)["mix"] != identity(other)["mix"]

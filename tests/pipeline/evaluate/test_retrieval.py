@@ -1,0 +1,73 @@
+"""Recall by hand, and a run of a Q-Former's pre-training evaluated through the command."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from etl.storage.schema import Turn
+from etl.storage.shards import ShardSet, write_folder
+from model.freeze import set_trainable
+from model.presets import system
+from model.pretraining.build import build_init, is_stage_only
+from pipeline.checkpoint.checkpoints import write_weights
+from pipeline.config.run_config import RunConfig
+from pipeline.evaluate.evaluate import evaluate
+from pipeline.evaluate.retrieval import recall
+from tests.worlds import caption_shards
+
+
+def test_recall_counts_what_is_more_similar() -> None:
+    own = torch.tensor([0, 0, 1, 2])
+    similarity = torch.tensor(
+        [
+            [0.9, 0.1, 0.5, 0.0],  # one of its texts is the first
+            [0.8, 0.0, 0.7, 0.0],  # its text is the second
+            [0.2, 0.2, 0.2, 0.2],  # all are equal: its text is the last
+        ]
+    )
+    found = recall(similarity, own)
+    assert (found.media, found.texts) == (3, 4)
+    assert found.text_of_medium[1] == pytest.approx(1 / 3)
+    assert found.text_of_medium[5] == 1.0
+    # Text 0: first. Text 1: behind medium 2. Text 2: first. Text 3: first.
+    assert found.medium_of_text[1] == pytest.approx(3 / 4)
+    assert found.medium_of_text[5] == 1.0
+
+
+def test_a_run_of_pre_training_is_evaluated_by_retrieval(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    preset = system("blip_2").tiny()
+    stage = replace(preset.init[0], precision="fp32")
+    preset = replace(preset, init=(stage,))
+    folder = tmp_path / "run"
+    RunConfig(stage="init", system=preset, weights="random", data=("x",), output=str(folder)).save(
+        folder
+    )
+    model = build_init(preset.model, stage, weights="random")
+    names = set_trainable(model, stage.trainable)
+    weights = {name: one.detach() for name, one in model.named_parameters() if name in names}
+    only = {name for name in weights if is_stage_only(preset.model, stage, name)}
+    assert only
+    write_weights(folder, {n: w for n, w in weights.items() if n not in only}, identity={})
+    checkpoint = folder / "checkpoints" / "step-00000000"
+    save_file({n: weights[n] for n in only}, checkpoint / "objective.safetensors")
+    shards = ShardSet([caption_shards(tmp_path / "captions", 6)])
+    again = replace(
+        shards[0],
+        id="again",
+        turns=(*shards[0].turns[:-1], Turn(role="assistant", text="another caption")),
+    )
+    bad = replace(shards[1], id="bad", media=(replace(shards[1].media[0], data=b"x"),))
+    data = write_folder(tmp_path / "data", [*(shards[n] for n in range(6)), again, bad], job="test")
+    words = ["--run", folder, "--data", data, "--batch", 4, "--json"]
+    assert evaluate(list(map(str, words))) == 0
+    scores = json.loads(capsys.readouterr().out)["retrieval"]
+    assert (scores["media"], scores["texts"], scores["skipped"]) == (6, 7, 1)
+    assert scores["text_of_medium"]["10"] == scores["medium_of_text"]["10"] == 1.0
+    saved = json.loads((folder / "evaluation" / "scores.json").read_text())
+    assert saved["retrieval"] == scores
