@@ -51,7 +51,8 @@ def test_a_stopped_rank_is_named_by_the_other_and_nothing_is_lost(
     assert outcome.code == STALLED, outcome.stderr
     report = json.loads((run / "stalled-rank-0.json").read_text())
     assert report["step"] > 2
-    assert report["samples"]
+    # Of the steps' phases, these have no samples of their own; where a rank waits is chance.
+    assert report["samples"] or report["phase"] in ("metrics", "save")
     assert report["behind"][0].startswith("rank 1 ")
     assert "silent" in report["behind"][0]
     assert "stalled: rank 0" in outcome.stderr

@@ -4,10 +4,12 @@ Two steps a stage on one rank, of a LLaVA that is published in tiny. The stages 
 run as `tests.cluster.ranks` starts them; DeepSpeed's launcher is not what this page is about.
 """
 
+import io
 import json
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from transformers import LlavaForConditionalGeneration
@@ -61,6 +63,9 @@ def run_command(words: list[str], head: RayHead) -> None:
             subprocess.run([sys.executable, REPOSITORY / path, *rest], env=env, check=True)
         case ["python", "-m", "pipeline", "plan", *_]:
             pass  # of the full size; tests/pipeline/forecast/ plans
+        case ["python", "-m", "pipeline", "chat", *rest]:
+            with patch("sys.stdin", io.StringIO("What is in the picture?\n")):
+                assert run_pipeline(["chat", *rest]) == 0
         case ["python", "-m", "pipeline", *rest]:
             assert run_pipeline(rest) == 0
         case ["deepspeed", "--num_accelerators", "8", "--module", "pipeline", stage, *rest]:
