@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import logging
 import statistics
 import subprocess
 import sys
@@ -293,6 +294,7 @@ def show(found: dict[str, Any]) -> None:
 def run(args: Sequence[str]) -> None:
     """Run the benchmark with command-line arguments."""
     options = parse(Options, prog="python benchmarks/serve.py", args=args)
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each request
     if options.serve is not None:
         serve(options.serve, options.side, options.threads)
         return

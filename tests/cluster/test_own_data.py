@@ -54,6 +54,18 @@ def write_files(folder: Path) -> None:
     save(published.llava(), folder / "llava-1.5-7b-hf")
 
 
+def serve(words: list[str]) -> None:
+    """Serve until the address is told; tests/pipeline/serve/ ask."""
+    command = [sys.executable, "-m", "pipeline", "serve", *words, "--port", "0", "--page", "never"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("tuned: http://127.0.0.1:")
+    finally:
+        process.terminate()
+        process.communicate()
+
+
 def run_command(words: list[str], head: RayHead) -> None:
     """Run one command of the page in the current folder."""
     match words:
@@ -66,6 +78,8 @@ def run_command(words: list[str], head: RayHead) -> None:
         case ["python", "-m", "pipeline", "chat", *rest]:
             with patch("sys.stdin", io.StringIO("What is in the picture?\n")):
                 assert run_pipeline(["chat", *rest]) == 0
+        case ["python", "-m", "pipeline", "serve", *rest]:
+            serve(rest)
         case ["python", "-m", "pipeline", *rest]:
             assert run_pipeline(rest) == 0
         case ["deepspeed", "--num_accelerators", "8", "--module", "pipeline", stage, *rest]:
