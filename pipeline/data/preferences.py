@@ -212,10 +212,10 @@ class PreferenceEncoder:
             # Media are looked up in the first sequence unless they differ from its own.
             known = () if corrupted or not parts else parts[0][1].media
             parts.append((one.role, self._encoder.encode_sequence(sample, one.tokens, known, rng)))
-        return _joined(parts)
+        return join_sequences(parts)
 
 
-def _joined(parts: Sequence[tuple[Role, Example]]) -> Example:
+def join_sequences(parts: Sequence[tuple[Role, Example]]) -> Example:
     """Return the sequences end to end, with each medium once."""
     media: list[MediumInput] = []
     order: list[int] = []

@@ -19,7 +19,6 @@ import torch.distributed as dist
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from model.batch import IGNORED
 from model.batch_invariance import ALIGNED, batch_invariant
 from model.features import media_features
 from model.preference_lm import PreferenceLM
@@ -28,7 +27,7 @@ from model.spec.rlhf import Grpo
 from pipeline.data.collate import collate, dummy_example, pack
 from pipeline.data.encode import Example
 from pipeline.data.loader import MicroBatch
-from pipeline.data.preferences import Role
+from pipeline.data.preferences import Role, join_sequences
 from pipeline.data.rollout_prompts import RolloutPrompt
 from pipeline.distributed import device
 from pipeline.train.rewards import Answer, Reward, total
@@ -207,16 +206,14 @@ def _until_end(ids: list[int], end_ids: Sequence[int]) -> list[int]:
 
 def _joined(prompt: RolloutPrompt, answers: Sequence[list[int]]) -> Example:
     """Return all answers to a prompt, each after the prompt, whose media are there once."""
-    lengths = [len(prompt.ids) + len(new) for new in answers]
-    starts = [sum(lengths[:number]) for number in range(len(answers))]
-    return Example(
-        ids=[number for new in answers for number in (*prompt.ids, *new)],
-        labels=[x for new in answers for x in (*[IGNORED] * len(prompt.ids), *new)],
-        kinds=[kind for new in answers for kind in (*prompt.kinds, *[""] * len(new))],
-        media=prompt.media,
-        media_order=tuple(range(len(prompt.media))) * len(answers),
-        sequence_starts=tuple(starts),
-        roles=(int(Role.SAMPLED),) * len(answers),
-        id=prompt.id,
-        source=prompt.source,
-    )
+    parts = [
+        Example(
+            ids=[*prompt.ids, *new],
+            labels=[*prompt.labels, *new],
+            kinds=[*prompt.kinds, *[""] * len(new)],
+            media=prompt.media,
+        )
+        for new in answers
+    ]
+    joined = join_sequences([(Role.SAMPLED, part) for part in parts])
+    return replace(joined, id=prompt.id, source=prompt.source)
