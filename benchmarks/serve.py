@@ -47,6 +47,7 @@ from pipeline.config.run_config import RunConfig
 from pipeline.data.collate import collate
 from pipeline.serve.engine import Engine
 from pipeline.serve.jobs import Done, Job, Piece
+from pipeline.serve.serve import serve as run_server
 from pipeline.serve.text_stream import TextStream
 
 Side = Literal["ours", "transformers"]
@@ -148,12 +149,8 @@ def write_run(folder: Path, options: Options) -> None:
 
 def serve(run: Path, side: Side, threads: int) -> None:
     """Serve a run on a free port as one of the sides; prints its address."""
-    from pipeline.serve import serve as command  # noqa: PLC0415 -- imports the server
-
-    if side == "transformers":
-        command.Engine = OneAtATime  # type: ignore[misc]
     words = ["--run", run, "--port", 0, "--page", "never", "--threads", threads]
-    command.serve([str(word) for word in words])
+    run_server([str(word) for word in words], Engine if side == "ours" else OneAtATime)
 
 
 @contextmanager
@@ -195,8 +192,10 @@ async def ask(client: httpx.AsyncClient, address: str, content: dict[str, Any]) 
     async with client.stream("POST", f"{address}/chat/completions", json=content) as response:
         response.raise_for_status()
         async for line in response.aiter_lines():
-            if not first and '"content":' in line and '"content":""' not in line:
-                first = time.perf_counter() - begun
+            if not first and line.startswith("data: {"):
+                choices = json.loads(line.removeprefix("data: "))["choices"]
+                if choices and choices[0]["delta"].get("content"):
+                    first = time.perf_counter() - begun
     return first
 
 

@@ -130,8 +130,13 @@ class ServeOptions:
         return token or None
 
 
-def serve(args: Sequence[str]) -> int:
-    """Run the command; returns the exit code."""
+def serve(args: Sequence[str], engine_class: type[Engine] = Engine) -> int:
+    """Run the command; returns the exit code.
+
+    Args:
+        args: of the command line.
+        engine_class: what answers; benchmarks compare it with others.
+    """
     options = parse(ServeOptions, prog="python -m pipeline serve", args=args)
     token = options.token()
     # uvicorn raises the signal again once it has stopped: this ends the page, too.
@@ -145,7 +150,7 @@ def serve(args: Sequence[str]) -> int:
             positions=options.cache_tokens,
             threads=options.threads,
         )
-        engine = stack.enter_context(Engine(models, limits))
+        engine = stack.enter_context(engine_class(models, limits))
         body = options.max_body_mb << 20
         fetch = None
         if options.fetch_urls:
