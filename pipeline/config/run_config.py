@@ -66,7 +66,7 @@ class RunOptions:
     validate_every: int | None = None
     """Steps between validations. Default: --save-every."""
     validation_samples: int = 1024
-    """At most so many samples of --validation-data, drawn by --seed; the same ones every time."""
+    """At most so many samples of --validation-data, chosen by --seed; the same ones every time."""
     log_to: tuple[LoggerName, ...] = ()
     """Loggers that get the metrics of every step, too."""
     mix: Mix = field(default_factory=Mix)

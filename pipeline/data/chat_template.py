@@ -243,8 +243,8 @@ def with_feedback(turns: Sequence[Turn], feedback: str) -> tuple[Turn, ...]:
     last = max((n for n, turn in enumerate(turns) if turn.role == "user"), default=None)
     if last is None or not feedback:
         return tuple(turns)
-    told = replace(turns[last], text=f"{feedback}\n{turns[last].text}")
-    return (*turns[:last], told, *turns[last + 1 :])
+    conditioned = replace(turns[last], text=f"{feedback}\n{turns[last].text}")
+    return (*turns[:last], conditioned, *turns[last + 1 :])
 
 
 def plain_turns(

@@ -47,7 +47,7 @@ def continuation(
         filtered: the folder for the filtered data, each in a folder named as before.
 
     Raises:
-        UserError: a run of which it cannot be told what is touched.
+        UserError: a run that cannot be checked.
     """
     for one in touched:
         if one.unknown:

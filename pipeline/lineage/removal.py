@@ -55,7 +55,7 @@ class TouchedRun:
         origin: the touched checkpoint that it began from, if it began from one.
         checkpoints: the touched ones, the oldest first.
         untouched: the newest valid checkpoint that is not touched; None if all are.
-        unknown: why it cannot be told what is touched; empty if it can.
+        unknown: why the run cannot be checked; empty if it can.
     """
 
     history: History

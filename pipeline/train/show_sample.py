@@ -41,9 +41,9 @@ from pipeline.data.encode import Example
 from pipeline.train.train import build_encoder
 
 _SEGMENTS = 8
-"""Segments of a medium that are drawn, at most."""
+"""Segments of a medium that are rendered, at most."""
 _SIDE = 128
-"""Pixels of a drawn point cloud."""
+"""Side of a rendered point cloud, in pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,7 +259,7 @@ def _write_page(path: Path, run: RunConfig, shown: Sequence[tuple[Sample, ShownS
     for sample, one in shown:
         texts = "\n".join(f"{turn.role}: {turn.text}" for turn in sample.turns)
         stored = Card(media=[embed_any(medium) for medium in sample.media], text="as stored")
-        drawn = [
+        rendered = [
             drawing
             for medium, values in zip(one.media, one.inputs, strict=True)
             for drawing in _drawings(medium["kind"], values)
@@ -268,7 +268,9 @@ def _write_page(path: Path, run: RunConfig, shown: Sequence[tuple[Sample, ShownS
             Section(
                 heading=f"Row {one.row}: {one.id}",
                 paragraphs=[*texts.split("\n"), *filter(None, [one.skip_reason, one.cut])],
-                cards=[stored, Card(media=drawn, text="as the encoders get it")] if drawn else (),
+                cards=[stored, Card(media=rendered, text="as the encoders get it")]
+                if rendered
+                else (),
                 columns=("position", "id", "target", "token"),
                 rows=[
                     (_span(token), token.id, "target" if token.target else "", token.text)
@@ -281,7 +283,7 @@ def _write_page(path: Path, run: RunConfig, shown: Sequence[tuple[Sample, ShownS
 
 
 def _drawings(kind: str, values_f: Tensor) -> Iterator[Embedded]:
-    """Yield the segments of an encoder's input as images, as far as they can be drawn."""
+    """Yield the segments of an encoder's input as images, as far as they can be rendered."""
     shape = "×".join(map(str, values_f.shape))
     for number, values in enumerate(values_f[:_SEGMENTS], start=1):
         pixels = _pixels(kind, values.float().numpy())
@@ -299,10 +301,10 @@ def _pixels(kind: str, values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any] | N
     """Return bytes of an image: of pixels, of a spectrogram, or of points seen from the front."""
     if kind == "points":
         places = _scaled(values[:, :2]) * (_SIDE - 1)
-        drawn = np.full((_SIDE, _SIDE), 255, np.uint8)
+        rendered = np.full((_SIDE, _SIDE), 255, np.uint8)
         columns, rows = places.round().astype(int).T
-        drawn[_SIDE - 1 - rows, columns] = 0
-        return drawn
+        rendered[_SIDE - 1 - rows, columns] = 0
+        return rendered
     if values.ndim == 3 and values.shape[0] in (1, 3):
         values = values.transpose(1, 2, 0).squeeze()
     elif values.ndim != 2:
