@@ -187,15 +187,23 @@ def body(number: int, max_tokens: int) -> dict[str, Any]:
 
 
 async def ask(client: httpx.AsyncClient, address: str, content: dict[str, Any]) -> float:
-    """Stream an answer to its end; return the seconds to its first text."""
+    """Stream an answer to its end; return the seconds to its first text, 0 if it has none.
+
+    Raises:
+        UserError: the stream ended before the answer.
+    """
     begun, first = time.perf_counter(), 0.0
+    done = False
     async with client.stream("POST", f"{address}/chat/completions", json=content) as response:
         response.raise_for_status()
         async for line in response.aiter_lines():
+            done = done or line == "data: [DONE]"
             if not first and line.startswith("data: {"):
                 choices = json.loads(line.removeprefix("data: "))["choices"]
                 if choices and choices[0]["delta"].get("content"):
                     first = time.perf_counter() - begun
+    if not done:
+        raise UserError(f"{address}: a stream ended before its answer")
     return first
 
 
@@ -214,7 +222,10 @@ async def load(address: str, streams: int, options: Options) -> dict[str, float]
         begun = time.perf_counter()
         await asyncio.gather(*(one() for _ in range(streams)))
         seconds = time.perf_counter() - begun
-    return {"requests_per_s": count / seconds, "first_text_s": statistics.median(first)}
+    return {
+        "requests_per_s": count / seconds,
+        "first_text_s": statistics.median(filter(None, first)),
+    }
 
 
 async def misbehave(address: str, pid: int, options: Options) -> dict[str, Any]:
@@ -242,7 +253,7 @@ async def misbehave(address: str, pid: int, options: Options) -> dict[str, Any]:
         await asyncio.gather(*(send(data) for data in bad * 8))
         await asyncio.gather(*(send(b" " * (40 << 20)) for _ in range(4)))
         well = [ask(client, address, body(number, options.max_tokens)) for number in range(32)]
-        answered = sum(seconds > 0 for seconds in await asyncio.gather(*well))
+        answered = len(await asyncio.gather(*well))
         metrics = (await client.get(f"{address.removesuffix('/v1')}/metrics")).text
     running = [line for line in metrics.splitlines() if "running" in line and line[0] != "#"]
     return {
