@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -91,7 +91,7 @@ class Checkpoints:
         complete: returns a checkpoint's identity as this run would have written it: with what an
             older version left out, and with data from which samples were removed since.
         retention: which checkpoints are kept.
-        inherited: names of weights from another run; they are saved whether trained or not.
+        inherited: weights of another run; they are saved whether trained or not.
         objective_only: whether only this stage's losses need a weight; such weights are saved in
             a file of their own.
     """
@@ -104,7 +104,7 @@ class Checkpoints:
         run: Path,
         identity: Mapping[str, Any],
         retention: RetentionPolicy,
-        inherited: Collection[str] = (),
+        inherited: Path | None = None,
         objective_only: Callable[[str], bool] = lambda name: False,
         complete: Callable[[Path, Mapping[str, Any]], Mapping[str, Any]] = lambda _, stored: stored,
     ) -> None:
@@ -113,7 +113,7 @@ class Checkpoints:
         self._identity = dict(identity)
         self._complete = complete
         self._retention = retention
-        self._inherited = frozenset(inherited)
+        self._inherited = inherited
         self._objective_only = objective_only
         self._writer = AsyncWriter()
         self._pending: _PendingSave | None = None
