@@ -98,7 +98,7 @@ class QLora:
     use_dora: bool = False
 
     parameter_marker: ClassVar[str] = "lora_"
-    zero3: ClassVar[bool] = True
+    zero3: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Raise SpecError for a value out of its range."""

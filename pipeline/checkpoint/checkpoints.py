@@ -27,6 +27,7 @@ from torch import Tensor
 
 from etl.cli import UserError
 from etl.storage.atomic import write_json
+from model.spec.system import decay_start
 from pipeline.checkpoint.adapters import ADAPTERS, check_adapters
 from pipeline.checkpoint.async_writer import AsyncWriter, SaveStatus
 from pipeline.checkpoint.files import (
@@ -336,7 +337,9 @@ class Checkpoints:
         stored = self._complete(checkpoint, read_manifest(checkpoint)["identity"])
         for name, value in self._identity.items():
             if name == "steps":
-                check_steps(checkpoint, stored.get(name, value), value)
+                wsd = self._identity.get("schedule") == "wsd"
+                decay = self._identity["decay"] if wsd else 0.0
+                check_steps(checkpoint, stored.get(name, value), value, decay)
             elif stored.get(name) != value:
                 raise UserError(
                     f"{checkpoint}: belongs to a run with {name} {stored.get(name)!r}, this one "
@@ -365,11 +368,18 @@ class Checkpoints:
         return TrainerState(**read_manifest(checkpoint)["trainer_state"])
 
 
-def check_steps(checkpoint: Path, stored: int, steps: int) -> None:
+def check_steps(checkpoint: Path, stored: int, steps: int, decay: float = 0.0) -> None:
     """Check the steps of a run that resumes; there may be more (`--epochs`, `--max-steps` raised).
 
     The rule for the learning rate is *stretching*: from the resumed step on, it is that of a run
-    that had the new number of steps from the start.
+    that had the new number of steps from the start. Under `wsd` that changes nothing up to a
+    checkpoint of the stable phase, which is thus extended; in a later one the rate has decayed.
+
+    Args:
+        checkpoint: to resume from.
+        stored: steps of its run.
+        steps: of this run.
+        decay: share of the steps in which `wsd` decays; 0 for other schedules.
 
     Raises:
         UserError: there are fewer than before.
@@ -378,6 +388,12 @@ def check_steps(checkpoint: Path, stored: int, steps: int) -> None:
         raise UserError(
             f"{checkpoint}: belongs to a run of {stored} steps, this one has {steps}; --epochs and "
             "--max-steps may be raised, not lowered; give the same options, or another --output"
+        )
+    if steps > stored and decay and step_of(checkpoint) > decay_start(stored, decay):
+        log.warning(
+            "%s: its learning rate has decayed since step %d and now rises again; to extend the "
+            "stable phase, give --resume the step of a checkpoint before",
+            *(checkpoint, decay_start(stored, decay)),
         )
     if steps > stored:
         log.info(

@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from model.spec import Stage
 from pipeline.compat.deepspeed import load_op
 from pipeline.config.deepspeed import ds_config
-from pipeline.train.parameter_groups import OptimizerGroup, lr_factors, parameter_groups
+from pipeline.config.parameter_groups import OptimizerGroup, lr_factors, parameter_groups
 
 
 def start_engine(
@@ -36,11 +36,12 @@ def start_engine(
             "params": group.parameters,
             "lr": group.learning_rate,
             "weight_decay": group.weight_decay,
+            "betas": group.betas,
             "label": group.label,
         }
         for group in groups
     ]
-    optimizer = adam(options, lr=settings.learning_rate, betas=(0.9, 0.999))
+    optimizer = adam(options, lr=settings.learning_rate, betas=settings.betas)
     with _fast_initialize():
         engine, *_ = deepspeed.initialize(
             model=model,
