@@ -148,9 +148,9 @@ def lr_factor(
         return 1.0
     if schedule == "wsd":
         start = max(warmup, decay_start(steps, decay))
-        return (
-            1.0 if step < start else 1 - math.sqrt(min(1.0, (step - start) / max(1, steps - start)))
-        )
+        if step < start:
+            return 1.0
+        return 1 - math.sqrt(min(1.0, (step - start) / (steps - start))) if start < steps else 0.0
     if schedule == "linear":
         return max(0.0, (steps - step) / decaying)
     progress = (step - warmup) / decaying
