@@ -42,9 +42,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def combinations() -> Iterator[object]:
     """Kinds and ZeRO stages, all nightly but DoRA under ZeRO-3, which reads others' weights."""
-    for kind in KINDS:
+    for kind, peft in KINDS.items():
         for zero in ("zero2", "zero3"):
-            if zero == "zero3" and not KINDS[kind].zero3:
+            if zero == "zero3" and not peft.zero3:
                 continue  # refused in one line: tests/test_ds_configs.py
             nightly = pytest.mark.nightly(minutes=1)
             marks = [] if (kind, zero) == ("dora", "zero3") else [nightly]
