@@ -18,9 +18,8 @@ from etl.digits.scenes import COLOURS, POSITIONS, encode, random_scene, render
 from etl.digits.texts import NUMBERS, Lookup, Question
 from etl.digits.tones import MAX_TONES, random_dialling
 
-NONE, YES, NO = "none", "yes", "no"
-DENIALS = (NONE, NO)
-"""The answers that do not speak of anything as if it was there."""
+YES, NO = "yes", "no"
+"""`no` is the answer to every question about what is not there."""
 ABSENT = ("not_there", "absent", "other_medium")
 """Kinds of questions about what is not there: whether it is, about one of its features, and what
 only the other kind of medium could show."""
@@ -176,7 +175,7 @@ def _mistaken(lookup: Lookup, answer: str, things: Sequence[Any], rng: np.random
     chosen = rng.random()
     if nearby and chosen < 0.5:
         return nearby[int(rng.integers(len(nearby)))]
-    return NONE if chosen < 0.75 else _other(_VALUES[lookup.asked], answer, rng)
+    return NO if chosen < 0.75 else _other(_VALUES[lookup.asked], answer, rng)
 
 
 def _about_absent(
@@ -223,7 +222,7 @@ def _denied(
     found = [str(getattr(thing, lookup.asked)) for thing in things if hasattr(thing, lookup.asked)]
     wrong = found or _VALUES[lookup.asked]
     return Judged(
-        question=Question(kind=name, text=lookup.text.format(**{lookup.given: given}), answer=NONE),
+        question=Question(kind=name, text=lookup.text.format(**{lookup.given: given}), answer=NO),
         rejected=wrong[int(rng.integers(len(wrong)))],
         critique=f"{NO}. {fact}",
     )

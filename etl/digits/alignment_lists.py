@@ -39,7 +39,7 @@ class _List:
 
 
 LISTS = {
-    "sound_captions.json": _List(purposes=("captions",), kinds=("audio",)),
+    "sound_captions.json": _List(purposes=("captions",), kinds=("audio",), share=0.5),
     "easy_dialogues.json": _List(purposes=("easy",)),
     "preferences.json": _List(purposes=("preferences",)),
     "present_and_absent.json": _List(purposes=("present", "absent"), split="test", share=0.1),
@@ -54,8 +54,9 @@ def write_alignment(folder: Path, seed: int, preferences: int, base_url: str) ->
     Args:
         folder: the world's folder; the files go to its `media/alignment/`.
         seed: of all random numbers.
-        preferences: about each kind of medium, and as many easy dialogues; a tenth as many
-            questions about what is there, and as many about what is not.
+        preferences: about each kind of medium, and as many easy dialogues; half as many captions
+            of sounds, and a tenth as many held-out questions about what is there, and about what is
+            not.
         base_url: the server's address, without a trailing slash.
     """
     media = folder / "media" / _FOLDER

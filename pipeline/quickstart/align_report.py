@@ -33,7 +33,7 @@ _ABOUT = (
     "Exact answers: to questions about what is there, on held-out handwriting and telephones. "
     "Wrong-medium answers: the share of questions about what is not there (a digit, colour, "
     "position or tone that is missing, or something that only the other kind of medium could show) "
-    "that are answered as if it was: with anything but none or no.",
+    "that are answered as if it was: with anything but no.",
 )
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from etl.storage.shards import ShardSet
 
-DENIALS = ("none", "no")
-"""The true answers to questions about what is not there; no other question has one of them."""
+DENIAL = "no"
+"""The true answer to all questions about what is not there, and to no others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class Answer:
     @property
     def about_absent(self) -> bool:
         """Whether the question is about what is not there."""
-        return self.truth in DENIALS
+        return self.truth == DENIAL
 
     @property
     def correct(self) -> bool:
@@ -38,8 +38,8 @@ class Answer:
 
     @property
     def wrong_medium(self) -> bool:
-        """Whether what is not there is spoken of as if it was: anything but a denial."""
-        return self.about_absent and not any(_same(self.answer, denial) for denial in DENIALS)
+        """Whether what is not there is spoken of as if it was: with anything but a denial."""
+        return self.about_absent and not self.correct
 
 
 def _same(answer: str, truth: str) -> bool:
