@@ -55,7 +55,7 @@ def digits_omni() -> System:
 
 
 def digits_image_audio() -> System:
-    """One model for pictures and sounds, which may deny: there is none, no.
+    """One model for pictures and sounds, which may answer yes or no.
 
     These words are new to the toy language model, so that SFT trains its embeddings, too. Small
     batches, since it is for few samples.
@@ -73,7 +73,7 @@ def digits_image_audio() -> System:
             trainable=(*system.sft.trainable, words),
             global_batch=64,
             micro_batch=32,
-            epochs=1,
+            epochs=2,
         ),
     )
 

@@ -10,7 +10,7 @@ from etl.storage.schema import PLACEHOLDERS, Medium, Sample, Turn, sha256
 from etl.storage.shards import write_folder
 from pipeline.quickstart.align_report import gap_charts, write_align_report
 from pipeline.quickstart.align_scores import (
-    DENIALS,
+    DENIAL,
     Answer,
     read_answers,
     read_media,
