@@ -338,9 +338,10 @@ class Checkpoints:
             if name == "steps":
                 check_steps(checkpoint, stored.get(name, value), value)
             elif stored.get(name) != value:
+                field, theirs, ours = _first_difference(name, stored.get(name), value)
                 raise UserError(
-                    f"{checkpoint}: belongs to a run with {name} {stored.get(name)!r}, this one "
-                    f"has {value!r}; give the same options, or another --output"
+                    f"{checkpoint}: belongs to a run with {field} {theirs!r}, this one has "
+                    f"{ours!r}; give the same options, or another --output"
                 )
 
     def load(self, engine: deepspeed.DeepSpeedEngine, checkpoint: Path) -> TrainerState:
@@ -363,6 +364,23 @@ class Checkpoints:
             self.folder.point_latest(checkpoint.name)
             self.folder.point_best()
         return TrainerState(**read_manifest(checkpoint)["trainer_state"])
+
+
+def _first_difference(name: str, stored: object, value: object) -> tuple[str, object, object]:
+    """Return the path of the first field in which two unequal JSON values differ, and both values.
+
+    The whole of a model's configuration would fill a screen.
+    """
+    pairs: list[tuple[object, object, object]] = []
+    if isinstance(stored, dict) and isinstance(value, dict):
+        names = dict.fromkeys([*stored, *value])
+        pairs = [(key, stored.get(key), value.get(key)) for key in names]
+    elif isinstance(stored, list) and isinstance(value, list) and len(stored) == len(value):
+        pairs = [(place, *both) for place, both in enumerate(zip(stored, value, strict=True))]
+    for key, theirs, ours in pairs:
+        if theirs != ours:
+            return _first_difference(f"{name}.{key}", theirs, ours)
+    return name, stored, value
 
 
 def check_steps(checkpoint: Path, stored: int, steps: int) -> None:
