@@ -19,7 +19,7 @@ from model.spec.rlhf import Grpo
 from model.spec.system import RlhfStage
 from pipeline.compat.deepspeed import load_op
 from pipeline.config.deepspeed import ds_config
-from pipeline.train.parameter_groups import OptimizerGroup, lr_factors, parameter_groups
+from pipeline.config.parameter_groups import OptimizerGroup, lr_factors, parameter_groups
 
 
 def start_engine(
@@ -41,11 +41,12 @@ def start_engine(
             "params": group.parameters,
             "lr": group.learning_rate,
             "weight_decay": group.weight_decay,
+            "betas": group.betas,
             "label": group.label,
         }
         for group in groups
     ]
-    optimizer = adam(options, lr=settings.learning_rate, betas=(0.9, 0.999))
+    optimizer = adam(options, lr=settings.learning_rate, betas=settings.betas)
     with _fast_initialize():
         engine, *_ = deepspeed.initialize(
             model=model,
