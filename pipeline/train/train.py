@@ -85,7 +85,7 @@ from pipeline.run_folder.metrics_writer import MetricsWriter, read_validations
 from pipeline.run_folder.report import run_report
 from pipeline.run_folder.starts import record_end, record_start, recording_failure
 from pipeline.signals import STOPPED, StopRequest
-from pipeline.train.engine import follow_schedule, start_engine
+from pipeline.train.engine import follow_schedule, start_engine, updates_per_step
 from pipeline.train.identity import complete_identity, run_identity, start_lineage
 from pipeline.train.loop import LoopSettings, TrainingLoop
 from pipeline.train.losses import loss_terms
@@ -457,6 +457,7 @@ def loop_settings(run: RunConfig, inputs: Inputs) -> LoopSettings:
         seed=run.seed,
         max_bad_fraction=run.max_bad_fraction,
         max_nonfinite_steps=run.max_nonfinite_steps,
+        updates=updates_per_step(run.settings),
     )
 
 
