@@ -8,6 +8,7 @@ that `model.load` can read the spec of an exported folder.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import types
 import typing
 from collections.abc import Callable, Collection, Mapping
@@ -16,6 +17,8 @@ from typing import Any, TypeVar
 from model.spec.base import FieldError, SpecError, suggest
 
 T = TypeVar("T")
+# Evaluates annotations as source code, which takes most of the time of decoding.
+_type_hints = functools.cache(typing.get_type_hints)
 CheckKey = Callable[[str, str, Collection[str]], None]
 
 
@@ -67,7 +70,7 @@ class _Decoder:
     def _fields(self, cls: type, value: object, where: str) -> object:
         if not isinstance(value, Mapping):
             raise DecodeError(f"{where}: {value!r}, want the fields of {cls.__name__}")
-        hints = typing.get_type_hints(cls)
+        hints = _type_hints(cls)
         fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
         for key in value:
             if key not in fields:
@@ -91,7 +94,7 @@ class _Decoder:
         kinds = tuple(kind for kind in kinds if kind is not type(None))
         if len(kinds) == 1:
             return self.decode(kinds[0], value, where)
-        tagged = {typing.get_args(typing.get_type_hints(kind)["kind"])[0]: kind for kind in kinds}
+        tagged = {typing.get_args(_type_hints(kind)["kind"])[0]: kind for kind in kinds}
         tag = value.get("kind") if isinstance(value, Mapping) else None
         if tag not in tagged:
             raise DecodeError(f"{where}.kind: {tag!r}, want one of {', '.join(tagged)}")

@@ -23,7 +23,7 @@ from pipeline.forecast.plan import FUSED
 ADAPTERS = "adapters"
 """The key of a manifest."""
 
-_SETTINGS = ("kind", "rank", "alpha", "length", "bottleneck")
+_SETTINGS = ("kind", "rank", "alpha", "length", "bottleneck", "use_rslora", "use_dora")
 _VALUES = 64
 """Values of each weight that the fingerprint covers."""
 
@@ -40,7 +40,8 @@ def adapter_record(run: RunConfig, model: nn.Module) -> dict[str, Any] | None:
         return None
     backbone = model.get_submodule("backbone")
     return {
-        **{name: getattr(peft, name) for name in _SETTINGS if hasattr(peft, name)},
+        # Switches only where they are on: checkpoints of older versions have none.
+        **{name: found for name in _SETTINGS if (found := getattr(peft, name, False)) is not False},
         "base": "random weights" if run.weights == "random" else run.system.model.backbone.weights,
         "fingerprint": _fingerprint(backbone, peft.parameter_marker),
     }

@@ -79,6 +79,11 @@ def with_rollouts(
             _answered(item, model, tokenizer, kinds, settings)
             for item, kinds in zip(encoded, used, strict=True)
         ]
+        if settings.objective.updates > 1:
+            answered = [
+                _with_old_logps(item, model, kinds)
+                for item, kinds in zip(answered, used, strict=True)
+            ]
         model.train(training)
         yield answered
         model.feature_kinds = cached
@@ -155,6 +160,18 @@ def _answered(
     advantages_q = advantages(rewards_q.view(-1, group), scaled=settings.objective.scaled).flatten()
     sequences = replace(batch.sequences, rewards_q=rewards_q, advantages_q=advantages_q)
     return replace(item, batch=replace(batch, sequences=sequences))
+
+
+def _with_old_logps(item: MicroBatch, model: PreferenceLM, used: Sequence[str]) -> MicroBatch:
+    """Return answers with their log-probabilities under the policy that has sampled them.
+
+    They are computed as the updates will, so that the first one's ratio is 1; those of sampling
+    differ from them by rounding.
+    """
+    logps_o = model.policy_logps(item.batch.to(device()), used).cpu()
+    assert item.batch.sequences is not None
+    sequences = replace(item.batch.sequences, old_logps_o=logps_o)
+    return replace(item, batch=replace(item.batch, sequences=sequences))
 
 
 def advantages(rewards_pg: Tensor, *, scaled: bool) -> Tensor:

@@ -22,8 +22,8 @@ from etl.storage.schema import Sample, Turn
 from etl.storage.shards import ShardSet, write_folder
 from model.build import build
 from model.presets import system
+from pipeline.config.parameter_groups import lr_factor
 from pipeline.signals import STOPPED
-from pipeline.train.parameter_groups import lr_factor
 from tests.cluster.ranks import (
     REPOSITORY,
     Ranks,

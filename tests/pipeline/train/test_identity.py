@@ -83,6 +83,16 @@ def test_what_a_step_learns_may_not(changes: dict[str, Any], tmp_path: Path) -> 
         resumes(tmp_path, identity(run_of()), run_of(**changes))
 
 
+def test_a_field_deep_in_the_model_is_named_alone(tmp_path: Path) -> None:
+    stored = json.loads(json.dumps(identity(run_of())))
+    stored["model"]["inputs"][0]["encoder"]["weights"] = "elsewhere"
+    with pytest.raises(
+        UserError, match=r"model\.inputs\.0\.encoder\.weights 'elsewhere', this "
+    ) as e:
+        resumes(tmp_path, stored, run_of())
+    assert len(str(e.value)) < 400
+
+
 def test_a_micro_batch_may_not_change_where_its_samples_are_compared(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="micro_batch"):
         resumes(tmp_path, identity(run_of("init")), run_of("init", micro_batch=1))
