@@ -114,11 +114,6 @@ def wait_for(path: Path, ranks: Ranks) -> None:
     _wait(path.exists, ranks)
 
 
-def wait_for_lines(path: Path, count: int, ranks: Ranks) -> None:
-    """Wait until a file has so many lines, as long as the ranks live."""
-    _wait(lambda: path.exists() and path.read_text().count("\n") >= count, ranks)
-
-
 def wait_for_message(text: str, ranks: Ranks) -> None:
     """Wait until rank 0, a warm one, has written a text to stderr, as long as the ranks live."""
     first = ranks.processes[0]

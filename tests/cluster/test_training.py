@@ -23,16 +23,7 @@ from etl.storage.shards import ShardSet, write_folder
 from model.build import build
 from model.presets import system
 from pipeline.config.parameter_groups import lr_factor
-from pipeline.signals import STOPPED
-from tests.cluster.ranks import (
-    REPOSITORY,
-    Ranks,
-    free_port,
-    losses,
-    run_ranks,
-    wait_for,
-    wait_for_lines,
-)
+from tests.cluster.ranks import REPOSITORY, Ranks, free_port, losses, run_ranks, wait_for
 from tests.worlds import caption_shards, instruct_shards
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
@@ -173,28 +164,6 @@ def test_validation_does_not_change_training_and_resumes_with_it(
     for one, other in zip(validations(alone), found, strict=True):
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
         assert one["accuracy"] == other["accuracy"]
-
-
-def test_a_stop_during_a_validation_saves_and_the_same_command_validates_first(
-    captions: Path, whole: Path, tmp_path: Path
-) -> None:
-    held_out = caption_shards(tmp_path / "held-out", 64, seed=7)
-    run = tmp_path / "run"
-    validated = ("--validation-data", held_out, "--validate-every", 3, "--save-every", 100)
-    words = ("pt", "digits", "--data", captions, "--output", run, *SMALL, *validated)
-    ranks = Ranks(2, words)
-    wait_for_lines(run / "metrics.jsonl", 3, ranks)  # the validation after the step comes next
-    for process in ranks.processes:
-        os.kill(process.pid, signal.SIGTERM)
-    outcome = ranks.wait()
-    assert outcome.code == STOPPED, outcome.stderr
-    assert "stopping on request: no validation after step 3 yet" in outcome.stderr
-    assert len(losses(run)) == 3
-    assert [one["step"] for one in validations(run)] == [0]
-    assert (run / "checkpoints" / "latest").read_text() == "step-00000003\n"
-    assert run_ranks(2, *words).code == 0
-    assert losses(run) == losses(whole)
-    assert [one["step"] for one in validations(run)] == [0, 3, 6]
 
 
 def validations(run: Path) -> list[dict[str, Any]]:
