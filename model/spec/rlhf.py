@@ -81,7 +81,28 @@ class Dress:
     refinement: bool = True
 
 
-Preference = Dpo | Kto | Dress
+@dataclass(frozen=True, kw_only=True)
+class RewardModel:
+    """A reward model, for GRPO: a scalar for an answer, learnt from which of two is preferred.
+
+    The loss is Bradley and Terry's (Ouyang et al. 2022, *InstructGPT*, eq. 1, with two answers to a
+    prompt), as in LLaVA-RLHF, whose prompts have images (Sun et al. 2023, arXiv:2309.14525, §2.1).
+
+    Args:
+        center: weight of (r_chosen + r_rejected)², which keeps rewards around 0, since preferences
+            only determine differences (Eisenstein et al. 2023, arXiv:2312.09244, eq. 2); TRL's
+            `center_rewards_coefficient`, for which it suggests 0.01.
+    """
+
+    kind: Literal["reward"] = "reward"
+    center: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Raise SpecError for a value out of its range."""
+        check_at_least(self, 0, "center")
+
+
+Preference = Dpo | Kto | Dress | RewardModel
 """Objectives of RLHF from recorded preferences."""
 
 
@@ -98,8 +119,8 @@ class Grpo:
         max_new_tokens: longest answer.
         temperature: of sampling, and of the log-probabilities that are trained.
         top_p: share of the probability that is sampled from.
-        rewards: `exact` (the answer is the sample's), or functions of the user's own, as
-            `FILE.py:FUNCTION` or `MODULE:FUNCTION`; an answer's rewards are added up.
+        rewards: `exact` (the answer is the sample's), `model:RUN` (a reward model), or functions of
+            the user's own, as `FILE.py:FUNCTION` or `MODULE:FUNCTION`; an answer's are added up.
         scaled: whether advantages are divided by the group's standard deviation; Dr. GRPO leaves
             it out, since it favours questions that are nearly always, or never, answered right
             (Liu et al. 2025, §3.1).

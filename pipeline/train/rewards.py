@@ -10,6 +10,7 @@ from pathlib import Path
 
 from etl.cli import UserError
 from etl.storage.schema import Sample, words_of
+from pipeline.train.reward_models import PREFIX
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,21 +46,22 @@ BUILT_IN: dict[str, Reward] = {"exact": exact}
 
 
 def load_rewards(names: Sequence[str]) -> tuple[Reward, ...]:
-    """Return the reward functions of these names.
+    """Return the reward functions of these names; reward models are loaded beside the policy.
 
     Args:
-        names: of `BUILT_IN`, or `FILE.py:FUNCTION`, or `MODULE:FUNCTION`.
+        names: of `BUILT_IN`, or `FILE.py:FUNCTION`, or `MODULE:FUNCTION`; or of reward models.
 
     Raises:
         UserError: one that cannot be found.
     """
-    return tuple(BUILT_IN.get(name) or _own(name) for name in names)
+    functions = [name for name in names if not name.startswith(PREFIX)]
+    return tuple(BUILT_IN.get(name) or _own(name) for name in functions)
 
 
 def _own(name: str) -> Reward:
     where, _, function = name.rpartition(":")
     if not where:
-        known = ", ".join(BUILT_IN)
+        known = ", ".join([*BUILT_IN, f"{PREFIX}RUN"])
         raise UserError(f"rewards: {name!r}, want {known}, FILE.py:FUNCTION or MODULE:FUNCTION")
     try:
         module = (

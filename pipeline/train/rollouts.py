@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from model.batch import Batch
 from model.batch_invariance import ALIGNED, batch_invariant
 from model.features import media_features
 from model.preference_lm import PreferenceLM
@@ -139,6 +140,7 @@ def _answered(
     prompts = item.prompts
     ids = _sample(model, prompts, used, settings)
     if not prompts:
+        _model_rewards(model, item.batch, used)
         return item
     answers = [
         Answer(
@@ -148,13 +150,21 @@ def _answered(
         )
         for number, new in enumerate(ids)
     ]
-    rewards_q = torch.tensor([total(settings.rewards, answer) for answer in answers])
     grouped = [ids[first : first + group] for first in range(0, len(ids), group)]
     batch = pack([_joined(prompt, own) for prompt, own in zip(prompts, grouped, strict=True)])
     assert batch.sequences is not None
+    rewards_q = torch.tensor([total(settings.rewards, answer) for answer in answers])
+    rewards_q = rewards_q + _model_rewards(model, batch, used)
     advantages_q = advantages(rewards_q.view(-1, group), scaled=settings.objective.scaled).flatten()
     sequences = replace(batch.sequences, rewards_q=rewards_q, advantages_q=advantages_q)
     return replace(item, batch=replace(batch, sequences=sequences))
+
+
+def _model_rewards(model: PreferenceLM, batch: Batch, used: Sequence[str]) -> Tensor:
+    """Return the sum (q,) of what the reward models say of each answer; a collective."""
+    if not model.reward_heads:
+        return torch.zeros(())
+    return model.rewards(batch.to(device()), used).sum(0).cpu()
 
 
 def advantages(rewards_pg: Tensor, *, scaled: bool) -> Tensor:
