@@ -42,26 +42,29 @@ def exact(answer: Answer) -> float:
     return float(answer.text.strip().lower() == answer.truth.strip().lower())
 
 
+JUDGE = "judge"
+"""The name of the reward that a language model gives (`pipeline.train.judge_reward`)."""
 BUILT_IN: dict[str, Reward] = {"exact": exact}
 
 
 def load_rewards(names: Sequence[str]) -> tuple[Reward, ...]:
-    """Return the reward functions of these names; reward models are loaded beside the policy.
+    """Return the reward functions of these names.
 
     Args:
-        names: of `BUILT_IN`, or `FILE.py:FUNCTION`, or `MODULE:FUNCTION`; or of reward models.
+        names: of `BUILT_IN`, or `FILE.py:FUNCTION`, or `MODULE:FUNCTION`; those of reward models
+            and of a judge have no function here.
 
     Raises:
         UserError: one that cannot be found.
     """
-    functions = [name for name in names if not name.startswith(PREFIX)]
+    functions = [name for name in names if name != JUDGE and not name.startswith(PREFIX)]
     return tuple(BUILT_IN.get(name) or _own(name) for name in functions)
 
 
 def _own(name: str) -> Reward:
     where, _, function = name.rpartition(":")
     if not where:
-        known = ", ".join([*BUILT_IN, f"{PREFIX}RUN"])
+        known = ", ".join([*BUILT_IN, f"{PREFIX}RUN", JUDGE])
         raise UserError(f"rewards: {name!r}, want {known}, FILE.py:FUNCTION or MODULE:FUNCTION")
     try:
         module = (

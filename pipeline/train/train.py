@@ -88,6 +88,7 @@ from pipeline.run_folder.starts import record_end, record_start, recording_failu
 from pipeline.signals import STOPPED, StopRequest
 from pipeline.train.engine import follow_schedule, start_engine
 from pipeline.train.identity import complete_identity, run_identity, start_lineage
+from pipeline.train.judge_reward import JudgeReward
 from pipeline.train.loop import LoopSettings, TrainingLoop
 from pipeline.train.losses import loss_terms
 from pipeline.train.metrics import MetricsAccumulator, source_names
@@ -370,8 +371,10 @@ def with_answers(
     assert isinstance(tokenizer, RolloutTokenizer)
     _, world = rank_and_world_size()
     zero = ds_config(settings, world).get("zero_optimization", {}).get("stage", 0)
+    judge = settings.objective.judge
     rollouts = RolloutSettings(
         objective=settings.objective,
+        judge=None if judge is None else JudgeReward(judge, Path(run.output)),
         rewards=load_rewards(settings.objective.rewards),
         seed=run.seed,
         end_ids=tokenizer.end_ids,
