@@ -98,12 +98,15 @@ class Sequences:
         roles_q: what each is to its sample, see `pipeline.data.preferences.Role`.
         rewards_q: of answers that the model has sampled.
         advantages_q: of the same, over the others of their group.
+        old_logps_o: log-probabilities of their tokens (the batch's targets) under the policy that
+            has sampled them; None while the policy is still the same.
     """
 
     samples_q: Tensor
     roles_q: Tensor
     rewards_q: Tensor | None = None
     advantages_q: Tensor | None = None
+    old_logps_o: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Sequences:
         """Return them on `device`."""
@@ -112,6 +115,7 @@ class Sequences:
             roles_q=self.roles_q.to(device),
             rewards_q=_to(self.rewards_q, device),
             advantages_q=_to(self.advantages_q, device),
+            old_logps_o=_to(self.old_logps_o, device),
         )
 
 

@@ -4,7 +4,7 @@ OUT/mmloom.json                what the model is: `ExportedSpec`
 OUT/model.safetensors          all its weights, in shards with an index if they are large
 OUT/tokenizer.json …           the backbone's tokenizer, as `save_pretrained` writes it
 OUT/text_tokenizer/            of projectors that read the instruction, if there are any
-OUT/adapter/                   low-rank adapters as a peft folder, if they were not merged
+OUT/adapter/                   adapters that are apart from the weights; `model.peft` says how
 OUT/generators/KIND/           the frozen generator of an output branch, as a diffusers checkpoint:
                                autoencoder, UNet, scheduler, text encoders and their tokenizers
 """
@@ -24,12 +24,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from model.build import build_backbone, build_inputs, build_outputs, build_tokenizer
+from model.build import add_peft, build_backbone, build_inputs, build_outputs, build_tokenizer
 from model.multimodal_lm import MultimodalLM
-from model.peft.lora import add_lora, our_name
+from model.peft.lora import our_name
+from model.peft.prefix import load_peft_embeddings
 from model.spec import InputBranchSpec, Lora, ModelSpec, SpecError, Stage
 from model.spec.decode import decode
-from model.spec.output_branches import OutputBranchSpec
+from model.spec.peft import Peft, Prefix, QLora
 from model.spec.qformer import QFormer
 from model.weights import assign
 
@@ -37,6 +38,7 @@ SPEC_FILE = "mmloom.json"
 TEXT_TOKENIZER = "text_tokenizer"
 GENERATORS = "generators"
 ADAPTER = "adapter"
+ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 FORMAT_VERSION = 1
 BACKBONE = "backbone."
@@ -82,27 +84,50 @@ def load_exported(folder: Path | str, *, decoding: bool = False) -> Loaded:
     folder = Path(folder).absolute()
     spec = read_spec(folder)
     peft = spec.stage.peft
-    apart = isinstance(peft, Lora)
-    stage = replace(spec.stage, peft=None) if apart else spec.stage
+    apart = peft is not None and (folder / ADAPTER).is_dir()
+    built = peft
+    if apart and isinstance(peft, Lora | QLora):
+        built = None  # until the plain weights are loaded, which QLoRA then quantizes
+    elif apart and isinstance(peft, Prefix):
+        built = replace(peft, hidden=None)
+    stage = replace(spec.stage, peft=built)
     module = MultimodalLM(
         spec.model,
         build_inputs(spec.model, stage, weights="random"),
         build_backbone(spec.model, stage, weights="random"),
         build_outputs(spec.model, stage, weights="pretrained", decoding=decoding),
     )
-    _load_weights(module, folder)
-    if isinstance(peft, Lora):
-        add_lora(module.backbone, peft)
-        file = folder / ADAPTER / ADAPTER_WEIGHTS
-        weights = {our_name(name, BACKBONE): each for name, each in _read(file).items()}
-        assign(module, weights, str(file))
+    _load_weights(module, folder, without=built.parameter_marker if apart and built else None)
+    if peft is not None and apart:
+        _load_adapters(module, peft, folder / ADAPTER / ADAPTER_WEIGHTS)
     return Loaded(spec, module.eval(), build_tokenizer(spec.model, weights="pretrained"))
 
 
-def _load_weights(module: MultimodalLM, folder: Path) -> None:
-    """Load every tensor of a module, but those of generators, from the files of a folder."""
+def _load_adapters(module: MultimodalLM, peft: Peft, file: Path) -> None:
+    """Load the adapters of a folder into a module whose own weights are loaded."""
+    weights = _read(file)
+    if isinstance(peft, Prefix):
+        load_peft_embeddings(module.backbone, weights["prompt_embeddings"])
+        return
+    low_rank = isinstance(peft, Lora | QLora)
+    if low_rank:
+        add_peft(module.backbone, peft)
+    names = {name: our_name(name, BACKBONE) if low_rank else BACKBONE + name for name in weights}
+    assign(module, {names[name]: each for name, each in weights.items()}, str(file))
+
+
+def _load_weights(module: MultimodalLM, folder: Path, without: str | None) -> None:
+    """Load every tensor of a module from the files of a folder.
+
+    Not those of generators, nor of the backbone's whose names have `without` in them.
+    """
     own = module.state_dict()
-    missing = {name for name in distinct_names(module) if not of_generator(name)}
+    missing = {
+        name
+        for name in distinct_names(module)
+        if not of_generator(name)
+        and not (without is not None and name.startswith(BACKBONE) and without in name)
+    }
     for file in _weight_files(folder):
         found = _read(file)
         for name, tensor in found.items():
@@ -196,8 +221,3 @@ def _with_text_tokenizer(branch: InputBranchSpec, folder: Path) -> InputBranchSp
     if not isinstance(projector, QFormer) or not projector.reads_text:
         return branch
     return replace(branch, projector=replace(projector, tokenizer=str(folder)))
-
-
-def _with_generator(branch: OutputBranchSpec, folder: Path) -> OutputBranchSpec:
-    generator = replace(branch.generator, weights=str(folder / branch.modality))
-    return replace(branch, generator=generator)

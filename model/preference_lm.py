@@ -107,6 +107,13 @@ class PreferenceLM(MultimodalLM):
         owners_o = batch.sequences_bt[:, 1:][batch.target_mask]
         return PreferenceOutput(policy_o, reference_o, owners_o, batch.sequences)
 
+    @torch.no_grad()
+    def policy_logps(self, batch: Batch, used: Collection[str] = ()) -> Tensor:
+        """Return log π_θ of every target (o,) as `forward` does, without a gradient."""
+        embeddings_btd, kwargs = self.embed(batch, self.media_tokens(batch, used))
+        with policy_active(self.backbone):
+            return self._log_probabilities(batch, embeddings_btd, kwargs)
+
     def _log_probabilities(
         self, batch: Batch, embeddings_btd: Tensor, kwargs: dict[str, Tensor]
     ) -> Tensor:

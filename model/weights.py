@@ -23,6 +23,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from model.compat.bitsandbytes import is_quantized, quantize_into, unquantized_shape
 from model.spec import SpecError
 
 _TOKENIZER_FILES = ("tokenizer.json", "*.model", "vocab.*", "*.gguf", "*.tiktoken", "tekken.json")
@@ -287,7 +288,8 @@ def assign(model: nn.Module, stored: Mapping[str, Tensor], source: str) -> None:
     """Copy named tensors into a model's parameters.
 
     The weight of a layer that had no adapter when it was saved goes to the layer below the adapter:
-    VILA trains the whole backbone in MM-PT, and may adapt it in MM-IT.
+    VILA trains the whole backbone in MM-PT, and may adapt it in MM-IT. Where that layer is in four
+    bits (QLoRA), the weight is quantized.
 
     Raises:
         SpecError: a name or shape does not fit the model; names the source and the tensor.
@@ -297,14 +299,18 @@ def assign(model: nn.Module, stored: Mapping[str, Tensor], source: str) -> None:
     for name, tensor in stored.items():
         if name not in own:
             raise SpecError(f"{source}: {name} is not a parameter of this model (another preset?)")
-        if own[name].shape != tensor.shape:
+        shape = unquantized_shape(own[name])
+        if shape != tensor.shape:
             raise SpecError(
                 f"{source}: {name} is {tuple(tensor.shape)}, the model's is "
-                f"{tuple(own[name].shape)} (another preset?)"
+                f"{tuple(shape)} (another preset?)"
             )
     with torch.no_grad():
         for name, tensor in stored.items():
-            own[name].copy_(tensor)
+            if is_quantized(own[name]):
+                quantize_into(own[name], tensor)
+            else:
+                own[name].copy_(tensor)
 
 
 def without_adapter(name: str) -> str:

@@ -35,7 +35,8 @@ def random_run(
     torch.manual_seed(3)
     names = set_trainable(model, base.sft.trainable)
     trained = {
-        name: torch.randn_like(weight) * 0.2
+        # A norm that is about as large as the layer's own, where DoRA has magnitudes.
+        name: torch.randn_like(weight) * 0.2 + (weight if "magnitude" in name else 0)
         for name, weight in model.named_parameters()
         if name in names
     }

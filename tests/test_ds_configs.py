@@ -1,12 +1,16 @@
 """Every shipped DeepSpeed configuration is one that DeepSpeed takes, and fits every preset."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from deepspeed.runtime.config import DeepSpeedConfig
 
+from etl.cli import UserError
 from model.presets import PRESETS
+from model.spec.peft import QLora
+from pipeline.config.deepspeed import ds_config
 
 FOLDER = Path(__file__).parents[1] / "ds_configs"
 FILES = sorted(FOLDER.glob("*.json"))
@@ -57,3 +61,10 @@ def test_zero3_partitions_the_digits_preset():
     stored = json.loads((FOLDER / "zero3.json").read_text())
     width = PRESETS["digits"]().model.backbone.width
     assert stored["zero_optimization"]["stage3_param_persistence_threshold"] < width * width
+
+
+def test_qlora_under_zero3_is_one_line():
+    sft = replace(PRESETS["digits"]().sft, peft=QLora(), ds_config="zero3")
+    with pytest.raises(UserError, match="'qlora' keeps weights that ZeRO-3 cannot partition"):
+        ds_config(sft, 1)
+    assert ds_config(replace(sft, ds_config="zero2"), 1)["zero_optimization"]["stage"] == 2

@@ -58,9 +58,9 @@ def _flaw(
     if not turns:
         return "no_turns", None
     answers = [turn["text"] for turn in turns if turn["role"] == "assistant"]
-    if not answers:
-        return "no_answer", "no turn is an assistant's"
     texts = [*answers, *(turn["text"] for turn in rejected or ())]
+    if not texts:
+        return "no_answer", "no turn is an assistant's"
     if caption is None and not all(text.strip() for text in texts):
         return "no_answer", "an answer is empty"
     return None, None

@@ -361,6 +361,8 @@ def require_field(record: Any, key: str, kind: type | tuple[type, ...] = object)
     return value
 
 
+JUDGED = ("label", "kto_tag")
+"""The fields of a thumb up or down: TRL's and ms-swift's, LLaMA-Factory's."""
 EXPORTED = ("scores", "lineage")
 """Fields that `etl/export.py` writes: objects, or in tables JSON of these."""
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from etl.sources.base import (
     EXPORTED,
+    JUDGED,
     BadRecordError,
     Format,
     Record,
@@ -29,7 +30,6 @@ from etl.storage.schema import Turn
 TURNS_FIELDS = ("conversations", "messages", "conversation")
 _REJECTED = ("rejected_conversations", "rejected_messages", "rejected_response", "rejected")
 _SYSTEM = ("system", "system_prompt")
-_JUDGED = ("label", "kto_tag")
 
 
 def messages(record: Any) -> Iterator[Record]:  # noqa: ANN401 - parsed JSON, or a row of parquet
@@ -111,7 +111,7 @@ def _said(role: str, text: Any) -> Dialogue:  # noqa: ANN401
 
 def _finish(record: Mapping[str, Any], dialogue: Dialogue, read: Sequence[str]) -> Record:
     """The record of a dialogue: with its system prompt, its rejected answer, media and lineage."""
-    for name in _JUDGED:
+    for name in JUDGED:
         if record.get(name) is False:
             raise BadRecordError(f"its answer was judged undesirable ({name}: false)")
     system = next((name for name in _SYSTEM if isinstance(record.get(name), str)), None)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from etl.cli import UserError
+from etl.sources.base import JUDGED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +51,16 @@ def _listed(*fields: str) -> Callable[[Mapping[str, Any]], bool]:
 def _text(*fields: str) -> Callable[[Mapping[str, Any]], bool]:
     """Whether some fields hold texts."""
     return lambda record: all(isinstance(record.get(name), str) for name in fields)
+
+
+def _judged(*turns: str, kind: type = list) -> tuple[Look, ...]:
+    """How records with a thumb look, whose turns or texts are in these fields."""
+
+    def check(record: Mapping[str, Any]) -> bool:
+        judged = any(isinstance(record.get(name), bool) for name in JUDGED)
+        return judged and all(isinstance(record.get(name), kind) for name in turns)
+
+    return tuple(Look(fields=(*turns, name), check=check) for name in JUDGED)
 
 
 _NEXT_GPT = tuple(
@@ -138,10 +149,16 @@ PREFERENCES: Mapping[str, tuple[Look, ...]] = {
         ),
         Look(fields=("prompt", "chosen", "rejected"), check=_listed("prompt", "chosen")),
         Look(fields=("chosen", "rejected"), check=_listed("chosen", "rejected")),
+        *_judged("messages"),
+        *_judged("conversations"),
+        *_judged("prompt", "completion"),
     ),
     "alpaca": (
         Look(fields=("instruction", "chosen", "rejected")),
         Look(fields=("query", "response", "rejected_response")),
+        *_judged("prompt", "completion", kind=str),
+        *_judged("instruction", "output", kind=str),
+        *_judged("query", "response", kind=str),
     ),
     "rlhf-v": (
         Look(fields=("image", "text"), check=lambda record: "completions" not in record),

@@ -1,6 +1,7 @@
 """Preferences and written feedback: the chosen answer in the turns, the other in `rejected`.
 
-`feedback` is the critique of the rejected answer by a person or a model.
+An answer with a thumb up ends the turns, one with a thumb down is `rejected` alone. `feedback` is
+the critique of the rejected answer by a person or a model.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from etl.sources import dialogues
-from etl.sources.base import BadRecordError, Format, MediaRef, Record, require_field
+from etl.sources.base import JUDGED, BadRecordError, Format, MediaRef, Record, require_field
 from etl.sources.fields import lineage_fields, media_fields, media_names
 from etl.sources.files import parquet_or_json_rows
 from etl.sources.turns import Dialogue, make_record, parse_turns, question_answer, say
-from etl.storage.schema import Turn
+from etl.storage.schema import THUMB, Turn
 
 
 def _image(record: Mapping[str, Any], *fields: str) -> tuple[MediaRef, ...]:
@@ -57,6 +58,36 @@ def with_rejected(parse: Callable[[Any], Iterable[Record]]) -> Callable[[Any], I
             yield found
 
     return parse_preference
+
+
+def with_thumbs(parse: Callable[[Any], Iterable[Record]]) -> Callable[[Any], Iterator[Record]]:
+    """A parser of dialogues with a rejected answer, or whose last answer has a thumb up or down.
+
+    The thumb is a field `label` (TRL's unpaired preferences, ms-swift) or `kto_tag` (LLaMA-Factory)
+    that is true or false.
+    """
+    preferences = with_rejected(parse)
+
+    def parse_judged(record: Any) -> Iterator[Record]:  # noqa: ANN401 - parsed JSON
+        names = JUDGED if isinstance(record, dict) else ()
+        name = next((name for name in names if isinstance(record.get(name), bool)), None)
+        if name is None:
+            yield from preferences(record)
+            return
+        for found in parse({key: value for key, value in record.items() if key != name}):
+            if found.rejected:
+                raise BadRecordError(f"it has {name} and a rejected answer, want one of them")
+            yield _with_thumb(found, up=record[name])
+
+    return parse_judged
+
+
+def _with_thumb(record: Record, *, up: bool) -> Record:
+    *turns, last = record.turns
+    if last.role != "assistant":
+        raise BadRecordError("its last turn is no answer that could be judged")
+    record = dataclasses.replace(record, lineage={**record.lineage, THUMB: str(up).lower()})
+    return record if up else dataclasses.replace(record, turns=tuple(turns), rejected=(last,))
 
 
 def dress(record: Any) -> Iterator[Record]:  # noqa: ANN401 - parsed JSON
@@ -215,13 +246,13 @@ VLGUARD = Format(suffixes=_FILES, rows=parquet_or_json_rows, parse=vlguard, scor
 DIALOGUES: Mapping[str, Format] = {
     name: dataclasses.replace(
         dialogues.FORMATS[name],
-        parse=with_rejected(dialogues.FORMATS[name].parse),
+        parse=with_thumbs(dialogues.FORMATS[name].parse),
         group_by_medium=False,
         scores=_SCORES,
     )
     for name in ("messages", "alpaca")
 }
-"""The readers of dialogues, for records with a rejected answer."""
+"""The readers of dialogues, for records with a rejected answer or a thumb."""
 FORMATS: Mapping[str, Format] = {
     "rlhf-v": RLHF_V,
     "llava-rlhf": LLAVA_RLHF,

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from etl.storage.atomic import atomic_file
-from etl.storage.schema import PLACEHOLDERS, Medium, Sample, Turn, unescape
+from etl.storage.schema import PLACEHOLDERS, THUMB, Medium, Sample, Turn, unescape
 
 ExportFormat = Literal["webdataset", "parquet", "folder"]
 
@@ -67,6 +67,10 @@ def _messages(turns: Iterable[Turn]) -> list[dict[str, str]]:
 
 
 def _dialogue(sample: Sample) -> dict[str, Any]:
+    thumb = sample.lineage.get(THUMB)
+    if thumb:
+        turns = (*sample.turns, *sample.rejected)
+        return {"messages": _messages(turns), THUMB: thumb == "true"}
     more = {"rejected": _messages(sample.rejected), "feedback": _messages(sample.feedback)}
     return {
         "messages": _messages(sample.turns),
@@ -144,6 +148,7 @@ def _schema(kind: str | None) -> pa.Schema:
         fields += [(kind, _CELL, _feature(kind)), ("text", pa.string(), text)]
     else:
         fields += [(name, _MESSAGES, turns) for name in ("messages", "rejected", "feedback")]
+        fields.append((THUMB, pa.bool_(), {"dtype": "bool", "_type": "Value"}))
         fields += [(name, pa.list_(_CELL), [_feature(one)]) for one, name in _LISTS.items()]
     fields += [(name, pa.string(), text) for name in ("source", "scores", "lineage")]
     features = {name: feature for name, _, feature in fields}

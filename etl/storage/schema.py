@@ -123,12 +123,17 @@ class Medium:
         return self.columns()
 
 
+THUMB = "label"
+"""The entry of `Sample.lineage` with an answer's thumb, `true` or `false`."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sample:
     """One training or evaluation record.
 
-    `rejected` and `feedback` are the rejected answer and the critique of preference data; `scores`
-    are the ETL's filter scores, `lineage` records where the sample came from.
+    `rejected` and `feedback` are the rejected answer and the critique of preference data; an answer
+    with a thumb down is `rejected` after turns that lack one. `scores` are the ETL's filter scores,
+    `lineage` records where the sample came from.
     """
 
     id: str

@@ -10,6 +10,7 @@ length, l layers, h heads of keys and values, c width of a head.
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
@@ -82,12 +83,70 @@ def add(backbone: PreTrainedModel, spec: Prefix) -> None:
     attention = attention_implementation(config)
     if attention not in ("sdpa", "eager"):
         raise SpecError(f"peft: 'prefix' does not support {attention} attention")
-    layers = _attention_layers(decoder)
-    encoder = PrefixEncoder(spec, (len(layers), 2, *_heads(config)), config.hidden_size)
+    encoder = PrefixEncoder(spec, prefix_shape(backbone), config.hidden_size)
     decoder.prefix = encoder.to(next(backbone.parameters()).dtype)
     decoder.register_forward_pre_hook(_compute_prefix, with_kwargs=True)
-    for layer in layers:
+    for layer in _attention_layers(decoder):
         layer.register_forward_pre_hook(_prepend_prefix, with_kwargs=True)
+
+
+def prefix_shape(backbone: PreTrainedModel) -> tuple[int, int, int, int]:
+    """Return the shape of one position of a prefix: layers, keys and values, heads, width."""
+    return (len(_attention_layers(backbone.get_decoder())), 2, *_heads(backbone.config))
+
+
+def peft_embeddings(backbone: PreTrainedModel) -> Tensor:
+    """Return the trained prefix as `prompt_embeddings` of peft's PREFIX_TUNING, (p, 2·l·h·c).
+
+    With peft the text begins at position p, with us at 0. Rotary scores depend on differences of
+    positions alone, so that the prefix's keys, rotated by p, give the same scores.
+
+    Raises:
+        SpecError: a backbone without rotary positions.
+    """
+    decoder = backbone.get_decoder()
+    encoder = decoder.prefix
+    assert isinstance(encoder, PrefixEncoder)
+    with torch.no_grad():
+        prefix_l2hpc = encoder().float()
+        prefix_l2hpc[:, 0] = _rotated(backbone, prefix_l2hpc[:, 0], prefix_l2hpc.shape[3])
+    return prefix_l2hpc.permute(3, 0, 1, 2, 4).flatten(1)
+
+
+def load_peft_embeddings(backbone: PreTrainedModel, embeddings: Tensor) -> None:
+    """Give a backbone, which has a prefix without a hidden layer, the result of `peft_embeddings`.
+
+    Raises:
+        SpecError: embeddings of another shape.
+    """
+    encoder = backbone.get_decoder().prefix
+    assert isinstance(encoder, PrefixEncoder)
+    own = encoder.rows
+    if embeddings.shape != own.shape:
+        raise SpecError(f"prefix: its shape is {tuple(embeddings.shape)}, want {tuple(own.shape)}")
+    with torch.no_grad():
+        prefix_pl2hc = embeddings.float().unflatten(1, encoder.shape_l2hc).clone()
+        keys_lhpc = prefix_pl2hc[:, :, 0].permute(1, 2, 0, 3)
+        keys_lhpc.copy_(_rotated(backbone, keys_lhpc, -len(own)))
+        own.copy_(prefix_pl2hc.flatten(1))
+
+
+def _rotated(backbone: PreTrainedModel, keys_lhpc: Tensor, by: int) -> Tensor:
+    """Return keys as they are so many positions later."""
+    decoder = backbone.get_decoder()
+    rotate = getattr(sys.modules[type(decoder).__module__], "apply_rotary_pos_emb", None)
+    if rotate is None or not hasattr(decoder, "rotary_emb"):
+        raise SpecError(
+            f"peft: a prefix of {type(backbone).__name__}, which has no rotary positions, gives "
+            "other logits in peft; want --adapters auto, which leaves it in the model"
+        )
+    positions = torch.full((1, 1), by, device=keys_lhpc.device)
+    cos, sin = (
+        each / decoder.rotary_emb.attention_scaling
+        for each in decoder.rotary_emb(keys_lhpc, positions)
+    )
+    turned: Tensor = rotate(keys_lhpc, keys_lhpc, cos, sin)[1]
+    return turned
 
 
 def _attention_layers(decoder: nn.Module) -> list[nn.Module]:

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from model.compat.bitsandbytes import dequantized, is_quantized
 from model.compat.transformers import modules_kept_in_fp32
-from model.peft.lora import add_lora
+from model.peft.lora import add_lora, plain_linear
 from model.spec import SpecError
 from model.spec.peft import QLora
 
@@ -35,6 +36,13 @@ def add(backbone: PreTrainedModel, spec: QLora) -> None:
     for name, weight in backbone.named_parameters():
         if spec.parameter_marker in name:
             weight.data = weight.data.to(dtype)
+
+
+def dequantize_layers(backbone: nn.Module) -> None:
+    """Make the layers of four bits plain ones that compute with the same weights, in place."""
+    for name, layer in list(backbone.named_modules()):
+        if isinstance(layer, nn.Linear) and is_quantized(layer.weight):
+            backbone.set_submodule(name, plain_linear(dequantized(layer.weight), layer.bias))
 
 
 def _quantise(linear: nn.Linear, dtype: torch.dtype, library: ModuleType) -> nn.Module:

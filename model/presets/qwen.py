@@ -27,6 +27,7 @@ def qwen_vl() -> System:
         prompt="chat",
         learning_rate=1e-5,
         weight_decay=0.05,
+        betas=(0.9, 0.98),
         warmup=0.375,
         global_batch=128,
         micro_batch=4,

@@ -16,6 +16,7 @@ Targets are names of linear layers. The linear layers of each backbone's blocks 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -37,6 +38,10 @@ class Lora:
     Args:
         targets: names of the backbone's linear layers that are adapted.
         learning_rate: of the adapters, if different from the stage's.
+        use_rslora: scale their output by α / √r, so that a higher rank learns as fast (rsLoRA,
+            Kalajdzievski 2023, *A rank stabilization scaling factor*, §4), instead of α / r.
+        use_dora: learn the norm of each output's weights apart from their direction (DoRA, Liu et
+            al. 2024, eq. 5).
     """
 
     kind: Literal["lora"] = "lora"
@@ -45,6 +50,8 @@ class Lora:
     dropout: float = 0.05
     targets: tuple[str, ...] = LLAMA_LINEAR
     learning_rate: float | None = None
+    use_rslora: bool = False
+    use_dora: bool = False
 
     parameter_marker: ClassVar[str] = "lora_"
     zero3: ClassVar[bool] = True
@@ -54,6 +61,11 @@ class Lora:
         check_at_least(self, 1, "rank", "alpha")
         check_at_least(self, 0, "learning_rate")
         check_fraction(self, "dropout")
+
+    @property
+    def scale(self) -> float:
+        """Factor of the adapters' output."""
+        return lora_scale(self)
 
     def check(self, backbone: Backbone) -> None:
         """Do nothing: any backbone has linear layers."""
@@ -73,6 +85,7 @@ class QLora:
         targets: names of the backbone's linear layers that are adapted, all of them in the paper.
             Every linear layer of the backbone's blocks is quantised, target or not.
         learning_rate: of the adapters: 2e-4, but 1e-4 for 33B and 65B.
+        use_rslora, use_dora: see `Lora`.
     """
 
     kind: Literal["qlora"] = "qlora"
@@ -81,6 +94,8 @@ class QLora:
     dropout: float = 0.1
     targets: tuple[str, ...] = LLAMA_LINEAR
     learning_rate: float | None = 2e-4
+    use_rslora: bool = False
+    use_dora: bool = False
 
     parameter_marker: ClassVar[str] = "lora_"
     zero3: ClassVar[bool] = False
@@ -90,6 +105,11 @@ class QLora:
         check_at_least(self, 1, "rank", "alpha")
         check_at_least(self, 0, "learning_rate")
         check_fraction(self, "dropout")
+
+    @property
+    def scale(self) -> float:
+        """Factor of the adapters' output."""
+        return lora_scale(self)
 
     def check(self, backbone: Backbone) -> None:
         """Do nothing: any backbone has linear layers."""
@@ -159,3 +179,8 @@ class Adapter:
 
 
 Peft = Lora | QLora | Prefix | Adapter
+
+
+def lora_scale(lora: Lora | QLora) -> float:
+    """Return α / r (Hu et al. 2021, §4.1), or rsLoRA's α / √r."""
+    return lora.alpha / (math.sqrt(lora.rank) if lora.use_rslora else lora.rank)

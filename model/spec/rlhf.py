@@ -152,8 +152,7 @@ class Grpo:
     """Group relative policy optimization from verifiable rewards (Shao et al. 2024, §4.1).
 
     In each step the model answers each prompt several times; the advantage of an answer is its
-    reward relative to those of the others. The answers of a step are used once, so that the ratio
-    of new and old policy is 1 and its clipping without effect.
+    reward relative to those of the others.
 
     Args:
         group: answers to a prompt.
@@ -170,6 +169,10 @@ class Grpo:
         per_token: whether every token of the step weighs the same, as in DAPO (Yu et al. 2025,
             eq. 8), and not every answer.
         beta: weight of the divergence from the reference (the k3 estimate of Shao et al., eq. 4).
+        updates: optimizer updates from the answers of a step (μ in Shao et al., algorithm 1). With
+            one, the ratio of new and old policy is 1, and its clipping without effect.
+        clip_low, clip_high: how far that ratio may fall below and rise above 1; DAPO's
+            "clip-higher" is 0.2 and 0.28 (Yu et al. 2025, §3.1).
     """
 
     kind: Literal["grpo"] = "grpo"
@@ -182,12 +185,15 @@ class Grpo:
     scaled: bool = True
     per_token: bool = False
     beta: float = 0.0
+    updates: int = 1
+    clip_low: float = 0.2
+    clip_high: float = 0.2
 
     def __post_init__(self) -> None:
         """Raise SpecError for a value out of its range."""
         check_at_least(self, 2, "group")
-        check_at_least(self, 1, "max_new_tokens")
-        check_at_least(self, 0, "beta")
+        check_at_least(self, 1, "max_new_tokens", "updates")
+        check_at_least(self, 0, "beta", "clip_low", "clip_high")
         check_fraction(self, "top_p")
         if self.temperature <= 0:
             raise SpecError(

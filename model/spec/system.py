@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields, replace
 from typing import Literal, Self
 
-from model.spec.base import SpecError, check_at_least, check_fraction, choose
+from model.spec.base import FieldError, SpecError, check_at_least, check_fraction, choose
 from model.spec.init import ImageTextInit, SentenceInit
 from model.spec.input_branches import ModelSpec
 from model.spec.output_branches import Generation, OutputBranchSpec
@@ -20,7 +20,23 @@ TRAINABLE_OUTPUTS = ("outputs.*.signals.*", "outputs.*.head.*", "outputs.*.proje
 """Trainable patterns of the output branches in a stage with generation; generators stay frozen."""
 
 
-Schedule = Literal["cosine", "linear", "constant"]
+Schedule = Literal["cosine", "linear", "constant", "wsd"]
+
+
+def decay_start(steps: int, decay: float) -> int:
+    """Return the step of a run at which `wsd` begins to decay.
+
+    Args:
+        steps: of the whole run.
+        decay: share of them.
+    """
+    return steps - round(decay * steps)
+
+
+def check_betas(spec: ParameterGroup | Stage) -> None:
+    """Raise FieldError for decay rates out of their range."""
+    if spec.betas is not None and not all(0 <= beta < 1 for beta in spec.betas):
+        raise FieldError("betas", f"{list(spec.betas)}, want two numbers from 0 to below 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +50,7 @@ class ParameterGroup:
         pattern: of parameter names, as in `Stage.trainable`; the first group that matches applies.
         learning_rate: the peak.
         weight_decay: of matrices; vectors never decay.
-        schedule, warmup: see `Stage`.
+        betas, schedule, warmup, decay: see `Stage`.
         layer_decay: each layer's rate is this fraction of the next layer's (BEiT, Bao et al. 2021,
             appendix); the last layer has `learning_rate`. A layer is the first number in a name.
     """
@@ -42,14 +58,17 @@ class ParameterGroup:
     pattern: str
     learning_rate: float | None = None
     weight_decay: float | None = None
+    betas: tuple[float, float] | None = None
     schedule: Schedule | None = None
     warmup: float | None = None
+    decay: float | None = None
     layer_decay: float | None = None
 
     def __post_init__(self) -> None:
         """Raise SpecError for a value out of its range."""
         check_at_least(self, 0, "learning_rate", "weight_decay")
-        check_fraction(self, "warmup", "layer_decay")
+        check_fraction(self, "warmup", "decay", "layer_decay")
+        check_betas(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +86,13 @@ class Stage:
             positions of a medium that is not encoded.
         learning_rate: the peak.
         weight_decay: of matrices; vectors (biases, norms) do not decay.
+        betas: AdamW's decay rates of the gradient's mean and of its square.
         warmup: share of the steps in which the rate rises linearly.
-        schedule: after that, `cosine` or `linear` decay to zero, or `constant`.
+        schedule: after that, `cosine` or `linear` decay to zero, `constant`, or `wsd`: constant,
+            then decay to zero in the last steps (warmup-stable-decay, MiniCPM, Hu et al. 2024,
+            §4.2), as 1 - √ of the decay's progress (Hägele et al. 2024, *Scaling laws beyond fixed
+            training durations*).
+        decay: share of the steps in which `wsd` decays; MiniCPM finds a tenth enough.
         groups: other rates, decays and schedules for some of the parameters.
         gradient_clipping: the gradient's largest norm over all parameters; 0 does not clip.
         global_batch: samples per optimizer step over all ranks.
@@ -92,8 +116,10 @@ class Stage:
     prompt: Literal["plain", "chat", "sentences"]
     learning_rate: float
     weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
     warmup: float = 0.03
     schedule: Schedule = "cosine"
+    decay: float = 0.1
     groups: tuple[ParameterGroup, ...] = ()
     gradient_clipping: float = 1.0
     epochs: int = 1
@@ -111,7 +137,8 @@ class Stage:
         """Raise SpecError for a value out of its range."""
         check_at_least(self, 1, "epochs", "global_batch", "micro_batch", "max_tokens", "pack_media")
         check_at_least(self, 0, "learning_rate", "weight_decay", "gradient_clipping", "z_loss")
-        check_fraction(self, "warmup")
+        check_fraction(self, "warmup", "decay")
+        check_betas(self)
 
     def tiny(self) -> Self:
         """Return the same stage for a tiny model: same parameters and losses, small sizes."""

@@ -25,7 +25,7 @@ ADAPTERS = "adapters"
 BASE = "base"
 """Keys of a manifest; the second only of a reward model, which is loaded beside a policy."""
 
-_SETTINGS = ("kind", "rank", "alpha", "length", "bottleneck")
+_SETTINGS = ("kind", "rank", "alpha", "length", "bottleneck", "use_rslora", "use_dora")
 _VALUES = 64
 """Values of each weight that the fingerprint covers."""
 
@@ -42,7 +42,8 @@ def adapter_record(run: RunConfig, model: nn.Module) -> dict[str, Any] | None:
         return None
     backbone = model.get_submodule("backbone")
     return {
-        **{name: getattr(peft, name) for name in _SETTINGS if hasattr(peft, name)},
+        # Switches only where they are on: checkpoints of older versions have none.
+        **{name: found for name in _SETTINGS if (found := getattr(peft, name, False)) is not False},
         "base": "random weights" if run.weights == "random" else run.system.model.backbone.weights,
         "fingerprint": _fingerprint(backbone, peft.parameter_marker),
     }

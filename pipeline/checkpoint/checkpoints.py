@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from torch import Tensor
 
 from etl.cli import UserError
 from etl.storage.atomic import write_json
+from model.spec.system import decay_start
 from pipeline.checkpoint.adapters import ADAPTERS, BASE, check_adapters
 from pipeline.checkpoint.async_writer import AsyncWriter, SaveStatus
 from pipeline.checkpoint.files import (
@@ -91,7 +92,7 @@ class Checkpoints:
         complete: returns a checkpoint's identity as this run would have written it: with what an
             older version left out, and with data from which samples were removed since.
         retention: which checkpoints are kept.
-        inherited: names of weights from another run; they are saved whether trained or not.
+        inherited: weights of another run; they are saved whether trained or not.
         objective_only: whether only this stage's losses need a weight; such weights are saved in
             a file of their own.
     """
@@ -106,7 +107,7 @@ class Checkpoints:
         run: Path,
         identity: Mapping[str, Any],
         retention: RetentionPolicy,
-        inherited: Collection[str] = (),
+        inherited: Path | None = None,
         objective_only: Callable[[str], bool] = lambda name: False,
         complete: Callable[[Path, Mapping[str, Any]], Mapping[str, Any]] = lambda _, stored: stored,
     ) -> None:
@@ -115,7 +116,7 @@ class Checkpoints:
         self._identity = dict(identity)
         self._complete = complete
         self._retention = retention
-        self._inherited = frozenset(inherited)
+        self._inherited = inherited
         self._objective_only = objective_only
         self._writer = AsyncWriter()
         self._pending: _PendingSave | None = None
@@ -340,7 +341,9 @@ class Checkpoints:
         stored = self._complete(checkpoint, read_manifest(checkpoint)["identity"])
         for name, value in self._identity.items():
             if name == "steps":
-                check_steps(checkpoint, stored.get(name, value), value)
+                wsd = self._identity.get("schedule") == "wsd"
+                decay = self._identity["decay"] if wsd else 0.0
+                check_steps(checkpoint, stored.get(name, value), value, decay)
             elif stored.get(name) != value:
                 field, theirs, ours = _first_difference(name, stored.get(name), value)
                 raise UserError(
@@ -387,11 +390,18 @@ def _first_difference(name: str, stored: object, value: object) -> tuple[str, ob
     return name, stored, value
 
 
-def check_steps(checkpoint: Path, stored: int, steps: int) -> None:
+def check_steps(checkpoint: Path, stored: int, steps: int, decay: float = 0.0) -> None:
     """Check the steps of a run that resumes; there may be more (`--epochs`, `--max-steps` raised).
 
     The rule for the learning rate is *stretching*: from the resumed step on, it is that of a run
-    that had the new number of steps from the start.
+    that had the new number of steps from the start. Under `wsd` that changes nothing up to a
+    checkpoint of the stable phase, which is thus extended; in a later one the rate has decayed.
+
+    Args:
+        checkpoint: to resume from.
+        stored: steps of its run.
+        steps: of this run.
+        decay: share of the steps in which `wsd` decays; 0 for other schedules.
 
     Raises:
         UserError: there are fewer than before.
@@ -400,6 +410,12 @@ def check_steps(checkpoint: Path, stored: int, steps: int) -> None:
         raise UserError(
             f"{checkpoint}: belongs to a run of {stored} steps, this one has {steps}; --epochs and "
             "--max-steps may be raised, not lowered; give the same options, or another --output"
+        )
+    if steps > stored and decay and step_of(checkpoint) > decay_start(stored, decay):
+        log.warning(
+            "%s: its learning rate has decayed since step %d and now rises again; to extend the "
+            "stable phase, give --resume the step of a checkpoint before",
+            *(checkpoint, decay_start(stored, decay)),
         )
     if steps > stored:
         log.info(

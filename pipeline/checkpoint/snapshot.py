@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,12 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointEngine
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from model.weights import without_adapter
+from model.compat.bitsandbytes import is_quantized
+from model.weights import names_in, without_adapter
 from pipeline.checkpoint.files import OBJECTIVE_WEIGHTS, WEIGHTS, ZERO, Checksums, checksums
 from pipeline.checkpoint.gather import gather_parameters
 from pipeline.compat.deepspeed import recovery_script_deferred
@@ -88,7 +90,7 @@ def snapshot(
     engine: deepspeed.DeepSpeedEngine,
     partial: Path,
     *,
-    inherited: Collection[str],
+    inherited: Path | None,
     objective_only: Callable[[str], bool],
 ) -> Snapshot:
     """Copy the content of a checkpoint; a collective that does not touch the disk.
@@ -96,7 +98,8 @@ def snapshot(
     Args:
         engine: between two steps.
         partial: the folder that the checkpoint will be written to.
-        inherited: names of weights to save even where they are frozen.
+        inherited: a file with weights to save even where they are frozen; those that are quantized
+            now (QLoRA) are saved as they are in it.
         objective_only: whether only this stage's losses need a weight; such weights get a file of
             their own.
     """
@@ -110,16 +113,24 @@ def snapshot(
     finally:
         engine.checkpoint_engine = own
     writes = dist.get_rank() == 0
+    names = frozenset(names_in(inherited)) if inherited is not None else frozenset()
     saved = [
         (name, parameter)
         for name, parameter in engine.module.named_parameters()
-        if parameter.requires_grad or name in inherited or without_adapter(name) in inherited
+        if parameter.requires_grad or name in names or without_adapter(name) in names
     ]
     files: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in gather_parameters(saved):
+    for name, tensor in gather_parameters([one for one in saved if not is_quantized(one[1])]):
         if writes:
             file = OBJECTIVE_WEIGHTS if objective_only(name) else WEIGHTS
             files.setdefault(file, {})[name] = tensor.to("cpu", copy=True).contiguous()
+    quantized = [name for name, parameter in saved if is_quantized(parameter)]
+    if quantized and writes:
+        assert inherited is not None  # they are frozen
+        with safe_open(inherited, framework="pt") as file:
+            for name in quantized:
+                own = name if name in names else without_adapter(name)
+                files.setdefault(WEIGHTS, {})[own] = file.get_tensor(own)
     return Snapshot(
         states=copier.states,
         tensors=files,

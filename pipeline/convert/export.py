@@ -12,6 +12,7 @@ from typing import Literal
 from etl.cli import UserError, parse
 from model.convert.layouts import find_layout
 from model.spec import SpecError
+from model.spec.peft import QLora
 from model.spec.system import InitStage
 from pipeline.checkpoint.checkpoints import newest_weights
 from pipeline.config.run_config import RunConfig, read_run
@@ -37,9 +38,10 @@ class ExportOptions:
     """`transformers`: a checkpoint with its processor, which transformers loads without mmloom.
     `mmloom`: a self-contained folder, which `from model import load` opens. `auto`: the first where
     transformers has a class for the model, else the second."""
-    adapters: Adapters = "merged"
-    """`merged`: low-rank adapters are merged into the weights that they adapt. `separate`: they are
-    in OUTPUT/adapter, a peft folder."""
+    adapters: Adapters = "auto"
+    """`merged`: low-rank adapters are merged into the weights that they adapt. `separate`: adapters
+    are in OUTPUT/adapter, which peft reads unless they are Houlsby's. `auto`: merged where that is
+    possible, else parts of the model."""
 
 
 def export(args: Sequence[str]) -> int:
@@ -51,7 +53,7 @@ def export(args: Sequence[str]) -> int:
 
 
 def export_run(
-    run: Path, output: Path, *, layout: Layout = "auto", adapters: Adapters = "merged"
+    run: Path, output: Path, *, layout: Layout = "auto", adapters: Adapters = "auto"
 ) -> str:
     """Write a run for others; the folder appears complete or not at all.
 
@@ -85,7 +87,9 @@ def _write(run: Path, config: RunConfig, output: Path, layout: Layout, adapters:
     """Write all but the model card, in the layout that was asked for or that the model allows."""
     weights = newest_weights(run)
     components = imported_components(config)
-    if components is not None and layout != "mmloom" and adapters == "merged":
+    # QLoRA is merged into the values of its four bits, which the imported tensors do not have.
+    as_imported = layout != "mmloom" and adapters != "separate"
+    if components is not None and as_imported and not isinstance(config.settings.peft, QLora):
         return "as imported: " + write_imported_run(config, components, weights, output)
     found, reason = None, ""
     if layout != "mmloom":

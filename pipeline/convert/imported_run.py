@@ -9,7 +9,8 @@ from pathlib import Path
 from torch import Tensor
 
 from etl.cli import UserError
-from model.spec.peft import Lora, Peft, QLora
+from model.peft.lora import merged_weight
+from model.spec.peft import Lora, Peft
 from pipeline.config.run_config import RunConfig
 from pipeline.convert.safetensors_store import (
     DTYPES,
@@ -27,6 +28,7 @@ from pipeline.convert.source_record import (
 )
 
 _A, _B = ".lora_A.default.weight", ".lora_B.default.weight"
+_MAGNITUDE = ".lora_magnitude_vector.default.weight"
 _BASE = ".base_layer."
 
 
@@ -90,12 +92,12 @@ class RunWeights:
         self._sources |= {
             name.replace(_BASE, "."): (trained, name)
             for name in trained
-            if not name.endswith((_A, _B))
+            if not name.endswith((_A, _B, _MAGNITUDE))
         }
         left_out = components / SOURCE / LEFT_OUT
         self._left_out = SafetensorsStore(left_out, [left_out]) if left_out.is_file() else None
         self.adapted = {name.removesuffix(_A) for name in trained if name.endswith(_A)}
-        self._scale = _scale(peft) if self.adapted else 0.0
+        self._scale = peft.scale if isinstance(peft, Lora) else 0.0
         names = record.names().keys()
         for name in [*self._sources, *(f"{layer}.weight" for layer in self.adapted)]:
             if name not in names:
@@ -115,21 +117,18 @@ class RunWeights:
         layer = "" if tensor.ours is None else tensor.ours.removesuffix(".weight")
         if layer not in self.adapted:
             return store[name].to(DTYPES[tensor.dtype])
-        down, up = (self._trained[layer + end].float() for end in (_A, _B))
-        return (store[name].float() + self._scale * (up @ down)).to(DTYPES[tensor.dtype])
+        magnitude = layer + _MAGNITUDE
+        merged = merged_weight(
+            store[name],
+            down_ri=self._trained[layer + _A],
+            up_or=self._trained[layer + _B],
+            scale=self._scale,
+            magnitude_o=self._trained.get(magnitude),
+        )
+        return merged.to(DTYPES[tensor.dtype])
 
     def _find(self, tensor: SourceTensor) -> tuple[SafetensorsStore, str]:
         if tensor.ours is not None:
             return self._sources[tensor.ours]
         assert self._left_out is not None
         return self._left_out, tensor.name
-
-
-def _scale(peft: Peft | None) -> float:
-    """Return the scale of low-rank adapters (Hu et al. 2021, §4.1).
-
-    QLoRA adapters are merged into the unquantized weights, as is usual; the result differs slightly
-    from the trained model.
-    """
-    assert isinstance(peft, Lora | QLora)
-    return peft.alpha / peft.rank

@@ -27,8 +27,6 @@ _FILES = ("adapter_model.safetensors", "adapter_model.bin")
 _PLAIN: Mapping[str, tuple[object, ...]] = {
     "peft_type": ("LORA",),
     "bias": ("none",),
-    "use_dora": (False,),
-    "use_rslora": (False,),
     "fan_in_fan_out": (False,),
     "modules_to_save": (None, []),
     "rank_pattern": ({},),
@@ -121,6 +119,8 @@ def read_adapters(folder: Path, wiring: Wiring) -> ImportedAdapters:
         alpha=int(settings["lora_alpha"]),
         dropout=float(settings.get("lora_dropout", 0.0)),
         targets=_targets(layers, wiring),
+        use_rslora=bool(settings.get("use_rslora", False)),
+        use_dora=bool(settings.get("use_dora", False)),
     )
     return ImportedAdapters(lora=lora, weights=weights)
 

@@ -9,16 +9,14 @@ from etl.storage.atomic import write_json
 from model.build import build_text_tokenizer, published_tokenizer, save_generators
 from model.exported import (
     ADAPTER,
-    BACKBONE,
     GENERATORS,
     SPEC_FILE,
     TEXT_TOKENIZER,
     ExportedSpec,
     with_folders,
 )
-from model.spec import Lora
 from model.weights import Weights
-from pipeline.convert.peft_folder import write_adapters
+from pipeline.convert.peft_folder import write_adapter_folder
 from pipeline.convert.safetensors_store import write_tensors
 from pipeline.convert.trained_model import TrainedModel
 
@@ -37,16 +35,8 @@ def write_self_contained(model: TrainedModel, output: Path, *, weights: Weights,
     """
     tensors = model.lazy(model.tensors())
     size = write_tensors(output, tensors)
-    lora = model.stage.peft
-    if isinstance(lora, Lora):
-        write_adapters(
-            output / ADAPTER,
-            lora,
-            model.adapters(),
-            prefix=BACKBONE,
-            targets=lora.targets,
-            base=model.spec.backbone.weights,
-        )
+    if model.separate:
+        write_adapter_folder(output / ADAPTER, model)
     spec = ExportedSpec(name=model.name, model=with_folders(model.spec, None), stage=model.stage)
     write_json(output / SPEC_FILE, asdict(spec))
     published_tokenizer(model.spec, weights=weights).save_pretrained(output)

@@ -1,9 +1,9 @@
-"""A trained model for export: built, loaded, its low-rank adapters merged or left apart."""
+"""A trained model for export: built, loaded, its adapters merged, left apart, or parts of it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -15,14 +15,15 @@ from model.build import DTYPES, build
 from model.exported import BACKBONE, distinct_names, of_generator
 from model.multimodal_lm import MultimodalLM
 from model.peft.lora import merge_lora
-from model.spec import Lora, ModelSpec, Stage
-from model.spec.peft import QLora
+from model.peft.qlora import dequantize_layers
+from model.spec import Lora, ModelSpec, SpecError, Stage
+from model.spec.peft import Peft, Prefix, QLora
 from model.weights import load_trained
 from pipeline.checkpoint.adapters import adapter_record, check_adapters
 from pipeline.config.run_config import RunConfig
 from pipeline.convert.safetensors_store import LazyTensor
 
-Adapters = Literal["merged", "separate"]
+Adapters = Literal["auto", "merged", "separate"]
 
 _BASE = ".base_layer."
 
@@ -36,37 +37,50 @@ class TrainedModel:
         spec: the model's.
         stage: its settings, with the adapters that are not merged.
         module: the model, on the CPU.
-        merged: number of layers that adapters were merged into.
+        separate: whether adapters that are not merged are to be written apart from it.
     """
 
     name: str
     spec: ModelSpec
     stage: Stage
     module: MultimodalLM
-    merged: int
+    separate: bool
 
     @property
     def dtype(self) -> torch.dtype:
         """The type of the written weights: the one that the run computes in."""
         return DTYPES[self.stage.precision]
 
+    @property
+    def has_prefix(self) -> bool:
+        """Whether its adapters are a prefix."""
+        return isinstance(self.stage.peft, Prefix)
+
     def tensors(self) -> dict[str, Tensor]:
         """Return the distinct tensors under their plain names.
 
-        Those of low-rank adapters and of frozen generators are not among them.
+        Those of separate adapters and of frozen generators are not among them.
         """
         state = self.module.state_dict()
-        names = [
-            name
+        apart = self._adapter_names() if self.separate else frozenset()
+        return {
+            name.replace(_BASE, "."): state[name]
             for name in distinct_names(self.module)
-            if Lora.parameter_marker not in name and not of_generator(name)
-        ]
-        return {name.replace(_BASE, "."): state[name] for name in names}
+            if name not in apart and not of_generator(name)
+        }
 
     def adapters(self) -> dict[str, Tensor]:
-        """Return the low-rank adapters that are not merged, under our names."""
+        """Return the adapters that are not merged, under our names."""
         named = self.module.backbone.named_parameters(prefix=BACKBONE.rstrip("."))
-        return {name: each.detach() for name, each in named if Lora.parameter_marker in name}
+        own = self._adapter_names()
+        return {name: each.detach() for name, each in named if name in own}
+
+    def _adapter_names(self) -> frozenset[str]:
+        peft = self.stage.peft
+        if peft is None:
+            return frozenset()
+        named = self.module.backbone.named_parameters(prefix=BACKBONE.rstrip("."))
+        return frozenset(name for name, _ in named if peft.parameter_marker in name)
 
     def lazy(self, tensors: Mapping[str, Tensor]) -> dict[str, LazyTensor]:
         """Return tensors as they are to be written."""
@@ -82,28 +96,51 @@ class TrainedModel:
 def load_trained_model(config: RunConfig, weights: Path, adapters: Adapters) -> TrainedModel:
     """Build the model of a run and load its weights.
 
-    Adapters are merged in float32. Those of QLoRA go onto the unquantized weights, as is usual;
-    the result differs slightly from the trained model.
+    Args:
+        config: the run's.
+        weights: its trained ones.
+        adapters: `merged`: low-rank ones are merged in float32, those of QLoRA into the values that
+            its four bits stand for, so that the result is the trained model; `separate`: they are
+            written apart; `auto`: merged where that is possible, else parts of the model.
 
     Raises:
-        SpecError: weights that cannot be loaded, or do not fit the model.
+        SpecError: weights that cannot be loaded, or do not fit the model; adapters that cannot be
+            merged.
         UserError: adapters that were trained on another base.
     """
     stage = replace(config.settings, recompute=False, reference=None)
     peft = stage.peft
-    if isinstance(peft, QLora):
-        peft = Lora(rank=peft.rank, alpha=peft.alpha, dropout=peft.dropout, targets=peft.targets)
-        stage = replace(stage, peft=peft)
+    merges = isinstance(peft, Lora | QLora) and adapters != "separate"
+    if adapters == "merged" and peft is not None and not merges:
+        raise SpecError(
+            f"--adapters merged: {peft.kind!r} has no weight that it could be merged into; "
+            "want auto or separate"
+        )
     spec = config.system.model
-    loaded_as = replace(stage, precision="fp32") if isinstance(peft, Lora) else stage
-    module = build(spec, loaded_as, weights=config.weights, seed=config.seed)
-    if not isinstance(config.settings.peft, QLora):  # of which the base was packed bytes
+    built = replace(stage, peft=_without_quantization(peft)) if not merges else stage
+    if isinstance(built.peft, Lora):
+        built = replace(built, precision="fp32")
+    module = build(spec, built, weights=config.weights, seed=config.seed)
+    if built.peft == peft:  # the base of QLoRA's record is packed bytes
         check_adapters(weights, adapter_record(config, module))
     load_trained(module, weights)
-    merged = 0
-    if isinstance(peft, Lora) and adapters == "merged":
-        merged = merge_lora(module.backbone)
+    if merges:
+        merge_lora(module.backbone)
+        dequantize_layers(module.backbone)
         stage = replace(stage, peft=None)
     return TrainedModel(
-        name=config.system.name, spec=spec, stage=stage, module=module.eval(), merged=merged
+        name=config.system.name,
+        spec=spec,
+        stage=stage,
+        module=module.eval(),
+        separate=stage.peft is not None and adapters == "separate",
+    )
+
+
+def _without_quantization(peft: Peft | None) -> Peft | None:
+    """Return adapters on plain weights, in which a base is written whose adapters are separate."""
+    if not isinstance(peft, QLora):
+        return peft
+    return Lora(
+        **{item.name: getattr(peft, item.name) for item in fields(Lora) if item.name != "kind"}
     )

@@ -16,8 +16,9 @@ from model.build import published_tokenizer
 from model.convert.layouts import Layout
 from model.exported import ADAPTER
 from model.spec import Lora
+from model.spec.peft import QLora
 from model.weights import Weights
-from pipeline.convert.peft_folder import write_adapters
+from pipeline.convert.peft_folder import write_lora
 from pipeline.convert.processors import write_processor
 from pipeline.convert.safetensors_store import LazyTensor, write_tensors
 from pipeline.convert.trained_model import TrainedModel
@@ -49,9 +50,9 @@ def write_layout(layout: Layout, model: TrainedModel, output: Path, *, weights: 
     layout.config.architectures, layout.config.dtype = [layout.architecture], model.dtype
     layout.config.save_pretrained(output)
     _generation_config(model, tokenizer).save_pretrained(output)
-    if isinstance(model.stage.peft, Lora):
+    if isinstance(model.stage.peft, Lora | QLora):
         named = _their_adapters(layout, theirs, model.adapters())
-        write_adapters(
+        write_lora(
             output / ADAPTER,
             model.stage.peft,
             named,

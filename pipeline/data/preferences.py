@@ -67,6 +67,8 @@ def dialogues(
         SampleError: it lacks what the objective learns from.
     """
     if not turns or turns[-1].role != "assistant":
+        if turns and rejected and isinstance(objective, Kto):  # a thumb down
+            return [Dialogue(role=Role.REJECTED, turns=(*turns, *rejected))]
         raise SampleError(f"sample {sample_id}: the last turn is not the assistant's")
     chosen, prompt = tuple(turns), tuple(turns[:-1])
     if not rejected and not isinstance(objective, Kto):
@@ -161,7 +163,7 @@ class PreferenceTokenizer:
             found = self.tokenize(sample_id, turns, kinds, rejected, feedback)
         except SampleError as error:
             return SampleLength(tokens=0, targets=0, skip_reason=str(error))
-        encoded = [one for one in found if one.role in (Role.CHOSEN, Role.CORRUPTED)]
+        encoded = [found[0], *(one for one in found[1:] if one.role is Role.CORRUPTED)]
         return SampleLength(
             tokens=sum(len(one.tokens.ids) for one in found),
             targets=sum(one.tokens.num_targets for one in found),

@@ -273,7 +273,8 @@ def _adapter_bytes(peft: Peft, width: int, mlp: int, size: int) -> int:
     """Return the bytes per token that adapters add.
 
     LoRA: r values per target; with dropout its input and mask, too. Houlsby's: twice the bottleneck
-    per target, and the output of the backbone's layer. A prefix adds nothing per token.
+    per target, and the output of the backbone's layer. A prefix adds nothing per token. DoRA: twice
+    the layer's output.
     """
     if isinstance(peft, Prefix):
         return 0
@@ -282,6 +283,9 @@ def _adapter_bytes(peft: Peft, width: int, mlp: int, size: int) -> int:
     saved = len(peft.targets) * size * peft.rank
     if peft.dropout:
         saved += sum((size + 1) * (mlp if name == "down_proj" else width) for name in peft.targets)
+    if peft.use_dora:  # the outputs of the layer and of the adapter, which the norms scale
+        out = [mlp if name in ("gate_proj", "up_proj", "fc1") else width for name in peft.targets]
+        saved += 2 * size * sum(out)
     return saved
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from model.spec import ModelSpec, Stage, System
 from model.spec.system import RlhfStage
 from model.text import TextIds
 from pipeline.config.deepspeed import ds_config
+from pipeline.config.parameter_groups import OptimizerGroup, parameter_groups
 from pipeline.config.run_config import StageName, accumulation, packs
 from pipeline.forecast import memory
 
@@ -33,6 +34,28 @@ _OUTPUT_COMPONENTS = {"projector": "output projector", "generator": "generator"}
 """Module of an output branch → component; all its other parameters belong to its signal tokens."""
 _INSTRUCTION = 32
 """Assumed length of the instruction, in tokens, for projectors that read one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartOptimizer:
+    """How a part of the trainable parameters learns.
+
+    Args:
+        parameters: their number.
+        learning_rate, lowest_learning_rate: peaks of its last layer and, where rates decay by
+            layer, of its first.
+        weight_decay: of its matrices.
+        betas, schedule, warmup, decay: see `model.spec.system.Stage`.
+    """
+
+    parameters: int
+    learning_rate: float
+    lowest_learning_rate: float
+    weight_decay: float
+    betas: tuple[float, float]
+    schedule: str
+    warmup: float
+    decay: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +70,7 @@ class Plan:
             and micro-steps per step.
         components: parameters by component.
         trainable: trainable parameters.
+        optimizer: settings of each part of them, by label.
         tokens: of one sample: those of a medium of each kind, the rest for `text`, and the `total`
             for which the memory is computed.
         gpu_bytes: by part, per GPU; an upper estimate, see `pipeline.forecast.memory`.
@@ -65,6 +89,7 @@ class Plan:
     accumulation: int
     components: Mapping[str, int]
     trainable: int
+    optimizer: Mapping[str, PartOptimizer]
     tokens: Mapping[str, int]
     gpu_bytes: Mapping[str, int]
     host_bytes: Mapping[str, int]
@@ -97,6 +122,7 @@ class Plan:
                 "trainable": self.trainable,
                 "components": dict(self.components),
             },
+            "optimizer": {label: asdict(part) for label, part in self.optimizer.items()},
             "tokens_per_sample": dict(self.tokens),
             "bytes_per_gpu": {
                 **self.gpu_bytes,
@@ -186,12 +212,33 @@ def plan(
         accumulation=accumulation(stage, gpus),
         components=components(model, stage),
         trainable=sum(size.elements for size in sizes if size.trainable),
+        optimizer=_optimizer(model, stage),
         tokens=tokens_of,
         gpu_bytes=gpu,
         host_bytes=host,
         start_bytes=memory.whole(sizes, memory.PRECISION[stage.precision]),
         on_cpu=on_cpu,
     )
+
+
+def _optimizer(model: MultimodalLM, stage: Stage) -> dict[str, PartOptimizer]:
+    """Return the optimizer's settings of each part of the trainable parameters."""
+    parts: dict[str, list[OptimizerGroup]] = {}
+    for group in parameter_groups(model, stage):
+        parts.setdefault(group.label, []).append(group)
+    return {
+        label: PartOptimizer(
+            parameters=sum(each.numel() for group in groups for each in group.parameters),
+            learning_rate=max(group.learning_rate for group in groups),
+            lowest_learning_rate=min(group.learning_rate for group in groups),
+            weight_decay=max(group.weight_decay for group in groups),
+            betas=groups[0].betas,
+            schedule=groups[0].schedule,
+            warmup=groups[0].warmup,
+            decay=groups[0].decay,
+        )
+        for label, groups in parts.items()
+    }
 
 
 def _saved_by_projector(model: MultimodalLM, kind: str) -> int:
@@ -419,10 +466,27 @@ def plan_table(plan: Plan) -> Group:
     memory_table.add_row("total", f"{plan.total_gpu_bytes / _GIB:.2f}")
     if any(plan.host_bytes.values()):
         memory_table.add_row("on the host", f"{sum(plan.host_bytes.values()) / _GIB:.2f}")
+    optimizer = _optimizer_table(plan)
     for table in (parameters, tokens, memory_table):
         table.columns[-1].justify = "right"
     batch = (
         f"global batch {plan.global_batch} = {plan.gpus} {device} × micro-batch {plan.micro_batch} "
         f"× {plan.accumulation} micro-steps"
     )
-    return Group(parameters, tokens, memory_table, batch)
+    return Group(parameters, optimizer, tokens, memory_table, batch)
+
+
+def _optimizer_table(plan: Plan) -> Table:
+    columns = ("learns as", "parameters", "learning rate", "weight decay", "betas", "schedule")
+    table = Table(*columns)
+    for label, part in plan.optimizer.items():
+        rate = f"{part.learning_rate:g}"
+        if part.lowest_learning_rate < part.learning_rate:
+            rate = f"{part.lowest_learning_rate:.2g} to {rate}"
+        schedule = f"{part.schedule}, warm-up {part.warmup:.1%}"
+        if part.schedule == "wsd":
+            schedule += f", decay {part.decay:.0%}"
+        betas = ", ".join(f"{beta:g}" for beta in part.betas)
+        cells = (f"{part.parameters:,}", rate, f"{part.weight_decay:g}", betas, schedule)
+        table.add_row(label, *cells)
+    return table

@@ -14,6 +14,7 @@ from torch import Tensor
 from etl.cli import UserError
 from model.batch_invariance import align_weights
 from model.multimodal_lm import MultimodalLM
+from model.spec.peft import QLora
 from model.weights import names_in, without_adapter
 from pipeline.checkpoint.adapters import ADAPTERS
 from pipeline.checkpoint.checkpoints import newest_weights
@@ -105,7 +106,7 @@ def load_models(folders: Sequence[Path]) -> dict[str, ServedModel]:
             raise UserError(f"{folder}: a second run of the name {name!r}; rename one folder")
         assistant = open_assistant(folder)
         file, key = None, None  # an exported folder has its weights in its own files
-        if assistant.config is not None:
+        if assistant.config is not None and not _quantizes(assistant.config, folder):
             file = newest_weights(folder)
             key = _base(assistant.config, file)
         found = next((each for other, each in shared if key is not None and other == key), None)
@@ -116,6 +117,16 @@ def load_models(folders: Sequence[Path]) -> dict[str, ServedModel]:
         weights = {} if file is None else found.placed(load_file(file))
         served[name] = ServedModel(name, assistant, found, weights)
     return served
+
+
+def _quantizes(config: RunConfig, folder: Path) -> bool:
+    """Whether trained weights of a run are quantized as they are loaded (QLoRA): no pointers move.
+
+    MM-PT has trained the whole backbone then.
+    """
+    names = names_in(newest_weights(folder))
+    own = [name for name in names if name.startswith("backbone.") and "lora_" not in name]
+    return isinstance(config.settings.peft, QLora) and bool(own)
 
 
 def _base(config: RunConfig, weights: Path) -> tuple[object, ...]:

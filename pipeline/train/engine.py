@@ -15,15 +15,20 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from model.spec import Stage
+from model.spec.rlhf import Grpo
+from model.spec.system import RlhfStage
 from pipeline.compat.deepspeed import load_op
 from pipeline.config.deepspeed import ds_config
-from pipeline.train.parameter_groups import OptimizerGroup, lr_factors, parameter_groups
+from pipeline.config.parameter_groups import OptimizerGroup, lr_factors, parameter_groups
 
 
 def start_engine(
     model: nn.Module, settings: Stage, *, steps: int, world: int
 ) -> deepspeed.DeepSpeedEngine:
-    """Initialize DeepSpeed; the optimizer gets only parameters that require a gradient."""
+    """Initialize DeepSpeed; the optimizer gets only parameters that require a gradient.
+
+    The learning rate is that of the step: all updates of a step have the same.
+    """
     config = ds_config(settings, world)
     offload = config.get("zero_optimization", {}).get("offload_optimizer", {})
     offloaded = offload.get("device", "none") != "none"
@@ -36,16 +41,19 @@ def start_engine(
             "params": group.parameters,
             "lr": group.learning_rate,
             "weight_decay": group.weight_decay,
+            "betas": group.betas,
             "label": group.label,
         }
         for group in groups
     ]
-    optimizer = adam(options, lr=settings.learning_rate, betas=(0.9, 0.999))
+    optimizer = adam(options, lr=settings.learning_rate, betas=settings.betas)
     with _fast_initialize():
         engine, *_ = deepspeed.initialize(
             model=model,
             optimizer=optimizer,
-            lr_scheduler=partial(_lr_schedule, groups=groups, steps=steps),
+            lr_scheduler=partial(
+                _lr_schedule, groups=groups, steps=steps, updates=updates_per_step(settings)
+            ),
             config=config,
         )
     return engine
@@ -75,9 +83,19 @@ def learning_rates(engine: deepspeed.DeepSpeedEngine) -> dict[str, float]:
 
 
 def _lr_schedule(
-    optimizer: Optimizer, *, groups: Sequence[OptimizerGroup], steps: int
+    optimizer: Optimizer, *, groups: Sequence[OptimizerGroup], steps: int, updates: int
 ) -> LRScheduler:
-    return LambdaLR(optimizer, lr_factors(groups, steps))
+    def of_update(factor: Callable[[int], float]) -> Callable[[int], float]:
+        return lambda update: factor(update // updates)
+
+    return LambdaLR(optimizer, [of_update(factor) for factor in lr_factors(groups, steps)])
+
+
+def updates_per_step(settings: Stage) -> int:
+    """Return how many optimizer updates a step of a stage has."""
+    if isinstance(settings, RlhfStage) and isinstance(settings.objective, Grpo):
+        return settings.objective.updates
+    return 1
 
 
 def follow_schedule(engine: deepspeed.DeepSpeedEngine) -> None:

@@ -49,6 +49,7 @@ class LoopSettings:
         seed: of the random numbers of a step.
         max_bad_fraction: the fraction of unusable samples above which the run stops.
         max_nonfinite_steps: steps in a row without a finite loss and gradient that end the run.
+        updates: of the optimizer in a step, all with the same micro-batches.
     """
 
     name: str
@@ -60,6 +61,7 @@ class LoopSettings:
     seed: int
     max_bad_fraction: float
     max_nonfinite_steps: int
+    updates: int = 1
 
 
 @dataclass(kw_only=True)
@@ -119,10 +121,10 @@ class TrainingLoop:
                 if sync.cut:
                     self.writer.cut(state.step + 1, _gather(items, "cut"))
                 seed_step(self.settings.seed, state.step, dist.get_rank())
-                self._train_step(items, sync)
+                applied = self._train_step(items, sync)
                 self.phases.enter_phase("metrics")
                 losses = _means(self.accumulator.gather(), sync)
-                state = _advance(state, sync, skipped=not self.engine.was_step_applied())
+                state = _advance(state, sync, skipped=not applied)
                 seconds = time.perf_counter() - started
                 metrics = self._metrics(state, sync, losses, seconds, data_wait)
                 self.writer.step(metrics.to_json())
@@ -222,8 +224,20 @@ class TrainingLoop:
         self.checkpoints.advance(sync.save_status)
         return sync
 
-    def _train_step(self, items: list[MicroBatch], sync: StepSync) -> None:
-        """Run one optimizer step.
+    def _train_step(self, items: list[MicroBatch], sync: StepSync) -> bool:
+        """Run one step; its losses are those of its last update.
+
+        Returns:
+            Whether all updates were applied; DeepSpeed skips those that are not finite.
+        """
+        applied = True
+        for number in range(1, self.settings.updates + 1):
+            self._update(items, sync, last=number == self.settings.updates)
+            applied &= self.engine.was_step_applied()
+        return applied
+
+    def _update(self, items: list[MicroBatch], sync: StepSync, *, last: bool) -> None:
+        """Run one optimizer update.
 
         DeepSpeed averages gradients over ranks. Multiplying by the number of ranks turns that into
         a sum, and dividing each loss by its count in the *global* batch makes the gradient
@@ -246,7 +260,8 @@ class TrainingLoop:
             self.engine.backward(loss, scale_wrt_gas=False)
             self.phases.enter_phase("step", samples=item.ids)
             self.engine.step()
-            self.accumulator.add(item, losses)
+            if last:
+                self.accumulator.add(item, losses)
 
     def _metrics(
         self,

@@ -117,7 +117,8 @@ def preference_terms(objective: Dpo | Kto | Grpo | RewardModel) -> tuple[LossTer
 
     With DPO and KTO, the reward of an answer is β log π_θ / π_ref (Rafailov et al. 2023, §4), and
     `accuracy` is the share of pairs whose chosen answer has the greater one. With GRPO, `reward`
-    and `length` are means over the sampled answers.
+    and `length` are means over the sampled answers, and `clipped` is the share of tokens
+    without a gradient at the last update, since their ratio is out of bounds.
     """
     match objective:
         case Grpo():
@@ -147,15 +148,28 @@ def _grpo_terms(objective: Grpo) -> tuple[LossTerm, ...]:
         if advantages_q is None:  # a rank without samples
             return LossSum(total=outputs.logps_o.sum(), count=0)
         advantages_o = advantages_q[outputs.owners_o]
-        old_logps_o = outputs.logps_o.detach()
-        return averaged(outputs, grpo_loss(outputs.logps_o, old_logps_o, advantages_o))
+        low, high = objective.clip_low, objective.clip_high
+        loss_o = grpo_loss(
+            outputs.logps_o, _old_logps(outputs), advantages_o, clip_low=low, clip_high=high
+        )
+        return averaged(outputs, loss_o)
+
+    def clipped(outputs: PreferenceOutput) -> LossSum:
+        advantages_q = outputs.sequences.advantages_q
+        if advantages_q is None:
+            return LossSum(total=outputs.logps_o.detach().sum(), count=0)
+        rises_o = advantages_q[outputs.owners_o] > 0
+        ratio_o = (outputs.logps_o.detach() - _old_logps(outputs)).exp()
+        low_o, high_o = ratio_o < 1 - objective.clip_low, ratio_o > 1 + objective.clip_high
+        out_o = torch.where(rises_o, high_o, low_o)
+        return LossSum(total=out_o.sum(), count=len(out_o))
 
     def kl(outputs: PreferenceOutput) -> LossSum:
         return averaged(outputs, divergence(outputs.logps_o, outputs.reference_logps_o))
 
     def count(batch: Batch) -> int:
         if objective.per_token:
-            return int(batch.target_mask.sum())
+            return _count_targets(batch)
         return _count_role(batch, Role.SAMPLED)
 
     def reward(outputs: PreferenceOutput) -> Tensor:
@@ -170,11 +184,19 @@ def _grpo_terms(objective: Grpo) -> tuple[LossTerm, ...]:
         LossTerm(name="grpo", weight=1.0, count=count, fn=policy),
         LossTerm(name="kl", weight=objective.beta, count=count, fn=kl),
     )
-    return (
-        *(term for term in terms if term.weight),
+    watched = [
         _term("reward", 0.0, Role.SAMPLED, reward),
         _term("length", 0.0, Role.SAMPLED, length),
-    )
+    ]
+    if objective.updates > 1:
+        watched.append(LossTerm(name="clipped", weight=0.0, count=_count_targets, fn=clipped))
+    return (*(term for term in terms if term.weight), *watched)
+
+
+def _old_logps(outputs: PreferenceOutput) -> Tensor:
+    """Return the targets' log-probabilities (o,) under the policy that has sampled them."""
+    old_logps_o = outputs.sequences.old_logps_o
+    return outputs.logps_o.detach() if old_logps_o is None else old_logps_o
 
 
 def _dpo_terms(objective: Dpo) -> tuple[LossTerm, ...]:
@@ -271,6 +293,10 @@ def _term(name: str, weight: float, role: Role, fn: Callable[[Any], Tensor]) -> 
 def _count_role(batch: Batch, role: Role) -> int:
     assert batch.sequences is not None
     return int((batch.sequences.roles_q == role).sum())
+
+
+def _count_targets(batch: Batch) -> int:
+    return int(batch.target_mask.sum())
 
 
 def _sft(outputs: PreferenceOutput) -> LossSum:

@@ -101,6 +101,11 @@ def with_rollouts(
             _answered(item, own, [next(rewards) for _ in own], model, kinds, settings)
             for item, own, kinds in zip(encoded, rollouts, used, strict=True)
         ]
+        if settings.objective.updates > 1:
+            answered = [
+                _with_old_logps(item, model, kinds)
+                for item, kinds in zip(answered, used, strict=True)
+            ]
         model.train(training)
         yield answered
         model.feature_kinds = cached
@@ -190,6 +195,18 @@ def _model_rewards(model: PreferenceLM, batch: Batch, used: Sequence[str]) -> Te
     if not model.reward_heads:
         return torch.zeros(())
     return model.rewards(batch.to(device()), used).sum(0).cpu()
+
+
+def _with_old_logps(item: MicroBatch, model: PreferenceLM, used: Sequence[str]) -> MicroBatch:
+    """Return answers with their log-probabilities under the policy that has sampled them.
+
+    They are computed as the updates will, so that the first one's ratio is 1; those of sampling
+    differ from them by rounding.
+    """
+    logps_o = model.policy_logps(item.batch.to(device()), used).cpu()
+    assert item.batch.sequences is not None
+    sequences = replace(item.batch.sequences, old_logps_o=logps_o)
+    return replace(item, batch=replace(item.batch, sequences=sequences))
 
 
 def advantages(rewards_pg: Tensor, *, scaled: bool) -> Tensor:

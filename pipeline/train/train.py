@@ -44,6 +44,7 @@ from model.build import (
     build_tokenizer,
 )
 from model.freeze import count_parameters, set_trainable
+from model.peft.lora import reset_magnitudes
 from model.peft.reference import add_reference
 from model.preference_lm import PreferenceLM
 from model.pretraining.build import build_init, is_stage_only, sentence_reader
@@ -86,7 +87,7 @@ from pipeline.run_folder.metrics_writer import MetricsWriter, read_validations
 from pipeline.run_folder.report import run_report
 from pipeline.run_folder.starts import record_end, record_start, recording_failure
 from pipeline.signals import STOPPED, StopRequest
-from pipeline.train.engine import follow_schedule, start_engine
+from pipeline.train.engine import follow_schedule, start_engine, updates_per_step
 from pipeline.train.identity import complete_identity, run_identity, start_lineage
 from pipeline.train.judge_reward import JudgeReward
 from pipeline.train.loop import LoopSettings, TrainingLoop
@@ -235,7 +236,7 @@ def open_inputs(run: RunConfig, resume: str) -> Inputs:
         Path(run.output),
         run_identity(run, shards.fingerprint, initial, steps=steps, world=world),
         RetentionPolicy(newest=run.keep_last, every=run.keep_every),
-        inherited=names_in(initial) if initial else (),
+        inherited=initial,
         objective_only=partial(is_stage_only, run.system.model, settings),
         complete=partial(complete_identity, run, sampler, shards.fingerprint),
     )
@@ -274,6 +275,8 @@ def build_model(run: RunConfig, inputs: Inputs) -> nn.Module:
     if inputs.initial_weights is not None:
         check_adapters(inputs.initial_weights, inputs.checkpoints.adapters)
         load_trained(model, inputs.initial_weights)
+        if not any("lora_" in name for name in names_in(inputs.initial_weights)):
+            reset_magnitudes(model)
     heads: tuple[str, ...] = ()
     if isinstance(model, RewardLM):
         heads = (f"{HEAD}.*",)
@@ -483,6 +486,7 @@ def loop_settings(run: RunConfig, inputs: Inputs) -> LoopSettings:
         seed=run.seed,
         max_bad_fraction=run.max_bad_fraction,
         max_nonfinite_steps=run.max_nonfinite_steps,
+        updates=updates_per_step(run.settings),
     )
 
 

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from pipeline.train.parameter_groups import lr_factor
 from safetensors.torch import load_file
 
+from model.presets import system
 from pipeline.evaluate.assistant import Assistant
 from tests.cluster.ranks import Ranks, losses, run_ranks, wait_for
 from tests.worlds import instruct_shards, preference_shards
@@ -57,12 +59,15 @@ def test_mdpo_goes_on_from_sft(tmp_path: Path) -> None:
 
 @pytest.mark.nightly(minutes=1)
 def test_grpo_gives_the_same_answers_on_any_number_of_ranks(tmp_path: Path) -> None:
-    """And after a kill; under ZeRO-3 the ranks decode together, also a rank without a question."""
+    """And after a kill; under ZeRO-3 the ranks decode together, also a rank without a question.
+
+    Each step updates twice, the second time with the log-probabilities of before the first.
+    """
     questions = preference_shards(tmp_path / "questions", 12)
     (tmp_path / "own.py").write_text(
         "def letters(answer):\n    return sum(map(ord, answer.text)) % 7\n"
     )
-    objective = {"kind": "grpo", "group": 3, "max_new_tokens": 6, "beta": 0.1}
+    objective = {"kind": "grpo", "group": 3, "max_new_tokens": 6, "beta": 0.1, "updates": 2}
     objective["rewards"] = [f"{tmp_path / 'own.py'}:letters"]
     words = ["rlhf", "digits", "--scale", "tiny", "--data", questions, *SMALL]
     words += ["--set", f"rlhf.objective={json.dumps(objective)}", "--learning-rate", 1e-2]
@@ -88,6 +93,13 @@ def test_grpo_gives_the_same_answers_on_any_number_of_ranks(tmp_path: Path) -> N
         [step["kl"] for step in expected], rel=1e-3, abs=1e-7
     )
     assert len({step["reward"] for step in found}) > 1
+    rates = [json.loads(line)["lr"] for line in (run / "metrics.jsonl").open()]
+    stage = system("digits").tiny().stage("rlhf")
+    warmup = max(1, round(stage.warmup * 4))
+    assert rates == [
+        pytest.approx(1e-2 * lr_factor(step, warmup=warmup, steps=4, schedule=stage.schedule))
+        for step in range(1, 5)
+    ]
 
 
 @pytest.mark.nightly(minutes=2)

@@ -22,7 +22,7 @@ from etl.storage.schema import Sample, Turn
 from etl.storage.shards import ShardSet, write_folder
 from model.build import build
 from model.presets import system
-from pipeline.train.parameter_groups import lr_factor
+from pipeline.config.parameter_groups import lr_factor
 from tests.cluster.ranks import REPOSITORY, Ranks, free_port, losses, run_ranks, wait_for
 from tests.worlds import caption_shards, instruct_shards
 

@@ -42,6 +42,9 @@ def write(folder: Path, table: pa.Table) -> None:
     pq.write_table(table, folder / "in" / "train-0.parquet", row_group_size=2)
 
 
+JUDGED_ANSWERS = (("7", True), ("8", False))
+
+
 def say(question: str, answer: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
@@ -118,6 +121,39 @@ def test_preferences_of_hugging_face_s_parquet(tmp_path: Path) -> None:
             assert getattr(before, name) == getattr(after, name)
         assert after.feedback
         assert after.lineage["original_id"] == before.id
+
+
+THUMBS = (
+    [{"prompt": "Name a prime.", "completion": text, "label": up} for text, up in JUDGED_ANSWERS],
+    [
+        {"messages": say("Name a prime.", text), "kto_tag": up, "system": "Be brief."}
+        for text, up in JUDGED_ANSWERS
+    ],
+)
+"""TRL's unpaired preferences (docs: dataset_formats) and LLaMA-Factory's KTO (data/README.md)."""
+
+
+@pytest.mark.parametrize("rows", THUMBS, ids=["trl", "llama-factory"])
+def test_thumbs_up_and_down(rows: list[dict[str, object]], tmp_path: Path) -> None:
+    """A thumb down is a rejected answer alone; `instruct` drops it; export keeps it."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "thumbs.json").write_text(json.dumps(rows))
+    samples, drops = run(etl.preference, tmp_path)
+    assert not drops
+    assert [sample.turns[-1].text for sample in samples] == ["7", "Name a prime."]
+    assert [[turn.text for turn in sample.rejected] for sample in samples] == [[], ["8"]]
+    again = tmp_path / "again"
+    words = ["--input", str(tmp_path / "out"), "--output", str(again / "in"), "--to", "parquet"]
+    etl.export.run(words)
+    exported, _ = run(etl.preference, again)
+    for before, after in zip(samples, exported, strict=True):
+        assert (before.turns, before.rejected) == (after.turns, after.rejected)
+    other = tmp_path / "other"
+    other.mkdir()
+    (tmp_path / "in").rename(other / "in")
+    (sample,), drops = run(etl.instruct, other)
+    assert sample.turns[-1].text == "7"
+    assert drops == {"bad_record": 1}
 
 
 def test_documents_of_hugging_face_s_parquet(tmp_path: Path) -> None:

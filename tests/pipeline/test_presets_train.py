@@ -129,7 +129,7 @@ def learn(
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    save(model, to, inherited=names_in(start / WEIGHTS) if start is not None else ())
+    save(model, to, inherited=start and start / WEIGHTS)
     return Learnt(model=model, before=before, losses=losses, trainable=trains, saved=to)
 
 
@@ -181,7 +181,7 @@ class Engine:
         """Copy DeepSpeed's script: nothing."""
 
 
-def save(model: nn.Module, folder: Path, inherited: tuple[str, ...]) -> None:
+def save(model: nn.Module, folder: Path, inherited: Path | None) -> None:
     """Save weights as a run does."""
     copied = snapshot(Engine(model), folder, inherited=inherited, objective_only=lambda name: False)
     copied.write(folder)

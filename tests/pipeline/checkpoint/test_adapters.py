@@ -2,19 +2,23 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from torch import nn
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from etl.cli import UserError
 from etl.storage.atomic import write_json
-from model.build import build
+from model.build import add_peft, build
 from model.presets import system
-from model.spec.peft import Lora, Peft
-from model.weights import assign, without_adapter
+from model.spec.peft import Lora, Peft, QLora
+from model.weights import assign, load_trained, without_adapter
 from pipeline.checkpoint.adapters import ADAPTERS, adapter_record, check_adapters
+from pipeline.checkpoint.snapshot import snapshot
 from pipeline.config.run_config import RunConfig
+from pipeline.train.train import build_model
 
 LORA = Lora(rank=2, alpha=4, dropout=0.0)
 
@@ -79,3 +83,52 @@ def test_a_whole_backbone_of_one_stage_is_the_base_of_the_next_ones_adapters() -
     for name, weight in own.items():
         if "lora_" not in name:
             assert torch.equal(weight, trained[without_adapter(name)]), name
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("peft", [QLora(rank=2, alpha=4), replace(LORA, use_dora=True)])
+def test_adapters_are_made_for_the_backbone_that_pt_trained(peft: Peft, tmp_path: Path) -> None:
+    """Four bits and DoRA's norms come from its weights; a checkpoint has these as they were."""
+    earlier = tmp_path / "weights.safetensors"
+    trained = dict(model_of(run_of(None), seed=1).named_parameters())
+    backbone = {name: each for name, each in trained.items() if name.startswith("backbone.")}
+    save_file(backbone, earlier)
+    write_json(tmp_path / "manifest.json", {})
+    run = run_of(peft)
+    inputs = SimpleNamespace(checkpoints=SimpleNamespace(), initial_weights=earlier)
+    model = build_model(replace(run, weights="random"), inputs)  # type: ignore[arg-type]
+    expected = model_of(run_of(None))
+    assign(expected, backbone, str(earlier))
+    if isinstance(peft, QLora):
+        add_peft(expected.backbone, peft)
+    assert torch.allclose(logits(model), logits(expected), atol=1e-5)
+    snapshot(Engine(model), tmp_path, inherited=earlier, objective_only=lambda _: False).write(
+        tmp_path / "saved"
+    )
+    saved = load_file(tmp_path / "saved" / "weights.safetensors")
+    plain = {without_adapter(name): each for name, each in saved.items()}
+    assert all(torch.equal(plain[name], weight) for name, weight in backbone.items())
+    again = model_of(run)
+    load_trained(again, tmp_path / "saved" / "weights.safetensors")
+    assert torch.equal(logits(again), logits(model))
+
+
+class Engine:
+    """What a snapshot asks of DeepSpeed's engine, of which there is none here."""
+
+    checkpoint_engine = None
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def save_checkpoint(self, *words: object, **named: object) -> None:
+        """Save DeepSpeed's own state: nothing."""
+
+    def _copy_recovery_script(self, folder: str) -> None:
+        """Copy DeepSpeed's script: nothing."""
+
+
+@torch.no_grad()
+def logits(model: nn.Module) -> Tensor:
+    found: Tensor = model.eval().get_submodule("backbone")(torch.tensor([[1, 65, 66]])).logits
+    return found

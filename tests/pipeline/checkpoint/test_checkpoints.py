@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from etl.cli import UserError
@@ -136,7 +136,9 @@ def test_weights_that_an_earlier_run_trained_are_saved_though_frozen_now(tmp_pat
         def save_checkpoint(self, folder: str, tag: str, **_: object) -> None:
             self.checkpoint_engine.save({"step": 3}, str(Path(folder) / tag / "states.pt"))
 
-    checkpoints = Checkpoints(tmp_path, IDENTITY, RetentionPolicy(newest=1), inherited=["b.weight"])
+    earlier = tmp_path / "earlier.safetensors"
+    save_file({"b.weight": torch.zeros(1)}, earlier)
+    checkpoints = Checkpoints(tmp_path, IDENTITY, RetentionPolicy(newest=1), inherited=earlier)
     checkpoints.save(Engine(), TrainerState(step=3))  # type: ignore[arg-type]
     checkpoints.finish()
     saved = load_file(newest_weights(tmp_path))

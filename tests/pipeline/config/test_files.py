@@ -12,6 +12,7 @@ from model.freeze import set_trainable
 from model.presets import PRESETS, system
 from model.spec import Mlp, SpecError
 from model.spec.hf_backbones import HfCausal
+from pipeline.config.parameter_groups import parameter_groups
 from pipeline.config.run_config import (
     REPOSITORY,
     PresetOptions,
@@ -22,7 +23,6 @@ from pipeline.config.run_config import (
     parse_train_options,
     resolve,
 )
-from pipeline.train.parameter_groups import parameter_groups
 
 QWEN = {
     "model_type": "qwen3",

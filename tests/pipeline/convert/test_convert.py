@@ -18,6 +18,7 @@ from model.presets import system
 from model.spec import Lora, SpecError
 from model.spec.image import EvaClip
 from model.spec.image_processor import ImageProcessor
+from model.spec.peft import Peft, QLora
 from pipeline.checkpoint.checkpoints import newest_weights, write_weights
 from pipeline.cli import run as run_pipeline
 from pipeline.config.run_config import RunConfig, read_config
@@ -171,12 +172,13 @@ def test_an_imported_run_has_its_tokenizers_and_the_preset_s_stages(tmp_path: Pa
         assert tokenizer.decode(ids) == "seven"
 
 
-def trained_from(imported: Path, folder: Path) -> RunConfig:
-    """Write the run folder of a stage with LoRA that started from an import."""
+LORA = Lora(rank=2, alpha=8, targets=("q_proj",))
+
+
+def trained_from(imported: Path, folder: Path, adapters: Peft = LORA) -> RunConfig:
+    """Write the run folder of a stage with adapters that started from an import."""
     config = read_config(imported / "config.json")
-    settings = replace(
-        config.system.sft, precision="fp32", peft=Lora(rank=2, alpha=8, targets=("q_proj",))
-    )
+    settings = replace(config.system.sft, precision="fp32", peft=adapters)
     config = replace(
         config,
         system=replace(config.system, sft=settings),
@@ -197,32 +199,36 @@ def trained_from(imported: Path, folder: Path) -> RunConfig:
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    ("text", "kind"),
+    ("text", "kind", "adapters"),
     [
-        (published.LLAMA, "llama"),
-        (published.LLAMA_3, "hf_causal"),
-        (published.QWEN_2, "hf_causal"),
-        (published.MISTRAL, "hf_causal"),
+        (published.LLAMA, "llama", LORA),
+        (published.LLAMA_3, "hf_causal", replace(LORA, use_rslora=True)),
+        (published.QWEN_2, "hf_causal", LORA),
+        (published.MISTRAL, "hf_causal", replace(LORA, use_dora=True)),
+        (published.LLAMA, "llama", QLora(rank=2, alpha=8, targets=("q_proj",))),
     ],
-    ids=["llama", "llama-3", "qwen-2", "mistral"],
+    ids=["llama", "llama-3-rslora", "qwen-2", "mistral-dora", "llama-qlora"],
 )
 def test_a_trained_run_gives_the_same_logits_in_transformers(
-    text: dict[str, object], kind: str, tmp_path: Path
+    text: dict[str, object], kind: str, adapters: Peft, tmp_path: Path
 ) -> None:
     import_run(save(published.llava(text), tmp_path / "source"), tmp_path / "run", "sft")
-    tuned = trained_from(tmp_path / "run", tmp_path / "tuned")
+    tuned = trained_from(tmp_path / "run", tmp_path / "tuned", adapters)
     assert tuned.system.model.backbone.kind == kind
     model = load_run(tuned, tmp_path / "tuned").eval()
     export_run(tmp_path / "tuned", tmp_path / "back")
     theirs = LlavaForConditionalGeneration.from_pretrained(tmp_path / "back").eval()
-    ids = torch.tensor([[1, *[published.IMAGE_ID] * 16, 5, 6, 7]])
+    image = theirs.config.image_token_id
+    ids = torch.tensor([[1, *[image] * 16, 5, 6, 7]])
     pixels = torch.randn(1, 3, 32, 32)
     media = model.project("image", model.encode("image", pixels[:, None]))[0]
-    embedded = model.backbone.get_input_embeddings()(ids)
-    embedded[ids == published.IMAGE_ID] = media
+    embedded = model.backbone.get_input_embeddings()(ids.where(ids != image, 0))
+    embedded[ids == image] = media
     ours = model.backbone(inputs_embeds=embedded).logits
     expected = theirs(input_ids=ids, pixel_values=pixels).logits
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
+    if isinstance(adapters, QLora):
+        return  # all layers of the backbone are as four bits have them
     before = tensors_of(tmp_path / "source")
     after = tensors_of(tmp_path / "back")
     changed = {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}

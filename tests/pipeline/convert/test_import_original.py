@@ -143,16 +143,19 @@ def adapters(model, folder: Path, prefix: str, **settings: object) -> None:
 
 
 @torch.no_grad()
-def test_peft_adapters_on_a_base_give_peft_s_logits(tmp_path: Path) -> None:
+@pytest.mark.parametrize("switches", [{}, {"use_rslora": True, "use_dora": True}], ids=str)
+def test_peft_adapters_on_a_base_give_peft_s_logits(
+    switches: dict[str, bool], tmp_path: Path
+) -> None:
     model = published.llava()
     model.save_pretrained(tmp_path / "base")
     build_tokenizer(system("digits").model, weights="random").save_pretrained(tmp_path / "base")
-    adapters(model, tmp_path / "adapters", "language_model.")
+    adapters(model, tmp_path / "adapters", "language_model.", **switches)
     base = LlavaForConditionalGeneration.from_pretrained(tmp_path / "base")
     theirs = peft.PeftModel.from_pretrained(base, tmp_path / "adapters").eval()
     import_run(tmp_path / "adapters", tmp_path / "run", "sft", base=tmp_path / "base")
     config = read_config(tmp_path / "run/config.json")
-    expected = Lora(rank=2, alpha=6, dropout=0.0, targets=TARGETS)
+    expected = Lora(rank=2, alpha=6, dropout=0.0, targets=TARGETS, **switches)
     assert config.settings.peft == expected
     text = json.loads((tmp_path / "run/config.json").read_text())
     text["system"]["sft"]["precision"] = "fp32"
@@ -193,7 +196,7 @@ def test_adapters_that_cannot_be_expressed_are_one_line(tmp_path: Path) -> None:
     model = published.llava()
     model.save_pretrained(tmp_path / "base")
     build_tokenizer(system("digits").model, weights="random").save_pretrained(tmp_path / "base")
-    adapters(model, tmp_path / "adapters", "language_model.", use_rslora=True)
+    adapters(model, tmp_path / "adapters", "language_model.")
     file = tmp_path / "adapters" / "adapter_config.json"
 
     def error(base: Path | None = tmp_path / "base") -> str:
@@ -202,8 +205,9 @@ def test_adapters_that_cannot_be_expressed_are_one_line(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
         return str(caught.value)
 
-    assert "use_rslora True, want False" in error()
-    config = json.loads(file.read_text()) | {"use_rslora": False}
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps(config | {"bias": "all"}))
+    assert "bias 'all', want 'none'" in error()
     file.write_text(json.dumps(config | {"base_model_name_or_path": "some/name"}))
     assert "its base 'some/name' is not a folder here; name one with --base" in error(None)
     weights = {

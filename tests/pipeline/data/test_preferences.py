@@ -156,6 +156,12 @@ def test_what_is_missing_is_said(spec: ModelSpec, tokenizer: PreTrainedTokenizer
             encoder_of(objective, spec, tokenizer).encode(broken)
     thumb_up = replace(sample, rejected=(), feedback=())
     assert encoder_of(Kto(), spec, tokenizer).encode(thumb_up).roles == (Role.CHOSEN,)
+    thumb_down = replace(sample, turns=sample.turns[:-1], feedback=())
+    down = encoder_of(Kto(), spec, tokenizer).encode(thumb_down)
+    assert down.roles == (Role.REJECTED,)
+    assert len(down.media) == 1
+    with pytest.raises(SampleError, match="the last turn is not the assistant's"):
+        encoder_of(Dpo(), spec, tokenizer).encode(thumb_down)
 
 
 def test_a_dummy_belongs_to_no_sample(spec: ModelSpec, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -251,6 +251,8 @@ def test_every_preset_can_be_planned_and_printed(name, stage):
     printed = planned.to_json()
     parameters = printed["parameters"]
     assert parameters["total"] == sum(parameters["components"].values())
+    learning = printed["optimizer"].values()
+    assert parameters["trainable"] == sum(part["parameters"] for part in learning)
     assert printed["bytes_per_gpu"]["total"] > parameters["total"] / 2
     console = Console(width=100)
     with console.capture() as captured:

@@ -1,6 +1,7 @@
 """Continuous batching: answers are those of one request alone, for every kind of backbone."""
 
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,6 +9,8 @@ from safetensors.torch import load_file
 
 from etl.digits.records import pair_sample
 from etl.storage.schema import Sample, Turn
+from model.spec import Lora
+from model.spec.peft import Adapter, Prefix, QLora
 from pipeline.checkpoint.checkpoints import newest_weights, write_weights
 from pipeline.evaluate.generate_answers import generate_answers
 from pipeline.generate.replies import GenerationSettings
@@ -128,10 +131,26 @@ def test_answers_hold_media(tmp_path) -> None:
             assert torch.equal(medium.values, same.values)
 
 
-def test_runs_of_one_base_share_it(tmp_path) -> None:
+LORA = Lora(rank=4, alpha=8)
+
+
+@pytest.mark.parametrize(
+    "peft",
+    [
+        LORA,
+        Prefix(length=3, hidden=8),
+        pytest.param(Adapter(bottleneck=4), marks=pytest.mark.nightly),
+        pytest.param(replace(LORA, use_rslora=True, use_dora=True), marks=pytest.mark.nightly),
+        pytest.param(QLora(rank=4, alpha=8), marks=pytest.mark.nightly),
+    ],
+    ids=lambda peft: peft.kind,
+)
+def test_runs_of_one_base_share_it(peft, tmp_path) -> None:
     names = ("first", "second", "apart")
+    trainable = (f"backbone.*{peft.parameter_marker}*", "inputs.*.projector.*")
     for name in names:
-        random_run(tmp_path / name, "digits_points" if name == "apart" else "digits")
+        preset = "digits_points" if name == "apart" else "digits"
+        random_run(tmp_path / name, preset, peft=peft, trainable=trainable)
     change_weights(tmp_path / "second")
     models = load_models([tmp_path / name for name in names])
     first, second, apart = (models[name].module for name in names)

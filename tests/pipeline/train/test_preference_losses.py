@@ -1,8 +1,8 @@
 """Losses of RLHF: equal to TRL's on the same log-probabilities, and to their formulas.
 
-The figures are what TRL 1.16's `DPOTrainer._compute_loss` and `KTOTrainer._compute_loss` return for
-the log-probabilities of `example`, with `loss_type` as named beside each, and its
-`RewardTrainer.compute_loss` for `REWARDS`.
+The figures are what `_compute_loss` of TRL 1.16's `DPOTrainer`, `KTOTrainer` and `GRPOTrainer` (not
+in training) returns for the log-probabilities of `example` and `sampled`, with `loss_type` as named
+beside each, and its `RewardTrainer.compute_loss` for `REWARDS`.
 """
 
 import math
@@ -13,7 +13,7 @@ import torch
 from model.batch import Sequences
 from model.preference_lm import PreferenceOutput
 from model.reward_lm import RewardOutput
-from model.spec.rlhf import Dpo, Kto, RewardModel
+from model.spec.rlhf import Dpo, Grpo, Kto, RewardModel
 from pipeline.data.preferences import Role
 from pipeline.train.losses import compute_losses
 from pipeline.train.preference_losses import (
@@ -54,7 +54,7 @@ def example(*, requires_grad: bool = False) -> PreferenceOutput:
 
 
 def means(
-    objective: Dpo | Kto | RewardModel, outputs: PreferenceOutput | RewardOutput
+    objective: Dpo | Kto | Grpo | RewardModel, outputs: PreferenceOutput | RewardOutput
 ) -> dict[str, float]:
     sums = compute_losses(preference_terms(objective), outputs)
     return {name: float(loss.total) / loss.count for name, loss in sums.items()}
@@ -111,6 +111,53 @@ def test_reward_models_are_trls(center: float, loss: float) -> None:
     assert margin == pytest.approx(0.43947675824165344, rel=1e-5)
 
 
+def sampled(*, once: bool) -> PreferenceOutput:
+    """The same answers as if sampled; if not `once`, the policy has moved since."""
+    generator = torch.Generator().manual_seed(0)
+    policy, reference = (-torch.rand(2 * PAIRS, LONGEST, generator=generator) * 2 for _ in range(2))
+    old = policy + torch.rand(2 * PAIRS, LONGEST, generator=generator) - 0.5
+    advantages = torch.randn(2 * PAIRS, generator=generator)
+    policy, reference, old = (
+        torch.cat([row[:length] for row, length in zip(values, LENGTHS, strict=True)])
+        for values in (policy, reference, old)
+    )
+    sequences = Sequences(
+        samples_q=torch.arange(2 * PAIRS),
+        roles_q=torch.full((2 * PAIRS,), Role.SAMPLED),
+        rewards_q=advantages,
+        advantages_q=advantages,
+        old_logps_o=None if once else old,
+    )
+    owners = torch.repeat_interleave(torch.tensor(LENGTHS))
+    return PreferenceOutput(policy, reference, owners, sequences)
+
+
+@pytest.mark.parametrize(
+    ("objective", "loss", "kl", "clipped"),
+    [
+        (Grpo(beta=0.04, updates=2), -0.07530488818883896, None, 1 / 3),  # grpo
+        (
+            Grpo(per_token=True, updates=2, clip_high=0.28),
+            -0.029849283397197723,
+            None,
+            7 / 30,
+        ),  # dapo
+        (Grpo(beta=0.04, per_token=True), None, 0.4089750647544861, None),
+        (Grpo(), -0.07387059181928635, None, None),  # grpo, with one update
+    ],
+)
+def test_grpo_is_trls(
+    objective: Grpo, loss: float | None, kl: float | None, clipped: float | None
+) -> None:
+    found = means(objective, sampled(once=objective.updates == 1))
+    if loss is not None:
+        total = found["grpo"] + objective.beta * found.get("kl", 0.0)
+        assert total == pytest.approx(loss, rel=1e-6)
+    if kl is not None:
+        assert found["kl"] == pytest.approx(kl, rel=1e-6)
+    assert found.get("clipped") == (clipped and pytest.approx(clipped))
+
+
 def test_before_the_first_step_nothing_is_preferred() -> None:
     """π_θ = π_ref: every ratio is 0, so that DPO is log 2 and KTO a half."""
     outputs = example()
@@ -144,7 +191,7 @@ def test_a_rank_without_samples_has_zeros_with_a_gradient() -> None:
     dummy = Sequences(samples_q=torch.tensor([0]), roles_q=torch.tensor([int(Role.NONE)]))
     empty = torch.zeros(0, dtype=torch.long)
     outputs = PreferenceOutput(nothing, torch.zeros(0), empty, dummy)
-    for objective in (Dpo(sft_weight=1.0, anchor_weight=1.0), Kto()):
+    for objective in (Dpo(sft_weight=1.0, anchor_weight=1.0), Kto(), Grpo(beta=0.1, updates=2)):
         losses = compute_losses(preference_terms(objective), outputs)
         assert all(loss.count == 0 and loss.total.item() == 0.0 for loss in losses.values())
         torch.stack([loss.total for loss in losses.values()]).sum().backward()

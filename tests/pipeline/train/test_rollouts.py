@@ -58,13 +58,14 @@ def answered(
     *,
     seed: int = 0,
     rewards: Sequence[str] = ("exact",),
+    updates: int = 1,
 ) -> list[Batch]:
     """Return the batches of one step whose micro-batches hold these prompts."""
     items = [
         MicroBatch(batch=pack(group), samples=len(group), prompts=tuple(group)) for group in groups
     ]
     settings = RolloutSettings(
-        objective=OBJECTIVE,
+        objective=replace(OBJECTIVE, updates=updates),
         rewards=load_rewards(rewards),
         seed=seed,
         end_ids=(tokenizer.eos_token_id,),
@@ -155,6 +156,22 @@ def test_rewards_are_of_each_answer_and_advantages_of_each_group(
         sequences.advantages_q.view(4, GROUP), advantages(grouped, scaled=True)
     )
     assert sequences.roles_q.tolist() == [Role.SAMPLED] * 4 * GROUP
+
+
+@pytest.mark.usefixtures("alone")
+def test_several_updates_know_the_policy_that_has_sampled(
+    policy: PreferenceLM, prompts: list[RolloutPrompt], tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """At the first one policy and old policy are one to the bit, so that nothing is clipped."""
+    (batch,) = answered([prompts], policy, tokenizer, updates=2)
+    policy.feature_kinds = frozenset(["image"])  # as during the step
+    outputs = policy(batch, ["image"])
+    policy.feature_kinds = frozenset()
+    assert outputs.sequences.old_logps_o is not None
+    assert torch.equal(outputs.logps_o, outputs.sequences.old_logps_o)
+    (once,) = answered([prompts], policy, tokenizer)
+    assert once.sequences is not None
+    assert once.sequences.old_logps_o is None
 
 
 def test_advantages() -> None:

@@ -11,7 +11,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from model.spec import SpecError, Stage
-from model.spec.system import ParameterGroup, Schedule
+from model.spec.system import ParameterGroup, Schedule, decay_start
 
 
 @dataclass(kw_only=True)
@@ -23,16 +23,20 @@ class OptimizerGroup:
             `stage`; groups that differ in weight decay or depth alone share it.
         learning_rate: the peak.
         weight_decay: of these parameters.
+        betas: AdamW's.
         schedule: after the warm-up.
         warmup: share of the steps.
+        decay: share of the steps in which `wsd` decays.
         parameters: in the model's order.
     """
 
     label: str
     learning_rate: float
     weight_decay: float
+    betas: tuple[float, float]
     schedule: Schedule
     warmup: float
+    decay: float
     parameters: list[Tensor] = field(default_factory=list)
 
 
@@ -68,19 +72,28 @@ def _settings(
     peft = settings.peft
     if peft is not None and peft.learning_rate is not None and peft.parameter_marker in name:
         label, rate = "peft", peft.learning_rate
-    schedule, warmup = settings.schedule, settings.warmup
+    schedule, warmup, share = settings.schedule, settings.warmup, settings.decay
+    betas = settings.betas
     if own is not None:
         label = own.pattern
         rate = rate if own.learning_rate is None else own.learning_rate
         decay = decay if own.weight_decay is None else own.weight_decay
         schedule = own.schedule or schedule
         warmup = warmup if own.warmup is None else own.warmup
+        share = share if own.decay is None else own.decay
+        betas = betas if own.betas is None else own.betas
         if own.layer_decay is not None:
             rate *= own.layer_decay**depth
     # Of an ndim of its own: under ZeRO-3 a parameter is partitioned only after this.
     decay = decay if parameter.ndim > 1 else 0.0
     return OptimizerGroup(
-        label=label, learning_rate=rate, weight_decay=decay, schedule=schedule, warmup=warmup
+        label=label,
+        learning_rate=rate,
+        weight_decay=decay,
+        betas=betas,
+        schedule=schedule,
+        warmup=warmup,
+        decay=share,
     )
 
 
@@ -112,23 +125,32 @@ def lr_factors(groups: Iterable[OptimizerGroup], steps: int) -> list[Callable[[i
             warmup=max(1, round(group.warmup * steps)),
             steps=steps,
             schedule=group.schedule,
+            decay=group.decay,
         )
         for group in groups
     ]
 
 
-def lr_factor(step: int, *, warmup: int, steps: int, schedule: Schedule = "cosine") -> float:
+def lr_factor(
+    step: int, *, warmup: int, steps: int, schedule: Schedule = "cosine", decay: float = 0.1
+) -> float:
     """Return the learning rate as a fraction of its peak: linear warm-up, then the schedule.
 
-    The cosine is Loshchilov and Hutter's (2017, eq. 5), without restarts. transformers has the same
-    schedules, but importing them also imports its Trainer, which takes as long as importing
-    PyTorch.
+    The cosine is Loshchilov and Hutter's (2017, eq. 5), without restarts. `wsd` is MiniCPM's (Hu et
+    al. 2024, §4.2), which leaves the shape of the decay open, with that of Hägele et al. (2024).
+    transformers has the same schedules, but importing them also imports its Trainer, which takes as
+    long as importing PyTorch.
     """
     if step < warmup:
         return step / warmup
     decaying = max(1, steps - warmup)
     if schedule == "constant":
         return 1.0
+    if schedule == "wsd":
+        start = max(warmup, decay_start(steps, decay))
+        if step < start:
+            return 1.0
+        return 1 - math.sqrt(min(1.0, (step - start) / (steps - start))) if start < steps else 0.0
     if schedule == "linear":
         return max(0.0, (steps - step) / decaying)
     progress = (step - warmup) / decaying

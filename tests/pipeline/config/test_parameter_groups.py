@@ -1,6 +1,7 @@
 """Learning rate, weight decay and schedule of each part; the schedules equal transformers' own."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from transformers import (
     get_constant_schedule_with_warmup,
     get_cosine_schedule_with_warmup,
     get_linear_schedule_with_warmup,
+    get_wsd_schedule,
 )
 
 from model.build import build
@@ -17,24 +19,42 @@ from model.freeze import set_trainable
 from model.presets import system
 from model.spec import SpecError, Stage
 from model.spec.system import ParameterGroup, Schedule
-from pipeline.train.parameter_groups import OptimizerGroup, lr_factor, lr_factors, parameter_groups
+from pipeline.config.parameter_groups import OptimizerGroup, lr_factor, lr_factors, parameter_groups
 
 ENCODER, PROJECTOR = "inputs.image.encoder.*", "inputs.image.projector.*"
 
 
 @pytest.mark.parametrize(("warmup", "steps"), [(1, 16), (3, 50), (10, 7), (1, 1)])
-@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant", "wsd"])
 def test_the_factor_is_transformers_own(schedule: Schedule, warmup: int, steps: int) -> None:
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
     theirs = {
         "cosine": lambda: get_cosine_schedule_with_warmup(optimizer, warmup, steps),
         "linear": lambda: get_linear_schedule_with_warmup(optimizer, warmup, steps),
         "constant": lambda: get_constant_schedule_with_warmup(optimizer, warmup),
+        "wsd": lambda: get_wsd_schedule(
+            optimizer,
+            warmup,
+            num_decay_steps=max(0, min(round(0.3 * steps), steps - warmup)),
+            num_training_steps=max(warmup, steps),
+            decay_type="1-sqrt",
+        ),
     }[schedule]()
     assert isinstance(theirs, LambdaLR)
     (expected,) = theirs.lr_lambdas
     for step in range(steps + 2):
-        assert lr_factor(step, warmup=warmup, steps=steps, schedule=schedule) == expected(step)
+        found = lr_factor(step, warmup=warmup, steps=steps, schedule=schedule, decay=0.3)
+        assert found == expected(step)
+
+
+def test_a_longer_run_has_the_same_stable_phase() -> None:
+    short, long = (
+        [lr_factor(step, warmup=3, steps=steps, schedule="wsd", decay=0.2) for step in range(steps)]
+        for steps in (20, 40)
+    )
+    assert short[:17] == long[:17]
+    assert set(long[3:33]) == {1.0}
+    assert all(later < earlier for earlier, later in pairwise(long[32:]))
 
 
 def digits(**changes: object) -> tuple[nn.Module, Stage]:
@@ -56,7 +76,9 @@ def named(model: nn.Module, groups: list[OptimizerGroup]) -> dict[str, Optimizer
 
 
 def test_each_part_has_its_own_settings() -> None:
-    encoder = ParameterGroup(pattern=ENCODER, learning_rate=1e-5, weight_decay=0.2, warmup=0.5)
+    encoder = ParameterGroup(
+        pattern=ENCODER, learning_rate=1e-5, weight_decay=0.2, warmup=0.5, betas=(0.9, 0.98)
+    )
     projector = ParameterGroup(pattern=PROJECTOR, schedule="constant")
     model, stage = digits(weight_decay=0.1, groups=(encoder, projector))
     found = named(model, groups := parameter_groups(model, stage))
@@ -65,11 +87,13 @@ def test_each_part_has_its_own_settings() -> None:
         if name.startswith("inputs.image.encoder"):
             assert (group.label, group.learning_rate, group.warmup) == (ENCODER, 1e-5, 0.5)
             assert group.weight_decay == (0.0 if vector else 0.2), name
+            assert group.betas == (0.9, 0.98)
         elif name.startswith("inputs.image.projector"):
             assert (group.label, group.learning_rate) == (PROJECTOR, stage.learning_rate)
             assert group.schedule == "constant"
         else:
             assert (group.label, group.weight_decay, group.schedule) == ("stage", 0.1, "cosine")
+            assert group.betas == (0.9, 0.999)
     factors = {g.label: f for g, f in zip(groups, lr_factors(groups, 100), strict=True)}
     assert factors[ENCODER](25) == 0.5
     assert factors[PROJECTOR](99) == 1.0
