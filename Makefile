@@ -7,6 +7,7 @@
 #   COMMIT           whose share of the nightly tests `make test-share` runs (default: HEAD)
 #   QUICKSTART_ARGS  options for the quickstart
 #   ANY_ARGS         options for the any-to-any quickstart
+#   ALIGN_ARGS       options for the quickstart of RLHF
 #   REAL_ARGS        options for benchmarks/real_speech.py
 
 SHELL := /bin/bash
@@ -26,6 +27,7 @@ PYTEST_ARGS ?=
 COMMIT ?= $(shell git rev-parse HEAD 2>/dev/null || date +%j)
 QUICKSTART_ARGS ?=
 ANY_ARGS ?=
+ALIGN_ARGS ?=
 REAL_ARGS ?=
 
 # ninja, ray and deepspeed are called by name, also by what we start.
@@ -44,7 +46,7 @@ test test-all test-share: export OMP_NUM_THREADS := 1
 CLUSTER := tests/cluster tests/etl/runtime/test_executor.py
 SEVERAL := -n 3 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help setup page quickstart quickstart-any real test test-all test-share check lock clean
+.PHONY: help setup page quickstart quickstart-any quickstart-align real test test-all test-share check lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,6 +60,9 @@ quickstart: setup ## run the whole system on the digits world, into runs/quickst
 
 quickstart-any: setup ## the same for a model that also generates pictures, sounds and videos, into runs/quickstart-any
 	$(BIN)/python -m pipeline.quickstart.any_to_any --output runs/quickstart-any $(ANY_ARGS)
+
+quickstart-align: setup ## SFT on easy questions, then DRESS, DPO and GRPO on harder ones, into runs/quickstart-align
+	$(BIN)/python -m pipeline.quickstart.align --output runs/quickstart-align $(ALIGN_ARGS)
 
 real: setup ## teach a real language model to hear, into runs/real_speech; needs espeak-ng
 	$(BIN)/python benchmarks/real_speech.py $(REAL_ARGS)

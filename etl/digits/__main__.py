@@ -15,6 +15,7 @@ from pathlib import Path
 from rich.progress import Progress
 
 from etl.cli import UserError, main, parse
+from etl.digits.alignment_lists import write_alignment
 from etl.digits.corpora import write_corpora
 from etl.digits.faults import WorldSize
 from etl.digits.generation_lists import write_generation
@@ -54,13 +55,18 @@ class Options:
     requests: int = 0
     """Requests for generated media, of each of six tasks, with a sixth as many held out: writes
     generation_captions.json, requests.json and held_out_requests.json; 0 for none."""
+    preferences: int = 0
+    """Preferences with critiques about each of pictures and sounds, and as many easy dialogues:
+    writes preferences.json, easy_dialogues.json, sound_captions.json, present_and_absent.json and
+    validation.json; 0 for none."""
     seed: int = 0
     """Seed of all random numbers."""
     shards: tuple[str, ...] = ()
     """Subjects to write as Arrow shards: image, video, audio, points, image_audio, two_images."""
 
     def __post_init__(self) -> None:
-        for name in ("captions", "dialogues", "questions", "others", "requests", "seed"):
+        sizes = ("captions", "dialogues", "questions", "others", "requests", "preferences")
+        for name in (*sizes, "seed"):
             if getattr(self, name) < 0:
                 raise UserError(f"--{name} {getattr(self, name)}: want 0 or more")
         if self.others == 1:
@@ -83,6 +89,7 @@ class Options:
             seed=self.seed,
             others=self.others,
             requests=self.requests,
+            preferences=self.preferences,
         )
 
 
@@ -179,6 +186,8 @@ def _write(options: Options, base_url: str) -> None:
         write_corpora(options.output, options.size, base_url)
     if options.requests:
         write_generation(options.output, options.seed, options.requests, base_url)
+    if options.preferences:
+        write_alignment(options.output, options.seed, options.preferences, base_url)
     write_json(marker, current)
 
 

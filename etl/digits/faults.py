@@ -25,7 +25,8 @@ class WorldSize:
 
     `captions` counts the valid pairs; faulty rows are added to them. `others` counts the valid rows
     of each of the lists of videos, sounds, clouds and documents, `requests` those of each task of
-    `etl/digits/generation.py`.
+    `etl/digits/generation.py`, `preferences` those about each kind of medium of
+    `etl/digits/alignment.py`.
     """
 
     captions: int
@@ -34,6 +35,7 @@ class WorldSize:
     seed: int
     others: int = 0
     requests: int = 0
+    preferences: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

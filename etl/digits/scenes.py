@@ -76,17 +76,21 @@ def scans() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
 
 @functools.cache
 def split(name: str) -> NDArray[np.int64]:
-    """Indices of the scans of `train` or `held_out`; every scan is in exactly one of them."""
+    """Indices of the scans of `train` or `held_out`; every scan is in exactly one of them.
+
+    `validation` and `test` are the halves of `held_out`: one to choose settings by, one to report.
+    """
     order = np.random.default_rng(_SPLIT_SEED).permutation(len(scans()[1]))
     held_out = round(len(order) * _HELD_OUT_SHARE)
     parts = {"held_out": np.sort(order[:held_out]), "train": np.sort(order[held_out:])}
+    parts |= {"validation": parts["held_out"][::2], "test": parts["held_out"][1::2]}
     if name not in parts:
         raise ValueError(f"split {name!r}, want one of {sorted(parts)}")
     return parts[name]
 
 
 def random_scan(rng: np.random.Generator, split_name: str, digit: int) -> int:
-    """A random scan of a digit from `train` or `held_out`."""
+    """A random scan of a digit from a split."""
     pool = split(split_name)
     return int(rng.choice(pool[scans()[1][pool] == digit]))
 

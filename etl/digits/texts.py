@@ -49,41 +49,62 @@ def caption(scene: Scene, rng: np.random.Generator) -> str:
     return " ".join(describe(mark, wording) for mark in scene.marks)
 
 
-def _pick(scene: Scene, rng: np.random.Generator) -> Mark:
-    return scene.marks[int(rng.integers(len(scene.marks)))]
+@dataclass(frozen=True, kw_only=True)
+class Lookup:
+    """A question for one feature of a thing, given another one, which nothing else there has.
+
+    Args:
+        kind: of question.
+        text: ends with the given feature, whose name is in braces.
+        asked, given: the features' names.
+    """
+
+    kind: str
+    text: str
+    asked: str
+    given: str
+
+    def about(self, thing: Mark | Tone) -> Question:
+        """Ask about a thing."""
+        return Question(
+            kind=self.kind,
+            text=self.text.format(**vars(thing)),
+            answer=str(getattr(thing, self.asked)),
+        )
 
 
-def _digit_at(scene: Scene, rng: np.random.Generator) -> Question:
-    mark = _pick(scene, rng)
-    return Question(
-        kind="digit_at", text=f"Which digit is in the {mark.position}", answer=str(mark.digit)
-    )
-
-
-def _digit_of_colour(scene: Scene, rng: np.random.Generator) -> Question:
-    mark = _pick(scene, rng)
-    return Question(
-        kind="digit_of_colour", text=f"Which digit is {mark.colour}", answer=str(mark.digit)
-    )
-
-
-def _colour_of(scene: Scene, rng: np.random.Generator) -> Question:
-    mark = _pick(scene, rng)
-    return Question(kind="colour_of", text=f"What colour is the {mark.digit}", answer=mark.colour)
-
-
-def _colour_at(scene: Scene, rng: np.random.Generator) -> Question:
-    mark = _pick(scene, rng)
-    return Question(
+LOOKUPS = (
+    Lookup(
+        kind="digit_at", text="Which digit is in the {position}", asked="digit", given="position"
+    ),
+    Lookup(kind="digit_of_colour", text="Which digit is {colour}", asked="digit", given="colour"),
+    Lookup(kind="colour_of", text="What colour is the {digit}", asked="colour", given="digit"),
+    Lookup(
         kind="colour_at",
-        text=f"What colour is the digit in the {mark.position}",
-        answer=mark.colour,
-    )
+        text="What colour is the digit in the {position}",
+        asked="colour",
+        given="position",
+    ),
+    Lookup(kind="place_of", text="Where is the {digit}", asked="position", given="digit"),
+)
+"""The questions about a mark of a scene."""
 
 
-def _position_of(scene: Scene, rng: np.random.Generator) -> Question:
-    mark = _pick(scene, rng)
-    return Question(kind="place_of", text=f"Where is the {mark.digit}", answer=mark.position)
+def _asking(
+    lookup: Lookup, things: Callable[[Subject], Sequence[Mark | Tone]]
+) -> Callable[[Subject, np.random.Generator], Question]:
+    """Return a function that asks about one of a subject's things."""
+
+    def make(subject: Subject, rng: np.random.Generator) -> Question:
+        found = things(subject)
+        return lookup.about(found[int(rng.integers(len(found)))])
+
+    return make
+
+
+def marks_of(scene: Scene) -> tuple[Mark, ...]:
+    """Return what is in a scene."""
+    return scene.marks
 
 
 def _count(scene: Scene, rng: np.random.Generator) -> Question:
@@ -98,11 +119,7 @@ def _sum(scene: Scene, rng: np.random.Generator) -> Question:
 
 
 QUESTION_MAKERS: tuple[Callable[[Scene, np.random.Generator], Question], ...] = (
-    _digit_at,
-    _digit_of_colour,
-    _colour_of,
-    _colour_at,
-    _position_of,
+    *(_asking(lookup, marks_of) for lookup in LOOKUPS),
     _count,
     _sum,
 )
@@ -173,23 +190,32 @@ DIALLING_WORDINGS = ("{number}: {digit}.", "the {digit} is {number}.")
 def dialling_caption(dialling: Dialling, rng: np.random.Generator) -> str:
     """Describe every tone's number and digit, in order."""
     wording = DIALLING_WORDINGS[int(rng.integers(len(DIALLING_WORDINGS)))]
-    tones = enumerate(dialling.digits, start=1)
-    return " ".join(wording.format(number=NUMBERS[index], digit=digit) for index, digit in tones)
+    return " ".join(wording.format(**vars(tone)) for tone in tones_of(dialling))
 
 
-def _pick_tone(dialling: Dialling, rng: np.random.Generator) -> tuple[int, str]:
-    index = int(rng.integers(len(dialling.digits)))
-    return dialling.digits[index], NUMBERS[index + 1]
+@dataclass(frozen=True, kw_only=True)
+class Tone:
+    """A dialled digit, and the word for its number in the order of dialling."""
+
+    digit: int
+    number: str
 
 
-def _digit_dialled(dialling: Dialling, rng: np.random.Generator) -> Question:
-    digit, number = _pick_tone(dialling, rng)
-    return Question(kind="digit_dialled", text=f"Which digit is tone {number}", answer=str(digit))
+def tones_of(dialling: Dialling) -> tuple[Tone, ...]:
+    """Return what can be heard in a sound."""
+    return tuple(
+        Tone(digit=digit, number=NUMBERS[index])
+        for index, digit in enumerate(dialling.digits, start=1)
+    )
 
 
-def _index_of(dialling: Dialling, rng: np.random.Generator) -> Question:
-    digit, number = _pick_tone(dialling, rng)
-    return Question(kind="turn_of", text=f"Which tone is the {digit}", answer=number)
+DIALLING_LOOKUPS = (
+    Lookup(
+        kind="digit_dialled", text="Which digit is tone {number}", asked="digit", given="number"
+    ),
+    Lookup(kind="turn_of", text="Which tone is the {digit}", asked="number", given="digit"),
+)
+"""The questions about a tone of a sound."""
 
 
 def _tones(dialling: Dialling, _: np.random.Generator) -> Question:
@@ -199,8 +225,7 @@ def _tones(dialling: Dialling, _: np.random.Generator) -> Question:
 
 
 DIALLING_QUESTIONS: tuple[Callable[[Dialling, np.random.Generator], Question], ...] = (
-    _digit_dialled,
-    _index_of,
+    *(_asking(lookup, tones_of) for lookup in DIALLING_LOOKUPS),
     _tones,
 )
 

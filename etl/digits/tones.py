@@ -81,17 +81,21 @@ def phones() -> tuple[Phone, ...]:
 
 
 def split(name: str) -> range:
-    """Numbers of the telephones of `train` or `held_out`; each is in exactly one of them."""
+    """Numbers of the telephones of `train` or `held_out`; each is in exactly one of them.
+
+    `validation` and `test` are the halves of `held_out`, as of the scans.
+    """
     held_out = round(_PHONES * _HELD_OUT_SHARE)
     parts = {"held_out": range(held_out), "train": range(held_out, _PHONES)}
+    parts |= {"validation": parts["held_out"][::2], "test": parts["held_out"][1::2]}
     if name not in parts:
         raise ValueError(f"split {name!r}, want one of {sorted(parts)}")
     return parts[name]
 
 
-def random_dialling(rng: np.random.Generator, split_name: str) -> Dialling:
-    """One to three random distinct digits, dialled on a telephone of `train` or `held_out`."""
-    number = int(rng.integers(1, MAX_TONES + 1))
+def random_dialling(rng: np.random.Generator, split_name: str, most: int = MAX_TONES) -> Dialling:
+    """One to `most` random distinct digits, dialled on a telephone of a split."""
+    number = int(rng.integers(1, most + 1))
     return Dialling(
         digits=tuple(int(digit) for digit in rng.choice(10, size=number, replace=False)),
         phone=int(rng.choice(split(split_name))),

@@ -54,6 +54,30 @@ def digits_omni() -> System:
     return _system("digits_omni", image, _video(encoder_of="image"), _audio(), _points())
 
 
+def digits_image_audio() -> System:
+    """One model for pictures and sounds, which may answer yes or no.
+
+    These words are new to the toy language model, so that SFT trains its embeddings, too. Small
+    batches, since it is for few samples.
+    """
+    image = InputBranchSpec(encoder=_vision("vision"), projector=Mlp(depth=2))
+    system = _system("digits_image_audio", image, _audio(), captions=128, dialogues=192)
+    assert system.pt is not None
+    assert system.sft is not None
+    words = "backbone.model.embed_tokens.*"
+    return replace(
+        system,
+        pt=replace(system.pt, global_batch=64, micro_batch=32, epochs=2),
+        sft=replace(
+            system.sft,
+            trainable=(*system.sft.trainable, words),
+            global_batch=64,
+            micro_batch=32,
+            epochs=2,
+        ),
+    )
+
+
 def digits_any() -> System:
     """One model that sees and hears, and answers with text, pictures, sounds and videos.
 

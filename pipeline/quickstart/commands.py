@@ -96,11 +96,12 @@ def train(
     ranks: int,
     init_from: Path | None = None,
     crash: bool = False,
-    extra: Sequence[str] = (),
+    save_every: int = _CHECKPOINT_EVERY,
+    extra: Sequence[object] = (),
 ) -> StageSummary:
     """Train a stage under DeepSpeed; with `crash`, kill it after a checkpoint and resume."""
     started = time.monotonic()
-    words = ["--output", output, "--save-every", _CHECKPOINT_EVERY, *extra]
+    words = ["--output", output, "--save-every", save_every, *extra]
     command = deepspeed_command(ranks, stage, preset, "--data", *data, *words)
     if init_from is not None:
         command += ["--init-from", str(init_from)]
