@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from pipeline.train.parameter_groups import lr_factor
 from safetensors.torch import load_file
 
 from model.presets import system
+from pipeline.config.parameter_groups import lr_factor
 from pipeline.evaluate.assistant import Assistant
 from tests.cluster.ranks import Ranks, losses, run_ranks, wait_for
 from tests.worlds import instruct_shards, preference_shards
