@@ -5,8 +5,8 @@
 On the digits world, as `make quickstart-any` does. MM-PT and MM-IT are run with eq. 4 alone, eq. 5
 alone and both, and the judges see what each model makes with classifier-free guidance and without.
 The model with both is then compared with one that was trained for requests alone, and one that was
-trained for questions alone. Prints two tables and as the last line one JSON object. Five times the
-training of the quickstart: about an hour on two idle cores.
+trained for questions alone, for as many steps. Prints two tables and as the last line one JSON
+object. Five times the training of the quickstart: about an hour on two idle cores.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from model.presets import system
 from pipeline.quickstart.any_to_any import PRESET, judge_replies, make_data, understanding
 from pipeline.quickstart.any_to_any import Options as QuickstartOptions
 from pipeline.quickstart.commands import call, pipeline_command, train
+from pipeline.run_folder.metrics_writer import read_metrics
 
 LOSSES: Mapping[str, tuple[float, float]] = {
     "eq. 4": (1.0, 0.0),
@@ -36,6 +37,8 @@ LOSSES: Mapping[str, tuple[float, float]] = {
 """Name → weights of eqs. 4 and 5; of both, the preset's."""
 SCALES = (1.0, None)
 """Of guidance: without, and each generator's own."""
+_MANY = 10
+"""Times as many epochs as the preset's are more than any of the models needs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,11 +75,14 @@ def run(args: Sequence[str]) -> None:
         for scale in SCALES:
             guidance = "without guidance" if scale == 1 else "with guidance"
             losses.setdefault(name, {})[guidance] = _judged(out, sft, scale)
-    one = {**losses["both"]["with guidance"], **_answers(out / "both" / "sft", out)}
+    both = out / "both"
+    one = {**losses["both"]["with guidance"], **_answers(both / "sft", out)}
     generating = _train(
-        options, out / "generation", PRESET, ("generation_captions",), ("requests",), ()
+        options, out / "requests_alone", PRESET, ("generation_captions",), ("requests",), like=both
     )
-    understood = _train(options, out / "questions", "digits", ("captions",), ("dialogues",), ())
+    understood = _train(
+        options, out / "questions_alone", "digits", ("captions",), ("dialogues",), like=both
+    )
     alone = {**_judged(out, generating, None), **_answers(understood, out)}
     console = Console()
     console.print(_losses_table(losses))
@@ -101,12 +107,28 @@ def _train(
     preset: str,
     captions: Sequence[str],
     dialogues: Sequence[str],
-    settings: Sequence[str],
+    settings: Sequence[str] = (),
+    like: Path | None = None,
 ) -> Path:
-    """Train both stages; return the run folder of the second."""
+    """Train both stages; return the run folder of the second.
+
+    Args:
+        options: data and ranks.
+        folder: of both runs.
+        preset: what is trained.
+        captions: names of the data of MM-PT.
+        dialogues: of MM-IT.
+        settings: options of both.
+        like: folder of other runs, as many steps as which are trained; else each sample is seen as
+            often as the preset says.
+    """
     runs = {"pt": folder / "pt", "sft": folder / "sft"}
     for (stage, run_folder), names in zip(runs.items(), (captions, dialogues), strict=True):
-        epochs = system(PRESET).stage(stage).epochs  # every model sees its data equally often
+        epochs = system(PRESET).stage(stage).epochs
+        length = ["--epochs", str(epochs)]
+        if like is not None:
+            steps = read_metrics(like / stage)[-1]["step"]
+            length = ["--epochs", str(_MANY * epochs), "--max-steps", str(steps)]
         train(
             stage,
             preset,
@@ -114,7 +136,7 @@ def _train(
             run_folder,
             ranks=options.ranks,
             init_from=runs["pt"] if stage == "sft" else None,
-            extra=(*settings, "--epochs", str(epochs)),
+            extra=(*settings, *length),
         )
     return runs["sft"]
 

@@ -31,7 +31,13 @@ import torch
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers import (
+    CLIPImageProcessor,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+)
 
 from benchmarks.ranks import run_ranks
 from etl.cli import main, parse
@@ -152,8 +158,12 @@ def checkpoint(options: Options, folder: Path) -> None:
     )
     LlavaForConditionalGeneration(config).save_pretrained(folder)
     plain().save_pretrained(folder)
-    colours = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.2, 0.3]}
-    (folder / "preprocessor_config.json").write_text(json.dumps(colours))
+    CLIPImageProcessor(
+        size={"shortest_edge": SIDE},
+        crop_size={"height": SIDE, "width": SIDE},
+        image_mean=[0.5, 0.4, 0.3],
+        image_std=[0.2, 0.2, 0.3],
+    ).save_pretrained(folder)
 
 
 def train_with_mmloom(options: Options, folder: Path) -> Side:

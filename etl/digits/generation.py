@@ -166,7 +166,7 @@ def request(seed: int, task: str, number: int, *, held_out: bool) -> Request:
     if spec.shows == "image":
         more = task == "image_text_to_image"
         if more:
-            features = _successor(rng, held_out=held_out)
+            features = _successor(rng)
         shown = _scene(rng, split, int(features["digit"]) - more, features.get("colour"))
     elif spec.shows == "audio":
         shown = _dialled(rng, split, int(features["digit"]))
@@ -204,9 +204,13 @@ def _random_features(rng: np.random.Generator, kind: str, *, held_out: bool) -> 
     return features | ({"direction": list(DIRECTIONS)[direction]} if kind == "video" else {})
 
 
-def _successor(rng: np.random.Generator, *, held_out: bool) -> dict[str, str]:
+def _successor(rng: np.random.Generator) -> dict[str, str]:
+    """Draw a digit that follows another.
+
+    The colour is not asked for, so no combination with it is held out.
+    """
     while True:
-        features = _random_features(rng, "image", held_out=held_out)
+        features = _random_features(rng, "image", held_out=False)
         if features["digit"] != "0":
             return features
 

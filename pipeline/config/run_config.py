@@ -233,6 +233,9 @@ def _base_config(options: PresetOptions, stage: StageName, part: str | None) -> 
     base, settings, given = read_preset(options.preset)
     if stage == "rlhf":
         base = base.with_rlhf()
+        if given.get("stage") == "sft":
+            # RLHF goes on from SFT: its configuration has the system, and data of another stage.
+            given = {name: value for name, value in given.items() if name == "weights"}
     if given.get("stage", stage) != stage:
         raise UserError(f"{options.preset}: a run of stage {given['stage']!r}, not {stage!r}")
     own = _run_options(options.preset, given)
