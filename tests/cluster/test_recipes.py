@@ -52,6 +52,9 @@ def test_a_recipe_is_planned_and_trains(file: Path, world: Path, tmp_path: Path)
     output = tmp_path / "run"
     # Tiny backbones have fewer positions than some recipes' samples.
     short = () if stage == "init" else ("--set", f"{stage}.max_tokens=512")
+    for size in re.findall(r"processor\.size: \[(\d+), ", file.read_text()):
+        pixels = int(size) // 112 * 8  # tiny patches have 8 pixels in place of 14
+        short += ("--set", f"model.inputs.image.encoder.processor.size=[{pixels}, {pixels}]")
     outcome = run_ranks(
         *(1, stage, file, "--scale", "tiny", "--data", *data, "--output", output),
         *("--init-from", "None", "--global-batch", 4, "--micro-batch", 2, "--epochs", 4),
