@@ -42,10 +42,10 @@ OBJECTIVES: Mapping[str, Mapping[str, Any]] = {
 _FURTHER: Mapping[str, tuple[object, ...]] = {
     "dress": ("--learning-rate", 1e-3),
     "dpo": ("--learning-rate", 1e-3),
-    "grpo": ("--learning-rate", 1e-3, "--global-batch", 32, "--micro-batch", 16, "--max-steps", 48),
+    "grpo": ("--learning-rate", 5e-4, "--global-batch", 32, "--micro-batch", 16),
 }
-"""Options of a run; GRPO answers each question eight times, so that fewer questions are enough."""
-_SAVE_EVERY = {"sft": 42, "dress": 32, "dpo": 32, "grpo": 24}
+"""Options of a run. GRPO answers each question eight times, so that smaller steps are enough."""
+_SAVE_EVERY = {"sft": 42, "dress": 32, "dpo": 32, "grpo": 63}
 """Steps between the checkpoints that the curves show."""
 _MID_QUESTIONS = 400
 """Of the checkpoints in the middle of a run, which only the curves need."""
