@@ -55,7 +55,7 @@ _MID_QUESTIONS = 400
 class Options:
     """Align a small model that sees and hears by DRESS, DPO and GRPO, and compare it with SFT.
 
-    At most twenty minutes on two cores.
+    An estimated quarter of an hour on two idle cores.
     """
 
     output: Path = Path("runs/quickstart-align")
@@ -68,7 +68,7 @@ class Options:
     seed: int = 0
     """Of the data and of all stages."""
     choose: bool = False
-    """Score on the handwriting and telephones by which settings were chosen, not on those that are
+    """Score on the handwriting and telephones for choosing settings by, not on those that are
     reported."""
     ranks: int = 2
     """Ranks of the DeepSpeed runs."""
