@@ -51,11 +51,11 @@ class Options:
 
     output: Path = Path("runs/continual")
     """Folder for data and runs; existing ones are kept and resumed."""
-    captions: int = 6000
+    captions: int = 4000
     """Captioned pictures for MM-PT; of sounds there are a quarter as many."""
-    samples: int = 2000
+    samples: int = 1200
     """Questions of each task to train on."""
-    questions: int = 200
+    questions: int = 150
     """Held-out questions of each task."""
     replay: float = 0.2
     """Share of samples of earlier tasks, all together."""

@@ -15,6 +15,7 @@ from etl.runtime.corpus import DialogueOptions, run_corpus, select_format
 from etl.sources import dialogues, instructions, looks, vqa
 from etl.sources.base import Format
 from etl.sources.fields import with_columns
+from etl.sources.phrasings import Phrasing, with_phrasing
 
 FORMATS: Mapping[str, Format] = {**dialogues.FORMATS, **instructions.FORMATS, **vqa.FORMATS}
 
@@ -39,6 +40,10 @@ class Options(DialogueOptions):
     """The published format of the list; auto detects it from the first record. docs/corpora.md
     lists each data set's. The questions and answers of vqa and the formats after it are put into
     the survey's instruction templates."""
+    phrasing: Phrasing = "survey"
+    """`minigpt_v2`: MiniGPT-v2's task identifiers and its wordings of each task, where the format
+    says what is asked, and its form of boxes; a referring expression is also asked the other way:
+    what is in the box."""
 
 
 def run(args: Sequence[str]) -> None:
@@ -47,7 +52,8 @@ def run(args: Sequence[str]) -> None:
     detect = functools.partial(looks.detect, looks=looks.INSTRUCTIONS, columns=options.columns)
     name, fmt = select_format(options, options.format, FORMATS, detect)
     corpus = "instruct" if fmt is dialogues.LLAVA else name
-    run_corpus("instruct", options, corpus, with_columns(fmt, options.columns))
+    fmt = with_phrasing(with_columns(fmt, options.columns), options.phrasing)
+    run_corpus("instruct", options, corpus, fmt)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from model.compat.bitsandbytes import is_quantized, quantize_into, unquantized_shape
+from model.positions import fit_positions
 from model.spec import SpecError
 
 _TOKENIZER_FILES = ("tokenizer.json", "*.model", "vocab.*", "*.gguf", "*.tiktoken", "tekken.json")
@@ -289,24 +290,27 @@ def assign(model: nn.Module, stored: Mapping[str, Tensor], source: str) -> None:
 
     The weight of a layer that had no adapter when it was saved goes to the layer below the adapter:
     VILA trains the whole backbone in MM-PT, and may adapt it in MM-IT. Where that layer is in four
-    bits (QLoRA), the weight is quantized.
+    bits (QLoRA), the weight is quantized. An encoder's position embeddings are interpolated to the
+    model's size of pictures.
 
     Raises:
         SpecError: a name or shape does not fit the model; names the source and the tensor.
     """
     own = dict(model.named_parameters())
     own |= {without_adapter(name): weight for name, weight in own.items()} | own
-    for name, tensor in stored.items():
+    fitting: dict[str, Tensor] = {}
+    for name, each in stored.items():
         if name not in own:
             raise SpecError(f"{source}: {name} is not a parameter of this model (another preset?)")
         shape = unquantized_shape(own[name])
+        fitting[name] = tensor = fit_positions(name, each, shape)
         if shape != tensor.shape:
             raise SpecError(
                 f"{source}: {name} is {tuple(tensor.shape)}, the model's is "
                 f"{tuple(shape)} (another preset?)"
             )
     with torch.no_grad():
-        for name, tensor in stored.items():
+        for name, tensor in fitting.items():
             if is_quantized(own[name]):
                 quantize_into(own[name], tensor)
             else:

@@ -40,6 +40,7 @@ LAYERS = {
         "batch_invariance",
         "byte_tokenizers",
         "weights",
+        "positions",
         "compat",
         "presets",
         "spec",

@@ -88,11 +88,36 @@ class MediaRef:
     length: float | None = None
 
 
+Task = Literal["vqa", "options", "refer", "identify", "grounding", "dialogue"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What a user turn asks, before it is put into words (`etl.sources.phrasings`).
+
+    Args:
+        task: a short answer, one of several options, where something is, what is somewhere, a
+            description with boxes, or a question with regions in it.
+        text: the question, expression or region; phrases of boxes are between `<ph_st>` and
+            `<ph_ed>`.
+        answer: the answer with such marks, if it has boxes of phrases; else None.
+        options: of which one is the answer.
+        key: what chooses the words, where `text` is the same for all; else empty.
+    """
+
+    task: Task
+    text: str = ""
+    answer: str | None = None
+    options: tuple[str, ...] = ()
+    key: str = ""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Record:
     """One record of a corpus, before its media are fetched; the fields are those of a `Sample`.
 
-    `caption` is the text of a pair, which the caption filters check.
+    `caption` is the text of a pair, which the caption filters check. `asked` says for each user
+    turn what it asks, where the parser knows; it is not kept.
     """
 
     turns: tuple[Turn, ...]
@@ -102,6 +127,7 @@ class Record:
     caption: str | None = None
     scores: Mapping[str, float | None] = field(default_factory=dict)
     lineage: Mapping[str, str] = field(default_factory=dict)
+    asked: tuple[Asked, ...] = ()
 
 
 def pair(kind: str, url: str, caption: str, **lineage: str) -> Record:

@@ -10,7 +10,7 @@ from typing import Any
 
 from etl.cli import UserError
 from etl.filters.records import is_url
-from etl.sources.base import BadRecordError, Format, MediaRef, Record, require_field
+from etl.sources.base import Asked, BadRecordError, Format, MediaRef, Record, require_field
 from etl.sources.boxes import box_text
 from etl.sources.fields import is_medium, kind_of, lineage_fields, media_fields, media_names
 from etl.sources.files import json_rows, parquet_or_json_rows, read_json, rows_in
@@ -352,17 +352,23 @@ def shikra(record: Any) -> Iterator[Record]:  # noqa: ANN401
         expression = require_field(record, "expression", str)
         question = f"Where is {expression}? Answer with its box."
         answer = box_text(require_field(record, "bbox", list), size)
+        asked = Asked(task="refer", text=expression)
     else:
         boxes = [box_text(box, size) for box in require_field(record, "boxes", list)]
         key = next((key for key in ("sentence", "cot_with_ans") if key in record), "answer")
         if key == "sentence":
-            question, marked = "Describe the image, with boxes of what you name.", "boxes_seq"
+            question, sequences = "Describe the image, with boxes of what you name.", "boxes_seq"
         else:
             question = require_field(record, "question", str)
             question = _with_boxes(question, record.get("question_boxes_seq"), boxes)
-            marked = "answer_boxes_seq"
-        answer = _with_boxes(require_field(record, key, str), record.get(marked), boxes)
-    yield make_record(question_answer(question, answer), media, lineage=lineage)
+            sequences = "answer_boxes_seq"
+        answer = _with_boxes(require_field(record, key, str), record.get(sequences), boxes)
+        asked = Asked(task="dialogue", text=question, answer=answer)
+        if key == "sentence":
+            asked = Asked(task="grounding", answer=answer, key=answer)
+        question, answer = _without_marks(question), _without_marks(answer)
+    said = question_answer(question, answer)
+    yield make_record(said, media, lineage=lineage, asked=(asked,))
 
 
 _SHIKRA = (
@@ -372,7 +378,7 @@ _SHIKRA = (
 
 
 def _with_boxes(text: str, sequences: Any, boxes: Sequence[str]) -> str:  # noqa: ANN401
-    """A text with boxes after the phrases between `<ph_st>` and `<ph_ed>`."""
+    """A text with boxes after its phrases, which stay between `<ph_st>` and `<ph_ed>`."""
     numbers = iter(sequences or ())
 
     def add_boxes(match: re.Match[str]) -> str:
@@ -380,9 +386,13 @@ def _with_boxes(text: str, sequences: Any, boxes: Sequence[str]) -> str:  # noqa
             named = [boxes[number] for number in next(numbers)]
         except (StopIteration, IndexError, TypeError):
             raise BadRecordError("its phrases and its boxes do not match") from None
-        return f"{match[1]}{''.join(named)}"
+        return f"{match[0]}{''.join(named)}"
 
     return _PHRASE.sub(add_boxes, text)
+
+
+def _without_marks(text: str) -> str:
+    return _PHRASE.sub(r"\1", text)
 
 
 _JSON = (".json", ".jsonl")

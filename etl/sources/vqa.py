@@ -8,13 +8,14 @@ template, so it does not depend on the order of the input.
 from __future__ import annotations
 
 import collections
+import dataclasses
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from etl.cli import UserError
-from etl.sources.base import BadRecordError, Format, MediaRef, Record, require_field
+from etl.sources.base import Asked, BadRecordError, Format, MediaRef, Record, require_field
 from etl.sources.fields import lineage_fields
 from etl.sources.files import json_rows, read_json, rows_in
 from etl.storage.schema import Turn
@@ -49,7 +50,9 @@ def vqa_dialogue(
             template = template.replace("{question}.", "{question}")
         turns.append(Turn(role="user", text=template.replace("{question}", text)))
         turns.append(Turn(role="assistant", text=answer.strip()))
-    yield Record(turns=tuple(turns), media=(MediaRef(kind="image", url=image),), lineage=lineage)
+    asked = tuple(Asked(task="vqa", text=question.strip()) for question, _ in questions)
+    media = (MediaRef(kind="image", url=image),)
+    yield Record(turns=tuple(turns), media=media, lineage=lineage, asked=asked)
 
 
 _SPLITS = ("data_split", "set_name", "subtype")
@@ -143,7 +146,19 @@ def a_okvqa(row: Any) -> Iterator[Record]:  # noqa: ANN401
     name = f"{require_field(row, 'split', str)}2017/{require_field(row, 'image_id', int):012d}.jpg"
     answer = most_frequent(require_field(row, "direct_answers", list))
     qa = (require_field(row, "question", str), answer)
-    yield from vqa_dialogue(name, [qa], **_lineage(row))
+    for record in vqa_dialogue(name, [qa], **_lineage(row)):
+        yield dataclasses.replace(record, asked=_choices(row) or record.asked)
+
+
+def _choices(row: Any) -> tuple[Asked, ...]:  # noqa: ANN401 - parsed JSON
+    """A question with its options, if there are any and one of them is said to be right."""
+    options, right = row.get("choices"), row.get("correct_choice_idx")
+    if not isinstance(options, list) or not isinstance(right, int):
+        return ()
+    if not 0 <= right < len(options):
+        raise BadRecordError(f"correct_choice_idx {right} of {len(options)} choices")
+    named = tuple(map(str, options))
+    return (Asked(task="options", text=row["question"], options=named, answer=named[right]),)
 
 
 def ocr_vqa_rows(file: Path) -> list[tuple[str, Any]]:

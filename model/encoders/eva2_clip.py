@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from model.encoders import pictures
 from model.encoders.blocks import INITIAL_STD, Attention, linear
 from model.encoders.pictures import normalise
-from model.encoders.positions import resize_positions
+from model.positions import resize_positions
 from model.spec.image import Eva2Clip
 from model.weights import Weights, load_published, rename
 

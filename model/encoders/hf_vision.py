@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from model.encoders import pictures
 from model.encoders.hf_tower import build_tower
 from model.encoders.pictures import normalise
-from model.encoders.positions import resize_positions
+from model.positions import resize_positions
 from model.spec import SpecError
 from model.spec.hf_encoders import HfVision
 from model.weights import Weights

@@ -21,7 +21,7 @@ from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
 from model.encoders.clip import load_tower
 from model.encoders.pictures import normalise, to_pixels
-from model.encoders.positions import resize_positions
+from model.positions import resize_positions
 from model.spec.high_resolution import Monkey
 from model.weights import Weights
 

@@ -1,32 +1,13 @@
-"""Interpolation of a vision transformer's learned position embeddings to another picture size.
+"""A vision transformer for another picture size than its checkpoint's.
 
-Shapes: n positions, d width, gg rows and columns of the grid of patches.
+Shapes: n positions, d width.
 """
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
-
-def resize_positions(positions_nd: Tensor, side: int, *, first: int) -> Tensor:
-    """Return position embeddings of a square grid, interpolated to side × side patches.
-
-    Bicubic, without aligned corners, in float32 (Bai et al. 2023, Qwen-VL's published code).
-
-    Args:
-        positions_nd: `first` embeddings that belong to no patch, then the patches', row by row.
-        side: of the new grid.
-        first: 1 with a class token, else 0.
-    """
-    head_nd, patches_nd = positions_nd[:first], positions_nd[first:]
-    old = round(len(patches_nd) ** 0.5)
-    grid_1dgg = patches_nd.float().reshape(1, old, old, -1).permute(0, 3, 1, 2)
-    new_1dgg = F.interpolate(grid_1dgg, size=(side, side), mode="bicubic", align_corners=False)
-    new_nd = new_1dgg.flatten(2)[0].T.to(positions_nd.dtype)
-    return torch.cat([head_nd, new_nd])
+from model.positions import resize_positions
 
 
 def resize_tower(

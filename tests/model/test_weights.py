@@ -4,6 +4,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from model.positions import resize_positions
 from model.spec import SpecError
 from model.weights import assign, load_trained
 
@@ -27,6 +28,18 @@ def test_stored_weights_replace_only_parameters_of_the_same_name(model, tmp_path
 def test_weights_are_cast_to_the_models_precision(model):
     assign(model, {NAME: torch.ones_like(snapshot(model)[NAME], dtype=torch.bfloat16)}, "x")
     assert snapshot(model)[NAME].dtype == torch.float32
+
+
+def test_positions_of_another_size_of_pictures_are_interpolated(model):
+    """Qwen-VL's second stage sees 448 pixels, its first, which trains the encoder, 224."""
+    name = "inputs.image.encoder.tower.embeddings.position_embedding.weight"
+    assert snapshot(model)[name].shape == (1 + 6 * 6, 128)
+    stored = torch.randn(1 + 3 * 3, 128, generator=torch.Generator().manual_seed(0))
+    assign(model, {name: stored}, "x")
+    assert torch.equal(snapshot(model)[name], resize_positions(stored, 6, first=1))
+    assert torch.equal(snapshot(model)[name][0], stored[0])
+    with pytest.raises(SpecError, match=r"is \(11, 128\), the model's is \(37, 128\)"):
+        assign(model, {name: torch.zeros(11, 128)}, "x")
 
 
 @pytest.mark.parametrize(

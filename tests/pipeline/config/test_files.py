@@ -1,10 +1,12 @@
 """A preset may be a file: as `show` prints it, a run's configuration, or a file of changes."""
 
 import json
+import re
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from etl.cli import UserError
 from model.build import build
@@ -169,3 +171,28 @@ def test_the_examples_are_runs_whose_patterns_match(file: Path) -> None:
 
 def test_there_are_examples() -> None:
     assert len(EXAMPLES) == 3
+
+
+RECIPES = sorted((REPOSITORY / "docs" / "examples" / "recipes").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
+def test_the_recipes_name_their_source_and_their_patterns_match(file: Path) -> None:
+    text = file.read_text()
+    assert re.search(r"^#.*arXiv:? ?\d{4}\.\d{5}", text, re.MULTILINE)
+    [stage] = re.findall(r"^stage: (init|pt|sft)$", text, re.MULTILINE)
+    words = [str(file), "--output", "o", "--scale", "tiny"]
+    run = resolve(parse_train_options(stage, words), stage)
+    assert run.data
+    if stage == "init":
+        return  # its modules are not the model's: tests/cluster/test_recipes.py
+    with torch.device("meta"):
+        model = build(run.system.model, run.settings, weights="random")
+    set_trainable(model, run.settings.trainable)
+    labels = {group.label for group in parameter_groups(model, run.settings)}
+    assert labels >= {group.pattern for group in run.settings.groups}
+
+
+def test_the_page_of_recipes_lists_every_one() -> None:
+    page = (REPOSITORY / "docs" / "recipes.md").read_text()
+    assert {file.stem for file in RECIPES} == set(re.findall(r"recipes/(\w+)\.yaml", page))
