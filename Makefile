@@ -46,7 +46,8 @@ test test-all test-share: export OMP_NUM_THREADS := 1
 CLUSTER := tests/cluster tests/etl/runtime/test_executor.py
 SEVERAL := -n 3 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help setup page quickstart quickstart-any quickstart-align real test test-all test-share check lock clean
+.PHONY: help setup page lmms-eval quickstart quickstart-any quickstart-align real test test-all
+.PHONY: test-share check lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,6 +55,8 @@ help: ## list the targets
 setup: $(INSTALLED) $(COMPILED) ## set up .venv; the other targets do it by themselves
 
 page: .venv-page/.installed ## set up .venv-page, with Gradio, for the page of `pipeline serve`
+
+lmms-eval: .venv-lmms-eval/.installed ## set up .venv-lmms-eval, which asks benchmarks of a served run
 
 quickstart: setup ## run the whole system on the digits world, into runs/quickstart
 	$(BIN)/python -m pipeline.quickstart --output runs/quickstart $(QUICKSTART_ARGS)
@@ -72,10 +75,11 @@ test: setup ## formatting, lint and types, then the fast tests, then those on a 
 	$(BIN)/python -m pytest -m "not cluster" -n auto --maxprocesses 8 --dist worksteal $(PYTEST_ARGS)
 	$(BIN)/python -m pytest -m cluster $(SEVERAL) $(PYTEST_ARGS) $(CLUSTER)
 
-test-all: ## the same, and the nightly tests
-	$(MAKE) --no-print-directory test PYTEST_ARGS="--nightly $(PYTEST_ARGS)"
+# The page's tests are skipped without its environment, and without Chromium.
+test-all: setup page ## the same, and the nightly tests
+	$(MAKE) --no-print-directory test PYTEST_ARGS="--nightly -rs $(PYTEST_ARGS)"
 
-test-share: setup ## a share of the nightly tests, a quarter of an hour at most; another for each commit
+test-share: setup page ## a share of the nightly tests, a quarter of an hour at most; another for each commit
 	$(BIN)/python -m pytest --nightly-share $(COMMIT) $(SEVERAL) $(PYTEST_ARGS)
 
 check: $(INSTALLED) ## formatting, lint and types
@@ -84,9 +88,18 @@ check: $(INSTALLED) ## formatting, lint and types
 	$(BIN)/mypy
 
 # Apart: Gradio wants pillow < 13.
-.venv-page/.installed: requirements-page.txt
+.venv-page/.installed: requirements-page.txt | $(INSTALLED)
 	$(or $(PYTHON),$(BIN)/python) -m venv .venv-page
 	.venv-page/bin/python -m pip --disable-pip-version-check install --quiet -r requirements-page.txt
+	@touch $@
+
+# Apart: lmms-eval wants av < 16. Without its dependencies, of which its client of an endpoint needs
+# only those that the file lists: others (torchvision, decord, sentence-transformers) are of models.
+.venv-lmms-eval/.installed: requirements-lmms-eval.txt | $(INSTALLED)
+	$(or $(PYTHON),$(BIN)/python) -m venv .venv-lmms-eval
+	.venv-lmms-eval/bin/python -m pip --disable-pip-version-check install --quiet $(TORCH_PIP_ARGS) \
+	    "$$(grep '^torch==' $<)"
+	.venv-lmms-eval/bin/python -m pip --disable-pip-version-check install --quiet --no-deps -r $<
 	@touch $@
 
 # Once per lock file and project metadata. An environment that works is kept and brought up to date.

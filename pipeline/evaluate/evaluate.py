@@ -39,9 +39,10 @@ from pipeline.evaluate.exact_match import captions_table, exact_match_table, sco
 from pipeline.evaluate.examples import examples_table, write_examples
 from pipeline.evaluate.generate_answers import Prediction, generate_answers, without_media
 from pipeline.evaluate.judge import Judge, address_judge
+from pipeline.evaluate.likelihood_retrieval import LikelihoodRetrieval
 from pipeline.evaluate.option_likelihoods import Answer, choose_options, choose_or_generate
 from pipeline.evaluate.partial_predictions import PartialPredictions, writing
-from pipeline.evaluate.retrieval import evaluate_retrieval
+from pipeline.evaluate.retrieval import evaluate_retrieval, retrieval_scores
 from pipeline.evaluate.sampling_options import SamplingOptions
 from pipeline.evaluate.shots import Shots, ShotsBy, SimilarMedia
 from pipeline.evaluate.survey_table import survey_table
@@ -94,6 +95,9 @@ class EvaluateOptions(SamplingOptions):
     """Folders of Arrow shards with solved samples: others than those of --data."""
     shots_by: ShotsBy = "seed"
     """Choose examples at random, by --seed, or the ones with the most similar first medium."""
+    retrieval: bool = False
+    """Rank all texts for each medium, and all media for each text, by the text's likelihood,
+    instead of asking: as many forward passes as media times texts."""
     json: bool = False
     """Print the scores as JSON instead of a table."""
 
@@ -107,6 +111,8 @@ class EvaluateOptions(SamplingOptions):
             raise UserError(f"--shots: {self.shots}, want at least 0")
         if bool(self.shots) != bool(self.shots_data):
             raise UserError("--shots N and --shots-data DIR: want both or neither")
+        if self.retrieval and (self.benchmark or self.shots):
+            raise UserError("--retrieval: goes with neither --benchmark nor --shots")
 
 
 def evaluate(args: Sequence[str]) -> int:
@@ -127,6 +133,11 @@ def evaluate(args: Sequence[str]) -> int:
     warn_of_other_template(config, tokenizer)
     model = _load(config, weights)
     encoder = _encoder(config, tokenizer)
+    if options.retrieval:
+        retrieval = LikelihoodRetrieval(
+            model, tokenizer, encoder, batch=options.batch, stopped=lambda: stop.asked
+        )
+        return _evaluate_retrieval(tasks[0], retrieval, options)
     shots = None
     if pool is not None:
         similar = None
@@ -163,9 +174,31 @@ def _evaluate_init(config: RunConfig, options: EvaluateOptions) -> int:
             "sft or rlhf"
         )
     weights = checkpoint_weights(options.run, options.checkpoint)
-    scores, table = evaluate_retrieval(
-        config, weights, options.data, batch=options.batch, limit=options.limit
+    _report(
+        *evaluate_retrieval(
+            config, weights, options.data, batch=options.batch, limit=options.limit
+        ),
+        options,
     )
+    return 0
+
+
+def _evaluate_retrieval(
+    task: Task, retrieval: LikelihoodRetrieval, options: EvaluateOptions
+) -> int:
+    """Evaluate a model that writes text by retrieval."""
+    number = min(len(task.samples), options.limit or len(task.samples))
+    found = retrieval.recall([task.samples[row] for row in range(number)])
+    if found is None:
+        log.info("stopped on request; the same command ranks from the start")
+        return STOPPED
+    if not rank_and_world_size()[0]:
+        _report(*retrieval_scores(found), options)
+    return 0
+
+
+def _report(scores: Mapping[str, Any], table: RenderableType, options: EvaluateOptions) -> None:
+    """Write the scores of a retrieval, and print them."""
     path = (options.output or options.run / EVALUATION) / "scores.json"
     with writing(path):
         write_json(path, scores)
@@ -173,7 +206,6 @@ def _evaluate_init(config: RunConfig, options: EvaluateOptions) -> int:
         sys.stdout.write(json.dumps(scores, indent=2) + "\n")
     else:
         Console().print(table)
-    return 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -76,14 +76,15 @@ def _choose(
     reply: Callable[[Sequence[float]], str],
 ) -> Prediction:
     try:
-        examples = [encoder.encode(_answered(sample, option)) for option in options]
+        examples = [encoder.encode(answered(sample, option)) for option in options]
     except SampleError as error:
         return prediction_of(sample, error, "")
     scores = option_log_likelihoods(model, tokenizer, examples)
     return replace(prediction_of(sample, examples[0], reply(scores)), option_scores=tuple(scores))
 
 
-def _answered(sample: Sample, option: str) -> Sample:
+def answered(sample: Sample, option: str) -> Sample:
+    """Return the sample with another last answer."""
     return replace(sample, turns=(*sample.turns[:-1], Turn(role="assistant", text=option)))
 
 

@@ -9,13 +9,13 @@ Shapes: i media, t texts, b samples of a batch, q queries, e width of the simila
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from torch import Tensor
 
@@ -49,6 +49,7 @@ class Recall:
         text_of_medium: fraction of media one of whose texts is among the K most similar ones.
         medium_of_text: fraction of texts whose medium is among the K most similar ones.
         skipped: samples that could not be used.
+        by: what ranks them.
     """
 
     media: int
@@ -56,6 +57,7 @@ class Recall:
     text_of_medium: dict[int, float]
     medium_of_text: dict[int, float]
     skipped: int = 0
+    by: str = "contrastive similarity"
 
 
 def recall(similarity_it: Tensor, medium_of_text_t: Tensor) -> Recall:
@@ -120,7 +122,7 @@ def evaluate_retrieval(
     found = _recall(
         model.eval().to(inference_device()), encoder, tokenizer.pad_token_id, samples, batch
     )
-    return {"retrieval": asdict(found)}, _table(found)
+    return retrieval_scores({"retrieval": found})
 
 
 def _recall(
@@ -159,8 +161,15 @@ def _recall(
     return Recall(**{**vars(scores), "skipped": len(errors)})
 
 
+def retrieval_scores(found: Mapping[str, Recall]) -> tuple[dict[str, Any], RenderableType]:
+    """Return the content of scores.json, and a table for each ranking, by its key there."""
+    tables = [_table(one) for one in found.values()]
+    return {name: asdict(one) for name, one in found.items()}, Group(*tables)
+
+
 def _table(scores: Recall) -> Table:
-    table = Table("retrieval", "of", *(f"R@{k}" for k in RANKS))
+    title = f"by {scores.by}"
+    table = Table("retrieval", "of", *(f"R@{k}" for k in RANKS), title=title)
     for name, of, values in (
         ("text of a medium", scores.media, scores.text_of_medium),
         ("medium of a text", scores.texts, scores.medium_of_text),

@@ -21,7 +21,7 @@ def evaluation_sections(folder: Path) -> list[Section]:
         return []
     scores = json.loads((folder / "scores.json").read_bytes())
     if "retrieval" in scores:
-        return [_retrieval(scores["retrieval"])]
+        return [_retrieval(one) for one in scores.values()]
     return [
         _benchmark_scores(scores) if "benchmark" in scores else _exact_scores(scores),
         _caption_scores(scores.get("captions", {})),
@@ -77,7 +77,7 @@ def _retrieval(scores: Mapping[str, Any]) -> Section:
                 ("medium of a text", "medium_of_text", "texts"),
             )
         ],
-        note="Ranked by the contrastive similarity alone.",
+        note=f"Ranked by the {scores.get('by', 'contrastive similarity')}.",
     )
 
 

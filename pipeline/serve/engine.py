@@ -138,8 +138,10 @@ class Engine:
     def _run(self) -> None:
         torch.set_num_threads(self.limits.threads)
         with ExitStack() as stack:
-            for module in {id(each.module): each.module for each in self.models.values()}.values():
-                stack.enter_context(batch_invariant(module))
+            if self.limits.threads == 1:  # several divide the work by the size of the batch
+                modules = {id(each.module): each.module for each in self.models.values()}
+                for module in modules.values():
+                    stack.enter_context(batch_invariant(module, packed=True))
             while self._wait():
                 self._drop_cancelled()
                 self._admit()

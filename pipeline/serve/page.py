@@ -10,10 +10,14 @@ from __future__ import annotations
 
 import argparse
 import base64
+import contextlib
 import json
 import mimetypes
 import os
+import signal
+import sys
 import tempfile
+import threading
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -32,9 +36,11 @@ _SECONDS = httpx.Timeout(10.0, read=600.0)
 _CSS = """
 .gradio-container { width: 100% !important; max-width: 72rem !important; margin: 0 auto; }
 .dialogue { height: calc(100dvh - 17rem) !important; min-height: 16rem; }
+.dialogue .minimal-audio-player { height: 3rem; overflow: hidden; }
 footer { display: none !important; }
+.dialogue [aria-label="Share"] { display: none !important; }  /* it would upload to a public host */
 @media (max-width: 640px) {
-  .gradio-container { padding: 0.5rem !important; }
+  .gradio-container, .gradio-container > main { padding: 0.5rem !important; }
   .dialogue { height: calc(100dvh - 20rem) !important; }
 }
 """
@@ -169,7 +175,8 @@ def _answer_bubbles(each: Round) -> list[dict[str, Any]]:
             bubbles.append({"role": "assistant", "content": before.strip()})
         bubbles.append({"role": "assistant", "content": {"path": file}})
     if text.strip() or not bubbles:
-        bubbles.append({"role": "assistant", "content": text.strip() or "…"})
+        empty = "…" if each.get("busy") else "(no text)"
+        bubbles.append({"role": "assistant", "content": text.strip() or empty})
     return bubbles
 
 
@@ -203,7 +210,7 @@ class Page:
             with gr.Row():
                 first = gr.Dropdown(names, value=names[0], label="Model", scale=1)
                 second = gr.Dropdown(
-                    ["", *names], value="", label="Beside it", scale=1, visible=several
+                    ["", *names], value="", label="Compare with", scale=1, visible=several
                 )
             with gr.Row():
                 sides = [self._side(first, shown=True), self._side(second, shown=False)]
@@ -216,10 +223,10 @@ class Page:
                 elem_id="question",
             )
             with gr.Row():
-                stop = gr.Button("Stop", size="sm", min_width=80, elem_id="stop")
-                clear = gr.Button("New dialogue", size="sm", min_width=80, elem_id="clear")
-                as_json = gr.Button("Save as JSON", size="sm", min_width=80, elem_id="json")
-                as_shard = gr.Button("Save as shard", size="sm", min_width=80, elem_id="shard")
+                stop = gr.Button("Stop", size="sm", min_width=64, elem_id="stop")
+                clear = gr.Button("New chat", size="sm", min_width=64, elem_id="clear")
+                as_json = gr.Button("Get JSON", size="sm", min_width=64, elem_id="json")
+                as_shard = gr.Button("Get shard", size="sm", min_width=64, elem_id="shard")
             saved = gr.File(label="Saved", visible=False, elem_id="saved")
             settings = self._controls()
             second.change(lambda name: gr.update(visible=bool(name)), second, sides[1].column)
@@ -236,7 +243,7 @@ class Page:
                 temperature = gr.Slider(0, 2, 0, step=0.05, label="Temperature (0: most likely)")
                 top_p = gr.Slider(0.05, 1, 1, step=0.05, label="Top p")
             with gr.Row():
-                longest = gr.Slider(1, 1024, 256, step=1, label="Longest answer (tokens)")
+                longest = gr.Slider(0, 1024, 0, step=1, label="Longest answer (0: the server's)")
                 seed = gr.Number(0, precision=0, label="Seed")
         return [temperature, top_p, longest, seed]
 
@@ -246,6 +253,7 @@ class Page:
             chatbot = gr.Chatbot(
                 show_label=False,
                 editable="user",
+                group_consecutive_messages=False,  # a group with a file cannot be edited
                 render_markdown=False,  # of a model, which could load pictures from anywhere
                 feedback_options=None,
                 buttons=["copy"],
@@ -292,12 +300,16 @@ class Page:
         right: list[Round],
     ) -> tuple[dict[str, Any], list[Round], list[Round]]:
         """Add a question to the dialogues; what is wrong with its files is said at once."""
-        if any(rounds and rounds[-1].get("busy") for rounds in (left, right)):
-            text = "Still answering: wait, or press Stop."
-            raise gr.Error(text, duration=5, print_exception=False)
         text, files = (message["text"] or "").strip(), list(message["files"] or [])
-        if not text and not files:
-            raise gr.Error("Ask something, or drop a file.", duration=5, print_exception=False)
+        busy = any(rounds and rounds[-1].get("busy") for rounds in (left, right))
+        if busy or not (text or files):  # an error would cover the box until it is closed
+            why = (
+                "Still answering: wait, or press Stop."
+                if busy
+                else "Ask something, or drop a file."
+            )
+            gr.Warning(why, duration=5)
+            return message, left, right
         new: Round = {"text": text, "files": files, "answer": None, "media": []}
         unknown = [Path(file).name for file in files if not kind_of(file)]
         if unknown:
@@ -330,7 +342,7 @@ class Page:
             "messages": to_messages(rounds),
             "temperature": temperature,
             "top_p": top_p,
-            "max_tokens": int(longest),
+            **({"max_tokens": int(longest)} if longest else {}),
             "seed": int(seed or 0) + last.get("retries", 0),
         }
         last["answer"], last["busy"] = "", True
@@ -341,7 +353,7 @@ class Page:
                 last["media"] = last["media"] + [(p, _saved(p, self._folder)) for p in parts]
                 yield to_bubbles(rounds)[0], rounds
         except RuntimeError as error:
-            last["answer"], last["error"] = None, str(error)
+            last["answer"], last["error"] = None, str(error).removeprefix("messages: ")
         finally:
             last["busy"] = False
         yield to_bubbles(rounds)[0], rounds
@@ -433,7 +445,24 @@ def main() -> None:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=7860)
     parser.add_argument("--login", action="store_true", help=f"ask for {TOKEN_VARIABLE}")
+    parser.add_argument(
+        "--with-parent", action="store_true", help="end when standard input is closed"
+    )
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # its folder is removed then, too
+    if options.with_parent:
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+    with contextlib.suppress(KeyboardInterrupt):
+        _serve(options)
+
+
+def _end_with_parent() -> None:
+    """Interrupt the page once the process that holds the other end of the pipe has ended."""
+    sys.stdin.buffer.read()
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def _serve(options: argparse.Namespace) -> None:
     token = os.environ.get(TOKEN_VARIABLE, "")
     with tempfile.TemporaryDirectory(prefix="mmloom-page-") as folder:
         page = Page(Endpoint(options.endpoint, token), Path(folder)).build()

@@ -191,20 +191,27 @@ def page_process(options: ServeOptions, endpoint: str, token: str | None) -> Ite
         yield
         return
     words = ["--endpoint", endpoint, "--host", options.host, "--port", str(options.page_port)]
-    words += [] if options.on_loopback else ["--login"]
+    words += ["--with-parent"] if options.on_loopback else ["--with-parent", "--login"]
     given = {TOKEN_VARIABLE: token or ""}
-    # Isolated (-I): beside the script there are files with names of libraries.
+    # Isolated (-I): beside the script there are files with names of libraries. The pipe closes
+    # however this process ends, and the page ends with it.
     process = subprocess.Popen(
         [str(python), "-I", str(Path(__file__).with_name("page.py")), *words],
         env={**os.environ, **given, "GRADIO_ANALYTICS_ENABLED": "False"},
+        stdin=subprocess.PIPE,
     )
     sys.stdout.write(f"page: http://{options.host}:{options.page_port}\n")
     sys.stdout.flush()
     try:
         yield
     finally:
-        process.terminate()
-        process.wait()
+        assert process.stdin is not None
+        process.stdin.close()
+        try:
+            process.wait(_SHUTDOWN_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def _page_python(options: ServeOptions) -> Path | None:

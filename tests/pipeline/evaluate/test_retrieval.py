@@ -8,15 +8,20 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from etl.storage.schema import Turn
+from etl.storage.schema import Sample, Turn
 from etl.storage.shards import ShardSet, write_folder
+from model.build import build_tokenizer
 from model.freeze import set_trainable
 from model.presets import system
 from model.pretraining.build import build_init, is_stage_only
 from pipeline.checkpoint.checkpoints import write_weights
 from pipeline.config.run_config import RunConfig
-from pipeline.evaluate.evaluate import evaluate
+from pipeline.data.encode import SampleEncoder
+from pipeline.evaluate.evaluate import evaluate, load_run
+from pipeline.evaluate.generate_answers import without_media
+from pipeline.evaluate.option_likelihoods import answered, option_log_likelihoods
 from pipeline.evaluate.retrieval import recall
+from tests.runs import random_run
 from tests.worlds import caption_shards
 
 
@@ -71,3 +76,42 @@ def test_a_run_of_pre_training_is_evaluated_by_retrieval(
     assert scores["text_of_medium"]["10"] == scores["medium_of_text"]["10"] == 1.0
     saved = json.loads((folder / "evaluation" / "scores.json").read_text())
     assert saved["retrieval"] == scores
+
+
+def test_a_run_that_writes_text_ranks_by_likelihood(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The likelihoods of all pairs are the losses of `option_log_likelihoods`, one at a time."""
+    run = random_run(tmp_path / "run", "digits")
+    shards = ShardSet([caption_shards(tmp_path / "captions", 4)])
+    samples = [shards[n] for n in range(4)]
+    other = Turn(role="assistant", text="another caption")
+    samples.append(replace(samples[0], id="again", turns=(*samples[0].turns[:-1], other)))
+    samples.append(replace(samples[1], id="bad", media=(replace(samples[1].media[0], data=b"x"),)))
+    data = write_folder(tmp_path / "data", samples, job="test")
+    words = ["--run", run.output, "--data", data, "--batch", 3, "--json", "--retrieval"]
+    assert evaluate(list(map(str, words))) == 0
+    scores = json.loads(capsys.readouterr().out)
+    assert json.loads((tmp_path / "run" / "evaluation" / "scores.json").read_text()) == scores
+
+    model = load_run(run, tmp_path / "run")
+    tokenizer = build_tokenizer(run.system.model, weights=run.weights)
+    encoder = SampleEncoder(
+        run.system.model, tokenizer, prompt="chat", max_tokens=run.settings.max_tokens
+    )
+    texts = [sample.turns[-1].text for sample in samples[:5]]
+
+    def likelihood(sample: Sample, text: str) -> float:
+        example = encoder.encode(answered(sample, text))
+        return option_log_likelihoods(model, tokenizer, [example])[0]
+
+    by_pair = torch.tensor([[likelihood(one, text) for text in texts] for one in samples[:4]])
+    blind = torch.tensor([likelihood(without_media(samples[0]), text) for text in texts])
+    own = torch.tensor([0, 1, 2, 3, 0])
+    for name, matrix in (("retrieval", by_pair), ("retrieval_over_blind", by_pair - blind)):
+        expected = recall(matrix, own)
+        found = scores[name]
+        assert (found["media"], found["texts"], found["skipped"]) == (4, 5, 1)
+        for key in ("text_of_medium", "medium_of_text"):
+            ranks = {int(rank): value for rank, value in found[key].items()}
+            assert ranks == pytest.approx(getattr(expected, key))

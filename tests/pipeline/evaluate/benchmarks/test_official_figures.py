@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.evaluate.benchmarks import BENCHMARKS
 from pipeline.evaluate.score import score
 
 RECORDED = sorted((Path(__file__).parent / "recorded").glob("*.json"))
@@ -27,6 +28,18 @@ def write(folder: Path, files: dict[str, Any]) -> None:
             path.write_text("".join(json.dumps(one) + "\n" for one in content))
         else:
             path.write_text(json.dumps(content))
+
+
+def test_the_page_names_the_source_of_the_figures_of_each_benchmark() -> None:
+    page = (Path(__file__).parents[4] / "docs" / "benchmarks.md").read_text()
+    named = []
+    for path in RECORDED:
+        record = json.loads(path.read_text())
+        name, source = record.get("benchmark", path.stem), record["source"]
+        row = (f"`{name}`", f"{source['repository']} {source['commit'][:7]}", source["script"])
+        assert f"| {' | '.join(row)} |" in page
+        named.append(name)
+    assert set(named) == {benchmark.name for benchmark in BENCHMARKS}
 
 
 @pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.stem)
