@@ -198,7 +198,8 @@ def accuracies(method: str, options: Options, preset: str, pt: Path) -> list[lis
         shares = [f"{other}={100 * options.replay / number:g}%" for other in earlier]
         folders = [pt.parent / "data" / each for each in (name, *earlier)]
         extra = ("--mix", *shares) if shares else ()
-        train("sft", preset, folders, out, ranks=options.ranks, init_from=before, extra=extra)
+        if number or method == METHODS[0]:
+            train("sft", preset, folders, out, ranks=options.ranks, init_from=before, extra=extra)
         runs.append(out)
         if method != "adapter per task":
             before, chosen = out, dict.fromkeys(names, out)

@@ -65,6 +65,7 @@ from model.protocols import (
     OutputProjectorFile,
     ProjectorFile,
 )
+from model.reward_lm import RewardLM
 from model.spec import InputBranchSpec, ModelSpec, SpecError, Stage
 from model.spec.audio import Beats, CFormer, Hubert, Whisper
 from model.spec.backbones import T5, ChatGlm, Glm, Llama, Opt, Palm, Qwen
@@ -227,6 +228,14 @@ def build_policy(
     """
     inputs = build_inputs(spec, stage, weights=weights, seed=seed)
     return PreferenceLM(spec, inputs, build_backbone(spec, stage, weights=weights))
+
+
+def build_reward_model(
+    spec: ModelSpec, stage: RlhfStage, *, weights: Weights, seed: int = 0
+) -> RewardLM:
+    """Build a reward model; arguments and errors as `build_policy`."""
+    inputs = build_inputs(spec, stage, weights=weights, seed=seed)
+    return RewardLM(spec, inputs, build_backbone(spec, stage, weights=weights))
 
 
 def build_on_meta(spec: ModelSpec, stage: Stage, *, latents_given: bool = False) -> MultimodalLM:

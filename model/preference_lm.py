@@ -5,16 +5,20 @@ Shapes: b sequences, t positions, o positions with a target, v vocabulary, d wid
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from model.batch import Batch, Sequences
 from model.multimodal_lm import MultimodalLM
-from model.peft.reference import policy_active, reference_active
+from model.peft.reference import add_frozen, frozen_active, policy_active
+from model.reward_lm import HEAD, answer_rewards, scalar_head
+from model.spec import ModelSpec
+from model.spec.peft import Lora, QLora
 
 
 class PreferenceOutput(NamedTuple):
@@ -48,6 +52,43 @@ class PreferenceLM(MultimodalLM):
     temperature: float = 1.0
     with_reference: bool = True
 
+    def __init__(
+        self,
+        spec: ModelSpec,
+        inputs: Mapping[str, Mapping[str, nn.Module]],
+        backbone: PreTrainedModel,
+    ) -> None:
+        super().__init__(spec, inputs, backbone)
+        self.reward_heads = nn.ModuleDict()  # by the name of the adapters before each
+
+    def add_reward_model(self, lora: Lora | QLora, values: Mapping[str, Tensor]) -> None:
+        """Add a reward model, in place: frozen adapters in the backbone, and a head.
+
+        Args:
+            lora: the shape of its adapters.
+            values: its trained weights, under the names that they have in `RewardLM`.
+        """
+        name, weight = f"reward_{len(self.reward_heads)}", values[f"{HEAD}.weight"]
+        of_backbone = {n.removeprefix("backbone."): value for n, value in values.items()}
+        add_frozen(self.backbone, lora, name, of_backbone)
+        head = scalar_head(weight.shape[1]).to(next(self.backbone.parameters()).dtype)
+        head.load_state_dict({"weight": weight})
+        self.reward_heads[name] = head.requires_grad_(False)
+
+    @torch.no_grad()
+    def rewards(self, batch: Batch, used: Collection[str] = ()) -> Tensor:
+        """Return the rewards (r, q) of all sequences by each reward model; arguments as `forward`.
+
+        All read the same fused input, as policy and reference do.
+        """
+        embeddings_btd, kwargs = self.embed(batch, self.media_tokens(batch, used))
+        found = []
+        for name, head in self.reward_heads.items():
+            with frozen_active(self.backbone, name):
+                hidden_btd = self.backbone_hidden_states(batch, embeddings_btd, kwargs)
+            found.append(answer_rewards(head, hidden_btd, batch))
+        return torch.stack(found)
+
     def forward(self, batch: Batch, used: Collection[str] = ()) -> PreferenceOutput:  # type: ignore[override]
         """Return the log-probabilities of a packed micro-batch of preferences.
 
@@ -61,7 +102,7 @@ class PreferenceLM(MultimodalLM):
             policy_o = self._log_probabilities(batch, embeddings_btd, kwargs)
         reference_o = torch.zeros_like(policy_o)
         if self.with_reference:
-            with reference_active(self.backbone):
+            with frozen_active(self.backbone):
                 reference_o = self._log_probabilities(batch, embeddings_btd, kwargs)
         owners_o = batch.sequences_bt[:, 1:][batch.target_mask]
         return PreferenceOutput(policy_o, reference_o, owners_o, batch.sequences)

@@ -19,6 +19,7 @@ LAYERS = {
         "exported",
         "build",
         "preference_lm",
+        "reward_lm",
         "signal_decoding",
         "sampling",
         "multimodal_lm",

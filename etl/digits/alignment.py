@@ -28,6 +28,7 @@ Purpose = Literal["captions", "easy", "preferences", "present", "absent"]
 PURPOSES: tuple[Purpose, ...] = ("captions", "easy", "preferences", "present", "absent")
 
 _STREAM = 20
+_SPLITS = ("train", "validation", "test")
 _ABSENT_SHARE = {"easy": 0.25, "preferences": 0.4, "present": 0.0, "absent": 1.0}
 """Purpose → the share of its questions that are about what is not there."""
 _EASY_TURNS = (3, 5)  # questions of an easy dialogue, upper bound excluded
@@ -126,30 +127,28 @@ def record(seed: int, name: str, purpose: Purpose, number: int, split: str) -> R
             three things: `preferences` about what is there and what is not, `present` about the
             former and `absent` about the latter.
         number: of the record.
-        split: of scans and telephones.
+        split: of scans and telephones: `train`, `validation` or `test`.
     """
     kind = KINDS[name]
-    # Other splits have other random numbers, so that their scenes do not repeat each other's.
-    key = (seed, _STREAM, kind.number, PURPOSES.index(purpose), number, len(split))
-    rng = np.random.default_rng(key)
+    part = _SPLITS.index(split)  # so that no scene repeats another split's
+    rng = np.random.default_rng((seed, _STREAM, kind.number, PURPOSES.index(purpose), part, number))
     content = kind.random(rng, split, 1 if purpose == "easy" else MAX_TONES)
     if purpose == "captions":
         return Record(content=content, caption=kind.caption(content, rng))
     asked: dict[str, Judged] = {}
     wanted = int(rng.integers(*_EASY_TURNS)) if purpose == "easy" else 1
     while len(asked) < wanted:
-        absent = rng.random() < _ABSENT_SHARE[purpose]
-        make = _about_absent if absent else _about_present
-        one = make(kind, kind.things(content), rng, others=purpose != "easy")
+        things = kind.things(content)
+        if rng.random() < _ABSENT_SHARE[purpose]:
+            one = _about_absent(kind, things, rng, others=purpose != "easy")
+        else:
+            one = _about_present(kind, things, rng)
         asked.setdefault(one.question.text, one)
     return Record(content=content, questions=tuple(asked.values()))
 
 
-def _about_present(
-    kind: Kind, things: Sequence[Any], rng: np.random.Generator, *, others: bool
-) -> Judged:
+def _about_present(kind: Kind, things: Sequence[Any], rng: np.random.Generator) -> Judged:
     """Ask about one of the things, or how many there are."""
-    del others
     thing = things[int(rng.integers(len(things)))]
     described = f"{NO}. {kind.wording.format(**vars(thing))}"
     which = int(rng.integers(len(kind.lookups) + 2))

@@ -14,6 +14,7 @@ from model.build import BACKBONES, DTYPES, build_input_branch, build_reference
 from model.input_projectors import pformer, qformer
 from model.pretraining.image_text import ImageTextModel
 from model.pretraining.sentences import SentenceModel
+from model.reward_lm import HEAD
 from model.spec import InputBranchSpec, ModelSpec, SpecError, Stage
 from model.spec.init import ImageTextInit, SentenceInit
 from model.spec.qformer import QFormer
@@ -183,6 +184,8 @@ def build_sentence_tokenizer(source: str, *, weights: Weights) -> PreTrainedToke
 
 def is_stage_only(spec: ModelSpec, stage: Stage, name: str) -> bool:
     """Return whether only this stage has a weight: of a head, or of an unused text branch."""
+    if name.startswith(HEAD):  # of a reward model
+        return True
     if not isinstance(stage, InitStage):
         return False
     if name.startswith("heads."):

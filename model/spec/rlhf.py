@@ -81,8 +81,70 @@ class Dress:
     refinement: bool = True
 
 
-Preference = Dpo | Kto | Dress
+@dataclass(frozen=True, kw_only=True)
+class RewardModel:
+    """A reward model, for GRPO: a scalar for an answer, learnt from which of two is preferred.
+
+    The loss is Bradley and Terry's (Ouyang et al. 2022, *InstructGPT*, eq. 1, with two answers to a
+    prompt), as in LLaVA-RLHF, whose prompts have images (Sun et al. 2023, arXiv:2309.14525, §2.1).
+
+    Args:
+        center: weight of (r_chosen + r_rejected)², which keeps rewards around 0, since preferences
+            only determine differences (Eisenstein et al. 2023, arXiv:2312.09244, eq. 2); TRL's
+            `center_rewards_coefficient`, for which it suggests 0.01.
+    """
+
+    kind: Literal["reward"] = "reward"
+    center: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Raise SpecError for a value out of its range."""
+        check_at_least(self, 0, "center")
+
+
+Preference = Dpo | Kto | Dress | RewardModel
 """Objectives of RLHF from recorded preferences."""
+
+
+_JUDGE = """Grade an answer to a question.
+
+Question: {question}
+
+Reference answer: {truth}
+
+Answer to be graded: {answer}
+
+Reply with nothing but a number from 0 (wrong) to 1 (as good as the reference answer)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judge:
+    """A language model behind an OpenAI-compatible address, whose grades are a reward of GRPO.
+
+    Args:
+        model: its name there.
+        address: such as http://127.0.0.1:8000/v1; "" stands for OPENAI_BASE_URL of the environment,
+            which may change between the starts of a run.
+        prompt: what it is asked. `{question}`, `{truth}` and `{answer}` stand for the question, the
+            sample's own answer, and the one to be graded. The last number of the reply is the
+            reward.
+        images: whether the images of the question, and those of the answer, are sent, too.
+        max_tokens: longest reply.
+        parallel: how many requests a rank makes at the same time.
+    """
+
+    model: str
+    address: str = ""
+    prompt: str = _JUDGE
+    images: bool = False
+    max_tokens: int = 16
+    parallel: int = 8
+
+    def __post_init__(self) -> None:
+        """Raise SpecError for a value out of its range."""
+        check_at_least(self, 1, "max_tokens", "parallel")
+        if "{answer}" not in self.prompt:
+            raise SpecError("prompt: has no {answer}, which is to be graded")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,8 +159,10 @@ class Grpo:
         max_new_tokens: longest answer.
         temperature: of sampling, and of the log-probabilities that are trained.
         top_p: share of the probability that is sampled from.
-        rewards: `exact` (the answer is the sample's), or functions of the user's own, as
-            `FILE.py:FUNCTION` or `MODULE:FUNCTION`; an answer's rewards are added up.
+        rewards: `exact` (the answer is the sample's), `model:RUN` (a reward model), `judge`, or
+            functions of the user's own, as `FILE.py:FUNCTION` or `MODULE:FUNCTION`; an answer's are
+            added up.
+        judge: the language model that the reward `judge` asks.
         scaled: whether advantages are divided by the group's standard deviation; Dr. GRPO leaves
             it out, since it favours questions that are nearly always, or never, answered right
             (Liu et al. 2025, §3.1).
@@ -117,6 +181,7 @@ class Grpo:
     temperature: float = 1.0
     top_p: float = 1.0
     rewards: tuple[str, ...] = ("exact",)
+    judge: Judge | None = None
     scaled: bool = True
     per_token: bool = False
     beta: float = 0.0
@@ -136,6 +201,8 @@ class Grpo:
             )
         if not self.rewards:
             raise SpecError("rewards: name at least one")
+        if (self.judge is not None) != ("judge" in self.rewards):
+            raise SpecError('rewards: "judge" needs the field `judge`, and the field the reward')
 
 
 Objective = Preference | Grpo

@@ -15,13 +15,15 @@ import torch
 from torch import nn
 
 from etl.cli import UserError
+from model.multimodal_lm import MultimodalLM
 from model.weights import without_adapter
 from pipeline.checkpoint.files import read_manifest
 from pipeline.config.run_config import RunConfig
 from pipeline.forecast.plan import FUSED
 
 ADAPTERS = "adapters"
-"""The key of a manifest."""
+BASE = "base"
+"""Keys of a manifest; the second only of a reward model, which is loaded beside a policy."""
 
 _SETTINGS = ("kind", "rank", "alpha", "length", "bottleneck", "use_rslora", "use_dora")
 _VALUES = 64
@@ -47,10 +49,28 @@ def adapter_record(run: RunConfig, model: nn.Module) -> dict[str, Any] | None:
     }
 
 
-def _fingerprint(backbone: nn.Module, marker: str) -> str:
-    """Return a hash over samples of a backbone's own weights, the same in float32 and bfloat16."""
+def base_record(run: RunConfig, model: MultimodalLM) -> dict[str, str]:
+    """Return a fingerprint of each component that a run's adapters are trained with.
+
+    Args:
+        run: the configuration.
+        model: with its trained weights, and without frozen adapters beside the trained ones.
+    """
+    assert run.settings.peft is not None
+    marker = run.settings.peft.parameter_marker
+    inputs = [
+        (f"inputs.{kind}.{name}", module)
+        for kind, own in model.inputs.items()
+        for name, module in own.named_children()
+    ]
+    components = [*inputs, ("backbone", model.backbone)]
+    return {name: _fingerprint(module, marker) for name, module in components}
+
+
+def _fingerprint(module: nn.Module, marker: str) -> str:
+    """Return a hash over samples of a module's own weights, the same in float32 and bfloat16."""
     digest = hashlib.sha256()
-    for name, weight in backbone.named_parameters():
+    for name, weight in module.named_parameters():
         if marker in name or FUSED.intersection(name.split(".")):
             continue
         flat = weight.detach().flatten()

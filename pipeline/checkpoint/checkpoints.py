@@ -28,7 +28,7 @@ from torch import Tensor
 from etl.cli import UserError
 from etl.storage.atomic import write_json
 from model.spec.system import decay_start
-from pipeline.checkpoint.adapters import ADAPTERS, check_adapters
+from pipeline.checkpoint.adapters import ADAPTERS, BASE, check_adapters
 from pipeline.checkpoint.async_writer import AsyncWriter, SaveStatus
 from pipeline.checkpoint.files import (
     VALIDATION,
@@ -99,6 +99,8 @@ class Checkpoints:
 
     adapters: Mapping[str, Any] | None = None
     """Of this run, see `pipeline.checkpoint.adapters`; set once the model is built."""
+    base: Mapping[str, str] | None = None
+    """What a reward model was trained on; see there, too."""
 
     def __init__(
         self,
@@ -268,6 +270,8 @@ class Checkpoints:
             "identity": self._identity,
             ADAPTERS: self.adapters,
         }
+        if self.base is not None:
+            content[BASE] = self.base
         if pending.validation is not None:
             content[VALIDATION] = pending.validation
         self.folder.publish(pending.partial, content, files)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import urllib3
 
@@ -16,7 +17,8 @@ from pipeline.evaluate.prediction_files import build, match, read_json_lines
 
 log = logging.getLogger(__name__)
 
-Messages = Sequence[dict[str, str]]
+Messages = Sequence[Mapping[str, Any]]
+"""Each with a `role` and its `content`: a text, or a list of texts and images."""
 Judge = Callable[[Messages, int, float], str]
 """Returns the reply to chat messages: (messages, max_tokens, temperature)."""
 
@@ -32,14 +34,21 @@ _RETRIES = urllib3.Retry(
 )
 
 
-def address_judge(address: str, model: str) -> Judge:
+def address_judge(address: str, model: str, *, connections: int = 1) -> Judge:
     """Return a judge behind an OpenAI-compatible address, such as http://127.0.0.1:8000/v1.
+
+    Args:
+        address: to which `/chat/completions` is added.
+        model: its name there.
+        connections: threads that ask it at the same time.
 
     Raises:
         UserError: from the judge: no answer, or one of another form.
     """
     url = f"{address.rstrip('/')}/chat/completions"
-    pool = urllib3.PoolManager(retries=_RETRIES, timeout=urllib3.Timeout(connect=10, read=600))
+    pool = urllib3.PoolManager(
+        maxsize=connections, retries=_RETRIES, timeout=urllib3.Timeout(connect=10, read=600)
+    )
     headers = {"Content-Type": "application/json"}
     if os.environ.get(KEY):
         headers["Authorization"] = f"Bearer {os.environ[KEY]}"

@@ -106,13 +106,13 @@ def gap_charts(curves: Mapping[str, Any]) -> list[Markup]:
     ]
 
 
-def _rows(summary: Mapping[str, Any]) -> list[tuple[str, ...]]:
+def _rows(summary: Mapping[str, Any]) -> list[tuple[str | None, ...]]:
     held_out, wrong = summary["held_out"], summary["wrong_medium"]
     return [
         (
             NAMES[name],
             f"{share:.1%}",
-            "" if name == "sft" else f"{removed(held_out['sft'], share):.0%}",
+            None if name == "sft" else f"{removed(held_out['sft'], share):.0%}",
             f"{wrong[name]:.1%}",
         )
         for name, share in held_out.items()

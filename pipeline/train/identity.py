@@ -17,12 +17,14 @@ from typing import Any
 from etl.cli import UserError
 from etl.storage.atomic import file_sha256
 from model.spec import ModelSpec
-from model.spec.system import InitStage
+from model.spec.rlhf import Grpo
+from model.spec.system import InitStage, RlhfStage
 from pipeline.checkpoint.files import step_of
 from pipeline.config.decode import decode
 from pipeline.config.run_config import RunConfig
 from pipeline.data.sampler import BatchSampler, steps_with
 from pipeline.run_folder.metrics_writer import skipped_positions
+from pipeline.train.reward_models import reward_weights
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +57,9 @@ def run_identity(
         "model": _json(asdict(run.system.model)),
         **{name: value for name, value in settings.items() if name not in _FREE},
     }
+    if isinstance(run.settings, RlhfStage) and isinstance(run.settings.objective, Grpo):
+        for file in reward_weights(run.settings.objective.rewards):
+            identity[f"reward model {file.parents[2]}"] = file_sha256(file)
     if isinstance(run.settings, InitStage):
         # Losses that compare samples see those of one micro-step of all ranks.
         identity |= {"ranks": world, "micro_batch": run.settings.micro_batch}

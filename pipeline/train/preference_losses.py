@@ -6,6 +6,7 @@ Shapes: o target positions, q sequences, p pairs of a chosen answer and another 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,8 @@ from torch import Tensor
 
 from model.batch import Batch
 from model.preference_lm import PreferenceOutput
-from model.spec.rlhf import Dpo, Grpo, Kto
+from model.reward_lm import RewardOutput
+from model.spec.rlhf import Dpo, Grpo, Kto, RewardModel
 from pipeline.data.preferences import Role
 from pipeline.train.loss_term import LossSum, LossTerm
 
@@ -39,6 +41,19 @@ def dpo_loss(chosen_p: Tensor, other_p: Tensor, beta: float) -> Tensor:
 def anchor_loss(chosen_p: Tensor, beta: float) -> Tensor:
     """MDPO's anchor, which keeps the chosen answer's reward above 0 (Wang et al. 2024, eq. 5)."""
     return -F.logsigmoid(beta * chosen_p)
+
+
+def bradley_terry_loss(chosen_p: Tensor, rejected_p: Tensor) -> Tensor:
+    """The loss of a reward model (Ouyang et al. 2022, eq. 1, with two answers to a prompt).
+
+    Args:
+        chosen_p: rewards of the preferred answers.
+        rejected_p: rewards of the other ones.
+
+    Returns:
+        The loss of each pair.
+    """
+    return -F.logsigmoid(chosen_p - rejected_p)
 
 
 def kto_loss(ratio_q: Tensor, desirable_q: Tensor, objective: Kto) -> Tensor:
@@ -97,7 +112,7 @@ def log_ratios(outputs: PreferenceOutput, *, mean: bool = False) -> Tensor:
     return total_q / _sum_by_sequence(outputs, torch.ones_like(ratio_o)).clamp(min=1)
 
 
-def preference_terms(objective: Dpo | Kto | Grpo) -> tuple[LossTerm, ...]:
+def preference_terms(objective: Dpo | Kto | Grpo | RewardModel) -> tuple[LossTerm, ...]:
     """Return the loss terms of an objective; those of weight 0 are figures to watch.
 
     With DPO and KTO, the reward of an answer is β log π_θ / π_ref (Rafailov et al. 2023, §4), and
@@ -110,6 +125,8 @@ def preference_terms(objective: Dpo | Kto | Grpo) -> tuple[LossTerm, ...]:
             return _grpo_terms(objective)
         case Kto():
             return _kto_terms(objective)
+        case RewardModel():
+            return _reward_terms(objective)
         case _:
             return _dpo_terms(objective)
 
@@ -233,12 +250,38 @@ def _kto_terms(objective: Kto) -> tuple[LossTerm, ...]:
     )
 
 
-def _term(
-    name: str, weight: float, role: Role, fn: Callable[[PreferenceOutput], Tensor]
-) -> LossTerm:
+def _reward_terms(objective: RewardModel) -> tuple[LossTerm, ...]:
+    def of(outputs: RewardOutput, role: Role) -> Tensor:
+        return outputs.rewards_q[outputs.sequences.roles_q == role]
+
+    def both(outputs: RewardOutput) -> tuple[Tensor, Tensor]:
+        return of(outputs, Role.CHOSEN), of(outputs, Role.REJECTED)
+
+    def center(outputs: RewardOutput) -> Tensor:
+        chosen_p, rejected_p = both(outputs)
+        return (chosen_p + rejected_p).square()
+
+    terms = (
+        _term("reward", 1.0, Role.CHOSEN, lambda out: bradley_terry_loss(*both(out))),
+        _term("center", objective.center, Role.CHOSEN, center),
+    )
+
+    def accuracy(outputs: RewardOutput) -> Tensor:
+        chosen_p, rejected_p = both(outputs)
+        return (chosen_p > rejected_p).float()
+
+    return (
+        *(term for term in terms if term.weight),
+        _term("accuracy", 0.0, Role.CHOSEN, accuracy),
+        _term("chosen_reward", 0.0, Role.CHOSEN, lambda out: of(out, Role.CHOSEN)),
+        _term("rejected_reward", 0.0, Role.REJECTED, lambda out: of(out, Role.REJECTED)),
+    )
+
+
+def _term(name: str, weight: float, role: Role, fn: Callable[[Any], Tensor]) -> LossTerm:
     """Return the term of a function that has one value for each sequence of a role."""
 
-    def total(outputs: PreferenceOutput) -> LossSum:
+    def total(outputs: object) -> LossSum:
         values_p = fn(outputs) if weight else fn(outputs).detach()
         return LossSum(total=values_p.sum(), count=len(values_p))
 

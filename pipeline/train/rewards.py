@@ -10,6 +10,7 @@ from pathlib import Path
 
 from etl.cli import UserError
 from etl.storage.schema import Sample, words_of
+from pipeline.train.reward_models import PREFIX
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +42,8 @@ def exact(answer: Answer) -> float:
     return float(answer.text.strip().lower() == answer.truth.strip().lower())
 
 
+JUDGE = "judge"
+"""The name of the reward that a language model gives (`pipeline.train.judge_reward`)."""
 BUILT_IN: dict[str, Reward] = {"exact": exact}
 
 
@@ -48,18 +51,20 @@ def load_rewards(names: Sequence[str]) -> tuple[Reward, ...]:
     """Return the reward functions of these names.
 
     Args:
-        names: of `BUILT_IN`, or `FILE.py:FUNCTION`, or `MODULE:FUNCTION`.
+        names: of `BUILT_IN`, or `FILE.py:FUNCTION`, or `MODULE:FUNCTION`; those of reward models
+            and of a judge have no function here.
 
     Raises:
         UserError: one that cannot be found.
     """
-    return tuple(BUILT_IN.get(name) or _own(name) for name in names)
+    functions = [name for name in names if name != JUDGE and not name.startswith(PREFIX)]
+    return tuple(BUILT_IN.get(name) or _own(name) for name in functions)
 
 
 def _own(name: str) -> Reward:
     where, _, function = name.rpartition(":")
     if not where:
-        known = ", ".join(BUILT_IN)
+        known = ", ".join([*BUILT_IN, f"{PREFIX}RUN", JUDGE])
         raise UserError(f"rewards: {name!r}, want {known}, FILE.py:FUNCTION or MODULE:FUNCTION")
     try:
         module = (

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from model.batch import Batch
 from model.batch_invariance import ALIGNED, batch_invariant
 from model.features import media_features
 from model.preference_lm import PreferenceLM
@@ -30,6 +31,7 @@ from pipeline.data.loader import MicroBatch
 from pipeline.data.preferences import Role, join_sequences
 from pipeline.data.rollout_prompts import RolloutPrompt
 from pipeline.distributed import device
+from pipeline.train.judge_reward import JudgeReward
 from pipeline.train.rewards import Answer, Reward, total
 
 
@@ -40,6 +42,7 @@ class RolloutSettings:
     Args:
         objective: group, length and sampling.
         rewards: of the answers.
+        judge: who grades them, too, if anyone does.
         seed: of the run.
         end_ids: of which any ends an answer.
         pad_id: the padding token.
@@ -52,6 +55,20 @@ class RolloutSettings:
     end_ids: tuple[int, ...]
     pad_id: int
     synced: bool
+    judge: JudgeReward | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollout:
+    """An answer of the policy's.
+
+    Args:
+        ids: its tokens, up to the one that ends it.
+        answer: what rewards are given for.
+    """
+
+    ids: list[int]
+    answer: Answer
 
 
 def with_rollouts(
@@ -75,9 +92,14 @@ def with_rollouts(
             for item, kinds in zip(items, used, strict=True)
         ]
         model.feature_kinds = frozenset(model.spec.modalities)
-        answered = [
-            _answered(item, model, tokenizer, kinds, settings)
+        rollouts = [
+            _sample(item.prompts, model, tokenizer, kinds, settings)
             for item, kinds in zip(encoded, used, strict=True)
+        ]
+        rewards = iter(_rewards([one.answer for own in rollouts for one in own], settings))
+        answered = [
+            _answered(item, own, [next(rewards) for _ in own], model, kinds, settings)
+            for item, own, kinds in zip(encoded, rollouts, used, strict=True)
         ]
         if settings.objective.updates > 1:
             answered = [
@@ -133,33 +155,46 @@ def _with_features(
     )
 
 
+def _rewards(answers: Sequence[Answer], settings: RolloutSettings) -> list[float]:
+    """Return the rewards of a step's answers but for those of reward models; a collective."""
+    judged = settings.judge(answers) if settings.judge is not None else [0.0] * len(answers)
+    return [
+        total(settings.rewards, answer) + grade
+        for answer, grade in zip(answers, judged, strict=True)
+    ]
+
+
 def _answered(
     item: MicroBatch,
+    rollouts: Sequence[Rollout],
+    rewards: Sequence[float],
     model: PreferenceLM,
-    tokenizer: PreTrainedTokenizerBase,
     used: Sequence[str],
     settings: RolloutSettings,
 ) -> MicroBatch:
-    group = settings.objective.group
-    prompts = item.prompts
-    ids = _sample(model, prompts, used, settings)
+    """Return a micro-batch with answers in place of its prompts; a collective."""
+    group, prompts = settings.objective.group, item.prompts
     if not prompts:
+        _model_rewards(model, item.batch, used)
         return item
-    answers = [
-        Answer(
-            sample=prompts[number // group].sample,
-            text=tokenizer.decode(new, skip_special_tokens=True),
-            finished=new[-1] in settings.end_ids,
-        )
-        for number, new in enumerate(ids)
-    ]
-    rewards_q = torch.tensor([total(settings.rewards, answer) for answer in answers])
-    grouped = [ids[first : first + group] for first in range(0, len(ids), group)]
-    batch = pack([_joined(prompt, own) for prompt, own in zip(prompts, grouped, strict=True)])
+    batch = pack(
+        [
+            _joined(prompt, rollouts[number * group : (number + 1) * group])
+            for number, prompt in enumerate(prompts)
+        ]
+    )
     assert batch.sequences is not None
+    rewards_q = torch.tensor(rewards) + _model_rewards(model, batch, used)
     advantages_q = advantages(rewards_q.view(-1, group), scaled=settings.objective.scaled).flatten()
     sequences = replace(batch.sequences, rewards_q=rewards_q, advantages_q=advantages_q)
     return replace(item, batch=replace(batch, sequences=sequences))
+
+
+def _model_rewards(model: PreferenceLM, batch: Batch, used: Sequence[str]) -> Tensor:
+    """Return the sum (q,) of what the reward models say of each answer; a collective."""
+    if not model.reward_heads:
+        return torch.zeros(())
+    return model.rewards(batch.to(device()), used).sum(0).cpu()
 
 
 def _with_old_logps(item: MicroBatch, model: PreferenceLM, used: Sequence[str]) -> MicroBatch:
@@ -186,12 +221,13 @@ def advantages(rewards_pg: Tensor, *, scaled: bool) -> Tensor:
 
 
 def _sample(
-    model: PreferenceLM,
     prompts: Sequence[RolloutPrompt],
+    model: PreferenceLM,
+    tokenizer: PreTrainedTokenizerBase,
     used: Sequence[str],
     settings: RolloutSettings,
-) -> list[list[int]]:
-    """Return the ids of all answers, each up to its end token; those to a prompt are neighbours."""
+) -> list[Rollout]:
+    """Return all answers to prompts, those to one as neighbours; a collective."""
     objective, pad_id = settings.objective, settings.pad_id
     repeated: list[Example] = [one for one in prompts for _ in range(objective.group)]
     seeds = tuple(
@@ -212,8 +248,18 @@ def _sample(
             used=used,
             synced=settings.synced,
         )
-    found = [_until_end(numbers, settings.end_ids) for numbers in ids_bt.tolist()]
-    return found[: len(repeated)]
+    answers = [_until_end(numbers, settings.end_ids) for numbers in ids_bt.tolist()]
+    return [
+        Rollout(
+            ids=new,
+            answer=Answer(
+                sample=prompts[number // objective.group].sample,
+                text=tokenizer.decode(new, skip_special_tokens=True),
+                finished=new[-1] in settings.end_ids,
+            ),
+        )
+        for number, new in enumerate(answers[: len(repeated)])
+    ]
 
 
 def _until_end(ids: list[int], end_ids: Sequence[int]) -> list[int]:
@@ -221,16 +267,16 @@ def _until_end(ids: list[int], end_ids: Sequence[int]) -> list[int]:
     return ids[: end + 1]
 
 
-def _joined(prompt: RolloutPrompt, answers: Sequence[list[int]]) -> Example:
+def _joined(prompt: RolloutPrompt, rollouts: Sequence[Rollout]) -> Example:
     """Return all answers to a prompt, each after the prompt, whose media are there once."""
     parts = [
         Example(
-            ids=[*prompt.ids, *new],
-            labels=[*prompt.labels, *new],
-            kinds=[*prompt.kinds, *[""] * len(new)],
+            ids=[*prompt.ids, *one.ids],
+            labels=[*prompt.labels, *one.ids],
+            kinds=[*prompt.kinds, *[""] * len(one.ids)],
             media=prompt.media,
         )
-        for new in answers
+        for one in rollouts
     ]
     joined = join_sequences([(Role.SAMPLED, part) for part in parts])
     return replace(joined, id=prompt.id, source=prompt.source)

@@ -14,8 +14,8 @@ The stages differ in the modules that they train and in their losses, which a pr
 - `sft`, the first part of MM-IT: fine-tune projectors and the backbone's adapters on dialogues as
   `etl/instruct.py` writes them (survey §3.2): eq. 2 over the assistant's turns.
 - `rlhf`, the second part of MM-IT: train the adapters on preferences and feedback as
-  `etl/preference.py` writes them (survey §3.2): DPO, KTO or DRESS; or on answers of its own to the
-  questions of any dialogues, judged by rewards: GRPO (`model.spec.rlhf`).
+  `etl/preference.py` writes them (survey §3.2): DPO, KTO, DRESS or a reward model; or on answers of
+  its own to the questions of any dialogues, judged by rewards: GRPO (`model.spec.rlhf`).
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from model.build import (
     build,
     build_caption_tokenizers,
     build_policy,
+    build_reward_model,
     build_text_tokenizer,
     build_tokenizer,
 )
@@ -47,13 +48,14 @@ from model.peft.lora import reset_magnitudes
 from model.peft.reference import add_reference
 from model.preference_lm import PreferenceLM
 from model.pretraining.build import build_init, is_stage_only, sentence_reader
+from model.reward_lm import HEAD, RewardLM
 from model.spec.peft import Lora, QLora
-from model.spec.rlhf import Dress, Grpo
+from model.spec.rlhf import Dress, Grpo, RewardModel
 from model.spec.system import InitStage, RlhfStage
 from model.weights import load_trained, names_in
-from pipeline.checkpoint.adapters import adapter_record, check_adapters
+from pipeline.checkpoint.adapters import BASE, adapter_record, base_record, check_adapters
 from pipeline.checkpoint.checkpoints import Checkpoints, RetentionPolicy, newest_weights
-from pipeline.checkpoint.files import step_of
+from pipeline.checkpoint.files import read_manifest, step_of
 from pipeline.compat.torch import set_group_timeouts
 from pipeline.config.deepspeed import ds_config
 from pipeline.config.run_config import RunConfig, accumulation
@@ -87,9 +89,11 @@ from pipeline.run_folder.starts import record_end, record_start, recording_failu
 from pipeline.signals import STOPPED, StopRequest
 from pipeline.train.engine import follow_schedule, start_engine, updates_per_step
 from pipeline.train.identity import complete_identity, run_identity, start_lineage
+from pipeline.train.judge_reward import JudgeReward
 from pipeline.train.loop import LoopSettings, TrainingLoop
 from pipeline.train.losses import loss_terms
 from pipeline.train.metrics import MetricsAccumulator, source_names
+from pipeline.train.reward_models import add_reward_models
 from pipeline.train.rewards import load_rewards
 from pipeline.train.rollouts import RolloutSettings, with_rollouts
 from pipeline.train.validation import (
@@ -226,6 +230,8 @@ def open_inputs(run: RunConfig, resume: str) -> Inputs:
     sampler = build_sampler(run, tokenizer)
     steps = min(sampler.steps, run.max_steps or sampler.steps)
     initial = newest_weights(Path(run.init_from)) if run.init_from else None
+    if initial is not None and BASE in read_manifest(initial.parent):
+        raise UserError(f"--init-from {run.init_from}: is a reward model, which gives no answers")
     checkpoints = Checkpoints(
         Path(run.output),
         run_identity(run, shards.fingerprint, initial, steps=steps, world=world),
@@ -264,35 +270,56 @@ def create_run_folder(run: RunConfig) -> MetricsWriter:
 def build_model(run: RunConfig, inputs: Inputs) -> nn.Module:
     """Build the model, load another run's weights if given, and freeze what is not trainable."""
     settings = run.settings
-    model: nn.Module
-    if isinstance(settings, InitStage):
-        model = build_init(run.system.model, settings, weights=run.weights, seed=run.seed)
-    elif isinstance(settings, RlhfStage) and not isinstance(settings.objective, Dress):
-        model = build_policy(run.system.model, settings, weights=run.weights, seed=run.seed)
-        if isinstance(settings.objective, Grpo):
-            model.temperature = settings.objective.temperature
-            model.with_reference = settings.objective.beta > 0
-    else:
-        model = build(
-            run.system.model,
-            settings,
-            weights=run.weights,
-            seed=run.seed,
-            latents_given=run.feature_cache is not None,
-        )
+    model = _new_model(run)
     inputs.checkpoints.adapters = adapter_record(run, model)
     if inputs.initial_weights is not None:
         check_adapters(inputs.initial_weights, inputs.checkpoints.adapters)
         load_trained(model, inputs.initial_weights)
         if not any("lora_" in name for name in names_in(inputs.initial_weights)):
             reset_magnitudes(model)
-    if isinstance(model, PreferenceLM):
-        assert isinstance(settings.peft, Lora | QLora)
-        add_reference(model.backbone, settings.peft)  # a copy of what was just loaded
-    names = set_trainable(model, settings.trainable)
+    heads: tuple[str, ...] = ()
+    if isinstance(model, RewardLM):
+        heads = (f"{HEAD}.*",)
+        inputs.checkpoints.base = base_record(run, model)
+    elif isinstance(model, PreferenceLM):
+        _add_frozen_adapters(run, model)
+    names = set_trainable(model, (*settings.trainable, *heads))
     trainable, total = count_parameters(model)
     log.info("%d of %d parameters are trainable (%d tensors)", trainable, total, len(names))
     return model
+
+
+def _new_model(run: RunConfig) -> nn.Module:
+    """Build the model of a run, without weights of an earlier one."""
+    settings = run.settings
+    if isinstance(settings, InitStage):
+        return build_init(run.system.model, settings, weights=run.weights, seed=run.seed)
+    if not isinstance(settings, RlhfStage) or isinstance(settings.objective, Dress):
+        return build(
+            run.system.model,
+            settings,
+            weights=run.weights,
+            seed=run.seed,
+            latents_given=run.feature_cache is not None,
+        )
+    if isinstance(settings.objective, RewardModel):
+        return build_reward_model(run.system.model, settings, weights=run.weights, seed=run.seed)
+    model = build_policy(run.system.model, settings, weights=run.weights, seed=run.seed)
+    if isinstance(settings.objective, Grpo):
+        model.temperature = settings.objective.temperature
+        model.with_reference = settings.objective.beta > 0
+    return model
+
+
+def _add_frozen_adapters(run: RunConfig, model: PreferenceLM) -> None:
+    """Add the reference, a copy of the policy that was just loaded, and the reward models."""
+    settings = run.settings
+    assert isinstance(settings, RlhfStage)
+    assert isinstance(settings.peft, Lora | QLora)
+    base = base_record(run, model)
+    add_reference(model.backbone, settings.peft)
+    if isinstance(settings.objective, Grpo):
+        add_reward_models(model, settings.peft, settings.objective.rewards, base)
 
 
 def write_start(run: RunConfig, inputs: Inputs, model: nn.Module) -> None:
@@ -347,8 +374,10 @@ def with_answers(
     assert isinstance(tokenizer, RolloutTokenizer)
     _, world = rank_and_world_size()
     zero = ds_config(settings, world).get("zero_optimization", {}).get("stage", 0)
+    judge = settings.objective.judge
     rollouts = RolloutSettings(
         objective=settings.objective,
+        judge=None if judge is None else JudgeReward(judge, Path(run.output)),
         rewards=load_rewards(settings.objective.rewards),
         seed=run.seed,
         end_ids=tokenizer.end_ids,

@@ -23,7 +23,9 @@ PROJECTOR = {
     "pattern": "inputs.image.projector.*",
     "learning_rate": 1e-3,
     "weight_decay": 0.2,
-    "schedule": "linear",
+    "betas": [0.9, 0.98],
+    "schedule": "wsd",
+    "decay": 0.25,
     "warmup": 0.5,
 }
 GROUPS = (

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from pipeline.train.parameter_groups import lr_factor
 from safetensors.torch import load_file
 
 from model.presets import system
+from pipeline.config.parameter_groups import lr_factor
 from pipeline.evaluate.assistant import Assistant
 from tests.cluster.ranks import Ranks, losses, run_ranks, wait_for
 from tests.worlds import instruct_shards, preference_shards
@@ -100,3 +100,39 @@ def test_grpo_gives_the_same_answers_on_any_number_of_ranks(tmp_path: Path) -> N
         pytest.approx(1e-2 * lr_factor(step, warmup=warmup, steps=4, schedule=stage.schedule))
         for step in range(1, 5)
     ]
+
+
+@pytest.mark.nightly(minutes=2)
+def test_grpo_rewarded_by_a_reward_model(tmp_path: Path) -> None:
+    """Learnt on two ranks under ZeRO-3, then loaded beside a policy, there and on one rank."""
+    preferences = preference_shards(tmp_path / "preferences", 12)
+    base = ["rlhf", "digits", "--scale", "tiny", "--data", preferences, *SMALL]
+    base += ["--learning-rate", 1e-2]
+    rewarder, whole, run = (tmp_path / name for name in ("rewarder", "whole", "run"))
+    learnt = [*base, "--set", 'rlhf.objective={"kind": "reward", "center": 0.01}']
+    outcome = run_ranks(2, *learnt, "--output", rewarder, "--ds-config", "zero3")
+    assert outcome.code == 0, outcome.stderr
+    assert run_ranks(1, *learnt, "--output", tmp_path / "one", "--ds-config", "zero2").code == 0
+    assert losses(rewarder) == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
+    head = load_file(rewarder / "checkpoints" / "step-00000004" / "objective.safetensors")
+    assert list(head) == ["reward_head.weight"]
+
+    objective = {"kind": "grpo", "group": 3, "max_new_tokens": 6}
+    objective["rewards"] = [f"model:{rewarder}"]
+    words = [*base, "--set", f"rlhf.objective={json.dumps(objective)}"]
+    outcome = run_ranks(1, *words, "--output", whole, "--ds-config", "zero2")
+    assert outcome.code == 0, outcome.stderr
+    outcome = run_ranks(2, *words, "--output", run, "--ds-config", "zero3")
+    assert outcome.code == 0, outcome.stderr
+    expected, found = (
+        [json.loads(line)["losses"]["reward"] for line in (folder / "metrics.jsonl").open()]
+        for folder in (whole, run)
+    )
+    assert found == pytest.approx(expected, rel=1e-4)
+    assert len(set(found)) == 4
+
+    outcome = run_ranks(1, *words, "--output", tmp_path / "refused", "--seed", 1)
+    assert outcome.code == 2
+    assert "was trained on other weights of inputs.image.encoder" in outcome.stderr
+    outcome = run_ranks(1, *words, "--output", tmp_path / "refused", "--init-from", rewarder)
+    assert "is a reward model, which gives no answers" in outcome.stderr

@@ -122,8 +122,9 @@ def test_only_the_policys_adapters_get_a_gradient(policy, make_batch):
     assert policy.backbone.training
 
 
-def test_the_reference_has_no_dropout(digits, stage, make_batch):
-    rlhf = replace(stage, peft=replace(stage.peft, dropout=0.5))
+@pytest.mark.parametrize("dora", [False, True])
+def test_the_reference_has_no_dropout(dora, digits, stage, make_batch):
+    rlhf = replace(stage, peft=replace(stage.peft, dropout=0.5, use_dora=dora))
     model = build_policy(digits.model, rlhf, weights="random", seed=0)
     with torch.no_grad():
         for name, weight in model.named_parameters():

@@ -1,6 +1,7 @@
 """Every kind of adapters is exported, merged where it can be, and read back with equal logits."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,6 +33,16 @@ KINDS: dict[str, Peft] = {
 }
 MERGED = ("lora", "rslora", "dora", "qlora", "qdora")
 IN_PEFT = tuple(kind for kind in KINDS if kind != "adapter")
+
+
+def kinds(*default: str, of: Sequence[str] = tuple(KINDS)) -> pytest.MarkDecorator:
+    """Parametrize a test by kinds, nightly but for some."""
+    nightly = {kind: () if kind in default else pytest.mark.nightly for kind in of}
+    return pytest.mark.parametrize(
+        "kind", [pytest.param(kind, marks=marks) for kind, marks in nightly.items()]
+    )
+
+
 IDS = torch.tensor([[1, 300, 301, 302, 7, 9]])
 
 
@@ -53,7 +64,7 @@ def close(found: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@kinds("dora", "qlora", "prefix", "adapter")
 def test_exported_adapters_give_the_run_s_logits(kind: str, tmp_path: Path) -> None:
     expected = logits(run_of(kind, tmp_path / "run"))
     for adapters in ("auto", "separate"):
@@ -64,7 +75,7 @@ def test_exported_adapters_give_the_run_s_logits(kind: str, tmp_path: Path) -> N
         close(logits(module.backbone), expected)
 
 
-@pytest.mark.parametrize("kind", IN_PEFT)
+@kinds("dora", "qlora", "prefix", of=IN_PEFT)
 def test_plain_peft_loads_separate_adapters(kind: str, tmp_path: Path) -> None:
     backbone = run_of(kind, tmp_path / "run")
     export_run(tmp_path / "run", tmp_path / "out", layout="mmloom", adapters="separate")
@@ -93,7 +104,7 @@ def plain_base(exported: Path, *, four_bits: bool) -> LlamaForCausalLM:
     return base.eval()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@kinds("dora", "prefix")
 def test_adapters_are_merged_and_unmerged_or_say_why_not(kind: str, tmp_path: Path) -> None:
     backbone = run_of(kind, tmp_path / "run")
     if kind in ("lora", "rslora", "dora"):

@@ -114,6 +114,16 @@ def test_there_may_be_more_steps_but_not_fewer(
         resumes(tmp_path, stored, run_of(), steps=9)
 
 
+@pytest.mark.parametrize(("decay", "warns"), [(0.5, False), (0.6, True)])
+def test_a_rate_that_has_decayed_rises_again_with_a_warning(
+    decay: float, warns: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At step 5 of 10; a checkpoint of the stable phase just goes on."""
+    wsd = {"schedule": "wsd", "decay": decay}
+    assert resumes(tmp_path, identity(run_of(**wsd), steps=10), run_of(**wsd), steps=20)
+    assert ("has decayed since step 4 and now rises again" in caplog.text) == warns
+
+
 def test_a_field_that_an_older_version_lacked_has_its_default(tmp_path: Path) -> None:
     stored = json.loads(json.dumps(identity(run_of())))
     del stored["gradient_clipping"], stored["z_loss"], stored["model"]["backbone"]["weights"]

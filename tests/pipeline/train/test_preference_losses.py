@@ -2,7 +2,7 @@
 
 The figures are what `_compute_loss` of TRL 1.16's `DPOTrainer`, `KTOTrainer` and `GRPOTrainer` (not
 in training) returns for the log-probabilities of `example` and `sampled`, with `loss_type` as named
-beside each.
+beside each, and its `RewardTrainer.compute_loss` for `REWARDS`.
 """
 
 import math
@@ -12,7 +12,8 @@ import torch
 
 from model.batch import Sequences
 from model.preference_lm import PreferenceOutput
-from model.spec.rlhf import Dpo, Grpo, Kto
+from model.reward_lm import RewardOutput
+from model.spec.rlhf import Dpo, Grpo, Kto, RewardModel
 from pipeline.data.preferences import Role
 from pipeline.train.losses import compute_losses
 from pipeline.train.preference_losses import (
@@ -25,6 +26,9 @@ from pipeline.train.preference_losses import (
 
 PAIRS, LONGEST = 4, 6
 LENGTHS = (6, 3, 5, 1, 2, 6, 4, 3)
+"""Of four chosen answers, then of the rejected ones."""
+
+REWARDS = torch.randn(2 * PAIRS, generator=torch.Generator().manual_seed(0)) * 2
 """Of four chosen answers, then of the rejected ones."""
 
 
@@ -49,7 +53,9 @@ def example(*, requires_grad: bool = False) -> PreferenceOutput:
     return PreferenceOutput(policy.requires_grad_(requires_grad), reference, owners, sequences)
 
 
-def means(objective: Dpo | Kto | Grpo, outputs: PreferenceOutput) -> dict[str, float]:
+def means(
+    objective: Dpo | Kto | Grpo | RewardModel, outputs: PreferenceOutput | RewardOutput
+) -> dict[str, float]:
     sums = compute_losses(preference_terms(objective), outputs)
     return {name: float(loss.total) / loss.count for name, loss in sums.items()}
 
@@ -83,6 +89,26 @@ def test_kto_is_trls() -> None:
     desirable = torch.tensor([1, 1, 0, 1, 0, 0, 1, 0], dtype=torch.bool)[rows]
     losses = kto_loss(packed, desirable, Kto(beta=0.5, undesirable_weight=1.33))
     assert float(losses.mean()) == pytest.approx(0.7237215042114258, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("center", "loss"), [(0.0, 1.5694775581359863), (0.01, 1.6514939069747925)]
+)
+def test_reward_models_are_trls(center: float, loss: float) -> None:
+    """`center_rewards_coefficient` None and 0.01; a dummy's sequence between the pairs."""
+    rows = [row for pair in range(PAIRS) for row in (pair, PAIRS + pair)]
+    roles, rewards = [int(Role.CHOSEN), int(Role.REJECTED)] * PAIRS, REWARDS[rows].tolist()
+    roles.insert(4, int(Role.NONE))
+    rewards.insert(4, 100.0)
+    samples = torch.tensor([0, 0, 1, 1, 2, 3, 3, 4, 4])
+    sequences = Sequences(samples_q=samples, roles_q=torch.tensor(roles))
+    outputs = RewardOutput(torch.tensor(rewards), sequences)
+    found = means(RewardModel(center=center), outputs)
+    total = found["reward"] + center * found.get("center", 0.0)
+    assert total == pytest.approx(loss, rel=1e-6)
+    assert found["accuracy"] == 0.5
+    margin = found["chosen_reward"] - found["rejected_reward"]
+    assert margin == pytest.approx(0.43947675824165344, rel=1e-5)
 
 
 def sampled(*, once: bool) -> PreferenceOutput:
@@ -169,3 +195,7 @@ def test_a_rank_without_samples_has_zeros_with_a_gradient() -> None:
         losses = compute_losses(preference_terms(objective), outputs)
         assert all(loss.count == 0 and loss.total.item() == 0.0 for loss in losses.values())
         torch.stack([loss.total for loss in losses.values()]).sum().backward()
+    one = RewardOutput(torch.ones(1, requires_grad=True), dummy)
+    losses = compute_losses(preference_terms(RewardModel(center=0.1)), one)
+    assert all(loss.count == 0 and loss.total.item() == 0.0 for loss in losses.values())
+    torch.stack([loss.total for loss in losses.values()]).sum().backward()

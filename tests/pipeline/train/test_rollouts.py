@@ -208,7 +208,7 @@ def test_rewards_of_the_users_own(tmp_path: Path) -> None:
     assert load_rewards(["math:sqrt"])[0](16.0) == 4.0  # type: ignore[arg-type]
     (tmp_path / "bad.py").write_text("def wrong(answer):\n    return answer.nothing\n")
     for name, reason in (
-        ("exactly", "want exact, FILE.py:FUNCTION or MODULE:FUNCTION"),
+        ("exactly", "want exact, model:RUN, judge, FILE.py:FUNCTION or MODULE:FUNCTION"),
         ("math:nothing", "nothing"),
         (f"{tmp_path}/none.py:f", "No such file"),
     ):
