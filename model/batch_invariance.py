@@ -32,6 +32,8 @@ the same tokens together, whatever the padding before them."""
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d)
 _ROWS = 4
 """Matrix products of at least so many rows all add in the same order."""
+_PACKED = 1 << 16
+"""Smallest weight that is packed: oneDNN takes longer to begin than products with a smaller one."""
 
 
 def align_weights(module: nn.Module) -> None:
@@ -72,7 +74,8 @@ def batch_invariant(module: nn.Module, *, packed: bool = False) -> Iterator[None
 def _invariant(layer: nn.Module, packed: bool) -> Callable[..., Tensor] | None:
     """Return what is called in place of a layer's `forward`, with that as its first argument."""
     if isinstance(layer, nn.Linear):
-        return _packed(layer) if packed and can_be_packed(layer.weight) else _linear
+        large = layer.weight.numel() >= _PACKED  # an adapter's are not
+        return _packed(layer) if packed and large and can_be_packed(layer.weight) else _linear
     if isinstance(layer, nn.GroupNorm):
         return _normalise
     if isinstance(layer, nn.Conv3d) or (

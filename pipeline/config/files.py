@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from etl.cli import UserError
-from model.presets import system
+from model.presets import PRESETS, system
 from model.spec import System
 from model.spec.base import suggest
 from pipeline.config.decode import decode
@@ -72,7 +72,7 @@ def read_preset(preset: str) -> tuple[System, list[str], dict[str, Any]]:
     Raises:
         UserError, SpecError: an unknown preset, or a file that does not fit.
     """
-    if Path(preset).is_dir():
+    if preset not in PRESETS and Path(preset).is_dir():
         raise UserError(
             f"{preset}: a folder; want a preset's name (`python -m pipeline list`), or a file such "
             f"as {Path(preset, CONFIG_FILE)}"

@@ -40,7 +40,7 @@ _CSS = """
 footer { display: none !important; }
 .dialogue [aria-label="Share"] { display: none !important; }  /* it would upload to a public host */
 @media (max-width: 640px) {
-  .gradio-container, .gradio-container > main { padding: 0.5rem !important; }
+  #stop, #clear, #json, #shard { padding: 0.25rem; white-space: nowrap; }
   .dialogue { height: calc(100dvh - 20rem) !important; }
 }
 """

@@ -61,5 +61,5 @@ def test_processes_and_ray_give_the_same_files_after_a_kill(
     found, expected = contents(killed), contents(tmp_path / "ray")
     lines = [json.loads(line) for line in found["replies.jsonl"].splitlines()]
     assert len(lines) == ROWS
-    assert all(line["media"] for line in lines)
+    assert sum(bool(line["media"]) for line in lines) > ROWS // 2  # weights are random
     assert found == expected

@@ -98,6 +98,18 @@ def test_a_file_of_changes_says_what_differs_from_a_preset(tmp_path: Path) -> No
     assert changed_preset(file, "full", ()).pt == replace(pt, learning_rate=1e-2, epochs=7)
 
 
+def test_a_presets_name_is_one_where_a_folder_has_it_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a run folder may."""
+    (tmp_path / "digits").mkdir()
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert changed_preset("digits", "full", ()).name == "digits"
+    with pytest.raises(UserError, match="mine: a folder; want a preset's name"):
+        changed_preset("mine", "full", ())
+
+
 def test_a_file_of_changes_may_start_from_a_preset_file_beside_it(tmp_path: Path) -> None:
     written(tmp_path, asdict(replace(system("digits"), name="mine")), "mine.json")
     file = written(tmp_path, "preset: mine.json\npt: {epochs: 2}\nsft: null\n", "changes.yml")
@@ -196,3 +208,11 @@ def test_the_recipes_name_their_source_and_their_patterns_match(file: Path) -> N
 def test_the_page_of_recipes_lists_every_one() -> None:
     page = (REPOSITORY / "docs" / "recipes.md").read_text()
     assert {file.stem for file in RECIPES} == set(re.findall(r"recipes/(\w+)\.yaml", page))
+
+
+def test_rlhf_takes_the_system_of_an_sft(tmp_path: Path) -> None:
+    """Its data and options are those of another stage."""
+    run = {"stage": "sft", "system": asdict(system("digits")), "data": ["d"], "seed": 3}
+    file = written(tmp_path, run | {"weights": "random"})
+    own = default_options(PresetOptions(preset=file), "rlhf", part=None)
+    assert (own.data, own.seed, own.weights) == ((), 0, "random")
