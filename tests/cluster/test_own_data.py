@@ -55,7 +55,7 @@ def write_files(folder: Path) -> None:
 
 
 def serve(words: list[str]) -> None:
-    """Serve until the address is told; tests/pipeline/serve/ ask."""
+    """Serve until the address is printed; what it answers is tested in tests/pipeline/serve/."""
     command = [sys.executable, "-m", "pipeline", "serve", *words, "--port", "0", "--page", "never"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:

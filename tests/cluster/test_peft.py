@@ -88,8 +88,8 @@ def test_adapters_train_and_are_read_back(kind: str, zero: str, data: Path, tmp_
             if marker in name:
                 weight.zero_()
     assert not torch.allclose(logits(backbone), expected, atol=1e-3)
-    ways: tuple[Literal["auto", "separate"], ...] = ("auto", "separate")
-    for way in ways:
-        export_run(run, tmp_path / way, layout="mmloom", adapters=way)
-        found = logits(load(tmp_path / way).module.backbone)
+    choices: tuple[Literal["auto", "separate"], ...] = ("auto", "separate")
+    for adapters in choices:
+        export_run(run, tmp_path / adapters, layout="mmloom", adapters=adapters)
+        found = logits(load(tmp_path / adapters).module.backbone)
         torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-5)
