@@ -12,6 +12,7 @@ from etl.storage.shards import ShardSet
 from model.build import build_tokenizer
 from model.presets import system
 from model.spec import ModelSpec
+from tests.judge_endpoint import JudgeEndpoint, judge_endpoint
 from tests.worlds import caption_shards
 
 
@@ -41,3 +42,9 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     dist.init_process_group("gloo", rank=0, world_size=1)
     yield
     dist.destroy_process_group()
+
+
+@pytest.fixture
+def endpoint() -> Iterator[JudgeEndpoint]:
+    with judge_endpoint() as endpoint:
+        yield endpoint

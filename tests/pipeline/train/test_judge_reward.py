@@ -2,11 +2,8 @@
 
 import json
 import threading
-from collections.abc import Callable, Iterator
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,59 +13,17 @@ from model.spec import SpecError
 from model.spec.rlhf import Grpo, Judge
 from pipeline.train.judge_reward import JUDGED, JudgeReward, parse_number
 from pipeline.train.rewards import Answer
+from tests.judge_endpoint import JudgeEndpoint
 from tests.worlds import preference_sample
 
 pytestmark = pytest.mark.usefixtures("alone")
-
-
-class Endpoint:
-    """An OpenAI-compatible server that grades an answer by `reply`, and keeps the requests."""
-
-    def __init__(self) -> None:
-        self.requests: list[dict[str, Any]] = []
-        self.reply: Callable[[str], str] = lambda text: f"Score: {len(text)}"
-        self.status = 200
-        self.together = threading.Barrier(1)
-        endpoint = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                request["key"] = self.headers["Authorization"]
-                endpoint.requests.append(request)
-                endpoint.together.wait(30)
-                content = request["messages"][-1]["content"]
-                text = content if isinstance(content, str) else content[-1]["text"]
-                message = {"role": "assistant", "content": endpoint.reply(text)}
-                body = json.dumps({"choices": [{"message": message}]}).encode()
-                self.send_response(endpoint.status)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *_: object) -> None:
-                """Print nothing."""
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.address = f"http://127.0.0.1:{self.server.server_port}/v1"
-
-
-@pytest.fixture
-def endpoint() -> Iterator[Endpoint]:
-    endpoint = Endpoint()
-    thread = threading.Thread(target=endpoint.server.serve_forever, args=(0.01,))
-    thread.start()
-    yield endpoint
-    endpoint.server.shutdown()
-    thread.join()
-    endpoint.server.server_close()
 
 
 def answers(*texts: str) -> list[Answer]:
     return [Answer(sample=preference_sample(0), text=text, finished=True) for text in texts]
 
 
-def test_it_is_asked_question_truth_and_answer(endpoint: Endpoint, tmp_path: Path) -> None:
+def test_it_is_asked_question_truth_and_answer(endpoint: JudgeEndpoint, tmp_path: Path) -> None:
     judge = Judge(model="grader", address=endpoint.address, images=True, prompt="{question}|{truth}"
                   "|{answer}|{other}")  # fmt: skip
     sample = preference_sample(0)
@@ -85,7 +40,7 @@ def test_it_is_asked_question_truth_and_answer(endpoint: Endpoint, tmp_path: Pat
 
 
 def test_the_answers_of_a_step_are_asked_in_parallel_and_equal_ones_once(
-    endpoint: Endpoint, tmp_path: Path
+    endpoint: JudgeEndpoint, tmp_path: Path
 ) -> None:
     endpoint.together = threading.Barrier(3)  # none is answered before three are asked
     judge = Judge(model="grader", address=endpoint.address, prompt="{answer}", parallel=3)
@@ -94,7 +49,7 @@ def test_the_answers_of_a_step_are_asked_in_parallel_and_equal_ones_once(
 
 
 def test_a_resumed_run_asks_nothing_twice(
-    endpoint: Endpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    endpoint: JudgeEndpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also of a judge at another address whose grades vary, and after a kill within a line."""
     endpoint.reply = lambda _: str(len(endpoint.requests))
@@ -112,7 +67,7 @@ def test_a_resumed_run_asks_nothing_twice(
 
 
 def test_what_is_no_number_is_asked_again_and_then_counts_as_0(
-    endpoint: Endpoint, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    endpoint: JudgeEndpoint, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     replies = iter(["Well.", "0.7", "Good!", "Fine!", "Bad!"])
     endpoint.reply = lambda _: next(replies)
@@ -125,7 +80,7 @@ def test_what_is_no_number_is_asked_again_and_then_counts_as_0(
 
 
 def test_mistakes_are_one_line(
-    endpoint: Endpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    endpoint: JudgeEndpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     endpoint.status = 401
     reward = JudgeReward(Judge(model="grader", address=endpoint.address), tmp_path)
