@@ -1,7 +1,7 @@
 """The order of the tests, and the nightly tier: tests that not every change needs to wait for.
 
 They are marked `nightly(minutes=…)` with the minutes that they take on two idle cores, or just
-`nightly` where it is less than three.
+`nightly` where it is less than three in the cluster tests, or a third elsewhere.
 
     pytest                                      without them
     pytest --nightly                            with them
@@ -25,8 +25,8 @@ SHARE_MINUTES = 12.0
 MOST_MINUTES = 15.0
 """How long it may take, on any."""
 
-MINUTES = 3.0
-"""Of a test whose mark does not say."""
+MINUTES = {"cluster": 3.0, "fast": 1 / 3}
+"""Of a test whose mark does not say, in the cluster tests and elsewhere."""
 
 LONGEST = ("kill", "training", "elastic", "slurm_training", "presets", "features", "mixed")
 """Files of cluster tests that come first: so no process is left with one of them at the end."""
@@ -55,7 +55,8 @@ def pytest_configure(config: pytest.Config) -> None:
 def minutes(item: pytest.Item) -> float | None:
     """Return what a nightly test takes; None for any other."""
     mark = item.get_closest_marker("nightly")
-    return None if mark is None else float(mark.kwargs.get("minutes", MINUTES))
+    tier = "fast" if item.get_closest_marker("cluster") is None else "cluster"
+    return None if mark is None else float(mark.kwargs.get("minutes", MINUTES[tier]))
 
 
 def shares(items: list[tuple[str, float]]) -> list[set[str]]:

@@ -39,13 +39,14 @@ OBJECTIVES: Mapping[str, Mapping[str, Any]] = {
 }
 """Name → objective of RLHF; each run begins with the same model."""
 
+_PT_EPOCHS = 3
 _FURTHER: Mapping[str, tuple[object, ...]] = {
-    "dress": ("--learning-rate", 1e-3),
-    "dpo": ("--learning-rate", 1e-3),
+    "dress": ("--learning-rate", 1e-3, "--epochs", 2),
+    "dpo": ("--learning-rate", 1e-3, "--epochs", 2),
     "grpo": ("--learning-rate", 5e-4, "--global-batch", 32, "--micro-batch", 16),
 }
 """Options of a run. GRPO answers each question eight times, so that smaller steps are enough."""
-_SAVE_EVERY = {"sft": 42, "dress": 32, "dpo": 32, "grpo": 63}
+_SAVE_EVERY = {"sft": 42, "dress": 63, "dpo": 63, "grpo": 63}
 """Steps between the checkpoints that the curves show."""
 _MID_QUESTIONS = 400
 """Of the checkpoints in the middle of a run, which only the curves need."""
@@ -60,7 +61,7 @@ class Options:
 
     output: Path = Path("runs/quickstart-align")
     """Folder for everything; an earlier quickstart in it is removed."""
-    captions: int = 2500
+    captions: int = 5000
     """Pairs of image and caption for MM-PT."""
     preferences: int = 2000
     """Preferences about each of pictures and sounds for RLHF, and as many easy dialogues for SFT;
@@ -117,7 +118,8 @@ def _train_stages(options: Options, out: Path) -> list[StageSummary]:
     pt, sft, ranks = out / "pt", out / "sft", options.ranks
     common = ("--seed", options.seed, "--keep-last", 9, "--ds-config", "zero2")
     captions = [out / "captions", out / "sound_captions"]
-    stages = [train("pt", PRESET, captions, pt, ranks=ranks, extra=common)]
+    more = (*common, "--epochs", _PT_EPOCHS)
+    stages = [train("pt", PRESET, captions, pt, ranks=ranks, extra=more)]
     easy = train(
         *("sft", PRESET, [out / "easy"], sft),
         ranks=ranks,

@@ -48,6 +48,19 @@ def test_answers_are_true_of_what_is_there_and_rejected_ones_are_not(name, purpo
     assert kinds == expected
 
 
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("purpose", ["easy", "preferences"])
+def test_yes_is_right_as_often_as_no(name, purpose):
+    asked = [
+        judged.question.answer
+        for number in range(1000)
+        for judged in record(3, name, purpose, number, "train").questions
+        if judged.question.kind in ("is_there", "not_there")
+    ]
+    assert len(asked) > 200
+    assert asked.count("yes") / len(asked) == pytest.approx(0.5, abs=0.08)
+
+
 def test_splits_do_not_overlap():
     for split in (scans, phones):
         train, held_out, validation, test = (

@@ -35,7 +35,7 @@ TRAINABLE = ("inputs.*.projector.*", "backbone.*")
 INSTRUCTION = "\nAnswer the question using a single word or phrase."
 
 pytestmark = [
-    pytest.mark.nightly,
+    pytest.mark.nightly(minutes=3),
     pytest.mark.skipif(not PYTHON.exists(), reason="no .venv-lmms-eval: `make lmms-eval`"),
 ]
 

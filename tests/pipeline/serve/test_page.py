@@ -28,7 +28,7 @@ LONGEST = 12
 CI = os.environ.get("CI") == "true"  # where they fail, and are not skipped
 
 pytestmark = [
-    pytest.mark.nightly,
+    pytest.mark.nightly(minutes=3),
     pytest.mark.skipif(not CI and not PYTHON.exists(), reason="no .venv-page: `make page`"),
     pytest.mark.skipif(
         not CI and not CHROMIUM.exists(), reason="no Chromium: apt install chromium"
