@@ -1,7 +1,7 @@
 """SFT, then RLHF on the digits world: `python -m pipeline.quickstart.align --output DIR`.
 
-Serve → ETL → MM-PT → SFT on easy questions → from this one model DRESS, DPO and GRPO on preferences
-about harder ones → evaluation → report. Every step is a command that a user could type.
+Serve → ETL → MM-PT → SFT on easy questions → from this one model DRESS, and DPO and then GRPO, on
+preferences about harder ones → evaluation → report. Every step is a command that a user could type.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from etl.cli import main, parse
 from etl.storage.atomic import write_json
 from pipeline.checkpoint.files import CheckpointFolder, step_of
 from pipeline.quickstart.align_report import print_align_summary, write_align_report
-from pipeline.quickstart.align_scores import read_answers, read_media, score
+from pipeline.quickstart.align_scores import STARTS, read_answers, read_media, score
 from pipeline.quickstart.commands import (
     StageSummary,
     call,
@@ -37,7 +37,7 @@ OBJECTIVES: Mapping[str, Mapping[str, Any]] = {
     "dpo": {"kind": "dpo", "beta": 0.1, "sft_weight": 1.0},
     "grpo": {"kind": "grpo", "group": 8, "max_new_tokens": 6, "rewards": ["exact"]},
 }
-"""Name → objective of RLHF; each run begins with the same model."""
+"""Name → objective of RLHF."""
 
 _PT_EPOCHS = 3
 _FURTHER: Mapping[str, tuple[object, ...]] = {
@@ -114,7 +114,7 @@ def _make_data(options: Options, out: Path) -> list[StageSummary]:
 
 
 def _train_stages(options: Options, out: Path) -> list[StageSummary]:
-    """Train MM-PT, SFT, and from that each objective of RLHF."""
+    """Train MM-PT, SFT, and each objective of RLHF."""
     pt, sft, ranks = out / "pt", out / "sft", options.ranks
     common = ("--seed", options.seed, "--keep-last", 9, "--ds-config", "zero2")
     captions = [out / "captions", out / "sound_captions"]
@@ -132,7 +132,7 @@ def _train_stages(options: Options, out: Path) -> list[StageSummary]:
         done = train(
             *("rlhf", PRESET, [out / "preferences"], out / name),
             ranks=ranks,
-            init_from=sft,
+            init_from=out / STARTS[name],
             save_every=_SAVE_EVERY[name],
             extra=(
                 *common,

@@ -14,7 +14,7 @@ from etl.report.charts import line_chart
 from etl.report.media import embed
 from etl.report.page import Card, Section, write_page
 from etl.storage.shards import ShardSet
-from pipeline.quickstart.align_scores import Answer, read_answers, read_media, removed
+from pipeline.quickstart.align_scores import STARTS, Answer, read_answers, read_media, removed
 from pipeline.quickstart.report import STAGE_COLUMNS, stage_row
 from pipeline.run_folder.metrics_writer import read_metrics
 from pipeline.run_folder.report import loss_chart
@@ -26,10 +26,10 @@ _SHOWN = 8
 """Questions whose answers the page shows."""
 _ABOUT = (
     "One small model that reads text, pictures and sounds. MM-PT aligned its projectors on "
-    "captions, and SFT tuned it on dialogues about a single digit or tone. Three runs of RLHF then "
-    "go on from that one model, with preferences about up to three digits or tones: DRESS and DPO "
-    "with a wrong answer to each question (DRESS with its critique, too), GRPO with the model's "
-    "own answers, rewarded if they are exact.",
+    "captions, and SFT tuned it on dialogues about a single digit or tone. RLHF then goes on from "
+    "that one model, with preferences about up to three digits or tones: DRESS and DPO with a wrong "
+    "answer to each question (DRESS with its critique, too), and after DPO GRPO with the model's own "
+    "answers, rewarded if they are exact.",
     "Exact answers: to questions about what is there, on held-out handwriting and telephones. "
     "Wrong-medium answers: the share of questions about what is not there (a digit, colour, "
     "position or tone that is missing, or something that only the other kind of medium could show) "
@@ -59,8 +59,9 @@ def write_align_report(out: Path, summary: Mapping[str, Any]) -> None:
             columns=("model", "medium", "seeing", "blind", "gap"),
             rows=_media_rows(curves),
             note="Exact answers about what is there, with the medium (seeing) and without it "
-            "(blind), and the gap between the two. RLHF's steps follow those of SFT; before the "
-            "last checkpoint of a run they are measured on the first questions alone.",
+            "(blind), and the gap between the two. A run's steps follow those of the run that it "
+            "goes on from; before its last checkpoint they are measured on the first questions "
+            "alone.",
         ),
         Section(heading="Kinds of questions", columns=("", *NAMES.values()), rows=_kinds(curves)),
         Section(
@@ -85,15 +86,18 @@ def gap_charts(curves: Mapping[str, Any]) -> list[Markup]:
         curves: of `summary.json`: by run the figures of its checkpoints, in order.
     """
     media = list(curves["sft"][-1]["media"])
-    before = curves["sft"][-1]["step"]
+
+    def steps_before(name: str) -> int:
+        start = STARTS.get(name)
+        return 0 if start is None else steps_before(start) + curves[start][-1]["step"]
 
     def series(name: str, medium: str) -> list[tuple[float, float]]:
-        points = (
-            curves[name] if name == "sft" else [{**curves["sft"][-1], "step": 0}, *curves[name]]
-        )
-        start = 0 if name == "sft" else before
+        points, start = curves[name], STARTS.get(name)
+        if start is not None:
+            points = [{**curves[start][-1], "step": 0}, *points]
         gaps = [one["media"][medium]["seeing"] - one["media"][medium]["blind"] for one in points]
-        return [(start + one["step"], gap) for one, gap in zip(points, gaps, strict=True)]
+        before = steps_before(name)
+        return [(before + one["step"], gap) for one, gap in zip(points, gaps, strict=True)]
 
     return [
         line_chart(

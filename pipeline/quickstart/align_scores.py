@@ -10,6 +10,12 @@ from typing import Any
 
 from etl.storage.shards import ShardSet
 
+STARTS: Mapping[str, str] = {"dress": "sft", "dpo": "sft", "grpo": "dpo"}
+"""Run of RLHF → the run that it goes on from.
+
+GRPO goes on from DPO, as in Tülu 3 (Lambert et al. 2024, arXiv:2411.15124, §6): it can only raise
+what the policy already answers now and then, and after SFT on single things that is not "two".
+"""
 DENIAL = "no"
 """The true answer to all questions about what is not there, and to no others."""
 

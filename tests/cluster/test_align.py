@@ -23,7 +23,7 @@ def test_every_run_goes_on_from_sft_and_is_scored(tmp_path: Path) -> None:
     assert summary["seconds_total"] > 0
     for name in MODELS - {"sft"}:
         config = json.loads((out / name / "config.json").read_bytes())
-        assert config["init_from"] == str(out / "sft")
+        assert config["init_from"] == str(out / ("dpo" if name == "grpo" else "sft"))
         assert config["system"]["rlhf"]["objective"]["kind"] == name
     for points in summary["curves"].values():
         assert points[-1]["media"].keys() == {"image", "audio"}
