@@ -27,9 +27,9 @@ _SHOWN = 8
 _ABOUT = (
     "One small model that reads text, pictures and sounds. MM-PT aligned its projectors on "
     "captions, and SFT tuned it on dialogues about a single digit or tone. RLHF then goes on from "
-    "that one model, with preferences about up to three digits or tones: DRESS and DPO with a wrong "
-    "answer to each question (DRESS with its critique, too), and after DPO GRPO with the model's own "
-    "answers, rewarded if they are exact.",
+    "that one model, with preferences about up to three digits or tones: DRESS and DPO with a "
+    "wrong answer to each question (DRESS with its critique, too), and GRPO, after DPO, with the "
+    "model's own answers, rewarded if they are exact.",
     "Exact answers: to questions about what is there, on held-out handwriting and telephones. "
     "Wrong-medium answers: the share of questions about what is not there (a digit, colour, "
     "position or tone that is missing, or something that only the other kind of medium could show) "
