@@ -154,6 +154,8 @@ class TrainingLoop:
             if self.checkpoints.is_best(result):
                 self.phases.enter_phase("save")
                 self.checkpoints.save(self.engine, state, result)  # again, now with its validation
+                if state.step == self.settings.steps:
+                    self.checkpoints.finish()
         return self._left_out(state)
 
     def _validate(self, state: TrainerState, saved: int) -> ValidationMetrics | None:
@@ -179,9 +181,16 @@ class TrainingLoop:
                 log.info("%s", metrics)
         return metrics
 
+    def is_complete(self, state: TrainerState) -> bool:
+        """Whether the last step is done, and its validation."""
+        return state.step == self.settings.steps and not self._is_validation_due(state)
+
+    def _is_validation_due(self, state: TrainerState) -> bool:
+        return self.validation is not None and self.validation.is_due(state.step)
+
     def _left_out(self, state: TrainerState) -> bool:
         """Whether a validation was left out since a stop was requested; log it."""
-        if self.validation is None or not self.validation.is_due(state.step):
+        if not self._is_validation_due(state):
             return False
         if dist.get_rank() == 0:
             log.info("stopping on request: no validation after step %d yet", state.step)
