@@ -99,6 +99,7 @@ from pipeline.train.rollouts import RolloutSettings, with_rollouts
 from pipeline.train.validation import (
     Validation,
     ValidationData,
+    answer_loss,
     open_validation,
     validation_batches,
 )
@@ -459,6 +460,7 @@ def make_validation(
         data,
         validation_batches(run, data, encoder, inputs.tokenizer.pad_token_id),
         loss_terms(run.system.model, run.settings),
+        answers=answer_loss(run.settings),
         seed=run.seed,
         every=run.validation_interval,
         last=inputs.steps,
