@@ -21,6 +21,7 @@ from rich.console import Console
 
 from etl.cli import UserError, parse
 from etl.storage.atomic import write_json
+from model.spec import SpecError
 from pipeline.config.run_config import (
     PresetOptions,
     RunConfig,
@@ -125,7 +126,12 @@ def _run(options: ContestOptions, variant: Variant, output: Path) -> RunConfig:
     }
     if options.share_features and options.feature_cache is None:
         given["feature_cache"] = str(output / "features")
-    return resolve(TrainOptions(**given), options.stage)
+    try:
+        return resolve(TrainOptions(**given), options.stage)
+    except (UserError, SpecError) as error:
+        if not variant.settings:
+            raise
+        raise UserError(f"--vary {variant.name}: {str(error).removeprefix('--set ')}") from None
 
 
 def _commands(
