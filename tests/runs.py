@@ -4,7 +4,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-
 from safetensors.torch import save_file
 
 from model.build import build

@@ -178,9 +178,7 @@ class LikelihoodRetrieval:
         blind_t = blind_p[[place[sample.turns] for sample in alone], 0]
         return seeing_iw[:, [column[text] for _, text in texts]], blind_t
 
-    def _saved(
-        self, name: str, questions: Sequence[_Question], *, together: int
-    ) -> Tensor | None:
+    def _saved(self, name: str, questions: Sequence[_Question], *, together: int) -> Tensor | None:
         """Return the scores of the texts of all questions, a row each; a collective.
 
         Args:

@@ -78,7 +78,9 @@ def test_variants_are_trained_alike_and_compared_in_pairs(
 
 def contest(words: Sequence[object]) -> tuple[dict[str, Any], str]:
     """Run a contest; return what it prints, and what it and its commands say."""
-    done = subprocess.run(command(words), cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command(words), cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout), done.stderr
 
@@ -127,9 +129,7 @@ def same_samples(
         for run in runs.values():
             run_pipeline(["trace", "--run", str(run), "--step", str(step), "--json"])
             found = json.loads(capsys.readouterr().out)
-            traced.append(
-                [(one["rank"], one["micro_step"], one["id"]) for one in found["samples"]]
-            )
+            traced.append([(one["rank"], one["micro_step"], one["id"]) for one in found["samples"]])
         assert traced[0] == traced[1]
         assert len({name for _, _, name in traced[0]}) == 4
 
