@@ -8,10 +8,11 @@ one rank only, the last.
 
 import os
 import signal
-import sys
 from collections.abc import Callable
 from typing import Any
 
+from etl.cli import UserError, main
+from model.spec import SpecError
 from pipeline.cli import run
 from pipeline.data.loader import MicroBatch
 from pipeline.train.step_sync import StepSync
@@ -42,4 +43,4 @@ def is_last_rank() -> bool:
 
 if __name__ == "__main__":
     Validation.run = stopped  # type: ignore[method-assign]
-    sys.exit(run(sys.argv[1:]))
+    main(run, mistakes=(UserError, SpecError))

@@ -12,12 +12,22 @@ from tests.worlds import caption_shards
 @pytest.mark.parametrize(
     ("vary", "message"),
     [
-        ('model.inputs.image.projectr={"kind": "mlp"}', "x"),
-        ('model.inputs.image.projector={"kind": "qfromer"}', "x"),
-        ('model.inputs.image.projector={"kind": "qformer"', "x"),
-        ('model.inputs.image.projector={"kind": "mlp", "depth": "3"}', "x"),
-        ("model.inputs.sound.projector.depth=3", "x"),
-        ("pt.global_batch=6", "x"),
+        (
+            'model.inputs.image.projectr={"kind": "mlp"}',
+            "--vary projectr-mlp: model.inputs.image.projectr: no such field; "
+            "did you mean 'projector'?",
+        ),
+        (
+            'model.inputs.image.projector={"kind": "qfromer"}',
+            "projector.kind: 'qfromer', want one of mlp",
+        ),
+        (
+            'mine:model.inputs.image.projector={"kind": "qformer"',
+            "--vary mine: model.inputs.image.projector: '{\"kind\": \"qformer\"' is not JSON",
+        ),
+        ("model.inputs.image.projector.depth=deep", "projector.depth: 'deep', want int"),
+        ("model.inputs.sound.projector.depth=3", "model.inputs.sound: no such field"),
+        ("pt.global_batch=6", "--vary: global_batch-6 changes the samples of the steps"),
     ],
 )
 def test_a_mistake_in_a_variant_is_one_line(vary: str, message: str, tmp_path: Path) -> None:
