@@ -23,7 +23,7 @@ from tests.worlds import caption_shards
         ),
         (
             'mine:model.inputs.image.projector={"kind": "qformer"',
-            "--vary mine: model.inputs.image.projector: '{\"kind\": \"qformer\"' is not JSON",
+            '--vary mine: model.inputs.image.projector: \'{"kind": "qformer"\' is not JSON',
         ),
         ("model.inputs.image.projector.depth=deep", "projector.depth: 'deep', want int"),
         ("model.inputs.sound.projector.depth=3", "model.inputs.sound: no such field"),
