@@ -29,12 +29,14 @@ class PreferenceOutput(NamedTuple):
         reference_logps_o: log π_ref of the same targets.
         owners_o: the sequence of each target.
         sequences: what the sequences are to their samples.
+        right_o: whether each target is the policy's most likely token; None in training.
     """
 
     logps_o: Tensor
     reference_logps_o: Tensor
     owners_o: Tensor
     sequences: Sequences
+    right_o: Tensor | None = None
 
 
 class PreferenceLM(MultimodalLM):
@@ -99,28 +101,30 @@ class PreferenceLM(MultimodalLM):
         assert batch.sequences is not None
         embeddings_btd, kwargs = self.embed(batch, self.media_tokens(batch, used))
         with policy_active(self.backbone):
-            policy_o = self._log_probabilities(batch, embeddings_btd, kwargs)
+            policy_o, right_o = self._log_probabilities(batch, embeddings_btd, kwargs)
         reference_o = torch.zeros_like(policy_o)
         if self.with_reference:
             with frozen_active(self.backbone):
-                reference_o = self._log_probabilities(batch, embeddings_btd, kwargs)
+                reference_o, _ = self._log_probabilities(batch, embeddings_btd, kwargs)
         owners_o = batch.sequences_bt[:, 1:][batch.target_mask]
-        return PreferenceOutput(policy_o, reference_o, owners_o, batch.sequences)
+        return PreferenceOutput(policy_o, reference_o, owners_o, batch.sequences, right_o)
 
     @torch.no_grad()
     def policy_logps(self, batch: Batch, used: Collection[str] = ()) -> Tensor:
         """Return log π_θ of every target (o,) as `forward` does, without a gradient."""
         embeddings_btd, kwargs = self.embed(batch, self.media_tokens(batch, used))
         with policy_active(self.backbone):
-            return self._log_probabilities(batch, embeddings_btd, kwargs)
+            return self._log_probabilities(batch, embeddings_btd, kwargs)[0]
 
     def _log_probabilities(
         self, batch: Batch, embeddings_btd: Tensor, kwargs: dict[str, Tensor]
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return that of every target (o,); outside training also which are the most likely."""
         hidden_btd = self.backbone_hidden_states(batch, embeddings_btd, kwargs)[:, :-1]
         logits_ov = self.backbone.get_output_embeddings()(hidden_btd[batch.target_mask])
         logits_ov = logits_ov.float() / self.temperature
-        return -F.cross_entropy(logits_ov, batch.targets_o, reduction="none")
+        right_o = None if self.training else logits_ov.argmax(-1) == batch.targets_o
+        return -F.cross_entropy(logits_ov, batch.targets_o, reduction="none"), right_o
 
     def generate(self, batch: Batch, **options: Any) -> Tensor:  # noqa: ANN401 -- as `MultimodalLM`
         """Continue prompts under the policy, see `MultimodalLM.generate`."""

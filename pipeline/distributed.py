@@ -91,6 +91,15 @@ def shared(value: Value) -> Value:
     return values[0]
 
 
+def gathered(value: Value) -> list[Value]:
+    """Return the values of all ranks, by rank; without a process group there is no other."""
+    if not torch.distributed.is_initialized():
+        return [value]
+    values = [value] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(values, value)
+    return values
+
+
 def any_rank(flag: bool) -> bool:
     """Return whether a flag is set on any rank; a collective."""
     if not torch.distributed.is_initialized():

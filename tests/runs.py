@@ -4,12 +4,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 
 from model.build import build
 from model.freeze import set_trainable
 from model.presets import system
+from model.pretraining.build import build_init, is_stage_only
 from model.spec import System
 from pipeline.checkpoint.checkpoints import write_weights
+from pipeline.checkpoint.files import OBJECTIVE_WEIGHTS
 from pipeline.config.run_config import RunConfig
 
 
@@ -43,5 +46,24 @@ def random_run(
     for branch in model.outputs:
         trained[f"outputs.{branch}.head.weight"] *= signals
     write_weights(folder, trained, identity={})
+    config.save(folder)
+    return config
+
+
+def random_pretraining_run(folder: Path) -> RunConfig:
+    """Write a run of stage init, of BLIP-2's pairs, tiny and with random weights."""
+    preset = system("blip_2").tiny()
+    stage = replace(preset.init[0], precision="fp32")
+    preset = replace(preset, init=(stage,))
+    config = RunConfig(
+        stage="init", system=preset, weights="random", data=("x",), output=str(folder)
+    )
+    model = build_init(preset.model, stage, weights="random")
+    names = set_trainable(model, stage.trainable)
+    weights = {name: one.detach() for name, one in model.named_parameters() if name in names}
+    only = {name for name in weights if is_stage_only(preset.model, stage, name)}
+    write_weights(folder, {n: w for n, w in weights.items() if n not in only}, identity={})
+    checkpoint = folder / "checkpoints" / "step-00000000"
+    save_file({n: weights[n] for n in only}, checkpoint / OBJECTIVE_WEIGHTS)
     config.save(folder)
     return config

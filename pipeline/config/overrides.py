@@ -40,7 +40,8 @@ def override(system: System, settings: Sequence[str]) -> System:
         node: Any = fields
         for depth, name in enumerate(parents):
             node = node[_key(node, name, ".".join(parents[: depth + 1]))]
-        node[_key(node, last, path)] = _value(text)
+        key = _key(node, last, path)
+        node[key] = _value(text, node[key], path)
     return decode(System, complete_parts(fields), system.name)
 
 
@@ -61,8 +62,11 @@ def _key(node: object, name: str, path: str) -> str | int:
     raise UserError(f"--set {path}: no such field; {hint}")
 
 
-def _value(text: str) -> object:
+def _value(text: str, old: object, path: str) -> object:
+    """Return a value; what is not JSON is a string, but not in place of an object or a list."""
     try:
         return json.loads(text)
-    except json.JSONDecodeError:
+    except json.JSONDecodeError as error:
+        if text.startswith(("{", "[")) and not isinstance(old, str):
+            raise UserError(f"--set {path}: {text!r} is not JSON ({error})") from None
         return text

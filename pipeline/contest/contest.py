@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +21,7 @@ from rich.console import Console
 
 from etl.cli import UserError, parse
 from etl.storage.atomic import write_json
+from model.spec import SpecError
 from pipeline.config.run_config import (
     PresetOptions,
     RunConfig,
@@ -71,12 +72,9 @@ def contest(args: Sequence[str]) -> int:
     configs = {name: output / "variants" / f"{name}.json" for name in runs}
     for name, run in runs.items():
         write_json(configs[name], asdict(run))
-    if options.share_features:
-        _precompute(runs, configs)
-    for name, run in runs.items():
-        call(deepspeed_command(options.ranks, run.stage, configs[name]))
-        if options.questions:
-            call(pipeline_command("evaluate", "--run", run.output, "--data", *options.questions))
+    for command in _commands(options, runs, configs):
+        # What a command prints is not JSON.
+        call(command, stdout=sys.stderr if options.json else None)
     scores = [
         read_scores(Path(run.output), answered=bool(options.questions)) for run in runs.values()
     ]
@@ -128,11 +126,30 @@ def _run(options: ContestOptions, variant: Variant, output: Path) -> RunConfig:
     }
     if options.share_features and options.feature_cache is None:
         given["feature_cache"] = str(output / "features")
-    return resolve(TrainOptions(**given), options.stage)
+    try:
+        return resolve(TrainOptions(**given), options.stage)
+    except (UserError, SpecError) as error:
+        if not variant.settings:
+            raise
+        raise UserError(f"--vary {variant.name}: {str(error).removeprefix('--set ')}") from None
 
 
-def _precompute(runs: Mapping[str, RunConfig], configs: Mapping[str, Path]) -> None:
-    """Fill the feature cache, once for all variants with the same encoders and output branches."""
+def _commands(
+    options: ContestOptions, runs: Mapping[str, RunConfig], configs: Mapping[str, Path]
+) -> Iterator[list[str]]:
+    """Yield the commands that encode the media, and that train and question each variant."""
+    if options.share_features:
+        yield from _feature_commands(runs, configs)
+    for name, run in runs.items():
+        yield deepspeed_command(options.ranks, run.stage, configs[name])
+        if options.questions:
+            yield pipeline_command("evaluate", "--run", run.output, "--data", *options.questions)
+
+
+def _feature_commands(
+    runs: Mapping[str, RunConfig], configs: Mapping[str, Path]
+) -> Iterator[list[str]]:
+    """Yield a command for all variants with the same encoders and output branches."""
     seen: list[object] = []
     for name, run in runs.items():
         model = run.system.model
@@ -141,4 +158,4 @@ def _precompute(runs: Mapping[str, RunConfig], configs: Mapping[str, Path]) -> N
             continue
         seen.append(needs)
         cache = str(run.feature_cache)
-        call(pipeline_command("features", configs[name], "--stage", run.stage, "--output", cache))
+        yield pipeline_command("features", configs[name], "--stage", run.stage, "--output", cache)

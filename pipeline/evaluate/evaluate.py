@@ -121,7 +121,7 @@ def evaluate(args: Sequence[str]) -> int:
     options = parse(EvaluateOptions, prog="python -m pipeline evaluate", args=args)
     config = read_run(options.run)
     if isinstance(config.settings, InitStage):
-        return _evaluate_init(config, options)
+        return _evaluate_init(config, options, stop)
     rank, world = rank_and_world_size()
     tasks = _tasks(options)
     pool = ShardSet(options.shots_data, stamps=options.run) if options.shots else None
@@ -135,7 +135,13 @@ def evaluate(args: Sequence[str]) -> int:
     encoder = _encoder(config, tokenizer)
     if options.retrieval:
         retrieval = LikelihoodRetrieval(
-            model, tokenizer, encoder, batch=options.batch, stopped=lambda: stop.asked
+            model,
+            tokenizer,
+            encoder,
+            output=tasks[0].output,
+            identity=_identity(tasks[0], weights, options),
+            batch=options.batch,
+            stopped=lambda: stop.asked,
         )
         return _evaluate_retrieval(tasks[0], retrieval, options)
     shots = None
@@ -166,20 +172,32 @@ def evaluate(args: Sequence[str]) -> int:
     return 0
 
 
-def _evaluate_init(config: RunConfig, options: EvaluateOptions) -> int:
+def _evaluate_init(config: RunConfig, options: EvaluateOptions, stop: StopRequest) -> int:
     """Evaluate a run of the stage `init`, which has no answers: retrieval by ITC."""
     if options.benchmark or options.shots:
         raise UserError(
             f"{options.run}: a run of stage init has no answers, only retrieval; want one of pt, "
             "sft or rlhf"
         )
-    weights = checkpoint_weights(options.run, options.checkpoint)
-    _report(
-        *evaluate_retrieval(
-            config, weights, options.data, batch=options.batch, limit=options.limit
-        ),
-        options,
+    (task,) = _tasks(options)
+    assert isinstance(task.samples, ShardSet)
+    rank, world = rank_and_world_size()
+    if world > 1:
+        init_distributed(_LONGEST_WAIT)
+    weights = shared(checkpoint_weights(options.run, options.checkpoint))
+    found = evaluate_retrieval(
+        config,
+        weights,
+        task.samples,
+        batch=options.batch,
+        limit=options.limit,
+        stopped=lambda: stop.asked,
     )
+    if found is None:
+        log.info("stopped on request; the same command ranks from the start")
+        return STOPPED
+    if not rank:
+        _report(*retrieval_scores(found), options)
     return 0
 
 
@@ -190,10 +208,10 @@ def _evaluate_retrieval(
     number = min(len(task.samples), options.limit or len(task.samples))
     found = retrieval.recall([task.samples[row] for row in range(number)])
     if found is None:
-        log.info("stopped on request; the same command ranks from the start")
         return STOPPED
     if not rank_and_world_size()[0]:
         _report(*retrieval_scores(found), options)
+        retrieval.remove_partial()
     return 0
 
 
@@ -261,15 +279,9 @@ def _evaluate(
 ) -> tuple[dict[str, Any], RenderableType] | None:
     """Return the content of scores.json and a table of it; None if it was stopped."""
     samples, output, sampling = task.samples, task.output, Sampling.of(options)
-    identity: dict[str, Any] = {
-        "weights": file_sha256(weights),
-        "config": file_sha256(options.run / "config.json"),
-        "data": samples.fingerprint,
-        "questions": min(len(samples), options.limit or len(samples)),
-        "batch": options.batch,
-        "max_new_tokens": task.max_new_tokens,
-        **({} if sampling == GREEDY else {"sampling": asdict(sampling)}),
-    }
+    identity = _identity(task, weights, options) | {"max_new_tokens": task.max_new_tokens}
+    if sampling != GREEDY:
+        identity["sampling"] = asdict(sampling)
     if isinstance(samples, BenchmarkSamples):
         identity["by_likelihood"] = samples.by_likelihood
     if shots is not None:
@@ -308,6 +320,17 @@ def _evaluate(
     for predictions in passes:
         predictions.remove_partial()
     return scores, Group(table, examples_table(answers))
+
+
+def _identity(task: Task, weights: Path, options: EvaluateOptions) -> dict[str, Any]:
+    """Return what an evaluation must have in common with another one that it resumes."""
+    return {
+        "weights": file_sha256(weights),
+        "config": file_sha256(options.run / "config.json"),
+        "data": task.samples.fingerprint,
+        "questions": min(len(task.samples), options.limit or len(task.samples)),
+        "batch": options.batch,
+    }
 
 
 def _predict(

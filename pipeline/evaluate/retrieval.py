@@ -9,10 +9,10 @@ Shapes: i media, t texts, b samples of a batch, q queries, e width of the simila
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from rich.console import Group, RenderableType
@@ -33,9 +33,12 @@ from pipeline.config.run_config import RunConfig
 from pipeline.data.chat_template import assistant_text
 from pipeline.data.collate import collate
 from pipeline.data.encode import Example, SampleEncoder
+from pipeline.distributed import any_rank, gathered, rank_and_world_size
 from pipeline.evaluate.device import inference_device
 
 log = logging.getLogger(__name__)
+
+Key = TypeVar("Key")
 
 RANKS = (1, 5, 10)
 
@@ -84,16 +87,26 @@ def recall(similarity_it: Tensor, medium_of_text_t: Tensor) -> Recall:
 
 
 def evaluate_retrieval(
-    config: RunConfig, weights: Path, data: Sequence[Path], *, batch: int, limit: int | None
-) -> tuple[dict[str, Any], RenderableType]:
-    """Return the content of scores.json of a run of stage `init`, and a table of it.
+    config: RunConfig,
+    weights: Path,
+    shards: ShardSet,
+    *,
+    batch: int,
+    limit: int | None,
+    stopped: Callable[[], bool],
+) -> dict[str, Recall] | None:
+    """Return `retrieval`, the recall of a run of stage `init`; ranks share the samples.
 
     Args:
         config: of the run.
         weights: of one of its checkpoints.
-        data: folders of captioned media; captions of the same medium are its texts.
+        shards: captioned media; captions of the same medium are its texts.
         batch: samples per forward pass.
         limit: take only the first samples, at most so many.
+        stopped: whether to stop between two batches.
+
+    Returns:
+        None where it was stopped.
 
     Raises:
         UserError: the stage has no contrastive similarity, or no sample can be used.
@@ -116,49 +129,87 @@ def evaluate_retrieval(
         max_tokens=settings.max_tokens,
         sentences=sentence_reader(config.system.model, settings, weights=config.weights),
     )
-    shards = ShardSet(data)
     number = min(len(shards), limit or len(shards))
-    samples = [shards[row] for row in range(number)]
-    found = _recall(
-        model.eval().to(inference_device()), encoder, tokenizer.pad_token_id, samples, batch
-    )
-    return retrieval_scores({"retrieval": found})
+    model.eval().to(inference_device())
+    own = _Embedded()
+    rank, world = rank_and_world_size()
+    for first in range(0, number, batch)[rank::world]:
+        if stopped():
+            break
+        rows = range(first, min(number, first + batch))
+        own.add(model, encoder, tokenizer.pad_token_id, {row: shards[row] for row in rows})
+    if any_rank(stopped()):
+        return None
+    return {"retrieval": _recall(gathered(own), number)}
 
 
-def _recall(
-    model: ImageTextModel, encoder: SampleEncoder, pad_id: int, samples: Sequence[Sample], size: int
-) -> Recall:
-    media: dict[str, Tensor] = {}
-    texts: dict[tuple[str, str], Tensor] = {}
-    errors: list[str] = []
-    for first in range(0, len(samples), size):
-        pairs: list[tuple[Sample, Example]] = []
-        for sample in samples[first : first + size]:
+@dataclass
+class _Embedded:
+    """What a rank has embedded, each with the row of its first sample.
+
+    Args:
+        media: (q, e) by sha256.
+        texts: (e,) by the medium's sha256 and the text.
+        errors: why a row cannot be used.
+    """
+
+    media: dict[str, tuple[int, Tensor]] = field(default_factory=dict)
+    texts: dict[tuple[str, str], tuple[int, Tensor]] = field(default_factory=dict)
+    errors: dict[int, str] = field(default_factory=dict)
+
+    def add(
+        self,
+        model: ImageTextModel,
+        encoder: SampleEncoder,
+        pad_id: int,
+        samples: Mapping[int, Sample],
+    ) -> None:
+        """Embed a batch of samples, by row."""
+        examples: dict[int, Example] = {}
+        for row, sample in samples.items():
             try:
-                pairs.append((sample, encoder.encode(sample)))
+                examples[row] = encoder.encode(sample)
             except SampleError as error:
-                errors.append(str(error))
-        if not pairs:
-            continue
-        inputs = collate([example for _, example in pairs], pad_id=pad_id, side="right")
+                self.errors[row] = str(error)
+        if not examples:
+            return
+        inputs = collate(list(examples.values()), pad_id=pad_id, side="right")
         with torch.no_grad():
             images_bqe, texts_be, _ = model.embed(inputs.to(inference_device()))
-        embedded = zip(pairs, images_bqe.float().cpu(), texts_be.float().cpu(), strict=True)
-        for (sample, _), image_qe, text_e in embedded:
+        # Copies: a slice would be pickled for other ranks with all of its batch.
+        embedded = zip(examples, images_bqe.float().cpu(), texts_be.float().cpu(), strict=True)
+        for row, image_qe, text_e in embedded:
+            sample = samples[row]
             name = sample.media[0].sha256
-            media.setdefault(name, image_qe)
-            texts.setdefault((name, assistant_text(sample.turns)), text_e)
+            self.media.setdefault(name, (row, image_qe.clone()))
+            self.texts.setdefault((name, assistant_text(sample.turns)), (row, text_e.clone()))
+
+
+def _recall(ranks: Sequence[_Embedded], number: int) -> Recall:
+    """Return the recall of what all ranks have embedded of so many samples."""
+    errors = dict(sorted(pair for one in ranks for pair in one.errors.items()))
+    media = _in_order([one.media for one in ranks])
+    texts = _in_order([one.texts for one in ranks])
     if not media:
-        raise UserError(f"no sample can be used; first: {errors[0]}")
+        raise UserError(f"no sample can be used; first: {next(iter(errors.values()))}")
     if errors:
-        log.warning("%d of %d samples skipped; first: %s", len(errors), len(samples), errors[0])
-    index = {name: number for number, name in enumerate(media)}
+        first = next(iter(errors.values()))
+        log.warning("%d of %d samples skipped; first: %s", len(errors), number, first)
+    index = {name: place for place, name in enumerate(media)}
     similarity_it = query_similarity(
         torch.stack(list(media.values())), torch.stack(list(texts.values()))
     )
     own_t = torch.tensor([index[name] for name, _ in texts])
-    scores = recall(similarity_it, own_t)
-    return Recall(**{**vars(scores), "skipped": len(errors)})
+    return replace(recall(similarity_it, own_t), skipped=len(errors))
+
+
+def _in_order(ranks: Sequence[Mapping[Key, tuple[int, Tensor]]]) -> dict[Key, Tensor]:
+    """Return what is embedded in the order of its rows, as one rank alone has it."""
+    found: dict[Key, Tensor] = {}
+    pairs = (pair for one in ranks for pair in one.items())
+    for key, (_, vectors) in sorted(pairs, key=lambda pair: pair[1][0]):
+        found.setdefault(key, vectors)
+    return found
 
 
 def retrieval_scores(found: Mapping[str, Recall]) -> tuple[dict[str, Any], RenderableType]:

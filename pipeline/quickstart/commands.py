@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from rich.console import Console
 
@@ -143,10 +144,15 @@ def _running(command: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
                 process.terminate()
 
 
-def call(command: Sequence[str]) -> None:
-    """Run a command; raises UserError with it if it fails."""
+def call(command: Sequence[str], *, stdout: IO[str] | None = None) -> None:
+    """Run a command; raises UserError with it if it fails.
+
+    Args:
+        command: and its arguments.
+        stdout: what it prints to; by default where this process does.
+    """
     _show(command)
-    code = subprocess.run(command, env=_environment(), check=False).returncode
+    code = subprocess.run(command, env=_environment(), stdout=stdout, check=False).returncode
     if code:
         raise UserError(f"{shlex.join(command)}: exit code {code}")
 

@@ -113,13 +113,18 @@ def _validation(validations: Metrics) -> Section:
         return [(one["step"], _number(value(one))) for one in validations]
 
     last = validations[-1]
-    losses = {"with media": series(lambda one: one["losses"].get("text", one["loss"]))}
+    chosen = "chosen" in last["losses"]  # in RLHF, whose objective is not in nats of text
+    text = "chosen" if chosen else "text"
+    losses = {"with media": series(lambda one: one["losses"].get(text, one["loss"]))}
     exact = {}
     if "blind" in last:
         losses["blind"] = series(lambda one: one["blind"]["loss"])
         exact["with media"] = series(lambda one: one["accuracy"])
         exact["blind"] = series(lambda one: one["blind"]["accuracy"])
-    charts = [line_chart("Loss on held-out samples", losses, unit=_NATS)]
+    title = "Loss on held-out samples"
+    charts = [line_chart(f"{title}, of chosen answers" if chosen else title, losses, unit=_NATS)]
+    if chosen:
+        charts.insert(0, line_chart(title, {"with media": series(lambda one: one["loss"])}))
     charts += [line_chart("Exact answers", exact, from_zero=True)] if exact else []
     best = min(validations, key=lambda one: math.inf if one["loss"] is None else one["loss"])
     return Section(

@@ -148,15 +148,25 @@ class TrainingLoop:
         Returns:
             Whether a stop was requested meanwhile.
         """
-        validation = self._validate(state, state.step)
-        if validation is not None and state.step:
+        validation = self._compute_validation(state, state.step)
+        if validation is not None:
             result = validation.to_json()
-            if self.checkpoints.is_best(result):
+            if state.step and self.checkpoints.is_best(result):
+                # Again, now with its validation; a run that is killed before the record repeats it.
                 self.phases.enter_phase("save")
-                self.checkpoints.save(self.engine, state, result)  # again, now with its validation
+                self.checkpoints.save(self.engine, state, result)
+                self.checkpoints.finish()
+            self._record(validation)
         return self._left_out(state)
 
     def _validate(self, state: TrainerState, saved: int) -> ValidationMetrics | None:
+        """Validate as `_compute_validation` does, and record the result."""
+        validation = self._compute_validation(state, saved)
+        if validation is not None:
+            self._record(validation)
+        return validation
+
+    def _compute_validation(self, state: TrainerState, saved: int) -> ValidationMetrics | None:
         """Validate if that is due; None if it is not, or if a stop was requested meanwhile.
 
         Args:
@@ -172,16 +182,23 @@ class TrainingLoop:
                 self._save_and_raise(items, state, saved)
             return agreed
 
-        metrics = self.validation.run(self.engine, state.step, sync, self.phases.enter_phase)
-        if metrics is not None:
-            self.writer.validation(metrics.to_json())
-            if dist.get_rank() == 0:
-                log.info("%s", metrics)
-        return metrics
+        return self.validation.run(self.engine, state.step, sync, self.phases.enter_phase)
+
+    def _record(self, validation: ValidationMetrics) -> None:
+        self.writer.validation(validation.to_json())
+        if dist.get_rank() == 0:
+            log.info("%s", validation)
+
+    def is_complete(self, state: TrainerState) -> bool:
+        """Whether the last step is done, and its validation."""
+        return state.step == self.settings.steps and not self._is_validation_due(state)
+
+    def _is_validation_due(self, state: TrainerState) -> bool:
+        return self.validation is not None and self.validation.is_due(state.step)
 
     def _left_out(self, state: TrainerState) -> bool:
         """Whether a validation was left out since a stop was requested; log it."""
-        if self.validation is None or not self.validation.is_due(state.step):
+        if not self._is_validation_due(state):
             return False
         if dist.get_rank() == 0:
             log.info("stopping on request: no validation after step %d yet", state.step)

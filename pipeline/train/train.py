@@ -99,6 +99,7 @@ from pipeline.train.rollouts import RolloutSettings, with_rollouts
 from pipeline.train.validation import (
     Validation,
     ValidationData,
+    answer_loss,
     open_validation,
     validation_batches,
 )
@@ -139,7 +140,7 @@ def train_stage(run: RunConfig, resume: str) -> int:
     if run.settings.precision == "bf16" and emulates_bfloat16():
         log.warning("bf16 is emulated on this CPU, and slow: --precision fp32 takes a fraction")
     inputs = open_inputs(run, resume)
-    if resume == "auto" and _is_complete(inputs):
+    if resume == "auto" and _is_complete(run, inputs):
         log.info("already complete: %s (step %d of %d)", run.output, inputs.steps, inputs.steps)
         return 0
 
@@ -191,11 +192,13 @@ def _train(run: RunConfig, inputs: Inputs, stop: StopRequest) -> int:
     with watchdog, recording_failure(Path(run.output), rank):
         state = loop.run(batches, state)
     writer.close()
+    complete = loop.is_complete(state)
     if state.step == 0:
         log.info("stopped before the first step; the same command starts again")
     elif rank == 0:
-        write_report(run, inputs, state, loop.accumulator.totals, memory_before=memory_before)
-    return 0 if state.step == inputs.steps else STOPPED
+        totals = loop.accumulator.totals
+        write_report(run, inputs, state, totals, complete=complete, memory_before=memory_before)
+    return 0 if complete else STOPPED
 
 
 def _warn_about_random_weights(run: RunConfig) -> None:
@@ -252,8 +255,16 @@ def open_inputs(run: RunConfig, resume: str) -> Inputs:
     )
 
 
-def _is_complete(inputs: Inputs) -> bool:
-    return inputs.checkpoint is not None and step_of(inputs.checkpoint) == inputs.steps
+def _is_complete(run: RunConfig, inputs: Inputs) -> bool:
+    """Whether the last step is saved, and its validation was not left out for a stop request."""
+    if inputs.checkpoint is None or step_of(inputs.checkpoint) != inputs.steps:
+        return False
+    return inputs.validation is None or inputs.steps in _validated(run, inputs.validation)
+
+
+def _validated(run: RunConfig, data: ValidationData) -> list[int]:
+    """Return the steps after which a run was validated on these data."""
+    return [one["step"] for one in read_validations(Path(run.output), data.identity)]
 
 
 def create_run_folder(run: RunConfig) -> MetricsWriter:
@@ -443,13 +454,13 @@ def make_validation(
         return None
     done: list[int | None] = [None]
     if dist.get_rank() == 0:
-        steps = [one["step"] for one in read_validations(Path(run.output), data.identity)]
-        done = [state.step if state.step in steps else None]
+        done = [state.step if state.step in _validated(run, data) else None]
     dist.broadcast_object_list(done)
     return Validation(
         data,
         validation_batches(run, data, encoder, inputs.tokenizer.pad_token_id),
         loss_terms(run.system.model, run.settings),
+        answers=answer_loss(run.settings),
         seed=run.seed,
         every=run.validation_interval,
         last=inputs.steps,
@@ -505,12 +516,17 @@ def make_accumulator(run: RunConfig) -> MetricsAccumulator:
 
 
 def write_report(
-    run: RunConfig, inputs: Inputs, state: TrainerState, totals: WorkTotals, *, memory_before: int
+    run: RunConfig,
+    inputs: Inputs,
+    state: TrainerState,
+    totals: WorkTotals,
+    *,
+    complete: bool,
+    memory_before: int,
 ) -> None:
     """Write forecast against actual, how the run ended, and the report. On rank 0 alone."""
     _, world = rank_and_world_size()
     compare_with_forecast(run, world, totals, memory_before=memory_before)
-    complete = state.step == inputs.steps
     record_end(Path(run.output), "complete" if complete else "stopped on request")
     report = run_report(Path(run.output))
     if complete:

@@ -28,15 +28,18 @@ from transformers import PreTrainedTokenizerBase
 
 from etl.cli import UserError
 from etl.storage.shards import ShardSet
+from model.batch import Batch
 from model.multimodal_lm import MultimodalOutput
-from model.spec.rlhf import Grpo
+from model.preference_lm import PreferenceOutput
+from model.spec import Stage
+from model.spec.rlhf import Grpo, RewardModel
 from model.spec.system import InitStage, RlhfStage
 from pipeline.config.mix import Mix
 from pipeline.config.run_config import RunConfig
 from pipeline.data.dataset import MultimodalDataset
 from pipeline.data.encode import SampleEncoder
 from pipeline.data.loader import MicroBatch, micro_batches
-from pipeline.data.preferences import PreferenceEncoder
+from pipeline.data.preferences import PreferenceEncoder, Role
 from pipeline.data.rollout_prompts import RolloutEncoder
 from pipeline.data.sampler import BatchSampler, build_sampler
 from pipeline.distributed import device, rank_and_world_size
@@ -50,7 +53,8 @@ from pipeline.train.step_sync import StepSync
 log = logging.getLogger(__name__)
 
 SEEING, BLIND = "seeing", "blind"
-_TEXT = "text"
+TEXT, CHOSEN = "text", "chosen"
+"""Losses of answers; in RLHF of the chosen ones, whatever its objective is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,10 +65,11 @@ class ValidationMetrics:
         step: after which the weights were validated; 0 before the first.
         samples, bad: used and skipped samples.
         loss: the weighted sum of `losses`, as in training.
-        losses: by name, the mean over all samples.
-        accuracy: the fraction of exact last answers; None in a stage without answers.
-        blind: of the same samples without the media that the model sees: `samples`, `loss` (text)
-            and `accuracy`. None in a stage without answers.
+        losses: by name, the mean over all samples; in RLHF also that of the chosen answers' text.
+        accuracy: the fraction of exact last answers, in RLHF of the chosen ones; None in a stage
+            without answers.
+        blind: of the same samples without the media that the model sees: `samples`, `loss` (of the
+            text) and `accuracy`. None in a stage without answers.
         data: identity of the validation samples; only losses on the same ones compare.
         seconds: wall time.
     """
@@ -87,6 +92,8 @@ class ValidationMetrics:
     def __str__(self) -> str:
         """Return the metrics in a line of a log."""
         text = f"loss {self.loss:.4f}"
+        if CHOSEN in self.losses:
+            text += f", of chosen answers {self.losses[CHOSEN]:.4f}"
         if self.accuracy is not None:
             text += f", exact answers {self.accuracy:.1%}"
         if self.blind is not None:
@@ -142,8 +149,8 @@ class _Scores:
 
     Args:
         losses: sum and count by name of the loss.
-        samples: by position in the stream: the sum of the text loss, the number of its targets, and
-            whether the last answer is exact (None without one).
+        samples: by position in the stream: the sum of the answers' loss, the number of its targets,
+            and whether the last answer is exact (None without one).
         bad: skipped samples, each with its reason.
     """
 
@@ -177,6 +184,7 @@ class Validation:
         data: the samples.
         batches: by view, this rank's micro-batches of every step of the sampler, over and over.
         terms: the stage's loss terms.
+        answers: the loss of its answers, see `answer_loss`.
         seed: of what the forward pass draws.
         every: steps between validations.
         last: step of the run, which is validated, too.
@@ -189,12 +197,13 @@ class Validation:
         batches: Mapping[str, Iterator[list[MicroBatch]]],
         terms: Sequence[LossTerm],
         *,
+        answers: str | None,
         seed: int,
         every: int,
         last: int,
         done: int | None = None,
     ) -> None:
-        self._data, self._batches, self._terms = data, batches, terms
+        self._data, self._batches, self._terms, self._answers = data, batches, terms, answers
         self._seed, self._every, self._last, self._done = seed, every, last, done
         self._warned = False
 
@@ -228,8 +237,8 @@ class Validation:
         engine.eval()
         try:
             with torch.no_grad():
-                for view, batches in self._batches.items():
-                    scores = self._pass(engine, batches, sync, enter_phase)
+                for view in self._batches:
+                    scores = self._pass(engine, view, sync, enter_phase)
                     if scores is None:
                         return None
                     found[view] = scores.gathered()
@@ -242,17 +251,19 @@ class Validation:
     def _pass(
         self,
         engine: deepspeed.DeepSpeedEngine,
-        batches: Iterator[list[MicroBatch]],
+        view: str,
         sync: Callable[[list[MicroBatch]], StepSync],
         enter_phase: Callable[..., None],
     ) -> _Scores | None:
         """Return this rank's results of one view; None after a stop request."""
         rank, world = dist.get_rank(), dist.get_world_size()
         sampler = self._data.sampler
-        scores = _Scores(losses={term.name: (0, 0) for term in self._terms}, samples={}, bad=[])
+        # Blind, only the text counts: what else is learnt may be about the media.
+        terms = [term for term in self._terms if view == SEEING or term.name == TEXT]
+        scores = _Scores(losses={term.name: (0, 0) for term in terms}, samples={}, bad=[])
         for number in range(sampler.steps):
             enter_phase("validation")
-            items = next(batches)
+            items = next(self._batches[view])
             agreed = sync(items)
             if agreed.stop:
                 return None
@@ -263,9 +274,10 @@ class Validation:
                 bad = {one.position for one in item.bad}
                 positions = [ref.position for ref in refs if ref.position not in bad]
                 outputs = engine(item.batch.to(device()), used)
-                losses = compute_losses(self._terms, outputs)
-                answers = BLIND in self._batches
-                _add(scores, item, positions, outputs, losses, answers=answers)
+                losses = compute_losses(terms, outputs)
+                _add(scores, item, losses)
+                if self._answers is not None:
+                    _add_answers(scores, item, positions, outputs, losses)
         return scores
 
     def _warn_of_bad(self, seeing: _Scores) -> None:
@@ -289,10 +301,10 @@ class Validation:
         seeing = found[SEEING]
         losses = {name: total / max(1.0, count) for name, (total, count) in seeing.losses.items()}
         blind = None
-        if BLIND in found:
+        if self._answers is not None:
             both = found[BLIND].of(seeing.samples)
             blind = {"samples": len(both), "loss": _text_loss(both), "accuracy": _accuracy(both)}
-            losses[_TEXT] = _text_loss(list(seeing.samples.values()))
+            losses[self._answers] = _text_loss(list(seeing.samples.values()))
         return ValidationMetrics(
             step=step,
             samples=len(self._data.sampler.stream) - len(seeing.bad),
@@ -317,31 +329,30 @@ def _accuracy(samples: Sequence[tuple[float, float, bool | None]]) -> float:
     return sum(exact) / max(1, len(exact))
 
 
-def _add(
+def _add(scores: _Scores, item: MicroBatch, losses: Mapping[str, LossSum]) -> None:
+    """Add the losses of a micro-batch of this rank, and the samples that cannot be used."""
+    scores.bad += [one.reason for one in item.bad]
+    for name, (total, count) in scores.losses.items():
+        own = losses[name]
+        scores.losses[name] = (total + float(own.total), count + own.count)
+
+
+def _add_answers(
     scores: _Scores,
     item: MicroBatch,
     positions: Sequence[int],
     outputs: object,
     losses: Mapping[str, LossSum],
-    *,
-    answers: bool,
 ) -> None:
-    """Add the results of a micro-batch of this rank, of each sample where there are answers."""
-    scores.bad += [one.reason for one in item.bad]
-    for name, (total, count) in scores.losses.items():
-        own = losses[name]
-        scores.losses[name] = (total + float(own.total), count + own.count)
-    if not answers:
-        return
-    assert isinstance(outputs, MultimodalOutput)
-    per_target_o = losses[_TEXT].per_target_m
-    assert per_target_o is not None
+    """Add the results of each sample of a micro-batch of this rank."""
     owner_o, number = samples_o(item.batch), len(positions)
-    answered_o, right_o = answer_targets(item, outputs.logits_ov)
-    total_n = sum_by(owner_o, per_target_o.double().cpu(), number)
+    loss_o, right_o = _losses_and_hits(item.batch, outputs, losses)
+    counts_o, answered_o = _counting_targets(item.batch)
+    answered_o = answered_o & counts_o
+    total_n = sum_by(owner_o, loss_o * counts_o, number)
     targets_n, answered_n, wrong_n = (
         sum_by(owner_o, mask_o.double(), number)
-        for mask_o in (torch.ones_like(answered_o), answered_o, answered_o & ~right_o)
+        for mask_o in (counts_o, answered_o, answered_o & ~right_o)
     )
     rows = zip(positions, total_n, targets_n, answered_n, wrong_n, strict=True)
     for position, total, targets, answered, wrong in rows:
@@ -349,18 +360,38 @@ def _add(
         scores.samples[position] = (float(total), float(targets), exact)
 
 
-def answer_targets(item: MicroBatch, logits_ov: Tensor) -> tuple[Tensor, Tensor]:
-    """Return which targets (o,) belong to a last answer, and which (o,) are the most likely token.
+def _losses_and_hits(
+    batch: Batch, outputs: object, losses: Mapping[str, LossSum]
+) -> tuple[Tensor, Tensor]:
+    """Return the loss (o,) of each target, and whether it is the most likely token; on the CPU."""
+    if isinstance(outputs, PreferenceOutput):
+        assert outputs.right_o is not None
+        return -outputs.logps_o.double().cpu(), outputs.right_o.cpu()
+    assert isinstance(outputs, MultimodalOutput)
+    per_target_o = losses[TEXT].per_target_m
+    assert per_target_o is not None
+    return per_target_o.double().cpu(), outputs.logits_ov.argmax(-1).cpu() == batch.targets_o
 
-    Args:
-        item: the micro-batch.
-        logits_ov: on any device.
+
+def _counting_targets(batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return which targets (o,) count, and which of them are a last answer's.
+
+    Of the sequences of a preference those of the chosen answer count, without its refinement.
     """
-    batch = item.batch
-    right_o = logits_ov.argmax(-1).cpu() == batch.targets_o
+    every_o = torch.ones_like(batch.targets_o, dtype=torch.bool)
+    if batch.sequences is not None:
+        owners_o = batch.sequences_bt[:, 1:][batch.target_mask]
+        return batch.sequences.roles_q[owners_o] == Role.CHOSEN, every_o
     if batch.decoder_bs is not None:  # a decoder writes nothing but the last answer
-        return torch.ones_like(right_o), right_o
-    return ~batch.context_bt[:, 1:][batch.target_mask], right_o
+        return every_o, every_o
+    return every_o, ~batch.context_bt[:, 1:][batch.target_mask]
+
+
+def answer_loss(stage: Stage) -> str | None:
+    """Return the name of the loss of a stage's answers; None if it has none."""
+    if isinstance(stage, RlhfStage):
+        return None if isinstance(stage.objective, RewardModel) else CHOSEN
+    return None if isinstance(stage, InitStage) else TEXT
 
 
 def validation_batches(
@@ -384,7 +415,7 @@ def validation_batches(
             num_workers=run.num_workers,
         )
     }
-    if not isinstance(run.settings, InitStage | RlhfStage):
+    if answer_loss(run.settings) is not None:
         # Media that the assistant generates are not seen: they stay.
         keep = "assistant" if run.settings.generation is not None else ""
         blind = MultimodalDataset(data.shards, encoder, view=partial(without_media, keep=keep))

@@ -30,6 +30,8 @@ def test_mdpo_goes_on_from_sft(tmp_path: Path) -> None:
     assert run_ranks(1, *words, "--max-steps", 3).code == 0
     words = ["rlhf", "digits", "--scale", "tiny", "--data", preferences, "--init-from", sft]
     words += [*SMALL, "--set", f"rlhf.objective={json.dumps(OBJECTIVE)}"]
+    held_out = preference_shards(tmp_path / "held-out", 5)
+    words += ["--validation-data", held_out, "--validate-every", 2]
     outcome = run_ranks(1, *words, "--output", whole)
     assert outcome.code == 0, outcome.stderr
 
@@ -45,6 +47,7 @@ def test_mdpo_goes_on_from_sft(tmp_path: Path) -> None:
     # Policy and reference are one at first; then answers are told apart.
     assert first["chosen_reward"] == pytest.approx(0.0, abs=1e-5)
     assert last["chosen_reward"] - last["rejected_reward"] > 1e-4
+    same_validations(run, whole)
 
     saved, before = (
         load_file(folder / "checkpoints" / step / "weights.safetensors")
@@ -55,6 +58,19 @@ def test_mdpo_goes_on_from_sft(tmp_path: Path) -> None:
     assert moved
     assert all("lora_" in name for name in moved)
     assert isinstance(Assistant.open(run).ask("Which digit is red?"), str)
+
+
+def same_validations(run: Path, whole: Path) -> None:
+    found, expected = (
+        [json.loads(line) for line in (folder / "validation.jsonl").open()]
+        for folder in (run, whole)
+    )
+    assert [one["step"] for one in found] == [0, 2, 4]
+    for one, other in zip(found, expected, strict=True):
+        assert one["losses"] == pytest.approx(other["losses"], rel=1e-5, abs=1e-6)
+        assert one["blind"] == pytest.approx(other["blind"], rel=1e-5)
+        assert (one["samples"], one["accuracy"]) == (5, other["accuracy"])
+        assert one["blind"]["loss"] != pytest.approx(one["losses"]["chosen"], rel=1e-5)
 
 
 @pytest.mark.nightly(minutes=1)

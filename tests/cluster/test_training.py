@@ -23,6 +23,7 @@ from etl.storage.shards import ShardSet, write_folder
 from model.build import build
 from model.presets import system
 from pipeline.config.parameter_groups import lr_factor
+from pipeline.run_folder.metrics_writer import whole_lines
 from tests.cluster.ranks import REPOSITORY, Ranks, free_port, losses, run_ranks, wait_for
 from tests.worlds import caption_shards, instruct_shards
 
@@ -166,8 +167,47 @@ def test_validation_does_not_change_training_and_resumes_with_it(
         assert one["accuracy"] == other["accuracy"]
 
 
+def test_sigterm_in_mid_validation_leaves_it_to_the_next_start(
+    captions: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the first step, then blind, then after the last step, in one start after another.
+
+    The validation has two batches with media, then the same two without.
+    """
+    run, undisturbed = tmp_path / "run", tmp_path / "undisturbed"
+    held_out = caption_shards(tmp_path / "held-out", 12, seed=7)
+    words = ("pt", "digits", "--data", captions, *SMALL, "--save-every", 1000)
+    words = (*words, "--validation-data", held_out, "--validate-every", 2)
+    assert run_ranks(2, *words, "--output", undisturbed).code == 0
+    for stop in ("0 1", "2 3", "6 0"):
+        monkeypatch.setenv("STOP_AFTER", stop)
+        words_of_run = (*words, "--output", run)
+        outcome = Ranks(2, words_of_run, module="tests.cluster.stopping_rank").wait()
+        assert outcome.code == 75, outcome.stderr
+        step = int(stop[0])
+        assert [one["step"] for one in validations(run)] == list(range(0, step, 2))
+        assert f"stopping on request: no validation after step {step} yet" in outcome.stderr
+        said = f"stopped after step {step} of {STEPS}, saved; the same command resumes"
+        assert (said if step else "the same command starts again") in outcome.stderr
+        assert "Traceback" not in outcome.stderr
+    outcome = run_ranks(2, *words, "--output", run)
+    assert outcome.code == 0, outcome.stderr
+    assert "done: " in outcome.stderr
+    assert losses(run) == losses(undisturbed) == losses(whole)
+    assert [one["step"] for one in validations(run)] == [0, 2, 4, 6]
+    for one, other in zip(validations(run), validations(undisturbed), strict=True):
+        assert one | {"seconds": 0} == other | {"seconds": 0}
+    for name in ("best", "latest", "step-00000006/weights.safetensors"):
+        files = (folder / "checkpoints" / name for folder in (run, undisturbed))
+        assert len({file.read_bytes() for file in files}) == 1, name
+    outcome = run_ranks(2, *words, "--output", run)
+    assert outcome.code == 0
+    assert "already complete" in outcome.stderr
+
+
 def validations(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "validation.jsonl").read_text().splitlines()]
+    lines = whole_lines(run / "validation.jsonl")
+    return [json.loads(line) for line in lines]
 
 
 @pytest.mark.parametrize(("ranks", "micro"), [(1, 8), (1, 2), (2, 4)])

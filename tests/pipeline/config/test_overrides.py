@@ -32,6 +32,7 @@ def test_a_branch_is_given_by_its_index_or_modality():
         ("digits", "model.backbone.layers=many", "layers: 'many', want int"),
         ("digits", "model.backbone.layers", "want PATH=VALUE"),
         ("digits", 'model.inputs.image.projector={"kind": "mpl"}', "kind: 'mpl', want one of"),
+        ("digits", 'model.inputs.image.projector={"kind": "mlp"', "is not JSON .Expecting ','"),
     ],
 )
 def test_mistakes_are_reported_in_one_line(preset, setting, message):

@@ -117,6 +117,12 @@ def test_a_runs_page_shows_its_validations(tmp_path):
     assert (facts["lowest loss"], facts["after step"], facts["last loss"]) == ("1.5", "4", "2.5")
     assert facts["skipped"] == "1"
     assert {"Loss on held-out samples", "Exact answers", "with media", "blind"} <= {*page.texts}
+    assert "Loss on held-out samples, of chosen answers" not in page.texts
+    for one in validations:  # RLHF
+        one["losses"] = {"dpo": one["loss"], "chosen": 3.5}
+    write_lines(tmp_path / "validation.jsonl", validations)
+    titles = {"Loss on held-out samples", "Loss on held-out samples, of chosen answers"}
+    assert titles <= {*report(tmp_path).texts}
     for one in validations:  # a stage before MM-PT
         del one["blind"], one["accuracy"]
         one["losses"] = {"contrast": one["loss"]}

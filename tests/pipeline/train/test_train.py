@@ -28,6 +28,7 @@ def inputs(run: RunConfig, step: int | None) -> SimpleNamespace:
     folder = CheckpointFolder(Path(run.output) / "checkpoints")
     return SimpleNamespace(
         steps=STEPS,
+        validation=None,
         checkpoint=None if step is None else folder.final(step),
         checkpoints=SimpleNamespace(folder=folder),
     )
@@ -36,30 +37,39 @@ def inputs(run: RunConfig, step: int | None) -> SimpleNamespace:
 @pytest.fixture
 def last_line(
     run: RunConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> Callable[[int], str]:
+) -> Callable[..., str]:
     """Report a run that has ended at a step; return the last line of the log."""
     monkeypatch.setattr(train, "compare_with_forecast", lambda *args, **more: None)
     monkeypatch.setattr(train, "run_report", lambda folder: folder / "report.html")
     monkeypatch.setattr(train, "record_end", lambda *args: None)
 
-    def call(step: int) -> str:
+    def call(step: int, *, complete: bool) -> str:
         totals = WorkTotals(media={})
         state = TrainerState(step=step)
         with caplog.at_level(logging.INFO):
-            train.write_report(run, inputs(run, step), state, totals, memory_before=0)  # type: ignore[arg-type]
+            train.write_report(
+                run,
+                inputs(run, step),  # type: ignore[arg-type]
+                state,
+                totals,
+                complete=complete,
+                memory_before=0,
+            )
         return caplog.messages[-1]
 
     return call
 
 
-def test_a_stopped_run_says_how_to_resume(last_line: Callable[[int], str]) -> None:
-    assert last_line(5) == "stopped after step 5 of 47, saved; the same command resumes"
+@pytest.mark.parametrize("step", [5, STEPS])  # the last one's validation may be left out
+def test_a_stopped_run_says_how_to_resume(step: int, last_line: Callable[..., str]) -> None:
+    expected = f"stopped after step {step} of 47, saved; the same command resumes"
+    assert last_line(step, complete=False) == expected
 
 
-def test_a_finished_run_names_its_results(run: RunConfig, last_line: Callable[[int], str]) -> None:
+def test_a_finished_run_names_its_results(run: RunConfig, last_line: Callable[..., str]) -> None:
     folder = run.output
     expected = f"done: {folder}/report.html, {folder}/checkpoints/step-00000047"
-    assert last_line(STEPS) == expected
+    assert last_line(STEPS, complete=True) == expected
 
 
 class TrainingStarted(Exception):  # noqa: N818 -- not an error

@@ -6,25 +6,33 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from transformers import PreTrainedTokenizerBase
 
 from etl.cli import UserError
 from etl.storage.schema import Sample, Turn
 from etl.storage.shards import ShardSet, write_folder
-from model.build import build, build_tokenizer
+from model.build import build, build_policy, build_reward_model, build_tokenizer
+from model.multimodal_lm import MultimodalLM
+from model.peft.reference import add_reference
 from model.presets import system
+from model.spec.rlhf import Dpo, Dress, Kto, Preference, RewardModel
+from model.spec.system import RlhfStage
 from pipeline.checkpoint.async_writer import SaveStatus
 from pipeline.config.run_config import RunConfig
 from pipeline.data.encode import SampleEncoder
+from pipeline.data.preferences import PreferenceEncoder
 from pipeline.evaluate.generate_answers import generate_answers, without_media
 from pipeline.train.losses import loss_terms
 from pipeline.train.step_sync import sync_step
+from pipeline.train.train import build_encoder
 from pipeline.train.validation import (
     Validation,
     ValidationMetrics,
+    answer_loss,
     open_validation,
     validation_batches,
 )
-from tests.worlds import question_shards, text_sample
+from tests.worlds import preference_sample, question_shards, text_sample
 
 SAMPLES = 10
 
@@ -72,20 +80,31 @@ class World:
 
     def validate(self, **changes: object) -> ValidationMetrics | None:
         run = replace(self.run, **changes)
-        data = open_validation(run, self.tokenizer)
-        assert data is not None
-        terms = loss_terms(run.system.model, run.settings)
-        sync = partial(
-            sync_step,
-            kinds=run.settings.kinds(run.system.model),
-            losses=terms,
-            stop=False,
-            save_status=SaveStatus(),
-            device="cpu",
-        )
-        batches = validation_batches(run, data, self.encoder, self.tokenizer.pad_token_id)
-        self.validation = Validation(data, batches, terms, seed=0, every=2, last=5)
-        return self.validation.run(self.model, 4, sync, lambda *_, **__: None)
+        self.validation, metrics = validate(run, self.model, self.encoder, self.tokenizer)
+        return metrics
+
+
+def validate(
+    run: RunConfig,
+    model: MultimodalLM,
+    encoder: SampleEncoder | PreferenceEncoder,
+    tokenizer: PreTrainedTokenizerBase,
+) -> tuple[Validation, ValidationMetrics | None]:
+    data = open_validation(run, tokenizer)
+    assert data is not None
+    terms = loss_terms(run.system.model, run.settings)
+    sync = partial(
+        sync_step,
+        kinds=run.settings.kinds(run.system.model),
+        losses=terms,
+        stop=False,
+        save_status=SaveStatus(),
+        device="cpu",
+    )
+    batches = validation_batches(run, data, encoder, tokenizer.pad_token_id)
+    answers = answer_loss(run.settings)
+    validation = Validation(data, batches, terms, answers=answers, seed=0, every=2, last=5)
+    return validation, validation.run(model, 4, sync, lambda *_, **__: None)
 
 
 @pytest.mark.usefixtures("alone")
@@ -140,6 +159,75 @@ def test_samples_that_cannot_be_used_are_counted(
     data = write_folder(tmp_path / "none", broken, job="test")
     with pytest.raises(UserError, match="--validation-data: all 10 samples are unusable; first"):
         world.validate(validation_data=(str(data),))
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize(
+    "objective", [Dpo(sft_weight=1.0, media_weight=1.0), Kto(), Dress(), RewardModel()]
+)
+def test_rlhf_is_validated_by_its_chosen_answers(tmp_path: Path, objective: Preference) -> None:
+    """They are exact where greedy decoding writes them, seeing and blind."""
+    preset = system("digits")
+    stage = replace(
+        preset.stage("rlhf"), objective=objective, precision="fp32", global_batch=4, micro_batch=3
+    )
+    assert isinstance(stage, RlhfStage)
+    preset = replace(preset, rlhf=stage)
+    run = RunConfig(
+        stage="rlhf",
+        system=preset,
+        data=("unused",),
+        validation_data=(str(tmp_path / "held-out"),),
+        output=str(tmp_path / "run"),
+    )
+    if isinstance(objective, Dress):
+        model = build(preset.model, stage, weights="pretrained")
+    elif isinstance(objective, RewardModel):
+        model = build_reward_model(preset.model, stage, weights="pretrained")
+    else:
+        model = build_policy(preset.model, stage, weights="pretrained")
+        add_reference(model.backbone, stage.peft)
+    tokenizer = build_tokenizer(preset.model, weights="pretrained")
+    prompts = SampleEncoder(
+        preset.model,
+        tokenizer,
+        prompt=stage.prompt,
+        max_tokens=stage.max_tokens,
+        feedback=stage.answer_feedback,
+    )
+
+    def answers(samples: list[Sample]) -> list[str]:
+        found = generate_answers(model, tokenizer, prompts, samples, max_new_tokens=24)
+        return [one.answer for one in found]
+
+    samples = [preference_sample(number) for number in range(SAMPLES)]
+    if not isinstance(objective, RewardModel):
+        given = answers(samples)
+        for number in range(SAMPLES):
+            text = given[number] if number % 3 else "nothing at all"
+            samples[number] = with_answer(samples[number], text)
+    thumb_down = replace(samples[0], id="down", turns=samples[0].turns[:-1])
+    held_out = [*samples, thumb_down] if isinstance(objective, Kto) else samples
+    write_folder(tmp_path / "held-out", held_out, job="test")
+    _, metrics = validate(run, model, build_encoder(run, tokenizer, None), tokenizer)
+    assert metrics is not None
+    assert (metrics.samples, metrics.bad) == (len(held_out), 0)
+    if isinstance(objective, RewardModel):  # it gives no answers
+        assert (metrics.accuracy, metrics.blind) == (None, None)
+        return
+
+    truths = [sample.turns[-1].text for sample in samples]
+    for accuracy, seen in (
+        (metrics.accuracy, samples),
+        (metrics.blind["accuracy"], [without_media(sample) for sample in samples]),
+    ):
+        assert accuracy == sum(map(str.__eq__, answers(seen), truths)) / SAMPLES
+    assert metrics.accuracy == 0.6  # so neither none nor all
+    assert metrics.blind["samples"] == len(held_out)
+    assert metrics.blind["loss"] != metrics.losses["chosen"]
+    if isinstance(objective, Dpo):
+        assert metrics.losses["chosen"] == pytest.approx(metrics.losses["sft"], rel=1e-5)
+    assert f"of chosen answers {metrics.losses['chosen']:.4f}, exact answers 60.0%" in str(metrics)
 
 
 def test_a_loss_that_is_not_finite_is_null() -> None:
