@@ -41,7 +41,7 @@ class Drawing:
     """A medium of a sampled answer, before the generator has made it.
 
     Args:
-        start, end: indices in the answer of its first signal token, and of the token after its last.
+        start, end: of its signal tokens in the answer, as of a slice.
         target: what the update reads: the condition, and the noise in it.
         seed: of the generator's first noise.
     """

@@ -260,7 +260,7 @@ def _check_initial(run: RunConfig, initial: Path) -> None:
     generates = any(name.startswith("outputs.") for name in names_in(initial))
     if generates and run.stage == "rlhf" and not run.settings.draws:
         raise UserError(
-            f"--init-from {run.init_from}: generates media, which rlhf trains with GRPO alone, want "
+            f"--init-from {run.init_from}: generates media, which rlhf trains by GRPO alone, want "
             'rlhf.objective={"kind": "grpo"}'
         )
 
