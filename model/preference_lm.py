@@ -49,9 +49,9 @@ def condition_logps(drawn_glw: Tensor, condition_glw: Tensor, noise_g: Tensor) -
     frozen, a part of the environment, as the judge is.
 
     The sum over thousands of elements would outweigh an answer's tokens, and any update would leave
-    the bounds of the clipped ratio. The mean, which implementations of DDPO take, too, has a token's
-    size whatever the generator's: if each element moves by σ / 5, it changes by at most about 0.2,
-    the usual bound of the ratio.
+    the bounds of the clipped ratio. The mean, which DDPO's code takes, has the size of a token's,
+    whatever the generator: if each element moves by σ / 5, it changes by at most about 0.2, the
+    usual bound of the ratio.
 
     Args:
         drawn_glw: H̃, the conditions under which the media were generated.

@@ -106,13 +106,14 @@ def decode(
     for branch in branches:
         first = ids[branch.spec.modality][0]
         starts = (ids_bt == first).nonzero().tolist()
+        missing = 0 if most is None else most(len(starts)) - len(starts)
         media += [
             Condition(
                 row, start, branch.spec.modality, condition_of(branch, states_btd[row], start)
             )
             for row, start in starts
         ]
-        for _ in range(most(len(starts)) - len(starts) if most is not None else 0):
+        for _ in range(missing):
             branch.condition(torch.zeros_like(branch.signal_embeddings())[None])
     return Decoded(ids_bt, tuple(sorted(media, key=lambda medium: medium[:2])))
 
