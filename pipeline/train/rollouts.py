@@ -299,7 +299,7 @@ def _drawings(
     settings: RolloutSettings,
 ) -> tuple[Drawing, ...]:
     """Return the media of an answer, in reading order, with noise in their conditions."""
-    branches = {branch.modality: branch for branch in model.spec.outputs}
+    branches: dict[str, OutputBranchSpec] = {each.modality: each for each in model.spec.outputs}
     return tuple(
         perturb(
             branches[medium.modality],
