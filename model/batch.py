@@ -66,8 +66,11 @@ class GenerationTargets:
         ids_gl: padded ids of the captions, in the vocabulary of the generator's text encoder; None
             where embeddings are given.
         input_values: the media themselves (g, *shape), as far as they are needed; else empty.
-        cached_embeds: the targets (g, l, w) of eq. 4 instead of ids or media that they are made of.
+        cached_embeds: the targets (g, l, w) of eq. 4 instead of ids or media that they are made of;
+            in GRPO the conditions under which media were generated.
         cached_latents: the latents (g, c, y, x) for eq. 5 instead of the media.
+        noise_g: in GRPO the standard deviation of the noise in these conditions; 0 of media that
+            are no part of a sampled answer.
     """
 
     media_mask_bt: Tensor
@@ -76,6 +79,7 @@ class GenerationTargets:
     input_values: Tensor
     cached_embeds: Tensor | None = None
     cached_latents: Tensor | None = None
+    noise_g: Tensor | None = None
 
     def to(self, device: torch.device | str) -> GenerationTargets:
         """Return the targets on `device`; seeds stay on the CPU, where noise is sampled."""
@@ -86,6 +90,7 @@ class GenerationTargets:
             input_values=self.input_values.to(device),
             cached_embeds=_to(self.cached_embeds, device),
             cached_latents=_to(self.cached_latents, device),
+            noise_g=_to(self.noise_g, device),
         )
 
 
@@ -98,8 +103,8 @@ class Sequences:
         roles_q: what each is to its sample, see `pipeline.data.preferences.Role`.
         rewards_q: of answers that the model has sampled.
         advantages_q: of the same, over the others of their group.
-        old_logps_o: log-probabilities of their tokens (the batch's targets) under the policy that
-            has sampled them; None while the policy is still the same.
+        old_logps_o: log-probabilities of their tokens (the batch's targets), then of their media,
+            under the policy that has sampled them; None while the policy is still the same.
     """
 
     samples_q: Tensor
@@ -149,6 +154,12 @@ class Batch:
     sentences: TextIds | None = None
     positions_bt: Tensor | None = None
     sequences: Sequences | None = None
+
+    @property
+    def sampled_media(self) -> int:
+        """The number of generated media whose conditions were sampled (GRPO)."""
+        noises = [targets.noise_g for targets in self.generation_targets.values()]
+        return sum(int((noise_g > 0).sum()) for noise_g in noises if noise_g is not None)
 
     def count(self, kind: str) -> int:
         """Return the number of media of a kind, input or generated."""

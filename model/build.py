@@ -80,7 +80,6 @@ from model.spec.imagebind import ImageBind
 from model.spec.input_branches import Encoder
 from model.spec.nfnet import NfNet
 from model.spec.output_branches import (
-    Generation,
     OutputBranchSpec,
     OutputMlp,
     OutputTransformer,
@@ -227,7 +226,9 @@ def build_policy(
         SpecError: weights that cannot be loaded, or that do not fit the spec.
     """
     inputs = build_inputs(spec, stage, weights=weights, seed=seed)
-    return PreferenceLM(spec, inputs, build_backbone(spec, stage, weights=weights))
+    backbone = build_backbone(spec, stage, weights=weights)
+    outputs = build_outputs(spec, stage, weights=weights, seed=seed)
+    return PreferenceLM(spec, inputs, backbone, outputs)
 
 
 def build_reward_model(
@@ -303,14 +304,16 @@ def build_outputs(
     decoding: bool = False,
     latents_given: bool = False,
 ) -> dict[str, OutputBranch]:
-    """Build the output branches by modality; none for a stage without generation."""
-    if stage.generation is None:
+    """Build the output branches by modality; none for a stage that does not use them."""
+    if not stage.output_branches(spec):
         return {}
+    denoised = stage.denoising_branches(spec)
 
-    def parts(own: Generation) -> dict[str, bool]:
-        denoising = own.denoise > 0
+    def parts(own: OutputBranchSpec) -> dict[str, bool]:
+        denoising = own in denoised
         encoding = denoising and not latents_given
-        return {"denoising": denoising, "encoding": encoding, "decoding": decoding}
+        drawing = decoding or stage.draws
+        return {"denoising": denoising, "encoding": encoding, "decoding": drawing}
 
     generators = _generators(spec, stage, parts, weights=weights, seed=seed)
     branches: dict[str, OutputBranch] = {}
@@ -325,7 +328,7 @@ def build_outputs(
             width,
             projector=file.build(output.projector, width, output.generator.streams),
             generator=generators[output.modality],
-            denoising=stage.generation.of(output.modality).denoise > 0,
+            denoising=output in denoised,
         )
         branches[output.modality] = branch.to(DTYPES[stage.precision])
     return branches
@@ -354,11 +357,15 @@ def build_target_encoders(
 ) -> dict[str, Generator]:
     """Build of a stage's generators only what makes targets, with the same weights as in `build`.
 
-    These are the text encoder and, where the stage trains eq. 5, the autoencoder's encoder.
+    These are the text encoder and, where the stage trains eq. 5, the autoencoder's encoder. A stage
+    without generation has no targets.
     """
+    if stage.generation is None:
+        return {}
+    denoised = stage.denoising_branches(spec)
 
-    def parts(own: Generation) -> dict[str, bool]:
-        return {"denoising": False, "encoding": own.denoise > 0}
+    def parts(own: OutputBranchSpec) -> dict[str, bool]:
+        return {"denoising": False, "encoding": own in denoised}
 
     return _generators(spec, stage, parts, weights=weights, seed=seed)
 
@@ -366,7 +373,7 @@ def build_target_encoders(
 def _generators(
     spec: ModelSpec,
     stage: Stage,
-    parts: Callable[[Generation], dict[str, bool]],
+    parts: Callable[[OutputBranchSpec], dict[str, bool]],
     *,
     weights: Weights,
     seed: int,
@@ -375,19 +382,17 @@ def _generators(
 
     Args:
         spec: of the model.
-        stage: its generation and precision are used.
-        parts: which parts a branch with these loss weights needs, as arguments of its `build`.
+        stage: its precision is used.
+        parts: which parts a branch needs, as arguments of its generator's `build`.
         weights: see `build`.
         seed: see `build`.
     """
-    if stage.generation is None:
-        return {}
     generators: dict[str, Generator] = {}
-    for number, output in enumerate(spec.outputs, start=1):
+    for number, output in enumerate(stage.output_branches(spec), start=1):
         torch.manual_seed(seed + number)
         generators[output.modality] = GENERATORS[type(output.generator)].build(
             output.generator,
-            **parts(stage.generation.of(output.modality)),
+            **parts(output),
             weights=weights,
             dtype=DTYPES[stage.precision],
         )
@@ -398,9 +403,7 @@ def save_generators(
     spec: ModelSpec, stage: Stage, folder: Path, *, weights: Weights, seed: int = 0
 ) -> None:
     """Write each complete generator of a stage to FOLDER/MODALITY, as a diffusers checkpoint."""
-    if stage.generation is None:
-        return
-    for number, output in enumerate(spec.outputs, start=1):
+    for number, output in enumerate(stage.output_branches(spec), start=1):
         torch.manual_seed(seed + number)  # as in `_generators`
         GENERATORS[type(output.generator)].save(
             output.generator,

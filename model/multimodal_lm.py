@@ -216,6 +216,21 @@ class MultimodalLM(nn.Module):
             kwargs["context_mask"] = batch.context_bt & ~last_bt
         return fused_btd, kwargs
 
+    def fuse(self, batch: Batch, used: Collection[str] = ()) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the same with all media projected, and embedded signal tokens of generated ones.
+
+        Args:
+            batch: the micro-batch.
+            used: kinds of media that any rank uses in this pass, see `forward`.
+        """
+        branches = self.output_branches()
+        projected = self.media_tokens(batch, [kind for kind in used if kind not in branches])
+        embeddings_btd, kwargs = self.embed(batch, projected)
+        if branches:
+            signals = {kind: branch.signal_embeddings() for kind, branch in branches.items()}
+            embeddings_btd = with_signals(embeddings_btd, batch, signals)
+        return embeddings_btd, kwargs
+
     def _cross_attention_kwargs(
         self, batch: Batch, projected: Mapping[str, Tensor], embeddings_btd: Tensor
     ) -> dict[str, Tensor]:
@@ -364,11 +379,7 @@ class MultimodalLM(nn.Module):
             used: kinds of media that any rank uses in this call, see `forward`.
             synced: whether all ranks decode together and as long as any does (ZeRO-3).
         """
-        embeddings_btd, kwargs = self.embed(batch, self.media_tokens(batch, used))
-        if batch.generation_targets:  # those of the answers before
-            branches = self.output_branches()
-            signals = {kind: branch.signal_embeddings() for kind, branch in branches.items()}
-            embeddings_btd = with_signals(embeddings_btd, batch, signals)
+        embeddings_btd, kwargs = self.fuse(batch, used)  # generated media are of earlier answers
         with inject_decoder_kwargs(self.backbone.get_decoder(), kwargs):
             ids_bt: Tensor = self.backbone.generate(
                 inputs_embeds=embeddings_btd,

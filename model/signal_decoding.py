@@ -9,7 +9,7 @@ a medium, v vocabulary (followed by the signal tokens), l and w positions and wi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -63,6 +63,8 @@ def decode(
     seeds: Sequence[int] = (),
     streamer: BaseStreamer | None = None,
     stop: Sequence[StoppingCriteria] = (),
+    used: Collection[str] = (),
+    most: Callable[[int], int] | None = None,
 ) -> Decoded:
     """Continue left-padded prompts with text and media.
 
@@ -79,6 +81,9 @@ def decode(
         seeds: of the answers, unless the most likely tokens are taken.
         streamer: gets the ids of a single prompt's answer as they are generated.
         stop: say which answers are complete otherwise.
+        used: kinds of media that any rank uses in this call, see `MultimodalLM.generate`.
+        most: returns the greatest number of all ranks, where they decode together (ZeRO-3) and so
+            call each projector equally often; None where each decodes for itself.
     """
     branches = list(model.output_branches().values())
     ids = signal_ids([branch.spec for branch in branches], model.spec.backbone.vocabulary)
@@ -93,26 +98,24 @@ def decode(
             streamer=streamer,
             stop=[_Limit(max_new_tokens, signals.first_id), *stop],
             choose=_Choice([*ids.values()], sampling or Sampling(), seeds, max_new_tokens),
+            used=used,
+            synced=most is not None,
         )
     states_btd = torch.stack(signals.states, dim=1)
-    media = tuple(
-        Condition(row, start, branch.spec.modality, condition_of(branch, states_btd[row], start))
-        for row, start, branch in _starts(ids_bt, branches, ids)
-    )
-    return Decoded(ids_bt, media)
-
-
-def _starts(
-    ids_bt: Tensor, branches: Sequence[OutputBranch], ids: Mapping[str, Sequence[int]]
-) -> list[tuple[int, int, OutputBranch]]:
-    """Return row, start and branch of each medium, in reading order."""
-    by_first = {ids[branch.spec.modality][0]: branch for branch in branches}
-    return [
-        (row, start, by_first[number])
-        for row, numbers in enumerate(ids_bt.tolist())
-        for start, number in enumerate(numbers)
-        if number in by_first
-    ]
+    media: list[Condition] = []
+    for branch in branches:
+        first = ids[branch.spec.modality][0]
+        starts = (ids_bt == first).nonzero().tolist()
+        missing = 0 if most is None else most(len(starts)) - len(starts)
+        media += [
+            Condition(
+                row, start, branch.spec.modality, condition_of(branch, states_btd[row], start)
+            )
+            for row, start in starts
+        ]
+        for _ in range(missing):
+            branch.condition(torch.zeros_like(branch.signal_embeddings())[None])
+    return Decoded(ids_bt, tuple(sorted(media, key=lambda medium: medium[:2])))
 
 
 class _Signals:

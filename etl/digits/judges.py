@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import av
 import numpy as np
@@ -30,6 +30,7 @@ from etl.digits.motion import DIRECTIONS
 from etl.digits.scenes import COLOURS
 from etl.digits.tones import KEYS
 from etl.storage.atomic import write_json
+from etl.storage.schema import Medium, Sample
 from etl.storage.shards import ShardSet
 
 _REPLIES = "replies.jsonl"
@@ -176,6 +177,33 @@ def judge(kind: str, data: bytes, features: Mapping[str, str]) -> dict[str, bool
     if "colour" in features:
         shown["colour"] = colour_of_picture(data) == features["colour"]
     return shown
+
+
+class Answer(Protocol):
+    """An answer to a request, as rewards get it (`pipeline.train.rewards`)."""
+
+    @property
+    def sample(self) -> Sample:
+        """The request."""
+
+    @property
+    def media(self) -> Sequence[Medium]:
+        """The media of the answer."""
+
+
+def fulfilled(answer: Answer) -> float:
+    """Return 1 if an answer's medium shows all that was asked for, else 0: a reward of GRPO.
+
+    Raises:
+        ValueError: the sample is no request for a medium.
+    """
+    features = answer.sample.lineage
+    if features.get("task") not in TASKS:
+        raise ValueError(
+            "is no request of the digits world, want requests as etl.digits lists them"
+        )
+    media = [(medium.kind, medium.data) for medium in answer.media]
+    return float(all(_shown(media, features["task"], features).values()))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -85,7 +85,7 @@ def find_layout(spec: ModelSpec, stage: Stage) -> Layout:
     none = "transformers has no class for "
     if stage.peft is not None and not isinstance(stage.peft, Lora | QLora):
         raise SpecError(f"{none}a backbone with {stage.peft.kind!r}")
-    if stage.generation is not None:
+    if stage.output_branches(spec):
         raise SpecError(f"{none}output branches")
     if not isinstance(spec.fusion, Splice):
         raise SpecError(f"{none}fusion {spec.fusion.kind!r}")

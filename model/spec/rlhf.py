@@ -173,6 +173,10 @@ class Grpo:
             one, the ratio of new and old policy is 1, and its clipping without effect.
         clip_low, clip_high: how far that ratio may fall below and rise above 1; DAPO's
             "clip-higher" is 0.2 and 0.28 (Yu et al. 2025, §3.1).
+        media_noise: of a model with output branches: standard deviation of the noise that is added
+            to the condition of each generated medium, relative to the root mean square of the
+            condition. The condition is an action of the policy's then, as its tokens are; at 0 the
+            media are those of inference, and only the tokens are learnt.
     """
 
     kind: Literal["grpo"] = "grpo"
@@ -188,12 +192,13 @@ class Grpo:
     updates: int = 1
     clip_low: float = 0.2
     clip_high: float = 0.2
+    media_noise: float = 0.3
 
     def __post_init__(self) -> None:
         """Raise SpecError for a value out of its range."""
         check_at_least(self, 2, "group")
         check_at_least(self, 1, "max_new_tokens", "updates")
-        check_at_least(self, 0, "beta", "clip_low", "clip_high")
+        check_at_least(self, 0, "beta", "clip_low", "clip_high", "media_noise")
         check_fraction(self, "top_p")
         if self.temperature <= 0:
             raise SpecError(

@@ -152,9 +152,14 @@ class Stage:
             reference=self.reference.tiny() if self.reference else None,
         )
 
+    @property
+    def draws(self) -> bool:
+        """Whether the stage itself generates media, in answers that it learns from."""
+        return False
+
     def output_branches(self, model: ModelSpec) -> tuple[OutputBranchSpec, ...]:
         """Return the model's output branches that this stage uses."""
-        return model.outputs if self.generation else ()
+        return model.outputs if self.generation or self.draws else ()
 
     def denoising_branches(self, model: ModelSpec) -> tuple[OutputBranchSpec, ...]:
         """Return those output branches that this stage trains with eq. 5."""
@@ -209,6 +214,11 @@ class RlhfStage(Stage):
     def answer_feedback(self) -> str:
         """The feedback about good answers, on which DRESS has conditioned them."""
         return self.objective.good if isinstance(self.objective, Dress) else ""
+
+    @property
+    def draws(self) -> bool:
+        """Whether answers are the policy's own, so that they hold media where it generates some."""
+        return isinstance(self.objective, Grpo)
 
     @property
     def corrupts(self) -> bool:

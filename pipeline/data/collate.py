@@ -205,6 +205,7 @@ def _generation_targets(
     values = [target.input_values for target in targets if target.input_values is not None]
     embeds = [target.cached_embeds for target in targets if target.cached_embeds is not None]
     latents = [target.cached_latents for target in targets if target.cached_latents is not None]
+    noises = [target.noise for target in targets if target.noise is not None]
     return GenerationTargets(
         media_mask_bt=_media_mask(kind, examples, offsets, length),
         seeds_g=torch.tensor([target.seed for target in targets]),
@@ -212,6 +213,7 @@ def _generation_targets(
         input_values=torch.stack(values) if values else torch.zeros(0),
         cached_embeds=torch.stack(embeds) if embeds else None,
         cached_latents=torch.stack(latents) if latents else None,
+        noise_g=torch.tensor(noises) if noises else None,
     )
 
 

@@ -348,6 +348,18 @@ class SampleEncoder:
         return tuple(ids)
 
 
+def without_answer(sample: Sample) -> Sample:
+    """Return a sample whose last turn, the assistant's, is empty; its media are those before."""
+    if not sample.turns:
+        return sample
+    held = len(PLACEHOLDER_PATTERN.findall(sample.turns[-1].text))
+    return replace(
+        sample,
+        turns=(*sample.turns[:-1], replace(sample.turns[-1], text="")),
+        media=sample.media[: len(sample.media) - held],
+    )
+
+
 def _cut(branch: InputBranchSpec, seconds: float | None) -> str:
     """Return how much of a sound its encoder does not hear; an empty text if it hears all."""
     heard = branch.heard_seconds

@@ -31,8 +31,9 @@ class GenerationTarget:
         ids: of its caption, padded, in the vocabulary of the generator's text encoder; None where
             the target of eq. 4 is given.
         input_values: the medium, where eq. 5 or the target of eq. 4 is made from it; else None.
-        cached_embeds: the target (l, w) of eq. 4.
+        cached_embeds: the target (l, w) of eq. 4; in GRPO the condition of a generated medium.
         cached_latents: the latents of the medium, for eq. 5.
+        noise: in GRPO the standard deviation of the noise in the condition, or 0 without.
     """
 
     kind: str
@@ -41,6 +42,7 @@ class GenerationTarget:
     input_values: Tensor | None = None
     cached_embeds: Tensor | None = None
     cached_latents: Tensor | None = None
+    noise: float | None = None
 
 
 class GenerationTargetEncoder:

@@ -237,6 +237,7 @@ def join_sequences(parts: Sequence[tuple[Role, Example]]) -> Example:
         labels=[number for _, part in parts for number in part.labels],
         kinds=[kind for _, part in parts for kind in part.kinds],
         media=tuple(media),
+        generation_targets=tuple(one for _, part in parts for one in part.generation_targets),
         media_order=tuple(order),
         sequence_starts=tuple(starts),
         roles=tuple(int(role) for role, _ in parts),

@@ -10,10 +10,11 @@ from dataclasses import dataclass, fields
 from etl.storage.schema import Sample, SampleError, Turn
 from model.batch import IGNORED
 from model.spec import SpecError
+from model.spec.output_branches import OutputBranchSpec
 from model.spec.rlhf import Grpo
-from pipeline.data.encode import Example, SampleEncoder
+from pipeline.data.encode import Example, SampleEncoder, without_answer
 from pipeline.data.preferences import Role
-from pipeline.data.tokenize import SampleLength, SampleTokenizer
+from pipeline.data.tokenize import SampleLength, SampleTokenizer, media_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,12 +36,22 @@ class RolloutTokenizer:
     Args:
         tokenizer: of one dialogue.
         objective: how many answers of what length there are.
+        outputs: the output branches, whose media answers may hold.
     """
 
     columns: tuple[str, ...] = SampleTokenizer.columns
 
-    def __init__(self, tokenizer: SampleTokenizer, objective: Grpo) -> None:
+    def __init__(
+        self,
+        tokenizer: SampleTokenizer,
+        objective: Grpo,
+        outputs: Sequence[OutputBranchSpec] = (),
+    ) -> None:
         self._tokenizer, self._objective = tokenizer, objective
+        self._generated = [branch.modality for branch in outputs]
+        # A medium that begins within the limit is completed.
+        more = max((branch.signals for branch in outputs), default=1) - 1
+        self._longest = objective.max_new_tokens + more
 
     @property
     def end_ids(self) -> tuple[int, ...]:
@@ -58,23 +69,33 @@ class RolloutTokenizer:
     @property
     def key(self) -> str:
         """The sha256 of all that determines the lengths."""
-        own = [self._tokenizer.key, "grpo", self._objective.group, self._objective.max_new_tokens]
+        own = [self._tokenizer.key, "grpo", self._objective.group, self._longest]
         return hashlib.sha256(json.dumps(own).encode()).hexdigest()
 
     def length(self, sample_id: str, turns: Sequence[Turn], kinds: Sequence[str]) -> SampleLength:
         """Return the greatest length of all answers together, with the prompt before each."""
-        own = self._objective
+        group = self._objective.group
         try:
             if not turns or turns[-1].role != "assistant":
                 raise SampleError(f"sample {sample_id}: the last turn is not the assistant's")
+            held = media_of(turns[-1:])
+            for kind in held:
+                if kind not in self._generated:
+                    able = ", ".join(self._generated) or "text alone"
+                    raise SampleError(
+                        f"sample {sample_id}: its answer holds {kind}, the model generates {able}"
+                    )
             prompt = self._tokenizer.tokenize_prompt(
-                sample_id, turns[:-1], kinds, max_new_tokens=own.max_new_tokens
+                sample_id,
+                turns[:-1],
+                kinds[: len(kinds) - len(held)],
+                max_new_tokens=self._longest,
             )
         except SampleError as error:
             return SampleLength(tokens=0, targets=0, skip_reason=str(error))
         return SampleLength(
-            tokens=own.group * (len(prompt.ids) + own.max_new_tokens),
-            targets=own.group * own.max_new_tokens,
+            tokens=group * (len(prompt.ids) + self._longest),
+            targets=group * self._longest,
             branch_kinds=tuple(prompt.branch_kinds),
         )
 
@@ -98,7 +119,7 @@ class RolloutEncoder:
 
     def encode(self, sample: Sample, _: None = None, *, position: int = 0) -> RolloutPrompt:
         """Encode everything before the last answer; raises SampleError as `encode_prompt` does."""
-        example = self._encoder.encode_prompt(sample, max_new_tokens=self._limit)
+        example = self._encoder.encode_prompt(without_answer(sample), max_new_tokens=self._limit)
         own = {field.name: getattr(example, field.name) for field in fields(Example)}
         own["labels"] = [IGNORED] * len(example.ids)
         return RolloutPrompt(**own | {"roles": self.dummy_roles}, sample=sample, position=position)

@@ -212,17 +212,18 @@ def build_sampler(run: RunConfig, tokenizer: PreTrainedTokenizerBase) -> BatchSa
 def sample_tokenizer(run: RunConfig, tokenizer: PreTrainedTokenizerBase) -> AnyTokenizer:
     """Return the tokenizer of a run's samples."""
     settings = run.settings
+    outputs = settings.output_branches(run.system.model)
     one = SampleTokenizer(
         run.system.model,
         tokenizer,
         prompt=settings.prompt,
         max_tokens=settings.max_tokens,
-        outputs=settings.output_branches(run.system.model),
+        outputs=outputs,
     )
     if not isinstance(settings, RlhfStage):
         return one
     if isinstance(settings.objective, Grpo):
-        return RolloutTokenizer(one, settings.objective)
+        return RolloutTokenizer(one, settings.objective, outputs)
     return PreferenceTokenizer(one, settings.objective)
 
 

@@ -112,7 +112,7 @@ def encoder_ids(run: RunConfig, model: nn.Module) -> Mapping[str, EncoderId]:
         else:
             branch = spec.input_branch(kind)
             ids[kind] = ids.get(branch.encoder_of or "") or media_encoder_id(branch, encoder)
-    if isinstance(model, MultimodalLM):
+    if isinstance(model, MultimodalLM) and run.settings.generation is not None:
         for kind, output in model.output_branches().items():
             ids[kind] = text_encoder_id(output.spec, output.generator)
     if branches := run.settings.denoising_branches(spec):

@@ -92,7 +92,7 @@ class PrecomputeWorker:
         self._shards = ShardSet([Path(folder) for folder in run.data], verify=False)
         spec, settings = run.system.model, run.settings
         encoders = frozen_encoders(run, initial)
-        outputs = settings.output_branches(spec)
+        outputs = settings.output_branches(spec) if settings.generation is not None else ()
         latents = {branch.latents_kind: branch for branch in settings.denoising_branches(spec)}
         generators = build_target_encoders(spec, settings, weights=run.weights, seed=run.seed)
         self._inputs: dict[str, InputBranchSpec] = {

@@ -23,7 +23,7 @@ from model.signal_decoding import Condition, decode
 from model.spec.generators import SoundDiffusion
 from model.spec.output_branches import Generation, OutputBranchSpec
 from pipeline.data.collate import collate
-from pipeline.data.encode import Example, SampleEncoder
+from pipeline.data.encode import Example, SampleEncoder, without_answer
 from pipeline.data.generation_targets import GenerationTarget, GenerationTargetEncoder
 from pipeline.evaluate.device import FittingBatches
 from pipeline.evaluate.generate_answers import StopText, stop_texts
@@ -238,18 +238,13 @@ def encode_request(
     answer = sample.turns[-1] if sample.turns else None
     if answer is None or answer.role != "assistant":
         return SampleError(f"sample {sample.id}: the last turn is not the assistant's")
-    held = len(PLACEHOLDER_PATTERN.findall(answer.text))
-    unanswered = Sample(
-        id=sample.id,
-        source=sample.source,
-        turns=(*sample.turns[:-1], replace(answer, text="")),
-        media=sample.media[: len(sample.media) - held],
-    )
+    if asks_for_media is None:
+        asks_for_media = PLACEHOLDER_PATTERN.search(answer.text) is not None
     try:
         return encoder.encode_prompt(
-            unanswered,
+            without_answer(sample),
             max_new_tokens=settings.max_new_tokens,
-            asks_for_media=held > 0 if asks_for_media is None else asks_for_media,
+            asks_for_media=asks_for_media,
         )
     except SampleError as error:
         return error

@@ -25,6 +25,7 @@ from pipeline.evaluate.sampling_options import SamplingOptions
 
 REPLIES = "replies.jsonl"
 SUFFIXES = {"image": ".png", "video": ".mp4", "audio": ".wav"}
+MIMES = {"image": "image/png", "video": "video/mp4", "audio": "audio/wav"}
 FRAMES_PER_SECOND = 8
 """Of videos, as in NExT-GPT's demonstration; Zeroscope's 24 frames are three seconds."""
 

@@ -11,10 +11,8 @@ from typing import Any
 
 from starlette.responses import JSONResponse, Response
 
-from pipeline.generate.replies import GeneratedMedium
+from pipeline.generate.replies import MIMES, GeneratedMedium
 from pipeline.serve.jobs import Done, Likely, TokenLogprobs
-
-_MIMES = {"image": "image/png", "video": "video/mp4", "audio": "audio/wav"}
 
 
 class Completion:
@@ -106,7 +104,7 @@ def media_parts(media: Sequence[GeneratedMedium]) -> list[dict[str, Any]]:
     parts = []
     for medium in media:
         data = base64.b64encode(medium.encoded()).decode()
-        url = {"url": f"data:{_MIMES[medium.kind]};base64,{data}"}
+        url = {"url": f"data:{MIMES[medium.kind]};base64,{data}"}
         parts.append({"type": f"{medium.kind}_url", f"{medium.kind}_url": url})
     return parts
 

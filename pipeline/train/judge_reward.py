@@ -22,6 +22,7 @@ import torch.distributed as dist
 from etl.cli import UserError
 from etl.storage.schema import Turn, words_of
 from model.spec.rlhf import Judge
+from pipeline.data.encode import without_answer
 from pipeline.evaluate.judge import address_judge
 from pipeline.train.rewards import Answer
 
@@ -90,7 +91,7 @@ class JudgeReward:
             return [{"role": "user", "content": text}]
         urls = [
             f"data:{medium.mime};base64,{base64.b64encode(medium.data).decode()}"
-            for medium in answer.sample.media
+            for medium in (*without_answer(answer.sample).media, *answer.media)
             if medium.kind == "image"
         ]
         parts = [{"type": "image_url", "image_url": {"url": url}} for url in urls]

@@ -118,7 +118,8 @@ def preference_terms(objective: Dpo | Kto | Grpo | RewardModel) -> tuple[LossTer
     With DPO and KTO, the reward of an answer is β log π_θ / π_ref (Rafailov et al. 2023, §4), and
     `accuracy` is the share of pairs whose chosen answer has the greater one. With GRPO, `reward`
     and `length` are means over the sampled answers, and `clipped` is the share of tokens
-    without a gradient at the last update, since their ratio is out of bounds.
+    without a gradient at the last update, since their ratio is out of bounds. A generated medium
+    counts as two tokens: that it begins, and its condition.
     """
     match objective:
         case Grpo():
@@ -169,7 +170,7 @@ def _grpo_terms(objective: Grpo) -> tuple[LossTerm, ...]:
 
     def count(batch: Batch) -> int:
         if objective.per_token:
-            return _count_targets(batch)
+            return _count_sampled(batch)
         return _count_role(batch, Role.SAMPLED)
 
     def reward(outputs: PreferenceOutput) -> Tensor:
@@ -189,7 +190,7 @@ def _grpo_terms(objective: Grpo) -> tuple[LossTerm, ...]:
         _term("length", 0.0, Role.SAMPLED, length),
     ]
     if objective.updates > 1:
-        watched.append(LossTerm(name="clipped", weight=0.0, count=_count_targets, fn=clipped))
+        watched.append(LossTerm(name="clipped", weight=0.0, count=_count_sampled, fn=clipped))
     return (*(term for term in terms if term.weight), *watched)
 
 
@@ -295,8 +296,9 @@ def _count_role(batch: Batch, role: Role) -> int:
     return int((batch.sequences.roles_q == role).sum())
 
 
-def _count_targets(batch: Batch) -> int:
-    return int(batch.target_mask.sum())
+def _count_sampled(batch: Batch) -> int:
+    """Return the number of sampled tokens, of which the condition of a medium counts as one."""
+    return int(batch.target_mask.sum()) + batch.sampled_media
 
 
 def _sft(outputs: PreferenceOutput) -> LossSum:

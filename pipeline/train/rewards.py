@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from etl.cli import UserError
-from etl.storage.schema import Sample, words_of
+from etl.storage.schema import Medium, Sample, words_of
 from pipeline.train.reward_models import PREFIX
 
 
@@ -21,11 +21,13 @@ class Answer:
         sample: the question, its media, and the true answer as the last turn.
         text: what the model said, without special tokens.
         finished: whether it ended before the limit of its length.
+        media: that it generated, as files: PNG, MP4 or WAV.
     """
 
     sample: Sample
     text: str
     finished: bool
+    media: tuple[Medium, ...] = ()
 
     @property
     def truth(self) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,11 +20,13 @@ import torch.distributed as dist
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from model.batch import Batch
+from model.batch import IGNORED, Batch
 from model.batch_invariance import ALIGNED, batch_invariant
 from model.features import media_features
 from model.preference_lm import PreferenceLM
 from model.sampling import Sampling, TokenChoice
+from model.signal_decoding import Condition, Decoded, decode
+from model.spec.output_branches import OutputBranchSpec
 from model.spec.rlhf import Grpo
 from pipeline.data.collate import collate, dummy_example, pack
 from pipeline.data.encode import Example
@@ -31,6 +34,7 @@ from pipeline.data.loader import MicroBatch
 from pipeline.data.preferences import Role, join_sequences
 from pipeline.data.rollout_prompts import RolloutPrompt
 from pipeline.distributed import device
+from pipeline.train.drawing import Drawing, greatest, make_media, perturb
 from pipeline.train.judge_reward import JudgeReward
 from pipeline.train.rewards import Answer, Reward, total
 
@@ -63,12 +67,14 @@ class Rollout:
     """An answer of the policy's.
 
     Args:
-        ids: its tokens, up to the one that ends it.
+        ids: its tokens, up to the one that ends it; signal tokens follow the vocabulary.
         answer: what rewards are given for.
+        drawings: the media in it.
     """
 
     ids: list[int]
     answer: Answer
+    drawings: tuple[Drawing, ...] = ()
 
 
 def with_rollouts(
@@ -102,6 +108,7 @@ def with_rollouts(
             for item, own, kinds in zip(encoded, rollouts, used, strict=True)
         ]
         if settings.objective.updates > 1:
+            used = _used(answered, model)
             answered = [
                 _with_old_logps(item, model, kinds)
                 for item, kinds in zip(answered, used, strict=True)
@@ -113,7 +120,7 @@ def with_rollouts(
 
 def _used(items: Sequence[MicroBatch], model: PreferenceLM) -> list[list[str]]:
     """Return per micro-batch the kinds of media that any rank has in it; a collective."""
-    kinds = model.spec.modalities
+    kinds = (*model.spec.modalities, *model.output_branches())
     flags = [[item.batch.count(kind) > 0 for kind in kinds] for item in items]
     flags_ik = torch.tensor(flags, dtype=torch.int32, device=device())
     dist.all_reduce(flags_ik, op=dist.ReduceOp.MAX)
@@ -179,7 +186,7 @@ def _answered(
         return item
     batch = pack(
         [
-            _joined(prompt, rollouts[number * group : (number + 1) * group])
+            _joined(prompt, rollouts[number * group : (number + 1) * group], model.spec.outputs)
             for number, prompt in enumerate(prompts)
         ]
     )
@@ -228,55 +235,116 @@ def _sample(
     settings: RolloutSettings,
 ) -> list[Rollout]:
     """Return all answers to prompts, those to one as neighbours; a collective."""
-    objective, pad_id = settings.objective, settings.pad_id
-    repeated: list[Example] = [one for one in prompts for _ in range(objective.group)]
+    pad_id, vocabulary = settings.pad_id, model.spec.backbone.vocabulary
+    repeated = [(one, number) for one in prompts for number in range(settings.objective.group)]
     seeds = tuple(
         int(np.random.SeedSequence((settings.seed, one.position, number)).generate_state(1)[0])
-        for one in prompts
-        for number in range(objective.group)
+        for one, number in repeated
     )
-    sampling = Sampling(temperature=objective.temperature, top_p=objective.top_p)
-    rows = repeated or [dummy_example(pad_id, seq2seq=False)]
+    rows: list[Example] = [one for one, _ in repeated]
+    rows = rows or [dummy_example(pad_id, seq2seq=False)]
     batch = collate(rows, pad_id=pad_id, side="left", multiple=ALIGNED).to(device())
-    with batch_invariant(model.backbone):
-        ids_bt = model.generate(
-            batch,
-            max_new_tokens=objective.max_new_tokens,
-            pad_id=pad_id,
-            end_ids=settings.end_ids,
-            choose=TokenChoice(sampling, seeds or (0,)),
-            used=used,
-            synced=settings.synced,
-        )
-    answers = [_until_end(numbers, settings.end_ids) for numbers in ids_bt.tolist()]
-    return [
-        Rollout(
-            ids=new,
-            answer=Answer(
-                sample=prompts[number // objective.group].sample,
-                text=tokenizer.decode(new, skip_special_tokens=True),
-                finished=new[-1] in settings.end_ids,
-            ),
-        )
-        for number, new in enumerate(answers[: len(repeated)])
+    decoded = _decode(model, batch, seeds or (0,), used, settings)
+    ids = decoded.ids_bt.tolist()
+    drawings = [
+        _drawings([each for each in decoded.media if each.row == row], one, number, model, settings)
+        for row, (one, number) in enumerate(repeated)
     ]
+    drawn = [drawing for own in drawings for drawing in own]
+    media = iter(make_media(model, drawn, synced=settings.synced))
+    rollouts = []
+    for row, ((one, _), own) in enumerate(zip(repeated, drawings, strict=True)):
+        new = _until_end(ids[row], own, settings)
+        words = [number for number in new if number < vocabulary]
+        answer = Answer(
+            sample=one.sample,
+            text=tokenizer.decode(words, skip_special_tokens=True),
+            finished=new[-1] in settings.end_ids,
+            media=tuple(next(media) for _ in own),
+        )
+        rollouts.append(Rollout(ids=new, answer=answer, drawings=own))
+    return rollouts
 
 
-def _until_end(ids: list[int], end_ids: Sequence[int]) -> list[int]:
-    end = next((place for place, number in enumerate(ids) if number in end_ids), len(ids) - 1)
-    return ids[: end + 1]
+def _decode(
+    model: PreferenceLM,
+    batch: Batch,
+    seeds: Sequence[int],
+    used: Sequence[str],
+    settings: RolloutSettings,
+) -> Decoded:
+    """Return tokens and conditions of the answers to a batch of prompts; a collective."""
+    objective = settings.objective
+    sampling = Sampling(temperature=objective.temperature, top_p=objective.top_p)
+    options: dict[str, Any] = {
+        "max_new_tokens": objective.max_new_tokens,
+        "pad_id": settings.pad_id,
+        "end_ids": settings.end_ids,
+        "used": used,
+    }
+    with batch_invariant(model):
+        if not model.output_branches():
+            choose = TokenChoice(sampling, seeds)
+            ids_bt = model.generate(batch, choose=choose, synced=settings.synced, **options)
+            return Decoded(ids_bt, ())
+        most = greatest if settings.synced else None
+        return decode(model, batch, sampling=sampling, seeds=seeds, most=most, **options)
 
 
-def _joined(prompt: RolloutPrompt, rollouts: Sequence[Rollout]) -> Example:
+def _drawings(
+    media: Sequence[Condition],
+    prompt: RolloutPrompt,
+    answer: int,
+    model: PreferenceLM,
+    settings: RolloutSettings,
+) -> tuple[Drawing, ...]:
+    """Return the media of an answer, in reading order, with noise in their conditions."""
+    branches: dict[str, OutputBranchSpec] = {each.modality: each for each in model.spec.outputs}
+    return tuple(
+        perturb(
+            branches[medium.modality],
+            medium,
+            noise=settings.objective.media_noise,
+            key=(settings.seed, prompt.position, answer, number),
+        )
+        for number, medium in enumerate(media)
+    )
+
+
+def _until_end(ids: list[int], drawings: Sequence[Drawing], settings: RolloutSettings) -> list[int]:
+    """Return an answer up to the token that ends it, or up to its limit and the medium there."""
+    limit = max([settings.objective.max_new_tokens, *(one.end for one in drawings)])
+    ends = (place for place, number in enumerate(ids[:limit], 1) if number in settings.end_ids)
+    return ids[: next(ends, limit)]
+
+
+def _joined(
+    prompt: RolloutPrompt, rollouts: Sequence[Rollout], outputs: Sequence[OutputBranchSpec]
+) -> Example:
     """Return all answers to a prompt, each after the prompt, whose media are there once."""
-    parts = [
-        Example(
-            ids=[*prompt.ids, *one.ids],
-            labels=[*prompt.labels, *one.ids],
-            kinds=[*prompt.kinds, *[""] * len(one.ids)],
-            media=prompt.media,
-        )
-        for one in rollouts
-    ]
-    joined = join_sequences([(Role.SAMPLED, part) for part in parts])
+    shapes = {branch.kind: branch.generator.condition_shape for branch in outputs}
+    earlier = tuple(
+        replace(target, cached_embeds=torch.zeros(shapes[target.kind]), noise=0.0)
+        for target in prompt.generation_targets
+    )
+    prompt = replace(prompt, generation_targets=earlier)
+    joined = join_sequences([(Role.SAMPLED, _continued(prompt, one)) for one in rollouts])
     return replace(joined, id=prompt.id, source=prompt.source)
+
+
+def _continued(prompt: RolloutPrompt, rollout: Rollout) -> Example:
+    """Return a prompt with an answer; of a medium's signal tokens only the first is a target."""
+    ids, labels, kinds = [*rollout.ids], [*rollout.ids], [""] * len(rollout.ids)
+    for one in rollout.drawings:
+        count = one.end - one.start
+        ids[one.start : one.end] = [0] * count
+        labels[one.start + 1 : one.end] = [IGNORED] * (count - 1)
+        kinds[one.start : one.end] = [one.target.kind] * count
+    targets = tuple(one.target for one in rollout.drawings)
+    return Example(
+        ids=[*prompt.ids, *ids],
+        labels=[*prompt.labels, *labels],
+        kinds=[*prompt.kinds, *kinds],
+        media=prompt.media,
+        generation_targets=(*prompt.generation_targets, *targets),
+    )

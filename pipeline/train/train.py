@@ -81,6 +81,7 @@ from pipeline.feature_cache.training import open_feature_cache
 from pipeline.forecast.forecast import stage_costs, typical_product
 from pipeline.forecast.peak_flops import of_this_device
 from pipeline.forecast.workload import WorkTotals
+from pipeline.generate.answers import EarlierMedia
 from pipeline.run_folder.forecast_check import compare_with_forecast
 from pipeline.run_folder.loggers import start_loggers
 from pipeline.run_folder.metrics_writer import MetricsWriter, read_validations
@@ -233,8 +234,8 @@ def open_inputs(run: RunConfig, resume: str) -> Inputs:
     sampler = build_sampler(run, tokenizer)
     steps = min(sampler.steps, run.max_steps or sampler.steps)
     initial = newest_weights(Path(run.init_from)) if run.init_from else None
-    if initial is not None and BASE in read_manifest(initial.parent):
-        raise UserError(f"--init-from {run.init_from}: is a reward model, which gives no answers")
+    if initial is not None:
+        _check_initial(run, initial)
     checkpoints = Checkpoints(
         Path(run.output),
         run_identity(run, shards.fingerprint, initial, steps=steps, world=world),
@@ -253,6 +254,18 @@ def open_inputs(run: RunConfig, resume: str) -> Inputs:
         checkpoint=checkpoints.choose(resume),
         checkpoints=checkpoints,
     )
+
+
+def _check_initial(run: RunConfig, initial: Path) -> None:
+    """Raise UserError for weights that the stage cannot start from."""
+    if BASE in read_manifest(initial.parent):
+        raise UserError(f"--init-from {run.init_from}: is a reward model, which gives no answers")
+    generates = any(name.startswith("outputs.") for name in names_in(initial))
+    if generates and run.stage == "rlhf" and not run.settings.draws:
+        raise UserError(
+            f"--init-from {run.init_from}: generates media, which rlhf trains by GRPO alone, want "
+            'rlhf.objective={"kind": "grpo"}'
+        )
 
 
 def _is_complete(run: RunConfig, inputs: Inputs) -> bool:
@@ -471,11 +484,14 @@ def make_validation(
 def _generation_target_encoder(
     run: RunConfig, features: FeatureReader | None
 ) -> GenerationTargetEncoder | None:
-    """Return the encoder of generation targets, for a stage that trains generation."""
+    """Return the encoder of generation targets, for a stage that trains generation.
+
+    Media that the policy draws itself (GRPO) are targets only once they are drawn.
+    """
     generation = run.settings.generation
-    if generation is None:
-        return None
     branches = run.settings.output_branches(run.system.model)
+    if generation is None:
+        return EarlierMedia(branches) if branches else None
     return GenerationTargetEncoder(
         branches,
         build_caption_tokenizers(branches, weights=run.weights),

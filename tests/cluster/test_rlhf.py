@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,13 @@ import torch
 from safetensors.torch import load_file
 
 from model.presets import system
+from pipeline.checkpoint.checkpoints import newest_weights
 from pipeline.config.parameter_groups import lr_factor
 from pipeline.evaluate.assistant import Assistant
+from pipeline.generate import GeneratingAssistant
 from tests.cluster.ranks import Ranks, losses, run_ranks, wait_for
-from tests.worlds import instruct_shards, preference_shards
+from tests.runs import random_run
+from tests.worlds import generation_shards, instruct_shards, preference_shards
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
@@ -116,6 +120,75 @@ def test_grpo_gives_the_same_answers_on_any_number_of_ranks(tmp_path: Path) -> N
         pytest.approx(1e-2 * lr_factor(step, warmup=warmup, steps=4, schedule=stage.schedule))
         for step in range(1, 5)
     ]
+
+
+DRAWN = """
+import io
+import numpy as np
+from PIL import Image
+
+
+def bright(answer):
+    media = [one.data for one in answer.media if one.kind == "image"]
+    pictures = [np.asarray(Image.open(io.BytesIO(data)), float) for data in media]
+    return len(answer.media) + sum(float(picture.mean() > 100) for picture in pictures)
+"""
+
+
+@pytest.mark.nightly(minutes=2)
+def test_grpo_draws_the_same_media_on_any_number_of_ranks(tmp_path: Path) -> None:
+    """And after a kill; under ZeRO-3 the ranks call projectors and generators together.
+
+    On two ranks the losses are the same to the bit, killed or not.
+    """
+    requests = generation_shards(tmp_path / "requests", 12)
+    sft, preset = tmp_path / "sft", system("digits_any").tiny()
+    image = preset.model.outputs[0]
+    image = replace(image, generator=replace(image.generator, steps=2))
+    random_run(sft, replace(preset, model=replace(preset.model, outputs=(image,))), signals=3.0)
+    (tmp_path / "own.py").write_text(DRAWN)
+    objective = {"kind": "grpo", "group": 3, "max_new_tokens": 4, "beta": 0.1, "updates": 2}
+    objective["rewards"] = [f"{tmp_path / 'own.py'}:bright"]
+    words = ["rlhf", sft / "config.json", "--data", requests, "--init-from", sft, *SMALL]
+    words += ["--set", f"rlhf.objective={json.dumps(objective)}", "--learning-rate", 1e-3]
+    one, whole, run = (tmp_path / name for name in ("one", "whole", "run"))
+    outcome = run_ranks(1, *words, "--output", one, "--ds-config", "zero2")
+    assert outcome.code == 0, outcome.stderr
+
+    words += ["--ds-config", "zero3", "--output"]
+    outcome = run_ranks(2, *words, whole)
+    assert outcome.code == 0, outcome.stderr
+    ranks = Ranks(2, [*words, run])
+    wait_for(run / "checkpoints" / "step-00000002", ranks)
+    os.kill(ranks.processes[0].pid, signal.SIGKILL)
+    ranks.kill()
+    ranks.wait()
+    assert run_ranks(2, *words, run).code == 0
+    assert losses(run) == losses(whole)
+    expected, found = (
+        [json.loads(line)["losses"] for line in (folder / "metrics.jsonl").open()]
+        for folder in (one, run)
+    )
+    for name in ("reward", "length"):
+        assert [step[name] for step in found] == [step[name] for step in expected]
+    for name in ("kl", "grpo"):
+        assert [step[name] for step in found] == pytest.approx(
+            [step[name] for step in expected], rel=1e-2, abs=1e-5
+        )
+    rewards = [step["reward"] for step in found]
+    assert len(set(rewards)) > 1
+    assert min(rewards) > 0
+
+    # The run generates media as the one that it goes on from.
+    saved, before = (load_file(newest_weights(folder)) for folder in (run, sft))
+    assert saved.keys() == before.keys()
+    moved = {name for name in saved if not torch.equal(saved[name], before[name])}
+    assert moved
+    assert all("lora_" in name for name in moved)
+    assert GeneratingAssistant.open(run).generate("7", steps=1, max_new_tokens=4).id
+    outcome = run_ranks(1, *words[:6], "--output", tmp_path / "refused")
+    assert outcome.code == 2
+    assert "generates media, which rlhf trains by GRPO alone" in outcome.stderr
 
 
 @pytest.mark.nightly(minutes=2)

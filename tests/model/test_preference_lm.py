@@ -5,12 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from model.batch import IGNORED, Batch, Media, Sequences
+from model.batch import IGNORED, Batch, GenerationTargets, Media, Sequences
 from model.build import build, build_policy
 from model.freeze import set_trainable
+from model.output_branch import signal_ids
 from model.peft.reference import add_reference
-from model.preference_lm import PreferenceLM
+from model.preference_lm import PreferenceLM, condition_logps
 from model.presets import system
+from model.spec.rlhf import Grpo
 from model.spec.system import RlhfStage
 
 
@@ -136,3 +138,128 @@ def test_the_reference_has_no_dropout(dora, digits, stage, make_batch):
     one, two = model(batch), model(batch)
     assert not torch.equal(one.logps_o, two.logps_o)
     assert torch.equal(one.reference_logps_o, two.reference_logps_o)
+
+
+def test_the_log_probability_of_a_condition_is_a_gaussians_per_element():
+    """But for what does not depend on the policy; the gradient is that of torch's Normal."""
+    generator = torch.Generator().manual_seed(0)
+    drawn, policy, other = torch.randn(3, 2, 5, 4, generator=generator, dtype=torch.float64)
+    noise = torch.tensor([0.3, 2.0], dtype=torch.float64)
+    policy.requires_grad_()
+
+    def expected(condition):
+        return torch.distributions.Normal(condition, noise[:, None, None]).log_prob(drawn)
+
+    found = condition_logps(drawn, policy, noise)
+    difference = found - condition_logps(drawn, other, noise)
+    wanted = (expected(policy) - expected(other)).mean((1, 2))
+    torch.testing.assert_close(difference, wanted.float(), check_dtype=False)
+    (gradient,) = torch.autograd.grad(found.sum(), policy)
+    (of_normal,) = torch.autograd.grad(expected(policy).mean((1, 2)).sum(), policy)
+    torch.testing.assert_close(gradient, of_normal, atol=1e-6, rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def drawing() -> PreferenceLM:
+    """A tiny policy that generates pictures, sounds and videos, with adapters as after SFT."""
+    preset = system("digits_any").tiny().with_rlhf()
+    stage = replace(preset.rlhf, objective=Grpo())
+    model = build_policy(preset.model, stage, weights="random", seed=0)
+    with torch.no_grad():
+        generator = torch.Generator().manual_seed(1)
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.copy_(torch.randn(weight.shape, generator=generator) * 0.1)
+    add_reference(model.backbone, stage.peft)
+    set_trainable(model, stage.trainable)
+    return model
+
+
+def drawn(model: PreferenceLM, noises: list[float]) -> Batch:
+    """Two packed answers, each of three words and a picture; the second ends with a word."""
+    vocabulary = model.spec.backbone.vocabulary
+    ids = signal_ids(model.spec.outputs, vocabulary)["image"]
+    branch = model.spec.outputs[0]
+    words = [[5, 6, 7, *[0] * len(ids)], [8, 9, 10, *[0] * len(ids), 11]]
+    first = [IGNORED, IGNORED, 7, ids[0], *[IGNORED] * (len(ids) - 1)]
+    labels = [*first, *first[:2], 10, *first[3:], 11]
+    mask = [number == 0 for own in words for number in own]
+    length = len(mask)
+    targets = GenerationTargets(
+        media_mask_bt=torch.tensor(mask)[None],
+        seeds_g=torch.zeros(2, dtype=torch.long),
+        ids_gl=None,
+        input_values=torch.zeros(0),
+        cached_embeds=torch.randn(
+            2, *branch.generator.condition_shape, generator=torch.Generator().manual_seed(2)
+        ),
+        noise_g=torch.tensor(noises),
+    )
+    return Batch(
+        ids_bt=torch.tensor([number for own in words for number in own])[None],
+        attention_bt=torch.ones(1, length, dtype=torch.long),
+        labels_bt=torch.tensor(labels)[None],
+        context_bt=torch.zeros(1, length, dtype=torch.bool),
+        generation_targets={branch.kind: targets},
+        positions_bt=torch.cat([torch.arange(len(own)) for own in words])[None],
+        sequences=Sequences(samples_q=torch.zeros(2), roles_q=torch.full((2,), 4)),
+    )
+
+
+def test_a_sampled_condition_is_one_target_more(drawing):
+    """Of its answer, after the tokens; its gradient reaches the adapters through the projector."""
+    drawing.train()
+    batch = drawn(drawing, [0.5, 0.25])
+    out = drawing(batch, ["to_image"])
+    assert batch.sampled_media == 2
+    # 7 and the picture; 10, the picture and 11; then both pictures.
+    assert out.owners_o.tolist() == [0, 0, 1, 1, 1, 0, 1]
+    assert torch.isfinite(out.logps_o).all()
+    torch.testing.assert_close(out.logps_o, out.reference_logps_o)
+    assert torch.equal(drawing.policy_logps(batch, ["to_image"]), out.logps_o)
+    # Twice the noise is a quarter of the squared error.
+    wider = drawing(drawn(drawing, [1.0, 0.25]), ["to_image"]).logps_o[-2:]
+    torch.testing.assert_close(wider, out.logps_o[-2:] / torch.tensor([4.0, 1.0]))
+    out.logps_o[-2:].sum().backward()
+    moved = {name for name, weight in drawing.named_parameters() if weight.grad is not None}
+    assert moved == {n for n, w in drawing.named_parameters() if w.requires_grad}
+    assert max(w.grad.abs().max() for w in drawing.parameters() if w.requires_grad) > 1e-6
+    drawing.zero_grad()
+
+
+def test_media_without_noise_are_no_targets(drawing):
+    """Those of earlier answers, and all of them where `media_noise` is 0."""
+    whole = drawing(drawn(drawing, [0.5, 0.25]), ["to_image"])
+    second = drawing(drawn(drawing, [0.0, 0.25]), ["to_image"])
+    assert second.owners_o.tolist() == [0, 0, 1, 1, 1, 1]
+    torch.testing.assert_close(second.logps_o, whole.logps_o[[0, 1, 2, 3, 4, 6]])
+    assert drawn(drawing, [0.0, 0.0]).sampled_media == 0
+
+
+def test_a_rank_without_media_calls_the_same_modules(drawing):
+    """And in the backward pass, as ZeRO-3 needs."""
+    batch = replace(drawn(drawing, [0.5, 0.25]), generation_targets={})
+    branch = drawing.output_branches()["to_image"]
+    called = []
+    handles = [
+        branch.projector.register_forward_hook(lambda *_: called.append("forward")),
+        branch.projector.enter.register_full_backward_hook(lambda *_: called.append("backward")),
+    ]
+    out = drawing(batch, ["to_image"])
+    assert out.owners_o.tolist() == [0, 0, 1, 1, 1]
+    out.logps_o.sum().backward()
+    for handle in handles:
+        handle.remove()
+    assert called == ["forward", "forward", "backward"]  # policy and reference
+    drawing.zero_grad()
+
+
+def test_only_what_can_be_chosen_has_a_probability(drawing):
+    """Of each medium the first signal token, among all words; the others are forced."""
+    hidden = torch.randn(3, drawing.spec.backbone.width)
+    shares = drawing._logits(hidden).softmax(1)
+    ids = signal_ids(drawing.spec.outputs, drawing.spec.backbone.vocabulary)
+    assert shares.shape[1] == drawing.spec.backbone.vocabulary + sum(map(len, ids.values()))
+    for own in ids.values():
+        assert (shares[:, own[0]] > 0).all()
+        assert not shares[:, own[1:]].any()

@@ -1,6 +1,8 @@
 """Requests for generated media: what is held out, the lists as the ETL reads them, the judges."""
 
 import json
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -115,6 +117,27 @@ def test_replies_are_judged_by_task(tmp_path, capsys):
     assert scores == {"text_to_audio": {"requests": 2, "judged": 0.5, "digit": 0.5}}
     judges.run(args[:2])  # the requests' own media
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["text_to_audio"]["judged"] == 1
+
+
+def test_a_reward_is_1_for_a_medium_that_shows_what_was_asked_for():
+    asked, other = (request(0, "text_to_image", number, held_out=False) for number in (0, 1))
+    assert asked.features != other.features
+    lineage = {"task": "text_to_image", **asked.features}
+    sample = Sample(id="asked", source="digits", turns=_turns(asked.text), lineage=lineage)
+
+    def reward(*files):
+        media = tuple(
+            Medium(kind=file.kind, data=file.data, mime="", sha256=sha256(file.data))
+            for file in files
+        )
+        return judges.fulfilled(SimpleNamespace(sample=sample, media=media))
+
+    sound = request(0, "text_to_audio", 0, held_out=False).target
+    assert reward(asked.target) == reward(sound, asked.target) == 1.0
+    assert reward(other.target) == reward(sound) == reward() == 0.0
+    sample = replace(sample, lineage={})
+    with pytest.raises(ValueError, match="is no request of the digits world"):
+        reward(asked.target)
 
 
 def _turns(text):

@@ -27,13 +27,16 @@ def test_it_is_asked_question_truth_and_answer(endpoint: JudgeEndpoint, tmp_path
     judge = Judge(model="grader", address=endpoint.address, images=True, prompt="{question}|{truth}"
                   "|{answer}|{other}")  # fmt: skip
     sample = preference_sample(0)
-    found = JudgeReward(judge, tmp_path)(answers("It says {truth}."))
+    (answer,) = answers("It says {truth}.")
+    drawn = replace(sample.media[0], mime="image/png")
+    found = JudgeReward(judge, tmp_path)([replace(answer, media=(drawn,))])
     (request,) = endpoint.requests
     question, truth = (words_of(turn.text).strip() for turn in sample.turns)
     text = f"{question}|{truth}|It says {{truth}}.|{{other}}"
-    picture, words = request["messages"][0]["content"]
+    picture, own, words = request["messages"][0]["content"]
     assert words == {"type": "text", "text": text}
     assert picture["image_url"]["url"].startswith(f"data:{sample.media[0].mime};base64,")
+    assert own["image_url"]["url"].startswith("data:image/png;base64,")
     assert request["model"] == "grader"
     assert request["temperature"] == 0.0
     assert found == [len(text)]
