@@ -1,15 +1,26 @@
 """Training under a real Slurm: two nodes, ZeRO-3 over gloo, interrupted and gone on from."""
 
+import json
 import os
 import signal
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
+from pipeline.checkpoint.checkpoints import newest_weights
+from pipeline.run_folder.metrics_writer import read_metrics
 from tests.cluster.ranks import REPOSITORY, losses
 from tests.cluster.slurm_cluster import ENDED, SlurmCluster, await_that
-from tests.worlds import caption_shards, instruct_shards, preset_shards, question_shards
+from tests.worlds import (
+    caption_shards,
+    instruct_shards,
+    preference_shards,
+    preset_shards,
+    question_shards,
+)
 
 pytestmark = [
     pytest.mark.cluster,
@@ -43,6 +54,16 @@ def whole(slurm: SlurmCluster, folder: Path, captions: Path) -> Path:
     """A run of MM-PT that nothing interrupts."""
     run = folder / "whole"
     job = submit(slurm, "pt", captions, run)
+    assert slurm.wait(job)["JobState"] == "COMPLETED", slurm.output(job)
+    return run
+
+
+@pytest.fixture(scope="module")
+def sft(slurm: SlurmCluster, folder: Path, whole: Path) -> Path:
+    """A run of SFT that starts from what MM-PT has trained."""
+    run = folder / "sft"
+    data = instruct_shards(folder / "instruct", 16)
+    job = submit(slurm, "sft", data, run, "--max-steps", 2, "--init-from", whole)
     assert slurm.wait(job)["JobState"] == "COMPLETED", slurm.output(job)
     return run
 
@@ -126,17 +147,41 @@ def test_a_mistake_of_the_user_s_is_not_tried_again(slurm, folder):
 
 
 @pytest.mark.nightly
-def test_sft_starts_from_what_pt_has_trained_and_is_evaluated(slurm, folder, whole):
-    run = folder / "sft"
-    data = instruct_shards(folder / "instruct", 16)
-    job = submit(slurm, "sft", data, run, "--max-steps", 2, "--init-from", whole)
-    assert slurm.wait(job)["JobState"] == "COMPLETED", slurm.output(job)
-    assert len(losses(run)) == 2
-
-    words = ("--run", run, "--data", question_shards(folder / "questions", 4))
+def test_sft_starts_from_what_pt_has_trained_and_is_evaluated(slurm, folder, sft):
+    assert len(losses(sft)) == 2
+    words = ("--run", sft, "--data", question_shards(folder / "questions", 4))
     job = slurm.submit(str(REPOSITORY / "slurm" / "evaluate.sh"), *map(str, words), cwd=folder)
     assert slurm.wait(job)["JobState"] == "COMPLETED", slurm.output(job)
-    assert (run / "evaluation" / "scores.json").is_file()
+    assert (sft / "evaluation" / "scores.json").is_file()
+
+
+@pytest.mark.nightly(minutes=3)
+@pytest.mark.parametrize("kind", ["dpo", "grpo"])
+def test_rlhf_goes_on_from_sft_and_after_a_killed_rank(slurm, folder, sft, kind):
+    data = preference_shards(folder / f"{kind}-data", 16)
+    objective = {"kind": kind}
+    if kind == "grpo":
+        reward = folder / "letters.py"
+        reward.write_text("def letters(answer):\n    return sum(map(ord, answer.text)) % 7\n")
+        objective |= {"group": 2, "max_new_tokens": 4, "rewards": [f"{reward}:letters"]}
+    more = ["--init-from", sft, "--epochs", 9, "--save-every", 2, "--learning-rate", 1e-2]
+    more += ["--set", f"rlhf.objective={json.dumps(objective)}"]
+    run, killed = folder / f"{kind}-run", folder / f"{kind}-killed"
+    job = submit(slurm, "rlhf", data, run, *more)
+    assert slurm.wait(job)["JobState"] == "COMPLETED", slurm.output(job)
+    assert len(losses(run)) == STEPS
+
+    job = submit(slurm, "rlhf", data, killed, *more)
+    await_file(slurm, job, killed / "checkpoints" / "step-00000002")
+    os.kill(slurm.rank(job, 1), signal.SIGKILL)
+    slurm.wait(job)
+    job = submit(slurm, "rlhf", data, killed, *more)
+    assert slurm.wait(job)["JobState"] == "COMPLETED", slurm.output(job)
+    # GRPO's losses are nearly nothing; its rewards and the weights tell runs apart.
+    for step, other in zip(read_metrics(killed), read_metrics(run), strict=True):
+        assert step["losses"] == other["losses"]
+    weights, others = (load_file(newest_weights(each)) for each in (killed, run))
+    assert all(torch.equal(weights[name], other) for name, other in others.items())
 
 
 @pytest.mark.nightly(minutes=4)
