@@ -124,6 +124,8 @@ def _model_index(run: Path, system: System, task: str) -> list[dict[str, Any]]:
     """Return the scores of a run's evaluation as the Hub reads them; nothing if there are none."""
     scores = _read_scores(run)
     dataset = scores.pop("benchmark", "questions")
+    count = scores.get("questions")
+    named = f"{dataset} ({count} asked)" if isinstance(count, int) else str(dataset)
     metrics = [
         {"type": name, "value": round(value, 6), "name": name.replace("_", " ")}
         for name, value in scores.items()
@@ -131,7 +133,7 @@ def _model_index(run: Path, system: System, task: str) -> list[dict[str, Any]]:
     ]
     result = {
         "task": {"type": task},
-        "dataset": {"type": str(dataset).lower(), "name": str(dataset)},
+        "dataset": {"type": str(dataset).lower(), "name": named},
         "metrics": metrics,
     }
     return [{"name": system.name, "results": [result]}] if metrics else []
@@ -152,14 +154,19 @@ def _parts(system: System) -> Iterator[tuple[str, ...]]:
     for branch in model.inputs:
         encoder = branch.encoder
         weights = getattr(encoder, "weights", "")
-        yield f"{branch.modality} encoder", encoder.kind, weights, _licence(weights)
+        yield f"{branch.modality} encoder", encoder.kind, _public(weights), _licence(weights)
         yield f"{branch.modality} projector", branch.projector.kind, "trained here", ""
     yield (
         "language model",
         model.backbone.kind,
-        model.backbone.weights,
+        _public(model.backbone.weights),
         _licence(model.backbone.weights),
     )
+
+
+def _public(path: str | Path) -> str:
+    """Return a name of the Hub as it is, of a folder its own: others have no use for its path."""
+    return Path(path).name if Path(path).exists() or Path(path).is_absolute() else str(path)
 
 
 def _licence(weights: str) -> str:
@@ -180,11 +187,11 @@ def _stage_row(stage: StageRun) -> tuple[str, ...]:
     adapters = f", {settings.peft.kind}" if settings.peft else ""
     trained = ", ".join(f"`{pattern}`" for pattern in settings.trainable) + adapters
     if not metrics:
-        return stage.config.stage, str(stage.folder), trained, "0", "0", "", ""
+        return stage.config.stage, _public(stage.folder), trained, "0", "0", "", ""
     first, last = metrics[0], metrics[-1]
     counts = (number(last["step"]), number(last["samples"]))
     losses = tuple(f"{entry['loss']:.4g}" for entry in (first, last))
-    return stage.config.stage, str(stage.folder), trained, *counts, *losses
+    return stage.config.stage, _public(stage.folder), trained, *counts, *losses
 
 
 _DATA_COLUMNS = (
@@ -250,13 +257,13 @@ def _data_row(stage: StageRun, source: DataSource) -> tuple[str, ...]:
     """Return a row of the table of data; nearly empty if the folder is gone."""
     manifest = source.manifest
     if manifest is None:
-        return stage.config.stage, str(source.folder), *["no longer there"], *[""] * 6
+        return stage.config.stage, _public(source.folder), *["no longer there"], *[""] * 6
     size = sum(shard.bytes for shard in manifest.shards)
     options = source.plans[0].get("config", {}) if source.plans else {}
     given = (f"{name}={value}" for name, value in options.items() if value not in _UNSET)
     return (
         stage.config.stage,
-        str(source.folder),
+        _public(source.folder),
         manifest.job,
         ", ".join(source.corpora),
         number(manifest.rows),

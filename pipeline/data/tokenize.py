@@ -269,9 +269,11 @@ class SampleTokenizer:
         )
         longest = len(tokenized.ids) + max_new_tokens
         if not self.seq2seq and self.max_positions is not None and longest > self.max_positions:
+            left = self.max_positions - len(tokenized.ids)
+            want = f"an answer of at most {left}" if left > 0 else "a shorter prompt"
             raise SampleError(
                 f"sample {sample_id}: prompt and answer have up to {longest} tokens, but the "
-                f"backbone has {self.max_positions} positions"
+                f"backbone has {self.max_positions} positions; want {want}"
             )
         return tokenized
 

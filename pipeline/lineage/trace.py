@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from etl.cli import UserError, parse
 from pipeline.lineage.continuation import Continuation, continuation
@@ -166,7 +166,8 @@ def _to_json(one: TouchedRun) -> dict[str, Any]:
 def _print_touched(
     touched: Sequence[TouchedRun], plan: Continuation | None, *, resume: bool
 ) -> None:
-    table = Table("run", "samples", "steps", "touched checkpoints", "newest untouched")
+    run = Column("run", overflow="fold")  # the end of a path tells runs apart
+    table = Table(run, "samples", "steps", "touched checkpoints", "newest untouched")
     for one in touched:
         name = str(one.history.folder)
         if one.origin is not None:

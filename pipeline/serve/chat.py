@@ -12,7 +12,6 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from etl.cli import UserError, parse
 from etl.storage.atomic import atomic_file
@@ -27,6 +26,7 @@ from etl.storage.schema import (
     split_media,
 )
 from etl.storage.shards import write_folder
+from pipeline.data.encode import Example
 from pipeline.generate.replies import GeneratedMedium, GenerationSettings, Reply
 from pipeline.serve.engine import Engine, EngineLimits
 from pipeline.serve.jobs import Done, Event, Failed, Job, JobSettings, Piece
@@ -36,11 +36,12 @@ log = logging.getLogger(__name__)
 
 _HELP = """\
 /image FILE, /video FILE, /audio FILE, /points FILE   show a file with the next question
-/retry            answer the last question again, with another seed
+/retry            answer the last question again, with another seed (temperature 0 ignores it)
 /undo             take back the last question and its answer
 /clear            begin anew
 /set NAME VALUE   temperature, top_p, max_new_tokens, seed; of media: steps, guidance_scale
-/save PATH        the dialogue as JSON (PATH.json), or as a shard (a folder)
+/set              the settings of now
+/save PATH        the dialogue as JSON (PATH.json), or as a shard (a new folder)
 /help             these lines
 /quit             or Ctrl-D; Ctrl-C stops an answer
 A line that ends with \\ goes on in the next one."""
@@ -166,8 +167,10 @@ class Session:
         if name in ("quit", "exit"):
             return False
         dialogue = self._dialogue
+        if name in ("clear", "undo", "retry", "help") and rest:
+            raise UserError(f"/{name}: {rest!r}, want nothing after it")
         if name in PLACEHOLDERS:
-            self._show(name, Path(rest.strip()))
+            self._show(name, rest.strip())
         elif name == "clear":
             self._dialogue = Dialogue()
         elif name in ("undo", "retry"):
@@ -176,45 +179,67 @@ class Session:
             if name == "undo":
                 dialogue.take_back(2)
             else:
-                dialogue.take_back(1)
-                self._settings = replace(self._settings, seed=self._settings.seed + 1)
-                self._answer()
+                self._retry()
         elif name == "set":
             self._set(*rest.split())
         elif name == "save":
-            self._save(Path(rest.strip()))
+            self._save(rest.strip())
         elif name == "help":
             _say(f"{_HELP}\n")
         else:
             raise UserError(f"/{name}: unknown; /help lists the commands")
         return True
 
-    def _show(self, kind: str, file: Path) -> None:
+    def _show(self, kind: str, name: str) -> None:
+        """Show a file with the next question, if it can be decoded."""
         if kind not in self._served.spec.modalities:
             takes = ", ".join(self._served.spec.modalities)
             raise UserError(f"/{kind}: {self._served.name} takes {takes}, not {kind}")
+        if not name:
+            raise UserError(f"/{kind}: want a file")
+        file = Path(name).expanduser()
         try:
-            data = file.expanduser().read_bytes()
+            data = file.read_bytes()
         except OSError as error:
             raise UserError(f"{file}: cannot be read ({error.strerror})") from None
         mime = mimetypes.guess_type(file.name)[0] or "application/octet-stream"
         medium = Medium(kind=kind, data=data, mime=mime, sha256=sha256(data))
+        alone = Dialogue(shown=[medium])
+        alone.ask("")
+        try:
+            self._encode(alone, max_new_tokens=1)
+        except UserError as error:
+            raise UserError(f"{file}: {error}") from None
         self._dialogue.shown.append(medium)
 
-    def _set(self, name: str = "", value: str = "") -> None:
+    def _set(self, *words: str) -> None:
+        if not words:
+            _say(" ".join(f"{name}={getattr(self._settings, name)}" for name in _SETTINGS) + "\n")
+            return
+        name, *values = words
         if name not in _SETTINGS:
             raise UserError(f"/set: {name!r}, want one of {', '.join(_SETTINGS)}")
+        if len(values) != 1:
+            raise UserError(f"/set {name}: {' '.join(values)!r}, want one value")
+        number = _SETTINGS[name]
         try:
-            number: Any = _SETTINGS[name](value)
+            self._settings = replace(self._settings, **{name: number(values[0])})
+        except UserError as error:  # names the option of other commands
+            raise UserError(f"/set {name}:{str(error).partition(':')[2]}") from None
         except ValueError:
-            raise UserError(f"/set {name}: {value!r} is not a number") from None
-        self._settings = replace(self._settings, **{name: number})
+            kind = "a whole number" if number is int else "a number"
+            raise UserError(f"/set {name}: {values[0]!r}, want {kind}") from None
 
-    def _save(self, path: Path) -> None:
+    def _save(self, name: str) -> None:
         if not self._dialogue.turns:
             raise UserError("/save: there is nothing to save yet")
-        if path == Path():
+        if not name:
             raise UserError("/save: want a path: NAME.json, or a folder for a shard")
+        path = Path(name).expanduser()
+        if path.exists():
+            raise UserError(f"{path}: exists already; want another name")
+        if not path.parent.is_dir():
+            raise UserError(f"{path}: there is no folder {path.parent}")
         sample = self._dialogue.sample("chat")
         try:
             if path.suffix == ".json":
@@ -226,27 +251,34 @@ class Session:
             raise UserError(f"{path}: cannot be written ({error.strerror})") from None
         _say(f"saved: {path}\n")
 
+    def _retry(self) -> None:
+        """Answer the last question again; where that fails, its answer stays."""
+        turn, media, settings = self._dialogue.turns[-1], self._dialogue.media[-1], self._settings
+        self._dialogue.take_back(1)
+        self._settings = replace(settings, seed=settings.seed + 1)
+        try:
+            self._answer()
+        except (UserError, SampleError):
+            self._dialogue.answer(turn.text, media)
+            self._settings = settings
+            raise
+
     def _ask(self, text: str) -> None:
+        shown = [*self._dialogue.shown]
         self._dialogue.ask(text)
         try:
             self._answer()
         except (UserError, SampleError):
             self._dialogue.take_back(1)
+            self._dialogue.shown = shown
             raise
 
     def _answer(self) -> None:
         """Answer the last question, and print the answer while it is generated."""
-        served, events = self._served, queue.SimpleQueue[Event]()
-        try:
-            example = served.encoder.encode_prompt(
-                self._dialogue.sample("asked", open_end=True),
-                max_new_tokens=self._settings.max_new_tokens,
-                asks_for_media=served.generates_media,
-            )
-        except SampleError as error:
-            raise UserError(str(error).removeprefix("sample asked: ")) from None
+        events = queue.SimpleQueue[Event]()
+        example = self._encode(self._dialogue, max_new_tokens=self._settings.max_new_tokens)
         job = Job(
-            model=served.name,
+            model=self._served.name,
             example=example,
             settings=JobSettings(generation=self._settings),
             on_event=events.put,
@@ -267,6 +299,17 @@ class Session:
             _say(" (stopped)")
         _say("\n")
         self._dialogue.answer(text, self._keep(text, media))
+
+    def _encode(self, dialogue: Dialogue, *, max_new_tokens: int) -> Example:
+        """Encode a dialogue that is to be answered."""
+        try:
+            return self._served.encoder.encode_prompt(
+                dialogue.sample("asked", open_end=True),
+                max_new_tokens=max_new_tokens,
+                asks_for_media=self._served.generates_media,
+            )
+        except SampleError as error:
+            raise UserError(str(error).removeprefix("sample asked: ")) from None
 
     def _keep(self, text: str, media: Sequence[GeneratedMedium]) -> list[Medium]:
         """Write generated media to files, and return them as the dialogue holds them."""

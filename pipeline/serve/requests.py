@@ -156,7 +156,7 @@ def parse_request(
     request = ChatRequest(
         model=model,
         sample=Sample(id="asked", source="", turns=turns, media=media),
-        seed=int(
+        seed=_seed(
             fields.number("seed", secrets.randbits(32), -_MAX_SEED, _MAX_SEED - 1, whole=True)
         ),
         temperature=float(fields.number("temperature", 1.0, 0, 2)),
@@ -249,6 +249,11 @@ class _Fields:
             raise RequestError(f"unknown field: {suggest(name, known)}", param=name)
 
 
+def _seed(value: float) -> int:
+    """Return a seed of sampling, from 0; OpenAI's may be negative."""
+    return int(value) % _MAX_SEED
+
+
 def _int(value: float | None) -> int | None:
     return None if value is None else int(value)
 
@@ -298,7 +303,7 @@ def _message(message: object, where: str, fetch: Fetch | None) -> tuple[str, str
         )
     content = message.get("content")
     if isinstance(content, str):
-        parts: list[object] = [{"type": "text", "text": content}]
+        parts: list[object] = [{"type": "text", "text": _characters(content, f"{where}.content")}]
     elif isinstance(content, list):
         parts = content
     else:
@@ -328,7 +333,17 @@ def _generated(
     media = [each for each in found if isinstance(each, Medium)]
     if PLACEHOLDER_PATTERN.findall(text) != [PLACEHOLDERS[each.kind] for each in media]:
         raise RequestError("not those of the placeholders in content", param=f"{where}.media")
-    return "assistant", text, media
+    return "assistant", _characters(text, f"{where}.content"), media
+
+
+def _characters(text: str, where: str) -> str:
+    """Return a text; JSON can escape one half of a surrogate pair, which is no character."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = text[error.start].encode("unicode_escape").decode()
+        raise RequestError(f"{half} is no character", param=where) from None
+    return text
 
 
 def _part(part: object, where: str, fetch: Fetch | None) -> str | Medium:
@@ -341,7 +356,7 @@ def _part(part: object, where: str, fetch: Fetch | None) -> str | Medium:
     if kind == "text":
         if not isinstance(value, str):
             raise RequestError("want a text", param=f"{where}.text")
-        return value
+        return _characters(value, f"{where}.text")
     if not isinstance(value, dict):
         raise RequestError("want an object", param=f"{where}.{kind}")
     if kind == "input_audio":
@@ -353,15 +368,16 @@ def _part(part: object, where: str, fetch: Fetch | None) -> str | Medium:
 def _from_url(kind: str, url: object, where: str, fetch: Fetch | None) -> Medium:
     if not isinstance(url, str):
         raise RequestError("want a text", param=where)
-    if url.startswith("data:"):
-        head, comma, content = url.removeprefix("data:").partition(",")
+    scheme, _, rest = url.partition(":")
+    if scheme.lower() == "data":
+        head, comma, content = rest.partition(",")
         mime, *options = head.split(";")
         if not comma:
             raise RequestError("a data URI without a comma", param=where)
         if "base64" in options:
             return _medium(kind, _base64(content, where), mime)
         return _medium(kind, unquote_to_bytes(content), mime)
-    if not url.startswith(("http://", "https://")):
+    if scheme.lower() not in ("http", "https"):
         raise RequestError("want a data: URI, or one of http or https", param=where)
     if fetch is None:
         raise RequestError(

@@ -156,8 +156,8 @@ def test_an_unresponsive_host_is_given_up(web: Web) -> None:
     native = NativeBackend(options(per_host=1, threads=2, robots=False, timeout=0.05))
     found = native.fetch([f"{web.base}/do_hang?{number}" for number in range(20)])
     assert {one.reason for one in found} <= {"timeout", "unreachable"}
-    assert web.seen["do_hang"] == 8
-    assert "given up after 8" in found[-1].detail
+    assert ["given up after 8" in one.detail for one in found] == [False] * 8 + [True] * 12
+    assert 0 < web.seen["do_hang"] <= 8  # on a busy machine the time may end before it is asked
 
 
 def test_results_are_in_the_order_of_the_urls(web: Web) -> None:

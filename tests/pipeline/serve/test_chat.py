@@ -62,15 +62,44 @@ def test_mistakes_are_one_line_and_the_session_goes_on(run, tmp_path, monkeypatc
         "/retry": "there is no question yet",
         "/save x.json": "there is nothing to save yet",
         "/set mood 3": "/set: 'mood', want one of temperature",
-        "/set top_p x": "'x' is not a number",
-        "/set top_p 2": "--top-p: 2.0, want a number above 0",
+        "/set top_p x": "/set top_p: 'x', want a number",
+        "/set top_p 2": "/set top_p: 2.0, want a number above 0",
+        "/set top_p 0.5 0.6": "/set top_p: '0.5 0.6', want one value",
+        "/set seed 1.5": "/set seed: '1.5', want a whole number",
+        "/undo 2": "/undo: '2', want nothing after it",
+        "/image": "/image: want a file",
+        f"/image {tmp_path / 'bad.png'}": "bad.png: its image cannot be decoded",
     }
-    printed = talk(
-        monkeypatch, capsys, run, *lines, f"/image {tmp_path / 'bad.png'}", "What", "Why"
-    )
+    printed = talk(monkeypatch, capsys, run, *lines, "Why")
     for line, message in zip(printed, lines.values(), strict=False):
         assert line.startswith("error: ")
         assert message in line
-    assert "its image cannot be decoded" in printed[len(lines)]
-    assert printed[len(lines) + 1]
-    assert len(printed) == len(lines) + 2
+    assert printed[len(lines)]
+    assert len(printed) == len(lines) + 1
+
+
+def test_nothing_is_lost(run, tmp_path, monkeypatch, capsys) -> None:
+    """Neither a file, nor an answer whose retry fails, nor what is shown with a failed question."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shown, kept = tmp_path / "digit.png", tmp_path / "kept.json"
+    shown.write_bytes(picture())
+    kept.write_text("mine")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    lines = ["Why", "/set max_new_tokens 99999", "/retry", f"/image {shown}", "What"]
+    lines += ["/set max_new_tokens 8", "What", "/save ~/talk.json", f"/save {kept}"]
+    lines += [f"/save {folder}", f"/save {tmp_path / 'no' / 'talk'}", "/set"]
+    printed = talk(monkeypatch, capsys, run, *lines)
+    assert "want an answer of at most" in printed[1]
+    assert printed[4] == f"saved: {tmp_path / 'talk.json'}"
+    assert [line.partition(": ")[0] for line in printed[5:8]] == ["error"] * 3
+    assert "exists already" in printed[5]
+    assert "exists already" in printed[6]
+    assert f"no folder {tmp_path / 'no'}" in printed[7]
+    assert "max_new_tokens=8 seed=0" in printed[8]
+    assert kept.read_text() == "mine"
+    assert not [*folder.iterdir()]
+    messages = json.loads((tmp_path / "talk.json").read_text())
+    assert [each["role"] for each in messages] == ["user", "assistant"] * 2
+    assert messages[1]["content"][0]["text"] == printed[0]
+    assert [part["type"] for part in messages[2]["content"]] == ["image_url", "text"]

@@ -115,6 +115,8 @@ def test_choices_and_seeds(client) -> None:
     assert len({*texts}) == 3
     assert texts[0] == chat(client, temperature=1.0, seed=7).choices[0].message.content
     assert texts[0] != chat(client, temperature=1.0, seed=8).choices[0].message.content
+    negative = [chat(client, temperature=1.0, seed=-1).choices[0].message.content for _ in range(2)]
+    assert negative[0] == negative[1]
 
 
 def test_what_else_is_in_the_batch_changes_no_bit(client) -> None:
@@ -195,6 +197,10 @@ BAD = {
     "long": ({"max_tokens": 10**6}, "512 positions"),
     "no image": ({"messages": question("x", b"no image")}, "image cannot be decoded"),
     "stops": ({"stop": [""]}, "stop: want at most 4 texts, none empty"),
+    "half a pair": (
+        {"messages": [{"role": "user", "content": "\ud800"}]},
+        "messages[0].content: \\ud800 is no character",
+    ),
 }
 
 
