@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from etl.cli import UserError, parse
 from etl.storage.atomic import atomic_file
@@ -223,7 +224,8 @@ class Session:
             raise UserError(f"/set {name}: {' '.join(values)!r}, want one value")
         number = _SETTINGS[name]
         try:
-            self._settings = replace(self._settings, **{name: number(values[0])})
+            value: Any = number(values[0])
+            self._settings = replace(self._settings, **{name: value})
         except UserError as error:  # names the option of other commands
             raise UserError(f"/set {name}:{str(error).partition(':')[2]}") from None
         except ValueError:
