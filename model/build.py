@@ -312,8 +312,11 @@ def build_outputs(
     def parts(own: OutputBranchSpec) -> dict[str, bool]:
         denoising = own in denoised
         encoding = denoising and not latents_given
-        drawing = decoding or stage.draws
-        return {"denoising": denoising, "encoding": encoding, "decoding": drawing}
+        return {
+            "denoising": denoising,
+            "encoding": encoding,
+            "decoding": decoding or stage.samples_answers,
+        }
 
     generators = _generators(spec, stage, parts, weights=weights, seed=seed)
     branches: dict[str, OutputBranch] = {}

@@ -42,7 +42,7 @@ class PreferenceOutput(NamedTuple):
     right_o: Tensor | None = None
 
 
-def condition_logps(drawn_glw: Tensor, condition_glw: Tensor, noise_g: Tensor) -> Tensor:
+def condition_logps(sampled_glw: Tensor, condition_glw: Tensor, noise_g: Tensor) -> Tensor:
     """Return the log-probability (g,) of each sampled condition, per element.
 
     log N(H̃; H_θ, σ² I) / (l w), but for what does not depend on θ: −mean((H̃ − H_θ)²) / 2σ². DDPO
@@ -56,11 +56,11 @@ def condition_logps(drawn_glw: Tensor, condition_glw: Tensor, noise_g: Tensor) -
     usual bound of the ratio.
 
     Args:
-        drawn_glw: H̃, the conditions under which the media were generated.
+        sampled_glw: H̃, the conditions under which the media were generated.
         condition_glw: H_θ, the policy's, with a gradient.
         noise_g: σ of each.
     """
-    error_glw = (drawn_glw - condition_glw).float() / noise_g[:, None, None]
+    error_glw = (sampled_glw - condition_glw).float() / noise_g[:, None, None]
     return -error_glw.square().mean((1, 2)) / 2
 
 

@@ -109,6 +109,15 @@ def any_rank(flag: bool) -> bool:
     return bool(total.item())
 
 
+def max_over_ranks(number: int) -> int:
+    """Return the greatest number of all ranks; a collective."""
+    if not torch.distributed.is_initialized():
+        return number
+    greatest = torch.tensor(number, device=device())
+    torch.distributed.all_reduce(greatest, op=torch.distributed.ReduceOp.MAX)
+    return int(greatest)
+
+
 def collective_timeout(stall_seconds: float) -> timedelta:
     """Return the time-out of a collective: so long that the watchdog reports a stall before it.
 

@@ -153,13 +153,13 @@ class Stage:
         )
 
     @property
-    def draws(self) -> bool:
-        """Whether the stage itself generates media, in answers that it learns from."""
+    def samples_answers(self) -> bool:
+        """Whether the stage learns from answers of its own, which may hold generated media."""
         return False
 
     def output_branches(self, model: ModelSpec) -> tuple[OutputBranchSpec, ...]:
         """Return the model's output branches that this stage uses."""
-        return model.outputs if self.generation or self.draws else ()
+        return model.outputs if self.generation or self.samples_answers else ()
 
     def denoising_branches(self, model: ModelSpec) -> tuple[OutputBranchSpec, ...]:
         """Return those output branches that this stage trains with eq. 5."""
@@ -216,8 +216,8 @@ class RlhfStage(Stage):
         return self.objective.good if isinstance(self.objective, Dress) else ""
 
     @property
-    def draws(self) -> bool:
-        """Whether answers are the policy's own, so that they hold media where it generates some."""
+    def samples_answers(self) -> bool:
+        """Whether answers are the policy's own; they hold media where it generates some."""
         return isinstance(self.objective, Grpo)
 
     @property

@@ -33,10 +33,10 @@ from pipeline.data.encode import Example
 from pipeline.data.loader import MicroBatch
 from pipeline.data.preferences import Role, join_sequences
 from pipeline.data.rollout_prompts import RolloutPrompt
-from pipeline.distributed import device
-from pipeline.train.drawing import Drawing, greatest, make_media, perturb
+from pipeline.distributed import device, max_over_ranks
 from pipeline.train.judge_reward import JudgeReward
 from pipeline.train.rewards import Answer, Reward, total
+from pipeline.train.sampled_media import SampledMedium, generate_media, sample_condition
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,12 +69,12 @@ class Rollout:
     Args:
         ids: its tokens, up to the one that ends it; signal tokens follow the vocabulary.
         answer: what rewards are given for.
-        drawings: the media in it.
+        media: those in it.
     """
 
     ids: list[int]
     answer: Answer
-    drawings: tuple[Drawing, ...] = ()
+    media: tuple[SampledMedium, ...] = ()
 
 
 def with_rollouts(
@@ -246,14 +246,16 @@ def _sample(
     batch = collate(rows, pad_id=pad_id, side="left", multiple=ALIGNED).to(device())
     decoded = _decode(model, batch, seeds or (0,), used, settings)
     ids = decoded.ids_bt.tolist()
-    drawings = [
-        _drawings([each for each in decoded.media if each.row == row], one, number, model, settings)
+    sampled = [
+        _sampled_media(
+            [each for each in decoded.media if each.row == row], one, number, model, settings
+        )
         for row, (one, number) in enumerate(repeated)
     ]
-    drawn = [drawing for own in drawings for drawing in own]
-    media = iter(make_media(model, drawn, synced=settings.synced))
+    flat = [medium for own in sampled for medium in own]
+    media = iter(generate_media(model, flat, synced=settings.synced))
     rollouts = []
-    for row, ((one, _), own) in enumerate(zip(repeated, drawings, strict=True)):
+    for row, ((one, _), own) in enumerate(zip(repeated, sampled, strict=True)):
         new = _until_end(ids[row], own, settings)
         words = [number for number in new if number < vocabulary]
         answer = Answer(
@@ -262,7 +264,7 @@ def _sample(
             finished=new[-1] in settings.end_ids,
             media=tuple(next(media) for _ in own),
         )
-        rollouts.append(Rollout(ids=new, answer=answer, drawings=own))
+        rollouts.append(Rollout(ids=new, answer=answer, media=own))
     return rollouts
 
 
@@ -287,21 +289,21 @@ def _decode(
             choose = TokenChoice(sampling, seeds)
             ids_bt = model.generate(batch, choose=choose, synced=settings.synced, **options)
             return Decoded(ids_bt, ())
-        most = greatest if settings.synced else None
+        most = max_over_ranks if settings.synced else None
         return decode(model, batch, sampling=sampling, seeds=seeds, most=most, **options)
 
 
-def _drawings(
+def _sampled_media(
     media: Sequence[Condition],
     prompt: RolloutPrompt,
     answer: int,
     model: PreferenceLM,
     settings: RolloutSettings,
-) -> tuple[Drawing, ...]:
+) -> tuple[SampledMedium, ...]:
     """Return the media of an answer, in reading order, with noise in their conditions."""
     branches: dict[str, OutputBranchSpec] = {each.modality: each for each in model.spec.outputs}
     return tuple(
-        perturb(
+        sample_condition(
             branches[medium.modality],
             medium,
             noise=settings.objective.media_noise,
@@ -311,9 +313,11 @@ def _drawings(
     )
 
 
-def _until_end(ids: list[int], drawings: Sequence[Drawing], settings: RolloutSettings) -> list[int]:
+def _until_end(
+    ids: list[int], media: Sequence[SampledMedium], settings: RolloutSettings
+) -> list[int]:
     """Return an answer up to the token that ends it, or up to its limit and the medium there."""
-    limit = max([settings.objective.max_new_tokens, *(one.end for one in drawings)])
+    limit = max([settings.objective.max_new_tokens, *(one.end for one in media)])
     ends = (place for place, number in enumerate(ids[:limit], 1) if number in settings.end_ids)
     return ids[: next(ends, limit)]
 
@@ -335,12 +339,12 @@ def _joined(
 def _continued(prompt: RolloutPrompt, rollout: Rollout) -> Example:
     """Return a prompt with an answer; of a medium's signal tokens only the first is a target."""
     ids, labels, kinds = [*rollout.ids], [*rollout.ids], [""] * len(rollout.ids)
-    for one in rollout.drawings:
+    for one in rollout.media:
         count = one.end - one.start
         ids[one.start : one.end] = [0] * count
         labels[one.start + 1 : one.end] = [IGNORED] * (count - 1)
         kinds[one.start : one.end] = [one.target.kind] * count
-    targets = tuple(one.target for one in rollout.drawings)
+    targets = tuple(one.target for one in rollout.media)
     return Example(
         ids=[*prompt.ids, *ids],
         labels=[*prompt.labels, *labels],

@@ -261,7 +261,7 @@ def _check_initial(run: RunConfig, initial: Path) -> None:
     if BASE in read_manifest(initial.parent):
         raise UserError(f"--init-from {run.init_from}: is a reward model, which gives no answers")
     generates = any(name.startswith("outputs.") for name in names_in(initial))
-    if generates and run.stage == "rlhf" and not run.settings.draws:
+    if generates and run.stage == "rlhf" and not run.settings.samples_answers:
         raise UserError(
             f"--init-from {run.init_from}: generates media, which rlhf trains by GRPO alone, want "
             'rlhf.objective={"kind": "grpo"}'
@@ -486,7 +486,7 @@ def _generation_target_encoder(
 ) -> GenerationTargetEncoder | None:
     """Return the encoder of generation targets, for a stage that trains generation.
 
-    Media that the policy draws itself (GRPO) are targets only once they are drawn.
+    Media that the policy generates itself (GRPO) are targets only once they are generated.
     """
     generation = run.settings.generation
     branches = run.settings.output_branches(run.system.model)

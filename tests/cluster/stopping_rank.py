@@ -10,6 +10,7 @@ import os
 import signal
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 from etl.cli import UserError, main
 from model.spec import SpecError
@@ -42,5 +43,5 @@ def is_last_rank() -> bool:
 
 
 if __name__ == "__main__":
-    Validation.run = stopped  # type: ignore[method-assign]
-    main(run, mistakes=(UserError, SpecError))
+    with mock.patch.object(Validation, "run", stopped):
+        main(run, mistakes=(UserError, SpecError))

@@ -149,14 +149,14 @@ def blocks(steps: int, length: int) -> list[str]:
 def paired_difference(
     ours: Sequence[float], theirs: Sequence[float], units: Sequence[str]
 ) -> list[float]:
-    """Return the mean difference, its interval and p-value, with whole units drawn anew."""
+    """Return the mean difference, its interval and p-value, with whole units resampled."""
     difference = np.array(ours) - np.array(theirs)
     rows = [np.flatnonzero(np.array(units) == name) for name in sorted({*units})]
     draw = np.random.default_rng(SEED)
     means = []
     for _ in range(1000):
-        drawn = draw.integers(0, len(rows), len(rows))
-        means.append(difference[np.concatenate([rows[number] for number in drawn])].mean())
+        resampled = draw.integers(0, len(rows), len(rows))
+        means.append(difference[np.concatenate([rows[number] for number in resampled])].mean())
     low, high = np.quantile(means, [0.025, 0.975])
     rarer = min(np.sum(np.array(means) <= 0), np.sum(np.array(means) >= 0))
     return [difference.mean(), low, high, min(1.0, 2 * (rarer + 1) / 1001)]

@@ -122,7 +122,7 @@ def test_grpo_gives_the_same_answers_on_any_number_of_ranks(tmp_path: Path) -> N
     ]
 
 
-DRAWN = """
+BRIGHT = """
 import io
 import numpy as np
 from PIL import Image
@@ -136,7 +136,7 @@ def bright(answer):
 
 
 @pytest.mark.nightly(minutes=2)
-def test_grpo_draws_the_same_media_on_any_number_of_ranks(tmp_path: Path) -> None:
+def test_grpo_generates_the_same_media_on_any_number_of_ranks(tmp_path: Path) -> None:
     """And after a kill; under ZeRO-3 the ranks call projectors and generators together.
 
     On two ranks the losses are the same to the bit, killed or not.
@@ -146,7 +146,7 @@ def test_grpo_draws_the_same_media_on_any_number_of_ranks(tmp_path: Path) -> Non
     image = preset.model.outputs[0]
     image = replace(image, generator=replace(image.generator, steps=2))
     random_run(sft, replace(preset, model=replace(preset.model, outputs=(image,))), signals=3.0)
-    (tmp_path / "own.py").write_text(DRAWN)
+    (tmp_path / "own.py").write_text(BRIGHT)
     objective = {"kind": "grpo", "group": 3, "max_new_tokens": 4, "beta": 0.1, "updates": 2}
     objective["rewards"] = [f"{tmp_path / 'own.py'}:bright"]
     words = ["rlhf", sft / "config.json", "--data", requests, "--init-from", sft, *SMALL]

@@ -167,6 +167,7 @@ def test_validation_does_not_change_training_and_resumes_with_it(
         assert one["accuracy"] == other["accuracy"]
 
 
+@pytest.mark.nightly(minutes=1)
 def test_sigterm_in_mid_validation_leaves_it_to_the_next_start(
     captions: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,18 +23,23 @@ def stage() -> RlhfStage:
     return rlhf
 
 
-@pytest.fixture
-def policy(digits, stage) -> PreferenceLM:
-    """With adapters as after SFT, of which the reference is a copy."""
-    model = build_policy(digits.model, stage, weights="random", seed=0)
+def with_adapters(model: PreferenceLM, stage: RlhfStage, size: float) -> PreferenceLM:
+    """Return a policy whose adapters are random, as after SFT, with their copy as the reference."""
     with torch.no_grad():
         generator = torch.Generator().manual_seed(1)
         for name, weight in model.named_parameters():
             if "lora_B" in name:
-                weight.copy_(torch.randn(weight.shape, generator=generator) * 0.02)
+                weight.copy_(torch.randn(weight.shape, generator=generator) * size)
     add_reference(model.backbone, stage.peft)
     set_trainable(model, stage.trainable)
     return model
+
+
+@pytest.fixture
+def policy(digits, stage) -> PreferenceLM:
+    """With adapters as after SFT, of which the reference is a copy."""
+    model = build_policy(digits.model, stage, weights="random", seed=0)
+    return with_adapters(model, stage, 0.02)
 
 
 def packed(batch: Batch, order: list[int]) -> Batch:
@@ -143,15 +148,15 @@ def test_the_reference_has_no_dropout(dora, digits, stage, make_batch):
 def test_the_log_probability_of_a_condition_is_a_gaussians_per_element():
     """But for what does not depend on the policy; the gradient is that of torch's Normal."""
     generator = torch.Generator().manual_seed(0)
-    drawn, policy, other = torch.randn(3, 2, 5, 4, generator=generator, dtype=torch.float64)
+    sampled, policy, other = torch.randn(3, 2, 5, 4, generator=generator, dtype=torch.float64)
     noise = torch.tensor([0.3, 2.0], dtype=torch.float64)
     policy.requires_grad_()
 
     def expected(condition):
-        return torch.distributions.Normal(condition, noise[:, None, None]).log_prob(drawn)
+        return torch.distributions.Normal(condition, noise[:, None, None]).log_prob(sampled)
 
-    found = condition_logps(drawn, policy, noise)
-    difference = found - condition_logps(drawn, other, noise)
+    found = condition_logps(sampled, policy, noise)
+    difference = found - condition_logps(sampled, other, noise)
     wanted = (expected(policy) - expected(other)).mean((1, 2))
     torch.testing.assert_close(difference, wanted.float(), check_dtype=False)
     (gradient,) = torch.autograd.grad(found.sum(), policy)
@@ -160,22 +165,15 @@ def test_the_log_probability_of_a_condition_is_a_gaussians_per_element():
 
 
 @pytest.fixture(scope="module")
-def drawing() -> PreferenceLM:
+def generating() -> PreferenceLM:
     """A tiny policy that generates pictures, sounds and videos, with adapters as after SFT."""
     preset = system("digits_any").tiny().with_rlhf()
     stage = replace(preset.rlhf, objective=Grpo())
     model = build_policy(preset.model, stage, weights="random", seed=0)
-    with torch.no_grad():
-        generator = torch.Generator().manual_seed(1)
-        for name, weight in model.named_parameters():
-            if "lora_B" in name:
-                weight.copy_(torch.randn(weight.shape, generator=generator) * 0.1)
-    add_reference(model.backbone, stage.peft)
-    set_trainable(model, stage.trainable)
-    return model
+    return with_adapters(model, stage, 0.1)
 
 
-def drawn(model: PreferenceLM, noises: list[float]) -> Batch:
+def answers_with_media(model: PreferenceLM, noises: list[float]) -> Batch:
     """Two packed answers, each of three words and a picture; the second ends with a word."""
     vocabulary = model.spec.backbone.vocabulary
     ids = signal_ids(model.spec.outputs, vocabulary)["image"]
@@ -206,60 +204,60 @@ def drawn(model: PreferenceLM, noises: list[float]) -> Batch:
     )
 
 
-def test_a_sampled_condition_is_one_target_more(drawing):
+def test_a_sampled_condition_is_one_target_more(generating):
     """Of its answer, after the tokens; its gradient reaches the adapters through the projector."""
-    drawing.train()
-    batch = drawn(drawing, [0.5, 0.25])
-    out = drawing(batch, ["to_image"])
+    generating.train()
+    batch = answers_with_media(generating, [0.5, 0.25])
+    out = generating(batch, ["to_image"])
     assert batch.sampled_media == 2
     # 7 and the picture; 10, the picture and 11; then both pictures.
     assert out.owners_o.tolist() == [0, 0, 1, 1, 1, 0, 1]
     assert torch.isfinite(out.logps_o).all()
     torch.testing.assert_close(out.logps_o, out.reference_logps_o)
-    assert torch.equal(drawing.policy_logps(batch, ["to_image"]), out.logps_o)
+    assert torch.equal(generating.policy_logps(batch, ["to_image"]), out.logps_o)
     # Twice the noise is a quarter of the squared error.
-    wider = drawing(drawn(drawing, [1.0, 0.25]), ["to_image"]).logps_o[-2:]
+    wider = generating(answers_with_media(generating, [1.0, 0.25]), ["to_image"]).logps_o[-2:]
     torch.testing.assert_close(wider, out.logps_o[-2:] / torch.tensor([4.0, 1.0]))
     out.logps_o[-2:].sum().backward()
-    moved = {name for name, weight in drawing.named_parameters() if weight.grad is not None}
-    assert moved == {n for n, w in drawing.named_parameters() if w.requires_grad}
-    assert max(w.grad.abs().max() for w in drawing.parameters() if w.requires_grad) > 1e-6
-    drawing.zero_grad()
+    moved = {name for name, weight in generating.named_parameters() if weight.grad is not None}
+    assert moved == {n for n, w in generating.named_parameters() if w.requires_grad}
+    assert max(w.grad.abs().max() for w in generating.parameters() if w.requires_grad) > 1e-6
+    generating.zero_grad()
 
 
-def test_media_without_noise_are_no_targets(drawing):
+def test_media_without_noise_are_no_targets(generating):
     """Those of earlier answers, and all of them where `media_noise` is 0."""
-    whole = drawing(drawn(drawing, [0.5, 0.25]), ["to_image"])
-    second = drawing(drawn(drawing, [0.0, 0.25]), ["to_image"])
+    whole = generating(answers_with_media(generating, [0.5, 0.25]), ["to_image"])
+    second = generating(answers_with_media(generating, [0.0, 0.25]), ["to_image"])
     assert second.owners_o.tolist() == [0, 0, 1, 1, 1, 1]
     torch.testing.assert_close(second.logps_o, whole.logps_o[[0, 1, 2, 3, 4, 6]])
-    assert drawn(drawing, [0.0, 0.0]).sampled_media == 0
+    assert answers_with_media(generating, [0.0, 0.0]).sampled_media == 0
 
 
-def test_a_rank_without_media_calls_the_same_modules(drawing):
+def test_a_rank_without_media_calls_the_same_modules(generating):
     """And in the backward pass, as ZeRO-3 needs."""
-    batch = replace(drawn(drawing, [0.5, 0.25]), generation_targets={})
-    branch = drawing.output_branches()["to_image"]
+    batch = replace(answers_with_media(generating, [0.5, 0.25]), generation_targets={})
+    branch = generating.output_branches()["to_image"]
     called = []
     handles = [
         branch.projector.register_forward_hook(lambda *_: called.append("forward")),
         branch.projector.enter.register_full_backward_hook(lambda *_: called.append("backward")),
     ]
-    out = drawing(batch, ["to_image"])
+    out = generating(batch, ["to_image"])
     assert out.owners_o.tolist() == [0, 0, 1, 1, 1]
     out.logps_o.sum().backward()
     for handle in handles:
         handle.remove()
     assert called == ["forward", "forward", "backward"]  # policy and reference
-    drawing.zero_grad()
+    generating.zero_grad()
 
 
-def test_only_what_can_be_chosen_has_a_probability(drawing):
+def test_only_what_can_be_chosen_has_a_probability(generating):
     """Of each medium the first signal token, among all words; the others are forced."""
-    hidden = torch.randn(3, drawing.spec.backbone.width)
-    shares = drawing._logits(hidden).softmax(1)
-    ids = signal_ids(drawing.spec.outputs, drawing.spec.backbone.vocabulary)
-    assert shares.shape[1] == drawing.spec.backbone.vocabulary + sum(map(len, ids.values()))
+    hidden = torch.randn(3, generating.spec.backbone.width)
+    shares = generating._logits(hidden).softmax(1)
+    ids = signal_ids(generating.spec.outputs, generating.spec.backbone.vocabulary)
+    assert shares.shape[1] == generating.spec.backbone.vocabulary + sum(map(len, ids.values()))
     for own in ids.values():
         assert (shares[:, own[0]] > 0).all()
         assert not shares[:, own[1:]].any()

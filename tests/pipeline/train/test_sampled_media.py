@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from etl.storage.schema import Sample, Turn
@@ -29,11 +30,11 @@ from pipeline.data.rollout_prompts import RolloutEncoder, RolloutPrompt, Rollout
 from pipeline.data.tokenize import SampleTokenizer
 from pipeline.generate.answers import EarlierMedia
 from pipeline.train import rollouts
-from pipeline.train.drawing import Drawing, make_media, perturb
 from pipeline.train.losses import compute_losses, count_losses
 from pipeline.train.preference_losses import preference_terms
 from pipeline.train.rewards import Answer, Reward
 from pipeline.train.rollouts import RolloutSettings, with_rollouts
+from pipeline.train.sampled_media import SampledMedium, generate_media, sample_condition
 from tests.worlds import generation_sample
 
 OBJECTIVE = Grpo(group=3, max_new_tokens=6, media_noise=0.2)
@@ -185,7 +186,7 @@ def test_media_depend_on_seed_and_sample_alone(
 
 @pytest.mark.usefixtures("alone")
 @pytest.mark.parametrize("updates", [1, 2])
-def test_the_update_reads_the_conditions_that_were_drawn(
+def test_the_update_reads_the_sampled_conditions(
     updates: int,
     policy: PreferenceLM,
     prompts: list[RolloutPrompt],
@@ -193,21 +194,21 @@ def test_the_update_reads_the_conditions_that_were_drawn(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What the policy says of them is what it has said as it decoded, up to rounding."""
-    pairs: list[tuple[Condition, Drawing]] = []
+    pairs: list[tuple[Condition, SampledMedium]] = []
 
-    def recorded(branch: Any, medium: Condition, **options: Any) -> Drawing:
-        drawing = perturb(branch, medium, **options)
-        pairs.append((medium, drawing))
-        return drawing
+    def recorded(branch: Any, medium: Condition, **options: Any) -> SampledMedium:
+        sampled = sample_condition(branch, medium, **options)
+        pairs.append((medium, sampled))
+        return sampled
 
-    monkeypatch.setattr(rollouts, "perturb", recorded)
+    monkeypatch.setattr(rollouts, "sample_condition", recorded)
     (batch,) = answered([prompts], policy, words, Seen(), updates=updates)
     out = policy.train()(batch, ["to_image", "to_video", "to_audio"])
     policy.eval()
     expected = []
     for kind in policy.output_branches():
-        for medium, drawing in pairs:
-            target = drawing.target
+        for medium, sampled in pairs:
+            target = sampled.target
             if target.kind == kind:
                 noise = torch.tensor([target.noise])
                 expected.append(condition_logps(target.cached_embeds, medium.condition_1lw, noise))
@@ -242,19 +243,23 @@ def medium(kind: str = "image", seed: int = 0, start: int = 2) -> Condition:
     return Condition(0, start, kind, torch.randn(shape, generator=token_rng(seed)) * 3)
 
 
+def sampled_of(one: SampledMedium) -> Tensor:
+    assert one.target.cached_embeds is not None
+    return one.target.cached_embeds
+
+
 def test_noise_is_relative_and_keyed() -> None:
     """The first noise of the generator is that of all answers to the prompt."""
     given = medium()
-    one = perturb(IMAGE, given, noise=0.2, key=KEY)
-    drawn, noise = one.target.cached_embeds, one.target.noise
-    assert drawn is not None
+    one = sample_condition(IMAGE, given, noise=0.2, key=KEY)
+    condition_lw, noise = sampled_of(one), one.target.noise
     assert noise is not None
     condition = given.condition_1lw[0]
     assert noise == pytest.approx(0.2 * float(condition.square().mean().sqrt()))
-    assert float((drawn - condition).std()) == pytest.approx(noise, rel=0.1)
+    assert float((condition_lw - condition).std()) == pytest.approx(noise, rel=0.1)
     assert (one.start, one.end) == (2, 2 + IMAGE.signals)
-    again = perturb(IMAGE, given, noise=0.2, key=KEY)
-    assert torch.equal(again.target.cached_embeds, drawn)  # type: ignore[arg-type]
+    again = sample_condition(IMAGE, given, noise=0.2, key=KEY)
+    assert torch.equal(sampled_of(again), condition_lw)
     assert again.seed == one.seed
     seeds = set()
     for key, shares_seed in (
@@ -263,30 +268,30 @@ def test_noise_is_relative_and_keyed() -> None:
         ((0, 8, 1, 0), False),  # another sample
         ((1, 7, 1, 0), False),  # another run
     ):
-        other = perturb(IMAGE, given, noise=0.2, key=key)
-        assert not torch.equal(other.target.cached_embeds, drawn)  # type: ignore[arg-type]
+        other = sample_condition(IMAGE, given, noise=0.2, key=key)
+        assert not torch.equal(sampled_of(other), condition_lw)
         assert (other.seed == one.seed) == shares_seed
         seeds.add(other.seed)
     assert len(seeds) == 4
-    exact = perturb(IMAGE, given, noise=0.0, key=KEY)
-    assert torch.equal(exact.target.cached_embeds, condition)  # type: ignore[arg-type]
+    exact = sample_condition(IMAGE, given, noise=0.0, key=KEY)
+    assert torch.equal(sampled_of(exact), condition)
 
 
 @pytest.mark.usefixtures("alone")
-def test_media_are_in_the_order_of_the_drawings(policy: PreferenceLM) -> None:
+def test_media_are_in_the_order_of_the_conditions(policy: PreferenceLM) -> None:
     """Also more than are made at a time, and whatever else is made."""
     branches = {one.modality: one for one in SPEC.outputs}
     kinds = ["audio", *["image"] * 17, "video", "image"]
-    drawings = [
-        perturb(branches[kind], medium(kind, seed), noise=0.1, key=(0, seed, 0, 0))
+    sampled = [
+        sample_condition(branches[kind], medium(kind, seed), noise=0.1, key=(0, seed, 0, 0))
         for seed, kind in enumerate(kinds)
     ]
-    made = make_media(policy, drawings, synced=True)
+    made = generate_media(policy, sampled, synced=True)
     assert [one.kind for one in made] == kinds
     for number in (0, 5, 18, 19):
-        (alone,) = make_media(policy, [drawings[number]], synced=False)
+        (alone,) = generate_media(policy, [sampled[number]], synced=False)
         assert alone == made[number]
-    assert make_media(policy, [], synced=True) == []
+    assert generate_media(policy, [], synced=True) == []
 
 
 @pytest.fixture

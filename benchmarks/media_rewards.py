@@ -1,14 +1,14 @@
-"""GRPO of drawing: whether the judges' reward raises the share of right pictures.
+"""GRPO with rewards on generated media: whether the share of right pictures rises.
 
-    python benchmarks/drawing_rewards.py [--steps N] [--requests N] [--output DIR]
+    python benchmarks/media_rewards.py [--steps N] [--requests N] [--output DIR]
 
 On the digits world, with `digits_any` and its output branch of pictures alone. SFT on requests
-(eqs. 2 and 4) ends early, so that the model draws about half of them right. From there GRPO is run
-with the judges' verdict as the reward (`etl.digits.judges:fulfilled`); and twice as a control:
-without noise in the conditions (`media_noise` 0), so that only the tokens of answers could be
-learnt, and with a reward that does not look at the picture. The judges then see what each model
-draws for held-out requests: other wordings, and other combinations of digit and colour. Prints a
-table and as the last line one JSON object. About ten minutes on two idle cores.
+(eqs. 2 and 4) ends early, so that about half of the pictures are right. From there GRPO is run with
+the judges' verdict as the reward (`etl.digits.judges:fulfilled`); and twice as a control: without
+noise in the conditions (`media_noise` 0), so that only the tokens of answers could be trained, and
+with a reward that does not look at the picture. The judges then see what each model generates for
+held-out requests: other wordings, and other combinations of digit and colour. Prints a table and as
+the last line one JSON object. About ten minutes on two idle cores (an estimate).
 """
 
 from __future__ import annotations
@@ -44,16 +44,16 @@ LAST = 10
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Train drawing by GRPO with the judges' reward, and compare it with two controls."""
+    """Train by GRPO with the judges' reward on pictures, and compare it with two controls."""
 
-    output: Path = Path("runs/drawing-rewards")
+    output: Path = Path("runs/media-rewards")
     """Folder for data and runs; existing ones are kept and resumed."""
     requests: int = 1000
     """Requests with their pictures for SFT."""
     held_out: int = 400
     """Held-out requests."""
     sft_steps: int = 80
-    """Of SFT, with 32 requests each: after 60 hardly any drawing is right, after 80 to 90 about
+    """Of SFT, with 32 requests each: after 60 hardly any picture is right, after 80 to 90 about
     half of them, after 110 nearly all."""
     steps: int = 40
     """Of GRPO."""
@@ -84,22 +84,22 @@ def anything(answer: Answer) -> float:
 
 def run(args: Sequence[str]) -> None:
     """Run everything and print the results."""
-    options = parse(Options, prog="python benchmarks/drawing_rewards.py", args=args)
+    options = parse(Options, prog="python benchmarks/media_rewards.py", args=args)
     started = time.monotonic()
     out = options.output.resolve()
     write_data(options, out)
     sft = train_sft(options, out)
-    shares = {"sft": drawn_right(out, sft)}
+    shares = {"sft": right_share(out, sft)}
     rewards: dict[str, dict[str, float]] = {}
     variants = {
         "judged": Variant(reward="etl.digits.judges:fulfilled", noise=options.noise),
         "no noise": Variant(reward="etl.digits.judges:fulfilled", noise=0.0),
-        "any reward": Variant(reward="benchmarks.drawing_rewards:anything", noise=options.noise),
+        "any reward": Variant(reward="benchmarks.media_rewards:anything", noise=options.noise),
     }
     for name, variant in variants.items():
         folder = out / name.replace(" ", "-")
         train_grpo(options, variant, sft, folder)
-        shares[name] = drawn_right(out, folder)
+        shares[name] = right_share(out, folder)
         rewards[name] = rewards_of(folder)
     Console().print(table(options, shares, rewards))
     result = {
@@ -176,7 +176,7 @@ def train_grpo(options: Options, variant: Variant, sft: Path, output: Path) -> N
     )
 
 
-def drawn_right(out: Path, run_folder: Path) -> float:
+def right_share(out: Path, run_folder: Path) -> float:
     """Return the share of held-out requests that a model fulfils."""
     replies = out / "media" / run_folder.name
     words = ("--run", run_folder, "--data", out / "held_out", "--output", replies)
@@ -194,13 +194,13 @@ def rewards_of(run_folder: Path) -> dict[str, float]:
 def table(
     options: Options, shares: Mapping[str, float], rewards: Mapping[str, Mapping[str, float]]
 ) -> Table:
-    """Return the shares of right drawings, and the rewards of the drawings of training."""
+    """Return the shares of right pictures, and the rewards in training."""
     printed = Table(
         "",
-        "right drawings, held out",
+        "right pictures, held out",
         f"reward, first {LAST} steps",
         f"last {LAST}",
-        title=f"GRPO of drawing, {options.steps} steps of {options.batch} × {options.group}",
+        title=f"GRPO, {options.steps} steps of {options.batch} × {options.group}",
     )
     for name, share in shares.items():
         own = rewards.get(name, {})

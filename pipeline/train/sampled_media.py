@@ -1,4 +1,4 @@
-"""Media in the answers of GRPO: conditions drawn around the policy's, and the media under them.
+"""Media in the answers of GRPO: conditions sampled around the policy's, and the media generated.
 
 Each condition is an action of the policy's, a Gaussian around what it says (`condition_logps` of
 `model.preference_lm`); the frozen generator then makes the medium as it does at inference. What is
@@ -15,7 +15,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from etl.storage.schema import Medium, sha256
@@ -27,7 +26,7 @@ from model.signal_decoding import Condition
 from model.spec.generators import SoundDiffusion
 from model.spec.output_branches import OutputBranchSpec
 from pipeline.data.generation_targets import GenerationTarget
-from pipeline.distributed import device
+from pipeline.distributed import device, max_over_ranks
 from pipeline.generate.replies import MIMES, GeneratedMedium
 
 _TOGETHER = 16
@@ -37,7 +36,7 @@ _CONDITION, _FIRST_NOISE = 1, 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drawing:
+class SampledMedium:
     """A medium of a sampled answer, before the generator has made it.
 
     Args:
@@ -52,10 +51,10 @@ class Drawing:
     seed: int
 
 
-def perturb(
+def sample_condition(
     branch: OutputBranchSpec, medium: Condition, *, noise: float, key: tuple[int, int, int, int]
-) -> Drawing:
-    """Return a medium whose condition is drawn from a Gaussian around the policy's.
+) -> SampledMedium:
+    """Return a medium whose condition is sampled from a Gaussian around the policy's.
 
     All answers to a prompt share the generator's first noise, as in DanceGRPO (Xue et al. 2025,
     arXiv:2505.07818): what then differs in their rewards is owing to what the policy has done.
@@ -70,13 +69,15 @@ def perturb(
     rng = token_rng(_seed((seed, position, answer), _CONDITION, number))
     condition_lw = medium.condition_1lw[0].float().cpu()
     deviation = noise * float(condition_lw.square().mean().sqrt())
-    drawn_lw = condition_lw + deviation * torch.randn(
+    sampled_lw = condition_lw + deviation * torch.randn(
         condition_lw.shape, generator=rng, device="cpu"
     )
-    return Drawing(
+    return SampledMedium(
         start=medium.start,
         end=medium.start + branch.signals,
-        target=GenerationTarget(kind=branch.kind, seed=0, cached_embeds=drawn_lw, noise=deviation),
+        target=GenerationTarget(
+            kind=branch.kind, seed=0, cached_embeds=sampled_lw, noise=deviation
+        ),
         seed=_seed((seed, position), _FIRST_NOISE, number),
     )
 
@@ -87,37 +88,41 @@ def _seed(key: tuple[int, ...], purpose: int, number: int) -> int:
 
 
 @torch.no_grad()
-def make_media(model: PreferenceLM, drawings: Sequence[Drawing], *, synced: bool) -> list[Medium]:
-    """Return the media, encoded as files, in the order of the drawings; a collective.
+def generate_media(
+    model: PreferenceLM, sampled: Sequence[SampledMedium], *, synced: bool
+) -> list[Medium]:
+    """Return the media, encoded as files, in the order of the conditions; a collective.
 
     Args:
         model: the policy; its generators are used.
-        drawings: of this rank.
+        sampled: conditions of this rank.
         synced: whether the ranks must call the generators together, as under ZeRO-3.
     """
     media: dict[int, Medium] = {}
     for kind, branch in model.output_branches().items():
-        own = [number for number, one in enumerate(drawings) if one.target.kind == kind]
-        count = greatest(len(own)) if synced else len(own)
+        own = [number for number, one in enumerate(sampled) if one.target.kind == kind]
+        count = max_over_ranks(len(own)) if synced else len(own)
         if not count:
             continue
         with batch_invariant(branch):
             negative_1lw = branch.negative_condition()
             for first in range(0, count, _TOGETHER):
                 part = own[first : first + _TOGETHER]
-                made = _make(branch, [drawings[number] for number in part], negative_1lw)
+                made = _generate(branch, [sampled[number] for number in part], negative_1lw)
                 media |= dict(zip(part, made, strict=True))
-    return [media[number] for number in range(len(drawings))]
+    return [media[number] for number in range(len(sampled))]
 
 
-def _make(branch: OutputBranch, drawings: Sequence[Drawing], negative_1lw: Tensor) -> list[Medium]:
-    """Return the media of one kind, made together; without any, a dummy is made for nothing."""
+def _generate(
+    branch: OutputBranch, sampled: Sequence[SampledMedium], negative_1lw: Tensor
+) -> list[Medium]:
+    """Return the media of one kind, generated together; without any, a dummy is, for nothing."""
     spec = branch.spec.generator
     conditions = [
-        one.target.cached_embeds for one in drawings if one.target.cached_embeds is not None
+        one.target.cached_embeds for one in sampled if one.target.cached_embeds is not None
     ]
     condition_glw = torch.stack(conditions or [torch.zeros(spec.condition_shape)])
-    seeds = [one.seed for one in drawings]
+    seeds = [one.seed for one in sampled]
     values = branch.generator.sample(
         condition_glw.to(device()),
         seeds=seeds or [0],
@@ -132,10 +137,3 @@ def _make(branch: OutputBranch, drawings: Sequence[Drawing], negative_1lw: Tenso
         data = made.encoded()
         media.append(Medium(kind=made.kind, data=data, mime=MIMES[made.kind], sha256=sha256(data)))
     return media
-
-
-def greatest(own: int) -> int:
-    """Return the greatest number of all ranks; a collective."""
-    number = torch.tensor(own, device=device())
-    dist.all_reduce(number, op=dist.ReduceOp.MAX)
-    return int(number)
