@@ -231,11 +231,11 @@ def open_inputs(run: RunConfig, resume: str) -> Inputs:
     tokenizer = build_tokenizer(run.system.model, weights=run.weights)
     if rank == 0:
         warn_of_other_template(run, tokenizer)
-    sampler = build_sampler(run, tokenizer)
-    steps = min(sampler.steps, run.max_steps or sampler.steps)
     initial = newest_weights(Path(run.init_from)) if run.init_from else None
     if initial is not None:
         _check_initial(run, initial)
+    sampler = build_sampler(run, tokenizer)
+    steps = min(sampler.steps, run.max_steps or sampler.steps)
     checkpoints = Checkpoints(
         Path(run.output),
         run_identity(run, shards.fingerprint, initial, steps=steps, world=world),
