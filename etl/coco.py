@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from etl.cli import UserError, main, parse
 from etl.filters import records
 from etl.filters.base import Filter
-from etl.runtime.corpus import PairOptions, run_corpus, select_format
+from etl.runtime.corpus import PairOptions, WordingOptions, run_corpus, select_format
 from etl.sources.captions import FORMATS, detect_format
 
 if TYPE_CHECKING:
@@ -23,11 +23,12 @@ else:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(PairOptions):
+class Options(WordingOptions, PairOptions):
     """Read and check captions of images in folders, zip or tar archives.
 
     COCO Captions, Karpathy's splits of COCO and Flickr30k, AI Challenger, TextCaps, and Visual
     Genome's regions. Every caption is a record of its own; an image is read once for all of them.
+    For MM-IT --phrasing or --wordings put an instruction before each caption.
     """
 
     min_caption: int = 1
@@ -50,7 +51,7 @@ def run(args: Sequence[str]) -> None:
     if not options.media:
         raise UserError("--media: want the folder or archive that holds the images")
     corpus, fmt = select_format(options, options.format, FORMATS, detect_format)
-    run_corpus("coco", options, corpus, fmt)
+    run_corpus("coco", options, corpus, options.in_words(fmt))
 
 
 if __name__ == "__main__":

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from etl.cli import main, parse
-from etl.runtime.corpus import DialogueOptions, run_corpus, select_format
+from etl.runtime.corpus import DialogueOptions, WordingOptions, run_corpus, select_format
 from etl.sources import dialogues, instructions, looks, vqa
 from etl.sources.base import Format
 from etl.sources.fields import with_columns
-from etl.sources.phrasings import Phrasing, with_phrasing
 
 FORMATS: Mapping[str, Format] = {**dialogues.FORMATS, **instructions.FORMATS, **vqa.FORMATS}
 
@@ -26,7 +25,7 @@ else:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(DialogueOptions):
+class Options(WordingOptions, DialogueOptions):
     """Check instruction dialogues and fetch their images, videos, sounds and point clouds.
 
     Reads dialogues as LLaVA, ShareGPT, OpenAI, LLaMA-Factory, ms-swift and TRL have them
@@ -40,10 +39,6 @@ class Options(DialogueOptions):
     """The published format of the list; auto detects it from the first record. docs/corpora.md
     lists each data set's. The questions and answers of vqa and the formats after it are put into
     the survey's instruction templates."""
-    phrasing: Phrasing = "survey"
-    """`minigpt_v2`: MiniGPT-v2's task identifiers and its wordings of each task, where the format
-    says what is asked, and its form of boxes; a referring expression is also asked the other way:
-    what is in the box."""
 
 
 def run(args: Sequence[str]) -> None:
@@ -52,7 +47,7 @@ def run(args: Sequence[str]) -> None:
     detect = functools.partial(looks.detect, looks=looks.INSTRUCTIONS, columns=options.columns)
     name, fmt = select_format(options, options.format, FORMATS, detect)
     corpus = "instruct" if fmt is dialogues.LLAVA else name
-    fmt = with_phrasing(with_columns(fmt, options.columns), options.phrasing)
+    fmt = options.in_words(with_columns(fmt, options.columns))
     run_corpus("instruct", options, corpus, fmt)
 
 

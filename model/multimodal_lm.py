@@ -226,10 +226,13 @@ class MultimodalLM(nn.Module):
         branches = self.output_branches()
         projected = self.media_tokens(batch, [kind for kind in used if kind not in branches])
         embeddings_btd, kwargs = self.embed(batch, projected)
-        if branches:
-            signals = {kind: branch.signal_embeddings() for kind, branch in branches.items()}
-            embeddings_btd = with_signals(embeddings_btd, batch, signals)
-        return embeddings_btd, kwargs
+        return self.embed_signals(embeddings_btd, batch), kwargs
+
+    def embed_signals(self, embeddings_btd: Tensor, batch: Batch) -> Tensor:
+        """Return the backbone's input with the embeddings of signal tokens at their positions."""
+        branches = self.output_branches()
+        signals = {kind: branch.signal_embeddings() for kind, branch in branches.items()}
+        return with_signals(embeddings_btd, batch, signals) if branches else embeddings_btd
 
     def _cross_attention_kwargs(
         self, batch: Batch, projected: Mapping[str, Tensor], embeddings_btd: Tensor
@@ -319,6 +322,7 @@ class MultimodalLM(nn.Module):
         picture have none.
         """
         embeddings_btd, kwargs = self.embed(batch, projected)
+        embeddings_btd = self.embed_signals(embeddings_btd, batch)
         if batch.decoder_bs is None:
             hidden_btd = self.backbone_hidden_states(batch, embeddings_btd, kwargs)[:, :-1]
         else:

@@ -31,6 +31,7 @@ from etl.sources.files import (
     text_lines,
 )
 from etl.sources.pair_files import dialogue_rows
+from etl.sources.phrasings import Phrasing, read_wordings, with_phrasing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +96,32 @@ class DialogueOptions(CorpusOptions):
     columns: tuple[str, ...] = ()
     """Other names of fields, as OURS=THEIRS: image=frame, messages=dialog; lineage=preview keeps a
     field that names files but not the record's media. A record without THEIRS is dropped."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WordingOptions(CorpusOptions):
+    """Options of a job whose instructions may be put into other words."""
+
+    phrasing: Phrasing = "survey"
+    """`minigpt_v2`: MiniGPT-v2's task identifiers and its wordings of each task, where the format
+    says what is asked, and its form of boxes; a referring expression is also asked the other way:
+    what is in the box, and of a description with boxes also the boxes of each phrase."""
+    wordings: tuple[str, ...] = ()
+    """Wordings of tasks instead, as TASK=FILE.json with a list of texts, such as Shikra's
+    templates: refer=REC.json caption=image_cap.json."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        read_wordings(self.wordings)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """See `JobOptions.config`; wordings count by their texts."""
+        return {**super().config, "wordings": read_wordings(self.wordings)}
+
+    def in_words(self, fmt: Format) -> Format:
+        """A format whose instructions are in the words that are asked for."""
+        return with_phrasing(fmt, self.phrasing, read_wordings(self.wordings))
 
 
 def run_corpus(job: str, options: CorpusOptions, corpus: str, fmt: Format) -> None:

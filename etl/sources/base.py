@@ -88,7 +88,9 @@ class MediaRef:
     length: float | None = None
 
 
-Task = Literal["vqa", "options", "refer", "identify", "grounding", "dialogue"]
+Task = Literal[
+    "caption", "vqa", "options", "refer", "identify", "grounding", "detection", "dialogue"
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,8 +98,9 @@ class Asked:
     """What a user turn asks, before it is put into words (`etl.sources.phrasings`).
 
     Args:
-        task: a short answer, one of several options, where something is, what is somewhere, a
-            description with boxes, or a question with regions in it.
+        task: a caption, a short answer, one of several options, where something is, what is
+            somewhere, a description with boxes, the boxes of a phrase, or a question with regions
+            in it.
         text: the question, expression or region; phrases of boxes are between `<ph_st>` and
             `<ph_ed>`.
         answer: the answer with such marks, if it has boxes of phrases; else None.

@@ -14,6 +14,7 @@ from etl.sources.base import Asked, BadRecordError, Format, MediaRef, Record, re
 from etl.sources.boxes import box_text
 from etl.sources.fields import is_medium, kind_of, lineage_fields, media_fields, media_names
 from etl.sources.files import json_rows, parquet_or_json_rows, read_json, rows_in
+from etl.sources.phrasings import without_marks
 from etl.sources.turns import Dialogue, make_record, parse_turns, question_answer, say
 from etl.storage.schema import PLACEHOLDERS, Turn
 
@@ -366,7 +367,7 @@ def shikra(record: Any) -> Iterator[Record]:  # noqa: ANN401
         asked = Asked(task="dialogue", text=question, answer=answer)
         if key == "sentence":
             asked = Asked(task="grounding", answer=answer, key=answer)
-        question, answer = _without_marks(question), _without_marks(answer)
+        question, answer = without_marks(question), without_marks(answer)
     said = question_answer(question, answer)
     yield make_record(said, media, lineage=lineage, asked=(asked,))
 
@@ -389,10 +390,6 @@ def _with_boxes(text: str, sequences: Any, boxes: Sequence[str]) -> str:  # noqa
         return f"{match[0]}{''.join(named)}"
 
     return _PHRASE.sub(add_boxes, text)
-
-
-def _without_marks(text: str) -> str:
-    return _PHRASE.sub(r"\1", text)
 
 
 _JSON = (".json", ".jsonl")

@@ -103,11 +103,24 @@ class ChatRenderer:
             answers = self._find_answers(turns, messages, text)
         return _clear(text, answers)
 
-    def render_prompt(self, turns: Sequence[Turn]) -> Rendered:
-        """Render a dialogue that the assistant is to continue with an answer; raises as above."""
-        text, _ = self._render([self._message(turn) for turn in turns], prompt=True)
+    def render_prompt(self, turns: Sequence[Turn], *, with_answers: bool = False) -> Rendered:
+        """Render a dialogue that the assistant is to continue with an answer.
+
+        Args:
+            turns: those before the answer.
+            with_answers: whether to say where the earlier answers are; without it, a template may
+                hide that.
+
+        Raises:
+            RenderError: as `render`.
+        """
+        mark = with_answers and not self._marks_answers
+        messages = [self._message(turn, mark=mark) for turn in turns]
+        text, answers = self._render(messages, prompt=True)
         self._check_complete(turns, text)
-        return _clear(text)
+        if mark:
+            answers = self._find_answers(turns, messages, text)
+        return _clear(text, answers if with_answers else ())
 
     def _render(
         self, messages: Sequence[Mapping[str, Any]], *, prompt: bool = False

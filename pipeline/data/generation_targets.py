@@ -120,6 +120,26 @@ class GenerationTargetEncoder:
         return replace(target, input_values=read_target(medium, branch))
 
 
+class EarlierMedia(GenerationTargetEncoder):
+    """Marks where media stand that the assistant generated earlier in a dialogue.
+
+    Args:
+        branches: the output branches in use.
+    """
+
+    def __init__(self, branches: Sequence[OutputBranchSpec]) -> None:
+        super().__init__(branches, {}, generation=Generation(), seed=0)
+
+    def encode(self, sample: Sample, number: int, kind: str, position: int) -> GenerationTarget:
+        """Return a target that needs neither caption nor medium."""
+        return GenerationTarget(kind=kind, seed=0, ids=None, input_values=None)
+
+
+def earlier_media(branches: Sequence[OutputBranchSpec]) -> EarlierMedia | None:
+    """Return what encodes media of earlier answers; None for a model that generates none."""
+    return EarlierMedia(branches) if branches else None
+
+
 def read_target(medium: Medium, branch: OutputBranchSpec) -> Tensor:
     """Decode a medium and return its generator's target (*shape).
 

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 from etl.storage.schema import Sample, SampleError, Turn
-from model.batch import IGNORED
 from model.spec import SpecError
 from model.spec.output_branches import OutputBranchSpec
 from model.spec.rlhf import Grpo
@@ -121,5 +120,4 @@ class RolloutEncoder:
         """Encode everything before the last answer; raises SampleError as `encode_prompt` does."""
         example = self._encoder.encode_prompt(without_answer(sample), max_new_tokens=self._limit)
         own = {field.name: getattr(example, field.name) for field in fields(Example)}
-        own["labels"] = [IGNORED] * len(example.ids)
         return RolloutPrompt(**own | {"roles": self.dummy_roles}, sample=sample, position=position)

@@ -34,7 +34,7 @@ from pipeline.data.text_encoding import TextEncoder
 
 log = logging.getLogger(__name__)
 
-_VERSION = 3
+_VERSION = 4
 """Increase it whenever the same text gives other tokens, so that no stale lengths are used."""
 
 
@@ -348,8 +348,13 @@ class SampleTokenizer:
         self, turns: Sequence[Turn], media: Sequence[str] | None = None
     ) -> TokenizedSample:
         """Tokenize all before an answer; `media` are those of the whole dialogue."""
+        # The media of earlier answers are signal tokens here, too, as in training.
+        earlier = media_of([turn for turn in turns if turn.role == "assistant"])
+        generated = any(modality in self._outputs for modality in earlier)
+        rendered = self._renderer.render_prompt(turns, with_answers=generated)
         tokenized = TokenizedSample()
-        self._append_dialogue(tokenized, turns, self._renderer.render_prompt(turns), media)
+        self._append_dialogue(tokenized, turns, rendered, media)
+        tokenized.labels = [IGNORED] * len(tokenized.ids)
         if self.seq2seq:
             tokenized.append(self._encoder.suffix, is_target=False)
         if not tokenized.ids:

@@ -35,7 +35,7 @@ from model.weights import Weights
 from pipeline.config.files import CONFIG_FILE
 from pipeline.config.run_config import RunConfig, read_run
 from pipeline.data.encode import SampleEncoder
-from pipeline.data.generation_targets import GenerationTargetEncoder
+from pipeline.data.generation_targets import EarlierMedia, earlier_media
 from pipeline.evaluate.device import inference_device
 from pipeline.evaluate.evaluate import load_run
 from pipeline.evaluate.generate_answers import generate_answers, stop_texts
@@ -94,9 +94,9 @@ class Assistant:
             feedback=stage.answer_feedback,
         )
 
-    def _earlier_media(self, stage: Stage) -> GenerationTargetEncoder | None:
+    def _earlier_media(self, stage: Stage) -> EarlierMedia | None:
         """Return what encodes the media of the assistant's earlier answers, if it makes any."""
-        return None
+        return earlier_media(stage.output_branches(self.spec))
 
     @classmethod
     def open(cls, folder: Path | str) -> Self:

@@ -28,6 +28,7 @@ from pipeline.checkpoint.adapters import adapter_record, check_adapters
 from pipeline.checkpoint.checkpoints import checkpoint_weights, newest_weights
 from pipeline.config.run_config import RunConfig, read_run
 from pipeline.data.encode import SampleEncoder
+from pipeline.data.generation_targets import earlier_media
 from pipeline.data.tokenize import warn_of_other_template
 from pipeline.distributed import any_rank, init_distributed, rank_and_world_size, shared
 from pipeline.evaluate.benchmark import BenchmarkSamples
@@ -473,13 +474,15 @@ def _load(config: RunConfig, weights: Path, *, decoding: bool = False) -> Multim
 
 def _encoder(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> SampleEncoder:
     """Return the encoder of a run's prompts."""
+    spec, stage = config.system.model, config.settings
     return SampleEncoder(
-        config.system.model,
+        spec,
         tokenizer,
-        prompt=config.settings.prompt,
-        max_tokens=config.settings.max_tokens,
-        text_tokenizer=build_text_tokenizer(config.system.model, weights=config.weights),
-        feedback=config.settings.answer_feedback,
+        prompt=stage.prompt,
+        max_tokens=stage.max_tokens,
+        text_tokenizer=build_text_tokenizer(spec, weights=config.weights),
+        generation_targets=earlier_media(stage.output_branches(spec)),
+        feedback=stage.answer_feedback,
     )
 
 

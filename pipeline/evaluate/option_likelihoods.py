@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
 from etl.storage.schema import Sample, SampleError, Turn
+from model.batch import IGNORED
 from model.multimodal_lm import MultimodalLM
 from pipeline.data.collate import collate
 from pipeline.data.encode import Example, SampleEncoder
@@ -91,10 +92,14 @@ def answered(sample: Sample, option: str) -> Sample:
 def option_log_likelihoods(
     model: MultimodalLM, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]
 ) -> list[float]:
-    """Return the mean log-likelihood of each example's targets."""
+    """Return the mean log-likelihood of each example's last answer, given all before it."""
     model.eval()
     device = next(model.parameters()).device
-    batch = collate(examples, pad_id=tokenizer.pad_token_id, side="right").to(device)
+    last = [
+        replace(one, labels=[*[IGNORED] * one.context, *one.labels[one.context :]])
+        for one in examples
+    ]
+    batch = collate(last, pad_id=tokenizer.pad_token_id, side="right").to(device)
     with torch.no_grad():
         logits_ov, targets_o = model.compute_logits(batch, model.media_tokens(batch, ()))
         losses_o = F.cross_entropy(logits_ov.float(), targets_o, reduction="none")

@@ -21,30 +21,13 @@ from model.output_branch import OutputBranch, signal_ids
 from model.sampling import cut_at, seed_of
 from model.signal_decoding import Condition, decode
 from model.spec.generators import SoundDiffusion
-from model.spec.output_branches import Generation, OutputBranchSpec
 from pipeline.data.collate import collate
 from pipeline.data.encode import Example, SampleEncoder, without_answer
-from pipeline.data.generation_targets import GenerationTarget, GenerationTargetEncoder
 from pipeline.evaluate.device import FittingBatches
 from pipeline.evaluate.generate_answers import StopText, stop_texts
 from pipeline.generate.replies import GeneratedMedium, GenerationSettings, Reply
 
 OnStep = Callable[[int, int], None]
-
-
-class EarlierMedia(GenerationTargetEncoder):
-    """Marks where media stand that the assistant generated earlier in a dialogue.
-
-    Args:
-        branches: the output branches in use.
-    """
-
-    def __init__(self, branches: Sequence[OutputBranchSpec]) -> None:
-        super().__init__(branches, {}, generation=Generation(), seed=0)
-
-    def encode(self, sample: Sample, number: int, kind: str, position: int) -> GenerationTarget:
-        """Return a target that needs neither caption nor medium."""
-        return GenerationTarget(kind=kind, seed=0, ids=None, input_values=None)
 
 
 class Replier:

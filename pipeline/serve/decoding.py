@@ -25,7 +25,6 @@ from transformers.cache_utils import DynamicLayer
 from model.batch_invariance import ALIGNED
 from model.fusion.conditioning import inject_decoder_kwargs
 from model.multimodal_lm import MultimodalLM
-from model.output_branch import with_signals
 from model.spec.fusion import Splice
 from pipeline.data.collate import collate
 from pipeline.data.encode import Example
@@ -80,8 +79,7 @@ class StepDecoder(ABC):
         batch = batch.to(self.device)
         embeddings_1td, kwargs = self._model.embed(batch, self._model.media_tokens(batch))
         if batch.generation_targets:  # media of the assistant's earlier answers
-            signals = {kind: each.signal_embeddings() for kind, each in self._branches.items()}
-            embeddings_1td = with_signals(embeddings_1td, batch, signals)
+            embeddings_1td = self._model.embed_signals(embeddings_1td, batch)
         return embeddings_1td, dict(kwargs)
 
     def _embed(self, ids: Sequence[int]) -> Tensor:

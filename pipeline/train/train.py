@@ -63,7 +63,7 @@ from pipeline.config.trainer_state import TrainerState
 from pipeline.data.dataset import MultimodalDataset
 from pipeline.data.encode import SampleEncoder
 from pipeline.data.features import FeatureReader
-from pipeline.data.generation_targets import GenerationTargetEncoder
+from pipeline.data.generation_targets import GenerationTargetEncoder, earlier_media
 from pipeline.data.loader import MicroBatch, micro_batches
 from pipeline.data.preferences import PreferenceEncoder, PreferenceTokenizer
 from pipeline.data.rollout_prompts import RolloutEncoder, RolloutTokenizer
@@ -81,7 +81,6 @@ from pipeline.feature_cache.training import open_feature_cache
 from pipeline.forecast.forecast import stage_costs, typical_product
 from pipeline.forecast.peak_flops import of_this_device
 from pipeline.forecast.workload import WorkTotals
-from pipeline.generate.answers import EarlierMedia
 from pipeline.run_folder.forecast_check import compare_with_forecast
 from pipeline.run_folder.loggers import start_loggers
 from pipeline.run_folder.metrics_writer import MetricsWriter, read_validations
@@ -491,7 +490,7 @@ def _generation_target_encoder(
     generation = run.settings.generation
     branches = run.settings.output_branches(run.system.model)
     if generation is None:
-        return EarlierMedia(branches) if branches else None
+        return earlier_media(branches)
     return GenerationTargetEncoder(
         branches,
         build_caption_tokenizers(branches, weights=run.weights),

@@ -1,13 +1,22 @@
 """MiniGPT-v2's instructions: task identifiers, wordings and boxes, as its repository has them."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
 
+from etl.cli import UserError
 from etl.instruct import FORMATS
+from etl.sources import captions
 from etl.sources.base import Asked, BadRecordError, Record
-from etl.sources.phrasings import MINIGPT_V2, minigpt_v2_boxes, with_phrasing
+from etl.sources.phrasings import (
+    MINIGPT_V2,
+    Wordings,
+    minigpt_v2_boxes,
+    read_wordings,
+    with_phrasing,
+)
 from etl.storage.schema import Turn
 
 FILES = Path(__file__).parents[1] / "formats"
@@ -29,6 +38,11 @@ GOLDEN = {
                 "<p>Two young guys</p> {<10><20><30><40>}<delim>{<40><20><60><40>} hang out in "
                 "<p>the yard</p> {<0><0><100><100>}.",
             ),
+            (
+                "<image> [detection] Two young guys",
+                "<p>Two young guys</p> {<10><20><30><40>}<delim>{<40><20><60><40>}",
+            ),
+            ("<image> [detection] the yard", "<p>the yard</p> {<0><0><100><100>}"),
             (
                 "<image> What is <p>the man</p> {<0><0><50><50>} doing?",
                 "<p>He</p> {<0><0><50><50>} is fishing.",
@@ -67,8 +81,8 @@ GOLDEN = {
 }
 
 
-def records(name: str, file: str, phrasing: str) -> list[Record]:
-    fmt = with_phrasing(FORMATS[name], phrasing)
+def records(name: str, file: str, phrasing: str, wordings: Wordings | None = None) -> list[Record]:
+    fmt = with_phrasing({**FORMATS, **captions.FORMATS}[name], phrasing, wordings)
     found = []
     for row in fmt.rows(FILES / file):
         try:
@@ -97,6 +111,70 @@ def test_every_wording_of_a_task_occurs() -> None:
     assert {text.partition(" the number")[0].rstrip() for text in found} == {
         wording.partition("{text}")[0].rstrip() for wording in MINIGPT_V2["refer"]
     }
+
+
+def test_captions_get_an_instruction() -> None:
+    found = records("text-caps", "text_caps.json", "minigpt_v2")
+    assert found
+    for record in found:
+        question, answer = record.turns
+        assert question.text.startswith("<image> [caption] ")
+        assert question.text.removeprefix("<image> ") in MINIGPT_V2["caption"]
+        assert answer.text == record.caption
+
+
+def test_wordings_are_read_from_shikra_s_templates(tmp_path: Path) -> None:
+    """`<image>` may stand within a wording; what has no wordings stays in the phrasing's."""
+    lists = {
+        "refer": ["In <image>, where is <expr>?"],
+        "identify": ["What is at <objs> of <image>?"],
+        "detection": ["Find {text} in {braces}."],
+    }
+    for task, texts in lists.items():
+        (tmp_path / f"{task}.json").write_text(json.dumps(texts))
+    wordings = read_wordings([f"{task}={tmp_path / task}.json" for task in lists])
+    found = records("shikra", "shikra.jsonl", "survey", wordings)
+    texts = [tuple(turn.text for turn in record.turns) for record in found]
+    assert texts[:3] == [
+        ("In <image>, where is navy blue shirt?", "[0.500,0.200,0.750,0.800]"),
+        ("What is at [0.500,0.200,0.750,0.800] of <image>?", "navy blue shirt"),
+        (
+            "<image>\nDescribe the image, with boxes of what you name.",
+            "Two young guys[0.100,0.200,0.300,0.400][0.400,0.200,0.600,0.400] hang out in "
+            "the yard[0.000,0.000,1.000,1.000].",
+        ),
+    ]
+    assert texts[4] == (
+        "<image> Find the yard in {braces}.",
+        "the yard[0.000,0.000,1.000,1.000]",
+    )
+    [number] = with_phrasing(
+        dataclasses.replace(FORMATS["vqa"], parse=lambda number: [asked(number)]),
+        "survey",
+        wordings,
+    ).parse(1)
+    assert number.turns[0].text == "In , where is the number 1?"
+
+
+@pytest.mark.parametrize(
+    ("entry", "content", "message"),
+    [
+        ("vqa", "[]", "want TASK=FILE, a task of caption, vqa"),
+        ("guess=FILE", "[]", "want TASK=FILE, a task of caption, vqa"),
+        ("vqa=FILE", "[]", "want a JSON list of texts"),
+        ("vqa=FILE", '[{"a": 1}]', "want a JSON list of texts"),
+        ("vqa=FILE", '["What?"]', "'What?', want one of {text}, <expr>, <objs>, <question> in it"),
+        ("caption=FILE", '["<expr>?"]', "'<expr>?', want none of {text}"),
+    ],
+)
+def test_mistakes_in_wordings_are_one_line(
+    entry: str, content: str, message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "texts.json").write_text(content)
+    with pytest.raises(UserError) as caught:
+        read_wordings([entry.replace("FILE", str(tmp_path / "texts.json"))])
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def asked(number: int) -> Record:

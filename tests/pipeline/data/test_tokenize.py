@@ -1,6 +1,7 @@
 """Dialogues to ids and targets, with tokenizers of the published kinds."""
 
 import pickle
+import re
 from dataclasses import replace
 
 import pytest
@@ -12,6 +13,7 @@ from model.batch import IGNORED
 from model.presets import system
 from model.presets.templates import CHATML, OPT_QA, T5_QA, VICUNA_V1, X_INSTRUCTBLIP
 from model.spec import ChatTemplate, ModelSpec, SpecError
+from model.spec.output_branches import OutputBranchSpec
 from pipeline.data.text_encoding import TextEncoder, added_ids
 from pipeline.data.tokenize import (
     SampleTokenizer,
@@ -25,6 +27,13 @@ from tests.published_processors import CHATML_TEMPLATE, LLAVA_TEMPLATE, llama_3
 TINY = system("llava_1_5_7b").tiny().model
 SMOLLM = published_tokenizers.chatml(bos_token="<|im_start|>")
 LLAMAS = [published_tokenizers.llama(legacy=legacy) for legacy in (True, False)]
+MARKED_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
+    "{% if message['role'] == 'assistant' %}{% generation %}"
+    "{{ message['content'] + '<|im_end|>' }}{% endgeneration %}"
+    "{% else %}{{ message['content'] + '<|im_end|>' }}{% endif %}{{ '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
 DIALOGUE = ("<image>\nWhat is in the picture?", "A red cat.", "Which digit?", "7")
 
 
@@ -221,6 +230,41 @@ def test_media_before_their_turn_keep_the_order_of_the_sample() -> None:
     first = [place for _, place in found.media_starts]
     assert first[1] < first[2] < first[0]
     assert [found.kinds[place] for place in first] == found.branch_kinds
+
+
+@pytest.mark.parametrize("modality", ["image", "audio"])
+@pytest.mark.parametrize("template", [VICUNA_V1, "hides answers", "marks answers", "plain"])
+def test_media_of_earlier_answers_are_signal_tokens_in_prompts_too(
+    template: ChatTemplate | str, modality: str
+) -> None:
+    """A prompt has the tokens of training, of which none is a target."""
+    branch = OutputBranchSpec(modality=modality, signals=3)
+    tokenizer = published_tokenizers.chatml(bos_token="<|im_start|>")
+    tokenizer.chat_template = (
+        re.sub("{% (end)?generation %}", "", MARKED_TEMPLATE)
+        if template == "hides answers"
+        else MARKED_TEMPLATE
+    )
+    model = spec_with(None if isinstance(template, str) else template)
+    one = SampleTokenizer(
+        replace(model, outputs=(branch,)),
+        tokenizer,
+        prompt="plain" if template == "plain" else "chat",
+        max_tokens=2000,
+        outputs=(branch,),
+    )
+    generated = f"<{modality}>"
+    dialogue = turns("Draw it.", f"So? {generated} Or", "<image>\nSure?", "Yes.", "Why?", "So.")
+    whole = one.tokenize("x", dialogue, [modality, "image"])
+    prompt = one.tokenize_prompt("x", dialogue[:-1], [modality, "image"])
+    length = len(prompt.ids)
+    assert 0 < length < len(whole.ids)
+    assert (prompt.ids, prompt.kinds) == (whole.ids[:length], whole.kinds[:length])
+    assert prompt.kinds.count(f"to_{modality}") == 3
+    assert prompt.branch_kinds == whole.branch_kinds == [f"to_{modality}", "image"]
+    assert prompt.media_starts == whole.media_starts
+    assert set(prompt.labels) == {IGNORED}
+    assert whole.num_targets > 3
 
 
 def test_a_text_before_a_medium_may_look_like_its_placeholder() -> None:

@@ -21,7 +21,9 @@ from model.spec.system import TRAINABLE_OUTPUTS
 from pipeline.cli import run as run_pipeline
 from pipeline.convert.export import export_run
 from pipeline.data.collate import collate
+from pipeline.data.encode import without_answer
 from pipeline.evaluate.assistant import Assistant
+from pipeline.evaluate.generate_answers import generate_answers
 from pipeline.generate import GeneratedMedium, GeneratingAssistant, GenerationSettings, Reply
 from pipeline.generate.answers import encode_request
 from pipeline.generate.batches import GenerateWorker, SampleRange
@@ -70,6 +72,29 @@ def test_replies_hold_media_where_the_backbone_puts_them(replies) -> None:
             assert medium.values.std() > 0.02
     seeds = [medium.seed for reply in replies for medium in reply.media]
     assert len({*seeds}) == len(seeds)
+
+
+def test_a_dialogue_goes_on_after_a_medium_of_an_earlier_answer(assistant, run) -> None:
+    turns = (*SAMPLES[2].turns, Turn(role="user", text="<image> Like it?"), SAMPLES[2].turns[1])
+    sample = replace(SAMPLES[2], turns=turns, media=SAMPLES[2].media * 3)
+    other = Assistant.open(run)
+    for encoder in (assistant.encoder, other.encoder):
+        example = encode_request(encoder, sample, SETTINGS)
+        assert example.kinds.count("to_image") == 8
+        assert [medium.kind for medium in example.media] == ["image"]
+    [alone] = assistant.replier(SETTINGS).reply([sample])
+    *_, together = assistant.replier(SETTINGS, batch=8).reply([*SAMPLES, sample])
+    assert not alone.skip_reason
+    assert together.text == alone.text
+    [answer] = generate_answers(
+        other.load_model(),
+        other.tokenizer,
+        other.encoder,
+        [without_answer(sample)],
+        max_new_tokens=4,
+    )
+    assert not answer.skip_reason
+    assert answer.answer
 
 
 @pytest.mark.parametrize("size", [1, 3])

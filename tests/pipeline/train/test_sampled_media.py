@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from etl.storage.schema import Sample, Turn
-from model.batch import IGNORED, Batch
+from model.batch import Batch
 from model.build import build_policy, build_tokenizer
 from model.peft.reference import add_reference
 from model.preference_lm import PreferenceLM, condition_logps
@@ -23,12 +23,11 @@ from model.signal_decoding import Condition
 from model.spec.rlhf import Grpo
 from pipeline.data.collate import dummy_example, pack
 from pipeline.data.encode import SampleEncoder
-from pipeline.data.generation_targets import GenerationTarget
+from pipeline.data.generation_targets import EarlierMedia
 from pipeline.data.loader import MicroBatch
 from pipeline.data.preferences import Role
 from pipeline.data.rollout_prompts import RolloutEncoder, RolloutPrompt, RolloutTokenizer
 from pipeline.data.tokenize import SampleTokenizer
-from pipeline.generate.answers import EarlierMedia
 from pipeline.train import rollouts
 from pipeline.train.losses import compute_losses, count_losses
 from pipeline.train.preference_losses import preference_terms
@@ -76,15 +75,10 @@ def words() -> PreTrainedTokenizerBase:
     return build_tokenizer(SPEC, weights="random")
 
 
-def after_a_picture(prompt: RolloutPrompt) -> RolloutPrompt:
-    """Return a prompt that begins with the signal tokens of a picture."""
-    return replace(
-        prompt,
-        ids=[prompt.ids[0], *[0] * IMAGE.signals, *prompt.ids[1:]],
-        labels=[IGNORED] * (len(prompt.labels) + IMAGE.signals),
-        kinds=["", *["to_image"] * IMAGE.signals, *prompt.kinds[1:]],
-        generation_targets=(GenerationTarget(kind="to_image", seed=0),),
-    )
+def after_a_picture(sample: Sample) -> Sample:
+    """Return a dialogue in which the assistant has generated a picture before."""
+    turns = (Turn(role="user", text="7"), Turn(role="assistant", text="<image>"), *sample.turns)
+    return replace(sample, turns=turns, media=(*sample.media, *sample.media))
 
 
 @pytest.fixture
@@ -97,10 +91,11 @@ def prompts(words: PreTrainedTokenizerBase) -> list[RolloutPrompt]:
         generation_targets=EarlierMedia(SPEC.outputs),
     )
     encoder = RolloutEncoder(one, OBJECTIVE)
-    *found, last = (
-        encoder.encode(generation_sample(0, number), position=number) for number in range(5)
-    )
-    return [*found, after_a_picture(last)]
+    *samples, last = (generation_sample(0, number) for number in range(5))
+    return [
+        encoder.encode(sample, position=number)
+        for number, sample in enumerate([*samples, after_a_picture(last)])
+    ]
 
 
 def answered(
