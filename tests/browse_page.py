@@ -54,8 +54,11 @@ def last_answer(page: Page, count: int, side: int = 0) -> str:
 
 
 def choose(page: Page, label: str, name: str) -> None:
-    page.get_by_label(label, exact=True).click()
-    page.get_by_role("option", name=name, exact=True).click()
+    box = page.get_by_label(label, exact=True)
+    box.click()
+    # Another list may still be closing, with an option of the same name.
+    options = page.locator(f"#{box.get_attribute('aria-controls')}")
+    options.get_by_role("option", name=name, exact=True).click()
 
 
 def start_anew(page: Page) -> None:

@@ -11,6 +11,7 @@ Every step is a command that a user could type, and resumes by itself: so does t
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -72,6 +73,8 @@ def contest(args: Sequence[str]) -> int:
     configs = {name: output / "variants" / f"{name}.json" for name in runs}
     for name, run in runs.items():
         write_json(configs[name], asdict(run))
+    # A request to stop that only this process gets is for the command that it runs.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     for command in _commands(options, runs, configs):
         # What a command prints is not JSON.
         call(command, stdout=sys.stderr if options.json else None)

@@ -147,12 +147,19 @@ def _running(command: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
 def call(command: Sequence[str], *, stdout: IO[str] | None = None) -> None:
     """Run a command; raises UserError with it if it fails.
 
+    Whatever ends this process ends the command first, which may save its state.
+
     Args:
         command: and its arguments.
         stdout: what it prints to; by default where this process does.
     """
     _show(command)
-    code = subprocess.run(command, env=_environment(), stdout=stdout, check=False).returncode
+    with subprocess.Popen(command, env=_environment(), stdout=stdout) as process:
+        try:
+            code = process.wait()
+        except BaseException:
+            process.terminate()
+            raise
     if code:
         raise UserError(f"{shlex.join(command)}: exit code {code}")
 

@@ -148,11 +148,8 @@ def test_wordings_are_read_from_shikra_s_templates(tmp_path: Path) -> None:
         "<image> Find the yard in {braces}.",
         "the yard[0.000,0.000,1.000,1.000]",
     )
-    [number] = with_phrasing(
-        dataclasses.replace(FORMATS["vqa"], parse=lambda number: [asked(number)]),
-        "survey",
-        wordings,
-    ).parse(1)
+    fmt = dataclasses.replace(FORMATS["vqa"], parse=lambda number: [asked(number)])
+    number = next(iter(with_phrasing(fmt, "survey", wordings).parse(1)))
     assert number.turns[0].text == "In , where is the number 1?"
 
 
