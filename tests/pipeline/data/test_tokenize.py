@@ -13,6 +13,7 @@ from model.batch import IGNORED
 from model.presets import system
 from model.presets.templates import CHATML, OPT_QA, T5_QA, VICUNA_V1, X_INSTRUCTBLIP
 from model.spec import ChatTemplate, ModelSpec, SpecError
+from model.spec.generators import AudioLdm, StableDiffusion
 from model.spec.output_branches import OutputBranchSpec
 from pipeline.data.text_encoding import TextEncoder, added_ids
 from pipeline.data.tokenize import (
@@ -238,7 +239,8 @@ def test_media_of_earlier_answers_are_signal_tokens_in_prompts_too(
     template: ChatTemplate | str, modality: str
 ) -> None:
     """A prompt has the tokens of training, of which none is a target."""
-    branch = OutputBranchSpec(modality=modality, signals=3)
+    generator = AudioLdm() if modality == "audio" else StableDiffusion()
+    branch = OutputBranchSpec(modality=modality, signals=3, generator=generator)
     tokenizer = published_tokenizers.chatml(bos_token="<|im_start|>")
     tokenizer.chat_template = (
         re.sub("{% (end)?generation %}", "", MARKED_TEMPLATE)
