@@ -46,7 +46,11 @@ def dequantize_layers(backbone: nn.Module) -> None:
 
 
 def _quantise(linear: nn.Linear, dtype: torch.dtype, library: ModuleType) -> nn.Module:
-    """Return the layer in NF4 with double quantisation; on the meta device only its shapes."""
+    """Return the layer in NF4 with double quantisation; on the meta device with its shapes alone."""
+    if linear.weight.device.type == "meta":
+        # Of a `Params4bit` peft would want the values for DoRA's magnitudes.
+        linear.weight.requires_grad = False
+        return linear
     new = library.nn.Linear4bit(
         linear.in_features,
         linear.out_features,
@@ -61,8 +65,7 @@ def _quantise(linear: nn.Linear, dtype: torch.dtype, library: ModuleType) -> nn.
     new.bias = linear.bias
     # In evaluation mode it would irreversibly repack the weights for a kernel without gradients.
     new.support_avx512bf16_for_cpu = False
-    device = linear.weight.device
-    quantised: nn.Module = new if device.type == "meta" else new.to(device)
+    quantised: nn.Module = new.to(linear.weight.device)
     return quantised
 
 

@@ -4,6 +4,7 @@ The stages run on two ranks as `tests.cluster.ranks` starts them; DeepSpeed's la
 this page is about.
 """
 
+import io
 import json
 import os
 import subprocess
@@ -47,6 +48,7 @@ def test_the_page_leads_from_parts_to_an_evaluated_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.stdin", io.StringIO("What is it?\n"))  # for `chat`
     for command in commands(PAGE):
         run_command(list(command.words))
     assert len(Path("runs/eyes/evaluation/predictions.jsonl").read_text().splitlines()) == 16

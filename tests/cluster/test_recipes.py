@@ -29,8 +29,8 @@ WORLD = {"captions": "captions", "weak": "captions", "text": "text"}
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("world")
-    caption_shards(folder / "captions", 16)
-    instruct_shards(folder / "dialogues", 16)
+    caption_shards(folder / "captions", 8)
+    instruct_shards(folder / "dialogues", 8)
     write_folder(folder / "text", [text_sample(0, number) for number in range(8)], job="text")
     return folder
 
@@ -63,7 +63,7 @@ def test_a_recipe_is_planned_and_trains(file: Path, world: Path, tmp_path: Path)
     assert outcome.code == 0, outcome.stderr
     curve = losses(output)
     assert len(curve) == 4
-    assert curve[-1] < curve[0]
+    assert sum(curve[2:]) < sum(curve[:2])  # of the same samples, once more
 
 
 def config(file: Path, stage: StageName) -> RunConfig:

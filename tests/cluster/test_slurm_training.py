@@ -24,7 +24,7 @@ from tests.worlds import (
 
 pytestmark = [
     pytest.mark.cluster,
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(1800),
     pytest.mark.usefixtures("empty_queue"),
 ]
 

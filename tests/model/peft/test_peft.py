@@ -265,14 +265,16 @@ def test_qlora_approximates_the_backbone_and_trains_only_its_adapters(name):
     assert all(grad.abs().sum() > 0 for key, grad in grads.items() if "lora_B" in key)
 
 
-def test_qlora_counts_its_weights_on_the_meta_device():
+@pytest.mark.parametrize("dora", [False, True])
+def test_qlora_counts_its_weights_on_the_meta_device(dora):
     pytest.importorskip("bitsandbytes")
     with torch.device("meta"):
         backbone = build("llama")
         before = sum(weight.numel() for weight in backbone.parameters())
-        qlora.add(backbone, QLora(rank=2, alpha=4))
-    after = sum(w.numel() for key, w in backbone.named_parameters() if "lora_" not in key)
-    assert after == before
+        qlora.add(backbone, QLora(rank=2, alpha=4, use_dora=dora))
+    weights = dict(backbone.named_parameters())
+    assert sum(w.numel() for key, w in weights.items() if "lora_" not in key) == before
+    assert any("lora_magnitude_vector" in key for key in weights) == dora
 
 
 def test_qlora_without_bitsandbytes_is_an_error(monkeypatch):
