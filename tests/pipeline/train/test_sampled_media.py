@@ -91,7 +91,7 @@ def prompts(words: PreTrainedTokenizerBase) -> list[RolloutPrompt]:
         generation_targets=EarlierMedia(SPEC.outputs),
     )
     encoder = RolloutEncoder(one, OBJECTIVE)
-    *samples, last = (generation_sample(0, number) for number in range(5))
+    *samples, last = (generation_sample(0, number) for number in range(7))
     return [
         encoder.encode(sample, position=number)
         for number, sample in enumerate([*samples, after_a_picture(last)])
