@@ -110,10 +110,6 @@ class WordingOptions(CorpusOptions):
     """Wordings of tasks instead, as TASK=FILE.json with a list of texts, such as Shikra's
     templates: refer=REC.json caption=image_cap.json."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        read_wordings(self.wordings)
-
     @property
     def config(self) -> dict[str, Any]:
         """See `JobOptions.config`; wordings count by their texts."""

@@ -131,6 +131,8 @@ def read_wordings(files: Sequence[str]) -> dict[str, tuple[str, ...]]:
         task, _, file = entry.partition("=")
         if task not in tasks or not file:
             raise UserError(f"--wordings {entry}: want TASK=FILE, a task of {', '.join(tasks)}")
+        if not Path(file).is_file():
+            raise UserError(f"--wordings {entry}: no such file")
         texts = read_json(Path(file))
         if not isinstance(texts, list) or not texts or not all(isinstance(t, str) for t in texts):
             raise UserError(f"--wordings {entry}: want a JSON list of texts")

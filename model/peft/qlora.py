@@ -46,7 +46,7 @@ def dequantize_layers(backbone: nn.Module) -> None:
 
 
 def _quantise(linear: nn.Linear, dtype: torch.dtype, library: ModuleType) -> nn.Module:
-    """Return the layer in NF4 with double quantisation; on the meta device with its shapes alone."""
+    """Return the layer in NF4 with double quantisation; on the meta device as it is, but frozen."""
     if linear.weight.device.type == "meta":
         # Of a `Params4bit` peft would want the values for DoRA's magnitudes.
         linear.weight.requires_grad = False

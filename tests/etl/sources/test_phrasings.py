@@ -158,6 +158,7 @@ def test_wordings_are_read_from_shikra_s_templates(tmp_path: Path) -> None:
     [
         ("vqa", "[]", "want TASK=FILE, a task of caption, vqa"),
         ("guess=FILE", "[]", "want TASK=FILE, a task of caption, vqa"),
+        ("vqa=FILE.gz", "[]", "texts.json.gz: no such file"),
         ("vqa=FILE", "[]", "want a JSON list of texts"),
         ("vqa=FILE", '[{"a": 1}]', "want a JSON list of texts"),
         ("vqa=FILE", '["What?"]', "'What?', want one of {text}, <expr>, <objs>, <question> in it"),
