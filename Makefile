@@ -40,14 +40,15 @@ export DS_ACCELERATOR ?= cpu
 endif
 
 # Several processes test at once: threads of their own would only wait for each other's.
-test test-all test-share: export OMP_NUM_THREADS := 1
+test-fast test-cluster test-share: export OMP_NUM_THREADS := 1
 
 # See tests/cluster/conftest.py.
 CLUSTER := tests/cluster tests/etl/runtime/test_executor.py
 SEVERAL := -n 3 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help setup page lmms-eval quickstart quickstart-any quickstart-align real test test-all
-.PHONY: test-share check lock clean
+.PHONY: help setup page lmms-eval quickstart quickstart-any quickstart-align real
+.PHONY: test test-all test-fast test-cluster test-share check lock clean
+.NOTPARALLEL: # tests share the cores as they are told to
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -71,13 +72,19 @@ real: setup ## teach a real language model to hear, into runs/real_speech; needs
 	$(BIN)/python benchmarks/real_speech.py $(REAL_ARGS)
 
 test: setup ## formatting, lint and types, then the fast tests, then those on a real cluster
-	$(MAKE) --no-print-directory check
-	$(BIN)/python -m pytest -m "not cluster" -n auto --maxprocesses 8 --dist worksteal $(PYTEST_ARGS)
-	$(BIN)/python -m pytest -m cluster $(SEVERAL) $(PYTEST_ARGS) $(CLUSTER)
+	$(MAKE) --no-print-directory check test-fast test-cluster
 
-# The page's tests are skipped without its environment, and without Chromium.
+# The page's tests are skipped without its environment, and without Chromium. It takes over an hour,
+# so all of it runs where a test is red.
 test-all: setup page ## the same, and the nightly tests
-	$(MAKE) --no-print-directory test PYTEST_ARGS="--nightly -rs $(PYTEST_ARGS)"
+	$(MAKE) --no-print-directory --keep-going check test-fast test-cluster \
+	    PYTEST_ARGS="--nightly -rs $(PYTEST_ARGS)"
+
+test-fast: setup ## the tests without a cluster
+	$(BIN)/python -m pytest -m "not cluster" -n auto --maxprocesses 8 --dist worksteal $(PYTEST_ARGS)
+
+test-cluster: setup ## the tests on a real cluster
+	$(BIN)/python -m pytest -m cluster $(SEVERAL) $(PYTEST_ARGS) $(CLUSTER)
 
 test-share: setup page ## a share of the nightly tests, a quarter of an hour at most; another for each commit
 	$(BIN)/python -m pytest --nightly-share $(COMMIT) $(SEVERAL) $(PYTEST_ARGS)
