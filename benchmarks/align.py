@@ -3,8 +3,8 @@
     python benchmarks/align.py [--seeds 0 1 2] [--output DIR]
 
 Runs the quickstart once for each seed, in a folder of its own; a seed whose folder has a summary is
-not run again. Prints a table of means and ranges, and as the last line one JSON object. About a
-quarter of an hour a seed on two idle cores.
+not run again. Prints a table of means and ranges, and as the last line one JSON object. About
+twenty minutes a seed on two idle cores.
 """
 
 from __future__ import annotations
