@@ -80,6 +80,7 @@ def test_after_a_start_without_a_cluster_the_corrected_command_runs(
 
 def test_ctrl_c_is_one_line_that_says_how_to_go_on(tmp_path: Path) -> None:
     with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as server:
+        server.settimeout(300)  # for a job that ends before it asks
         url = f"http://127.0.0.1:{server.getsockname()[1]}/0.png"  # which never answers
         command = job(dialogues(tmp_path, [url]), tmp_path / "out")
         started = subprocess.Popen(
