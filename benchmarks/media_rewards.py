@@ -3,12 +3,12 @@
     python benchmarks/media_rewards.py [--steps N] [--requests N] [--output DIR]
 
 On the digits world, with `digits_any` and its output branch of pictures alone. SFT on requests
-(eqs. 2 and 4) ends early, so that about half of the pictures are right. From there GRPO is run with
+(eqs. 2 and 4) ends early, so that some of the pictures are still wrong. From there GRPO is run with
 the judges' verdict as the reward (`etl.digits.judges:fulfilled`); and twice as a control: without
 noise in the conditions (`media_noise` 0), so that only the tokens of answers could be trained, and
 with a reward that does not look at the picture. The judges then see what each model generates for
 held-out requests: other wordings, and other combinations of digit and colour. Prints a table and as
-the last line one JSON object. About ten minutes on two idle cores (an estimate).
+the last line one JSON object. About a quarter of an hour on two cores.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ class Options:
     held_out: int = 400
     """Held-out requests."""
     sft_steps: int = 80
-    """Of SFT, with 32 requests each: after 60 hardly any picture is right, after 80 to 90 about
-    half of them, after 110 nearly all."""
+    """Of SFT, with 32 requests each. Pictures become right within a few steps: on two ranks hardly
+    any after 80, nine of ten after 95; on one rank 40 % after 80."""
     steps: int = 40
     """Of GRPO."""
     batch: int = 16
