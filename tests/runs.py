@@ -4,15 +4,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from model.build import build
 from model.freeze import set_trainable
 from model.presets import system
 from model.pretraining.build import build_init, is_stage_only
 from model.spec import System
-from pipeline.checkpoint.checkpoints import write_weights
-from pipeline.checkpoint.files import OBJECTIVE_WEIGHTS
+from pipeline.checkpoint.checkpoints import newest_weights, write_weights
+from pipeline.checkpoint.files import OBJECTIVE_WEIGHTS, WEIGHTS, CheckpointFolder, checksums
 from pipeline.config.run_config import RunConfig
 
 
@@ -48,6 +48,17 @@ def random_run(
     write_weights(folder, trained, identity={})
     config.save(folder)
     return config
+
+
+def add_checkpoint(folder: Path, step: int, factor: float) -> Path:
+    """Add a checkpoint to a run whose trained weights are a multiple of its newest ones."""
+    weights = load_file(newest_weights(folder))
+    checkpoints = CheckpointFolder(folder / "checkpoints")
+    partial = checkpoints.partial(step)
+    partial.mkdir()
+    save_file({name: factor * weight for name, weight in weights.items()}, partial / WEIGHTS)
+    checkpoints.publish(partial, {"identity": {}}, checksums(partial, [partial / WEIGHTS]))
+    return checkpoints.final(step)
 
 
 def random_pretraining_run(folder: Path) -> RunConfig:

@@ -462,7 +462,7 @@ def checkpoint_weights(run: Path, checkpoint: str) -> Path:
 
     Args:
         run: the run folder.
-        checkpoint: `newest`, `best` or the number of a step.
+        checkpoint: `newest`, `best` (by the loss of its validations) or the number of a step.
 
     Raises:
         UserError: as of `newest_weights`; no such checkpoint, or a damaged one.
@@ -477,7 +477,7 @@ def checkpoint_weights(run: Path, checkpoint: str) -> Path:
         names["best"] = best[0]
     if checkpoint not in names:
         known = ", ".join(["newest", *reversed(names)])
-        raise UserError(f"--checkpoint {checkpoint}: {run} has no such checkpoint; want {known}")
+        raise UserError(f"{run}: has no checkpoint {checkpoint!r}; want {known}")
     chosen = folder.path / names[checkpoint]
     if (damage := find_damage(chosen)) is not None:
         raise UserError(f"{chosen}: {damage}")

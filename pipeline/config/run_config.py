@@ -38,6 +38,8 @@ class RunOptions:
     """Of the stage `init`: the module to train, where the preset pre-trains several."""
     init_from: str | None = None
     """A run whose trained weights (such as the projector of MM-PT) this run starts from."""
+    init_checkpoint: str = "newest"
+    """Of that run: `newest`, `best` (by the loss of its validations), or the step of one."""
     weights: Literal["pretrained", "random"] = "pretrained"
     """The frozen modules' weights; `random` needs neither a hub nor a folder."""
     seed: int = 0
@@ -341,6 +343,8 @@ def _check(run: RunConfig) -> None:
         raise UserError("--data: name at least one folder of shards")
     if not run.output:
         raise UserError("--output: name the run folder")
+    if run.init_checkpoint != "newest" and run.init_from is None:
+        raise UserError(f"--init-checkpoint {run.init_checkpoint}: want --init-from RUN beside it")
     positive: dict[str, float] = {
         "--save-every": run.save_every,
         "--keep-last": run.keep_last,

@@ -14,7 +14,7 @@ from model.convert.layouts import find_layout
 from model.spec import SpecError
 from model.spec.peft import QLora
 from model.spec.system import InitStage
-from pipeline.checkpoint.checkpoints import newest_weights
+from pipeline.checkpoint.checkpoints import checkpoint_weights
 from pipeline.config.run_config import RunConfig, read_run
 from pipeline.convert.imported_run import write_imported_run
 from pipeline.convert.model_card import write_model_card
@@ -32,6 +32,8 @@ class ExportOptions:
 
     run: Path
     """The run folder of a trained or imported run."""
+    checkpoint: str = "newest"
+    """`newest`, `best` (by the loss of its validations), or the step of one."""
     output: Path
     """The folder to write; must not exist yet."""
     layout: Layout = "auto"
@@ -47,13 +49,24 @@ class ExportOptions:
 def export(args: Sequence[str]) -> int:
     """Run the command; returns the exit code."""
     options = parse(ExportOptions, prog="python -m pipeline export", args=args)
-    line = export_run(options.run, options.output, layout=options.layout, adapters=options.adapters)
+    line = export_run(
+        options.run,
+        options.output,
+        checkpoint=options.checkpoint,
+        layout=options.layout,
+        adapters=options.adapters,
+    )
     sys.stdout.write(line + "\n")
     return 0
 
 
 def export_run(
-    run: Path, output: Path, *, layout: Layout = "auto", adapters: Adapters = "auto"
+    run: Path,
+    output: Path,
+    *,
+    checkpoint: str = "newest",
+    layout: Layout = "auto",
+    adapters: Adapters = "auto",
 ) -> str:
     """Write a run for others; the folder appears complete or not at all.
 
@@ -61,8 +74,8 @@ def export_run(
         A line that says in which layout, and the number and size of the tensors.
 
     Raises:
-        UserError, SpecError: no such run, an output that exists, or a model that the layout cannot
-            express.
+        UserError, SpecError: no such run or checkpoint, an output that exists, or a model that the
+            layout cannot express.
     """
     if output.exists():
         raise UserError(f"{output}: exists already; choose another --output, or remove it")
@@ -73,19 +86,22 @@ def export_run(
         raise UserError(
             f"{run}: a run of stage init is not a whole model; want one of pt, sft or rlhf"
         )
+    weights = checkpoint_weights(run, checkpoint)
     partial = output.with_name(f"{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    line = _write(run, config, partial, layout, adapters)
+    line = _write(config, weights, partial, layout, adapters)
     library = "mmloom" if line.startswith("self-contained") else "transformers"
-    write_model_card(run, config, partial, usage=_usage(output, line), library=library)
+    usage = _usage(output, line)
+    write_model_card(run, config, weights.parent, partial, usage=usage, library=library)
     partial.rename(output)
     return line
 
 
-def _write(run: Path, config: RunConfig, output: Path, layout: Layout, adapters: Adapters) -> str:
+def _write(
+    config: RunConfig, weights: Path, output: Path, layout: Layout, adapters: Adapters
+) -> str:
     """Write all but the model card, in the layout that was asked for or that the model allows."""
-    weights = newest_weights(run)
     components = imported_components(config)
     # QLoRA is merged into the values of its four bits, which the imported tensors do not have.
     as_imported = layout != "mmloom" and adapters != "separate"

@@ -8,6 +8,7 @@ of the jobs that made the data.
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,11 +24,14 @@ from etl.storage.atomic import atomic_file, write_json
 from etl.storage.manifest import Manifest, read_manifest
 from etl.storage.shards import ShardSet
 from model.spec import System
+from pipeline.checkpoint.files import step_of
 from pipeline.config.files import CONFIG_FILE
 from pipeline.config.run_config import RunConfig, read_config
 from pipeline.run_folder.evaluation import EVALUATION
 from pipeline.run_folder.metrics_writer import read_metrics
 from pipeline.run_folder.report import loss_charts
+
+log = logging.getLogger(__name__)
 
 CARD = "README.md"
 LINEAGE = "lineage.json"
@@ -47,18 +51,20 @@ class StageRun:
 
 
 def write_model_card(
-    run: Path, config: RunConfig, output: Path, *, usage: str, library: str
+    run: Path, config: RunConfig, checkpoint: Path, output: Path, *, usage: str, library: str
 ) -> None:
     """Write README.md, and the curves and the lineage behind it, into an exported folder.
 
     Args:
         run: the exported run.
         config: of the run.
+        checkpoint: the exported one: steps after it, and scores of another one, are left out.
         output: the exported folder.
         usage: the Python that opens it.
         library: the library that opens it.
     """
-    chain = _chain(run, config)
+    chain = _chain(run, config, step_of(checkpoint))
+    scores = _read_scores(run, checkpoint)
     sources = [
         (stage, DataSource.read(Path(name))) for stage in chain for name in stage.config.data
     ]
@@ -66,14 +72,14 @@ def write_model_card(
         write_json(output / LINEAGE, [_lineage(stage, source) for stage, source in sources])
     curves = list(_write_curves(chain, output))
     sections = [
-        _front_matter(run, config.system, library),
+        _front_matter(config.system, scores, library),
         f"# {config.system.name}\n\n{_summary(config.system)}",
         f"## Use\n\n```python\n{usage.strip()}\n```",
         "## Parts\n\n"
         + _table(("part", "class", "weights from", "licence"), _parts(config.system)),
         "## Training\n\n" + _table(_STAGE_COLUMNS, map(_stage_row, chain)),
         _data(sources),
-        _scores(run),
+        _scores(scores),
         "## Curves\n\n" + "\n".join(f"![{title}]({file})" for title, file in curves)
         if curves
         else "",
@@ -82,9 +88,10 @@ def write_model_card(
         stream.write(("\n\n".join(filter(None, sections)) + "\n").encode())
 
 
-def _chain(run: Path, config: RunConfig) -> list[StageRun]:
-    """Return the runs that led to a run and still exist, the first one first."""
-    chain = [StageRun(folder=run, config=config, metrics=read_metrics(run))]
+def _chain(run: Path, config: RunConfig, step: int) -> list[StageRun]:
+    """Return the runs that led to a step of a run and still exist, the first one first."""
+    metrics = [line for line in read_metrics(run) if line["step"] <= step]
+    chain = [StageRun(folder=run, config=config, metrics=metrics)]
     seen = {run.resolve()}
     while (before := chain[0].config.init_from) is not None:
         folder = Path(before)
@@ -98,7 +105,7 @@ def _chain(run: Path, config: RunConfig) -> list[StageRun]:
     return chain
 
 
-def _front_matter(run: Path, system: System, library: str) -> str:
+def _front_matter(system: System, scores: Mapping[str, Any], library: str) -> str:
     """Return the header that the Hub reads."""
     kinds = [kind for kind in system.model.modalities if kind in ("image", "video", "audio")]
     task = f"{kinds[0]}-text-to-text" if kinds else "text-generation"
@@ -114,16 +121,15 @@ def _front_matter(run: Path, system: System, library: str) -> str:
             name for name in weights if _HUB_NAME.fullmatch(name) and not Path(name).exists()
         ],
         "license": licences[0] if len(licences) == 1 else "",
-        "model-index": _model_index(run, system, task),
+        "model-index": _model_index(scores, system, task),
     }
     text = yaml.safe_dump({k: v for k, v in header.items() if v}, sort_keys=False, width=100)
     return f"---\n{text}---"
 
 
-def _model_index(run: Path, system: System, task: str) -> list[dict[str, Any]]:
-    """Return the scores of a run's evaluation as the Hub reads them; nothing if there are none."""
-    scores = _read_scores(run)
-    dataset = scores.pop("benchmark", "questions")
+def _model_index(scores: Mapping[str, Any], system: System, task: str) -> list[dict[str, Any]]:
+    """Return the scores of an evaluation as the Hub reads them; nothing if there are none."""
+    dataset = scores.get("benchmark", "questions")
     count = scores.get("questions")
     named = f"{dataset} ({count} asked)" if isinstance(count, int) else str(dataset)
     metrics = [
@@ -304,17 +310,23 @@ def _licences(folder: Path) -> str:
     return ", ".join(f"{name} ({number(count)})" for name, count in counts.most_common(5))
 
 
-def _read_scores(run: Path) -> dict[str, Any]:
-    """Return what the run's evaluation has written; nothing if there is none."""
+def _read_scores(run: Path, checkpoint: Path) -> dict[str, Any]:
+    """Return what an evaluation of the checkpoint has written; nothing if there is none."""
     file = run / EVALUATION / "scores.json"
     scores: dict[str, Any] = json.loads(file.read_bytes()) if file.is_file() else {}
+    if (evaluated := scores.get("checkpoint", checkpoint.name)) != checkpoint.name:
+        log.warning(
+            "%s: of %s, so the model card of %s is without scores; evaluate that checkpoint first",
+            *(file, evaluated, checkpoint.name),
+        )
+        return {}
     return scores
 
 
-def _scores(run: Path) -> str:
+def _scores(scores: Mapping[str, Any]) -> str:
     rows = [
         (name.replace("_", " "), f"{value:.4g}")
-        for name, value in _read_scores(run).items()
+        for name, value in scores.items()
         if isinstance(value, int | float)
     ]
     return "## Evaluation\n\n" + _table(("score", "value"), rows) if rows else ""

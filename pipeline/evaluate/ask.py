@@ -28,6 +28,8 @@ class AskOptions(SamplingOptions):
     otherwise before the text."""
     run: Path
     """The run folder of a trained stage, or an exported folder."""
+    checkpoint: str = "newest"
+    """Of a run: `newest`, `best` (by the loss of its validations), or the step of one."""
     image: Path | None = None
     """An image."""
     video: Path | None = None
@@ -49,7 +51,7 @@ class AskOptions(SamplingOptions):
 def ask(args: Sequence[str]) -> int:
     """Run the command; returns the exit code."""
     options = parse(AskOptions, prog="python -m pipeline ask", args=args)
-    assistant = Assistant.open(options.run)
+    assistant = Assistant.open(options.run, checkpoint=options.checkpoint)
     if not assistant.reads_questions:
         log.warning(
             "%s: trained on captions alone (MM-PT): it describes the files and "

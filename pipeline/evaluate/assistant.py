@@ -32,12 +32,13 @@ from model.sampling import GREEDY, Sampling, cut_at
 from model.spec import ModelSpec, Stage
 from model.spec.system import InitStage
 from model.weights import Weights
+from pipeline.checkpoint.checkpoints import checkpoint_weights
 from pipeline.config.files import CONFIG_FILE
 from pipeline.config.run_config import RunConfig, read_run
 from pipeline.data.encode import SampleEncoder
 from pipeline.data.generation_targets import EarlierMedia, earlier_media
 from pipeline.evaluate.device import inference_device
-from pipeline.evaluate.evaluate import load_run
+from pipeline.evaluate.evaluate import load_checkpoint
 from pipeline.evaluate.generate_answers import generate_answers, stop_texts
 
 WriteText = Callable[[str], object]
@@ -99,16 +100,25 @@ class Assistant:
         return earlier_media(stage.output_branches(self.spec))
 
     @classmethod
-    def open(cls, folder: Path | str) -> Self:
-        """Open a run folder with its newest valid checkpoint, or a self-contained exported folder.
+    def open(cls, folder: Path | str, *, checkpoint: str = "newest") -> Self:
+        """Open a run folder, or a self-contained exported folder.
+
+        Args:
+            folder: of the run.
+            checkpoint: of a run: `newest` (and valid), `best` or the step of one.
 
         Raises:
-            UserError, SpecError: no such folder, or one that cannot answer.
+            UserError, SpecError: no such folder or checkpoint, or a run that cannot answer.
         """
         folder = Path(folder)
         if not folder.is_dir():
             raise UserError(f"{folder}: no such folder; want a trained run, or an exported one")
         if (folder / SPEC_FILE).is_file():
+            if checkpoint != "newest":
+                raise UserError(
+                    f"--checkpoint {checkpoint}: {folder} is exported and has one set of weights; "
+                    "want a run folder"
+                )
             return cls._open_exported(folder)
         if "architectures" in _fields(folder / CONFIG_FILE):
             raise UserError(
@@ -120,7 +130,9 @@ class Assistant:
             raise UserError(f"{folder}: a run of stage init gives no answers; want pt or sft")
         return cls(
             config.system.model,
-            partial(load_run, config, folder, decoding=cls.generates_media),
+            lambda: load_checkpoint(
+                config, checkpoint_weights(folder, checkpoint), decoding=cls.generates_media
+            ),
             build_tokenizer(config.system.model, weights=config.weights),
             config.settings,
             weights=config.weights,

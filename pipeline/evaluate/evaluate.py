@@ -25,7 +25,7 @@ from model.sampling import GREEDY, Sampling
 from model.spec.system import InitStage
 from model.weights import load_trained
 from pipeline.checkpoint.adapters import adapter_record, check_adapters
-from pipeline.checkpoint.checkpoints import checkpoint_weights, newest_weights
+from pipeline.checkpoint.checkpoints import checkpoint_weights
 from pipeline.config.run_config import RunConfig, read_run
 from pipeline.data.encode import SampleEncoder
 from pipeline.data.generation_targets import earlier_media
@@ -67,7 +67,7 @@ class EvaluateOptions(SamplingOptions):
     run: Path
     """The run folder of a trained stage."""
     checkpoint: str = "newest"
-    """`newest`, `best` (by the loss of its validations), or the step of a checkpoint."""
+    """`newest`, `best` (by the loss of its validations), or the step of one."""
     data: tuple[Path, ...]
     """Folders of Arrow shards whose samples end with the true answer; or with --benchmark, the
     folder with its published files and images: of several, one each, or one that has a folder
@@ -132,7 +132,7 @@ def evaluate(args: Sequence[str]) -> int:
     weights = shared(checkpoint_weights(options.run, options.checkpoint))
     tokenizer = build_tokenizer(config.system.model, weights=config.weights)
     warn_of_other_template(config, tokenizer)
-    model = _load(config, weights)
+    model = load_checkpoint(config, weights)
     encoder = _encoder(config, tokenizer)
     if options.retrieval:
         retrieval = LikelihoodRetrieval(
@@ -301,6 +301,7 @@ def _evaluate(
         [blind.predictions[i] for i in asked],
         address_judge(options.judge, options.judge_model) if options.judge else None,
     )
+    scores["checkpoint"] = weights.parent.name
     if isinstance(samples, ShardSet):
         scores["skipped"] = identity["questions"] - len(asked)
         scores["cut"] = cut
@@ -454,12 +455,13 @@ class Questions:
         return [self._view(self._samples[index]) for index in range(first, last)]
 
 
-def load_run(config: RunConfig, run: Path, *, decoding: bool = False) -> MultimodalLM:
-    """Build a run's model, with `decoding` to generate media, too, and load its newest weights."""
-    return _load(config, newest_weights(run), decoding=decoding)
+def load_run(config: RunConfig, run: Path) -> MultimodalLM:
+    """Build a run's model, and load its newest weights."""
+    return load_checkpoint(config, checkpoint_weights(run, "newest"))
 
 
-def _load(config: RunConfig, weights: Path, *, decoding: bool = False) -> MultimodalLM:
+def load_checkpoint(config: RunConfig, weights: Path, *, decoding: bool = False) -> MultimodalLM:
+    """Build a run's model, with `decoding` to generate media, too, and load trained weights."""
     model = build(
         config.system.model,
         config.settings,

@@ -31,7 +31,7 @@ from etl.cli import UserError, parse
 from etl.runtime.executor import ExecutorName, open_executor
 from etl.storage.atomic import write_json
 from etl.storage.shards import ShardSet
-from pipeline.checkpoint.checkpoints import newest_weights
+from pipeline.checkpoint.checkpoints import checkpoint_weights
 from pipeline.config.run_config import (
     PresetOptions,
     RunConfig,
@@ -68,6 +68,8 @@ class PrecomputeOptions(PresetOptions):
     """Of the stage `init`, where the preset pre-trains several."""
     init_from: Path | None = None
     """As in training: a run that may have trained an encoder that is frozen in this stage."""
+    init_checkpoint: str | None = None
+    """As in training. Default: newest."""
     weights: Literal["pretrained", "random"] | None = None
     """Default: pretrained."""
     seed: int | None = None
@@ -106,7 +108,9 @@ def precompute(args: Sequence[str]) -> int:
             raise UserError(f"--{name.replace('_', '-')}: want 1 or more")
     run = _run_config(options)
     shards = ShardSet([Path(folder) for folder in run.data])
-    initial = newest_weights(Path(run.init_from)) if run.init_from else None
+    initial = (
+        checkpoint_weights(Path(run.init_from), run.init_checkpoint) if run.init_from else None
+    )
     with _start_workers(run, initial, options) as process:
         (encoder_ids,) = process([None])  # encoders are built by the workers alone
         stores = _clean_stores(run, encoder_ids, verify=options.verify)
@@ -131,7 +135,7 @@ def _run_config(options: PrecomputeOptions) -> RunConfig:
     default = default_options(options, options.stage, part=options.part)
     data = (*default.data, *default.validation_data)
     default = replace(default, data=data, validation_data=(), validate_every=None)
-    names = ("data", "output", "init_from", "weights", "seed", "precision")
+    names = ("data", "output", "init_from", "init_checkpoint", "weights", "seed", "precision")
     given = {name: value for name in names if (value := getattr(options, name)) not in (None, ())}
     return resolve(replace(default, **given), options.stage)
 

@@ -18,15 +18,15 @@ from pipeline.generate.replies import GenerationSettings, Reply
 _POINTS = (".npy", ".ply")
 
 
-def open_assistant(folder: Path | str) -> Assistant:
+def open_assistant(folder: Path | str, *, checkpoint: str = "newest") -> Assistant:
     """Open a run or an exported folder: one that answers with media where it was trained to.
 
     Raises:
         UserError, SpecError: see `Assistant.open`.
     """
-    assistant = Assistant.open(folder)
+    assistant = Assistant.open(folder, checkpoint=checkpoint)
     if assistant.stage.output_branches(assistant.spec):
-        return GeneratingAssistant.open(folder)
+        return GeneratingAssistant.open(folder, checkpoint=checkpoint)
     return assistant
 
 

@@ -28,7 +28,7 @@ from etl.runtime.executor import ExecutorName, open_executor
 from etl.storage.atomic import atomic_file, file_sha256, write_json
 from etl.storage.shards import ShardSet
 from model.exported import SPEC_FILE
-from pipeline.checkpoint.checkpoints import newest_weights
+from pipeline.checkpoint.checkpoints import checkpoint_weights
 from pipeline.config.files import CONFIG_FILE
 from pipeline.generate.answers import numbered
 from pipeline.generate.assistant import GeneratingAssistant
@@ -63,6 +63,7 @@ class GenerateWorker:
         data: folders of shards.
         output: where media and parts are written.
         settings: of the replies.
+        checkpoint: of a run.
         batch: samples, and media, per batch.
         threads: for computing; None leaves their number as it is.
     """
@@ -74,6 +75,7 @@ class GenerateWorker:
         output: Path,
         settings: GenerationSettings,
         *,
+        checkpoint: str = "newest",
         batch: int,
         threads: int | None,
     ) -> None:
@@ -81,7 +83,8 @@ class GenerateWorker:
             torch.set_num_threads(threads)
         self._shards = ShardSet(data, verify=False)
         self._output, self._batch, self._answers = output, batch, settings.n
-        self._replier = GeneratingAssistant.open(run).replier(settings, batch=batch)
+        assistant = GeneratingAssistant.open(run, checkpoint=checkpoint)
+        self._replier = assistant.replier(settings, batch=batch)
 
     def __call__(self, item: SampleRange) -> int:
         """Answer a range; return the number of its samples."""
@@ -106,6 +109,7 @@ def generate_from_shards(
     output: Path,
     settings: GenerationSettings,
     *,
+    checkpoint: str = "newest",
     batch: int,
     executor: ExecutorName,
     limit: int | None = None,
@@ -118,7 +122,9 @@ def generate_from_shards(
     """
     run, output = run.absolute(), output.absolute()
     data = [folder.absolute() for folder in data]
-    GeneratingAssistant.open(run)  # what is wrong with the run is said before workers start
+    GeneratingAssistant.open(
+        run, checkpoint=checkpoint
+    )  # what is wrong with the run is said before workers start
     shards = ShardSet(data, stamps=output)
     rows = min(len(shards), limit or len(shards))
     size = -(-_RANGE // batch) * batch
@@ -127,12 +133,12 @@ def generate_from_shards(
         for number, start in enumerate(range(0, rows, size))
     ]
     of_data = {"data": shards.fingerprint, "rows": rows, "range": size}
-    _prepare(output, _identity(run) | of_data | vars(settings))
+    _prepare(output, _identity(run, checkpoint) | of_data | vars(settings))
     missing = [item for item in ranges if not item.part(output).is_file()]
     left = sum(item.stop - item.start for item in missing)
     if left < rows:
         log.info("%s: resuming after %d of %d samples", output, rows - left, rows)
-    make = partial(GenerateWorker, run, data, output, settings, batch=batch)
+    make = partial(GenerateWorker, run, data, output, settings, checkpoint=checkpoint, batch=batch)
     with open_executor(executor) as opened, Progress(console=Console(stderr=True)) as progress:
         gpus = opened.gpus
         # Several threads divide work by its size, and so by the batch: see `batch_invariance`.
@@ -146,13 +152,13 @@ def generate_from_shards(
     return 0
 
 
-def _identity(run: Path) -> dict[str, str]:
+def _identity(run: Path, checkpoint: str) -> dict[str, str]:
     """Return what determines a run's weights and prompts."""
     spec = run / SPEC_FILE
     if spec.is_file():
         return {"spec": file_sha256(spec)}
     return {
-        "weights": file_sha256(newest_weights(run)),
+        "weights": file_sha256(checkpoint_weights(run, checkpoint)),
         "config": file_sha256(run / CONFIG_FILE),
     }
 

@@ -31,6 +31,8 @@ class GenerateOptions(GenerationSettings):
 
     run: Path
     """The run folder of a stage that trained output branches, or an exported folder."""
+    checkpoint: str = "newest"
+    """Of a run: `newest`, `best` (by the loss of its validations), or the step of one."""
     prompt: str | None = None
     """The prompt; placeholders in it, such as <image>, say where files are shown, which is
     otherwise before the text."""
@@ -80,6 +82,7 @@ def generate(args: Sequence[str]) -> int:
         options.data,
         output,
         settings,
+        checkpoint=options.checkpoint,
         batch=options.batch_size,
         executor=options.executor,
         limit=options.limit,
@@ -90,14 +93,15 @@ def generate(args: Sequence[str]) -> int:
 def _answer_prompt(
     options: GenerateOptions, prompt: str, settings: GenerationSettings, output: Path
 ) -> int:
-    assistant = GeneratingAssistant.open(options.run)
+    assistant = GeneratingAssistant.open(options.run, checkpoint=options.checkpoint)
     streams = settings.n == 1
     with _denoising_bar() as on_step:
         replies = assistant.replies(
             prompt, options.media, settings, on_text=_write if streams else None, on_step=on_step
         )
-    # Other prompts, files or settings do not overwrite it.
+    # Other prompts, files, settings or checkpoints do not overwrite it.
     given = [prompt, *(file.name for file in options.media), repr(settings)]
+    given += [options.checkpoint] if options.checkpoint != "newest" else []
     name = hashlib.sha256("\0".join(given).encode()).hexdigest()[:8]
     for number, reply in enumerate(replies):
         sys.stdout.write("\n" if streams else f"{reply.text}\n")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from etl.report.page import Cell, Section
+from model.spec.system import Schedule
 from pipeline.config.files import CONFIG_FILE
 from pipeline.config.mix import Mix
 from pipeline.config.run_config import RunConfig, read_config
@@ -21,6 +22,10 @@ Entries = Sequence[Mapping[str, Any]]
 _STAGES = {
     **{"init": "pre-training before MM-PT", "pt": "MM-PT"},
     **{"sft": "MM-IT (SFT)", "rlhf": "MM-IT (RLHF)"},
+}
+_SCHEDULES: Mapping[Schedule, str] = {
+    **{"cosine": "cosine to zero", "linear": "linear to zero", "constant": "constant"},
+    "wsd": "constant, then decay to zero over the last {decay:.0%} of the steps",
 }
 
 
@@ -68,6 +73,9 @@ def _of_config(config: RunConfig) -> Facts:
     part = f", {config.part}" if config.part else ""
     limit = f", at most {config.max_steps:,} steps" if config.max_steps else ""
     rate = f"{settings.learning_rate:g}, after a warm-up over {settings.warmup:.0%} of the steps"
+    schedule = _SCHEDULES[settings.schedule].format(decay=settings.decay)
+    checkpoint = "" if config.init_checkpoint == "newest" else f", {config.init_checkpoint}"
+    origin = f"{config.init_from}{checkpoint}" if config.init_from else ""
     batch = f"{settings.global_batch:,} samples per step, {settings.micro_batch:,} per micro-batch"
     return [
         ("preset", f"{system.name} ({system.paper})" if system.paper else system.name),
@@ -76,8 +84,8 @@ def _of_config(config: RunConfig) -> Facts:
         *([("validation data", ", ".join(validation))] if validation else []),
         ("mix", _mix(config.mix)),
         ("epochs", f"{settings.epochs}{limit}"),
-        ("starts from", config.init_from or f"no other run; {config.weights} frozen weights"),
-        ("learning rate", f"{rate}; cosine to zero"),
+        ("starts from", origin or f"no other run; {config.weights} frozen weights"),
+        ("learning rate", f"{rate}; {schedule}"),
         ("batch", batch),
         ("precision", f"{settings.precision}; DeepSpeed: {settings.ds_config}"),
         ("seed", str(config.seed)),

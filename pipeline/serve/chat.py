@@ -62,6 +62,8 @@ class ChatOptions:
 
     run: Path
     """The run folder of a trained stage, or an exported folder."""
+    checkpoint: str = "newest"
+    """Of a run: `newest`, `best` (by the loss of its validations), or the step of one."""
     output: Path | None = None
     """Folder for generated media. Default: RUN/chat."""
     temperature: float = 0.0
@@ -116,7 +118,7 @@ def chat(args: Sequence[str]) -> int:
     options = parse(ChatOptions, prog="python -m pipeline chat", args=args)
     names = ("temperature", "top_p", "max_new_tokens", "seed")
     settings = GenerationSettings(**{name: getattr(options, name) for name in names})
-    [(name, served)] = load_models([options.run]).items()
+    [(name, served)] = load_models([options.run], checkpoint=options.checkpoint).items()
     if served.stage.prompt != "chat":
         log.warning(
             "%s: trained on captions alone (MM-PT): it describes the files and "

@@ -17,7 +17,7 @@ from model.multimodal_lm import MultimodalLM
 from model.spec.peft import QLora
 from model.weights import names_in, without_adapter
 from pipeline.checkpoint.adapters import ADAPTERS
-from pipeline.checkpoint.checkpoints import newest_weights
+from pipeline.checkpoint.checkpoints import checkpoint_weights
 from pipeline.checkpoint.files import read_manifest
 from pipeline.config.run_config import RunConfig
 from pipeline.evaluate.assistant import Assistant
@@ -89,8 +89,8 @@ class ServedModel:
 
 
 @torch.no_grad()
-def load_models(folders: Sequence[Path]) -> dict[str, ServedModel]:
-    """Load runs, or exported folders, under the names of their folders.
+def load_models(folders: Sequence[Path], *, checkpoint: str = "newest") -> dict[str, ServedModel]:
+    """Load a checkpoint of runs, or exported folders, under the names of their folders.
 
     Runs with the same model, adapters and base that trained the same weights share one module: only
     these are in memory several times.
@@ -104,11 +104,12 @@ def load_models(folders: Sequence[Path]) -> dict[str, ServedModel]:
         name = folder.resolve().name
         if name in served:
             raise UserError(f"{folder}: a second run of the name {name!r}; rename one folder")
-        assistant = open_assistant(folder)
+        assistant = open_assistant(folder, checkpoint=checkpoint)
         file, key = None, None  # an exported folder has its weights in its own files
-        if assistant.config is not None and not _quantizes(assistant.config, folder):
-            file = newest_weights(folder)
-            key = _base(assistant.config, file)
+        if assistant.config is not None:
+            trained = checkpoint_weights(folder, checkpoint)
+            if not _quantizes(assistant.config, trained):
+                file, key = trained, _base(assistant.config, trained)
         found = next((each for other, each in shared if key is not None and other == key), None)
         if found is None:
             found = SharedModule(assistant.load_model().eval())
@@ -119,13 +120,14 @@ def load_models(folders: Sequence[Path]) -> dict[str, ServedModel]:
     return served
 
 
-def _quantizes(config: RunConfig, folder: Path) -> bool:
+def _quantizes(config: RunConfig, weights: Path) -> bool:
     """Whether trained weights of a run are quantized as they are loaded (QLoRA): no pointers move.
 
     MM-PT has trained the whole backbone then.
     """
-    names = names_in(newest_weights(folder))
-    own = [name for name in names if name.startswith("backbone.") and "lora_" not in name]
+    own = [
+        name for name in names_in(weights) if name.startswith("backbone.") and "lora_" not in name
+    ]
     return isinstance(config.settings.peft, QLora) and bool(own)
 
 

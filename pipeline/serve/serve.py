@@ -57,6 +57,8 @@ class ServeOptions:
     """Answers that wait for a place; more are refused (429)."""
     cache_tokens: int = 65_536
     """Tokens of prompts and answers in memory at a time, padding included."""
+    checkpoint: str = "newest"
+    """Of each run: `newest`, `best` (by the loss of its validations), or the step of one."""
     max_new_tokens: int = 256
     """Longest answer where a request does not say."""
     max_body_mb: int = 32
@@ -143,7 +145,7 @@ def serve(args: Sequence[str], engine_class: type[Engine] = Engine) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with ExitStack() as stack:
         listening = stack.enter_context(_listen(options))
-        models = load_models(options.run)
+        models = load_models(options.run, checkpoint=options.checkpoint)
         limits = EngineLimits(
             batch=options.batch,
             waiting=options.waiting,

@@ -54,7 +54,7 @@ from model.spec.rlhf import Dress, Grpo, RewardModel
 from model.spec.system import InitStage, RlhfStage
 from model.weights import load_trained, names_in
 from pipeline.checkpoint.adapters import BASE, adapter_record, base_record, check_adapters
-from pipeline.checkpoint.checkpoints import Checkpoints, RetentionPolicy, newest_weights
+from pipeline.checkpoint.checkpoints import Checkpoints, RetentionPolicy, checkpoint_weights
 from pipeline.checkpoint.files import read_manifest, step_of
 from pipeline.compat.torch import set_group_timeouts
 from pipeline.config.deepspeed import ds_config
@@ -230,7 +230,9 @@ def open_inputs(run: RunConfig, resume: str) -> Inputs:
     tokenizer = build_tokenizer(run.system.model, weights=run.weights)
     if rank == 0:
         warn_of_other_template(run, tokenizer)
-    initial = newest_weights(Path(run.init_from)) if run.init_from else None
+    initial = (
+        checkpoint_weights(Path(run.init_from), run.init_checkpoint) if run.init_from else None
+    )
     if initial is not None:
         _check_initial(run, initial)
     sampler = build_sampler(run, tokenizer)

@@ -128,7 +128,7 @@ def open_validation(run: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Valid
     if isinstance(settings, RlhfStage) and isinstance(settings.objective, Grpo):
         raise UserError(
             "--validation-data: not with GRPO, which trains on the policy's own answers; evaluate "
-            "its checkpoints instead: `evaluate --checkpoint STEP`"
+            "its checkpoints instead: `evaluate --checkpoint STEP`, or `generate`"
         )
     rank, world = rank_and_world_size()
     folders = [Path(folder) for folder in run.validation_data]

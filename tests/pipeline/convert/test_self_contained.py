@@ -27,7 +27,7 @@ from pipeline.convert import safetensors_store
 from pipeline.convert.export import export_run
 from pipeline.evaluate.assistant import Assistant
 from pipeline.evaluate.evaluate import load_run
-from tests.runs import random_run
+from tests.runs import add_checkpoint, random_run
 from tests.worlds import caption_shards, with_outputs
 
 LORA = Lora(rank=2, alpha=8, targets=("q_proj", "v_proj"))
@@ -155,6 +155,39 @@ def test_a_damaged_or_foreign_folder_is_one_line(tmp_path: Path) -> None:
     (folder / "mmloom.json").write_text(json.dumps(spec | {"format_version": 2}))
     with pytest.raises(SpecError, match="format_version 2, want 1"):
         load(folder)
+
+
+def test_any_checkpoint_is_asked_and_exported(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = tmp_path / "run"
+    random_run(run, "digits")
+    trained = load_file(add_checkpoint(run, 4, 0.5) / "weights.safetensors")
+    name = next(name for name in trained if name.startswith("inputs.image.projector."))
+    steps = [{"step": step, "samples": 8 * step, "loss": 3 / step, "losses": {}} for step in (2, 4)]
+    (run / "metrics.jsonl").write_text("".join(f"{json.dumps(step)}\n" for step in steps))
+    (run / "evaluation").mkdir()
+    scores = {"accuracy": 0.75, "checkpoint": "step-00000004"}
+    (run / "evaluation" / "scores.json").write_text(json.dumps(scores))
+    found = {}
+    for checkpoint in ("0", "newest"):
+        folder = tmp_path / f"exported-{checkpoint}"
+        export_run(run, folder, checkpoint=checkpoint, layout="mmloom")
+        module = load(folder).module
+        found[checkpoint] = module.state_dict()[name]
+        asked = Assistant.open(run, checkpoint=checkpoint).load_model()
+        assert torch.equal(asked.state_dict()[name], found[checkpoint])
+    assert torch.equal(found["newest"], 0.5 * found["0"])
+    first, newest = ((tmp_path / f"exported-{n}" / "README.md").read_text() for n in found)
+    assert "| 4 | 32 |" in newest
+    assert "accuracy" in newest
+    assert "| 0 | 0 |" in first
+    assert "accuracy" not in first
+    assert "the model card of step-00000000 is without scores" in caplog.text
+    with pytest.raises(UserError, match="has no checkpoint '7'; want newest, 0, 4"):
+        export_run(run, tmp_path / "out", checkpoint="7")
+    with pytest.raises(UserError, match=r"--checkpoint best: .* has one set of weights"):
+        Assistant.open(tmp_path / "exported-0", checkpoint="best")
 
 
 def test_an_init_run_and_no_run_are_one_line(tmp_path: Path) -> None:

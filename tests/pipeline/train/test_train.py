@@ -2,17 +2,21 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from etl.cli import UserError
 from model.presets import system
 from pipeline.checkpoint.files import CheckpointFolder
 from pipeline.config.run_config import RunConfig
 from pipeline.config.trainer_state import TrainerState
 from pipeline.forecast.workload import WorkTotals
 from pipeline.train import train
+from tests.runs import add_checkpoint, random_run
+from tests.worlds import caption_shards
 
 STEPS = 47
 
@@ -70,6 +74,19 @@ def test_a_finished_run_names_its_results(run: RunConfig, last_line: Callable[..
     folder = run.output
     expected = f"done: {folder}/report.html, {folder}/checkpoints/step-00000047"
     assert last_line(STEPS, complete=True) == expected
+
+
+def test_a_stage_starts_from_any_checkpoint_of_another(run: RunConfig, tmp_path: Path) -> None:
+    random_run(tmp_path / "sft", "digits")
+    add_checkpoint(tmp_path / "sft", 4, 0.5)
+    data = caption_shards(tmp_path / "captions", 32)
+    run = replace(run, data=(str(data),), init_from=str(tmp_path / "sft"))
+    for checkpoint, step in (("newest", 4), ("0", 0)):
+        found = train.open_inputs(replace(run, init_checkpoint=checkpoint), "auto")
+        assert found.initial_weights is not None
+        assert found.initial_weights.parent.name == f"step-{step:08d}"
+    with pytest.raises(UserError, match="sft: has no checkpoint 'best'; want newest, 0, 4"):
+        train.open_inputs(replace(run, init_checkpoint="best"), "auto")
 
 
 class TrainingStarted(Exception):  # noqa: N818 -- not an error
