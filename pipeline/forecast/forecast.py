@@ -112,9 +112,9 @@ def make_forecast(
     )
 
 
-@functools.lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=16)
 def stage_costs(model: ModelSpec, stage: Stage) -> UnitCosts:
-    """Return the FLOPs of each unit of a stage's work; the last result is cached."""
+    """Return the FLOPs of each unit of a stage's work; the last results are cached."""
     built = build_on_meta(model, stage)
     set_trainable(built, stage.trainable)
     return unit_costs(built, stage)
